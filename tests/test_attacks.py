@@ -1,0 +1,396 @@
+"""Attacks against answers found another way: closed forms, the reference implementation, and the model's own count."""
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nets import Counter, Linear, cifar_photographs, cifar_resnet18, digits, digits_net, two_class
+from torch import nn
+
+import attacks
+from attacks import AttackError, Budget, attack_balls, attack_minimum_norm, reference_attack, reference_balls
+from engine import Job, Passes, run_stages
+from ensemble import APGD, FAB, Square, bump, square_fraction, to_hyperplane
+from minimum_norm import FMN, shrink
+
+SMALL = Budget(steps=20, targets=3, queries=60)
+
+
+def rows_of(generator) -> pd.DataFrame:
+    return pd.DataFrame([row for rows in generator for row in rows])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny nets are slower on two threads than on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def robust_digits():
+    return digits_net(eps=0.1, epochs=6)
+
+
+@pytest.fixture(scope="session")
+def resnet():
+    return cifar_resnet18()
+
+
+# ---- FMN -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("norm", ["L2", "Linf", "L1"])
+@pytest.mark.parametrize("distance", [0.02, 0.05, 0.2, 0.45])
+def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
+    """Closed form |margin| / dual norm; all distances lie below the first step length of 1 (trap 6)."""
+    net, image = two_class(distance, norm)
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN(norm, 1000), 2)).iloc[0]
+    found = {"L2": row.l2, "Linf": row.linf, "L1": float(row.perturbation.abs().sum())}[norm]
+    assert row.success == 1 and distance * (1 - 1e-6) <= found <= 1.01 * distance
+
+
+@pytest.mark.parametrize("distance", [0.7, 1.3, 2.6])
+def test_fmn_where_pixels_clip(distance):
+    """Beyond the box the answer is a projection onto hyperplane and box, here by bisection in float64."""
+    net, image = two_class(distance, "L2")
+    weight = (net.weight[0] - net.weight[1]).double().numpy()
+    goal, low, high = distance * np.linalg.norm(weight), 0.0, 1e3
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (np.abs(weight) * np.minimum(middle * np.abs(weight), 0.5)).sum() > goal else (middle, high)
+    want = np.linalg.norm(np.minimum(high * np.abs(weight), 0.5))
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
+    assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
+
+
+def test_fmn_takes_the_nearest_of_ten_classes():
+    generator = torch.Generator().manual_seed(3)
+    weight, image = torch.randn(10, 64, generator=generator), torch.full((1, 8, 8), 0.5)
+    bias = torch.linspace(1, 2, 10) - weight @ image.flatten()
+    logits = weight @ image.flatten() + bias
+    label = int(logits.argmax())
+    gaps = (logits[label] - logits) / (weight[label] - weight).norm(dim=1)
+    want = float(gaps[torch.arange(10) != label].min())
+    row = rows_of(attack_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)).iloc[0]
+    assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
+
+
+def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
+    images = {name: x for name, x, _ in digits()[1200:1220]}
+    rows = rows_of(attack_minimum_norm(robust_digits, digits()[1200:1220], FMN("L2", 40), 10))
+    hit = rows[rows.success == 1]
+    assert len(hit) >= 15
+    for row in hit.itertuples():
+        point = images[row.image_id] + row.perturbation
+        assert -1e-6 <= point.min() and point.max() <= 1 + 1e-6
+        assert int(robust_digits(point[None]).argmax()) == row.adv_pred != row.label
+        assert row.l2 == pytest.approx(float(row.perturbation.norm()), rel=1e-5)
+
+
+def test_a_misclassified_image_has_a_row_and_no_norm(robust_digits):
+    name, x, label = digits()[1200]
+    row = rows_of(attack_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)).iloc[0]
+    assert row.clean_correct == 0 and "l2" not in row.dropna()
+
+
+def test_a_zero_gradient_is_no_division_by_zero():
+    """A constant model cannot be fooled: success 0, and no NaN on the way (trap 5)."""
+    row = rows_of(attack_minimum_norm(Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2))
+    assert row.success.tolist() == [0]
+
+
+@pytest.mark.parametrize("bad", [{"gamma": 1.0}, {"gamma": 5}, {"gamma": 0}, {"steps": 0}, {"step_size": 0},
+                                 {"step_size": 0.1, "final_step_size": 0.2}])
+def test_fmn_refuses_settings_that_break_it(bad):
+    with pytest.raises(ValueError, match="gamma|steps"):
+        FMN("L2", **({"steps": 10} | bad))
+
+
+@pytest.mark.parametrize(("norm", "p"), [("L2", 2), ("Linf", math.inf), ("L1", 1)])
+def test_projection_only_shrinks(norm, p):
+    """Rows inside the ball stay to the bit; rows outside land on it (traps 1 and 4)."""
+    delta = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    size = torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
+    out = shrink(delta.clone(), size * torch.tensor([2, 2, 2, 0.5, 0.5, 0.5]), norm)
+    assert torch.equal(out[:3], delta[:3])
+    torch.testing.assert_close(torch.linalg.vector_norm(out[3:].flatten(1), ord=p, dim=1), size[3:] / 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_norms_do_not_depend_on_the_batch(robust_digits, batch_size):
+    images = digits()[1200:1214]
+    whole = rows_of(attack_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)).set_index("image_id")
+    parts = rows_of(attack_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)).set_index("image_id")
+    np.testing.assert_allclose(parts.l2.loc[whole.index], whole.l2, rtol=1e-4)
+    assert (parts.success.loc[whole.index].fillna(-1) == whole.success.fillna(-1)).all()
+
+
+# ---- AutoAttack: parity with the reference ---------------------------------------------------------------------
+
+class Recorder(nn.Module):
+    """Keeps the points a net is asked about."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.points = net, []
+
+    def forward(self, x):
+        self.points.append(x.detach().clone())
+        return self.net(x)
+
+
+def our_iterates(net, attack, job, steps):
+    """Points one image is evaluated at, from its start; stops when it is fooled or over."""
+    state, seen, passes = attack.start([job]), [], Passes(net, 1)
+    for _ in range(steps):
+        seen.append(state["x_adv"].clone())
+        logits, grad = passes.gradient(state["x_adv"], lambda z, rows: attack.loss(state, z, rows))
+        if bool(attack.claims(state, logits)) or bool(attack.update(state, logits, grad)):
+            break
+    return seen
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("targeted", [False, True])
+def test_apgd_walks_as_the_reference_does(robust_digits, norm, targeted):
+    name, x, label = digits()[1203]
+    eps = 0.05 if norm == "Linf" else 0.3
+    job = Job(name, x, label, robust_digits(x[None])[0], eps=eps)
+    ours = our_iterates(robust_digits, APGD(norm, 100, targeted, runs=9 if targeted else 1), job, 200)
+    recorder = Recorder(robust_digits)
+    oracle = reference_attack("apgd-t" if targeted else "apgd-ce", recorder, norm, eps, Budget(), seed=0)
+    oracle.init_hyperparam(x[None])
+    oracle.y_target = job.logits.sort()[1][-2:-1]
+    oracle.attack_single_run(x[None], torch.tensor([label]), x_init=ours[0])
+    assert len(ours) == 101
+    for k, (ours_at, reference_at) in enumerate(zip(ours, recorder.points)):    # rounding grows along an L2 walk
+        torch.testing.assert_close(ours_at, reference_at, atol=2e-5 if norm == "Linf" or k < 30 else 1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_fab_walks_as_the_reference_does(robust_digits, norm):
+    """The reference looks at every new point twice; without those repeats the two walks are one."""
+    name, x, label = digits()[1203]
+    job = Job(name, x, label, robust_digits(x[None])[0], eps=1e-6)
+    ours = our_iterates(robust_digits, FAB(norm, 30, runs=9), job, 200)
+    recorder = Recorder(robust_digits)
+    oracle = reference_attack("fab-t", recorder, norm, 1e-6, Budget(steps=30), seed=0)
+    oracle.target_class, oracle.device = 2, torch.device("cpu")
+    oracle.attack_single_run(x[None], torch.tensor([label]), is_targeted=True)
+    theirs = [p for i, p in enumerate(recorder.points) if i == 0 or not torch.equal(p, recorder.points[i - 1])]
+    mine = [p for i, p in enumerate(ours) if i == 0 or not torch.equal(p, ours[i - 1])]
+    assert abs(len(mine) - len(theirs)) <= 1 and len(mine) > 30
+    for a, b in zip(mine, theirs):
+        torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
+def test_verdicts_of_the_reference(robust_digits, norm, eps):
+    """All four attacks, small budget, 40 digits: the same robust images (Square's draws differ: one may)."""
+    ours, theirs = (rows_of(engine(robust_digits, digits()[1200:1240], norm, [eps], 10, SMALL, batch_size=40)
+                            ).set_index("image_id").sort_index() for engine in (attack_balls, reference_balls))
+    assert (ours.robust != theirs.robust).sum() <= 1
+    assert 0.1 < ours.robust.mean() < 0.95
+
+
+def test_verdicts_of_the_reference_on_real_photographs(resnet):
+    images = cifar_photographs(resnet)[:6]
+    budget = Budget(attacks=("apgd-ce",), steps=20)
+    ours, theirs = (rows_of(engine(resnet, images, "Linf", [2 / 255], 10, budget, batch_size=6)).set_index("image_id")
+                    for engine in (attack_balls, reference_balls))
+    assert ours.robust.to_dict() == theirs.robust.to_dict()
+    assert ours.forwards.sum() + ours.backwards.sum() < (theirs.forwards.sum() + theirs.backwards.sum()) / 2
+
+
+# ---- AutoAttack: what must hold whatever the model -------------------------------------------------------------
+
+def test_nothing_depends_on_the_batch(robust_digits):
+    images = digits()[1200:1216]
+    whole, sevens, ones = (rows_of(attack_balls(robust_digits, order, "Linf", [0.08, 0.12], 10, SMALL, batch_size=size))
+                           .set_index(["image_id", "eps"]).sort_index()
+                           for order, size in ((images, 16), (images[::-1], 7), (images, 1)))
+    for other in (sevens, ones):
+        columns = ["robust", "broken_by", "forwards", "backwards"]
+        pd.testing.assert_frame_equal(other[columns], whole[columns])
+        np.testing.assert_allclose(other.linf.astype(float), whole.linf.astype(float), atol=1e-5)
+
+
+def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits):
+    net, eps = Counter(robust_digits), [0.0, 0.05, 0.1, 0.2]
+    rows = rows_of(attack_balls(net, digits()[1200:1220], "Linf", eps, 10, SMALL, batch_size=8))
+    curve = rows.groupby("eps").robust.mean()
+    clean = rows[rows.eps == 0].set_index("image_id")
+    assert (clean.robust == clean.clean_correct).all()
+    assert curve.is_monotonic_decreasing and curve.iloc[-1] < curve.iloc[0]
+    assert (rows.groupby("image_id").robust.apply(lambda r: r.is_monotonic_decreasing)).all()
+    assert rows.forwards.sum() == net.forwards and rows.backwards.sum() == net.backwards
+    attacked = rows[(rows.robust == 0) & (rows.broken_by != "clean")]
+    assert (attacked.linf <= attacked.eps + 1e-7).all() and (attacked.adv_pred != attacked.label).all()
+    images = {name: x for name, x, _ in digits()}
+    for row in attacked.dropna(subset="perturbation").itertuples():
+        point = images[row.image_id] + row.perturbation
+        assert point.min() >= -1e-6 and point.max() <= 1 + 1e-6
+        assert float(row.perturbation.abs().max()) == pytest.approx(row.linf)
+
+
+def test_fab_decides_larger_balls_from_what_it_found_outside_a_smaller_one(robust_digits):
+    """Same verdicts as one run per eps, with passes for the first eps only where FAB alone is run."""
+    budget, images = Budget(attacks=("fab-t",), steps=30, targets=3), digits()[1200:1220]
+    ladder = rows_of(attack_balls(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)).set_index(["image_id", "eps"])
+    for eps in (0.05, 0.1, 0.15):
+        alone = rows_of(attack_balls(robust_digits, images, "Linf", [eps], 10, budget)).set_index("image_id")
+        assert (ladder.xs(eps, level="eps").robust.sort_index() == alone.robust.sort_index()).all()
+    later = ladder[ladder.index.get_level_values("eps") > 0.06]
+    assert later.backwards.sum() == 0 and later.robust.mean() < ladder.xs(0.05, level="eps").robust.mean()
+
+
+def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
+    eps, images = [0.04, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
+    exact, bisected = (rows_of(attack_balls(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
+                       .set_index(["image_id", "eps"]).sort_index() for bisect in (False, True))
+    assert (exact.robust == bisected.robust).mean() >= 0.97
+    inferred = bisected[bisected.from_eps > bisected.index.get_level_values("eps") + 1e-12]
+    assert len(inferred) and (inferred.robust == 1).all()
+    assert bisected.forwards.sum() < exact.forwards.sum()
+
+
+def test_a_ladder_goes_on_where_it_was_left(robust_digits):
+    images, eps = digits()[1200:1212], [0.05, 0.1, 0.15]
+    whole = rows_of(attack_balls(robust_digits, images, "Linf", eps, 10, SMALL)).set_index(["image_id", "eps"]).sort_index()
+    begun = {name: rows.reset_index().sort_values("eps").iloc[:1].to_dict("records")
+             for name, rows in whole.groupby("image_id")}
+    rest = rows_of(attack_balls(robust_digits, images, "Linf", eps, 10, SMALL, begun=begun)).set_index(["image_id", "eps"])
+    assert len(rest) == 2 * len(images)
+    pd.testing.assert_series_equal(rest.robust.sort_index(), whole.robust.loc[rest.index].sort_index(), check_dtype=False)
+
+
+def test_square_breaks_a_net_that_masks_its_gradients():
+    """A staircase has no gradient anywhere: only the random search can see it, and the flag says so."""
+    class Staircase(nn.Module):
+        def forward(self, x):
+            steps = (x.flatten(1).sum(1) * 4).floor() / 4
+            return torch.stack([9 - steps, torch.zeros_like(steps), steps * 0 - 5, steps * 0 - 6], 1) + 0 * x.flatten(1)[:, :4]
+    images = [(f"i{k}", torch.full((1, 8, 8), 0.1), 0) for k in range(4)]
+    rows = rows_of(attack_balls(Staircase(), images, "Linf", [0.1], 4, Budget(steps=10, targets=3, queries=300)))
+    assert set(rows.broken_by) == {"square"}
+    assert "masked" in attacks.suspicions(rows)[0]
+
+
+@pytest.mark.parametrize("distance", [0.02, 0.1, 0.3])
+def test_fab_finds_linf_distances_of_a_linear_model(distance):
+    net, image = two_class(distance, "Linf")
+    job = Job("a", image, 0, net(image[None])[0], eps=1e-9)
+    attack, passes = FAB("Linf", 60, runs=1), Passes(net, 1)
+    for _ in run_stages([0], [attack], passes, lambda jobs, points: [None] * len(jobs), lambda batch: ([], [job]),
+                        lambda job, stage: ([], None), lambda job, finding: ([], None)):
+        pass
+    assert job.known["distance"] == pytest.approx(distance, rel=0.01)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_projection_on_hyperplane_and_box_is_optimal(norm):
+    """Against scipy's linear / quadratic solvers."""
+    from scipy.optimize import linprog, minimize
+    generator = torch.Generator().manual_seed(1)
+    t, w = torch.rand(4, 12, generator=generator), torch.randn(4, 12, generator=generator)
+    c = torch.tensor([0.3, -0.8, 2.0, -0.05])
+    d = to_hyperplane(t, w, c, norm).double().numpy()
+    for i in range(4):
+        ti, wi, goal = t[i].double().numpy(), w[i].double().numpy(), -float(c[i])
+        assert d[i] @ wi == pytest.approx(goal, abs=1e-5)
+        assert (ti + d[i]).min() >= -1e-6 and (ti + d[i]).max() <= 1 + 1e-6
+        if norm == "Linf":
+            n = len(ti)
+            best = linprog([*[0] * n, 1], A_ub=np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]]),
+                           b_ub=np.zeros(2 * n), A_eq=[[*wi, 0]], b_eq=[goal], bounds=[*zip(-ti, 1 - ti), (0, None)]).fun
+            assert np.abs(d[i]).max() == pytest.approx(best, abs=1e-5)
+        else:
+            best = minimize(lambda z: z @ z, np.zeros(len(ti)), jac=lambda z: 2 * z, bounds=list(zip(-ti, 1 - ti)),
+                            constraints={"type": "eq", "fun": lambda z, w=wi, g=goal: z @ w - g}).fun
+            assert d[i] @ d[i] == pytest.approx(best, abs=1e-4)
+
+
+def test_square_shapes_are_the_references():
+    """Bumps of every size, and the schedule at its corners."""
+    oracle = reference_attack("square", None, "L2", 1.0, Budget(), 0)
+    oracle.device = torch.device("cpu")
+    torch.manual_seed(0)
+    for size in (3, 5, 8, 11):
+        theirs = oracle.eta(size)
+        assert any(torch.allclose(bump(size, t), theirs, atol=1e-6) for t in (False, True))
+    for query in (0, 10, 11, 50, 51, 200, 201, 500, 1000, 2001, 4999):
+        assert square_fraction(query) == pytest.approx(oracle.p_selection(query))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_square_never_leaves_its_ball(robust_digits, norm):
+    attack, seen = Square(norm, 40), []
+    jobs = [Job(name, x, label, robust_digits(x[None])[0], eps=0.3) for name, x, label in digits()[1200:1204]]
+    state, passes = attack.start(jobs), Passes(robust_digits, 4)
+    for _ in range(40):
+        seen.append(state["x_adv"].clone())
+        attack.update(state, passes.logits(state["x_adv"]), None)
+    delta = (torch.stack(seen) - state["x"]).flatten(2)
+    size = delta.abs().amax(2) if norm == "Linf" else delta.norm(dim=2)
+    assert size.max() <= 0.3 + 1e-5 and len({float(s.sum()) for s in seen}) > 20
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("image", "label", "says"), [
+    (torch.full((1, 8, 8), 1.5), 0, "pixels are not all in"), (torch.full((1, 8, 8), torch.nan), 0, "pixels are not all in"),
+    (torch.full((1, 8, 8), -0.1), 0, "pixels are not all in"), (torch.full((1, 8, 8), 0.5), 7, "label 7 is outside 0..1")])
+def test_bad_images_are_named(image, label, says):
+    net, _ = two_class(0.1, "L2")
+    for run in (attack_minimum_norm(net, [("photo.jpg", image, label)], FMN("L2", 3), 2),
+                attack_balls(net, [("photo.jpg", image, label)], "Linf", [0.1], 2, Budget(attacks=("apgd-ce",)))):
+        with pytest.raises(AttackError, match=f"photo.jpg: .*{says}"):
+            list(run)
+
+
+def test_nan_logits_are_named():
+    class Sick(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :4] * torch.where(x.flatten(1).amax(1) > 0.5, torch.nan, 1.0)[:, None]
+    image = torch.full((1, 8, 8), 0.5)
+    image[0, 0, 0] = 0.49
+    with pytest.raises(AttackError, match="NaN"):
+        list(attack_balls(Sick(), [("photo.jpg", image, 1)], "Linf", [0.1], 4, Budget(steps=5, targets=3, queries=5)))
+
+
+def test_budgets_below_the_standard_are_not_called_autoattack():
+    assert Budget().name == "AutoAttack standard"
+    for less in (Budget(steps=99), Budget(queries=4999), Budget(targets=8), Budget(attacks=("apgd-ce",))):
+        assert "AutoAttack" not in less.name and less.name.startswith("reduced")
+
+
+def test_targeted_attacks_need_classes():
+    """Traps 10: neither DLR nor nine targets on two outputs."""
+    with pytest.raises(AttackError, match="at least 4 classes"):
+        Budget().check(2)
+    with pytest.raises(AttackError, match="9 targets"):
+        Budget().check(5)
+    Budget(attacks=("apgd-ce", "square")).check(2)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_verdict(robust_digits):
+    class Greedy(nn.Module):
+        def forward(self, x):
+            if len(x) > 3:
+                raise torch.OutOfMemoryError("device is full")
+            return robust_digits(x)
+    images, said = digits()[1200:1212], []
+    roomy = rows_of(attack_balls(robust_digits, images, "Linf", [0.1], 10, SMALL, batch_size=12)).set_index("image_id")
+    tight = rows_of(attack_balls(Greedy(), images, "Linf", [0.1], 10, SMALL, batch_size=12, log=said.append)).set_index("image_id")
+    assert tight.robust.sort_index().equals(roomy.robust.sort_index()) and "batch size is now" in said[0]
+
+
+def test_other_errors_are_not_taken_for_memory(robust_digits):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("shape mismatch")
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        Passes(Broken(), 4).logits(torch.zeros(2, 1, 8, 8))

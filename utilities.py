@@ -1,0 +1,138 @@
+"""Paths and settings from .env, eps and provenance, and the commands that work on results.
+
+    python utilities.py merge [--results_dir results] [--allow_partial]      records -> results/evaluation_results.csv
+    python -c "from utilities import setup_scores; setup_scores()"           Brain-Score leaderboard -> registry names
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+from fractions import Fraction
+from importlib import metadata
+from pathlib import Path
+
+import pandas as pd
+from dotenv import dotenv_values
+
+import records
+
+ROOT = Path(__file__).resolve().parent
+PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow"]
+
+
+def setting(name: str, default: str | None = None) -> str | None:
+    """A value of the environment, else of the .env beside this file; an empty one counts as not set."""
+    return os.environ.get(name) or dotenv_values(ROOT / ".env").get(name) or default
+
+
+# ---- eps -------------------------------------------------------------------------------------------------------
+
+def parse_eps(text: str) -> float:
+    """`8/255` or `0.031` as a float in pixel units of [0, 1]. Never guesses a unit: a value above 1 is refused."""
+    value = parse_radius(text)
+    if value > 1:
+        raise ValueError(f"eps {text} is above 1; pixels are in [0, 1], so write {text}/255 if you mean {text} of 255 levels")
+    return value
+
+
+def parse_radius(text: str) -> float:
+    """A radius in any norm: a fraction or a float, not negative, in pixel units of [0, 1]; in L1 and L2 it may exceed 1."""
+    over, _, under = text.partition("/")
+    try:
+        value = float(Fraction(over) / Fraction(under or 1))
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"eps {text!r} is not a number; write a fraction (8/255) or a float (0.031)") from None
+    if value < 0:
+        raise ValueError(f"eps {text} is negative; it is a distance in pixel units of [0, 1]")
+    return value
+
+
+def format_eps(eps: float) -> str:
+    """eps as people write it: `8/255`, `0.25/255`; what is no multiple of 1/255000 stays a plain float."""
+    levels = round(255 * eps, 3)
+    return f"{levels:g}/255" if abs(255 * eps - levels) < 1e-9 and eps else f"{eps:g}"
+
+
+# ---- provenance ------------------------------------------------------------------------------------------------
+
+def git_state() -> str:
+    """Commit of the code, `-dirty` when tracked files differ; `GIT_COMMIT` of the environment where there is no git."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return setting("GIT_COMMIT", "unknown")
+    return sha + ("-dirty" if dirty.strip() else "")
+
+
+def installed_versions() -> dict[str, str]:
+    """Python and the packages that can change a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def pinned_versions() -> dict[str, str]:
+    """`name==version` lines of requirements.txt."""
+    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines())
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def version_drift() -> list[str]:
+    """Packages whose installed version is not the pinned one, as sentences for the run file."""
+    pinned, found = pinned_versions(), installed_versions()
+    return [f"{name} {found[name]} is installed, requirements.txt pins {pinned[name]}"
+            for name in PACKAGES if name in found and name in pinned and found[name].split("+")[0] != pinned[name]]
+
+
+# ---- commands --------------------------------------------------------------------------------------------------
+
+def merge_command(args) -> None:
+    summary = records.merge(args.results_dir, args.allow_partial)
+    print(summary_table(summary))
+    print(Path(args.results_dir) / records.SUMMARY_NAME)
+
+
+def summary_table(summary) -> str:
+    """The summary as a table to read: a line per model x threat x eps, percent and norms rounded."""
+    shown = summary[["image_set", "threat", "model", "eps", "n"]].copy()
+    shown["eps"] = [format_eps(eps) if eps >= 0 else "" for eps in summary["eps"].astype(float)]
+    for column in ("clean_acc", "robust_acc"):
+        if column in summary:
+            shown[column] = [f"{100 * v:.1f} %" if pd.notna(v) else "" for v in summary[column]]
+    for column in ("l2_mean", "l2_sem"):
+        if column in summary:
+            shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
+    shown["attack"] = summary["attack"].fillna("")
+    return shown.to_string(index=False)
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    merge = commands.add_parser("merge", help="records -> evaluation_results.csv")
+    merge.add_argument("--results_dir", default="results")
+    merge.add_argument("--allow_partial", action="store_true", help="summarise unfinished records too, marked partial=1")
+    merge.set_defaults(run=merge_command)
+    return parser
+
+
+def main(args) -> int:
+    try:
+        args.run(args)
+    except (records.RecordError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(get_args_parser().parse_args()))
