@@ -18,6 +18,7 @@ import pandas as pd
 from dotenv import dotenv_values
 
 import records
+from brainscore import compare_scores, join_scores, setup_scores  # noqa: F401  (the first paper's entry points)
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow"]
