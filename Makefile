@@ -6,7 +6,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # the demo: two models with their real weights, three threats with budgets that fit two CPU cores; `+` stands for a space
 EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite --examples 4
-DEMO_THREATS := clean Linf+--eps+0.25/255+0.5/255+1/255+--attacks+apgd-ce+apgd-t+--steps+20+--targets+3 L2+--steps+40
+DEMO_THREATS := clean Linf+--eps+0.25/255+0.5/255+1/255+--attacks+apgd-ce+apgd-t+--steps+20+--targets+3 L2+--protocol+crossing+--steps+50
 
 .PHONY: demo test test-all lint clean
 demo: $(VENV)/.ready

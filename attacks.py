@@ -279,7 +279,8 @@ class MinimumNorm:
 
 
 def attack_minimum_norm(module: nn.Module, source: Source, attack, n_outputs: int, seed: int = 0, batch_size: int = 8,
-                        exact: nn.Module | None = None, log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
+                        exact: nn.Module | None = None,
+                        log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
     """The smallest perturbation that `attack` (FMN, ...) finds for each image. Yields `minimum_norm` record rows.
 
     A misclassified image gets a row without a norm. Every reported point is misclassified by the float32 model
@@ -294,7 +295,7 @@ def attack_minimum_norm(module: nn.Module, source: Source, attack, n_outputs: in
 # ---- the oracle ------------------------------------------------------------------------------------------------
 
 def reference_balls(module: nn.Module, source: Source, norm: str, eps: list[float], n_outputs: int, budget: Budget,
-                    seed: int = 0, batch_size: int = 8, bisect: bool = False, begun: dict | None = None,
+                    seed: int = 0, batch_size: int = 8, begun: dict | None = None,
                     log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
     """The same rows by pyautoattack's own attack classes, batch by batch, eps ascending, each image while it stands.
 

@@ -35,8 +35,8 @@ class Job:
     seed: int = 0
     eps: float = 0.0
     run: int = 0                # which target or restart of the present attack
-    forwards: int = 0           # passes since the last row was written
-    backwards: int = 0
+    forwards: float = 0         # passes since the last row was written (a share of a batch's for the reference)
+    backwards: float = 0
     known: dict = field(default_factory=dict)   # what attacks leave behind for later ones
 
     def generator(self, attack: str) -> torch.Generator:

@@ -232,7 +232,7 @@ class FAB:
         over = s["it"] >= self.steps
         s["x_adv"] = torch.where(per_row(crossed), s["x"] + (s["x_adv"] - s["x"]) * self.beta, s["x_adv"])
         go = asked & ~hit & ~over
-        if go.any():
+        if go.any() and grad is not None:
             rows = go.nonzero().squeeze(1).to(device)
             s["x_adv"][rows] = self._step(s, rows, self.loss(s, logits, slice(None))[rows], grad[rows])
         s["check"] = go

@@ -11,14 +11,16 @@ Start it again after an interruption and it goes on at the next image; with othe
 from __future__ import annotations
 
 import argparse
-import ctypes
+import io
 import os
 import platform
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +29,15 @@ from tqdm import tqdm
 
 import attacks
 import dataloading
+import engine
 import models
+import passes
 import records
 import utilities
-from engine import AttackError, auto_batch_size
-from minimum_norm import FMN
+from minimum_norm import FMN, Crossing
 
 CHECKPOINTED = 85
-REQUEST_ERRORS = (models.ModelError, dataloading.DataError, AttackError, records.RecordError)
+REQUEST_ERRORS = (models.ModelError, dataloading.DataError, engine.AttackError, records.RecordError)
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal
 ENGINES = ("own", "reference")
 
@@ -113,13 +116,21 @@ def attack_settings(args) -> dict:
         return common | {"attack": budget.name, "eps": sorted(set(args.eps)), "engine": args.engine,
                          "ladder": "bisect" if args.bisect else "ascending", "attacks": budget.attacks,
                          "steps": budget.steps, "targets": budget.targets, "queries": budget.queries}
+    if args.protocol == "crossing":
+        return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps}
     return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
                      "final_step_size": args.final_step_size, "gamma": args.gamma}
 
 
+def minimum_norm_attack(args) -> FMN | Crossing:
+    if args.protocol == "crossing":
+        return Crossing(args.steps)
+    return FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
+
+
 def run_settings(args, images: dataloading.ImageSet) -> dict:
-    return {**attack_settings(args), "head": args.head, "image_set": images.name, "images": len(images),
-            "list_sha256": images.list_sha256, "slice": args.slice}
+    return {**attack_settings(args), "precision": args.precision, "head": args.head, "image_set": images.name,
+            "images": len(images), "list_sha256": images.list_sha256, "slice": args.slice}
 
 
 def session_facts(args, device: torch.device, batch_size: int) -> dict:
@@ -131,21 +142,6 @@ def session_facts(args, device: torch.device, batch_size: int) -> dict:
 
 # ---- the work --------------------------------------------------------------------------------------------------
 
-def tune_process(device: torch.device) -> None:
-    """Settings that change speed, not verdicts.
-
-    glibc gives large tensors back to the kernel after every layer and pays a page fault for each page when it takes
-    them again: on two CPU cores EfficientNet-Lite0 at batch 32 was 3 to 6 times slower for it.
-    """
-    if device.type == "cpu" and platform.system() == "Linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)     # M_TRIM_THRESHOLD
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-
-
 def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -153,7 +149,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise AttackError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        raise engine.AttackError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return device
 
 
@@ -165,21 +161,24 @@ def labelled(source: Iterator, head: str) -> Iterator:
 
 def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run: records.Run) -> Iterator[list[dict]]:
     """Record rows as the threat's attack finds them."""
-    common = {"n_outputs": model.n_outputs, "batch_size": batch_size}
+    common: dict[str, Any] = {"n_outputs": model.n_outputs, "batch_size": batch_size}
     if args.threat == "clean":
         return attacks.clean_rows(model.module, source, **common)
+    example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
+    fast = passes.faster(model.module, example, args.precision, args.compile)
     common |= {"seed": args.seed, "log": run.warn}
     if args.protocol == "autoattack":
-        drive = attacks.attack_balls if args.engine == "own" else attacks.reference_balls
-        return drive(model.module, source, args.threat, sorted(set(args.eps)), budget=budget_of(args), bisect=args.bisect,
-                     begun=run.known(), **common)
-    attack = FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
-    return attacks.attack_minimum_norm(model.module, source, attack, **common)
+        common |= {"budget": budget_of(args), "begun": run.known()}
+        if args.engine == "reference":
+            return attacks.reference_balls(model.module, source, args.threat, sorted(set(args.eps)), **common)
+        return attacks.attack_balls(fast, source, args.threat, sorted(set(args.eps)), bisect=args.bisect,
+                                    exact=passes.Strict(model.module), **common)
+    return attacks.attack_minimum_norm(fast, source, minimum_norm_attack(args), exact=passes.Strict(model.module), **common)
 
 
 def evaluate(args) -> int:
     device = pick_device(args.device)
-    tune_process(device)
+    passes.tune_process(device, args.precision)
     model = models.load_model(args.model_name, args.checkpoint, args.trust_checkpoint, args.head, device)
     model.module.to(memory_format=torch.channels_last)
     images = dataloading.load_image_set(args.dataset, args.data_dir or utilities.setting("IMAGENET_DIR"), model.n_outputs
@@ -192,11 +191,13 @@ def evaluate(args) -> int:
     if args.dry_run:
         print(describe(args, model, images, device))
         return 0
-    batch_size = (auto_batch_size(model.module, model.preprocessing["input_size"], device) if args.batch_size == "auto"
+    batch_size = (engine.auto_batch_size(model.module, model.preprocessing["input_size"], device) if args.batch_size == "auto"
                   else args.batch_size)
     with records.Run(args.results_dir, images.name, threat_name(args), args.model_name,
                      {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"), settings,
                      session_facts(args, device, batch_size), args.overwrite) as run:
+        if args.overwrite:
+            shutil.rmtree(examples_folder(args, run), ignore_errors=True)
         if not run.done:
             work(args, model, images, batch_size, run)
         print(report(args, run))
@@ -220,7 +221,7 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
         run.warn(warning)
     try:
         if len(todo):
-            first = next(dataloading.stream(todo, model.preprocessing))[1][None].to(next(model.module.buffers()).device)
+            first = next(dataloading.stream(todo, model.preprocessing))[1][None].to(engine.device_of(model.module))
             for warning in models.check_model(model.module, first, model.n_outputs, args.model_name):
                 run.warn(warning)
         source = labelled(dataloading.stream(todo, model.preprocessing, args.workers), args.head)
@@ -243,6 +244,10 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
         run.warn(warning)
 
 
+def examples_folder(args, run: records.Run) -> Path:
+    return Path(args.results_dir) / "examples" / run.info["image_set"] / run.info["threat"] / run.csv.stem
+
+
 def save_examples(args, rows: list[dict], images: dataloading.ImageSet, run: records.Run) -> None:
     """Photograph and perturbation of the first --examples images that were fooled, one .npz an image, for figures."""
     for row in rows:
@@ -250,13 +255,12 @@ def save_examples(args, rows: list[dict], images: dataloading.ImageSet, run: rec
             continue
         at = images.ids.index(row["image_id"])
         pixels = dataloading.Pixels(images, run.settings["model"]["preprocessing"])[at][1]
-        path = (Path(args.results_dir) / "examples" / images.name / run.csv.parent.name / run.csv.stem
-                / f"{records.file_name(Path(row['image_id']).stem)}.npz")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, image=(pixels.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
+        file = io.BytesIO()
+        np.savez_compressed(file, image=(pixels.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
                             delta=row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
                             label=class_name(row["label"], args.head), pred=class_name(row["adv_pred"], args.head),
                             eps=row.get("eps", np.nan), l2=row["l2"], linf=row["linf"])
+        records.write_atomic(examples_folder(args, run) / f"{records.file_name(row['image_id'])}.npz", file.getvalue())
 
 
 def class_name(index: int, head: str) -> str:
@@ -277,10 +281,9 @@ class Progress:
     def show(self, finished: int, rows: list[dict]) -> None:
         self.done += finished
         for row in rows:
-            key = f"robust at {utilities.format_eps(row['eps'])}" if "eps" in row else "L2" if row.get("l2") else "clean"
-            value = row.get("robust", row.get("l2", row["clean_correct"]))
-            if value is not None:
-                self.verdicts.setdefault(key, []).append(value)
+            key, value = ((f"robust at {utilities.format_eps(row['eps'])}", row["robust"]) if "eps" in row
+                          else ("L2", row["l2"]) if row.get("success") else ("clean", row["clean_correct"]))
+            self.verdicts.setdefault(key, []).append(value)
         if rows:
             self.bar.set_postfix_str(self.verdict(), refresh=False)
         self.bar.update(finished)
@@ -301,9 +304,9 @@ def report(args, run: records.Run) -> str:
     """What the finished record says, a line per eps, and where it lies."""
     rows = run.rows
     correct = rows[rows["clean_correct"] == 1]
-    n = rows["image_id"].nunique()
-    lines = [f"{args.model_name} on {run.info['image_set']} (n = {n}): clean accuracy "
-             f"{correct['image_id'].nunique() / n:.1%}; {run.settings['run']['attack']}"]
+    n, right = rows["image_id"].nunique(), correct["image_id"].nunique()
+    attack = "" if args.threat == "clean" else f"; {run.settings['run']['attack']}"
+    lines = [f"{args.model_name} on {run.info['image_set']} (n = {n}): clean accuracy {right / n:.1%}{attack}"]
     if "robust" in rows:
         lines += [f"  eps {utilities.format_eps(eps)}: robust accuracy {part['robust'].mean():.1%}"
                   for eps, part in rows.groupby("eps")]
@@ -318,7 +321,7 @@ def report(args, run: records.Run) -> str:
 def get_args_parser() -> argparse.ArgumentParser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name", required=True, help="a timm name")
-    parser.add_argument("--checkpoint", type=Path, help="a local state dict of that net (.pth, .pth.tar, .safetensors)")
+    parser.add_argument("--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)")
     parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
     parser.add_argument("--head", choices=list(models.HEADS), default="none",
                         help="animate: two logits, the maxima over the animate and the inanimate classes")
@@ -327,6 +330,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
     parser.add_argument("-s", dest="slice", type=argument(parse_slice), metavar="START [STOP]",
                         help="that slice of a fixed permutation of the list; one number is STOP")
+    parser.add_argument("--precision", choices=passes.PRECISIONS, default="float32",
+                        help="of the attack; what fools the model is always confirmed in float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model: pays on long runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=min(8, (os.cpu_count() or 2) // 2), help="processes that decode images")
@@ -343,11 +349,14 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def add_norm(threats, norm: str) -> None:
-    """AutoAttack in a ball, or the minimal norm: which options are read depends on --protocol."""
-    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "autoattack"], "L1": ["fmn"]}[norm]
+    """AutoAttack in a ball, or the minimal norm (crossing: the norms of fmn in a tenth of its passes).
+
+    Which options are read depends on --protocol.
+    """
+    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", "autoattack"], "L1": ["fmn"]}[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
     parser.add_argument("--protocol", choices=protocols, default=protocols[0])
-    parser.add_argument("--steps", type=argument(positive), help="autoattack: steps of APGD and FAB (100); fmn: steps (1000)")
+    parser.add_argument("--steps", type=argument(positive), help="of APGD and FAB (100), fmn (1000), crossing (100)")
     if "autoattack" in protocols:
         ball = parser.add_argument_group("autoattack")
         ball.add_argument("--eps", nargs="+", type=argument(utilities.parse_eps if norm == "Linf" else utilities.parse_radius),
@@ -369,12 +378,12 @@ def complete(args, parser: argparse.ArgumentParser):
     if args.threat == "clean":
         return args
     ball = args.protocol == "autoattack"
-    args.steps = args.steps or (100 if ball else 1000)
+    args.steps = args.steps or {"fmn": 1000}.get(args.protocol, 100)
     if ball and not args.eps:
         parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
     if not ball:
         try:
-            FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
+            minimum_norm_attack(args)
         except ValueError as error:
             parser.error(str(error))
     return args

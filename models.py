@@ -194,11 +194,12 @@ def load_model(name: str, checkpoint: Path | None = None, trust_checkpoint: bool
     config = resolve_model_data_config(net)
     preprocessing = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
     digest = weights_sha256(net)
-    n_outputs, module = getattr(net, "num_classes", IMAGENET_CLASSES), PixelModel(net, config["mean"], config["std"])
-    if HEADS[head]:
+    n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES)
+    module: nn.Module = PixelModel(net, config["mean"], config["std"])
+    if reduce := HEADS[head]:
         if n_outputs != IMAGENET_CLASSES:
             raise ModelError(f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}")
-        module, n_outputs = nn.Sequential(module, AnimateHead(HEADS[head])), 2
+        module, n_outputs = nn.Sequential(module, AnimateHead(reduce)), 2
     module = module.eval().requires_grad_(False).to(device)
     settings = {"name": name, "weights": source, "weights_sha256": digest, "mean": config["mean"], "std": config["std"],
                 "preprocessing": preprocessing, "head": head}

@@ -267,7 +267,8 @@ class Run:
 
 def check_complete(rows: pd.DataFrame, image_ids: list[str], eps: list[float] | None, path: Path) -> None:
     """Raise RecordError unless `rows` holds each image of the list (at each eps) exactly once and nothing else."""
-    want = {(i, e) for i in image_ids for e in (eps or [None])}
+    levels: list[float | None] = list(eps) if eps else [None]
+    want = {(i, e) for i in image_ids for e in levels}
     have = Counter(row_key(row) for row in rows.to_dict("records"))
     for what, names in (("missing", want - have.keys()), ("not in the image list", have.keys() - want),
                         ("twice", {key for key, count in have.items() if count > 1})):

@@ -66,7 +66,7 @@ def git_state() -> str:
         sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return setting("GIT_COMMIT", "unknown")
+        return setting("GIT_COMMIT") or "unknown"
     return sha + ("-dirty" if dirty.strip() else "")
 
 

@@ -1,0 +1,221 @@
+"""Figures from tiny records whose numbers can be counted by hand: the table drawn, the files, captions and errors."""
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+import plotting
+import records
+
+EPS = [1 / 255, 2 / 255]
+# verdicts per image: clean, robust at 1/255, robust at 2/255 -> 3, 2 and 1 of 4
+VERDICTS = {"a.jpg": (1, 1, 1), "b.jpg": (1, 1, 0), "c.jpg": (1, 0, 0), "d.jpg": (0, 0, 0)}
+WILSON = {3: (0.300642, 0.954413), 2: (0.150039, 0.849961), 1: (0.045587, 0.699358)}    # of 4, z = 1.959964, by hand
+
+
+def make_ball(results, model, image_set="tiny", finish=True, examples=(), verdicts=VERDICTS, **settings):
+    """A ball record; image b is fooled at 2/255, c and everything after it at 1/255."""
+    run_settings = {"protocol": "autoattack", "norm": "Linf", "attack": "reduced: apgd-ce(5)", "eps": EPS, **settings}
+    with records.Run(results, image_set, "Linf", model, "ball", {"model": {"name": model}, "run": run_settings}) as run:
+        run.append([{"image_id": name, "label": 0, "clean_pred": 0 if v[0] else 7, "clean_correct": v[0], "eps": eps,
+                     "robust": v[i], "adv_pred": 0 if v[i] else 7, "l2": 0.5 if v[0] and not v[i] else None}
+                    for name, v in verdicts.items() for i, eps in enumerate(EPS, start=1)])
+        if finish:
+            run.finish(list(verdicts), EPS)
+    for name in examples:
+        keep_example(results, model, name)
+
+
+def keep_example(results, model, name, l2=0.5, image_set="tiny"):
+    path = Path(results) / "examples" / image_set / "Linf" / records.file_name(model) / f"{records.file_name(name)}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    delta = np.full((8, 8, 3), 1 / 255, np.float16)
+    np.savez_compressed(path, image=np.zeros((8, 8, 3), np.uint8), delta=delta, label="tabby", pred="tiger cat", eps=EPS[0],
+                        l2=l2, linf=EPS[0])
+    return path
+
+
+def draw(results, figures, *options):
+    return plotting.main(["--results_dir", str(results), "--figures_dir", str(figures), *options])
+
+
+def test_accuracies_drawn_are_those_counted_by_hand(tmp_path):
+    make_ball(tmp_path, "resnet18")
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "accuracy_vs_eps") == 0
+    table = pd.read_csv(tmp_path / "figures" / "accuracy_vs_eps.csv", float_precision="round_trip")
+    assert table["eps"].tolist() == [0, *EPS]
+    assert table["correct"].tolist() == [3, 2, 1]
+    assert table["n"].tolist() == [4, 4, 4]
+    assert table["accuracy"].tolist() == [0.75, 0.5, 0.25]
+    np.testing.assert_allclose(table[["low", "high"]], [WILSON[k] for k in (3, 2, 1)], atol=5e-7)
+    assert set(table["family"]) == {"ResNet"} and set(table["panel"]) == {1}
+
+
+def test_the_line_drawn_is_the_table(tmp_path):
+    make_ball(tmp_path, "resnet18")
+    (_, figure, table, _), = plotting.accuracy_vs_eps(plotting.load_runs(tmp_path))
+    line = figure.axes[0].get_lines()[0]
+    np.testing.assert_array_equal(line.get_xdata().astype(float), table["eps"])
+    np.testing.assert_allclose(line.get_ydata().astype(float), [75, 50, 25])
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["2", "1", "0"]
+    plt.close(figure)
+
+
+def test_four_files_with_embedded_fonts_the_same_every_time(tmp_path, capsys):
+    make_ball(tmp_path, "resnet18", examples=["b.jpg"])
+    assert draw(tmp_path, tmp_path / "one", "--save_to_paper", str(tmp_path / "paper"), "--specifier", "x") == 0
+    printed = [Path(line) for line in capsys.readouterr().out.split()]
+    names = {"accuracy_vs_eps_x", "adversarial_examples_tiny_Linf_x"}
+    assert {path.name for path in printed if path.parent.name == "one"} == {
+        f"{name}.{end}" for name in names for end in ("pdf", "png", "csv", "txt")}
+    assert {path.name for path in printed if path.parent.name == "paper"} == {f"{name}.pdf" for name in names}
+    draw(tmp_path, tmp_path / "two", "--specifier", "x")
+    for path in printed:
+        content = path.read_bytes()
+        assert (b"/FontFile2" in content and b"/Type3" not in content) == (path.suffix == ".pdf")
+        assert content == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_no_save_writes_nothing(tmp_path):
+    make_ball(tmp_path, "resnet18")
+    assert draw(tmp_path, tmp_path / "figures", "--no_save") == 0
+    assert not (tmp_path / "figures").exists()
+
+
+def test_image_sets_and_budgets_are_never_pooled(tmp_path):
+    make_ball(tmp_path, "resnet18")
+    make_ball(tmp_path, "vgg11", attack="AutoAttack (standard)")
+    make_ball(tmp_path, "vgg13", seed=1)
+    make_ball(tmp_path, "resnet18", image_set="other")
+    (_, figure, table, _), = plotting.accuracy_vs_eps(plotting.load_runs(tmp_path))
+    assert table.groupby(["image_set", "budget", "model"])["panel"].nunique().eq(1).all()
+    assert table["panel"].nunique() == 4
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert len(set(titles)) == 4 and all("(n = 4)" in title for title in titles)
+    assert any("AutoAttack (standard)" in title for title in titles) and any("seed 1" in title for title in titles)
+    plt.close(figure)
+
+
+def test_an_unfinished_record_is_named_and_not_drawn(tmp_path, capsys):
+    make_ball(tmp_path, "resnet18")
+    make_ball(tmp_path, "vgg11", finish=False)
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "accuracy_vs_eps") == 0
+    assert "vgg11.csv (running)" in capsys.readouterr().err
+    caption = (tmp_path / "figures" / "accuracy_vs_eps.txt").read_text()
+    assert "Missing (running): vgg11." in caption and "n = 4" in caption and "budget reduced: apgd-ce(5)" in caption
+    assert records.now()[:4] in caption and "protocol autoattack" in caption
+    assert set(pd.read_csv(tmp_path / "figures" / "accuracy_vs_eps.csv")["model"]) == {"resnet18"}
+
+
+def test_examples_say_why_a_model_has_none(tmp_path):
+    make_ball(tmp_path, "resnet18", examples=["b.jpg", "c.jpg"])
+    make_ball(tmp_path, "vgg11", verdicts=VERDICTS | {"b.jpg": (1, 1, 1), "c.jpg": (0, 0, 0)})
+    make_ball(tmp_path, "vgg13")        # was run without --examples
+    (name, figure, table, caption), = plotting.adversarial_examples(plotting.load_runs(tmp_path))
+    assert name == "adversarial_examples_tiny_Linf"
+    verdicts = table.set_index(["model", "image_id"])["verdict"]
+    assert verdicts["resnet18"].tolist() == ["tabby → tiger cat"] * 2
+    assert verdicts["vgg11"].tolist() == ["robust at ε = 2/255", "misclassified without attack"]
+    assert len(figure.axes) == 2 * (1 + 2)
+    assert "vgg13" not in verdicts and "(see --models): vgg13." in caption
+    assert table["factor"].dropna().tolist() == [130, 130]      # 0.5 * 255 = 127.5, to two digits
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert "tabby → tiger cat\nε = 1/255, ×130" in texts and "misclassified\nwithout attack" in texts
+    plt.close(figure)
+
+
+def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
+    make_ball(tmp_path, "resnet18", examples=["b.jpg"])
+    keep_example(tmp_path, "resnet18", "c.jpg", l2=0.7)     # the record says 0.5
+    keep_example(tmp_path, "resnet18", "a.jpg")             # the record says robust
+    (_, figure, table, _), = plotting.adversarial_examples(plotting.load_runs(tmp_path))
+    assert table["image_id"].tolist() == ["b.jpg"]
+    plt.close(figure)
+
+
+def test_models_beyond_the_room_are_named(tmp_path):
+    for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
+        make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg19" else ["b.jpg", "c.jpg"])
+    (_, figure, table, caption), = plotting.adversarial_examples(plotting.load_runs(tmp_path))
+    assert set(table["model"]) == {"vgg11", "vgg13", "vgg16"} and "--models): vgg19." in caption
+    (_, chosen, table, _), = plotting.adversarial_examples(plotting.load_runs(tmp_path, ["vgg19", "vgg11"]))
+    assert set(table["model"]) == {"vgg11", "vgg19"}
+    plt.close("all")
+
+
+def test_many_models_are_drawn_by_family(tmp_path):
+    models = {f"vgg_{i}" for i in range(plotting.MAX_NAMED)} | {"resnet18"}
+    labels = [line.get_label() for line in plotting.legend_handles(plotting.model_styles(models))]
+    assert labels == ["ResNet", "VGG"]
+
+
+@pytest.mark.parametrize("model, name", [
+    ("tf_efficientnet_lite0", "EfficientNet"), ("convnextv2_tiny.fcmae", "ConvNeXt"), ("timm/vit_base_patch16_224", "ViT"),
+    ("deit3_small", "ViT"), ("resnext50_32x4d", "ResNet"), ("tv_resnet50", "ResNet"), ("eva02_base", "BEiT, EVA"),
+    ("mobilevit_s", "Other"), ("alexnet", "Other"), ("VGG16", "VGG")])
+def test_families(model, name):
+    assert plotting.family(model) == name
+
+
+def test_models_of_a_family_share_a_colour_and_nothing_else():
+    styles = plotting.model_styles({"resnet18", "resnet50", "vgg11"})
+    assert styles["resnet18"]["color"] == styles["resnet50"]["color"] != styles["vgg11"]["color"]
+    assert styles["resnet18"]["marker"] != styles["resnet50"]["marker"]
+
+
+@pytest.mark.parametrize("prepare", [lambda path: None, lambda path: make_ball(path, "resnet18", finish=False)])
+def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
+    prepare(tmp_path)
+    assert draw(tmp_path, tmp_path / "figures") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and "python evaluate_robustness.py --model_name" in error
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_command_that_errors_propose_is_one_that_parses():
+    evaluate = pytest.importorskip("evaluate_robustness")
+    args = evaluate.get_args_parser().parse_args(plotting.EVALUATE.format("here").split()[2:])
+    assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
+
+
+def test_a_figure_without_data_says_so_and_the_others_are_drawn(tmp_path, capsys):
+    make_ball(tmp_path, "resnet18")
+    assert draw(tmp_path, tmp_path / "figures") == 0
+    assert "adversarial_examples: nothing to draw" in capsys.readouterr().err
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "adversarial_examples") == 2
+
+
+def test_bad_requests(tmp_path, capsys):
+    make_ball(tmp_path, "resnet18", examples=["b.jpg"])
+    with pytest.raises(SystemExit) as stop:
+        draw(tmp_path, tmp_path / "figures", "--plots", "pie_chart")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and all(name in error for name in ["pie_chart", *plotting.FIGURES, "all"])
+    assert draw(tmp_path, tmp_path / "figures", "--models", "resnet81") == 2
+    assert "no record of resnet81; --models takes resnet18" in capsys.readouterr().err
+    keep_example(tmp_path, "resnet18", "b.jpg").write_bytes(b"PK torn")
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "adversarial_examples") == 2
+    assert "b.jpg.npz: damaged example" in capsys.readouterr().err
+
+
+def test_a_record_that_was_changed_is_refused(tmp_path, capsys):
+    make_ball(tmp_path, "resnet18")
+    path = tmp_path / "records" / "tiny" / "Linf" / "resnet18.csv"
+    path.write_text(path.read_text().replace(",7,", ",8,"))
+    assert draw(tmp_path, tmp_path / "figures") == 2
+    assert "resnet18.csv: changed since its run finished" in capsys.readouterr().err
+
+
+def test_figures_need_no_torch(tmp_path):
+    make_ball(tmp_path, "resnet18", examples=["b.jpg"])
+    code = ("import sys, plotting; code = plotting.main(sys.argv[1:]); "
+            "loaded = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not loaded, loaded; sys.exit(code)")
+    options = ["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "figures")]
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=Path(plotting.__file__).parent,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 8
