@@ -10,9 +10,7 @@ Start it again after an interruption and it goes on at the next image; with othe
 """
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import platform
 import shutil
 import signal
@@ -28,69 +26,21 @@ from timm.data import ImageNetInfo
 from tqdm import tqdm
 
 import attacks
+import command_line
 import dataloading
 import engine
 import models
 import passes
 import records
 import utilities
-from minimum_norm import FMN, Crossing
 
 CHECKPOINTED = 85
 REQUEST_ERRORS = (models.ModelError, dataloading.DataError, engine.AttackError, records.RecordError)
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal
-ENGINES = ("own", "reference")
 
 
 class Stopped(BaseException):
     """SIGTERM, or --stop_after is over: rows so far are on disk."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def argument(parse):
-    """A parser of one value whose ValueError text reaches the user."""
-    def checked(text: str):
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return checked
-
-
-def parse_batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r} is neither a number of images nor `auto`")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r} has to be a whole number of at least 1")
-    return int(text)
-
-
-def parse_slice(text: str) -> tuple[int, int | None]:
-    start, _, stop = text.partition(":")
-    return (0, int(start)) if not stop else (int(start), int(stop))
-
-
-def join_slice(argv: list[str]) -> list[str]:
-    """`-s START STOP` as one argument, so that a sub-command may follow it."""
-    if "-s" not in argv:
-        return argv
-    at = argv.index("-s") + 1
-    numbers = 0
-    while numbers < 2 and at + numbers < len(argv) and argv[at + numbers].isdigit():
-        numbers += 1
-    return [*argv[:at], ":".join(argv[at:at + numbers]), *argv[at + numbers:]] if numbers else argv
 
 
 # ---- settings --------------------------------------------------------------------------------------------------
@@ -120,12 +70,6 @@ def attack_settings(args) -> dict:
         return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps}
     return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
                      "final_step_size": args.final_step_size, "gamma": args.gamma}
-
-
-def minimum_norm_attack(args) -> FMN | Crossing:
-    if args.protocol == "crossing":
-        return Crossing(args.steps)
-    return FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
 
 
 def run_settings(args, images: dataloading.ImageSet) -> dict:
@@ -173,7 +117,8 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
             return attacks.reference_balls(model.module, source, args.threat, sorted(set(args.eps)), **common)
         return attacks.attack_balls(fast, source, args.threat, sorted(set(args.eps)), bisect=args.bisect,
                                     exact=passes.Strict(model.module), **common)
-    return attacks.attack_minimum_norm(fast, source, minimum_norm_attack(args), exact=passes.Strict(model.module), **common)
+    return attacks.attack_minimum_norm(fast, source, command_line.minimum_norm_attack(args),
+                                       exact=passes.Strict(model.module), **common)
 
 
 def evaluate(args) -> int:
@@ -238,6 +183,8 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
     except BaseException as error:
         run.save(status="checkpointed" if isinstance(error, Stopped) else "failed", error=repr(error)[:500],
                  seconds=time.monotonic() - begin)
+        if isinstance(error, REQUEST_ERRORS):
+            run.discard_if_empty()
         raise
     run.finish(list(images.ids), eps, seconds=time.monotonic() - begin, error=None)
     for warning in attacks.suspicions(run.rows):
@@ -316,82 +263,8 @@ def report(args, run: records.Run) -> str:
     return "\n".join([*lines, *(f"  warning: {w}" for w in run.info["warnings"]), f"  {run.csv}"])
 
 
-# ---- command line ----------------------------------------------------------------------------------------------
-
-def get_args_parser() -> argparse.ArgumentParser:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name", required=True, help="a timm name")
-    parser.add_argument("--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)")
-    parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
-    parser.add_argument("--head", choices=list(models.HEADS), default="none",
-                        help="animate: two logits, the maxima over the animate and the inanimate classes")
-    parser.add_argument("--dataset", default="sample", help="sample, imagenet-val, or a name of your own with --data_dir")
-    parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR of .env")
-    parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
-    parser.add_argument("-s", dest="slice", type=argument(parse_slice), metavar="START [STOP]",
-                        help="that slice of a fixed permutation of the list; one number is STOP")
-    parser.add_argument("--precision", choices=passes.PRECISIONS, default="float32",
-                        help="of the attack; what fools the model is always confirmed in float32")
-    parser.add_argument("--compile", action="store_true", help="torch.compile the model: pays on long runs")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=min(8, (os.cpu_count() or 2) // 2), help="processes that decode images")
-    parser.add_argument("--results_dir", default="results")
-    parser.add_argument("--examples", type=int, default=0, help="keep the perturbations of the first N images, for figures")
-    parser.add_argument("--stop_after", type=float, help="checkpoint and exit 85 after so many seconds")
-    parser.add_argument("--overwrite", action="store_true", help="start this record anew")
-    parser.add_argument("--dry_run", action="store_true", help="say what would be run; write nothing")
-    threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
-    threats.add_parser("clean", help="accuracy on the images as they are")
-    for norm in ("Linf", "L2", "L1"):
-        add_norm(threats, norm)
-    return parser
-
-
-def add_norm(threats, norm: str) -> None:
-    """AutoAttack in a ball, or the minimal norm (crossing: the norms of fmn in a tenth of its passes).
-
-    Which options are read depends on --protocol.
-    """
-    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", "autoattack"], "L1": ["fmn"]}[norm]
-    parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
-    parser.add_argument("--protocol", choices=protocols, default=protocols[0])
-    parser.add_argument("--steps", type=argument(positive), help="of APGD and FAB (100), fmn (1000), crossing (100)")
-    if "autoattack" in protocols:
-        ball = parser.add_argument_group("autoattack")
-        ball.add_argument("--eps", nargs="+", type=argument(utilities.parse_eps if norm == "Linf" else utilities.parse_radius),
-                          default=[], help="radii in pixel units of [0, 1]: 8/255 or 0.031")
-        ball.add_argument("--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged")
-        ball.add_argument("--bisect", action="store_true",
-                          help="middle eps first; robust there is taken as robust below (from_eps says so)")
-        ball.add_argument("--attacks", nargs="+", choices=attacks.AUTOATTACK, default=list(attacks.AUTOATTACK))
-        ball.add_argument("--targets", type=argument(positive), default=9, help="classes that apgd-t and fab-t aim at")
-        ball.add_argument("--queries", type=argument(positive), default=5000, help="queries of square")
-    smallest = parser.add_argument_group("fmn")
-    smallest.add_argument("--step_size", type=float, default=1.0, help="first step, L2 length in pixel units of [0, 1]")
-    smallest.add_argument("--final_step_size", type=float, default=1e-5, help="last step")
-    smallest.add_argument("--gamma", type=float, default=0.05, help="first relative change of eps, in (0, 1)")
-
-
-def complete(args, parser: argparse.ArgumentParser):
-    """Defaults that depend on the protocol, and the requests that make no sense, before anything is loaded."""
-    if args.threat == "clean":
-        return args
-    ball = args.protocol == "autoattack"
-    args.steps = args.steps or {"fmn": 1000}.get(args.protocol, 100)
-    if ball and not args.eps:
-        parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
-    if not ball:
-        try:
-            minimum_norm_attack(args)
-        except ValueError as error:
-            parser.error(str(error))
-    return args
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = get_args_parser()
-    args = complete(parser.parse_args(join_slice(sys.argv[1:] if argv is None else argv)), parser)
+    args = command_line.parse(sys.argv[1:] if argv is None else argv, __doc__ or "")
 
     def stop(*_):
         raise Stopped
@@ -401,8 +274,8 @@ def main(argv: list[str] | None = None) -> int:
     except REQUEST_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except PermissionError as error:
-        print(f"error: {error.filename}: not writable; give another --results_dir", file=sys.stderr)
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)
         return 2
     except Stopped:
         print("checkpointed: run the same command again to go on", file=sys.stderr)

@@ -175,10 +175,10 @@ class Crossing:
         if grad is None:
             return over
         done = self._place(s["it"])[1].to(grad.device)
-        grad = grad * ~(((s["x_adv"] <= 0) & (grad < 0)) | ((s["x_adv"] >= 1) & (grad > 0)))
-        delta, length = s["x_adv"] - s["x"], lp(grad, 2) + TINY
-        size, up = lp(delta, 2), grad / per_row(length)
-        slope = torch.maximum(torch.where(size > 0, (grad * delta).flatten(1).sum(1) / (size + TINY), length), 0.2 * length)
+        free = grad * ~(((s["x_adv"] <= 0) & (grad < 0)) | ((s["x_adv"] >= 1) & (grad > 0)))
+        delta, length = s["x_adv"] - s["x"], lp(free, 2) + TINY
+        size, up = lp(delta, 2), grad / per_row(lp(grad, 2) + TINY)
+        slope = torch.maximum(torch.where(size > 0, (free * delta).flatten(1).sum(1) / (size + TINY), length), 0.2 * length)
         radius = size + margin(logits, s["y"]) / slope + OVERSHOOT * size.clamp(min=OVERSHOOT)
         radius = torch.where(size > 0, torch.minimum(torch.maximum(radius, 0.7 * size), 1.3 * size), radius)
         radius = torch.minimum(radius, s["walk_size"] * (1 - UNDER))

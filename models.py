@@ -94,11 +94,14 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
     try:
         loaded = (safetensors.torch.load_file(path) if path.suffix == ".safetensors"
                   else torch.load(path, map_location="cpu", weights_only=not trust))
-    except pickle.UnpicklingError as error:
-        raise ModelError(f"{path}: holds more than tensors, and loading it would run the code inside it "
-                         f"({str(error).splitlines()[0][:120]}); pass --trust_checkpoint if you trust who made it") from None
-    except (RuntimeError, EOFError, OSError, KeyError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:120]}); download it again") from None
+    except ModuleNotFoundError as error:
+        raise ModelError(f"{path}: needs the code it was made with ({error}); install it, or save its state dict alone") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, safetensors.SafetensorError) as error:
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error) and not trust:
+            raise ModelError(f"{path}: holds more than tensors, and loading it would run the code inside it ({why}); "
+                             "pass --trust_checkpoint if you trust who made it") from None
+        raise ModelError(f"{path}: not a readable checkpoint ({why}); download it again") from None
     return state_dict_of(loaded, path)
 
 

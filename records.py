@@ -12,6 +12,7 @@ full disk is cut on resume. A finished record is rewritten in list order and its
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -33,6 +34,7 @@ COLUMNS = {
 }
 TEXT_COLUMNS = {"image_id": str, "broken_by": str}
 INTEGER_COLUMNS = ["label", "clean_pred", "clean_correct", "clean_top5", "clean_real", "robust", "success", "adv_pred"]
+RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessions", "warnings"}
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
 
@@ -76,10 +78,13 @@ def sha256_file(path: Path) -> str:
 def file_name(name: str) -> str:
     """A model's name made safe for a file: letters, digits, `.`, `_`, `-`; distinct names stay distinct.
 
-    A name that has to change gets eight hex digits of its sha256, so that `a/b`, `a:b` and `a--b` do not meet.
+    A name that has to change, or that looks as if it had been, gets eight hex digits of its sha256, so that `a/b`, `a:b`
+    and `a--b` do not meet.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".-")[:150]
-    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".-")[:150] or "_"
+    if safe == name and not re.search(r"-[0-9a-f]{8}$", name):
+        return name
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def now() -> str:
@@ -92,14 +97,17 @@ def now() -> str:
 def read_run(path: Path) -> dict:
     """The run file as a dict. Raises RecordError when it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text())
+        run = json.loads(Path(path).read_text())
+        if not RUN_KEYS <= run.keys():
+            raise ValueError(f"no {min(RUN_KEYS - run.keys())}")
+        return run
     except FileNotFoundError:
         raise RecordError(f"{path}: no run file beside this record; evaluate the model again with --overwrite") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, AttributeError) as error:
         raise RecordError(f"{path}: not a run file ({error}); delete it and evaluate the model again") from None
 
 
-def read_record(path: Path) -> pd.DataFrame:
+def read_record(path: Path | io.BytesIO) -> pd.DataFrame:
     """Rows of a record with exact floats, text as text, and empty cells as missing. Raises RecordError."""
     try:
         return pd.read_csv(path, dtype=TEXT_COLUMNS, float_precision="round_trip", keep_default_na=False, na_values=[""])
@@ -108,6 +116,12 @@ def read_record(path: Path) -> pd.DataFrame:
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
         raise RecordError(f"{path}: damaged record ({str(error).strip()}); delete it and its .json, then evaluate "
                           "the model again") from None
+
+
+def whole_rows(path: Path) -> pd.DataFrame:
+    """Rows of an unfinished record without a last line that has no end."""
+    text = Path(path).read_bytes()
+    return read_record(io.BytesIO(text[: text.rfind(b"\n") + 1]))
 
 
 def to_text(rows: pd.DataFrame, header: bool = True) -> str:
@@ -255,6 +269,12 @@ class Run:
         self.save(status="done", images=len(image_ids), record_sha256=sha256_file(self.csv), **facts)
         return rows
 
+    def discard_if_empty(self) -> None:
+        """Take back the files of a run that never had a row: nothing half-written stays after a bad request."""
+        if read_record(self.csv).empty:
+            self.csv.unlink()
+            self.json.unlink()
+
     def close(self) -> None:
         self.lock.release()
 
@@ -294,6 +314,8 @@ def merge(results_dir, allow_partial: bool = False) -> pd.DataFrame:
     runs = {path: read_run(path) for path in paths}
     _refuse_mixed(runs)
     summary = pd.DataFrame([row for path, run in runs.items() for row in _summarise(path, run, allow_partial)])
+    if summary.empty:
+        raise RecordError(f"{root}: no rows yet in any of its records; let the evaluation go on")
     summary = summary.sort_values(["image_set", "threat", "model", "eps"], kind="stable", ignore_index=True)
     if summary.duplicated(SUMMARY_KEY).any():
         raise RecordError(f"{root}: two records give {summary[summary.duplicated(SUMMARY_KEY)].iloc[0][SUMMARY_KEY].to_dict()}")
@@ -319,7 +341,7 @@ def _summarise(path: Path, run: dict, allow_partial: bool) -> list[dict]:
     if complete and (not csv.exists() or sha256_file(csv) != run["record_sha256"]):
         raise RecordError(f"{csv}: not the file that the run finished with (sha256 differs); evaluate it again with "
                           "--overwrite")
-    rows = read_record(csv)
+    rows = read_record(csv) if complete else whole_rows(csv)
     if rows.empty:
         return []
     groups = rows.groupby("eps") if "eps" in rows else [(None, rows)]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import subprocess
@@ -41,11 +42,13 @@ def parse_eps(text: str) -> float:
 
 def parse_radius(text: str) -> float:
     """A radius in any norm: a fraction or a float, not negative, in pixel units of [0, 1]; in L1 and L2 it may exceed 1."""
-    over, _, under = text.partition("/")
+    parts = text.split("/")
     try:
-        value = float(Fraction(over) / Fraction(under or 1))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"eps {text!r} is not a number; write a fraction (8/255) or a float (0.031)") from None
+        value = float(Fraction(parts[0]) / Fraction(parts[1] if len(parts) == 2 else 1)) if len(parts) <= 2 else math.nan
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(f"eps {text!r} is not a number; write a fraction (8/255) or a float (0.031)")
     if value < 0:
         raise ValueError(f"eps {text} is negative; it is a distance in pixel units of [0, 1]")
     return value
@@ -54,7 +57,7 @@ def parse_radius(text: str) -> float:
 def format_eps(eps: float) -> str:
     """eps as people write it: `8/255`, `0.25/255`; what is no multiple of 1/255000 stays a plain float."""
     levels = round(255 * eps, 3)
-    return f"{levels:g}/255" if abs(255 * eps - levels) < 1e-9 and eps else f"{eps:g}"
+    return f"{levels:.10g}/255" if abs(255 * eps - levels) < 1e-9 and eps else f"{eps:g}"
 
 
 # ---- provenance ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import attacks
 from attacks import AttackError, Budget, attack_balls, attack_minimum_norm, reference_attack, reference_balls
 from engine import Job, Passes, run_stages
 from ensemble import APGD, FAB, Square, bump, square_fraction, to_hyperplane
-from minimum_norm import FMN, shrink
+from minimum_norm import FMN, Crossing, shrink
 
 SMALL = Budget(steps=20, targets=3, queries=60)
 
@@ -40,6 +40,16 @@ def resnet():
     return cifar_resnet18()
 
 
+def box_distance(net, distance: float) -> float:
+    """L2 distance of the grey image to the boundary inside the box, by bisection in float64."""
+    weight = (net.weight[0] - net.weight[1]).double().numpy()
+    goal, low, high = distance * np.linalg.norm(weight), 0.0, 1e3
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (np.abs(weight) * np.minimum(middle * np.abs(weight), 0.5)).sum() > goal else (middle, high)
+    return float(np.linalg.norm(np.minimum(high * np.abs(weight), 0.5)))
+
+
 # ---- FMN -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("norm", ["L2", "Linf", "L1"])
@@ -56,12 +66,7 @@ def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
 def test_fmn_where_pixels_clip(distance):
     """Beyond the box the answer is a projection onto hyperplane and box, here by bisection in float64."""
     net, image = two_class(distance, "L2")
-    weight = (net.weight[0] - net.weight[1]).double().numpy()
-    goal, low, high = distance * np.linalg.norm(weight), 0.0, 1e3
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (low, middle) if (np.abs(weight) * np.minimum(middle * np.abs(weight), 0.5)).sum() > goal else (middle, high)
-    want = np.linalg.norm(np.minimum(high * np.abs(weight), 0.5))
+    want = box_distance(net, distance)
     row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
@@ -100,6 +105,35 @@ def test_a_zero_gradient_is_no_division_by_zero():
     """A constant model cannot be fooled: success 0, and no NaN on the way (trap 5)."""
     row = rows_of(attack_minimum_norm(Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2))
     assert row.success.tolist() == [0]
+
+
+@pytest.mark.parametrize(("distance", "within"), [(0.02, 1.001), (0.2, 1.001), (0.7, 1.001), (1.3, 1.001), (2.6, 1.035)])
+def test_crossing_on_linear_models_in_few_passes(distance, within):
+    """Against a bisection in float64 on hyperplane and box. At 1.3 some pixels clip; at 2.6 most do, and the walk ends
+    3 % above the optimum, however long it is."""
+    net, image = two_class(distance, "L2")
+    want = box_distance(net, distance)
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(25), 2)).iloc[0]
+    assert want * (1 - 1e-5) <= row.l2 <= within * want and row.backwards == 25
+
+
+def test_crossing_reaches_the_norms_of_long_fmn(robust_digits):
+    """50 passes against 500 steps, on every image together and none much worse."""
+    images = digits()[1200:1230]
+    short, long = (rows_of(attack_minimum_norm(robust_digits, images, attack, 10, batch_size=30)).set_index("image_id").l2.dropna()
+                   for attack in (Crossing(50), FMN("L2", 500)))
+    assert short.mean() <= 1.005 * long.mean() and (short / long.loc[short.index]).max() < 1.1
+
+
+@pytest.mark.parametrize("walks", [1, 2, 3])
+def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
+    """The best point of all walks is what is reported."""
+    images = digits()[1200:1208]
+    rows = rows_of(attack_minimum_norm(robust_digits, images, Crossing(60, walks), 10)).set_index("image_id")
+    pixels = {name: x for name, x, _ in images}
+    for row in rows[rows.success == 1].reset_index().itertuples():
+        assert int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax()) != row.label
+        assert row.forwards == 63 and row.backwards == 60
 
 
 @pytest.mark.parametrize("bad", [{"gamma": 1.0}, {"gamma": 5}, {"gamma": 0}, {"steps": 0}, {"step_size": 0},

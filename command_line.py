@@ -1,0 +1,159 @@
+"""The command line of evaluate_robustness.py: its options, their units, and requests refused before anything is loaded."""
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import attacks
+import models
+import passes
+import utilities
+from minimum_norm import FMN, Crossing
+
+ENGINES = ("own", "reference")
+STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def argument(parse):
+    """A parser of one value whose ValueError text reaches the user."""
+    def checked(text: str):
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return checked
+
+
+def parse_batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} is neither a number of images nor `auto`")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} has to be a whole number of at least 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"{text!r} has to be a whole number (workers: 0 decodes in this process)")
+    return int(text)
+
+
+def set_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text):
+        raise ValueError(f"{text!r} names a folder of results: letters, digits, '.', '_' and '-' only")
+    return text
+
+
+def parse_slice(text: str) -> tuple[int, int | None]:
+    start, _, stop = text.partition(":")
+    return (0, int(start)) if not stop else (int(start), int(stop))
+
+
+def join_slice(argv: list[str]) -> list[str]:
+    """`-s START STOP` as one argument, so that a sub-command may follow it."""
+    if "-s" not in argv:
+        return argv
+    at = argv.index("-s") + 1
+    numbers = 0
+    while numbers < 2 and at + numbers < len(argv) and argv[at + numbers].isdigit():
+        numbers += 1
+    return [*argv[:at], ":".join(argv[at:at + numbers]), *argv[at + numbers:]] if numbers else argv
+
+
+def minimum_norm_attack(args) -> FMN | Crossing:
+    if args.protocol == "crossing":
+        return Crossing(args.steps)
+    return FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
+
+
+def get_args_parser(description: str) -> argparse.ArgumentParser:
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name", required=True, help="a timm name")
+    parser.add_argument("--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)")
+    parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
+    parser.add_argument("--head", choices=list(models.HEADS), default="none",
+                        help="animate: two logits, the maxima over the animate and the inanimate classes")
+    parser.add_argument("--dataset", type=argument(set_name), default="sample",
+                        help="sample, imagenet-val, or a name of your own with --data_dir")
+    parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR of .env")
+    parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
+    parser.add_argument("-s", dest="slice", type=argument(parse_slice), metavar="START [STOP]",
+                        help="that slice of a fixed permutation of the list; one number is STOP")
+    parser.add_argument("--precision", choices=passes.PRECISIONS, default="float32",
+                        help="of the attack; what fools the model is always confirmed in float32")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model: pays on long runs")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=argument(natural), default=min(8, (os.cpu_count() or 2) // 2),
+                        help="processes that decode images")
+    parser.add_argument("--results_dir", default="results")
+    parser.add_argument("--examples", type=int, default=0, help="keep the perturbations of the first N images, for figures")
+    parser.add_argument("--stop_after", type=float, help="checkpoint and exit 85 after so many seconds")
+    parser.add_argument("--overwrite", action="store_true", help="start this record anew")
+    parser.add_argument("--dry_run", action="store_true", help="say what would be run; write nothing")
+    threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
+    threats.add_parser("clean", help="accuracy on the images as they are")
+    for norm in ("Linf", "L2", "L1"):
+        add_norm(threats, norm)
+    return parser
+
+
+def add_norm(threats, norm: str) -> None:
+    """AutoAttack in a ball, or the minimal norm (crossing: the norms of fmn in a tenth of its passes).
+
+    Which options are read depends on --protocol.
+    """
+    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", "autoattack"], "L1": ["fmn"]}[norm]
+    parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
+    parser.add_argument("--protocol", choices=protocols, default=protocols[0])
+    parser.add_argument("--steps", type=argument(positive), help="of APGD and FAB (100), fmn (1000), crossing (100)")
+    if "autoattack" in protocols:
+        ball = parser.add_argument_group("autoattack")
+        ball.add_argument("--eps", nargs="+", type=argument(utilities.parse_eps if norm == "Linf" else utilities.parse_radius),
+                          default=[], help="radii in pixel units of [0, 1]: 8/255 or 0.031")
+        ball.add_argument("--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged")
+        ball.add_argument("--bisect", action="store_true",
+                          help="middle eps first; robust there is taken as robust below (from_eps says so)")
+        ball.add_argument("--attacks", nargs="+", choices=attacks.AUTOATTACK, default=list(attacks.AUTOATTACK))
+        ball.add_argument("--targets", type=argument(positive), default=9, help="classes that apgd-t and fab-t aim at")
+        ball.add_argument("--queries", type=argument(positive), default=5000, help="queries of square")
+    smallest = parser.add_argument_group("fmn")
+    smallest.add_argument("--step_size", type=float, default=1.0, help="first step, L2 length in pixel units of [0, 1]")
+    smallest.add_argument("--final_step_size", type=float, default=1e-5, help="last step")
+    smallest.add_argument("--gamma", type=float, default=0.05, help="first relative change of eps, in (0, 1)")
+
+
+def parse(argv: list[str], description: str) -> argparse.Namespace:
+    parser = get_args_parser(description)
+    return complete(parser.parse_args(join_slice(argv)), parser)
+
+
+def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Defaults that depend on the protocol, and the requests that make no sense, before anything is loaded."""
+    if args.threat == "clean":
+        return args
+    ball = args.protocol == "autoattack"
+    args.steps = args.steps or STEPS[args.protocol]
+    if ball and not args.eps:
+        parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
+    if not ball:
+        try:
+            minimum_norm_attack(args)
+        except ValueError as error:
+            parser.error(str(error))
+    return args

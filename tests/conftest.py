@@ -1,0 +1,102 @@
+"""What the tests share: one thread and no hub, two real or tiny models, small records, and the script as a function."""
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+# before torch and huggingface_hub are imported: threads that spin for each other on a shared machine cost a factor of
+# four and more, and without this a name that is not in the cache waits a minute for the network
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+import hypothesis
+import pytest
+import timm
+import torch
+
+import dataloading
+import evaluate_robustness
+import models
+import records
+
+ROOT = Path(__file__).resolve().parent.parent
+hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("steady")
+
+
+@pytest.fixture(scope="session")
+def lite0() -> models.Model:
+    return models.load_model("tf_efficientnet_lite0")
+
+
+@pytest.fixture(scope="session")
+def sample() -> dataloading.ImageSet:
+    return dataloading.load_image_set("sample")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A net of random weights, and photographs in the folders of the classes that it sees in them: all are right."""
+    name: str
+    checkpoint: Path
+    data: Path
+    images: int
+
+    def arguments(self, results) -> list[str]:
+        return ["--model_name", self.name, "--checkpoint", str(self.checkpoint), "--dataset", "mine", "--data_dir",
+                str(self.data), "--results_dir", str(results), "--device", "cpu", "--batch_size", "4"]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory, sample) -> Tiny:
+    root = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(timm.create_model("test_resnet").state_dict(), root / "net.pth")
+    model = models.load_model("test_resnet", root / "net.pth")
+    for (_, x, _), path in zip(dataloading.stream(sample.take(range(12)), model.preprocessing), sample.paths):
+        folder = root / "data" / dataloading.synsets()[int(model.module(x[None]).argmax())]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    return Tiny("test_resnet", root / "net.pth", root / "data", 12)
+
+
+@pytest.fixture
+def cli(capsys):
+    """evaluate_robustness.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
+
+    def call(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = evaluate_robustness.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def open_run(tmp_path):
+    """Opens a records.Run under tmp_path; keywords beyond the names replace settings of the run."""
+    def call(model="net", kind="minimum_norm", threat="L2-fmn", weights="w", overwrite=False, **settings) -> records.Run:
+        run = {"protocol": "fmn", "attack": "FMN 10 steps", "steps": 10, "list_sha256": "l", "seed": 0} | settings
+        return records.Run(tmp_path, "sample", threat, model, kind, {"model": {"weights_sha256": weights}, "run": run},
+                           {"git": "abc", "device": "cpu"}, overwrite)
+    return call
+
+
+@pytest.fixture
+def tiny_record(open_run):
+    """Writes a record, finished unless `done` is false: (rows, image_ids, eps, **of open_run) -> Run."""
+    def call(rows, image_ids=None, eps=None, done=True, **names) -> records.Run:
+        with open_run(**names) as run:
+            run.append(rows)
+            if done:
+                run.finish(image_ids or list(dict.fromkeys(row["image_id"] for row in rows)), eps, seconds=2.0)
+            return run
+    return call

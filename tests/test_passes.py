@@ -1,0 +1,91 @@
+"""The cheap pass gives what the plain one gives."""
+import pandas as pd
+import pytest
+import timm
+import torch
+from nets import cifar_photographs, cifar_resnet18
+from torch import nn
+
+import passes
+from attacks import Budget, attack_balls
+
+
+def with_statistics(name: str) -> nn.Module:
+    """A timm net with batch norms that do something."""
+    torch.manual_seed(0)
+    net = timm.create_model(name).eval().requires_grad_(False)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.2)
+            part.running_var.uniform_(0.5, 2)
+            part.weight.uniform_(0.5, 1.5)
+    return net
+
+
+@pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("tf_efficientnet_lite0", 0), ("convnext_atto", 0)])
+def test_folding_changes_rounding_only(name, left):
+    net, x = with_statistics(name), torch.rand(2, 3, 96, 96)
+    fast = passes.faster(net, x)
+    want, got = net(x), fast(x)
+    assert float((want - got).abs().max()) <= 1e-4 * float(want.abs().max())
+    assert sum(isinstance(part, passes._BatchNorm) for part in fast.modules()) == left
+    assert any(isinstance(part, passes._BatchNorm) for part in net.modules()) == (name != "convnext_atto")
+
+
+def test_a_convolution_that_runs_twice_is_not_folded():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.norm.running_mean += 0.3
+
+        def forward(self, x):
+            return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
+    net, x = Twice().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
+    assert passes.followed_by_norm(net, x) == []
+    torch.testing.assert_close(passes.faster(net, x)(x), net(x))
+
+
+def test_folding_that_changes_the_logits_is_taken_back():
+    """The convolution's output is also used beside its norm: folding would change that use too."""
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+            self.norm.running_var *= 9
+
+        def forward(self, x):
+            out = self.conv(x)
+            return (out + self.norm(out)).mean((2, 3))
+    net, x = Beside().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(passes.faster(net, x)(x), net(x))
+
+
+def test_bf16_verdicts_are_confirmed_in_float32():
+    net = cifar_resnet18()
+    images = cifar_photographs(net)[:8]
+    budget = Budget(attacks=("apgd-ce",), steps=15)
+    common = {"norm": "Linf", "eps": [2 / 255], "n_outputs": 10, "budget": budget, "batch_size": 8}
+    plain, half = (pd.DataFrame([row for rows in attack_balls(module, images, exact=passes.Strict(net), **common) for row in rows]
+                                ).set_index("image_id").sort_index()
+                   for module in (net, passes.faster(net, torch.rand(2, 3, 32, 32), "bf16")))
+    assert (plain.robust == half.robust).mean() >= 7 / 8
+    pixels = {name: x for name, x, _ in images}
+    for row in half[half.robust == 0].reset_index().itertuples():
+        assert int(net((pixels[row.image_id] + row.perturbation)[None]).argmax()) == row.adv_pred != row.label
+
+
+def test_strict_puts_the_flags_back():
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x):
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return x
+    try:
+        passes.Strict(Spy())(torch.zeros(1))
+        assert seen == [False] and torch.backends.cudnn.allow_tf32 is True
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
