@@ -16,7 +16,9 @@ import shutil
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +162,8 @@ def describe(args, model: models.Model, images: dataloading.ImageSet, device: to
 def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: int, run: records.Run) -> None:
     """Everything that is not in the record yet, row by row into it. Raises Stopped when told to."""
     begin, eps = time.monotonic(), run.settings["run"].get("eps")
-    counted = {name: len(rows) for name, rows in run.known().items()}
-    todo = images.take([i for i, name in enumerate(images.ids) if counted.get(name, 0) < len(eps or [0])])
+    counted = Counter({name: len(rows) for name, rows in run.known().items()})
+    todo = images.take([i for i, name in enumerate(images.ids) if counted[name] < len(eps or [0])])
     for warning in utilities.version_drift():
         run.warn(warning)
     try:
@@ -169,16 +171,16 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
             first = next(dataloading.stream(todo, model.preprocessing))[1][None].to(engine.device_of(model.module))
             for warning in models.check_model(model.module, first, model.n_outputs, args.model_name):
                 run.warn(warning)
-        source = labelled(dataloading.stream(todo, model.preprocessing, args.workers), args.head)
         progress = Progress(len(images), len(images) - len(todo), args.model_name)
-        for rows in run_attack(args, model, source, batch_size, run):
-            run.append(rows)
-            save_examples(args, rows, images, run)
-            for row in rows:
-                counted[row["image_id"]] = counted.get(row["image_id"], 0) + 1
-            progress.show(sum(counted.get(row["image_id"], 0) == len(eps or [0]) for row in rows[-1:]), rows)
-            if args.stop_after and time.monotonic() - begin > args.stop_after:
-                raise Stopped
+        # closed before a failure travels on: decoding workers that outlive it would keep the process from ending
+        with closing(labelled(dataloading.stream(todo, model.preprocessing, args.workers), args.head)) as source:
+            for rows in run_attack(args, model, source, batch_size, run):
+                run.append(rows)
+                save_examples(args, rows, images, run)
+                counted.update(row["image_id"] for row in rows)
+                progress.show(sum(counted[name] == len(eps or [0]) for name in {row["image_id"] for row in rows}), rows)
+                if args.stop_after and time.monotonic() - begin > args.stop_after:
+                    raise Stopped
         progress.close()
     except BaseException as error:
         run.save(status="checkpointed" if isinstance(error, Stopped) else "failed", error=repr(error)[:500],
@@ -228,9 +230,10 @@ class Progress:
     def show(self, finished: int, rows: list[dict]) -> None:
         self.done += finished
         for row in rows:
-            key, value = ((f"robust at {utilities.format_eps(row['eps'])}", row["robust"]) if "eps" in row
-                          else ("L2", row["l2"]) if row.get("success") else ("clean", row["clean_correct"]))
-            self.verdicts.setdefault(key, []).append(value)
+            self.verdicts.setdefault("correct" if "eps" not in row else f"robust at {utilities.format_eps(row['eps'])}", []
+                                     ).append(row.get("robust", row["clean_correct"]))
+            if row.get("success"):
+                self.verdicts.setdefault("mean L2", []).append(row["l2"])
         if rows:
             self.bar.set_postfix_str(self.verdict(), refresh=False)
         self.bar.update(finished)
@@ -241,7 +244,9 @@ class Progress:
             print(f"{records.now()} {self.name}: {meter}", file=sys.stderr, flush=True)
 
     def verdict(self) -> str:
-        return ", ".join(f"{key} {sum(v) / len(v):.3f}" for key, v in self.verdicts.items())
+        """Counts of what is decided so far: what falls early is decided first, so shares would mislead."""
+        return ", ".join(f"{key} {sum(v) / len(v):.3f}" if key == "mean L2" else f"{key} {sum(v)} of {len(v)}"
+                         for key, v in self.verdicts.items())
 
     def close(self) -> None:
         self.bar.close()
