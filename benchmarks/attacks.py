@@ -259,6 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which (default: all)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; the digits tables use one")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--memory_of", choices=["ours", "pyautoattack"], help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -267,7 +268,7 @@ def main() -> None:
         print(peak_memory(args.memory_of, args.device))
         return
     for name in args.tables or TABLES:
-        torch.set_num_threads(1 if name in ("agreement", "growth") else os.cpu_count() or 1)     # tiny nets: one is faster
+        torch.set_num_threads(1 if name in ("agreement", "growth") else args.threads)     # tiny nets: one is faster
         result = TABLES[name](args.device) | {"machine": machine(args.device)}
         known = json.loads(args.output.read_text()) if args.output.exists() else {}
         records.write_atomic(args.output, json.dumps(known | {name: result}, indent=1) + "\n")
