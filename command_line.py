@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import attacks
+import metrics
 import models
 import passes
 import utilities
 from minimum_norm import FMN, Crossing
 
+CLEAN_THREATS = ("clean", "corruptions")
 ENGINES = ("own", "reference")
 STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100}
 
@@ -59,6 +61,10 @@ def set_name(text: str) -> str:
     return text
 
 
+def parse_corruption(args) -> tuple[str, int] | None:
+    return (args.corruption_type, args.corruption_severity) if args.threat == "corruptions" else None
+
+
 def parse_slice(text: str) -> tuple[int, int | None]:
     start, _, stop = text.partition(":")
     return (0, int(start)) if not stop else (int(start), int(stop))
@@ -89,8 +95,10 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--head", choices=list(models.HEADS), default="none",
                         help="animate: two logits, the maxima over the animate and the inanimate classes")
     parser.add_argument("--dataset", type=argument(set_name), default="sample",
-                        help="sample, imagenet-val, or a name of your own with --data_dir")
-    parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR of .env")
+                        help="sample, imagenet-val, big12, clickme, imagenet-c, tiny-imagenet-c, or your own with --data_dir")
+    parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env")
+    parser.add_argument("--map_reduce", choices=list(metrics.REDUCTIONS), default="max",
+                        help="perturbation -> map over channels, for the agreement with human maps")
     parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
     parser.add_argument("-s", dest="slice", type=argument(parse_slice), metavar="START [STOP]",
                         help="that slice of a fixed permutation of the list; one number is STOP")
@@ -108,6 +116,9 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dry_run", action="store_true", help="say what would be run; write nothing")
     threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
     threats.add_parser("clean", help="accuracy on the images as they are")
+    corrupted = threats.add_parser("corruptions", help="accuracy on corrupted images (ImageNet-C's; of a folder, or made)")
+    corrupted.add_argument("--corruption_type", required=True, help="gaussian_noise, fog, ...; an unknown one lists them")
+    corrupted.add_argument("--corruption_severity", required=True, type=argument(positive), help="1 to 5")
     for norm in ("Linf", "L2", "L1"):
         add_norm(threats, norm)
     return parser
@@ -145,7 +156,7 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
 
 def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Defaults that depend on the protocol, and the requests that make no sense, before anything is loaded."""
-    if args.threat == "clean":
+    if args.threat in CLEAN_THREATS:
         return args
     ball = args.protocol == "autoattack"
     args.steps = args.steps or STEPS[args.protocol]

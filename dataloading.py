@@ -1,207 +1,62 @@
-"""Image sets: where they lie, their order, their labels; one image at a time as float32 in [0, 1].
+"""Images as float32 in [0, 1], one at a time; and the command that builds or verifies a subset of ImageNet.
 
-    sample          the 20 ImageNet photographs inside the foolbox wheel; needs nothing
-    imagenet-val    1000 synset folders, or the flat official folder with its ground-truth file
-    any other name  an ImageFolder given by --data_dir: synset folders, or as many classes as the model has outputs
+    python dataloading.py big12 --imagenet DIR                      are all 960 images there?
+    python dataloading.py big12 --imagenet DIR --out DIR2 [--copy]  the same as a folder of links (or copies)
+    python dataloading.py big12 --imagenet DIR --out DIR2 --grouping mid_12 --per_class 2
+
+The source is never altered. What --out made is an image set of its own: --dataset NAME --data_dir DIR2.
 """
 from __future__ import annotations
 
-import csv
+import argparse
 import hashlib
-import importlib.util
+import io
+import shutil
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data import ImageNetInfo, create_transform
+from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional
 
-LISTS = Path(__file__).resolve().parent / "lists" / "images"
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
-SLICE_SEED = 42     # the permutation behind -s, as in the first paper's scripts
+import human_maps
+import image_sets
+import records
+from image_sets import Corruption, DataError, ImageSet, checked_set, read_ground_truth, synsets, take_slice  # noqa: F401
+
 MAX_PIXELS = 100_000_000
-GROUND_TRUTH_FILES = ("LOC_val_solution.csv", "val.txt", "ILSVRC2012_validation_ground_truth.txt")
+CHUNK = 16      # images that a worker sends at once
+CORRUPTIONS = "imagecorruptions-imaug"      # on PyPI; imports as imagecorruptions
+IMAGENET_C_SIZE, IMAGENET_C_CROP, IMAGENET_C_QUALITY = 256, 224, 85    # hendrycks/robustness, ImageNet-C/create_c
 
 
-class DataError(ValueError):
-    """An image set or image that cannot be used; the message names the file or folder and what mends it."""
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """An ordered list of images. `labels` are class indices, 0-based; `synsets` says whether they are ImageNet's."""
-    name: str
-    ids: tuple[str, ...]
-    paths: tuple[Path, ...]
-    labels: tuple[int, ...]
-    n_classes: int = 1000
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def list_sha256(self) -> str:
-        """sha256 of the list's lines `image_id label`, in order."""
-        lines = "".join(f"{name} {label}\n" for name, label in zip(self.ids, self.labels))
-        return hashlib.sha256(lines.encode()).hexdigest()
-
-    def take(self, rows) -> ImageSet:
-        """The images at these positions, in that order."""
-        return replace(self, ids=tuple(self.ids[i] for i in rows), paths=tuple(self.paths[i] for i in rows),
-                       labels=tuple(self.labels[i] for i in rows))
-
-
-# ---- the sets --------------------------------------------------------------------------------------------------
-
-def load_image_set(name: str, data_dir: str | None = None, n_outputs: int = 1000) -> ImageSet:
+def load_image_set(name: str, data_dir: str | None = None, n_outputs: int = 1000,
+                   corruption: tuple[str, int] | None = None, seed: int = 0) -> ImageSet:
     """The image set called `name`. Raises DataError for data that is missing, incomplete or out of order.
 
     data_dir    folder of the images; not needed for `sample`
     n_outputs   of the model: a folder that is not of ImageNet synsets has to have as many classes
+    corruption  (type, severity): which folder of imagenet-c and tiny-imagenet-c; made while loading for other sets
+    seed        of corruptions made while loading, drawn per image from (seed, image id)
     """
+    if name in ("imagenet-c", "tiny-imagenet-c"):
+        return image_sets.corruption_set(name, image_sets.existing_folder(name, data_dir), corruption)
     if name == "sample":
-        return sample_set()
-    if not data_dir:
-        raise DataError(f"{name}: needs --data_dir DIR (or IMAGENET_DIR in .env for imagenet-val); "
-                        "the only set that comes along is `sample`")
-    root = Path(data_dir)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; --data_dir has to be the folder that holds the images of {name!r}")
-    if name == "imagenet-val":
-        return imagenet_folders(root) if any(p.is_dir() for p in root.iterdir()) else imagenet_flat(root)
-    return folder_set(name, root, n_outputs)
-
-
-def read_list(path: Path) -> list[tuple[str, int]]:
-    """Lines `image_id label` of a committed list; `#` starts a comment."""
-    lines = (line.split("#")[0].split() for line in path.read_text().splitlines())
-    return [(line[0], int(line[1])) for line in lines if line]
-
-
-def sample_set() -> ImageSet:
-    """The 20 photographs of the foolbox wheel, in the order of the committed list (labels as in their file names)."""
-    spec = importlib.util.find_spec("foolbox")
-    if spec is None:
-        raise DataError("sample: its photographs are inside the foolbox package; pip install foolbox")
-    folder = Path(spec.submodule_search_locations[0]) / "data"
-    rows = read_list(LISTS / "sample.txt")
-    return checked_set("sample", [name for name, _ in rows], [folder / name for name, _ in rows], [y for _, y in rows])
-
-
-def checked_set(name: str, ids, paths, labels, n_classes: int = 1000) -> ImageSet:
-    """An ImageSet whose ids are distinct, whose files are there and whose labels are in range."""
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise DataError(f"{missing[0]}: missing ({len(missing)} of {len(paths)} images of {name!r}); restore the folder")
-    twice = {i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else set()
-    if twice:
-        raise DataError(f"{name}: {len(twice)} image(s) listed twice, e.g. {min(twice)}")
-    wrong = [(i, y) for i, y in zip(ids, labels) if not 0 <= y < n_classes]
-    if wrong:
-        raise DataError(f"{name}: label {wrong[0][1]} of {wrong[0][0]} is outside 0..{n_classes - 1}")
-    if not ids:
-        raise DataError(f"{name}: no images in the folder")
-    return ImageSet(name, tuple(ids), tuple(paths), tuple(int(y) for y in labels), n_classes)
-
-
-def synsets() -> list[str]:
-    """The 1000 ImageNet synsets in the order of the logits, as timm ships them."""
-    return ImageNetInfo("imagenet-1k").label_names()
-
-
-def image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-
-
-def imagenet_folders(root: Path) -> ImageSet:
-    """ImageNet validation in 1000 synset folders; the folders have to be exactly timm's synsets."""
-    want, have = synsets(), {p.name for p in root.iterdir() if p.is_dir()}
-    missing, extra = [s for s in want if s not in have], sorted(have - set(want))
-    if missing or extra:
-        raise DataError(f"{root}: not the 1000 ImageNet folders: {len(missing)} missing ({', '.join(missing[:3]) or '-'}), "
-                        f"{len(extra)} unknown ({', '.join(extra[:3]) or '-'}); a subset goes under another --dataset name")
-    files = [(path, label) for label, synset in enumerate(want) for path in image_files(root / synset)]
-    empty = [s for label, s in enumerate(want) if label not in {y for _, y in files}]
-    if empty:
-        raise DataError(f"{root / empty[0]}: no images ({len(empty)} empty synset folders); copy the set again")
-    files.sort(key=lambda row: row[0].name)
-    return checked_set("imagenet-val", [p.name for p, _ in files], [p for p, _ in files], [y for _, y in files])
-
-
-def imagenet_flat(root: Path) -> ImageSet:
-    """The official flat folder; labels from the ground-truth file beside the images or one folder up."""
-    files = [p for p in sorted(root.iterdir()) if p.suffix.lower() in IMAGE_ENDINGS]
-    found = [d / f for d in (root, root.parent) for f in GROUND_TRUTH_FILES if (d / f).is_file()]
-    if not found:
-        raise DataError(f"{root}: a flat folder needs its labels: put one of {', '.join(GROUND_TRUTH_FILES)} into it or "
-                        "beside it, or sort the images into the 1000 synset folders")
-    label_of = read_ground_truth(found[0], [p.name for p in files])
-    unknown = [p for p in files if p.name not in label_of]
-    if unknown:
-        raise DataError(f"{found[0]}: has no label for {unknown[0].name} ({len(unknown)} such images)")
-    return checked_set("imagenet-val", [p.name for p in files], files, [label_of[p.name] for p in files])
-
-
-def read_ground_truth(path: Path, names: list[str]) -> dict[str, int]:
-    """File name -> class index from Kaggle's solution file, Caffe's val.txt, or the devkit's file with its meta.mat."""
-    index = {synset: i for i, synset in enumerate(synsets())}
-    try:
-        if path.suffix == ".csv":
-            with open(path, newline="") as file:
-                return {row["ImageId"] + ".JPEG": index[row["PredictionString"].split()[0]] for row in csv.DictReader(file)}
-        lines = path.read_text().split()
-        if path.name == "val.txt":
-            return dict(zip(lines[::2], map(int, lines[1::2]), strict=True))
-        if len(lines) != len(names):
-            raise DataError(f"{path}: {len(lines)} labels for {len(names)} images")
-        order = devkit_synsets(path.parent / "meta.mat")
-        return {name: index[order[int(line)]] for name, line in zip(sorted(names), lines)}
-    except (KeyError, ValueError, IndexError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not a ground-truth file of ImageNet ({error!r})") from None
-
-
-def devkit_synsets(path: Path) -> dict[int, str]:
-    """ILSVRC2012_ID -> synset. The devkit's ids are not class indices: its meta.mat translates them."""
-    from scipy.io import loadmat
-
-    if not path.is_file():
-        raise DataError(f"{path}: missing; the ids of ILSVRC2012_validation_ground_truth.txt are not class indices, and "
-                        "the devkit's meta.mat beside it translates them")
-    rows = loadmat(path, squeeze_me=True)["synsets"]
-    return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in rows}
-
-
-def folder_set(name: str, root: Path, n_outputs: int) -> ImageSet:
-    """Any ImageFolder: class folders that are ImageNet synsets, or as many as the model has outputs, in sorted order."""
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir())
-    index = {synset: i for i, synset in enumerate(synsets())}
-    if classes and n_outputs == 1000 and all(c in index for c in classes):
-        label_of, n_classes = {c: index[c] for c in classes}, 1000
-    elif len(classes) == n_outputs:
-        label_of, n_classes = {c: i for i, c in enumerate(classes)}, n_outputs
+        images = image_sets.sample_set()
     else:
-        raise DataError(f"{root}: {len(classes)} class folders that are not ImageNet synsets, for a model with {n_outputs} "
-                        "outputs: their labels would be a guess; name the folders by synset (n01440764 ...)")
-    files = [(p, label_of[c]) for c in classes for p in image_files(root / c)]
-    return checked_set(name, [p.relative_to(root).as_posix() for p, _ in files], [p for p, _ in files],
-                       [y for _, y in files], n_classes)
-
-
-def take_slice(images: ImageSet, start: int, stop: int | None) -> ImageSet:
-    """images[perm[start:stop]] with numpy's permutation of a fixed seed (42), kept in list order: a fair sample."""
-    if not 0 <= start < (len(images) if stop is None else stop):
-        raise DataError(f"-s {start} {stop}: takes no image; {images.name} has {len(images)}")
-    rows = np.random.default_rng(SLICE_SEED).permutation(len(images))[start:stop]
-    if not len(rows):
-        raise DataError(f"-s {start} {stop}: takes no image; {images.name} has {len(images)}")
-    return images.take(sorted(rows.tolist()))
+        root = image_sets.existing_folder(name, data_dir)
+        known = {"imagenet-val": image_sets.imagenet_set, "big12": image_sets.big12_set, "clickme": human_maps.clickme_set}
+        images = known[name](root) if name in known else image_sets.folder_set(name, root, n_outputs)
+    return images if corruption is None else corrupted(images, *corruption, seed)
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------
@@ -229,32 +84,183 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def photograph(images: ImageSet, i: int) -> Image.Image:
+    """Image i at its own size, RGB, with the set's corruption where that is made while loading."""
+    image = human_maps.clickme_image(images, i) if human_maps.is_clickme(images) else read_image(images.paths[i])
+    if images.corruption and images.corruption.source != "folder":
+        return corrupt(image, images.corruption, images.ids[i])
+    return image
+
+
+def shown(images: ImageSet, preprocessing: dict) -> dict:
+    """The model's preprocessing, without its crop for sets that are cropped already."""
+    return preprocessing | {"crop_pct": 1.0} if images.cropped else preprocessing
+
+
 class Pixels(Dataset):
     """(position, image (3, H, W) float32 in [0, 1]) as the model wants to see it; a DataError in place of a bad image.
 
     The error is returned, not raised: raised in a worker it would arrive as a traceback instead of a line.
+    as_bytes   leave the image uint8, a quarter of the size on its way out of a worker
     """
 
-    def __init__(self, images: ImageSet, preprocessing: dict):
-        self.images = images
-        self.transform = create_transform(**preprocessing, is_training=False, normalize=False)
+    def __init__(self, images: ImageSet, preprocessing: dict, as_bytes: bool = False):
+        self.images, self.as_bytes = images, as_bytes
+        self.transform = create_transform(**shown(images, preprocessing), is_training=False, normalize=False)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[int, Tensor | DataError]:
         try:
-            x = self.transform(read_image(self.images.paths[i]))
+            x = self.transform(photograph(self.images, i))
         except DataError as error:
             return i, error
-        return i, (x.float() / 255 if x.dtype == torch.uint8 else x)
+        return i, (x if self.as_bytes else in_unit_range(x))
+
+
+def in_unit_range(x: Tensor) -> Tensor:
+    return x.float() / 255 if x.dtype == torch.uint8 else x
+
+
+def chunk(rows: list[tuple[int, Tensor | DataError]]) -> tuple[list[int], Tensor, DataError | None]:
+    """(positions, images (n, 3, H, W), None), up to the first bad image, whose error then comes last."""
+    good: list[Tensor] = []
+    error = None
+    for _, x in rows:
+        if isinstance(x, DataError):
+            error = x
+            break
+        good.append(x)
+    return [i for i, _ in rows[:len(good)]], torch.stack(good) if good else torch.empty(0), error
 
 
 def stream(images: ImageSet, preprocessing: dict, workers: int = 0) -> Iterator[tuple[str, Tensor, int]]:
-    """(image_id, image, label) in list order, decoded ahead by `workers` processes; a few images are in memory."""
-    loader = DataLoader(Pixels(images, preprocessing), batch_size=None, num_workers=workers,
-                        prefetch_factor=8 if workers else None)
-    for i, x in loader:
-        if isinstance(x, DataError):
-            raise x
-        yield images.ids[i], x, images.labels[i]
+    """(image_id, image, label) in list order, decoded ahead by `workers` processes; a few dozen images are in memory.
+
+    Workers send chunks: sixteen images in one message cost this process a third of sixteen messages.
+    """
+    pixels = Pixels(images, preprocessing, as_bytes=True)
+    chunks = (DataLoader(pixels, CHUNK, collate_fn=chunk, num_workers=workers, worker_init_fn=outlive_one_sigterm) if workers
+              else (chunk([pixels[i]]) for i in range(len(images))))
+    for rows, x, error in chunks:
+        for i, image in zip(rows, x):
+            yield images.ids[i], in_unit_range(image), images.labels[i]
+        if error is not None:
+            raise error
+
+
+def outlive_one_sigterm(_: int) -> None:
+    """SIGTERM to the whole process group is for the script, which ends its workers by itself (a second one is for them)."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+# ---- corruptions made while loading ----------------------------------------------------------------------------
+
+def corruption_library():
+    """The imagecorruptions package, or a DataError that says how to get it."""
+    try:
+        import imagecorruptions
+    except ImportError as error:
+        raise DataError(f"corruptions are made by {CORRUPTIONS}, which cannot be imported ({error}); `pip install "
+                        f"{CORRUPTIONS}` (its OpenCV needs the system's libGL), or give the folder of ImageNet-C") from None
+    return imagecorruptions
+
+
+def corrupted(images: ImageSet, kind: str, severity: int, seed: int = 0) -> ImageSet:
+    """`images` with a corruption of ImageNet-C done to each while it is loaded. Raises DataError for an unknown one."""
+    known = corruption_library().get_corruption_names("all")
+    if kind not in known:
+        raise DataError(f"no corruption {kind!r}; there are {', '.join(known)}")
+    if severity not in image_sets.SEVERITIES:
+        raise DataError(f"{kind}: no severity {severity}; there are 1 to 5")
+    source = f"{CORRUPTIONS} {metadata.version(CORRUPTIONS)}"
+    return replace(images, corruption=Corruption(kind, severity, source, seed), cropped=True)
+
+
+def corrupt(image: Image.Image, how: Corruption, image_id: str) -> Image.Image:
+    """One image as ImageNet-C was made (hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py): shorter side to
+    256, centre crop 224, corruption, JPEG of quality 85. Randomness comes from (seed, image id) alone.
+    """
+    seed = int.from_bytes(hashlib.sha256(f"{how.seed}:{image_id}".encode()).digest()[:4], "big")
+    crop = functional.center_crop(functional.resize(image, IMAGENET_C_SIZE), IMAGENET_C_CROP)
+    own_seed = {"seed": seed} if how.type in ("impulse_noise", "glass_blur") else {}
+    state = np.random.get_state()
+    try:
+        np.random.seed(seed)    # the package draws from numpy's global generator
+        pixels = corruption_library().corrupt(np.asarray(crop), corruption_name=how.type, severity=how.severity, **own_seed)
+    finally:
+        np.random.set_state(state)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=IMAGENET_C_QUALITY, optimize=True)
+    return Image.open(file).convert("RGB")
+
+
+# ---- command line ----------------------------------------------------------------------------------------------
+
+def subset_of(root: Path, grouping: str, per_class: int) -> ImageSet:
+    """A variant of Big-12: the committed list where it suffices, else a draw from the labels of the folder itself."""
+    if grouping == "big_12" and per_class <= image_sets.BIG12_PER_CLASS:
+        labelled = image_sets.read_list(image_sets.LISTS / "big12.txt")
+    else:
+        images = image_sets.imagenet_set(root)
+        labelled = list(zip(images.ids, images.labels))
+    rows = image_sets.draw(labelled, grouping, per_class)
+    name = "big12" if (grouping, per_class) == ("big_12", image_sets.BIG12_PER_CLASS) else f"{grouping}-{per_class}"
+    return checked_set(name, [r[0] for r in rows], image_sets.locate(root, rows), [r[1] for r in rows],
+                       groups=tuple(r[2] for r in rows))
+
+
+def export(images: ImageSet, out: Path, source: Path, copy: bool = False) -> None:
+    """out/<synset>/<file> as symbolic links (or copies), and out/<set>.txt; what is there already is left as it is."""
+    if out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out}: lies inside {source}, which is never altered; choose another --out")
+    names = synsets()
+    for name, path, label in zip(images.ids, images.paths, images.labels):
+        target = out / names[label] / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and (not copy or target.stat().st_size == path.stat().st_size):
+            continue
+        part = target.with_name(f".{name}.part")
+        part.unlink(missing_ok=True)
+        shutil.copyfile(path, part) if copy else part.symlink_to(path.resolve())
+        part.replace(target)
+    lines = "".join(f"{n} {y} {g}\n" for n, y, g in zip(images.ids, images.labels, images.groups))
+    records.write_atomic(out / f"{images.name}.txt", lines)
+
+
+def big12(args) -> None:
+    images = subset_of(image_sets.existing_folder("big12", args.imagenet), args.grouping, args.per_class)
+    if args.out:
+        export(images, args.out, args.imagenet, args.copy)
+    groups = len(set(images.groups))
+    print(f"{images.name}: all {len(images)} images are there, {groups} superclasses x {len(set(images.labels)) // groups} "
+          f"classes x {args.per_class}\n  sha256 of the list   {images.list_sha256}\n"
+          f"  sha256 of the images {images.contents_sha256()}" + (f"\n  {args.out}" if args.out else ""))
+
+
+def get_args_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("big12", help="verify the 960 images in an ImageNet validation folder, or build them")
+    build.add_argument("--imagenet", type=Path, required=True, help="ImageNet validation: 1000 synset folders, or flat")
+    build.add_argument("--out", type=Path, help="make this folder of synset folders, of symbolic links")
+    build.add_argument("--copy", action="store_true", help="copies instead of links")
+    build.add_argument("--per_class", type=int, default=image_sets.BIG12_PER_CLASS, help="images of each class")
+    build.add_argument("--grouping", choices=list(image_sets.groupings()), default="big_12", help="superclasses")
+    build.set_defaults(run=big12)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = get_args_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

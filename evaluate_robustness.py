@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,18 @@ import attacks
 import command_line
 import dataloading
 import engine
+import human_maps
+import metrics
 import models
 import passes
 import records
 import utilities
+from command_line import CLEAN_THREATS
 
 CHECKPOINTED = 85
 REQUEST_ERRORS = (models.ModelError, dataloading.DataError, engine.AttackError, records.RecordError)
+DATA_DIRS = {"imagenet-val": "IMAGENET_DIR", "big12": "IMAGENET_DIR", "clickme": "CLICKME_DIR",
+             "imagenet-c": "IMAGENET_C_DIR", "tiny-imagenet-c": "TINY_IMAGENET_C_DIR"}
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal
 
 
@@ -48,7 +53,9 @@ class Stopped(BaseException):
 # ---- settings --------------------------------------------------------------------------------------------------
 
 def threat_name(args) -> str:
-    """The folder of the record: `clean`, `Linf`, `L2-fmn`, ..."""
+    """The folder of the record: `clean`, `Linf`, `L2-fmn`, `corruptions-fog-3`, ..."""
+    if args.threat == "corruptions":
+        return f"corruptions-{args.corruption_type}-{args.corruption_severity}"
     if args.threat == "clean" or (args.threat == "Linf" and args.protocol == "autoattack"):
         return args.threat
     return f"{args.threat}-{args.protocol}"
@@ -60,7 +67,7 @@ def budget_of(args) -> attacks.Budget:
 
 def attack_settings(args) -> dict:
     """What the attack spends: constant over the models of a folder, compared on resume and on merge."""
-    if args.threat == "clean":
+    if args.threat in CLEAN_THREATS:
         return {"attack": "none", "protocol": "clean"}
     common = {"protocol": args.protocol, "norm": args.threat, "seed": args.seed}
     if args.protocol == "autoattack":
@@ -76,7 +83,14 @@ def attack_settings(args) -> dict:
 
 def run_settings(args, images: dataloading.ImageSet) -> dict:
     return {**attack_settings(args), "precision": args.precision, "head": args.head, "image_set": images.name,
-            "images": len(images), "list_sha256": images.list_sha256, "slice": args.slice}
+            "images": len(images), "list_sha256": images.list_sha256, "slice": args.slice, **images.facts,
+            **({"contents_sha256": images.contents_sha256()} if images.name == "big12" else {}),
+            **({"human_map": human_maps.map_source(images), "map_reduce": args.map_reduce,
+                "human_ceiling": metrics.HUMAN_CEILING} if has_alignment(args) and human_maps.map_source(images) else {})}
+
+
+def has_alignment(args) -> bool:
+    return args.threat not in CLEAN_THREATS and args.protocol != "autoattack"
 
 
 def session_facts(args, device: torch.device, batch_size: int) -> dict:
@@ -99,7 +113,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def labelled(source: Iterator, head: str) -> Iterator:
+def labelled(source: Iterator, head: str) -> Generator:
     """The labels that the head's outputs stand for."""
     for name, x, label in source:
         yield name, x, label if models.HEADS[head] is None else int(label >= models.ANIMATE_CLASSES)
@@ -108,7 +122,7 @@ def labelled(source: Iterator, head: str) -> Iterator:
 def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run: records.Run) -> Iterator[list[dict]]:
     """Record rows as the threat's attack finds them."""
     common: dict[str, Any] = {"n_outputs": model.n_outputs, "batch_size": batch_size}
-    if args.threat == "clean":
+    if args.threat in CLEAN_THREATS:
         return attacks.clean_rows(model.module, source, **common)
     example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
     fast = passes.faster(model.module, example, args.precision, args.compile)
@@ -128,12 +142,14 @@ def evaluate(args) -> int:
     passes.tune_process(device, args.precision)
     model = models.load_model(args.model_name, args.checkpoint, args.trust_checkpoint, args.head, device)
     model.module.to(memory_format=torch.channels_last)
-    images = dataloading.load_image_set(args.dataset, args.data_dir or utilities.setting("IMAGENET_DIR"), model.n_outputs
-                                        if args.head == "none" else models.IMAGENET_CLASSES)
+    images = dataloading.load_image_set(
+        args.dataset, args.data_dir or utilities.setting(DATA_DIRS.get(args.dataset, "DATA_DIR")),
+        model.n_outputs if args.head == "none" else models.IMAGENET_CLASSES, command_line.parse_corruption(args), args.seed)
+    model = models.restricted(model, images.restrict_to)
     if args.slice:
         images = dataloading.take_slice(images, *args.slice)
     settings = {"model": model.settings, "run": run_settings(args, images)}
-    if args.threat != "clean" and args.protocol == "autoattack":
+    if args.threat not in CLEAN_THREATS and args.protocol == "autoattack":
         budget_of(args).check(model.n_outputs)
     if args.dry_run:
         print(describe(args, model, images, device))
@@ -171,10 +187,12 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
             first = next(dataloading.stream(todo, model.preprocessing))[1][None].to(engine.device_of(model.module))
             for warning in models.check_model(model.module, first, model.n_outputs, args.model_name):
                 run.warn(warning)
+        place = {name: i for i, name in enumerate(images.ids)}
         progress = Progress(len(images), len(images) - len(todo), args.model_name)
         # closed before a failure travels on: decoding workers that outlive it would keep the process from ending
         with closing(labelled(dataloading.stream(todo, model.preprocessing, args.workers), args.head)) as source:
             for rows in run_attack(args, model, source, batch_size, run):
+                add_human_columns(args, rows, images, model, place)
                 run.append(rows)
                 save_examples(args, rows, images, run)
                 counted.update(row["image_id"] for row in rows)
@@ -193,6 +211,21 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
         run.warn(warning)
 
 
+def add_human_columns(args, rows: list[dict], images: dataloading.ImageSet, model: models.Model, place: dict) -> None:
+    """ReaL correctness of clean predictions; agreement of perturbations with human maps, no cell where it is undefined."""
+    for row in rows:
+        if args.threat in CLEAN_THREATS and model.n_outputs == models.IMAGENET_CLASSES:
+            row["clean_real"] = human_maps.real_correct(row["image_id"], row["clean_pred"])
+        if row.get("perturbation") is None or not has_alignment(args):
+            continue
+        people = human_maps.human_map(images, place[row["image_id"]], model.preprocessing)
+        if people is None:
+            continue
+        raw = metrics.rank_agreement(people[None], row["perturbation"].cpu().numpy()[None], args.map_reduce)[0]
+        if not np.isnan(raw):
+            row |= {"human_alignment_raw": float(raw), "human_alignment": float(metrics.over_ceiling(raw))}
+
+
 def examples_folder(args, run: records.Run) -> Path:
     return Path(args.results_dir) / "examples" / run.info["image_set"] / run.info["threat"] / run.csv.stem
 
@@ -204,8 +237,11 @@ def save_examples(args, rows: list[dict], images: dataloading.ImageSet, run: rec
             continue
         at = images.ids.index(row["image_id"])
         pixels = dataloading.Pixels(images, run.settings["model"]["preprocessing"])[at][1]
+        people = human_maps.human_map(images, at, run.settings["model"]["preprocessing"])
+        shown: dict[str, Any] = {} if people is None else {"human_map": people.astype(np.float16)}
         file = io.BytesIO()
-        np.savez_compressed(file, image=(pixels.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
+        np.savez_compressed(file, **shown, human_alignment=row.get("human_alignment", np.nan),
+                            image=(pixels.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
                             delta=row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
                             label=class_name(row["label"], args.head), pred=class_name(row["adv_pred"], args.head),
                             eps=row.get("eps", np.nan), l2=row["l2"], linf=row["linf"])

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import pickle
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -61,6 +61,29 @@ class AnimateHead(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         return torch.stack([self.reduce(logits[:, :ANIMATE_CLASSES], dim=1),
                             self.reduce(logits[:, ANIMATE_CLASSES:], dim=1)], dim=1)
+
+
+class RestrictedHead(nn.Module):
+    """1000 logits with those outside `classes` below all others, so that an answer is one of them; out (B, 1000)."""
+    keep: Tensor
+
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("keep", torch.zeros(IMAGENET_CLASSES, dtype=torch.bool).index_fill(0, torch.tensor(classes), True))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return torch.where(self.keep, logits, logits.amin(dim=1, keepdim=True) - 1)
+
+
+def restricted(model: Model, classes) -> Model:
+    """The model with its answers among `classes` only (Tiny-ImageNet-C's 200); the same model where there are none."""
+    if not classes:
+        return model
+    if model.n_outputs != IMAGENET_CLASSES:
+        raise ModelError(f"{model.settings['name']}: restricted answers need the {IMAGENET_CLASSES} ImageNet logits")
+    device = next(model.module.buffers()).device
+    head = RestrictedHead(list(classes)).to(device)
+    return replace(model, module=nn.Sequential(model.module, head).eval())
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def tiny(tmp_path_factory, sample) -> Tiny:
 @pytest.fixture
 def cli(capsys):
     """evaluate_robustness.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGCHLD)}
+    handler = signal.getsignal(signal.SIGTERM)
 
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -76,8 +76,7 @@ def cli(capsys):
             status = error.code
         return status, *capsys.readouterr()
     yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture

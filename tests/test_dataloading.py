@@ -4,8 +4,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import multiprocessing
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -309,20 +307,6 @@ def test_workers_keep_the_order_of_the_list(sample):
     assert [(name, label) for name, _, label in streamed] == list(zip(sample.ids, sample.labels))
     for (_, x, _), (_, same, _) in zip(streamed, dataloading.stream(sample, PLAIN)):
         assert torch.equal(x, same)
-
-
-def test_workers_end_when_the_process_does(sample):
-    """multiprocessing ends what is left at exit with one SIGTERM and waits for it: after a failure that nobody caught,
-    a worker that ignores it would hold the process for ever."""
-    source = dataloading.stream(sample, PLAIN, workers=1)
-    next(source)
-    worker, = multiprocessing.active_children()
-    with suppress(RuntimeError):    # torch's word on a worker that ends by a signal
-        worker.terminate()
-        worker.join(timeout=20)
-    alive = worker.is_alive()
-    worker.kill()
-    assert not alive
 
 
 GREY = np.full((32, 32), 51)

@@ -1,0 +1,124 @@
+"""The import table of the design, and what else can be read off the files without running them."""
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import packages_distributions
+
+import pytest
+from conftest import ROOT
+
+BASE = {"records", "metrics"}
+ATTACKS = {"attacks", "engine", "ensemble", "minimum_norm", "passes"}    # one file of the design, split by meaning
+MAY_IMPORT = {
+    "records": set(),
+    "metrics": set(),
+    "brainscore_registry": {"records"},                         # split off utilities, as is brainscore
+    "brainscore": {"records", "brainscore_registry"},
+    "utilities": {"records", "brainscore"},
+    "image_sets": {"records"},                                  # split off dataloading, as is human_maps
+    "human_maps": {"records", "image_sets"},
+    "dataloading": {"records", "image_sets", "human_maps"},
+    "models": set(),
+    "engine": set(),
+    "ensemble": {"engine"},
+    "minimum_norm": {"engine", "ensemble"},
+    "passes": set(),
+    "attacks": ATTACKS - {"attacks"},
+    "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
+    "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models"},
+    "plotting": BASE | {"utilities"},
+}
+SCRIPTS = {"evaluate_robustness", "plotting"}
+ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}
+FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
+LONGEST = 400
+NOT_OURS = {".git", ".venv", "venv", "tests", "figures"}
+HERE = re.compile(r"(?<![\w./-])/(work|root|tmp/(venv|scratch))/")    # paths of the machine that this was written on
+
+
+@cache
+def imported(name: str) -> frozenset[str]:
+    """Top-level names of every import of a file, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} is flat, but imports relatively"
+            found.add(node.module.split(".")[0])
+    return frozenset(found)
+
+
+def reached(name: str) -> set[str]:
+    """Everything that a file imports, through other files of the project too."""
+    return set(imported(name)).union(*(reached(other) for other in imported(name) & set(FILES)))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_imports_what_the_table_allows(name):
+    assert name in MAY_IMPORT, f"{name}.py has no line in the import table"
+    assert imported(name) & set(FILES) <= MAY_IMPORT[name]
+
+
+def test_the_table_names_files_that_exist():
+    assert set(MAY_IMPORT) <= set(FILES)
+
+
+def test_imports_have_no_cycle():
+    order = list(graphlib.TopologicalSorter({name: imported(name) & set(FILES) for name in FILES}).static_order())
+    assert set(order) == set(FILES)
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_no_file_imports_a_script(script):
+    assert [name for name in FILES if script in imported(name)] == []
+
+
+def test_only_attacks_imports_an_attack_library():
+    assert {name for name in FILES if imported(name) & ATTACK_LIBRARIES} == {"attacks"}
+
+
+@pytest.mark.parametrize("name", sorted(BASE | {"utilities", "brainscore", "brainscore_registry", "plotting"}))
+def test_what_reads_results_never_reaches_torch(name):
+    assert reached(name) & {"torch", "torchvision", "timm"} == set()
+
+
+def test_plotting_runs_without_torch():
+    code = "import plotting, sys; sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_is_named_like_a_package(name):
+    assert name not in sys.stdlib_module_names
+    assert name not in packages_distributions()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_file_is_too_long(name):
+    assert len(FILES[name].read_text().splitlines()) <= LONGEST
+
+
+def test_no_file_holds_a_path_of_one_machine():
+    """Nothing that a clone gets says where the project was written."""
+    found = []
+    for path in sorted(p for p in ROOT.rglob("*") if p.is_file() and p.stat().st_size < 5_000_000):
+        parts = path.relative_to(ROOT).parts
+        if NOT_OURS & set(parts) or any(part.endswith(("_cache", "__pycache__", ".hypothesis")) for part in parts):
+            continue
+        try:
+            lines = path.read_text().splitlines()
+        except UnicodeDecodeError:
+            continue
+        found += [f"{'/'.join(parts)}:{k}: {line.strip()[:80]}" for k, line in enumerate(lines, 1) if HERE.search(line)]
+    assert found == []
+
+
+def test_the_path_pattern_finds_one():
+    assert HERE.search('open("/work/main/x")')
+    assert not HERE.search("the workers, a/work/b and https://x.org/work/")
