@@ -1,9 +1,6 @@
-"""Budgets and protocols: which attacks an image goes through, and what its record rows say. The only file that
-imports an attack library (pyautoattack as the oracle of `--engine reference`, foolbox for `--protocol feng2025`).
-"""
+"""Budgets and protocols: which attacks an image goes through, and what its record rows say."""
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -290,87 +287,6 @@ def attack_minimum_norm(module: nn.Module, source: Source, attack, n_outputs: in
     confirm = confirm_in_float32(Passes(exact or module, batch_size, log), attack.norm)
     run = MinimumNorm(attack.norm, seed, n_outputs, passes, confirm)
     yield from run_stages(source, [attack], passes, confirm, run.admit, run.survived, run.found)
-
-
-# ---- the oracle ------------------------------------------------------------------------------------------------
-
-def reference_balls(module: nn.Module, source: Source, norm: str, eps: list[float], n_outputs: int, budget: Budget,
-                    seed: int = 0, batch_size: int = 8, begun: dict | None = None,
-                    log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
-    """The same rows by pyautoattack's own attack classes, batch by batch, eps ascending, each image while it stands.
-
-    Its random numbers are drawn per batch (seeded with `seed`), and its passes are counted per batch and shared out
-    evenly, so both depend on what shares a batch. Every finding is confirmed as with our engine.
-    """
-    budget.check(n_outputs)
-    logging.getLogger("auto-attack").setLevel(logging.ERROR)
-    counted = CountedModule(module)
-    passes = Passes(counted, batch_size, log)
-    ladder = Ladder(budget.build(norm), sorted(eps), norm, seed, n_outputs, passes, confirm_in_float32(passes, norm), begun=begun)
-    source = iter(source)
-    while batch := list(islice(source, batch_size)):
-        rows, jobs = ladder.admit(batch)
-        yield rows
-        while jobs:
-            at = min(job.known["at"] for job in jobs)
-            rung, jobs = ([job for job in jobs if (job.known["at"] == at) is lowest] for lowest in (True, False))
-            for job, finding in zip(rung, _reference_rung(rung, ladder, counted, budget)):
-                rows, onward = ladder.found(job, finding) if finding else ladder.settle(job, low=at)
-                yield rows
-                jobs += [] if onward is None else [job]
-
-
-class CountedModule(nn.Module):
-    """Counts the rows that go forward and backward through a module."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module, self.forwards, self.backwards = module, 0, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.forwards += len(x)
-        logits = self.module(x)
-        if logits.requires_grad:
-            logits.register_hook(self._count)
-        return logits
-
-    def _count(self, grad: Tensor) -> None:
-        self.backwards += len(grad)
-
-
-def _reference_rung(rung: list[Job], ladder: Ladder, counted: CountedModule, budget: Budget) -> list[dict | None]:
-    """What the reference's attacks find for these images at their eps, each only on the images still standing."""
-    findings: list[dict | None] = [None] * len(rung)
-    before = counted.forwards, counted.backwards
-    for name in budget.attacks:
-        left = [i for i, finding in enumerate(findings) if finding is None]
-        if not left:
-            break
-        x = torch.stack([rung[i].x for i in left])
-        y = torch.tensor([rung[i].label for i in left], device=x.device)
-        points = reference_attack(name, counted, ladder.norm, rung[0].eps, budget, ladder.seed).perturb(x, y)
-        for i, finding in zip(left, ladder.confirm([rung[i] for i in left], points.detach())):
-            findings[i] = finding and finding | {"by": name}
-    for job in rung:
-        job.forwards += (counted.forwards - before[0]) / len(rung)
-        job.backwards += (counted.backwards - before[1]) / len(rung)
-    return findings
-
-
-def reference_attack(name: str, module: nn.Module, norm: str, eps: float, budget: Budget, seed: int):
-    """One of pyautoattack's attack objects with the settings of its standard version."""
-    from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
-    from pyautoattack.fab_pt import FABAttack_PT
-    from pyautoattack.square import SquareAttack
-
-    common = {"norm": norm, "eps": eps, "seed": seed, "n_restarts": 1}
-    if name == "apgd-ce":
-        return APGDAttack(module, n_iter=budget.steps, loss="ce", **common)
-    if name == "apgd-t":
-        return APGDAttack_targeted(module, n_iter=budget.steps, n_target_classes=budget.targets, **common)
-    if name == "fab-t":
-        return FABAttack_PT(module, n_iter=budget.steps, targeted=True, n_target_classes=budget.targets, **common)
-    return SquareAttack(module, n_queries=budget.queries, p_init=0.8, resc_schedule=False, **common)
 
 
 def suspicions(rows: pd.DataFrame) -> list[str]:

@@ -15,7 +15,7 @@ from minimum_norm import FMN, Crossing
 
 CLEAN_THREATS = ("clean", "corruptions")
 ENGINES = ("own", "reference")
-STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100}
+STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100, "feng2025": 1000}
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,11 +125,12 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_norm(threats, norm: str) -> None:
-    """AutoAttack in a ball, or the minimal norm (crossing: the norms of fmn in a tenth of its passes).
+    """AutoAttack in a ball, or the minimal norm (crossing: the norms of fmn in a tenth of its passes;
+    feng2025: foolbox's class, as published).
 
     Which options are read depends on --protocol.
     """
-    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", "autoattack"], "L1": ["fmn"]}[norm]
+    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", "feng2025", "autoattack"], "L1": ["fmn"]}[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
     parser.add_argument("--protocol", choices=protocols, default=protocols[0])
     parser.add_argument("--steps", type=argument(positive), help="of APGD and FAB (100), fmn (1000), crossing (100)")
@@ -162,7 +163,9 @@ def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
     args.steps = args.steps or STEPS[args.protocol]
     if ball and not args.eps:
         parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
-    if not ball:
+    if args.protocol == "feng2025" and args.steps != STEPS["feng2025"]:
+        parser.error("--protocol feng2025 is what was published: 1000 steps; for others use --protocol fmn")
+    if args.protocol in ("fmn", "crossing"):
         try:
             minimum_norm_attack(args)
         except ValueError as error:

@@ -32,6 +32,7 @@ import command_line
 import dataloading
 import engine
 import human_maps
+import libraries
 import metrics
 import models
 import passes
@@ -75,6 +76,8 @@ def attack_settings(args) -> dict:
         return common | {"attack": budget.name, "eps": sorted(set(args.eps)), "engine": args.engine,
                          "ladder": "bisect" if args.bisect else "ascending", "attacks": budget.attacks,
                          "steps": budget.steps, "targets": budget.targets, "queries": budget.queries}
+    if args.protocol == "feng2025":
+        return common | {"attack": "foolbox L2FMNAttack as published", "pixels": "stretched to [0, 1]", **libraries.FENG2025}
     if args.protocol == "crossing":
         return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps}
     return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
@@ -85,12 +88,17 @@ def run_settings(args, images: dataloading.ImageSet) -> dict:
     return {**attack_settings(args), "precision": args.precision, "head": args.head, "image_set": images.name,
             "images": len(images), "list_sha256": images.list_sha256, "slice": args.slice, **images.facts,
             **({"contents_sha256": images.contents_sha256()} if images.name == "big12" else {}),
-            **({"human_map": human_maps.map_source(images), "map_reduce": args.map_reduce,
+            **({"human_map": human_maps.map_source(images), "map_reduce": map_reduce(args),
                 "human_ceiling": metrics.HUMAN_CEILING} if has_alignment(args) and human_maps.map_source(images) else {})}
 
 
 def has_alignment(args) -> bool:
     return args.threat not in CLEAN_THREATS and args.protocol != "autoattack"
+
+
+def map_reduce(args) -> str:
+    """Perturbation -> map; the published norms come with the published map, |max over channels|."""
+    return "feng2025" if args.protocol == "feng2025" else args.map_reduce
 
 
 def session_facts(args, device: torch.device, batch_size: int) -> dict:
@@ -130,9 +138,11 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
     if args.protocol == "autoattack":
         common |= {"budget": budget_of(args), "begun": run.known()}
         if args.engine == "reference":
-            return attacks.reference_balls(model.module, source, args.threat, sorted(set(args.eps)), **common)
+            return libraries.reference_balls(model.module, source, args.threat, sorted(set(args.eps)), **common)
         return attacks.attack_balls(fast, source, args.threat, sorted(set(args.eps)), bisect=args.bisect,
                                     exact=passes.Strict(model.module), **common)
+    if args.protocol == "feng2025":
+        return libraries.feng2025_rows(model.module, source, log=run.warn, n_outputs=model.n_outputs, batch_size=batch_size)
     return attacks.attack_minimum_norm(fast, source, command_line.minimum_norm_attack(args),
                                        exact=passes.Strict(model.module), **common)
 
@@ -221,7 +231,7 @@ def add_human_columns(args, rows: list[dict], images: dataloading.ImageSet, mode
         people = human_maps.human_map(images, place[row["image_id"]], model.preprocessing)
         if people is None:
             continue
-        raw = metrics.rank_agreement(people[None], row["perturbation"].cpu().numpy()[None], args.map_reduce)[0]
+        raw = metrics.rank_agreement(people[None], row["perturbation"].cpu().numpy()[None], map_reduce(args))[0]
         if not np.isnan(raw):
             row |= {"human_alignment_raw": float(raw), "human_alignment": float(metrics.over_ceiling(raw))}
 

@@ -32,8 +32,9 @@ import models  # noqa: E402
 import passes  # noqa: E402
 import records  # noqa: E402
 import utilities  # noqa: E402
-from attacks import Budget, attack_balls, attack_minimum_norm, reference_balls  # noqa: E402
+from attacks import Budget, attack_balls, attack_minimum_norm  # noqa: E402
 from engine import Passes  # noqa: E402
+from libraries import reference_balls  # noqa: E402
 from minimum_norm import FMN, Crossing  # noqa: E402
 
 

@@ -9,9 +9,10 @@ from nets import Counter, Linear, cifar_photographs, cifar_resnet18, digits, dig
 from torch import nn
 
 import attacks
-from attacks import AttackError, Budget, attack_balls, attack_minimum_norm, reference_attack, reference_balls
+from attacks import AttackError, Budget, attack_balls, attack_minimum_norm
 from engine import Job, Passes, run_stages
 from ensemble import APGD, FAB, Square, bump, square_fraction, to_hyperplane
+from libraries import feng2025_rows, reference_attack, reference_balls, stretch
 from minimum_norm import FMN, Crossing, shrink
 
 SMALL = Budget(steps=20, targets=3, queries=60)
@@ -134,6 +135,28 @@ def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     for row in rows[rows.success == 1].reset_index().itertuples():
         assert int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax()) != row.label
         assert row.forwards == 63 and row.backwards == 60
+
+
+@pytest.mark.parametrize(("distance", "published"), [(0.05, 1), (0.2, 1), (0.7, 1), (1.3, 2)])
+def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, published):
+    """Trap 1: a norm of whole steps of length 1 whatever the true distance, and the point is foolbox's own."""
+    import foolbox
+    net, image = two_class(distance, "L2", size=(3, 16, 16))
+    image = image + torch.linspace(-0.5, 0.5, image.numel()).view_as(image)      # from 0 to 1: stretching changes nothing
+    net.bias[0] -= float((net.weight[0] * (image.flatten() - 0.5)).sum())
+    row = rows_of(feng2025_rows(net, [("a", image, 0)], 2)).iloc[0]
+    theirs = foolbox.attacks.L2FMNAttack(steps=1000, max_stepsize=1, min_stepsize=1e-5, gamma=10)(
+        foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None)[1][0]
+    torch.testing.assert_close(row.perturbation, theirs - image)
+    assert row.l2 == pytest.approx(published, abs=0.15)      # whole steps of 1, less what the box takes
+    ours = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(20), 2)).iloc[0].l2
+    assert distance <= ours <= 1.02 * distance
+
+
+def test_stretching():
+    x = torch.stack([torch.linspace(0.25, 0.75, 12).view(3, 2, 2), torch.full((3, 2, 2), 0.4)])
+    out = stretch(x)
+    assert out[0].min() == 0 and out[0].max() == 1 and torch.equal(out[1], x[1])
 
 
 @pytest.mark.parametrize("bad", [{"gamma": 1.0}, {"gamma": 5}, {"gamma": 0}, {"steps": 0}, {"step_size": 0},
