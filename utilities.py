@@ -112,7 +112,7 @@ def summary_table(summary) -> str:
     for column in ("clean_acc", "robust_acc"):
         if column in summary:
             shown[column] = [f"{100 * v:.1f} %" if pd.notna(v) else "" for v in summary[column]]
-    for column in ("l2_mean", "l2_sem"):
+    for column in ("l2_mean", "l2_sem", "human_alignment"):
         if column in summary:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
     shown["attack"] = summary["attack"].fillna("")
