@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import os
 import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -141,7 +141,7 @@ def stream(images: ImageSet, preprocessing: dict, workers: int = 0) -> Iterator[
     Workers send chunks: sixteen images in one message cost this process a third of sixteen messages.
     """
     pixels = Pixels(images, preprocessing, as_bytes=True)
-    chunks = (DataLoader(pixels, CHUNK, collate_fn=chunk, num_workers=workers, worker_init_fn=outlive_one_sigterm) if workers
+    chunks = (DataLoader(pixels, CHUNK, collate_fn=chunk, num_workers=workers, worker_init_fn=leave_the_group) if workers
               else (chunk([pixels[i]]) for i in range(len(images))))
     for rows, x, error in chunks:
         for i, image in zip(rows, x):
@@ -150,9 +150,9 @@ def stream(images: ImageSet, preprocessing: dict, workers: int = 0) -> Iterator[
             raise error
 
 
-def outlive_one_sigterm(_: int) -> None:
-    """SIGTERM to the whole process group is for the script, which ends its workers by itself (a second one is for them)."""
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+def leave_the_group(_: int) -> None:
+    """SIGTERM to the process group is for the script, which ends its workers by itself."""
+    os.setpgrp()
 
 
 # ---- corruptions made while loading ----------------------------------------------------------------------------
