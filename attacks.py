@@ -128,6 +128,7 @@ class Ladder:
                  confirm: Callable, bisect: bool = False, begun: dict[str, list[dict]] | None = None):
         self.attacks, self.eps, self.norm, self.seed, self.n_outputs = attacks, eps, norm, seed, n_outputs
         self.passes, self.confirm, self.bisect, self.begun = passes, confirm, bisect, begun or {}
+        self.blind: set[str] = set()    # images at whose start point a loss had no gradient at all
 
     def admit(self, batch: list) -> tuple[list[dict], list[Job]]:
         x, logits = clean_pass(self.passes, batch, self.n_outputs)
@@ -194,6 +195,7 @@ class Ladder:
     def settle(self, job: Job, low: int | None = None, high: int | None = None) -> tuple[list[dict], int | None]:
         """Take the new knowledge in; rows for every eps that it decides, and stage 0 again if an eps is left."""
         known, rows = job.known, []
+        self.blind |= {job.image_id} if known.get("blind") else set()
         if low is not None:
             rows = self._rows(job, self.eps[known["low"] + 1:low + 1], robust=1, adv_pred=job.label, from_eps=self.eps[low])
             known["low"] = low
@@ -234,6 +236,9 @@ def attack_balls(module: nn.Module, source: Source, norm: str, eps: list[float],
     attacks = budget.build(norm)
     ladder = Ladder(attacks, sorted(eps), norm, seed, n_outputs, passes, confirm, bisect, begun)
     yield from run_stages(source, attacks, passes, confirm, ladder.admit, ladder.survived, ladder.found)
+    if ladder.blind:
+        log(f"{len(ladder.blind)} image(s) had a zero gradient at a start point of APGD, e.g. {min(ladder.blind)}: "
+            "white-box attacks are blind there")
 
 
 # ---- minimal norms ---------------------------------------------------------------------------------------------

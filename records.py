@@ -311,6 +311,9 @@ def merge(results_dir, allow_partial: bool = False) -> pd.DataFrame:
     paths = sorted(root.glob("*/*/*.json"))
     if not paths:
         raise RecordError(f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes the first")
+    orphans = [path for path in sorted(root.glob("*/*/*.csv")) if not path.with_suffix(".json").exists()]
+    if orphans:
+        raise RecordError(f"{orphans[0]}: a record without its run file ({len(orphans)} such); bring the .json or remove it")
     runs = {path: read_run(path) for path in paths}
     _refuse_mixed(runs)
     summary = pd.DataFrame([row for path, run in runs.items() for row in _summarise(path, run, allow_partial)])

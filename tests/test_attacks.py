@@ -331,8 +331,10 @@ def test_square_breaks_a_net_that_masks_its_gradients():
             steps = (x.flatten(1).sum(1) * 4).floor() / 4
             return torch.stack([9 - steps, torch.zeros_like(steps), steps * 0 - 5, steps * 0 - 6], 1) + 0 * x.flatten(1)[:, :4]
     images = [(f"i{k}", torch.full((1, 8, 8), 0.1), 0) for k in range(4)]
-    rows = rows_of(attack_balls(Staircase(), images, "Linf", [0.1], 4, Budget(steps=10, targets=3, queries=300)))
+    said = []
+    rows = rows_of(attack_balls(Staircase(), images, "Linf", [0.1], 4, Budget(steps=10, targets=3, queries=300), log=said.append))
     assert set(rows.broken_by) == {"square"}
+    assert "4 image(s) had a zero gradient" in said[0]
     assert "masked" in attacks.suspicions(rows)[0]
 
 

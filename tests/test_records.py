@@ -360,3 +360,10 @@ def test_merge_refuses_mixed_settings_naming_both(tiny_record, tmp_path):
 def test_merge_of_nothing_says_what_makes_a_record(tmp_path):
     with pytest.raises(RecordError, match="no records.*evaluate_robustness.py"):
         records.merge(tmp_path)
+
+
+def test_a_record_without_its_run_file_is_not_dropped_in_silence(tiny_record, tmp_path):
+    run = tiny_record(NORMS)
+    run.csv.with_name("stray.csv").write_text(run.csv.read_text())
+    with pytest.raises(RecordError, match="stray.csv: a record without its run file"):
+        records.merge(tmp_path)
