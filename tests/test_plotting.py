@@ -177,8 +177,8 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
 
 
 def test_the_command_that_errors_propose_is_one_that_parses():
-    evaluate = pytest.importorskip("evaluate_robustness")
-    args = evaluate.get_args_parser().parse_args(plotting.EVALUATE.format("here").split()[2:])
+    command_line = pytest.importorskip("command_line")
+    args = command_line.parse(plotting.EVALUATE.format("here").split()[2:], "")
     assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
 
 
