@@ -61,14 +61,30 @@ def best_so_far(s: State, points: Tensor, adversarial: Tensor, size: Tensor) -> 
     s["size"] = torch.where(better, size, s["size"])
 
 
-class FMN:
+class Smallest:
+    """What minimum-norm attacks share: `steps` points with a gradient, one more to look at, then the best is handed in."""
+    runs, steps = 1, 0
+
+    def wants_gradient(self, s: State) -> Tensor:
+        return s["it"] < self.steps
+
+    def hand_in(self, s: State, device: torch.device) -> Tensor:
+        """Rows at their end put their best point, if there is one, into x_adv and claim it: (B,) bool."""
+        ended = (s["it"] >= self.steps).to(device)
+        s["x_adv"] = torch.where(per_row(ended), s["best"], s["x_adv"])
+        return ended & torch.isfinite(s["size"])
+
+    def leave(self, s: State, row: int, job: Job) -> None:
+        job.known["best"] = s["best"][row] if torch.isfinite(s["size"][row]) else None
+
+
+class FMN(Smallest):
     """Fast Minimum-Norm, Algorithm 1 of Pintor et al. (2021), for L1, L2 and Linf.
 
     steps                    points with a gradient; one more point, the last update, is looked at
     step_size, final_...     length of the gradient step (in L2, pixel units), cosine from one to the other
     gamma                    relative change of eps, cosine to 0.001; below 1, or eps turns negative (trap 3)
     """
-    runs = 1
 
     def __init__(self, norm: str, steps: int, step_size: float = 1.0, final_step_size: float = 1e-5, gamma: float = 0.05):
         if steps < 1 or not 0 <= final_step_size <= step_size or step_size <= 0:
@@ -85,18 +101,12 @@ class FMN:
         none = torch.full_like(s["eps"], torch.inf)
         return s | {"x_adv": s["x"].clone(), "best": s["x"].clone(), "size": none, "radius": none.clone()}
 
-    def wants_gradient(self, s: State) -> Tensor:
-        return s["it"] < self.steps
-
     def loss(self, s: State, logits: Tensor, rows) -> Tensor:
         return -margin(logits, s["y"][rows])
 
     def claims(self, s: State, logits: Tensor) -> Tensor:
-        """At the end of a row its best point goes to be confirmed."""
         best_so_far(s, s["x_adv"], logits.argmax(1) != s["y"], lp(s["x_adv"] - s["x"], P[self.norm]))
-        ended = (s["it"] >= self.steps).to(logits.device)
-        s["x_adv"] = torch.where(per_row(ended), s["best"], s["x_adv"])
-        return ended & torch.isfinite(s["size"])
+        return self.hand_in(s, logits.device)
 
     def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
         over = s["it"] >= self.steps
@@ -115,11 +125,8 @@ class FMN:
         s["it"] += 1
         return over
 
-    def leave(self, s: State, row: int, job: Job) -> None:
-        job.known["best"] = s["best"][row] if torch.isfinite(s["size"][row]) else None
 
-
-class Crossing:
+class Crossing(Smallest):
     """Minimal L2 norms in few passes: a walk on spheres whose radius is where the linearised model crosses the boundary.
 
     At x + delta, with g the gradient of (largest other logit - true logit) without the pixels that the box blocks, the
@@ -129,7 +136,6 @@ class Crossing:
     passes are shared by `walks`, one for every WALK_STEPS, all from the clean image: the first begins on log-sum-exp
     instead of the maximum of the other logits, which sees every class near, the second on the maximum, and so on.
     """
-    runs = 1
     norm, name = "L2", "crossing-L2"
 
     def __init__(self, steps: int, walks: int | None = None, smooth: float = 0.3):
@@ -142,9 +148,6 @@ class Crossing:
         s = stack(jobs)
         return s | {"x_adv": s["x"].clone(), "best": s["x"].clone(), "size": torch.full_like(s["eps"], torch.inf),
                     "walk_size": torch.full_like(s["eps"], torch.inf)}
-
-    def wants_gradient(self, s: State) -> Tensor:
-        return s["it"] < self.steps
 
     def _place(self, it: Tensor) -> tuple[Tensor, Tensor]:
         """(walk, share of it that is done) of each row."""
@@ -166,9 +169,7 @@ class Crossing:
         size, adversarial = lp(s["x_adv"] - s["x"], 2), logits.argmax(1) != s["y"]
         best_so_far(s, s["x_adv"], adversarial, size)
         s["walk_size"] = torch.where(adversarial, torch.minimum(s["walk_size"], size), s["walk_size"])
-        ended = (s["it"] >= self.steps).to(logits.device)
-        s["x_adv"] = torch.where(per_row(ended), s["best"], s["x_adv"])
-        return ended & torch.isfinite(s["size"])
+        return self.hand_in(s, logits.device)
 
     def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
         over = s["it"] >= self.steps
@@ -196,6 +197,3 @@ class Crossing:
         for _ in range(3):
             delta = (x + delta * per_row(radius / (lp(delta, 2) + TINY))).clamp_(0, 1).sub_(x)
         return delta
-
-    def leave(self, s: State, row: int, job: Job) -> None:
-        job.known["best"] = s["best"][row] if torch.isfinite(s["size"][row]) else None
