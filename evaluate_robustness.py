@@ -132,19 +132,20 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
     common: dict[str, Any] = {"n_outputs": model.n_outputs, "batch_size": batch_size}
     if args.threat in CLEAN_THREATS:
         return attacks.clean_rows(model.module, source, **common)
-    example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
-    fast = passes.faster(model.module, example, args.precision, args.compile)
-    common |= {"seed": args.seed, "log": run.warn}
-    if args.protocol == "autoattack":
-        common |= {"budget": budget_of(args), "begun": run.known()}
-        if args.engine == "reference":
-            return libraries.reference_balls(model.module, source, args.threat, sorted(set(args.eps)), **common)
-        return attacks.attack_balls(fast, source, args.threat, sorted(set(args.eps)), bisect=args.bisect,
-                                    exact=passes.Strict(model.module), **common)
+    common["log"] = run.warn
     if args.protocol == "feng2025":
-        return libraries.feng2025_rows(model.module, source, log=run.warn, n_outputs=model.n_outputs, batch_size=batch_size)
-    return attacks.attack_minimum_norm(fast, source, command_line.minimum_norm_attack(args),
-                                       exact=passes.Strict(model.module), **common)
+        return libraries.feng2025_rows(model.module, source, **common)
+    common["seed"] = args.seed
+    if args.protocol == "autoattack":
+        common |= {"norm": args.threat, "eps": sorted(set(args.eps)), "budget": budget_of(args), "begun": run.known()}
+        if args.engine == "reference":
+            return libraries.reference_balls(model.module, source, **common)
+    example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
+    fast = passes.faster(model.module, example, args.precision, args.compile)   # the libraries run the plain module
+    common["exact"] = passes.Strict(model.module)
+    if args.protocol == "autoattack":
+        return attacks.attack_balls(fast, source, bisect=args.bisect, **common)
+    return attacks.attack_minimum_norm(fast, source, command_line.minimum_norm_attack(args), **common)
 
 
 def evaluate(args) -> int:
