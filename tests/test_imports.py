@@ -32,7 +32,10 @@ MAY_IMPORT = {
     "libraries": {"attacks", "engine"},
     "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
     "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models"},
-    "plotting": BASE | {"utilities"},
+    "families": set(),                                          # split off plotting, as is what follows
+    "drawing": {"families", "records", "utilities"},
+    "figures_records": BASE | {"drawing", "families", "utilities"},
+    "plotting": BASE | {"drawing", "utilities"} | {path.stem for path in ROOT.glob("figures_*.py")},
 }
 SCRIPTS = {"evaluate_robustness", "plotting"}
 ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}

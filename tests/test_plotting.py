@@ -8,6 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import drawing
+import families
+import figures_records
 import plotting
 import records
 
@@ -57,7 +60,7 @@ def test_accuracies_drawn_are_those_counted_by_hand(tmp_path):
 
 def test_the_line_drawn_is_the_table(tmp_path):
     make_ball(tmp_path, "resnet18")
-    (_, figure, table, _), = plotting.accuracy_vs_eps(plotting.load_runs(tmp_path))
+    (_, figure, table, _), = figures_records.accuracy_vs_eps(drawing.load_results(tmp_path))
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata().astype(float), table["eps"])
     np.testing.assert_allclose(line.get_ydata().astype(float), [75, 50, 25])
@@ -91,7 +94,7 @@ def test_image_sets_and_budgets_are_never_pooled(tmp_path):
     make_ball(tmp_path, "vgg11", attack="AutoAttack (standard)")
     make_ball(tmp_path, "vgg13", seed=1)
     make_ball(tmp_path, "resnet18", image_set="other")
-    (_, figure, table, _), = plotting.accuracy_vs_eps(plotting.load_runs(tmp_path))
+    (_, figure, table, _), = figures_records.accuracy_vs_eps(drawing.load_results(tmp_path))
     assert table.groupby(["image_set", "budget", "model"])["panel"].nunique().eq(1).all()
     assert table["panel"].nunique() == 4
     titles = [ax.get_title(loc="left") for ax in figure.axes]
@@ -115,7 +118,7 @@ def test_examples_say_why_a_model_has_none(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg", "c.jpg"])
     make_ball(tmp_path, "vgg11", verdicts=VERDICTS | {"b.jpg": (1, 1, 1), "c.jpg": (0, 0, 0)})
     make_ball(tmp_path, "vgg13")        # was run without --examples
-    (name, figure, table, caption), = plotting.adversarial_examples(plotting.load_runs(tmp_path))
+    (name, figure, table, caption), = figures_records.adversarial_examples(drawing.load_results(tmp_path))
     assert name == "adversarial_examples_tiny_Linf"
     verdicts = table.set_index(["model", "image_id"])["verdict"]
     assert verdicts["resnet18"].tolist() == ["tabby → tiger cat"] * 2
@@ -132,7 +135,7 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
     keep_example(tmp_path, "resnet18", "c.jpg", l2=0.7)     # the record says 0.5
     keep_example(tmp_path, "resnet18", "a.jpg")             # the record says robust
-    (_, figure, table, _), = plotting.adversarial_examples(plotting.load_runs(tmp_path))
+    (_, figure, table, _), = figures_records.adversarial_examples(drawing.load_results(tmp_path))
     assert table["image_id"].tolist() == ["b.jpg"]
     plt.close(figure)
 
@@ -140,16 +143,16 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
 def test_models_beyond_the_room_are_named(tmp_path):
     for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
         make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg19" else ["b.jpg", "c.jpg"])
-    (_, figure, table, caption), = plotting.adversarial_examples(plotting.load_runs(tmp_path))
+    (_, figure, table, caption), = figures_records.adversarial_examples(drawing.load_results(tmp_path))
     assert set(table["model"]) == {"vgg11", "vgg13", "vgg16"} and "--models): vgg19." in caption
-    (_, chosen, table, _), = plotting.adversarial_examples(plotting.load_runs(tmp_path, ["vgg19", "vgg11"]))
+    (_, chosen, table, _), = figures_records.adversarial_examples(drawing.load_results(tmp_path, ["vgg19", "vgg11"]))
     assert set(table["model"]) == {"vgg11", "vgg19"}
     plt.close("all")
 
 
 def test_many_models_are_drawn_by_family(tmp_path):
-    models = {f"vgg_{i}" for i in range(plotting.MAX_NAMED)} | {"resnet18"}
-    labels = [line.get_label() for line in plotting.legend_handles(plotting.model_styles(models))]
+    models = {f"vgg_{i}" for i in range(drawing.MAX_NAMED)} | {"resnet18"}
+    labels = [line.get_label() for line in drawing.legend_handles(drawing.model_styles(models))]
     assert labels == ["ResNet", "VGG"]
 
 
@@ -158,11 +161,11 @@ def test_many_models_are_drawn_by_family(tmp_path):
     ("deit3_small", "ViT"), ("resnext50_32x4d", "ResNet"), ("tv_resnet50", "ResNet"), ("eva02_base", "BEiT, EVA"),
     ("mobilevit_s", "Other"), ("alexnet", "Other"), ("VGG16", "VGG")])
 def test_families(model, name):
-    assert plotting.family(model) == name
+    assert families.family(model) == name
 
 
 def test_models_of_a_family_share_a_colour_and_nothing_else():
-    styles = plotting.model_styles({"resnet18", "resnet50", "vgg11"})
+    styles = drawing.model_styles({"resnet18", "resnet50", "vgg11"})
     assert styles["resnet18"]["color"] == styles["resnet50"]["color"] != styles["vgg11"]["color"]
     assert styles["resnet18"]["marker"] != styles["resnet50"]["marker"]
 
@@ -172,20 +175,20 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
     prepare(tmp_path)
     assert draw(tmp_path, tmp_path / "figures") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and error.startswith("error: ") and "python evaluate_robustness.py --model_name" in error
+    assert error.count("nothing to draw for accuracy_vs_eps") == 1 and "python evaluate_robustness.py --model_name" in error
     assert not (tmp_path / "figures").exists()
 
 
 def test_the_command_that_errors_propose_is_one_that_parses():
     command_line = pytest.importorskip("command_line")
-    args = command_line.parse(plotting.EVALUATE.format("here").split()[2:], "")
+    args = command_line.parse(figures_records.EVALUATE.strip("`").format("here").split()[2:], "")
     assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
 
 
 def test_a_figure_without_data_says_so_and_the_others_are_drawn(tmp_path, capsys):
     make_ball(tmp_path, "resnet18")
     assert draw(tmp_path, tmp_path / "figures") == 0
-    assert "adversarial_examples: nothing to draw" in capsys.readouterr().err
+    assert "nothing to draw for adversarial_examples" in capsys.readouterr().err
     assert draw(tmp_path, tmp_path / "figures", "--plots", "adversarial_examples") == 2
 
 
