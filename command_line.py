@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import attacks
+import libraries
 import metrics
 import models
 import passes
@@ -15,7 +16,8 @@ from minimum_norm import FMN, Crossing
 
 CLEAN_THREATS = ("clean", "corruptions")
 ENGINES = ("own", "reference")
-STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100, "feng2025": 1000}
+STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100,
+         **{protocol: settings["steps"] for protocol, (_, settings) in libraries.FOOLBOX.items()}}
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,15 +127,14 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_norm(threats, norm: str) -> None:
-    """AutoAttack in a ball, or the minimal norm (crossing: the norms of fmn in a tenth of its passes;
-    feng2025: foolbox's class, as published).
-
-    Which options are read depends on --protocol.
-    """
-    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", "feng2025", "autoattack"], "L1": ["fmn"]}[norm]
+    """AutoAttack in a ball, or the minimal norm. Which options are read depends on --protocol."""
+    protocols = {"Linf": ["autoattack", "fmn"], "L2": ["fmn", "crossing", *libraries.FOOLBOX, "autoattack"], "L1": ["fmn"]}[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
-    parser.add_argument("--protocol", choices=protocols, default=protocols[0])
-    parser.add_argument("--steps", type=argument(positive), help="of APGD and FAB (100), fmn (1000), crossing (100)")
+    parser.add_argument("--protocol", choices=protocols, default=protocols[0],
+                        help="crossing: the norms of fmn in a tenth of its passes; feng2025: foolbox's L2 FMN as published; "
+                             "ddn, cw, deepfool: foolbox's classes")
+    parser.add_argument("--steps", type=argument(positive),
+                        help=f"default: {', '.join(f'{STEPS[name]} ({name})' for name in protocols)}")
     if "autoattack" in protocols:
         ball = parser.add_argument_group("autoattack")
         ball.add_argument("--eps", nargs="+", type=argument(utilities.parse_eps if norm == "Linf" else utilities.parse_radius),

@@ -76,8 +76,10 @@ def attack_settings(args) -> dict:
         return common | {"attack": budget.name, "eps": sorted(set(args.eps)), "engine": args.engine,
                          "ladder": "bisect" if args.bisect else "ascending", "attacks": budget.attacks,
                          "steps": budget.steps, "targets": budget.targets, "queries": budget.queries}
-    if args.protocol == "feng2025":
-        return common | {"attack": "foolbox L2FMNAttack as published", "pixels": "stretched to [0, 1]", **libraries.FENG2025}
+    if args.protocol in libraries.FOOLBOX:
+        name, settings = libraries.FOOLBOX[args.protocol]
+        return common | {"attack": f"foolbox {name} {args.steps} steps", **settings, "steps": args.steps,
+                         **({"pixels": "stretched to [0, 1]"} if args.protocol == "feng2025" else {})}
     if args.protocol == "crossing":
         return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps}
     return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
@@ -133,8 +135,8 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
     if args.threat in CLEAN_THREATS:
         return attacks.clean_rows(model.module, source, **common)
     common["log"] = run.warn
-    if args.protocol == "feng2025":
-        return libraries.feng2025_rows(model.module, source, **common)
+    if args.protocol in libraries.FOOLBOX:
+        return libraries.foolbox_rows(model.module, source, args.protocol, args.steps, **common)
     common["seed"] = args.seed
     if args.protocol == "autoattack":
         common |= {"norm": args.threat, "eps": sorted(set(args.eps)), "budget": budget_of(args), "begun": run.known()}

@@ -12,7 +12,7 @@ import attacks
 from attacks import AttackError, Budget, attack_balls, attack_minimum_norm
 from engine import Job, Passes, run_stages
 from ensemble import APGD, FAB, Square, bump, square_fraction, to_hyperplane
-from libraries import feng2025_rows, reference_attack, reference_balls, stretch
+from libraries import foolbox_rows, reference_attack, reference_balls, stretch
 from minimum_norm import FMN, Crossing, shrink
 
 SMALL = Budget(steps=20, targets=3, queries=60)
@@ -144,13 +144,33 @@ def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, publis
     net, image = two_class(distance, "L2", size=(3, 16, 16))
     image = image + torch.linspace(-0.5, 0.5, image.numel()).view_as(image)      # from 0 to 1: stretching changes nothing
     net.bias[0] -= float((net.weight[0] * (image.flatten() - 0.5)).sum())
-    row = rows_of(feng2025_rows(net, [("a", image, 0)], 2)).iloc[0]
+    row = rows_of(foolbox_rows(net, [("a", image, 0)], "feng2025", 1000, 2)).iloc[0]
     theirs = foolbox.attacks.L2FMNAttack(steps=1000, max_stepsize=1, min_stepsize=1e-5, gamma=10)(
         foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None)[1][0]
     torch.testing.assert_close(row.perturbation, theirs - image)
     assert row.l2 == pytest.approx(published, abs=0.15)      # whole steps of 1, less what the box takes
     ours = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(20), 2)).iloc[0].l2
     assert distance <= ours <= 1.02 * distance
+
+
+@pytest.mark.parametrize(("protocol", "steps", "within", "distance"), [
+    *[(*row, d) for row in (("ddn", 300, 1.002), ("deepfool", 50, 1.026)) for d in (0.02, 0.05, 0.2, 0.7, 1.3)],
+    ("cw", 1000, 1.01, 0.05), *[pytest.param("cw", 1000, 1.01, d, marks=pytest.mark.slow) for d in (0.02, 0.2, 0.7, 1.3)]])
+def test_library_attacks_that_are_offered_find_closed_form_distances(protocol, steps, within, distance):
+    """DeepFool oversteps by 2 %, as its settings say. At 1.3 the box takes part."""
+    net, image = two_class(distance, "L2")
+    want = box_distance(net, distance)
+    row = rows_of(foolbox_rows(net, [("a", image, 0)], protocol, steps, 2)).iloc[0]
+    assert row.success == 1 and want * (1 - 1e-5) <= row.l2 <= within * want
+
+
+@pytest.mark.parametrize(("protocol", "steps"), [("ddn", 30), ("cw", 20), ("deepfool", 20)])
+def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, steps):
+    alone, together = (rows_of(foolbox_rows(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
+                       for batch_size in (1, 12))
+    assert alone.success.sum() > 5
+    pd.testing.assert_series_equal(alone.l2, together.l2, rtol=1e-3)
+    assert alone.backwards.sum() == pytest.approx(together.backwards.sum(), rel=0.5)     # deepfool ends when all have
 
 
 def test_stretching():
