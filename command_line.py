@@ -99,6 +99,9 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dataset", type=argument(set_name), default="sample",
                         help="sample, imagenet-val, big12, clickme, imagenet-c, tiny-imagenet-c, or your own with --data_dir")
     parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env")
+    parser.add_argument("--multilabel", type=Path, default=utilities.setting("MULTILABEL_FILE"), metavar="FILE",
+                        help="human_accuracy_v3.0.0.json (Shankar 2020; Vasudevan 2022): all labels that people accept; "
+                             "default MULTILABEL_FILE of .env")
     parser.add_argument("--map_reduce", choices=list(metrics.REDUCTIONS), default="max",
                         help="perturbation -> map over channels, for the agreement with human maps")
     parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")

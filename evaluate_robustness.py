@@ -90,8 +90,15 @@ def run_settings(args, images: dataloading.ImageSet) -> dict:
     return {**attack_settings(args), "precision": args.precision, "head": args.head, "image_set": images.name,
             "images": len(images), "list_sha256": images.list_sha256, "slice": args.slice, **images.facts,
             **({"contents_sha256": images.contents_sha256()} if images.name == "big12" else {}),
+            **({"multilabel_sha256": records.sha256_file(args.multilabel)} if accepted_labels(args) else {}),
             **({"human_map": human_maps.map_source(images), "map_reduce": map_reduce(args),
                 "human_ceiling": metrics.HUMAN_CEILING} if has_alignment(args) and human_maps.map_source(images) else {})}
+
+
+def accepted_labels(args) -> dict[str, frozenset[int]]:
+    """Classes that people accept for an image; of no use to attacks, nor to a head of two classes."""
+    wanted = args.multilabel and args.threat in CLEAN_THREATS and args.head == "none"
+    return human_maps.read_multilabels(args.multilabel) if wanted else {}
 
 
 def has_alignment(args) -> bool:
@@ -225,10 +232,11 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
 
 
 def add_human_columns(args, rows: list[dict], images: dataloading.ImageSet, model: models.Model, place: dict) -> None:
-    """ReaL correctness of clean predictions; agreement of perturbations with human maps, no cell where it is undefined."""
+    """Clean predictions against all labels that fit; agreement of perturbations with human maps, no cell where it is undefined."""
     for row in rows:
         if args.threat in CLEAN_THREATS and model.n_outputs == models.IMAGENET_CLASSES:
             row["clean_real"] = human_maps.real_correct(row["image_id"], row["clean_pred"])
+            row["clean_multilabel"] = human_maps.multilabel_correct(accepted_labels(args), row["image_id"], row["clean_pred"])
         if row.get("perturbation") is None or not has_alignment(args):
             continue
         people = human_maps.human_map(images, place[row["image_id"]], model.preprocessing)

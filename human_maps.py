@@ -275,6 +275,7 @@ def real_correct(file_name: str, pred: int) -> int | None:
     return int(pred in labels) if labels else None
 
 
+@cache
 def read_multilabels(path: Path) -> dict[str, frozenset[int]]:
     """Validation file name -> every class that people accept, from human_accuracy_v3.0.0.json (Shankar et al. 2020, with
     the corrections of Vasudevan et al. 2022).

@@ -103,21 +103,7 @@ def over_ceiling(agreement: float | np.ndarray, ceiling: float = HUMAN_CEILING) 
     return agreement / ceiling
 
 
-# ---- accuracy over classes and corruptions ---------------------------------------------------------------------
-
-def mean_per_class(correct: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over classes of the accuracy within each (Shankar et al. 2020: their problematic images leave classes uneven).
-
-    correct   (n,) 0 or 1; a missing value (nan) does not count
-    labels    (n,) class of each
-    """
-    correct, labels = np.asarray(correct, dtype=np.float64), np.asarray(labels)
-    known = ~np.isnan(correct)
-    if not known.any():
-        return float("nan")
-    _, classes = np.unique(labels[known], return_inverse=True)
-    return float((np.bincount(classes, correct[known]) / np.bincount(classes)).mean())
-
+# ---- accuracy over corruptions ---------------------------------------------------------------------------------
 
 def mean_corruption_error(errors: Mapping[str, Mapping[int, float]],
                           baseline: Mapping[str, Mapping[int, float]] | Mapping[str, float] | None = None) -> dict[str, float]:

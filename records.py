@@ -27,13 +27,14 @@ from filelock import FileLock, Timeout
 
 CLEAN = ["image_id", "label", "clean_pred", "clean_correct"]
 COLUMNS = {
-    "clean": [*CLEAN, "clean_top5", "clean_real"],
+    "clean": [*CLEAN, "clean_top5", "clean_real", "clean_multilabel"],
     "ball": [*CLEAN, "eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2", "forwards", "backwards"],
     "minimum_norm": [*CLEAN, "success", "adv_pred", "l2", "linf", "human_alignment_raw", "human_alignment",
                      "forwards", "backwards"],
 }
 TEXT_COLUMNS = {"image_id": str, "broken_by": str}
-INTEGER_COLUMNS = ["label", "clean_pred", "clean_correct", "clean_top5", "clean_real", "robust", "success", "adv_pred"]
+INTEGER_COLUMNS = ["label", "clean_pred", "clean_correct", "clean_top5", "clean_real", "clean_multilabel",
+                   "robust", "success", "adv_pred"]
 RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessions", "warnings"}
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
@@ -360,6 +361,8 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
     for column in ("clean_top5", "clean_real"):
         if column in rows and rows[column].notna().any():
             row[column] = rows[column].mean()
+    if "clean_multilabel" in rows and rows["clean_multilabel"].notna().any():   # mean over classes: Shankar et al. 2020
+        row["clean_multilabel"] = rows.groupby("label")["clean_multilabel"].mean().mean()
     if "robust" in rows:
         row |= {"robust": int(rows["robust"].sum()), "robust_acc": rows["robust"].mean()}
     if "success" in rows:

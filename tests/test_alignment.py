@@ -76,12 +76,6 @@ def test_the_ceiling():
             metrics.over_ceiling(0.2, ceiling)
 
 
-def test_mean_per_class_weighs_classes_not_images():
-    """Class 3: 1 of 1, class 7: 1 of 4 (one more image has no verdict): (1 + 1/4) / 2."""
-    assert metrics.mean_per_class([1, 1, 0, 0, 0, np.nan], [3, 7, 7, 7, 7, 9]) == pytest.approx(0.625)
-    assert np.isnan(metrics.mean_per_class([np.nan], [3]))
-
-
 def test_mean_corruption_error_by_hand():
     errors = {"fog": {1: 0.2, 2: 0.4}, "snow": {3: 0.5}}
     baseline = {"fog": {1: 0.4, 2: 0.4, 3: 0.9}, "snow": {3: 0.4}}

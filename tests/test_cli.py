@@ -287,3 +287,24 @@ def test_alignment_and_real_labels_reach_the_record(cli, tmp_path):
         assert row.human_alignment == pytest.approx(row.human_alignment_raw / 0.65753)
         seen += 1
     assert seen == rows.success.sum() >= 1
+
+
+def test_labels_that_people_accept_reach_the_record(cli, tiny, tmp_path):
+    """Two photographs renamed as of the validation set: one prediction is accepted, one is not, the rest were not asked."""
+    names = {}
+    for k, path in enumerate(sorted(p for p in tiny.data.rglob("*") if p.is_file())):
+        names[k] = tmp_path / "data" / path.parent.name / f"ILSVRC2012_val_{k:08d}.JPEG"
+        names[k].parent.mkdir(parents=True, exist_ok=True)
+        names[k].write_bytes(path.read_bytes())
+    accepted = {names[0].name: {"correct": [names[0].parent.name]}, names[1].name: {"unclear": ["n01440764"]}}
+    file = tmp_path / "human_accuracy.json"
+    file.write_text(json.dumps({"initial_annots": accepted, "problematic_images": {}}))
+    arguments = [*tiny.arguments(tmp_path / "results"), "--data_dir", tmp_path / "data", "--multilabel"]
+    assert cli(*arguments, file, "clean")[0] == 0
+    csv, run = record(tmp_path / "results")
+    rows = pd.read_csv(csv)
+    assert rows["clean_multilabel"].dropna().tolist() == [1, 0] and rows["clean_correct"].all()
+    assert run["settings"]["run"]["multilabel_sha256"] == records.sha256_file(file)
+    (tmp_path / "other.json").write_text("{}")
+    status, _, error = cli(*arguments, tmp_path / "other.json", "clean")
+    assert status == 2 and "other.json: not human_accuracy" in error

@@ -367,3 +367,11 @@ def test_a_record_without_its_run_file_is_not_dropped_in_silence(tiny_record, tm
     run.csv.with_name("stray.csv").write_text(run.csv.read_text())
     with pytest.raises(RecordError, match="stray.csv: a record without its run file"):
         records.merge(tmp_path)
+
+
+def test_multilabel_accuracy_weighs_classes_not_images(tiny_record, tmp_path):
+    """Class 3: 1 of 1, class 7: 1 of 4; nobody was asked about the last image: (1 + 1/4) / 2."""
+    verdicts = [(3, 1), (7, 1), (7, 0), (7, 0), (7, 0), (9, None)]
+    tiny_record([{"image_id": f"{i}.jpg", "label": label, "clean_pred": label, "clean_correct": 1, "clean_multilabel": hit}
+                 for i, (label, hit) in enumerate(verdicts)], kind="clean", threat="clean")
+    assert records.merge(tmp_path)["clean_multilabel"].tolist() == [0.625]
