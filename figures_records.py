@@ -1,25 +1,22 @@
-"""Figures of attack records: accuracy against eps, and adversarial examples."""
+"""Figures of records: accuracy against eps, error under corruptions, minimal norms under both protocols."""
 from __future__ import annotations
 
 import json
 import textwrap
-import zipfile
 from collections.abc import Iterator
-from itertools import compress, islice
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 import metrics
-import records
-import utilities
 from drawing import (
+    COLUMN,
+    MARKERS,
     MAX_NAMED,
     NORMS,
+    PAGE,
     Drawing,
     Results,
     budget,
@@ -34,8 +31,7 @@ from drawing import (
 )
 from families import family
 
-PHOTOGRAPHS, EXAMPLE_MODELS, CELL = 4, 3, 1.62      # columns and rows of examples; inches a picture
-NOT_KEPT = "fooled, no example kept"
+PROTOCOL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")      # Okabe and Ito
 
 
 # ---- accuracy against eps --------------------------------------------------------------------------------------
@@ -97,112 +93,115 @@ def draw_accuracy(ax, table: pd.DataFrame, styles: dict[str, dict], norm: str) -
     radius_axis(ax, radii, norm)
 
 
-# ---- adversarial examples --------------------------------------------------------------------------------------
+# ---- corruptions -----------------------------------------------------------------------------------------------
 
-def example_path(run: dict, image_id: str) -> Path:
-    """Where evaluate_robustness.py --examples keeps a photograph and its perturbation."""
-    name = f"{records.file_name(image_id)}.npz"
-    return run["csv"].parents[3].joinpath("examples", *folder(run), run["csv"].stem, name)
-
-
-def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
-    """What a model made of a photograph: `verdict`, and image, delta, classes and norms where the record confirms them."""
-    cell = {"image_set": run["image_set"], "threat": run["threat"], "budget": budget(run), "model": run["model"],
-            "image_id": image_id}
-    part, path = rows[rows["image_id"] == image_id], example_path(run, image_id)
-    fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
-    robust = f"robust at ε = {utilities.format_eps(part['eps'].max())}" if "eps" in part else "no adversarial image found"
-    for holds, verdict in [(part.empty, "not in its image list"),
-                           (not part["clean_correct"].all(), "misclassified without attack"),
-                           (fooled.empty, robust), (not path.exists(), NOT_KEPT)]:
-        if holds:
-            return cell | {"verdict": verdict}
-    try:
-        with np.load(path) as file:
-            example = {name: file[name] if file[name].ndim else file[name].item()
-                       for name in ("label", "pred", "eps", "l2", "linf", "image", "delta")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise records.RecordError(f"{path}: damaged example ({error}); delete it") from None
-    if not np.isclose(fooled["l2"], example["l2"]).any():
-        return cell | {"verdict": "fooled, the example kept is another run's"}
-    size = np.abs(example["delta"].astype(float))
-    factor = 0.5 / (np.quantile(size, 0.999) or size.max() or 0.5)      # the largest 0.1 % may leave black to white
-    return cell | example | {"verdict": f"{example['label']} → {example['pred']}", "factor": float(f"{factor:.2g}")}
+def corruption_table(runs: list[dict]) -> pd.DataFrame:
+    """Top-1 error of each model, corruption type and severity that was run."""
+    return pd.DataFrame([{"image_set": run["image_set"], "model": run["model"], "type": kind, "severity": int(severity),
+                          "n": run["images"], "error": 1 - read_rows(run)["clean_correct"].mean()}
+                         for run in runs for _, kind, severity in [run["threat"].rsplit("-", 2)]])
 
 
-def example_columns(group: list[dict]) -> list[list[dict]]:
-    """The first photographs of which any model has an example: what every model that has something to tell made of each."""
-    rows = [read_rows(run) for run in group]
-    names = dict.fromkeys(name for run, part in zip(group, rows) for name in part["image_id"].unique()
-                          if example_path(run, name).exists())
-    columns = ([read_example(run, part, name) for run, part in zip(group, rows)] for name in names)
-    shown = list(islice((column for column in columns if any("image" in cell for cell in column)), PHOTOGRAPHS))
-    told = [any(column[i]["verdict"] != NOT_KEPT for column in shown) for i in range(len(group))]
-    return [list(compress(column, told)) for column in shown]
+def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """metrics.mean_corruption_error of each model (index); over AlexNet's where ImageNet-C was run at all five severities."""
+    rows = {}
+    for model, part in table.groupby("model"):
+        errors = {kind: dict(zip(cells["severity"], cells["error"])) for kind, cells in part.groupby("type")}
+        whole = all(set(cells) == set(metrics.SEVERITIES) for cells in errors.values())
+        comparable = whole and set(errors) <= set(metrics.ALEXNET_ERRORS) and set(part["image_set"]) == {"imagenet-c"}
+        rows[model] = metrics.mean_corruption_error(errors, metrics.ALEXNET_ERRORS if comparable else None)
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def adversarial_examples(results: Results) -> Iterator[Drawing]:
-    """Photographs, and under each its amplified adversarial difference and the verdict, a row per model."""
-    for group in finished(results.runs, ("ball", "minimum_norm"), folder):
-        first = sorted(group, key=lambda run: not example_path(run, "any").parent.is_dir())[:EXAMPLE_MODELS]
-        if not (columns := example_columns(first)):
+def corruption_errors(results: Results) -> Iterator[Drawing]:
+    """Error under each corruption, mean over the severities run, and the mean over types; a row per model."""
+    runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
+    for group in finished(runs, ("clean",), lambda run: run["image_set"]):
+        image_set, table = group[0]["image_set"], corruption_table(group)
+        summary = corruption_summary(table)
+        shown = table.pivot_table(index="model", columns="type", values="error")        # mean over severities
+        shown["mean"] = summary["mean_error"]
+        figure, ax = plt.subplots(figsize=(max(COLUMN, 1.6 + 0.36 * shown.shape[1]), 1.5 + 0.2 * len(shown)), layout="constrained")
+        draw_cells(ax, 100 * shown)
+        ax.set_title(f"{image_set}: error (%), mean over severities", loc="left")
+        yield (f"corruption_errors_{image_set}", figure, table.join(summary[["mean_error", "mce"]], on="model"),
+               corruption_caption(table, summary))
+
+
+def corruption_caption(table: pd.DataFrame, summary: pd.DataFrame) -> str:
+    lines = [f"{model}: mean error {100 * row.mean_error:.1f} % over {row.types:.0f} types and {row.cells:.0f} cells, "
+             + (f"mCE {100 * row.mce:.1f} (AlexNet 100)" if np.isfinite(row.mce) else
+                "no mCE (it needs imagenet-c at all five severities)") for model, row in summary.iterrows()]
+    severities, n = (" or ".join(map(str, sorted(table[column].unique()))) for column in ("severity", "n"))
+    return "\n".join([f"Top-1 error of all images under each corruption, mean over the severities run ({severities}); empty: not "
+                      "run.", *lines, f"n = {n} images a cell."])
+
+
+def draw_cells(ax, shown: pd.DataFrame) -> None:
+    """A coloured cell per value, with the value in it."""
+    ax.imshow(shown, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    ax.set_xticks(range(shown.shape[1]), [name.replace("_", " ") for name in shown.columns], rotation=45, ha="right")
+    ax.set_yticks(range(len(shown)), shown.index)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    for (i, j), value in np.ndenumerate(shown.to_numpy()):
+        if np.isfinite(value):
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=6.5, color="white" if value < 50 else "black")
+
+
+# ---- the two protocols -----------------------------------------------------------------------------------------
+
+def protocols_compared(results: Results) -> Iterator[Drawing]:
+    """Perturbation Tolerance and human alignment of the same models, images and head under each L2 protocol."""
+    def same(run):
+        return run["image_set"], run["settings"]["run"].get("head", "none")
+    runs = [run for run in results.runs if run["threat"].startswith("L2-")]
+    for group in finished(runs, ("minimum_norm",), same):
+        table = pd.DataFrame([{"image_set": run["image_set"], "head": same(run)[1], "model": run["model"],
+                               "threat": run["threat"], "attack": budget(run)} | norm_means(read_rows(run)) for run in group])
+        if "L2-feng2025" not in set(table["threat"]) or table["threat"].nunique() < 2:
             continue
-        models = [cell["model"] for cell in columns[0]]
-        table = pd.DataFrame([cell for column in columns for cell in column]).drop(columns=["image", "delta"])
-        caption = ("Photographs, and under each what was added to fool a model, amplified by the factor given (grey: nothing; "
-                   "the largest 0.1 % of the values may be clipped). A photograph is cropped as its first model takes it.\n"
-                   + describe([run for run in group if run["model"] in models], results.runs))
-        if left := [run["model"] for run in group if run["model"] not in models]:
-            caption += f"\nNot drawn, for want of room or of examples (see --models): {', '.join(left)}."
-        yield "_".join(["adversarial_examples", *folder(group[0])]), draw_examples(columns), table, caption
+        height = 1.3 + 0.26 * table["model"].nunique()
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE, height), sharey=True, layout="constrained")
+        for ax, value, label in zip(axes, ("l2", "alignment"), ("Perturbation Tolerance ($L_2$, log scale)", "human alignment")):
+            draw_protocols(ax, table, value)
+            ax.set_xlabel(label)
+        axes[0].set_xscale("log")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        caption = "\n".join(["The same models, photographs and head under each protocol: mean and standard error over the "
+                             "correctly classified images. feng2025: foolbox's L2 FMN as published: never projects, stretched "
+                             "pixels, norms that are not minimal.",
+                             *(describe([run for run in group if run["threat"] == threat], results.runs)
+                               for threat in table["threat"].unique())])
+        yield "_".join(filter(None, ["protocols_compared", *same(group[0])])), figure, table, caption
 
 
-def draw_examples(columns: list[list[dict]]) -> Figure:
-    """A column per photograph: the photograph as the first model sees it, and below it a row per model."""
-    gap, line = 0.07, 0.117     # inches: between pictures, a line of text
-    names = ["", *(cell["model"].replace(".", ".\n", len(cell["model"]) > 26) for cell in columns[0])]
-    left = 0.08 + line * (1 + max(name.count("\n") for name in names))
-    first = [next(cell for cell in column if "image" in cell) for column in columns]
-    rows = [[{"image": cell["image"], "label": cell["label"]} for cell in first], *zip(*columns)]
-    lines = [max(picture_text(cell).count("\n") + 1 for cell in row) for row in rows]
-    tops = np.cumsum([0, *(CELL + gap + line * (count + 0.5) for count in lines)])
-    width, height = left + len(columns) * (CELL + gap) - gap, tops[-1]
-    figure = plt.figure(figsize=(width, height))
-    for name, row, top in zip(names, rows, height - tops):
-        figure.text(0.02 / width, (top - CELL / 2) / height, name, rotation=90, va="center", ma="center", fontsize=7)
-        for j, cell in enumerate(row):
-            ax = figure.add_axes(((left + j * (CELL + gap)) / width, (top - CELL) / height, CELL / width, CELL / height))
-            ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
-            ax.spines[:].set_visible(False)
-            draw_picture(ax, cell)
-            below = picture_text(cell)      # its last line stands on y
-            ax.text(0.5, -line * (below.count("\n") + 1.1) / CELL, below, ha="center", fontsize=7, transform=ax.transAxes)
-    return figure
+def norm_means(rows: pd.DataFrame) -> dict[str, float]:
+    """Mean and SEM of minimal norms and alignments over correctly classified images, and their numbers."""
+    right = rows[(rows["clean_correct"] == 1) & (rows["success"] == 1)]
+    maps = right["human_alignment"].dropna()
+    return {"n": len(right), "l2": right["l2"].mean(), "l2_sem": right["l2"].sem(), "n_maps": len(maps),
+            "alignment": maps.mean(), "alignment_sem": maps.sem()}
 
 
-def draw_picture(ax, cell: dict) -> None:
-    """A photograph, an amplified difference, or the reason why there is none."""
-    if "image" not in cell:
-        why = textwrap.fill(cell["verdict"], 20)
-        ax.text(0.5, 0.5, why, ha="center", va="center", color="#666666", fontsize=7, transform=ax.transAxes)
-    elif "delta" in cell:   # (H,W,3), pixel units of [0, 1]
-        grey = 127.5 + 255 * cell["factor"] * cell["delta"].astype(float)
-        ax.imshow(grey.clip(0, 255).astype(np.uint8), interpolation="none")
-    else:
-        ax.imshow(cell["image"])
+def draw_protocols(ax, table: pd.DataFrame, value: str) -> None:
+    """A line per model from protocol to protocol, a marker each with its standard error."""
+    models = sorted(table["model"].unique(), reverse=True)
+    for i, model in enumerate(models):
+        part = table[table["model"] == model]
+        ax.plot(part[value], [i] * len(part), color="#BBBBBB", zorder=1)
+    for k, (threat, part) in enumerate(table.groupby("threat")):
+        ax.errorbar(part[value], [models.index(model) for model in part["model"]], xerr=part[f"{value}_sem"], fmt=MARKERS[k],
+                    color=PROTOCOL_COLOURS[k % len(PROTOCOL_COLOURS)], label=threat.removeprefix("L2-"), elinewidth=0.8)
+    ax.set_yticks(range(len(models)), models)
+    ax.set_ylim(-0.6, len(models) - 0.4)
 
 
-def picture_text(cell: dict) -> str:
-    """Below a photograph its class; below a difference the verdict, the radius or norm, and the factor."""
-    if "delta" not in cell:
-        return cell.get("label", "")
-    size = (f"ε = {utilities.format_eps(cell['eps'])}" if np.isfinite(cell["eps"]) else
-            f"{NORMS['Linf']} = {255 * cell['linf']:.2g}/255" if cell["threat"].startswith("Linf") else
-            f"{NORMS['L2']} = {cell['l2']:.3g}")
-    verdict = cell["verdict"] if len(cell["verdict"]) <= 28 else cell["verdict"].replace("→ ", "→\n")
-    return f"{verdict}\n{size}, ×{cell['factor']:g}"
-
-
-EVALUATE = "`python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --examples 4 Linf --eps 1/255`"
-MADE_BY = EVALUATE + " makes it (a finished run: with --overwrite)"
-FIGURES = {"accuracy_vs_eps": (accuracy_vs_eps, MADE_BY), "adversarial_examples": (adversarial_examples, MADE_BY)}
+EVALUATE = "python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} Linf --eps 1/255"
+MADE_BY = f"`{EVALUATE}` makes it (a finished run: with --overwrite)"
+CORRUPTED = ("`python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --dataset imagenet-c corruptions "
+             "--corruption_type fog --corruption_severity 3` makes it")
+BOTH = "runs of the same models with `L2 --protocol feng2025` and with `L2 --protocol fmn` (or crossing) in {} make it"
+FIGURES = {"accuracy_vs_eps": (accuracy_vs_eps, MADE_BY), "corruption_errors": (corruption_errors, CORRUPTED),
+           "protocols_compared": (protocols_compared, BOTH)}

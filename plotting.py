@@ -19,12 +19,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+import figures_examples
 import figures_records
 import records
 import utilities
 from drawing import STYLE, load_results
 
-FIGURES = figures_records.FIGURES       # name -> (function that draws it, command that makes what it draws)
+FIGURES = figures_records.FIGURES | figures_examples.FIGURES    # name -> (function that draws it, command that makes what it draws)
 
 
 def write(args, name: str, figure: Figure, table: pd.DataFrame, caption: str) -> list[Path]:

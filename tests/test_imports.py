@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models"},
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},
+    "figures_examples": BASE | {"drawing", "utilities"},
     "figures_records": BASE | {"drawing", "families", "utilities"},
     "plotting": BASE | {"drawing", "utilities"} | {path.stem for path in ROOT.glob("figures_*.py")},
 }

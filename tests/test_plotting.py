@@ -10,6 +10,7 @@ import pytest
 
 import drawing
 import families
+import figures_examples
 import figures_records
 import plotting
 import records
@@ -118,7 +119,7 @@ def test_examples_say_why_a_model_has_none(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg", "c.jpg"])
     make_ball(tmp_path, "vgg11", verdicts=VERDICTS | {"b.jpg": (1, 1, 1), "c.jpg": (0, 0, 0)})
     make_ball(tmp_path, "vgg13")        # was run without --examples
-    (name, figure, table, caption), = figures_records.adversarial_examples(drawing.load_results(tmp_path))
+    (name, figure, table, caption), = figures_examples.adversarial_examples(drawing.load_results(tmp_path))
     assert name == "adversarial_examples_tiny_Linf"
     verdicts = table.set_index(["model", "image_id"])["verdict"]
     assert verdicts["resnet18"].tolist() == ["tabby → tiger cat"] * 2
@@ -135,7 +136,7 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
     keep_example(tmp_path, "resnet18", "c.jpg", l2=0.7)     # the record says 0.5
     keep_example(tmp_path, "resnet18", "a.jpg")             # the record says robust
-    (_, figure, table, _), = figures_records.adversarial_examples(drawing.load_results(tmp_path))
+    (_, figure, table, _), = figures_examples.adversarial_examples(drawing.load_results(tmp_path))
     assert table["image_id"].tolist() == ["b.jpg"]
     plt.close(figure)
 
@@ -143,9 +144,9 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
 def test_models_beyond_the_room_are_named(tmp_path):
     for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
         make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg19" else ["b.jpg", "c.jpg"])
-    (_, figure, table, caption), = figures_records.adversarial_examples(drawing.load_results(tmp_path))
+    (_, figure, table, caption), = figures_examples.adversarial_examples(drawing.load_results(tmp_path))
     assert set(table["model"]) == {"vgg11", "vgg13", "vgg16"} and "--models): vgg19." in caption
-    (_, chosen, table, _), = figures_records.adversarial_examples(drawing.load_results(tmp_path, ["vgg19", "vgg11"]))
+    (_, chosen, table, _), = figures_examples.adversarial_examples(drawing.load_results(tmp_path, ["vgg19", "vgg11"]))
     assert set(table["model"]) == {"vgg11", "vgg19"}
     plt.close("all")
 
@@ -181,7 +182,7 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
 
 def test_the_command_that_errors_propose_is_one_that_parses():
     command_line = pytest.importorskip("command_line")
-    args = command_line.parse(figures_records.EVALUATE.strip("`").format("here").split()[2:], "")
+    args = command_line.parse(figures_records.EVALUATE.format("here").split()[2:], "")
     assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
 
 
@@ -222,3 +223,71 @@ def test_figures_need_no_torch(tmp_path):
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 8
+
+
+# ---- corruptions, protocols, maps ------------------------------------------------------------------------------
+
+def make_record(results, threat, model, rows, kind, image_set="tiny", **settings):
+    """A finished record of these rows (`image_id` is added) and the path of its example folder."""
+    run_settings = {"protocol": threat, "attack": "none", **settings}
+    rows = [{"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0, "clean_correct": 1} | row for i, row in enumerate(rows)]
+    with records.Run(results, image_set, threat, model, kind, {"model": {"name": model}, "run": run_settings}) as run:
+        run.append(rows)
+        run.finish([row["image_id"] for row in rows])
+    return Path(results) / "examples" / image_set / threat / records.file_name(model)
+
+
+def test_corruption_errors_and_mce_by_hand(tmp_path):
+    """fog: 1 of 4 wrong at every severity; noise: 2 of 4. mCE = mean(0.25 / 0.819324, 0.5 / 0.886428)."""
+    for kind, wrong in (("fog", 1), ("gaussian_noise", 2)):
+        for severity in range(1, 6):
+            make_record(tmp_path, f"corruptions-{kind}-{severity}", "resnet18",
+                        [{"clean_correct": int(i >= wrong)} for i in range(4)], "clean", "imagenet-c")
+    make_record(tmp_path, "corruptions-fog-3", "resnet18", [{}, {"clean_correct": 0}], "clean", "sample")
+    drawn = {name: (table, caption) for name, _, table, caption in
+             figures_records.corruption_errors(drawing.load_results(tmp_path))}
+    plt.close("all")
+    table, caption = drawn["corruption_errors_imagenet-c"]
+    assert len(table) == 10 and set(table["error"]) == {0.25, 0.5}
+    np.testing.assert_allclose(table[["mean_error", "mce"]].drop_duplicates(),
+                               [[0.375, (0.25 / 0.819324 + 0.5 / 0.886428) / 2]])
+    assert "mCE 43.5 (AlexNet 100)" in caption and "2 types and 10 cells" in caption
+    table, caption = drawn["corruption_errors_sample"]
+    assert table["error"].tolist() == [0.5] and table["mce"].isna().all() and "no mCE" in caption
+
+
+def test_both_protocols_side_by_side(tmp_path):
+    norms = {"L2-feng2025": (1.0, 2.0), "L2-fmn": (0.1, 0.3)}
+    for threat, (first, second) in norms.items():
+        make_record(tmp_path, threat, "resnet18", [{"success": 1, "l2": first, "human_alignment": 0.5},
+                                                   {"success": 1, "l2": second, "human_alignment": 0.1},
+                                                   {"clean_correct": 0}], "minimum_norm")
+    make_record(tmp_path, "L2-fmn", "vgg11", [{"success": 1, "l2": 0.2}], "minimum_norm", "other")    # one protocol alone
+    (name, figure, table, caption), = figures_records.protocols_compared(drawing.load_results(tmp_path))
+    assert name == "protocols_compared_tiny_none" and "not minimal" in caption
+    table = table.set_index("threat")
+    assert table["l2"].to_dict() == {"L2-feng2025": 1.5, "L2-fmn": 0.2} and set(table["n"]) == {2}
+    np.testing.assert_allclose(table.loc["L2-fmn", ["l2_sem", "alignment", "alignment_sem"]].astype(float), [0.1, 0.3, 0.2])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["feng2025", "fmn"]
+    plt.close(figure)
+
+
+def test_maps_of_people_and_perturbations(tmp_path):
+    """Perturbation Tolerance and alignment beside the model are those of the record, not of the examples kept."""
+    folder = make_record(tmp_path, "L2-crossing", "resnet18", [{"success": 1, "l2": 0.5, "human_alignment": 0.25},
+                                                               {"success": 1, "l2": 1.5, "human_alignment": 0.75}],
+                         "minimum_norm", human_map="hand-drawn, sha256 0")
+    folder.mkdir(parents=True)
+    delta, people = np.zeros((8, 8, 3), np.float16), np.zeros((8, 8), np.float16)
+    delta[2, 3, 1], people[4:, :] = -0.5, 0.5
+    np.savez_compressed(folder / "0.jpg.npz", image=np.zeros((8, 8, 3), np.uint8), delta=delta, human_map=people, label="tabby",
+                        human_alignment=0.25, pred="tiger cat", eps=np.nan, l2=0.5, linf=0.5)
+    (name, figure, table, caption), = figures_examples.human_alignment_examples(drawing.load_results(tmp_path))
+    assert name == "human_alignment_examples_tiny_L2-crossing" and "source: hand-drawn, sha256 0" in caption
+    assert table[["l2", "human_alignment"]].to_numpy().tolist() == [[0.5, 0.25]]
+    texts = [text.get_text() for text in figure.texts]
+    assert "where people look\n(hand-drawn)" in texts and "resnet18\nPT 1 ± 0.5, r 0.50 (n = 2)" in texts
+    shown = figure.axes[2].images[0].get_array()
+    assert np.argwhere(np.asarray(shown, int).sum(axis=2) > 100).tolist() == [[2, 3]]      # the one pixel that was changed
+    assert "r = 0.25" in figure.axes[2].texts[0].get_text()
+    plt.close(figure)
