@@ -1,7 +1,7 @@
 """Minimum-norm attacks as rows of a struct of arrays: the smallest perturbation of an image that fools the model.
 
     FMN        Fast Minimum-Norm (Pintor et al. 2021), the authors' algorithm with a projection that only shrinks
-    Crossing   our own, L2: the next radius is where the model, linearised along the perturbation, crosses the boundary
+    Crossing   our own: the next radius is where the model, linearised along the perturbation, crosses the boundary
 """
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from engine import Job, State
-from ensemble import TINY, margin, per_row, stack
+from ensemble import TINY, margin, per_row, stack, to_hyperplane
 
 DUAL = {"L1": torch.inf, "L2": 2, "Linf": 1}
 P = {"L1": 1, "L2": 2, "Linf": torch.inf}
 OVERSHOOT, UNDER = 1e-3, 2e-4   # share by which a crossing is overstepped; by which the best norm is undercut
 WALK_STEPS = 50     # a walk has converged by then
+FIRST_PIXELS = 1024     # looked at for an L1 crossing before more are
 GAMMA_LAST = 0.001  # where the cosine schedule of gamma ends (the authors' code)
 
 
@@ -126,21 +127,40 @@ class FMN(Smallest):
         return over
 
 
+def smallest_crossing(x: Tensor, grad: Tensor, rise: Tensor, norm: str) -> Tensor:
+    """The smallest d in that norm with grad.d = rise (B,) >= 0 and x + d in [0, 1]; to the box's faces where there is none."""
+    if norm != "L1":
+        return to_hyperplane(x.flatten(1), grad.flatten(1), -rise, norm).view_as(x)
+    # L1: the pixels with the largest gradient, each as far as the box lets it, and a part of the last
+    slope, flat = grad.flatten(1), x.flatten(1)
+    room = torch.where(slope > 0, 1 - flat, flat)
+    count = FIRST_PIXELS
+    while True:
+        size, pixels = slope.abs().topk(min(count, flat.shape[1]), dim=1)
+        gain = size * room.gather(1, pixels)
+        if count >= flat.shape[1] or not (gain.sum(1) < rise).any():
+            break
+        count *= 4
+    share = ((rise[:, None] - gain.cumsum(1) + gain) / (gain + TINY * TINY)).clamp(0, 1)
+    return torch.zeros_like(flat).scatter(1, pixels, share * room.gather(1, pixels)).mul_(slope.sign()).view_as(x)
+
+
 class Crossing(Smallest):
-    """Minimal L2 norms in few passes: a walk on spheres whose radius is where the linearised model crosses the boundary.
+    """Minimal L1, L2 and Linf norms in few passes: a walk on spheres whose radius is where the linearised model crosses.
 
-    At x + delta, with g the gradient of (largest other logit - true logit) without the pixels that the box blocks, the
-    next radius is |delta| + margin / max(g.delta / |delta|, 0.2 |g|), within 0.7 to 1.3 of |delta| and just under the
-    best norm so far. The next point turns from delta towards g by a share that falls from 1 to 0.05, rescaled to that
-    radius inside the box. One walk settles into the basin it first meets, a worse one for some images in ten, so the
-    passes are shared by `walks`, one for every WALK_STEPS, all from the clean image: the first begins on log-sum-exp
-    instead of the maximum of the other logits, which sees every class near, the second on the maximum, and so on.
+    At x + delta, with margin m (true logit minus the largest other) and g the gradient of -m, the linear model crosses at
+    every d with g.d = g.delta + m; d0 is the smallest of these inside the box. The next point lies between delta and d0,
+    by a share that falls from 0.5 to 0.05, and is rescaled inside the box to the radius where the model crosses along
+    delta, |delta| + m / max(g.delta / |delta|, 0.2 g.d0 / |d0|), within 0.7 to 1.3 of |delta| and just under the best
+    norm so far. One walk settles into the basin it first meets, a worse one for some images in ten, so the passes are
+    shared by `walks`, one for every WALK_STEPS, all from the clean image: the first begins on log-sum-exp instead of the
+    maximum of the other logits, which sees every class near, the second on the maximum, and so on.
     """
-    norm, name = "L2", "crossing-L2"
 
-    def __init__(self, steps: int, walks: int | None = None, smooth: float = 0.3):
+    def __init__(self, norm: str, steps: int, walks: int | None = None, smooth: float = 0.3):
         if steps < 1:
             raise ValueError(f"crossing: steps {steps}, at least 1 is needed")
+        self.norm, self.p, self.name = norm, P[norm], f"crossing-{norm}"
         self.steps, self.walks, self.smooth = steps, walks or max(1, steps // WALK_STEPS), smooth
         self.begin = torch.tensor([round(k * steps / self.walks) for k in range(self.walks + 1)])
 
@@ -166,7 +186,7 @@ class Crossing(Smallest):
         return torch.where(smooth, others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1), hard)
 
     def claims(self, s: State, logits: Tensor) -> Tensor:
-        size, adversarial = lp(s["x_adv"] - s["x"], 2), logits.argmax(1) != s["y"]
+        size, adversarial = lp(s["x_adv"] - s["x"], self.p), logits.argmax(1) != s["y"]
         best_so_far(s, s["x_adv"], adversarial, size)
         s["walk_size"] = torch.where(adversarial, torch.minimum(s["walk_size"], size), s["walk_size"])
         return self.hand_in(s, logits.device)
@@ -175,25 +195,25 @@ class Crossing(Smallest):
         over = s["it"] >= self.steps
         if grad is None:
             return over
-        done = self._place(s["it"])[1].to(grad.device)
-        free = grad * ~(((s["x_adv"] <= 0) & (grad < 0)) | ((s["x_adv"] >= 1) & (grad > 0)))
-        delta, length = s["x_adv"] - s["x"], lp(free, 2) + TINY
-        size, up = lp(delta, 2), grad / per_row(lp(grad, 2) + TINY)
-        slope = torch.maximum(torch.where(size > 0, (free * delta).flatten(1).sum(1) / (size + TINY), length), 0.2 * length)
-        radius = size + margin(logits, s["y"]) / slope + OVERSHOOT * size.clamp(min=OVERSHOOT)
-        radius = torch.where(size > 0, torch.minimum(torch.maximum(radius, 0.7 * size), 1.3 * size), radius)
-        radius = torch.minimum(radius, s["walk_size"] * (1 - UNDER))
-        turn = 0.05 + 0.95 * ((1 + torch.cos(math.pi * done)) / 2).sqrt()
-        s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(turn * radius) * up, radius)
+        delta, m = s["x_adv"] - s["x"], margin(logits, s["y"])
+        size, gained = lp(delta, self.p), (grad * delta).flatten(1).sum(1)
+        rise = torch.maximum(gained + m, 0.05 * lp(grad, DUAL[self.norm]) * size) * (1 + OVERSHOOT) + OVERSHOOT ** 3
+        d0 = smallest_crossing(s["x"], grad, rise, self.norm)
+        shortest = lp(d0, self.p) + TINY
+        slope = torch.maximum(gained / (size + TINY), 0.2 * rise / shortest) + TINY
+        radius = (size + m / slope + OVERSHOOT * size).clamp(0.7 * size, 1.3 * size)
+        radius = torch.where(size > 0, radius, shortest).minimum(s["walk_size"] * (1 - UNDER))
+        turn = 0.05 + 0.45 * ((1 + torch.cos(math.pi * self._place(s["it"])[1].to(grad.device))) / 2).sqrt()
+        turn = torch.where(size > 0, turn, 1.0)
+        s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(turn) * (d0 - delta), radius)
         s["it"] += 1
         begin = torch.isin(s["it"], self.begin[1:-1]).to(grad.device)
         s["x_adv"] = torch.where(per_row(begin), s["x"], s["x_adv"])
         s["walk_size"] = torch.where(begin, torch.inf, s["walk_size"])
         return over
 
-    @staticmethod
-    def _on_sphere(x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
+    def _on_sphere(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
         """delta rescaled to the radius inside the box: what clipping takes away, the free pixels make up for."""
         for _ in range(3):
-            delta = (x + delta * per_row(radius / (lp(delta, 2) + TINY))).clamp_(0, 1).sub_(x)
+            delta = (x + delta * per_row(radius / (lp(delta, self.p) + TINY))).clamp_(0, 1).sub_(x)
         return delta

@@ -201,7 +201,7 @@ def norms_on(net, images, n_outputs: int, device: str) -> dict:
                 "seconds": cost["seconds"], "passes_per_image": cost["passes_per_image"]}
     table = {"FMN 1000": mean(FMN("L2", 1000))}
     for steps in (50, 100):
-        table |= {f"FMN {steps}": mean(FMN("L2", steps)), f"crossing {steps}": mean(Crossing(steps))}
+        table |= {f"FMN {steps}": mean(FMN("L2", steps)), f"crossing {steps}": mean(Crossing("L2", steps))}
         table |= {f"{peer} {steps}": value for peer, value in peer_norms(net, images, steps, device).items()}
     for value in table.values():
         value["over_fmn_1000"] = value["mean"] / table["FMN 1000"]["mean"]

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from nets import Counter, Linear, cifar_photographs, cifar_resnet18, digits, digits_net, two_class
+from scipy.optimize import linprog
 from torch import nn
 
 import attacks
@@ -108,29 +109,47 @@ def test_a_zero_gradient_is_no_division_by_zero():
     assert row.success.tolist() == [0]
 
 
-@pytest.mark.parametrize(("distance", "within"), [(0.02, 1.001), (0.2, 1.001), (0.7, 1.001), (1.3, 1.001), (2.6, 1.035)])
-def test_crossing_on_linear_models_in_few_passes(distance, within):
-    """Against a bisection in float64 on hyperplane and box. At 1.3 some pixels clip; at 2.6 most do, and the walk ends
-    3 % above the optimum, however long it is."""
-    net, image = two_class(distance, "L2")
-    want = box_distance(net, distance)
-    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(25), 2)).iloc[0]
-    assert want * (1 - 1e-5) <= row.l2 <= within * want and row.backwards == 25
+def programmed_distance(net, image, norm):
+    """Distance to the boundary of a two-class linear model inside the box, by scipy's linear programming (L1, Linf)."""
+    w, x, gap = net.weight[0].double().numpy(), image.double().flatten().numpy(), float(net(image[None])[0, 0])
+    n, both = len(w), np.concatenate([np.eye(len(w)), -np.eye(len(w))])
+    # variables d (n) and t (n, or one for all): |d| <= t, w.d = -gap, x + d in the box; least sum of t
+    t = n if norm == "L1" else 1
+    spread = np.concatenate([np.eye(n)] * 2) if norm == "L1" else np.ones((2 * n, 1))
+    found = linprog([0] * n + [1] * t, np.hstack([both, -spread]), [0] * (2 * n), [[*w, *[0] * t]], [-gap],
+                    [*zip(-x, 1 - x), *[(0, None)] * t])
+    assert found.success
+    return found.fun
 
 
-def test_crossing_reaches_the_norms_of_long_fmn(robust_digits):
+@pytest.mark.parametrize(("norm", "distance"), [*[("L2", d) for d in (0.02, 0.2, 0.7, 1.3, 2.6)],
+                                                *[("Linf", d) for d in (0.002, 0.02, 0.2, 0.45)],
+                                                *[("L1", d) for d in (0.02, 0.2, 1, 2, 4)]])
+def test_crossing_on_linear_models_in_few_passes(norm, distance):
+    """Against bisection and linear programming in float64. Most pixels clip at L2 2.6; from L1 1 on, several have to."""
+    net, image = two_class(distance, norm)
+    want = box_distance(net, distance) if norm == "L2" else programmed_distance(net, image, norm)
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(norm, 25), 2)).iloc[0]
+    found = float(torch.linalg.vector_norm(row.perturbation.flatten(), ord={"L1": 1, "L2": 2, "Linf": math.inf}[norm]))
+    assert want * (1 - 1e-5) <= found <= 1.002 * want and row.backwards == 25
+
+
+@pytest.mark.parametrize("norm", ["L1", "L2", "Linf"])
+def test_crossing_reaches_the_norms_of_long_fmn(robust_digits, norm):
     """50 passes against 500 steps, on every image together and none much worse."""
-    images = digits()[1200:1230]
-    short, long = (rows_of(attack_minimum_norm(robust_digits, images, attack, 10, batch_size=30)).set_index("image_id").l2.dropna()
-                   for attack in (Crossing(50), FMN("L2", 500)))
-    assert short.mean() <= 1.005 * long.mean() and (short / long.loc[short.index]).max() < 1.1
+    images, p = digits()[1200:1230], {"L1": 1, "L2": 2, "Linf": math.inf}[norm]
+    short, long = (rows_of(attack_minimum_norm(robust_digits, images, attack, 10, batch_size=30)).set_index("image_id")
+                   .perturbation.dropna().map(lambda d: float(torch.linalg.vector_norm(d.flatten(), ord=p)))
+                   for attack in (Crossing(norm, 50), FMN(norm, 500)))
+    assert len(short) == len(long) > 20
+    assert short.mean() <= 1.005 * long.mean() and (short / long).max() < 1.1
 
 
 @pytest.mark.parametrize("walks", [1, 2, 3])
 def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     """The best point of all walks is what is reported."""
     images = digits()[1200:1208]
-    rows = rows_of(attack_minimum_norm(robust_digits, images, Crossing(60, walks), 10)).set_index("image_id")
+    rows = rows_of(attack_minimum_norm(robust_digits, images, Crossing("L2", 60, walks), 10)).set_index("image_id")
     pixels = {name: x for name, x, _ in images}
     for row in rows[rows.success == 1].reset_index().itertuples():
         assert int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax()) != row.label
@@ -149,7 +168,7 @@ def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, publis
         foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None)[1][0]
     torch.testing.assert_close(row.perturbation, theirs - image)
     assert row.l2 == pytest.approx(published, abs=0.15)      # whole steps of 1, less what the box takes
-    ours = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(20), 2)).iloc[0].l2
+    ours = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing("L2", 20), 2)).iloc[0].l2
     assert distance <= ours <= 1.02 * distance
 
 
