@@ -132,7 +132,7 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
 def add_norm(threats, norm: str) -> None:
     """AutoAttack in a ball, or the minimal norm. Which options are read depends on --protocol."""
     protocols = {"Linf": ["autoattack", "fmn", "crossing"], "L2": ["fmn", "crossing", *libraries.FOOLBOX, "autoattack"],
-                 "L1": ["fmn", "crossing"]}[norm]
+                 "L1": ["fmn"]}[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
     parser.add_argument("--protocol", choices=protocols, default=protocols[0],
                         help="crossing: the norms of fmn in a tenth of its passes; feng2025: foolbox's L2 FMN as published; "

@@ -17,7 +17,6 @@ DUAL = {"L1": torch.inf, "L2": 2, "Linf": 1}
 P = {"L1": 1, "L2": 2, "Linf": torch.inf}
 OVERSHOOT, UNDER = 1e-3, 2e-4   # share by which a crossing is overstepped; by which the best norm is undercut
 WALK_STEPS = 50     # a walk has converged by then
-FIRST_PIXELS = 1024     # looked at for an L1 crossing before more are
 GAMMA_LAST = 0.001  # where the cosine schedule of gamma ends (the authors' code)
 
 
@@ -127,26 +126,8 @@ class FMN(Smallest):
         return over
 
 
-def smallest_crossing(x: Tensor, grad: Tensor, rise: Tensor, norm: str) -> Tensor:
-    """The smallest d in that norm with grad.d = rise (B,) >= 0 and x + d in [0, 1]; to the box's faces where there is none."""
-    if norm != "L1":
-        return to_hyperplane(x.flatten(1), grad.flatten(1), -rise, norm).view_as(x)
-    # L1: the pixels with the largest gradient, each as far as the box lets it, and a part of the last
-    slope, flat = grad.flatten(1), x.flatten(1)
-    room = torch.where(slope > 0, 1 - flat, flat)
-    count = FIRST_PIXELS
-    while True:
-        size, pixels = slope.abs().topk(min(count, flat.shape[1]), dim=1)
-        gain = size * room.gather(1, pixels)
-        if count >= flat.shape[1] or not (gain.sum(1) < rise).any():
-            break
-        count *= 4
-    share = ((rise[:, None] - gain.cumsum(1) + gain) / (gain + TINY * TINY)).clamp(0, 1)
-    return torch.zeros_like(flat).scatter(1, pixels, share * room.gather(1, pixels)).mul_(slope.sign()).view_as(x)
-
-
 class Crossing(Smallest):
-    """Minimal L1, L2 and Linf norms in few passes: a walk on spheres whose radius is where the linearised model crosses.
+    """Minimal L2 and Linf norms in few passes: a walk on spheres whose radius is where the linearised model crosses.
 
     At x + delta, with margin m (true logit minus the largest other) and g the gradient of -m, the linear model crosses at
     every d with g.d = g.delta + m; d0 is the smallest of these inside the box. The next point lies between delta and d0,
@@ -158,8 +139,8 @@ class Crossing(Smallest):
     """
 
     def __init__(self, norm: str, steps: int, walks: int | None = None, smooth: float = 0.3):
-        if steps < 1:
-            raise ValueError(f"crossing: steps {steps}, at least 1 is needed")
+        if steps < 1 or norm not in ("L2", "Linf"):
+            raise ValueError(f"crossing: {steps} steps in {norm}; at least 1, in L2 or Linf")
         self.norm, self.p, self.name = norm, P[norm], f"crossing-{norm}"
         self.steps, self.walks, self.smooth = steps, walks or max(1, steps // WALK_STEPS), smooth
         self.begin = torch.tensor([round(k * steps / self.walks) for k in range(self.walks + 1)])
@@ -198,7 +179,7 @@ class Crossing(Smallest):
         delta, m = s["x_adv"] - s["x"], margin(logits, s["y"])
         size, gained = lp(delta, self.p), (grad * delta).flatten(1).sum(1)
         rise = torch.maximum(gained + m, 0.05 * lp(grad, DUAL[self.norm]) * size) * (1 + OVERSHOOT) + OVERSHOOT ** 3
-        d0 = smallest_crossing(s["x"], grad, rise, self.norm)
+        d0 = to_hyperplane(s["x"].flatten(1), grad.flatten(1), -rise, self.norm).view_as(delta)
         shortest = lp(d0, self.p) + TINY
         slope = torch.maximum(gained / (size + TINY), 0.2 * rise / shortest) + TINY
         radius = (size + m / slope + OVERSHOOT * size).clamp(0.7 * size, 1.3 * size)
