@@ -1,6 +1,8 @@
 """Families of vision models, by name: defined once, for figures, tables and model lists."""
 from __future__ import annotations
 
+import re
+
 # Okabe and Ito's colours (and wine for VGG); a model belongs to the first family that has a prefix of its name
 FAMILIES = {
     "ConvNeXt": ("#0072B2", ("convnext",)),
@@ -19,3 +21,10 @@ def family(model: str) -> str:
     """The family of a model, by the prefix of its name without `hub/` and `tf_`."""
     name = model.lower().split("/")[-1].removeprefix("tf_").removeprefix("tv_")
     return next(key for key, (_, prefixes) in FAMILIES.items() if name.startswith(prefixes))
+
+
+def lineage(model: str) -> str:
+    """Whom a model resembles, for resampling: its family, else that of a later word of its name, else its first word."""
+    words = re.findall(r"[a-z][a-z0-9]*", model.lower())
+    named = [name for name in map(family, [model, *words]) if name != "Other"]
+    return (named or [re.sub(r"[0-9].*", "", word) for word in words] or [model])[0]

@@ -21,12 +21,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures_examples
+import figures_hoak2025
 import figures_records
+import figures_survivors
 import records
 import utilities
 from drawing import STYLE, NothingToDraw, load_results
 
-FIGURES = figures_records.FIGURES | figures_examples.FIGURES    # name -> (function that draws it, command that makes what it draws)
+# name -> (function that draws it, command that makes what it draws)
+FIGURES = figures_records.FIGURES | figures_examples.FIGURES | figures_hoak2025.FIGURES | figures_survivors.FIGURES
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:
@@ -68,7 +71,7 @@ def draw(args) -> int:
         print(f"unfinished, not drawn: {', '.join(unfinished)}", file=sys.stderr)
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
-        command = command.format(args.results_dir)
+        command = command.replace("{}", str(args.results_dir))
         try:
             for drawing in function(results):
                 drawn.append(name)

@@ -36,6 +36,9 @@ MAY_IMPORT = {
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},
     "figures_examples": BASE | {"drawing", "utilities"},
+    "alignment_study": {"brainscore", "drawing", "families", "inference", "records", "utilities"},
+    "figures_hoak2025": {"alignment_study", "brainscore", "drawing", "families", "inference", "utilities"},
+    "figures_survivors": {"alignment_study", "brainscore", "drawing", "families", "figures_hoak2025", "inference"},
     "figures_records": BASE | {"drawing", "families", "utilities"},
     "plotting": BASE | {"drawing", "utilities"} | {path.stem for path in ROOT.glob("figures_*.py")},
 }
