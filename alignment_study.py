@@ -7,8 +7,9 @@ threat, protocol and budget is a study of its own.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ class Study:
     scores: pd.DataFrame        # (models, benchmarks); nan: no score
     accuracy: pd.DataFrame      # (models, 1 + radii): `clean`, then each eps; in [0, 1], nan: not evaluated
 
-    @property
+    @cached_property
     def families(self) -> np.ndarray:
         return np.array([lineage(model) for model in self.scores.index])
 
@@ -194,7 +195,7 @@ def join(accuracy: pd.DataFrame, scores: pd.DataFrame, source: str, key: dict) -
     facts = (f"{heading}: {len(joined)} models in {len(set(map(lineage, joined.index)))} families; {source}. "
              f"{listed('Models without scores', lacking)} {listed('Benchmarks without any score', empty)} "
              f"{1 - joined[benchmarks].notna().to_numpy().mean():.0%} of the scores are missing.")
-    name = "_" + "_".join(str(key[column]) for column in KEY[:3])
+    name = re.sub(r"[^\w.-]+", "-", "_" + "_".join(str(key[column]) for column in KEY[:3]))
     return Study(name, heading, facts, joined[benchmarks], accuracy.loc[joined.index])
 
 

@@ -27,7 +27,7 @@ from families import FAMILIES, family
 
 DIVERGING, SEQUENTIAL, EMPTY, GREY = "RdBu_r", "viridis", "#D9D9D9", "#666666"
 ROW = 0.1                   # inches: a benchmark, with letters of SMALL points
-SMALL = 6
+SMALL, SCALE = 6, 7         # points; rows that the scale and its label take
 PERPLEXITY, SEED = 20, 42   # of t-SNE, as in the first paper
 COMPARABLE = 0.5            # of the benchmarks have a score of the model, and of the models on the benchmark
 RADII = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#000000")      # Okabe and Ito's, a colour per radius
@@ -92,8 +92,9 @@ def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
     benchmarks, outcomes = table.drop_duplicates("benchmark"), list(table["accuracy"].unique())
     cut = halves(list(benchmarks["group"]))
     parts = sorted(filter(len, (benchmarks[:cut], benchmarks[cut:])), key=lambda part: part.index[0])
-    rows = max(max(map(len, parts)), min(map(len, parts)) + 7)
-    figure, axes = plt.subplots(1, len(parts), figsize=(PAGE, ROW * rows + 0.9), layout="constrained", squeeze=False)
+    rows = max(max(map(len, parts)), min(map(len, parts)) + SCALE)
+    figure, axes = plt.subplots(1, len(parts), figsize=(PAGE, ROW * rows + 0.9), squeeze=False)
+    figure.set_layout_engine("constrained", wspace=0.06)
     for ax, part in zip(axes.flat, parts):
         grids = [table.pivot(index="benchmark", columns="accuracy", values=name).reindex(part["benchmark"])[outcomes]
                  for name in (value, q, "n")]
@@ -102,7 +103,8 @@ def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
     place = int(np.argmin(list(map(len, parts))))
     scale = axes.flat[place].inset_axes((0, len(parts[place]) + 3, len(outcomes), 1.2), transform=axes.flat[place].transData)
     bar = figure.colorbar(mesh, cax=scale, orientation="horizontal", ticks=[-1, 0, 1])
-    bar.set_label("Spearman's ρ" + (",\ngiven clean accuracy" if value.startswith("partial") else ""), size=SMALL)
+    given = ",\ngiven clean accuracy" if value.startswith("partial") else ""
+    bar.set_label(f"Spearman's ρ{given}\n• q ≤ {ALPHA}, grey: no value", size=SMALL)
     bar.ax.tick_params(labelsize=SMALL, length=2)
     bar.outline.set_visible(False)
     put_heading(figure, study)

@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import fdrcorrection
 from statsmodels.tools import add_constant
 
 RESAMPLES = 1000
+BLOCK = 256         # resamples at a time: what fits a processor's cache
 
 
 # ---- tests and intervals ---------------------------------------------------------------------------------------
@@ -86,7 +87,10 @@ def rank_correlations(columns: np.ndarray, weights: np.ndarray | None = None) ->
     columns (n, c) without nan, weights (r, n) counts (None: each once) -> (r, c, c); nan where a resample is constant.
     """
     n, c = columns.shape
-    counts = np.ones((n, 1)) if weights is None else np.ascontiguousarray(weights.T, dtype=np.float64)
+    weights = np.ones((1, n)) if weights is None else weights
+    if len(weights) > BLOCK:
+        return np.concatenate([rank_correlations(columns, weights[i:i + BLOCK]) for i in range(0, len(weights), BLOCK)])
+    counts = np.ascontiguousarray(weights.T, dtype=np.float64)
     ranks = [weighted_ranks(column, counts) for column in columns.T]
     products = np.empty((counts.shape[1], c, c))
     for i in range(c):
