@@ -147,14 +147,16 @@ def draw_left_out(ax, part: pd.DataFrame) -> None:
 
 def predictors(study: Study) -> dict[str, tuple[pd.DataFrame, BaseEstimator]]:
     """What accuracy under attack is predicted from, and by which regression."""
-    clean, leaves = study.accuracy[[CLEAN]], study.scores[brainscore.leaf_benchmarks(study.scores.columns)]
+    leaves = study.scores[brainscore.leaf_benchmarks(study.scores.columns)]
     leaves = leaves.loc[:, leaves.notna().mean() >= COMPARABLE]
     ridge = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler(),
                           RidgeCV(ALPHAS, alpha_per_target=True))
-    found = {f"{group} alignment": (study.scores[[column]], LinearRegression()) for column, group in GROUPS.items()
+    found: dict = {f"{group} alignment": (study.scores[[column]], LinearRegression()) for column, group in GROUPS.items()
              if column in study.scores}
-    found |= {"clean accuracy": (clean, LinearRegression()), f"all {leaves.shape[1]} benchmarks": (leaves, ridge),
-              f"all {leaves.shape[1]} benchmarks, clean": (pd.concat([leaves, clean], axis=1), ridge)}
+    found["clean accuracy"] = study.accuracy[[CLEAN]], LinearRegression()
+    if count := leaves.shape[1]:
+        found[f"all {count} benchmarks"] = leaves, ridge
+        found[f"all {count} benchmarks, clean"] = leaves.join(study.accuracy[[CLEAN]]), ridge
     return {name: (table, estimator) for name, (table, estimator) in found.items() if table.notna().any().all()}
 
 
