@@ -94,17 +94,18 @@ def read_legacy(path: Path) -> pd.DataFrame:
 
 
 def read_numbers(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A CSV as text, with some of its columns (where it has them) as numbers; accuracies have to lie in [0, 1]."""
+    """A CSV as text, with some of its columns (where it has them) as numbers: radii from 0 up, accuracies in [0, 1]."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise RecordError(f"{path}: not a table ({error}); make it again with `python utilities.py merge`") from None
     for column in [name for name in columns if name in table]:
         values = pd.to_numeric(table[column].replace("", np.nan), errors="coerce")
-        wrong = table[column][(values.isna() & (table[column] != "")) | ~values.fillna(0).between(0, 1)]
+        most = np.inf if column in ("eps", "Epsilon") else 1
+        wrong = table[column][(values.isna() & (table[column] != "")) | ~values.fillna(0).between(0, most)]
         if len(wrong):
-            raise RecordError(f"{path}, line {wrong.index[0] + 2}, column {column}: {wrong.iloc[0]!r} is not in [0, 1]; "
-                              f"write fractions, and eps in pixel units of [0, 1]")
+            raise RecordError(f"{path}, line {wrong.index[0] + 2}, column {column}: {wrong.iloc[0]!r} is no number from 0 "
+                              f"to {most}; write accuracies as fractions, and eps in pixel units of [0, 1]")
         table[column] = values
     return table
 

@@ -21,12 +21,12 @@ from sklearn.metrics import nan_euclidean_distances
 import brainscore
 import inference
 import utilities
-from alignment_study import ALPHA, CLEAN, GROUPS, MIN_MODELS, Study, correlation_table, studies
+from alignment_study import ALPHA, CLEAN, GROUPS, MIN_FAMILIES, MIN_MODELS, Study, correlation_table, studies
 from drawing import COLUMN, MARKERS, PAGE, Drawing, Results
 from families import FAMILIES, family
 
 DIVERGING, SEQUENTIAL, EMPTY, GREY = "RdBu_r", "viridis", "#D9D9D9", "#666666"
-ROW = 0.1                   # inches: a benchmark, with letters of SMALL points
+ROW, LINE = 0.1, 0.16       # inches: a benchmark, with letters of SMALL points; a line of a legend
 SMALL, SCALE = 6, 7         # points; rows that the scale and its label take
 PERPLEXITY, SEED = 20, 42   # of t-SNE, as in the first paper
 COMPARABLE = 0.5            # of the benchmarks have a score of the model, and of the models on the benchmark
@@ -145,7 +145,7 @@ def avg_alignment_vs_robust(results: Results) -> Iterator[Drawing]:
 
 
 def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.DataFrame, str]:
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.9), layout="constrained")
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.4 + LINE * len(study.radii)), layout="constrained")
     tables, lines = [], []
     for i, eps in enumerate(study.radii):
         part = pd.DataFrame({"score": study.scores[column], "accuracy": study.accuracy[eps]}).dropna()
@@ -229,9 +229,10 @@ def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
     return figure
 
 
-NEEDS = (f"needs at least {MIN_MODELS} models with accuracies under attack (`python evaluate_robustness.py --model_name MODEL "
-         "--results_dir {} Linf --eps 1/255`, then `python utilities.py merge --results_dir {}`) and scores (`python -c \"from "
-         "utilities import setup_scores; setup_scores()\"`)")
+NEEDS = (f"needs at least {MIN_MODELS} models (tsne_plot: with half of the scores; variance_explained: {2 * MIN_MODELS} with all "
+         f"averages; leave_one_family_out: {MIN_FAMILIES} families) that have accuracies under attack (`python "
+         "evaluate_robustness.py --model_name MODEL --results_dir {} Linf --eps 1/255`, then `python utilities.py merge "
+         "--results_dir {}`) and scores (`python -c \"from utilities import setup_scores; setup_scores()\"`)")
 FIGURES = {name: (function, NEEDS) for name, function in {
     "robust_only_correlation": robust_only_correlation, "partial_correlation": partial_correlation,
     "avg_alignment_vs_robust": avg_alignment_vs_robust, "tsne_plot": tsne_plot}.items()}

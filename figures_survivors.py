@@ -25,8 +25,9 @@ import inference
 from alignment_study import ALPHA, CLEAN, GROUPS, MIN_FAMILIES, MIN_MODELS, Study, correlation_table, studies
 from drawing import PAGE, Drawing, Results
 from families import FAMILIES
-from figures_hoak2025 import COMPARABLE, GREY, NEEDS, RADII, SMALL, put_heading, short, show
+from figures_hoak2025 import COMPARABLE, GREY, LINE, NEEDS, RADII, SMALL, put_heading, short, show
 
+LEGEND = 5                              # columns
 MOST, IF_NONE, LISTED = 45, 10, 10      # rows of a forest plot; of one where none survives; of each sign in the table
 GROUP_COLORS = dict(zip(["neural", "behavioral", "engineering", "other"], ("#009E73", "#E69F00", "#0072B2", "#000000")))
 ALPHAS = np.logspace(-1, 5, 13)         # penalties that ridge regression chooses from by generalised cross-validation
@@ -57,14 +58,17 @@ def ranked(study: Study, most: int = MOST) -> tuple[pd.DataFrame, str]:
     return rows.sort_values(["row", "accuracy"]).astype({"row": int}), f"{counted}{shown}."
 
 
-def row_panels(study: Study, labels: pd.Series, titles: list[str]) -> tuple[Figure, list]:
-    """A row per label, top down, and a panel per title, with a line at 0."""
-    figure, axes = plt.subplots(1, len(titles), figsize=(PAGE, 0.11 * max(len(labels), 6) + 1.1), layout="constrained",
-                                sharey=True, sharex=True, squeeze=False)
-    for ax, title in zip(axes.flat, titles):
+def row_panels(study: Study, labels: list[str], quantity: str, handles: list[Line2D], row: float = 0.11, **legend):
+    """Figure and axes: a row per label, top down, and a panel per eps, with a line at 0 and a legend below."""
+    lines = -(-len(handles) // LEGEND) + ("title" in legend)
+    figure, axes = plt.subplots(1, len(study.radii), figsize=(PAGE, row * max(len(labels), 4) + 0.85 + LINE * lines), sharey=True,
+                                sharex=True, squeeze=False, layout="constrained")
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND, title_fontsize=7, **legend)
+    axes[0, (len(study.radii) - 1) // 2].set_xlabel(quantity)
+    for ax, title in zip(axes.flat, map(show, study.radii)):
         ax.axvline(0, color=GREY, linewidth=0.6)
         ax.hlines(range(len(labels)), 0, 1, transform=ax.get_yaxis_transform(), color="#EEEEEE", linewidth=0.5, zorder=0)
-        ax.set_title(title, loc="left")
+        ax.set_title(title, loc="left", fontsize=7)
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     axes.flat[0].set_yticks(range(len(labels)), labels, fontsize=SMALL)
@@ -88,7 +92,10 @@ def survivors_forest(results: Results) -> Iterator[Drawing]:
 def draw_forest(study: Study, rows: pd.DataFrame) -> Figure:
     names = rows.drop_duplicates("row")
     labels = [f"{short(name)} (n={n})" for name, n in zip(names["benchmark"], names["n"])]
-    figure, axes = row_panels(study, pd.Series(labels), [show(eps) for eps in study.radii])
+    handles = [Line2D([], [], color=color, marker="o", label=group) for group, color in GROUP_COLORS.items()
+               if group in set(rows["group"])]
+    handles.append(Line2D([], [], color=GREY, marker="D", markerfacecolor="white", linestyle="", label="given clean accuracy"))
+    figure, axes = row_panels(study, labels, "Spearman's ρ", handles)
     for ax, eps in zip(axes, study.radii):
         part = rows[rows["accuracy"] == eps]
         colors = part["group"].map(GROUP_COLORS).fillna("#000000")
@@ -97,11 +104,6 @@ def draw_forest(study: Study, rows: pd.DataFrame) -> Figure:
         ax.scatter(part["partial_rho"], part["row"], s=9, marker="D", facecolor="white", edgecolor=GREY, linewidth=0.6, zorder=2.5)
         ax.scatter(part["rho"], part["row"], s=13, facecolor=np.where(part["survives"] == 1, colors, "white"), edgecolor=colors,
                    linewidth=0.8, zorder=3)
-        ax.set_xlabel("Spearman's ρ")
-    handles = [Line2D([], [], color=color, marker="o", label=group) for group, color in GROUP_COLORS.items()
-               if group in set(rows["group"])]
-    handles.append(Line2D([], [], color=GREY, marker="D", markerfacecolor="white", linestyle="", label="given clean accuracy"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -112,13 +114,13 @@ def leave_one_family_out(results: Results) -> Iterator[Drawing]:
         if rows.empty or len(np.unique(study.families)) < MIN_FAMILIES:
             continue
         table = pd.concat([without_families(study, row) for row in rows.to_dict("records")], ignore_index=True)
-        figure, axes = row_panels(study, rows.drop_duplicates("row")["benchmark"].map(short), [show(e) for e in study.radii])
-        for ax, eps in zip(axes, study.radii):
-            draw_left_out(ax, table[table["accuracy"] == eps])
         handles = [Line2D([], [], color=color, marker="o", linestyle="", markersize=3, label=name)
                    for name, (color, _) in FAMILIES.items() if name in {*table["left_out"], "Other"}]
         handles.append(Line2D([], [], color="black", marker="|", linestyle="", markersize=7, label="all models"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, title="without", title_fontsize=7)
+        labels = [short(name) for name in rows["benchmark"].unique()]
+        figure, axes = row_panels(study, labels, "Spearman's ρ", handles, title="without")
+        for ax, eps in zip(axes, study.radii):
+            draw_left_out(ax, table[table["accuracy"] == eps])
         caption = (f"Spearman's correlation with accuracy under attack, with each of {len(np.unique(study.families))} families of "
                    f"models left out in turn (a dot each; Other: one of the small families, in the table by name). {counted}")
         yield f"leave_one_family_out{study.name}", figure, table, f"{caption}\n{study.facts}"
@@ -140,7 +142,6 @@ def draw_left_out(ax, part: pd.DataFrame) -> None:
         colors = [FAMILIES.get(name, FAMILIES["Other"])[0] for name in rows["left_out"]]
         ax.scatter(rows["rho_without"], rows["row"], s=size, color=colors, linewidth=0)
     ax.scatter(part["rho"], part["row"], s=30, marker="|", color="black", linewidth=1, zorder=2)
-    ax.set_xlabel("Spearman's ρ")
 
 
 # ---- variance explained ----------------------------------------------------------------------------------------
@@ -204,16 +205,13 @@ def variance_explained(results: Results) -> Iterator[Drawing]:
 
 def draw_explained(study: Study, table: pd.DataFrame) -> Figure:
     names, shown = list(table["predictor"].unique()), table[list(EXPLAINED)].clip(lower=-LOWEST)
-    figure, axes = row_panels(study, pd.Series(names), [show(eps) for eps in study.radii])
-    figure.set_figheight(0.17 * len(names) + 1.2)
+    handles = [Line2D([], [], marker=marker, markerfacecolor=color, linestyle="", label=label, markeredgecolor=edge)
+               for marker, color, edge, label in EXPLAINED.values()]
+    figure, axes = row_panels(study, names, "variance explained (R²)", handles, row=0.17)
     for ax, eps in zip(axes, study.radii):
         for column, (marker, color, edge, _) in EXPLAINED.items():
             ax.scatter(shown.loc[table["eps"] == eps, column], range(len(names)), s=16, marker=marker, facecolor=color,
                        edgecolor=edge, linewidth=0.7, zorder=3)
-        ax.set_xlabel("variance explained (R²)")
-    axes[0].set_yticks(range(len(names)), names, fontsize=7)
-    figure.legend(handles=[Line2D([], [], marker=marker, markerfacecolor=color, linestyle="", label=label, markeredgecolor=edge)
-                           for marker, color, edge, label in EXPLAINED.values()], loc="outside lower center", ncols=3)
     return figure
 
 

@@ -148,6 +148,13 @@ def test_unfinished_rows_and_other_threats_are_left_out(tmp_path):
     assert len(study.scores) == 119 and "vit_001" not in study.scores.index
 
 
+def test_a_radius_in_l2_may_be_larger_than_one(tmp_path):
+    rows = write_study(tmp_path)
+    write_summary(tmp_path, rows.assign(threat="L2-autoattack", eps=rows["eps"] * 510))
+    study, = load(tmp_path)
+    assert study.radii == pytest.approx([0.5, 1, 2]) and "L2-autoattack" in study.heading
+
+
 def test_only_the_models_asked_for(tmp_path):
     write_study(tmp_path)
     study, = load(tmp_path, [f"{KINDS[i % 10]}_{i:03d}" for i in range(30)])
@@ -243,8 +250,8 @@ def test_few_families_have_no_interval_over_families(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda t: t.assign(robust_acc=100 * t["robust_acc"]), "column robust_acc: .* is not in"),
-    (lambda t: t.assign(eps="1/255"), "line 2, column eps: '1/255' is not in"),
+    (lambda t: t.assign(robust_acc=100 * t["robust_acc"]), "column robust_acc: .* is no number from 0 to 1;"),
+    (lambda t: t.assign(eps="1/255"), "line 2, column eps: '1/255' is no number"),
     (lambda t: t.drop(columns="attack"), "no column attack"),
     (lambda t: pd.concat([t, t[:1].assign(robust_acc=0.123)]), "two accuracies at eps 0.25/255"),
 ])

@@ -92,9 +92,20 @@ def test_no_two_texts_lie_over_each_other_or_leave_the_page(drawings, name):
             assert (low > -0.02).all() and (high < np.array(figure.get_size_inches()) + 0.02).all(), text.get_text()
 
 
+def test_six_radii_have_room(tmp_path):
+    write_study(tmp_path, random_scores(40), radii=[k / 255 for k in (0.25, 0.5, 1, 2, 4, 8)])
+    with plt.rc_context(drawing.STYLE):
+        for name in ("avg_alignment_vs_robust", "survivors_forest", "leave_one_family_out", "variance_explained"):
+            figure = next(FIGURES[name][0](drawing.load_results(tmp_path)))[1]
+            figure.draw_without_rendering()
+            assert overlapping(figure) == []
+            plt.close(figure)
+
+
 def test_overlaps_are_found():
     figure = plt.figure()
-    figure.text(0.5, 0.5, "one"), figure.text(0.5, 0.5, "two"), figure.text(0.1, 0.1, "far")
+    for place, word in ((0.5, "one"), (0.5, "two"), (0.1, "far")):
+        figure.text(place, place, word)
     figure.draw_without_rendering()
     assert overlapping(figure) == [("one", "two")]
     plt.close(figure)

@@ -183,6 +183,14 @@ def test_families(model, name):
     assert families.family(model) == name
 
 
+@pytest.mark.parametrize("model, name", [
+    ("tf_efficientnet_lite0", "EfficientNet"), ("AT_efficientnet-b0", "EfficientNet"), ("yudixie_resnet18_random_0", "ResNet"),
+    ("alexnet_training_seed_01", "alexnet"), ("AlexNet_SIN", "alexnet"), ("ReAlnet07_cornet", "realnet"),
+    ("convnext_large_mlp:clip_laion2b", "ConvNeXt"), ("0.5x_resnet-18", "ResNet"), ("123", "123")])
+def test_models_that_resemble_each_other_are_resampled_together(model, name):
+    assert families.lineage(model) == name
+
+
 def test_models_of_a_family_share_a_colour_and_nothing_else():
     styles = drawing.model_styles({"resnet18", "resnet50", "vgg11"})
     assert styles["resnet18"]["color"] == styles["resnet50"]["color"] != styles["vgg11"]["color"]
