@@ -67,38 +67,53 @@ def read_accuracies(folder: Path) -> pd.DataFrame:
 
 def read_summary(path: Path) -> pd.DataFrame:
     """Finished rows of the summary that hold an accuracy under attack."""
-    table = read_numbers(path, ["eps", "clean_acc", "robust_acc"])
-    require(path, table, ["model", *KEY[:4], "eps", "clean_acc"])
+    table = read_text(path, "`python utilities.py merge`", ["model", *KEY[:4], "eps", "clean_acc"])
+    table = to_numbers(path, table, ["eps", "clean_acc", "robust_acc"])
     table = table.reindex(columns=[*dict.fromkeys([*table, *KEY, "robust_acc", "partial"])])
-    attacked = table["robust_acc"].notna() & (table["eps"] > 0) & (table["partial"].astype(str) != "1")
+    attacked = table["robust_acc"].notna() & (table["eps"] > 0) & (table["partial"] != "1")
     return table.loc[attacked, ["model", "eps", "clean_acc", "robust_acc", *KEY]]
 
 
 def read_legacy(path: Path) -> pd.DataFrame:
     """The first paper's table: a row per model and `Epsilon`, or one per model with eps inside the column names."""
-    table = read_numbers(path, ["Epsilon", "Top-1 Accuracy", "Top-1 Subset Clean Accuracy"])
-    model = "Model Name" if "Model Name" in table else "model_registry_name"
-    if "Epsilon" not in table and table.columns.str.fullmatch(WIDE).any():
-        wide = list(table.columns[table.columns.str.fullmatch(WIDE)])
-        table = read_numbers(path, wide)[[model, *wide]].melt(model)
-        table["Epsilon"] = table["variable"].str.extract(WIDE)["eps"].astype(float)
-        clean = table[table["variable"] == "Top-1 Accuracy Clean"].set_index(model)["value"]
-        table = table.dropna(subset="Epsilon").assign(**{
-            "Top-1 Accuracy": lambda rows: rows["value"].astype(float), "Threat Model": "Linf",
-            "Top-1 Subset Clean Accuracy": lambda rows: rows[model].map(clean).astype(float)})
-    names = {model: "model", "Threat Model": "threat", "Epsilon": "eps", "Top-1 Accuracy": "robust_acc",
+    table = read_text(path, "the first paper's scripts", [])
+    table = table.rename(columns={"model_registry_name": "Model Name"})
+    wide = list(table.columns[table.columns.str.fullmatch(WIDE)])
+    table = widened(path, table, wide) if wide and "Epsilon" not in table else table
+    names = {"Model Name": "model", "Threat Model": "threat", "Epsilon": "eps", "Top-1 Accuracy": "robust_acc",
              "Top-1 Subset Clean Accuracy": "clean_acc"}
-    require(path, table, list(names))
-    rows = table[list(names)].rename(columns=names).dropna(subset="robust_acc").drop_duplicates()
+    if missing := [column for column in names if column not in table]:
+        raise RecordError(f"{path}: no column {', '.join(missing)}, which the first paper's tables have")
+    rows = to_numbers(path, table, ["Epsilon", "Top-1 Accuracy", "Top-1 Subset Clean Accuracy"])[list(names)]
+    rows = rows.rename(columns=names).dropna(subset="robust_acc").drop_duplicates()
     return rows[rows["eps"] > 0].assign(**LEGACY_KEY, n=np.nan, list_sha256="")
 
 
-def read_numbers(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A CSV as text, with some of its columns (where it has them) as numbers: radii from 0 up, accuracies in [0, 1]."""
+def widened(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """A row per model and eps from a table with eps inside the names of these columns; cells stay text."""
+    if "Model Name" not in table:
+        raise RecordError(f"{path}: no column Model Name or model_registry_name, which the first paper's tables have")
+    cells = table[["Model Name", *columns]].melt("Model Name")
+    cells["Epsilon"] = cells["variable"].str.extract(WIDE)["eps"].fillna("")
+    clean = cells[cells["Epsilon"] == ""].set_index("Model Name")["value"]
+    attacked = cells[cells["Epsilon"] != ""].rename(columns={"value": "Top-1 Accuracy"}).reset_index(drop=True)
+    return attacked.assign(**{"Threat Model": "Linf", "Top-1 Subset Clean Accuracy": attacked["Model Name"].map(clean).fillna("")})
+
+
+def read_text(path: Path, made_by: str, columns: list[str]) -> pd.DataFrame:
+    """A CSV whose cells are all text. Raises RecordError, naming the command that made it, where it is none or lacks columns."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: not a table ({error}); make it again with `python utilities.py merge`") from None
+        raise RecordError(f"{path}: not a table ({error}); make it again with {made_by}") from None
+    if missing := [column for column in columns if column not in table]:
+        raise RecordError(f"{path}: no column {', '.join(missing)}; make it again with {made_by}")
+    return table
+
+
+def to_numbers(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The table with some columns (where it has them) as numbers: radii from 0 up, accuracies in [0, 1]; empty is nan."""
+    table = table.copy()
     for column in [name for name in columns if name in table]:
         values = pd.to_numeric(table[column].replace("", np.nan), errors="coerce")
         most = np.inf if column in ("eps", "Epsilon") else 1
@@ -108,11 +123,6 @@ def read_numbers(path: Path, columns: list[str]) -> pd.DataFrame:
                               f"to {most}; write accuracies as fractions, and eps in pixel units of [0, 1]")
         table[column] = values
     return table
-
-
-def require(path: Path, table: pd.DataFrame, columns: list[str]) -> None:
-    if missing := [column for column in columns if column not in table]:
-        raise RecordError(f"{path}: no column {', '.join(missing)}; make it again with `python utilities.py merge`")
 
 
 def accuracy_table(rows: pd.DataFrame, key: dict) -> pd.DataFrame:
@@ -132,8 +142,7 @@ def read_scores(folder: Path) -> tuple[pd.DataFrame, str]:
     path = folder / "benchmark_scores" / f"{brainscore.MERGED}.csv"
     if not path.exists():
         raise NothingToDraw(f"no {path}")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    require(path, table, ["model_registry_name"])
+    table = read_text(path, "setup_scores", ["model_registry_name"])
     benchmarks = brainscore.benchmark_columns(table)
     try:
         numbers = brainscore.to_numbers(table[benchmarks])
@@ -176,7 +185,7 @@ def studies(results: Results) -> list[Study]:
     large = [study for study in found if len(study.scores) >= MIN_MODELS]
     counts = "; ".join(f"{study.heading}: {len(study.scores)} model(s)" for study in found if study not in large)
     if not large:
-        raise NothingToDraw(f"models with accuracies under attack and scores ({counts}), {MIN_MODELS} are needed")
+        raise NothingToDraw(f"too few models have both accuracies under attack and scores ({counts})")
     named = large if len(large) == 1 else [replace(study, name=study.name + f"_{i}") for i, study in enumerate(large, start=1)]
     return [replace(study, name=study.name if len(large) > 1 else "",
                     facts=study.facts + (f" Not drawn, fewer than {MIN_MODELS}: {counts}." if counts else "")) for study in named]

@@ -31,6 +31,7 @@ SMALL, SCALE = 6, 7         # points; rows that the scale and its label take
 PERPLEXITY, SEED = 20, 42   # of t-SNE, as in the first paper
 COMPARABLE = 0.5            # of the benchmarks have a score of the model, and of the models on the benchmark
 RADII = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#000000")      # Okabe and Ito's, a colour per radius
+MOST_RADII = len(RADII)
 
 
 # ---- parts -----------------------------------------------------------------------------------------------------
@@ -43,6 +44,12 @@ def show(outcome) -> str:
 def short(benchmark: str) -> str:
     """A benchmark's name without its laboratory and without Marques2020_, which 22 of them begin with."""
     return re.sub(r"^([a-z]+\.|Marques2020_)", "", benchmark).replace("_", " ")
+
+
+def drawn(study: Study) -> list[float]:
+    """The radii that get a panel or a colour: all, or MOST_RADII of them, spread out; tables have all."""
+    radii = study.radii
+    return radii if len(radii) <= MOST_RADII else [radii[i] for i in np.linspace(0, len(radii) - 1, MOST_RADII).round().astype(int)]
 
 
 def put_heading(figure: Figure, study: Study) -> None:
@@ -145,9 +152,9 @@ def avg_alignment_vs_robust(results: Results) -> Iterator[Drawing]:
 
 
 def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.DataFrame, str]:
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.4 + LINE * len(study.radii)), layout="constrained")
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.4 + LINE * len(drawn(study))), layout="constrained")
     tables, lines = [], []
-    for i, eps in enumerate(study.radii):
+    for i, eps in enumerate(drawn(study)):
         part = pd.DataFrame({"score": study.scores[column], "accuracy": study.accuracy[eps]}).dropna()
         part.insert(0, "eps", eps)
         tables.append(part)
@@ -157,7 +164,7 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
         ax.scatter(part["score"], 100 * part["accuracy"], s=7, color=color, marker=marker, alpha=0.45, linewidth=0)
         ends = np.array([part["score"].min(), part["score"].max()])
         ax.plot(ends, 100 * (fit["intercept"] + fit["slope"] * ends), color=color, linewidth=1.5)
-        lines.append((Line2D([], [], color=color, marker=marker, label=f"{show(eps)}: R² = {fit['r2']:.3f}, {show_p(fit['p'])}"),
+        lines.append((Line2D([], [], color=color, marker=marker, label=f"{show(eps)}: {show_fit(fit)}"),
                       f"{show(eps)}: n = {fit['n']}, slope {fit['slope']:.3g}, R2 = {fit['r2']:.3f}, p = {fit['p']:.3g}, p over "
                       f"families {fit['p_family']:.3g}"))
     ax.set(xlabel=f"{group} alignment (Brain-Score)", ylabel="accuracy under attack (%)")
@@ -170,8 +177,10 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
     return figure, pd.concat(tables).reset_index(), f"{caption}\n{study.facts}"
 
 
-def show_p(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+def show_fit(fit: dict) -> str:
+    if np.isnan(fit["r2"]):
+        return "all equal, no fit"
+    return f"R² = {fit['r2']:.3f}, " + ("p < 0.001" if fit["p"] < 0.001 else f"p = {fit['p']:.3f}")
 
 
 # ---- t-SNE -----------------------------------------------------------------------------------------------------
@@ -196,29 +205,31 @@ def tsne_plot(results: Results) -> Iterator[Drawing]:
         known = comparable(study.scores)
         if len(known) < MIN_MODELS:
             continue
-        places = TSNE(perplexity=min(PERPLEXITY, (len(known) - 1) / 3), metric="precomputed", init="random",
-                      random_state=SEED).fit_transform(distances(known))
+        perplexity = min(PERPLEXITY, (len(known) - 1) / 3)
+        places = TSNE(perplexity=perplexity, metric="precomputed", init="random", random_state=SEED).fit_transform(distances(known))
         table = pd.DataFrame(places, known.index, ["x", "y"]).assign(family=[family(model) for model in known.index])
         table = table.join(study.accuracy).rename(columns={eps: f"accuracy at {show(eps)}" for eps in study.radii})
         left = study.scores.index.difference(known.index)
-        caption = (f"t-SNE (perplexity {PERPLEXITY}, seed {SEED}) of {known.shape[1]} benchmarks, averages left out, each scaled "
-                   f"to unit variance. Missing scores are not filled in: the distance of two models is that over the benchmarks "
+        caption = (f"t-SNE (perplexity {perplexity:.3g}, seed {SEED}) of {known.shape[1]} benchmarks (no averages), each scaled to "
+                   f"unit variance. Missing scores are not filled in: the distance of two models is that over the benchmarks "
                    f"that both have, scaled up (Dixon 1979). Left out: benchmarks known of fewer than {COMPARABLE:.0%} of the "
-                   f"models, and {len(left)} models with fewer than {COMPARABLE:.0%} of the rest. Axes have no unit.")
+                   f"models, and {len(left)} models with fewer than {COMPARABLE:.0%} of the rest; from a panel, models that "
+                   "were not attacked at its eps. Axes have no unit.")
         yield f"tsne_plot{study.name}", draw_tsne(study, table), table.reset_index(), f"{caption}\n{study.facts}"
 
 
 def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
     """The same map once by family and once per radius."""
-    rows = -(-(1 + len(study.radii)) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(PAGE, 2.7 * rows + 0.5), layout="constrained", squeeze=False)
+    radii = drawn(study)
+    rows = -(-(1 + len(radii)) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(PAGE, min(2.7 * rows, 8.6) + 0.5), layout="constrained", squeeze=False)
     for name in [name for name in FAMILIES if name in set(table["family"])]:
         part = table[table["family"] == name]
         axes.flat[0].scatter(part["x"], part["y"], s=10, color=FAMILIES[name][0], label=name, linewidth=0, alpha=0.8)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=9, handlelength=1,
                   columnspacing=1.5)
     axes.flat[0].set_title("family", loc="left")
-    for ax, eps in zip(axes.flat[1:], study.radii):
+    for ax, eps in zip(axes.flat[1:], radii):
         dots = ax.scatter(table["x"], table["y"], s=10, c=100 * table[f"accuracy at {show(eps)}"], cmap=SEQUENTIAL, linewidth=0)
         figure.colorbar(dots, ax=ax, aspect=30).set_label("accuracy under attack (%)", size=7)
         ax.set_title(show(eps), loc="left")

@@ -25,7 +25,7 @@ import inference
 from alignment_study import ALPHA, CLEAN, GROUPS, MIN_FAMILIES, MIN_MODELS, Study, correlation_table, studies
 from drawing import PAGE, Drawing, Results
 from families import FAMILIES
-from figures_hoak2025 import COMPARABLE, GREY, LINE, NEEDS, RADII, SMALL, put_heading, short, show
+from figures_hoak2025 import COMPARABLE, GREY, LINE, NEEDS, RADII, SMALL, drawn, put_heading, short, show
 
 LEGEND = 5                              # columns
 MOST, IF_NONE, LISTED = 45, 10, 10      # rows of a forest plot; of one where none survives; of each sign in the table
@@ -47,12 +47,13 @@ def ranked(study: Study, most: int = MOST) -> tuple[pd.DataFrame, str]:
     """
     table = correlation_table(study)
     table = table[(table["leaf"] == 1) & (table["accuracy"] != CLEAN) & table["rho"].notna()]
-    strength = table[table["accuracy"] == study.radii[-1]].set_index("benchmark")["rho"]
+    largest = table["accuracy"].max()       # at which accuracies differ: all may be 0 at larger ones
+    strength = table[table["accuracy"] == largest].set_index("benchmark")["rho"]
     alive = strength.index.intersection(table.loc[table["survives"] == 1, "benchmark"])
     chosen = strength[alive] if len(alive) else strength.reindex(strength.abs().nlargest(IF_NONE).index)
     chosen = chosen.reindex(chosen.abs().nlargest(most).index).sort_values(ascending=False)
     counted = f"{len(alive)} of {len(strength)} benchmarks survive ({SURVIVES})"
-    shown = "" if len(chosen) == len(alive) else f"; shown: the {len(chosen)} strongest at {show(study.radii[-1])}"
+    shown = "" if len(chosen) == len(alive) else f"; shown: the {len(chosen)} strongest at {show(largest)}"
     rank = {name: i for i, name in enumerate(chosen.index)}
     rows = table[table["benchmark"].isin(rank)].assign(row=table["benchmark"].map(rank))
     return rows.sort_values(["row", "accuracy"]).astype({"row": int}), f"{counted}{shown}."
@@ -60,12 +61,12 @@ def ranked(study: Study, most: int = MOST) -> tuple[pd.DataFrame, str]:
 
 def row_panels(study: Study, labels: list[str], quantity: str, handles: list[Line2D], row: float = 0.11, **legend):
     """Figure and axes: a row per label, top down, and a panel per eps, with a line at 0 and a legend below."""
-    lines = -(-len(handles) // LEGEND) + ("title" in legend)
-    figure, axes = plt.subplots(1, len(study.radii), figsize=(PAGE, row * max(len(labels), 4) + 0.85 + LINE * lines), sharey=True,
+    radii, lines = drawn(study), -(-len(handles) // LEGEND) + ("title" in legend)
+    figure, axes = plt.subplots(1, len(radii), figsize=(PAGE, row * max(len(labels), 4) + 0.85 + LINE * lines), sharey=True,
                                 sharex=True, squeeze=False, layout="constrained")
     figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND, title_fontsize=7, **legend)
-    axes[0, (len(study.radii) - 1) // 2].set_xlabel(quantity)
-    for ax, title in zip(axes.flat, map(show, study.radii)):
+    axes[0, (len(radii) - 1) // 2].set_xlabel(quantity)
+    for ax, title in zip(axes.flat, map(show, radii)):
         ax.axvline(0, color=GREY, linewidth=0.6)
         ax.hlines(range(len(labels)), 0, 1, transform=ax.get_yaxis_transform(), color="#EEEEEE", linewidth=0.5, zorder=0)
         ax.set_title(title, loc="left", fontsize=7)
@@ -96,7 +97,7 @@ def draw_forest(study: Study, rows: pd.DataFrame) -> Figure:
                if group in set(rows["group"])]
     handles.append(Line2D([], [], color=GREY, marker="D", markerfacecolor="white", linestyle="", label="given clean accuracy"))
     figure, axes = row_panels(study, labels, "Spearman's ρ", handles)
-    for ax, eps in zip(axes, study.radii):
+    for ax, eps in zip(axes, drawn(study)):
         part = rows[rows["accuracy"] == eps]
         colors = part["group"].map(GROUP_COLORS).fillna("#000000")
         ax.hlines(part["row"], part["family_low"], part["family_high"], color=colors, linewidth=0.7)
@@ -119,7 +120,7 @@ def leave_one_family_out(results: Results) -> Iterator[Drawing]:
         handles.append(Line2D([], [], color="black", marker="|", linestyle="", markersize=7, label="all models"))
         labels = [short(name) for name in rows["benchmark"].unique()]
         figure, axes = row_panels(study, labels, "Spearman's ρ", handles, title="without")
-        for ax, eps in zip(axes, study.radii):
+        for ax, eps in zip(axes, drawn(study)):
             draw_left_out(ax, table[table["accuracy"] == eps])
         caption = (f"Spearman's correlation with accuracy under attack, with each of {len(np.unique(study.families))} families of "
                    f"models left out in turn (a dot each; Other: one of the small families, in the table by name). {counted}")
@@ -173,7 +174,8 @@ def explained(study: Study) -> pd.DataFrame:
     for name, (table, estimator) in sets.items():
         x = table[whole].to_numpy()
         guess = estimator.fit(x, y).predict(x).reshape(y.shape)
-        cells = {"in_sample": r2_score(y, guess, multioutput="raw_values")} | cross_validated(estimator, x, y, families)
+        in_sample = np.where(np.ptp(y, axis=0) > 0, r2_score(y, guess, multioutput="raw_values"), np.nan)
+        cells = {"in_sample": in_sample} | cross_validated(estimator, x, y, families)
         rows += [{"predictor": name, "features": x.shape[1], "eps": eps, "n": len(x), "families": len(np.unique(families))}
                  | {column: values[i] for column, values in cells.items()} for i, eps in enumerate(study.radii)]
     return pd.DataFrame(rows)
@@ -208,7 +210,7 @@ def draw_explained(study: Study, table: pd.DataFrame) -> Figure:
     handles = [Line2D([], [], marker=marker, markerfacecolor=color, linestyle="", label=label, markeredgecolor=edge)
                for marker, color, edge, label in EXPLAINED.values()]
     figure, axes = row_panels(study, names, "variance explained (R²)", handles, row=0.17)
-    for ax, eps in zip(axes, study.radii):
+    for ax, eps in zip(axes, drawn(study)):
         for column, (marker, color, edge, _) in EXPLAINED.items():
             ax.scatter(shown.loc[table["eps"] == eps, column], range(len(names)), s=16, marker=marker, facecolor=color,
                        edgecolor=edge, linewidth=0.7, zorder=3)
@@ -244,16 +246,17 @@ def benchmark_table(results: Results) -> Iterator[Drawing]:
     """LaTeX: the benchmarks that go most with, and most against, accuracy at the largest eps."""
     for study in studies(results):
         table = correlation_table(study)
-        table = table[(table["leaf"] == 1) & (table["accuracy"] == study.radii[-1]) & table["rho"].notna()]
+        table = table[(table["leaf"] == 1) & (table["accuracy"] != CLEAN) & table["rho"].notna()]
         if table.empty:
             continue
-        table = table.sort_values("rho", ascending=False)
+        largest = table["accuracy"].max()
+        table = table[table["accuracy"] == largest].sort_values("rho", ascending=False)
         table = pd.concat([table[:LISTED], table[LISTED:][-LISTED:]])
         shown = pd.DataFrame({"benchmark": table["benchmark"].map(short), "kind": table["group"], "n": table["n"],
                               "rho": table["rho"], "95 % interval": interval(table["low"], table["high"]),
                               "over families": interval(table["family_low"], table["family_high"]), "q": table["q"],
                               "given clean": table["partial_rho"], "survives": table["survives"].map({1: "yes", 0: "no"})})
-        caption = (f"Spearman's correlation with accuracy at {show(study.radii[-1])}: the strongest benchmarks of either sign, "
+        caption = (f"Spearman's correlation with accuracy at {show(largest)}: the strongest benchmarks of either sign, "
                    f"with bootstrap intervals over models and over families. {ranked(study)[1]} Given clean: partial correlation "
                    f"given clean accuracy.\n{study.facts}")
         yield f"benchmark_table{study.name}", None, shown, caption

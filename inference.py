@@ -189,4 +189,4 @@ def cross_validated_r2(estimator, x: np.ndarray, y: np.ndarray,
         guess = clone(estimator).fit(x[train], y[train]).predict(x[test]).reshape(y[test].shape)
         errors += np.square(y[test] - guess).sum(axis=0)
         spread += np.square(y[test] - y[train].mean(axis=0)).sum(axis=0)
-    return 1 - np.divide(errors, spread, out=np.full_like(errors, np.nan), where=spread > 0)
+    return 1 - np.divide(errors, spread, out=np.full_like(errors, np.nan), where=spread > 1e-20)

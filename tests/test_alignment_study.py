@@ -195,6 +195,15 @@ def test_its_eps_inside_column_names(tmp_path):
     np.testing.assert_allclose(study.accuracy[0.00392], ours[RADII[-1]])
 
 
+@pytest.mark.parametrize("header, lacking", [
+    ("Model Name,Top-1 Accuracy,Epsilon", "Threat Model, Top-1 Subset Clean Accuracy"),
+    ("net,Top-1 Accuracy Linf 0.001", "Model Name or model_registry_name")])
+def test_other_tables_under_its_name_are_refused(tmp_path, header, lacking):
+    (tmp_path / alignment_study.LEGACY).write_text(f"{header}\n")
+    with pytest.raises(RecordError, match=f"no column {lacking}"):
+        load(tmp_path)
+
+
 def test_it_is_not_pooled_with_our_own(tmp_path):
     rows = write_study(tmp_path)
     legacy(rows).to_csv(tmp_path / alignment_study.LEGACY, index=False)
@@ -217,7 +226,7 @@ def test_no_scores_says_so(tmp_path):
 
 def test_one_model_is_not_enough(tmp_path):
     write_summary(tmp_path, write_study(tmp_path).query("model == 'vit_001'"))
-    with pytest.raises(drawing.NothingToDraw, match=r"1 model\(s\)\), 10 are needed"):
+    with pytest.raises(drawing.NothingToDraw, match=r"too few models have both .*: 1 model\(s\)"):
         load(tmp_path)
 
 

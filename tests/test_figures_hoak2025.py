@@ -269,7 +269,7 @@ def test_no_results_yet_names_the_commands(tmp_path, capsys):
 def test_one_model_says_how_many_are_needed(tmp_path, capsys):
     write_study(tmp_path).query("model == 'vit_001'").to_csv(tmp_path / "evaluation_results.csv", index=False)
     assert draw(tmp_path, tmp_path / "figures", "--plots", "tsne_plot") == 2
-    assert f"{MADE_UP}: 1 model(s)), 10 are needed" in capsys.readouterr().err
+    assert f"{MADE_UP}: 1 model(s)" in capsys.readouterr().err
 
 
 def test_accuracies_in_percent_are_one_line(tmp_path, capsys):
@@ -277,6 +277,23 @@ def test_accuracies_in_percent_are_one_line(tmp_path, capsys):
     rows.assign(robust_acc=100 * rows["robust_acc"]).to_csv(tmp_path / "evaluation_results.csv", index=False)
     assert draw(tmp_path, tmp_path / "figures", "--plots", "benchmark_table") == 2
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'evaluation_results.csv'}, line 2, column robust_acc")
+
+
+def test_a_radius_at_which_nothing_stands_takes_no_figure_down(tmp_path):
+    """At 1/255 every accuracy is 0: the figures rank by 0.5/255 and say that there is nothing to fit."""
+    rows = write_study(tmp_path, random_scores(40))
+    rows["robust_acc"] = rows["robust_acc"].where(rows["eps"] < RADII[2], 0.0)
+    rows.to_csv(tmp_path / "evaluation_results.csv", index=False)
+    assert draw(tmp_path, tmp_path / "figures", "--plots", *FIGURES) == 0
+    assert "strongest benchmarks" in (text := (tmp_path / "figures" / "benchmark_table.txt").read_text()) and "0.5/255" in text
+    assert pd.read_csv(tmp_path / "figures" / "survivors_forest.csv")["row"].max() >= 1
+    last = pd.read_csv(tmp_path / "figures" / "variance_explained.csv").query(f"eps > {RADII[1]}")
+    assert last[["in_sample", "unseen_models", "unseen_families"]].isna().all(axis=None)
+
+
+def test_many_radii_are_thinned_out_in_pictures():
+    study = figures_hoak2025.Study("", "", "", pd.DataFrame(), pd.DataFrame(columns=["clean", *range(1, 12)]))
+    assert figures_hoak2025.drawn(study) == [1, 3, 5, 7, 9, 11]
 
 
 def test_two_protocols_are_two_files(tmp_path):
