@@ -84,7 +84,8 @@ def partial_correlation(results: Results) -> Iterator[Drawing]:
 def correction(q: pd.Series) -> str:
     """What the marks and the empty cells of a heat map mean."""
     return (f"Dot: q <= {ALPHA} (Benjamini-Hochberg over all {q.notna().sum()} cells that have a value; {(q <= ALPHA).sum()} are "
-            f"marked). Grey: no value, for want of {MIN_MODELS} models or because all are equal (column `empty` of the table). "
+            f"marked). Grey: no value, for want of {MIN_MODELS} models or of clean accuracy to hold constant, or because all are "
+            "equal (column `empty` of the table). "
             "Bold: averages of the benchmarks below them. Marques2020_ and laboratories are left off the names.")
 
 
@@ -98,7 +99,7 @@ def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
     """Benchmarks in the leaderboard's order down two columns, accuracies across; the scale below the shorter column."""
     benchmarks, outcomes = table.drop_duplicates("benchmark"), list(table["accuracy"].unique())
     cut = halves(list(benchmarks["group"]))
-    parts = sorted(filter(len, (benchmarks[:cut], benchmarks[cut:])), key=lambda part: part.index[0])
+    parts = [part for part in (benchmarks[:cut], benchmarks[cut:]) if len(part)]
     rows = max(max(map(len, parts)), min(map(len, parts)) + SCALE)
     figure, axes = plt.subplots(1, len(parts), figsize=(PAGE, ROW * rows + 0.9), squeeze=False)
     figure.set_layout_engine("constrained", wspace=0.06)
