@@ -17,6 +17,7 @@ ATTACKS = {"attacks", "libraries", "engine", "ensemble", "minimum_norm", "passes
 MAY_IMPORT = {
     "records": set(),
     "metrics": set(),
+    "inference": set(),                                         # split off metrics: statistics over models
     "brainscore_registry": {"records"},                         # split off utilities, as is brainscore
     "brainscore": {"records", "brainscore_registry"},
     "utilities": {"records", "brainscore"},
