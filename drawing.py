@@ -25,15 +25,20 @@ STYLE: Any = {
 MARKERS, DASHES = "osD^vP*X", ("-", "--", ":", "-.")    # tell the models of a family apart
 MAX_NAMED = 24              # models in a legend; above it plain lines, and the legend gives families
 NORMS = {"Linf": "$L_\\infty$", "L2": "$L_2$", "L1": "$L_1$"}
-Drawing = tuple[str, Figure, pd.DataFrame, str]     # name, figure, the table drawn, caption
+Drawing = tuple[str, Figure | None, pd.DataFrame, str]      # name, figure (None: a LaTeX table), the table drawn, caption
 
 
-@dataclass(frozen=True)
+class NothingToDraw(Exception):
+    """Why a figure cannot be drawn from results that are there; the command that mends it is the figure's."""
+
+
+@dataclass(frozen=True, eq=False)       # a key of caches by identity
 class Results:
     """Where figures find what they draw."""
     folder: Path                    # results/: the summary, benchmark_scores/, records/
     runs: list[dict]                # run files, finished or not, with the record's path as `csv`
     published: Path | None = None   # published numbers (PUBLISHED_DIR of .env), laid out as results/README.md says
+    models: tuple[str, ...] = ()    # only these, if any are named
 
 
 # ---- what is drawn ---------------------------------------------------------------------------------------------
@@ -46,7 +51,7 @@ def load_results(results_dir, models: list[str] | None = None, published=None) -
     if have and (unknown := sorted(set(models or []) - set(have))):
         raise records.RecordError(f"{root}: no record of {', '.join(unknown)}; --models takes {', '.join(have)}")
     runs = [run for run in runs if not models or run["model"] in models]
-    return Results(Path(results_dir), runs, Path(published) if published else None)
+    return Results(Path(results_dir), runs, Path(published) if published else None, tuple(models or ()))
 
 
 def read_rows(run: dict) -> pd.DataFrame:

@@ -1,11 +1,12 @@
-"""Figures, and the exact tables they draw, from a results folder alone: no torch, no GPU.
+r"""Figures, and the exact tables they draw, from a results folder alone: no torch, no GPU.
 
     python plotting.py                                                every figure that the results allow -> figures/
     python plotting.py --plots accuracy_vs_eps --models resnet50.a1_in1k convnext_tiny.fb_in1k
     python plotting.py --results_dir results/demo --figures_dir figures/demo
     python plotting.py --plots all --specifier appendix --save_to_paper ../paper/figures
 
-A figure is written four times: PDF (vector, fonts embedded), PNG, the table it draws as CSV, and its caption as .txt.
+A figure is written four times: PDF (vector, fonts embedded), PNG, the table it draws as CSV, and its caption as .txt; a
+table three times: LaTeX (for \usepackage{booktabs}), CSV and caption.
 Only finished records are drawn; the others are named on the screen and in the caption. Exit status 2: nothing to draw.
 """
 from __future__ import annotations
@@ -23,23 +24,37 @@ import figures_examples
 import figures_records
 import records
 import utilities
-from drawing import STYLE, load_results
+from drawing import STYLE, NothingToDraw, load_results
 
 FIGURES = figures_records.FIGURES | figures_examples.FIGURES    # name -> (function that draws it, command that makes what it draws)
 
 
-def write(args, name: str, figure: Figure, table: pd.DataFrame, caption: str) -> list[Path]:
-    """The four files of a figure, and the paper's copy of the PDF; the same bytes for the same data: no date in them."""
-    contents: dict[str, str | bytes] = {}
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """PDF and PNG of a figure."""
+    contents = {}
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=200, metadata=metadata)
         contents[kind] = buffer.getvalue()
+    return contents
+
+
+def latex(table: pd.DataFrame) -> str:
+    """A table for a paper: booktabs, floats with three significant digits, empty where there is no value."""
+    styles = table.reset_index(drop=True).style.hide(axis="index").format_index(escape="latex", axis=1)
+    short = dict.fromkeys(table.select_dtypes("float"), "{:.3g}")
+    return styles.format(short, na_rep="", escape="latex").to_latex(hrules=True)
+
+
+def write(args, name: str, figure: Figure | None, table: pd.DataFrame, caption: str) -> list[Path]:
+    """The files of a figure or a table, and the paper's copy; the same bytes for the same data: no date in them."""
+    contents: dict[str, str | bytes] = {**rendered(figure)} if figure else {"tex": latex(table)}
+    kind = next(iter(contents))
     contents |= {"csv": table.to_csv(index=False, lineterminator="\n"), "txt": f"{caption}\n"}
     name = "_".join(filter(None, [name, args.specifier]))
     files = {Path(args.figures_dir) / f"{name}.{kind}": content for kind, content in contents.items()}
     if args.save_to_paper:
-        files[Path(args.save_to_paper) / f"{name}.pdf"] = contents["pdf"]
+        files[Path(args.save_to_paper) / f"{name}.{kind}"] = contents[kind]
     for path, content in files.items():
         records.write_atomic(path, content)
     return list(files)
@@ -53,16 +68,20 @@ def draw(args) -> int:
         print(f"unfinished, not drawn: {', '.join(unfinished)}", file=sys.stderr)
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
-        for drawing in function(results):
-            drawn.append(name)
-            if not args.no_save:
-                print(*write(args, *drawing), sep="\n")
-            if not args.show_plots:
-                plt.close(drawing[1])
+        command = command.format(args.results_dir)
+        try:
+            for drawing in function(results):
+                drawn.append(name)
+                if not args.no_save:
+                    print(*write(args, *drawing), sep="\n")
+                if drawing[1] and not args.show_plots:
+                    plt.close(drawing[1])
+        except NothingToDraw as reason:
+            command = f"{reason}; {command}"
         if name not in drawn:
             lacking.setdefault(command, []).append(name)
     for command, names in lacking.items():
-        print(f"nothing to draw for {', '.join(names)}: {command.format(args.results_dir)}", file=sys.stderr)
+        print(f"nothing to draw for {', '.join(names)}: {command}", file=sys.stderr)
     if args.show_plots:
         plt.show()
     return 0 if drawn else 2
@@ -80,7 +99,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--published", default=utilities.setting("PUBLISHED_DIR"), metavar="DIR",
                         help="published numbers, laid out as results/README.md says; default PUBLISHED_DIR of .env")
     parser.add_argument("--specifier", help="a word added to the names of the files")
-    parser.add_argument("--save_to_paper", metavar="DIR", help="write each PDF to that folder too")
+    parser.add_argument("--save_to_paper", metavar="DIR", help="write each PDF (of a table, its .tex) to that folder too")
     parser.add_argument("--show_plots", action="store_true", help="open a window with each figure")
     parser.add_argument("--no_save", action="store_true", help="write no file")
     return parser

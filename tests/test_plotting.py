@@ -84,6 +84,24 @@ def test_four_files_with_embedded_fonts_the_same_every_time(tmp_path, capsys):
         assert content == (tmp_path / "two" / path.name).read_bytes()
 
 
+def test_a_table_is_written_as_latex_csv_and_caption(tmp_path, monkeypatch):
+    table = pd.DataFrame({"model_name": ["net_1", "50%"], "R2": [0.123456789, np.nan], "n": [3, 4]})
+    monkeypatch.setitem(plotting.FIGURES, "a_table", (lambda results: [("a_table", None, table, "two models")], ""))
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "a_table", "--save_to_paper", str(tmp_path / "paper")) == 0
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"a_table.tex", "a_table.csv", "a_table.txt"}
+    lines = (tmp_path / "paper" / "a_table.tex").read_text().splitlines()
+    assert [line for line in lines if "&" in line] == [r"model\_name & R2 & n \\", r"net\_1 & 0.123 & 3 \\", r"50\% &  & 4 \\"]
+    assert pd.read_csv(tmp_path / "figures" / "a_table.csv", float_precision="round_trip")["R2"][0] == 0.123456789
+
+
+def test_a_figure_may_say_what_it_lacks(tmp_path, capsys, monkeypatch):
+    def function(results):
+        raise drawing.NothingToDraw("2 models, 10 are needed")
+    monkeypatch.setitem(plotting.FIGURES, "picky", (function, "`more models in {}`"))
+    assert draw("here", tmp_path / "figures", "--plots", "picky") == 2
+    assert capsys.readouterr().err == "nothing to draw for picky: 2 models, 10 are needed; `more models in here`\n"
+
+
 def test_no_save_writes_nothing(tmp_path):
     make_ball(tmp_path, "resnet18")
     assert draw(tmp_path, tmp_path / "figures", "--no_save") == 0
