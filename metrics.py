@@ -103,6 +103,19 @@ def over_ceiling(agreement: float | np.ndarray, ceiling: float = HUMAN_CEILING) 
     return agreement / ceiling
 
 
+def pareto_front(values: np.ndarray) -> np.ndarray:
+    """Which rows of (n, k) values, the larger the better, no other row beats in one column and equals in the rest: (n,) bool.
+
+    Raises ValueError on nan, which can neither win nor lose.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if np.isnan(values).any():
+        raise ValueError("a Pareto front of values that hold nan")
+    no_worse = (values[None] >= values[:, None]).all(axis=2)        # (n, n): is column's row as good as row's?
+    better = (values[None] > values[:, None]).any(axis=2)
+    return np.logical_not((no_worse & better).any(axis=1))
+
+
 # ---- accuracy over corruptions ---------------------------------------------------------------------------------
 
 def mean_corruption_error(errors: Mapping[str, Mapping[int, float]],

@@ -21,12 +21,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 import figures_examples
+import figures_feng2025
 import figures_records
 import records
+import statistics_feng2025
 import utilities
 from drawing import STYLE, NothingToDraw, load_results
 
-FIGURES = figures_records.FIGURES | figures_examples.FIGURES    # name -> (function that draws it, command that makes what it draws)
+# name -> (function that draws it, command that makes what it draws)
+FIGURES = figures_records.FIGURES | figures_examples.FIGURES | figures_feng2025.FIGURES | statistics_feng2025.FIGURES
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:

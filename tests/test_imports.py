@@ -37,7 +37,10 @@ MAY_IMPORT = {
     "drawing": {"families", "records", "utilities"},
     "figures_examples": BASE | {"drawing", "utilities"},
     "figures_records": BASE | {"drawing", "families", "utilities"},
-    "plotting": BASE | {"drawing", "utilities"} | {path.stem for path in ROOT.glob("figures_*.py")},
+    "measurements": {"drawing", "families", "records", "utilities"},
+    "figures_feng2025": {"drawing", "inference", "measurements", "metrics"},
+    "statistics_feng2025": {"drawing", "figures_feng2025", "inference", "measurements"},
+    "plotting": BASE | {"drawing", "utilities", "statistics_feng2025"} | {path.stem for path in ROOT.glob("figures_*.py")},
 }
 SCRIPTS = {"evaluate_robustness", "plotting"}
 ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}
