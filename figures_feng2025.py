@@ -28,7 +28,7 @@ TOLERANCE, ALIGNMENT = "Perturbation Tolerance ($L_2$)", "human alignment (% of 
 MEASURES = {"pt": (TOLERANCE, 1), "alignment": (ALIGNMENT, 100)}    # column -> label, factor
 NORM_NAMES = {"l2": "L2", "linf": "Linf"}   # of file names
 SERIES: Any = {"L2": "-", "Linf": ":"}
-MAX_NAMED = 12          # models of a panel whose names are written beside them
+MAX_NAMED, LETTERS = 6, 26      # models of a panel whose names are written beside them; letters of a name
 FEWEST = 5              # models below which nothing is fitted and no correlation is given
 
 
@@ -36,8 +36,8 @@ FEWEST = 5              # models below which nothing is fitted and no correlatio
 
 def group_handles(rows: pd.DataFrame) -> list[Line2D]:
     """Legend of the groups among some rows."""
-    return [Line2D([], [], linestyle="none", color=colour, marker=marker, label=f"{name} ({count})")
-            for name, (colour, marker) in GROUPS.items() if (count := rows["group"].eq(name).sum())]
+    return [Line2D([], [], linestyle="none", color=colour, marker=marker, label=name)
+            for name, (colour, marker) in GROUPS.items() if rows["group"].eq(name).any()]
 
 
 def scatter(ax, rows: pd.DataFrame, x: str, y: str, bars: bool = True) -> None:
@@ -81,7 +81,7 @@ def rho_text(found: dict[str, float]) -> str:
 
 
 def panel(ax, source: Source, rows: pd.DataFrame, x: str, y: str, what: str = "") -> None:
-    """Points of a source, its name and Spearman's rho over its standard models above; names where there are few models."""
+    """Points of a source; above them its name and Spearman's rho over its standard models."""
     scatter(ax, rows, x, y)
     for axis, column in ((ax.xaxis, x), (ax.yaxis, y)):
         if column == "pt":
@@ -89,18 +89,20 @@ def panel(ax, source: Source, rows: pd.DataFrame, x: str, y: str, what: str = ""
     ax.set(xlabel=MEASURES.get(x, (source.accuracy_label, 1))[0], ylabel=MEASURES[y][0])
     ax.set_title(f"{source.name}{what}\n{rho_text(correlation(source.standard, x, y))}", loc="left")
     ax.margins(0.08)
-    if len(rows) <= MAX_NAMED:
-        name_points(ax, rows, x, y)
 
 
-def name_points(ax, rows: pd.DataFrame, x: str, y: str) -> None:
-    """The models' names beside their points, moved until they neither touch nor leave the panel."""
-    factors = [MEASURES.get(column, ("", 1))[1] for column in (x, y)]
+def name_points(ax, rows: pd.DataFrame, x: str, y: str, others: pd.DataFrame | None = None) -> None:
+    """Names (or architectures, where names are long) beside the points of a panel of few models, off each other and `others`."""
     points = rows.dropna(subset=[x, y])
-    places = [(factors[0] * a, factors[1] * b) for a, b in zip(points[x], points[y])]
-    texts = [ax.text(*place, model, fontsize=6) for place, model in zip(places, points["model"])]
-    ax.figure.canvas.draw()
-    adjust_text(texts, *zip(*places), ax=ax, iter_lim=200, arrowprops={"arrowstyle": "-", "linewidth": 0.4})
+    if len(points) > MAX_NAMED:
+        return
+    factors = [MEASURES.get(column, ("", 1))[1] for column in (x, y)]
+    texts = [ax.text(factors[0] * a, factors[1] * b, name if len(name) <= LETTERS else name.partition(".")[0][:LETTERS], fontsize=6)
+             for a, b, name in zip(points[x], points[y], points["model"])]
+    avoid = points if others is None else others
+    ax.figure.draw_without_rendering()      # the layout has to stand before texts are placed
+    adjust_text(texts, factors[0] * avoid[x].to_numpy(), factors[1] * avoid[y].to_numpy(), ax=ax, iter_lim=200,
+                expand=(1.1, 1.4), ensure_inside_axes=True, arrowprops={"arrowstyle": "-", "linewidth": 0.4})
 
 
 def drawn(tables: list[Source], columns: list[str]) -> list[Source]:
@@ -127,6 +129,8 @@ def against_accuracy(results: Results, y: str, name: str) -> Iterator[Drawing]:
             ax.annotate("people", (HUMAN[0], 1), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=7,
                         color="#444444")
         panel(ax, source, rows, "accuracy", y)
+    for ax, rows in zip(axes, shown):
+        name_points(ax, rows, "accuracy", y)
     caption = "\n".join([
         f"{MEASURES[y][0]} against accuracy, a panel per source. Bars: standard errors; hollow: accuracy estimated from top-1; "
         f"dashed: second-degree fit through the standard models (all but robust and harmonized nets); band: people, {HUMAN[0]} ± "
@@ -176,6 +180,8 @@ def tradeoff(results: Results) -> Iterator[Drawing]:
         draw_front(ax, source.rows[source.rows["front"]])
         draw_series(ax, rows)
         panel(ax, source, rows, "pt", "alignment", what)
+    for ax, (_, rows, _) in zip(axes, views):
+        name_points(ax, rows, "pt", "alignment")
     caption = "\n".join([
         "Human alignment against Perturbation Tolerance, robust and harmonized nets in a panel of their own. Black line: Pareto "
         "front of the standard models, none of which is better in both; coloured lines: one net trained against growing eps. "

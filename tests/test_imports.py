@@ -39,8 +39,12 @@ MAY_IMPORT = {
     "figures_records": BASE | {"drawing", "families", "utilities"},
     "measurements": {"drawing", "families", "records", "utilities"},
     "figures_feng2025": {"drawing", "inference", "measurements", "metrics"},
+    "figures_norms": {"drawing", "families", "figures_feng2025", "measurements", "metrics"},
+    "figures_both": BASE | {"brainscore", "drawing", "figures_feng2025", "inference", "measurements", "utilities"},
     "statistics_feng2025": {"drawing", "figures_feng2025", "inference", "measurements"},
-    "plotting": BASE | {"drawing", "utilities", "statistics_feng2025"} | {path.stem for path in ROOT.glob("figures_*.py")},
+    "report": {"drawing", "measurements", "records", "utilities"},
+    "plotting": {"drawing", "records", "report", "statistics_feng2025", "utilities"} | {
+        path.stem for path in ROOT.glob("figures_*.py")},
 }
 SCRIPTS = {"evaluate_robustness", "plotting"}
 ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}
