@@ -33,7 +33,7 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 nav a { margin-right: 1em; }
 .table { overflow: auto; max-height: 34rem; border: 1px solid #ccc; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th { position: sticky; top: 0; background: #f0f0f0; padding: 0; vertical-align: bottom; }
+th { text-align: left; position: sticky; top: 0; background: #f0f0f0; padding: 0; vertical-align: bottom; }
 th button { font: inherit; font-weight: 600; border: 0; background: none; padding: 6px 10px; text-align: left; cursor: pointer; }
 th small { display: block; font-weight: 400; color: #444; max-width: 14em; }
 th[aria-sort=ascending] button::after { content: " \\25B2"; } th[aria-sort=descending] button::after { content: " \\25BC"; }
