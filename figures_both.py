@@ -48,7 +48,7 @@ def leaderboard(results: Results) -> tuple[pd.DataFrame, str]:
     """Scores with the columns of setup_scores, and where they are from: its table, else the published leaderboard."""
     path = results.folder / "benchmark_scores" / f"{brainscore.MERGED}.csv"
     if path.exists():
-        table = read_table(path, brainscore.NAMES, f"make it again: {SETUP}")
+        table = read_table(path, brainscore.NAMES, f"make it again: {SETUP}", text=brainscore.NAMES)
         sidecar = path.with_suffix(".json")
         date = json.loads(sidecar.read_text()).get("date") if sidecar.exists() else None
         return table, f"Brain-Score leaderboard of {date or 'a date not recorded'} ({path.name})"
@@ -137,7 +137,6 @@ def draw_benchmarks(table: pd.DataFrame) -> plt.Figure:
 def robust_pairs(results: Results) -> Iterator[tuple[str, Source, pd.DataFrame]]:
     """Balls of ours (image set, threat, budget) x sources of norms: models with both, a row per model and eps."""
     table = summary(results)
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "eps", "robust", "robust_acc", "partial"])))
     table = table[table["robust_acc"].notna() & table["partial"].ne(1) & (table["eps"] > 0)]
     for (image_set, threat, attack), ball in table.groupby(["image_set", "threat", "attack"], dropna=False):
         for source in drawn(sources(results), ["pt"]):

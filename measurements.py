@@ -5,7 +5,7 @@ A source is one protocol, budget and image set. Sources are never pooled: each i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -23,8 +23,10 @@ NOT_STANDARD = ["robust", "harmonized"]     # groups by training, beside which e
 ROBUST_NAME = re.compile(r"(?P<net>.+)_(?P<norm>l2|linf)_eps(?P<eps>[\d.]+)(_255)?$")
 GROUPS_FILE = utilities.ROOT / "lists" / "models" / "feng2025.txt"
 COLUMNS = ["source", "model", "family", "group", "pt", "pt_sem", "alignment", "alignment_sem", "accuracy", "estimated"]
-SUMMARY_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc", "l2_mean", "l2_sem",
-                   "human_alignment", "human_alignment_sem"]
+REQUIRED = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]     # of the summary
+SUMMARY_COLUMNS = [*REQUIRED, "eps", "robust", "robust_acc", "l2_mean", "l2_sem", "human_alignment", "human_alignment_sem",
+                   "partial"]
+TEXT = ["model", "threat", "image_set", "protocol", "attack", "model_dir_id", "name", "group", "weights"]     # columns of words
 MULTILABEL = "multi-label accuracy (%)"
 # names of eth-sri/automated-error-analysis that are neither `timm--NAME` nor `torchvision--NAME` (= NAME.tv_in1k)
 MULTILABEL_NAMES = {
@@ -62,14 +64,24 @@ def sources(results: Results) -> list[Source]:
 
 # ---- published -------------------------------------------------------------------------------------------------
 
-def read_table(path: Path, columns: list[str], mend: str, **options) -> pd.DataFrame:
-    """A CSV that has these columns. Raises RecordError naming the file and what it lacks."""
+def read_table(path: Path, columns: list[str], mend: str, text: Collection[str] = TEXT, **options) -> pd.DataFrame:
+    """A CSV that has these columns, numbers in all but those of `text`. Raises RecordError naming the file and what is wrong."""
     try:
         table = pd.read_csv(path, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise records.RecordError(f"{path}: not a table ({str(error).strip()}); {mend}") from None
     if lacking := [column for column in columns if column not in table]:
         raise records.RecordError(f"{path}: no column {', '.join(lacking)}; {mend}")
+    return as_numbers(path, table, set(columns) - set(text), mend)
+
+
+def as_numbers(path: Path, table: pd.DataFrame, columns: Iterable[str], mend: str) -> pd.DataFrame:
+    """The table with these columns as numbers. Raises RecordError with the first cell that is none."""
+    for column in columns:
+        values = pd.to_numeric(table[column], errors="coerce")
+        if (wrong := values.isna() & table[column].notna()).any():
+            raise records.RecordError(f"{path}, column {column}: {table.loc[wrong, column].iat[0]!r} is no number; {mend}")
+        table[column] = values
     return table
 
 
@@ -138,14 +150,15 @@ def paper_tables(results: Results) -> pd.DataFrame | None:
 
 
 def published(results: Results) -> Iterator[Source]:
-    """The 351 models of Feng et al. (2025) and the harmonized nets of their Table 1, which has no accuracies."""
+    """The 351 models of Feng et al. (2025) and the harmonized nets of their Table 1, whose accuracies are not public."""
     table = published_table(results, "feng2025/adversarial_alignment*.csv", ["model", "pt", "aa", "pt_sem", "aa_sem"])
     if table is None:
         return
     rows = table.drop_duplicates("model").rename(columns={"aa": "alignment", "aa_sem": "alignment_sem"})
     rows = rows.assign(group=rows["model"].map(model_groups()).fillna("Other"))
     if (printed := paper_tables(results)) is not None:
-        rows = pd.concat([rows, printed[printed["table"] == 1].assign(group="harmonized")], ignore_index=True)
+        nets = printed[printed["table"] == 1].assign(group="harmonized")
+        rows = pd.concat([rows, nets.assign(model=nets["model"] + " (harmonized)")], ignore_index=True)   # no timm model
     standard = ~rows["group"].eq("harmonized")
     rows = rows.join(multilabel_accuracy(results, rows.loc[standard, "model"])).assign(source=PUBLISHED)
     rows = rows.assign(family=rows["model"].map(family), estimated=rows["estimated"].fillna(False).astype(bool))
@@ -166,16 +179,17 @@ def summary(results: Results) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=SUMMARY_COLUMNS)
     mend = f"`python utilities.py merge --results_dir {results.folder}` writes it"
-    table = read_table(path, SUMMARY_COLUMNS[:7], mend, float_precision="round_trip")
+    table = read_table(path, REQUIRED, mend, dtype={"model": str}, float_precision="round_trip")
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *SUMMARY_COLUMNS])))
+    table = as_numbers(path, table, set(SUMMARY_COLUMNS) - set(TEXT), mend)
     return table[table["model"].isin(results.models)] if results.models else table
 
 
 def own(results: Results) -> Iterator[Source]:
     """Our minimal L2 norms, a source per image set, protocol and budget; unfinished records are named, not used."""
     table = summary(results)
-    table = table[table["threat"].str.startswith("L2-") & table["l2_mean"].notna()]
-    unfinished = table.get("partial", pd.Series(0, table.index)).eq(1)
+    table = table[table["threat"].astype(str).str.startswith("L2-") & table["l2_mean"].notna()]
+    unfinished = table["partial"].eq(1)
     for (image_set, threat, attack), part in table.groupby(["image_set", "threat", "attack"], dropna=False):
         rows, left_out = part[~unfinished[part.index]], part.loc[unfinished[part.index], "model"]
         if rows.empty:
@@ -185,7 +199,8 @@ def own(results: Results) -> Iterator[Source]:
         note = (describe(runs, results.runs) if runs else
                 f"{image_set}, {threat}: {len(rows)} model(s), n = {' or '.join(map(str, rows['n'].unique()))}, budget {attack}.")
         note += f" Unfinished, not drawn: {', '.join(left_out)}." if len(left_out) else ""
-        yield own_source(results, f"{image_set}, {threat}\n{attack}", rows, note)
+        budget = attack if isinstance(attack, str) else "budget not given"
+        yield own_source(results, f"{image_set}, {threat}\n{budget}", rows, note)
 
 
 def own_source(results: Results, name: str, rows: pd.DataFrame, note: str) -> Source:

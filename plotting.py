@@ -33,8 +33,8 @@ import utilities
 from drawing import STYLE, NothingToDraw, load_results
 
 # name -> (function that draws it, command that makes what it draws)
-MADE_FROM = [figures_records, figures_norms, figures_examples, figures_feng2025, statistics_feng2025, figures_both]
-FIGURES = {name: figure for module in MADE_FROM for name, figure in module.FIGURES.items()}
+DRAWN_BY = [figures_records, figures_norms, figures_examples, figures_feng2025, statistics_feng2025, figures_both]
+FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:

@@ -135,7 +135,6 @@ def measured(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], str, pd.Dat
 def leaderboard_html(results: Results, folder: Path) -> str:
     """A row per model and image set: clean accuracy, and a column per threat, budget and eps; every value links its record."""
     table = summary(results)
-    table = table.reindex(columns=list(dict.fromkeys([*table.columns, "eps", "robust_acc", "partial"])))
     if table.empty:
         return ""
     columns = [(header, column, rows.drop_duplicates(["model", "image_set"]).set_index(["model", "image_set"]), digits, factor)

@@ -38,7 +38,7 @@ def row(source: str, statistic: str, measure: str, claimed: str, recomputed: str
             "df": numbers.get("df", np.nan), "p": numbers.get("p", np.nan), "n": numbers.get("n", ""), "rule": rule}
 
 
-def test_text(t: float, df: float) -> str:
+def welch_text(t: float, df: float) -> str:
     """As the paper prints a t-test: degrees of freedom truncated, not rounded."""
     return f"T({int(df)}) = {t:.2f}"
 
@@ -55,9 +55,9 @@ def comparisons(source: Source, of_the_paper: bool) -> Iterator[dict]:
         for measure in MEASURES:
             samples = [source.rows.loc[mask(source.rows), measure].dropna() for mask in (first, second)]
             t, df, p = inference.welch(*samples)
-            claimed = test_text(*claims[measure]) if of_the_paper and measure in claims else ""
+            claimed = welch_text(*claims[measure]) if of_the_paper and measure in claims else ""
             if np.isfinite(t):
-                recomputed = test_text(t, df)
+                recomputed = welch_text(t, df)
                 yield row(source.rows["source"].iat[0], name, measure, claimed, recomputed,
                           verdict(claimed, recomputed, of_the_paper), f"{TRUNCATED}. {groups}", value=t, df=df, p=p,
                           n=", ".join(str(len(sample)) for sample in samples))
