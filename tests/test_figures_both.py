@@ -15,6 +15,11 @@ import records
 from measurements import PUBLISHED
 
 
+def draw(results, *plots):
+    return plotting.main(["--published", "", "--results_dir", str(results), "--figures_dir", str(results / "figures"),
+                          "--plots", *plots])
+
+
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
@@ -85,7 +90,7 @@ def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
     make_norms(tmp_path, "a", [0.1, 0.2])
     make_norms(tmp_path, "a", [1.0, 2.0], threat="L2-feng2025", image_set="other")
     records.merge(tmp_path)
-    assert plotting.main(["--published", "", "--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "f"), "--plots", "rank_change"]) == 2
+    assert draw(tmp_path, "rank_change") == 2
     error = capsys.readouterr().err
     assert "two models with norms under feng2025" in error and "--protocol feng2025" in error
 
@@ -134,8 +139,7 @@ def test_too_few_models_with_scores_say_how_many(tmp_path, capsys, scores, says)
     write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0}])
     if scores:
         write_scores(tmp_path, ["a"], V1=[0.1])
-    options = ["--figures_dir", str(tmp_path / "f"), "--plots", "brainscore_vs_tolerance"]
-    assert plotting.main(["--published", "", "--results_dir", str(tmp_path), *options]) == 2
+    assert draw(tmp_path, "brainscore_vs_tolerance") == 2
     error = capsys.readouterr().err
     assert says in error and "setup_scores()" in error
 
@@ -157,7 +161,7 @@ def test_robust_accuracy_stands_against_norms_of_the_same_images_and_the_publish
 
 def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
     write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0, "human_alignment": 0.1}])
-    assert plotting.main(["--published", "", "--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "f"), "--plots", "slide"]) == 2
+    assert draw(tmp_path, "slide") == 2
     assert "alignment and accuracy of 5 models are needed" in capsys.readouterr().err
 
 
