@@ -99,7 +99,7 @@ def brainscore_vs_tolerance(results: Results) -> Iterator[Drawing]:
         counts = ", ".join(f"{source.rows['source'].iat[0]}: {table['models'].max()}" for source, table in found)
         raise NothingToDraw(f"models with norms and Brain-Score scores ({counts}), {FEWEST} are needed")
     for source, table in large:
-        name = "" if source.name == PUBLISHED else "_" + source.name.split("\n")[0].replace(", ", "_")
+        name = "" if source.name == PUBLISHED else f"_{source.image_set}_{source.threat}"
         few = [f"{other.rows['source'].iat[0]} ({rows['models'].max()})" for other, rows in found if rows["rho"].isna().all()]
         caption = (f"Spearman of Brain-Score benchmarks with Perturbation Tolerance and human alignment, 95 % bootstrap intervals; "
                    f"above the averages, below the {LEAVES} benchmarks of smallest p (all {table['leaf'].sum() // 2} stand in the "
@@ -141,7 +141,7 @@ def robust_pairs(results: Results) -> Iterator[tuple[str, Source, pd.DataFrame]]
     for (image_set, threat, attack), ball in table.groupby(["image_set", "threat", "attack"], dropna=False):
         for source in drawn(sources(results), ["pt"]):
             both = ball.merge(source.rows[["source", "model", "group", "pt", "pt_sem"]], on="model")
-            if len(both) and (source.name == PUBLISHED or source.name.startswith(f"{image_set}, ")):
+            if len(both) and (source.name == PUBLISHED or source.image_set == image_set):
                 intervals = [metrics.accuracy_interval(int(hits), int(n)) for hits, n in zip(both["robust"], both["n"])]
                 yield f"{image_set}, {threat}, {attack}", source, both.assign(
                     low=[low for low, _ in intervals], high=[high for _, high in intervals])
@@ -196,15 +196,15 @@ def slide(results: Results) -> Iterator[Drawing]:
     source = mark_front(best)
     with plt.rc_context({"font.size": 10, "axes.labelsize": 11, "xtick.labelsize": 9, "ytick.labelsize": 9}):
         figure = draw_slide(source)
-    caption = ("More accurate models take larger perturbations to fool, which fall less where people look; adversarial training "
-               "raises both, harmonization the second. Each dot a standard model, coloured by its accuracy; line: their Pareto "
-               f"front.\n{source.note}")
+    caption = ("Human alignment against Perturbation Tolerance. Each dot is a standard model, coloured by its accuracy, with which "
+               "the correlations above are; black line: their Pareto front; coloured lines: one net trained against growing eps, "
+               f"solid in L2, dotted in Linf.\n{source.note}")
     yield "slide", figure, source.rows, caption
 
 
 def draw_slide(source: Source) -> plt.Figure:
     """Wide enough for a slide, its words large enough to be read from the last row."""
-    figure, ax = plt.subplots(figsize=(PAGE, 3.94), layout="constrained")
+    figure, ax = plt.subplots(figsize=(PAGE, 4.4), layout="constrained")
     standard = source.standard.dropna(subset=["accuracy"]).sort_values("accuracy")
     dots = ax.scatter(standard["pt"], 100 * standard["alignment"], c=standard["accuracy"], cmap="cividis", s=22, linewidth=0.3,
                       edgecolor="white", zorder=2, label=f"standard ({len(standard)}), coloured by accuracy")
@@ -216,12 +216,13 @@ def draw_slide(source: Source) -> plt.Figure:
         if len(part):
             ax.scatter(part["pt"], 100 * part["alignment"], color=colour, marker=marker, s=90 if marker == "*" else 26,
                        linewidth=0.3, edgecolor="white", zorder=3, label=f"{label} ({len(part)})")
+    ax.plot([], [], color="#222222", linewidth=0.9, label="Pareto front of standard models")
     tolerance_scale(ax.xaxis, source.rows["pt"])
     rho = {measure: correlation(standard, "accuracy", measure)["rho"] for measure in MEASURES}
-    ax.set_title(f"Spearman with accuracy: tolerance ρ = {rho['pt']:+.2f}, alignment ρ = {rho['alignment']:+.2f}", loc="left",
-                 fontsize=10)
+    ax.set_title(f"Spearman with accuracy of standard models: tolerance {rho['pt']:+.2f}, alignment {rho['alignment']:+.2f}",
+                 loc="left", fontsize=10)
     ax.set(xlabel=MEASURES["pt"][0] + ": harder to fool →", ylabel="human alignment (% of ceiling):\nfooled where people look →")
-    ax.legend(loc="best", fontsize=9, handletextpad=0.2)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9, handlelength=1.5)
     ax.margins(0.06)
     return figure
 

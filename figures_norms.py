@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from itertools import product
 
 import matplotlib.pyplot as plt
@@ -50,9 +49,6 @@ def norm_of(run: dict) -> str:
     return run["threat"].split("-")[0]
 
 
-interval = cache(metrics.accuracy_interval)     # the same few counts come back for every model
-
-
 def curve(run: dict) -> pd.DataFrame:
     """Share of all images that are right and whose minimal norm exceeds eps, and its 95 % Wilson interval: a row per eps.
 
@@ -63,7 +59,7 @@ def curve(run: dict) -> pd.DataFrame:
     if len(radii) > POINTS:
         radii = np.quantile(radii, np.linspace(0, 1, POINTS), method="nearest")
     correct = (norms[None] > radii[:, None]).sum(axis=1)
-    low, high = np.transpose([interval(count, len(norms)) for count in correct.tolist()])
+    low, high = np.transpose([metrics.accuracy_interval(count, len(norms)) for count in correct.tolist()])
     return pd.DataFrame({"image_set": run["image_set"], "threat": run["threat"], "budget": budget(run), "model": run["model"],
                          "eps": radii, "correct": correct, "n": len(norms), "accuracy": correct / len(norms), "low": low,
                          "high": high})
@@ -108,24 +104,23 @@ def draw_curves(ax, table: pd.DataFrame, styles: dict[str, dict]) -> None:
 def protocol_pairs(results: Results) -> Iterator[tuple[Source, Source, pd.DataFrame]]:
     """Sources with the second paper's norms and ours, and the models that have both: a row each, with both ranks."""
     tables = [source for source in sources(results) if source.rows["pt"].notna().any()]
-    theirs = [source for source in tables if source.name == PUBLISHED or f"L2-{NOT_MINIMAL}" in source.name]
+    theirs = [source for source in tables if source.name == PUBLISHED or source.threat == f"L2-{NOT_MINIMAL}"]
     for a, b in product(theirs, [source for source in tables if source not in theirs]):
-        same_images = a.name.split(", ")[0] == b.name.split(", ")[0]
-        if not (same_images or a.name == PUBLISHED):
+        if a.name != PUBLISHED and a.image_set != b.image_set:
             continue
         both = a.rows[["model", "pt"]].merge(b.rows[["model", "pt"]], on="model", suffixes=("_feng2025", "_other"))
         if len(both) >= 2:
             ranks = both[["pt_feng2025", "pt_other"]].rank(ascending=False).set_axis(["rank_feng2025", "rank_other"], axis=1)
             yield a, b, pd.concat([both, ranks], axis=1).assign(
                 feng2025=a.rows["source"].iat[0], other=b.rows["source"].iat[0], family=both["model"].map(family),
-                rho_images=[image_correlation(results, model, a.name, b.name) if len(both) <= MAX_NAMED else np.nan
+                rho_images=[image_correlation(results, model, a, b) if len(both) <= MAX_NAMED else np.nan
                             for model in both["model"]])
 
 
-def image_correlation(results: Results, model: str, *names: str) -> float:
-    """Spearman of one model's norms of the images that have one under both protocols of an image set; nan without records."""
-    runs = [run for name in names for run in results.runs if run["model"] == model and run["status"] == "done"
-            and name.split("\n")[0] == ", ".join(folder(run))]
+def image_correlation(results: Results, model: str, *pair: Source) -> float:
+    """Spearman of one model's norms of the images that have one in both sources; nan without both records."""
+    runs = [run for source in pair for run in results.runs if run["model"] == model and run["status"] == "done"
+            and folder(run) == (source.image_set, source.threat)]
     if len(runs) != 2:
         return np.nan
     norms = pd.concat([image_norms(run) for run in runs], axis=1, join="inner").to_numpy()

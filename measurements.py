@@ -49,6 +49,8 @@ class Source(NamedTuple):
     rows: pd.DataFrame
     accuracy_label: str
     note: str
+    image_set: str = ""     # of our own records
+    threat: str = ""
 
     @property
     def standard(self) -> pd.DataFrame:
@@ -200,7 +202,7 @@ def own(results: Results) -> Iterator[Source]:
                 f"{image_set}, {threat}: {len(rows)} model(s), n = {' or '.join(map(str, rows['n'].unique()))}, budget {attack}.")
         note += f" Unfinished, not drawn: {', '.join(left_out)}." if len(left_out) else ""
         budget = attack if isinstance(attack, str) else "budget not given"
-        yield own_source(results, f"{image_set}, {threat}\n{budget}", rows, note)
+        yield own_source(results, f"{image_set}, {threat}\n{budget}", rows, note)._replace(image_set=image_set, threat=threat)
 
 
 def own_source(results: Results, name: str, rows: pd.DataFrame, note: str) -> Source:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -30,6 +31,7 @@ REDUCTIONS = {
 }
 
 
+@cache      # hundreds of models share a few counts
 def accuracy_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927; scipy's binomtest).
 

@@ -192,8 +192,7 @@ def own_drawing(source: Source) -> Drawing:
     rows = source.rows.sort_values("pt", ascending=False)
     table = pd.DataFrame({"model": rows["model"], "group": rows["group"], source.accuracy_label: rows["accuracy"],
                           **printed(rows)})
-    image_set, threat = source.name.split("\n")[0].split(", ")
-    return f"table_{image_set}_{threat}", None, table, (
+    return f"table_{source.image_set}_{source.threat}", None, table, (
         f"Perturbation Tolerance and human alignment, mean ± standard error.\n{source.note}")
 
 

@@ -168,7 +168,8 @@ def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
 @needs_data
 def test_the_slide_shows_all_models():
     (_, figure, table, _), = figures_both.slide(drawing.load_results("no_such_results", None, DATA))
-    assert len(table) == 360 and "ρ = +0.81, alignment ρ = -0.74" in figure.axes[0].get_title(loc="left")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["standard (309), coloured by accuracy", "adversarially trained (42)", "harmonized with human maps (9)"]
+    assert len(table) == 360 and "tolerance +0.81, alignment -0.74" in figure.axes[0].get_title(loc="left")
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["standard (309), coloured by accuracy", "adversarially trained (42)", "harmonized with human maps (9)",
+                      "Pareto front of standard models"]
     assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 6
