@@ -78,7 +78,7 @@ def timm_names(results: Results) -> dict[str, str]:
 
 def benchmark_table(source: Source, scores: pd.DataFrame) -> pd.DataFrame:
     """Spearman of every benchmark with both measures: a row each, with q over all leaves and both measures."""
-    joined, _ = brainscore.join_scores(scores, source.rows[["model", *MEASURES]])
+    joined, _ = brainscore.join_scores(scores, source.rows[["model", "weights", *MEASURES]])
     benchmarks = brainscore.benchmark_columns(scores)
     leaves = set(brainscore.leaf_benchmarks(benchmarks))
     rows = [{"source": source.rows["source"].iat[0], "benchmark": name, "leaf": int(name in leaves), "measure": measure,

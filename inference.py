@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import fdrcorrection
 from statsmodels.tools import add_constant
 
 RESAMPLES = 1000
+BLOCK = 256         # resamples at a time: what fits a processor's cache
 
 
 # ---- tests and intervals ---------------------------------------------------------------------------------------
@@ -69,16 +70,15 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 # ---- rank correlations of many resamples -----------------------------------------------------------------------
 
 def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Ranks of resampled values, less their mean: value i occurs weights[r, i] times in resample r; ties share ranks.
+    """Ranks of resampled values, less their mean: value i occurs weights[i, r] times in resample r; ties share ranks.
 
-    values (n,), weights (r, n) counts -> (r, n). One sort serves all resamples: the rest is a cumulative sum.
+    values (n,), weights (n, r) counts -> (n, r). One sort serves all resamples: the rest is a cumulative sum.
     """
-    distinct, place = np.unique(values, return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    starts = np.searchsorted(place[order], np.arange(len(distinct)))
-    totals = np.add.reduceat(weights[:, order], starts, axis=1)
-    middle = np.cumsum(totals, axis=1) - totals / 2 - weights.sum(axis=1, keepdims=True) / 2
-    return middle[:, place]
+    _, place, repeats = np.unique(values, return_inverse=True, return_counts=True)
+    below = np.cumsum(weights[np.argsort(place, kind="stable")], axis=0)[np.cumsum(repeats) - 1]    # (distinct, r), itself too
+    middle = below - below[-1]
+    middle[1:] += below[:-1]
+    return middle[place] / 2
 
 
 def rank_correlations(columns: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -87,9 +87,16 @@ def rank_correlations(columns: np.ndarray, weights: np.ndarray | None = None) ->
     columns (n, c) without nan, weights (r, n) counts (None: each once) -> (r, c, c); nan where a resample is constant.
     """
     n, c = columns.shape
-    weights = np.ones((1, n)) if weights is None else weights.astype(np.float64)
-    ranks = np.stack([weighted_ranks(columns[:, j], weights) for j in range(c)], axis=1)     # (r, c, n)
-    products = (ranks * weights[:, None]) @ ranks.transpose(0, 2, 1)
+    weights = np.ones((1, n)) if weights is None else weights
+    if len(weights) > BLOCK:
+        return np.concatenate([rank_correlations(columns, weights[i:i + BLOCK]) for i in range(0, len(weights), BLOCK)])
+    counts = np.ascontiguousarray(weights.T, dtype=np.float64)
+    ranks = [weighted_ranks(column, counts) for column in columns.T]
+    products = np.empty((counts.shape[1], c, c))
+    for i in range(c):
+        counted = ranks[i] * counts
+        for j in range(i, c):
+            products[:, i, j] = products[:, j, i] = np.einsum("nr,nr->r", counted, ranks[j])
     norms = np.sqrt(np.diagonal(products, axis1=1, axis2=2))
     scale = norms[:, :, None] * norms[:, None, :]
     return np.clip(np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 1e-9), -1, 1)
@@ -182,4 +189,4 @@ def cross_validated_r2(estimator, x: np.ndarray, y: np.ndarray,
         guess = clone(estimator).fit(x[train], y[train]).predict(x[test]).reshape(y[test].shape)
         errors += np.square(y[test] - guess).sum(axis=0)
         spread += np.square(y[test] - y[train].mean(axis=0)).sum(axis=0)
-    return 1 - np.divide(errors, spread, out=np.full_like(errors, np.nan), where=spread > 0)
+    return 1 - np.divide(errors, spread, out=np.full_like(errors, np.nan), where=spread > 1e-20)

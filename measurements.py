@@ -22,10 +22,11 @@ PUBLISHED = "Feng et al. 2025, published"
 NOT_STANDARD = ["robust", "harmonized"]     # groups by training, beside which every other model is a standard one
 ROBUST_NAME = re.compile(r"(?P<net>.+)_(?P<norm>l2|linf)_eps(?P<eps>[\d.]+)(_255)?$")
 GROUPS_FILE = utilities.ROOT / "lists" / "models" / "feng2025.txt"
-COLUMNS = ["source", "model", "family", "group", "pt", "pt_sem", "alignment", "alignment_sem", "accuracy", "estimated"]
+COLUMNS = ["source", "model", "weights", "family", "group", "pt", "pt_sem", "alignment", "alignment_sem", "accuracy",
+           "estimated"]
 REQUIRED = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]     # of the summary
 SUMMARY_COLUMNS = [*REQUIRED, "eps", "robust", "robust_acc", "l2_mean", "l2_sem", "human_alignment", "human_alignment_sem",
-                   "partial"]
+                   "partial", "weights"]
 TEXT = ["model", "threat", "image_set", "protocol", "attack", "model_dir_id", "name", "group", "weights"]     # columns of words
 MULTILABEL = "multi-label accuracy (%)"
 # names of eth-sri/automated-error-analysis that are neither `timm--NAME` nor `torchvision--NAME` (= NAME.tv_in1k)
@@ -163,7 +164,8 @@ def published(results: Results) -> Iterator[Source]:
         rows = pd.concat([rows, nets.assign(model=nets["model"] + " (harmonized)")], ignore_index=True)   # no timm model
     standard = ~rows["group"].eq("harmonized")
     rows = rows.join(multilabel_accuracy(results, rows.loc[standard, "model"])).assign(source=PUBLISHED)
-    rows = rows.assign(family=rows["model"].map(family), estimated=rows["estimated"].fillna(False).astype(bool))
+    rows = rows.assign(weights=("timm:" + rows["model"]).where(~rows["group"].isin(NOT_STANDARD), ""),
+                       family=rows["model"].map(family), estimated=rows["estimated"].fillna(False).astype(bool))
     known = rows.loc[~rows["group"].isin(NOT_STANDARD)]
     note = (f"{PUBLISHED} (TonyFPY/Adversarial_Alignment@597da67, Tables 1 and 2): {len(known)} standard, "
             f"{rows['group'].eq('robust').sum()} robust, {rows['group'].eq('harmonized').sum()} harmonized nets; protocol "
@@ -214,6 +216,6 @@ def own_source(results: Results, name: str, rows: pd.DataFrame, note: str) -> So
     elif len(lacking := rows.loc[known["accuracy"].isna(), "model"]):
         note += f" No multi-label accuracy: {', '.join(lacking)}."
     rows = rows.rename(columns=names).assign(
-        source=name.replace("\n", ", "), family=rows["model"].map(family),
+        source=name.replace("\n", ", "), weights=rows["weights"].fillna("").astype(str), family=rows["model"].map(family),
         group=rows["model"].map(model_groups()).fillna("Other"))
     return Source(name, rows.drop(columns=["accuracy", "estimated"], errors="ignore").join(known)[COLUMNS], label, note)
