@@ -17,7 +17,7 @@ import brainscore
 import inference
 import metrics
 import utilities
-from drawing import PAGE, Drawing, NothingToDraw, Results, panels
+from drawing import MARKERS, PAGE, Drawing, NothingToDraw, Results, panels
 from figures_feng2025 import (
     FEWEST,
     GROUPS,
@@ -28,7 +28,6 @@ from figures_feng2025 import (
     draw_series,
     drawn,
     mark_front,
-    name_points,
     tolerance_scale,
 )
 from measurements import PUBLISHED, Source, published_table, read_table, sources, summary
@@ -155,14 +154,18 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
         return
     radii = sorted({eps for *_, both in pairs for eps in both["eps"]})
     colours = {eps: EPS_COLOURS[i % len(EPS_COLOURS)] for i, eps in enumerate(radii)}
-    figure, axes = panels(len(pairs), [Line2D([], [], linestyle="none", marker="o", color=colours[eps],
-                                              label=f"ε = {utilities.format_eps(eps)}") for eps in radii])
+    models = sorted({model for *_, both in pairs for model in both["model"]})
+    markers = dict(zip(models, MARKERS)) if len(models) <= len(MARKERS) else {}     # a shape each, where they suffice
+    figure, axes = panels(len(pairs), [
+        *(Line2D([], [], color=colours[eps], label=f"ε = {utilities.format_eps(eps)}") for eps in radii),
+        *(Line2D([], [], linestyle="none", marker=marker, color="#666666", label=model) for model, marker in markers.items())])
     found = []
     for ax, (ball, source, both) in zip(axes, pairs):
         for eps, part in both.groupby("eps"):
-            bars = np.clip([part["robust_acc"] - part["low"], part["high"] - part["robust_acc"]], 0, None)
-            ax.errorbar(part["pt"], 100 * part["robust_acc"], 100 * bars, part["pt_sem"].fillna(0), fmt="o", color=colours[eps],
-                        elinewidth=0.6, markersize=3, clip_on=False)
+            for marker, points in part.groupby(part["model"].map(markers).fillna("o")):
+                bars = np.clip([points["robust_acc"] - points["low"], points["high"] - points["robust_acc"]], 0, None)
+                ax.errorbar(points["pt"], 100 * points["robust_acc"], 100 * bars, points["pt_sem"].fillna(0), fmt=marker,
+                            color=colours[eps], elinewidth=0.6, markersize=4 if markers else 3, clip_on=False)
             found.append({"ball": ball, "source": source.rows["source"].iat[0], "eps": eps,
                           **correlation(part, "pt", "robust_acc")})
         tolerance_scale(ax.xaxis, both["pt"])
@@ -170,9 +173,6 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
         ax.set(xlabel=f"{MEASURES['pt'][0]}, {source.name.splitlines()[0]}", ylabel="robust accuracy (%)")
         ax.set_ylim(bottom=0)
         ax.set_title(f"{textwrap.fill(ball, 46)}\nn = {both['model'].nunique()} models", loc="left")
-    for ax, (*_, both) in zip(axes, pairs):
-        points = both.assign(percent=100 * both["robust_acc"]).sort_values("percent")
-        name_points(ax, points.drop_duplicates("model", keep="last"), "pt", "percent", points)
     rhos = [f"{cell['ball']} against {cell['source']}, eps {utilities.format_eps(cell['eps'])}: ρ = {cell['rho']:.2f} "
             f"[{cell['low']:.2f}, {cell['high']:.2f}], n = {cell['n']}." for cell in found if np.isfinite(cell["rho"])]
     caption = "\n".join([
@@ -229,7 +229,7 @@ def draw_slide(source: Source) -> plt.Figure:
 
 FIGURES = {
     "brainscore_vs_tolerance": (brainscore_vs_tolerance, f"`{SETUP}` joins the leaderboard; {LACKING}"),
-    "robust_vs_tolerance": (robust_vs_tolerance, "`python evaluate_robustness.py --model_name NAME --results_dir {0} Linf --eps "
-                            "1/255`, L2 --protocol crossing, then `python utilities.py merge --results_dir {0}`"),
+    "robust_vs_tolerance": (robust_vs_tolerance, "`python evaluate_robustness.py --model_name NAME --results_dir {} Linf --eps "
+                            "1/255`, L2 --protocol crossing, then `python utilities.py merge --results_dir {}`"),
     "slide": (slide, LACKING),
 }

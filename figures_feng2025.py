@@ -91,17 +91,16 @@ def panel(ax, source: Source, rows: pd.DataFrame, x: str, y: str, what: str = ""
     ax.margins(0.08)
 
 
-def name_points(ax, rows: pd.DataFrame, x: str, y: str, others: pd.DataFrame | None = None) -> None:
-    """Names (or architectures, where names are long) beside the points of a panel of few models, off each other and `others`."""
+def name_points(ax, rows: pd.DataFrame, x: str, y: str) -> None:
+    """Names (or architectures, where names are long) beside the points of a panel of few models, off each other."""
     points = rows.dropna(subset=[x, y])
     if len(points) > MAX_NAMED:
         return
     factors = [MEASURES.get(column, ("", 1))[1] for column in (x, y)]
     texts = [ax.text(factors[0] * a, factors[1] * b, name if len(name) <= LETTERS else name.partition(".")[0][:LETTERS], fontsize=6)
              for a, b, name in zip(points[x], points[y], points["model"])]
-    avoid = points if others is None else others
     ax.figure.draw_without_rendering()      # the layout has to stand before texts are placed
-    adjust_text(texts, factors[0] * avoid[x].to_numpy(), factors[1] * avoid[y].to_numpy(), ax=ax, iter_lim=200,
+    adjust_text(texts, factors[0] * points[x].to_numpy(), factors[1] * points[y].to_numpy(), ax=ax, iter_lim=200,
                 expand=(1.1, 1.4), ensure_inside_axes=True, arrowprops={"arrowstyle": "-", "linewidth": 0.4})
 
 
@@ -267,8 +266,8 @@ def harmonized(results: Results) -> Iterator[Drawing]:
     yield "harmonized", figure, pairs, caption
 
 
-LACKING = ("`python evaluate_robustness.py --model_name NAME --results_dir {0} L2 --protocol crossing` and `python utilities.py "
-           "merge --results_dir {0}` make our numbers; --published DIR draws the published ones")
+LACKING = ("`python evaluate_robustness.py --model_name NAME --results_dir {} L2 --protocol crossing` and `python utilities.py "
+           "merge --results_dir {}` make our numbers; --published DIR draws the published ones")
 FIGURES = {
     "perturbation_tolerance": (perturbation_tolerance, LACKING),
     "human_alignment": (human_alignment, LACKING),

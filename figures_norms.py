@@ -170,7 +170,7 @@ def draw_ranks(ax, both: pd.DataFrame) -> None:
     ax.spines[["bottom"]].set_visible(False)
 
 
-MINIMAL_NORMS = "`python evaluate_robustness.py --model_name NAME --results_dir {0} L2 --protocol crossing` makes it"
-BOTH_PROTOCOLS = ("run `python evaluate_robustness.py --model_name NAME --results_dir {0} L2 --protocol feng2025`, the same with "
-                  "fmn or crossing, and `python utilities.py merge --results_dir {0}`")
+MINIMAL_NORMS = "`python evaluate_robustness.py --model_name NAME --results_dir {} L2 --protocol crossing` makes it"
+BOTH_PROTOCOLS = ("run `python evaluate_robustness.py --model_name NAME --results_dir {} L2 --protocol feng2025`, the same with "
+                  "fmn or crossing, and `python utilities.py merge --results_dir {}`")
 FIGURES = {"accuracy_vs_norm": (accuracy_vs_norm, MINIMAL_NORMS), "rank_change": (rank_change, BOTH_PROTOCOLS)}

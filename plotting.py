@@ -76,7 +76,7 @@ def draw(args) -> int:
         print(f"unfinished, not drawn: {', '.join(unfinished)}", file=sys.stderr)
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
-        command = command.format(args.results_dir)
+        command = command.replace("{}", str(args.results_dir))
         try:
             for drawing in function(results):
                 drawn.append(name)

@@ -168,3 +168,19 @@ def test_tables_are_latex_csv_and_caption_and_without_numbers_the_option_is_name
     assert plotting.main(["--published", "", "--results_dir", str(tmp_path / "none"), *options]) == 2
     error = capsys.readouterr().err
     assert "--published DIR" in error and "python utilities.py merge" in error
+
+
+def test_letters_are_large_enough_and_names_do_not_lie_on_each_other(tmp_path):
+    names = ["resnet18.tv_in1k", "resnet50.tv_in1k", "vgg11.tv_in1k", "vgg13.tv_in1k", "a_name_too_long_for_a_panel_of_a_column.x"]
+    write_summary(tmp_path, [{"model": name, "l2_mean": 1 + i / 50, "l2_sem": 0.01, "human_alignment": 0.3 + i % 2 / 100,
+                              "human_alignment_sem": 0.01, "clean_acc": 0.7 + i / 500} for i, name in enumerate(names)])
+    results = drawing.load_results(tmp_path)
+    with plt.rc_context(drawing.STYLE):
+        for function in (figures_feng2025.perturbation_tolerance, figures_feng2025.human_alignment, figures_feng2025.tradeoff):
+            (_, figure, _, _), = function(results)
+            assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 6
+            figure.canvas.draw()
+            labels = [text for text in figure.axes[0].texts if text.get_text()]
+            assert len(labels) == 5 and "a_name_too_long_for_a_pane" in [text.get_text() for text in labels]
+            boxes = [text.get_window_extent().shrunk(0.9, 0.7) for text in labels]
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
