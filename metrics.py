@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -30,6 +31,7 @@ REDUCTIONS = {
 }
 
 
+@cache      # hundreds of models share a few counts
 def accuracy_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927; scipy's binomtest).
 
@@ -101,6 +103,19 @@ def over_ceiling(agreement: float | np.ndarray, ceiling: float = HUMAN_CEILING) 
     if not 0 < ceiling <= 1:
         raise ValueError(f"a ceiling is a correlation in (0, 1], not {ceiling}")
     return agreement / ceiling
+
+
+def pareto_front(values: np.ndarray) -> np.ndarray:
+    """Which rows of (n, k) values, the larger the better, no other row beats in one column and equals in the rest: (n,) bool.
+
+    Raises ValueError on nan, which can neither win nor lose.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if np.isnan(values).any():
+        raise ValueError("a Pareto front of values that hold nan")
+    no_worse = (values[None] >= values[:, None]).all(axis=2)        # (n, n): is column's row as good as row's?
+    better = (values[None] > values[:, None]).any(axis=2)
+    return np.logical_not((no_worse & better).any(axis=1))
 
 
 # ---- accuracy over corruptions ---------------------------------------------------------------------------------

@@ -3,6 +3,7 @@ r"""Figures, and the exact tables they draw, from a results folder alone: no tor
     python plotting.py                                                every figure that the results allow -> figures/
     python plotting.py --plots accuracy_vs_eps --models resnet50.a1_in1k convnext_tiny.fb_in1k
     python plotting.py --results_dir results/demo --figures_dir figures/demo
+    python plotting.py --report                                       and figures/report.html, one page with all of it
     python plotting.py --plots all --specifier appendix --save_to_paper ../paper/figures
 
 A figure is written four times: PDF (vector, fonts embedded), PNG, the table it draws as CSV, and its caption as .txt; a
@@ -20,16 +21,23 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+import figures_both
 import figures_examples
+import figures_feng2025
 import figures_hoak2025
+import figures_norms
 import figures_records
 import figures_survivors
 import records
+import report
+import statistics_feng2025
 import utilities
 from drawing import STYLE, NothingToDraw, load_results
 
 # name -> (function that draws it, command that makes what it draws)
-FIGURES = figures_records.FIGURES | figures_examples.FIGURES | figures_hoak2025.FIGURES | figures_survivors.FIGURES
+DRAWN_BY = [figures_records, figures_norms, figures_examples, figures_hoak2025, figures_survivors, figures_feng2025,
+            statistics_feng2025, figures_both]
+FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:
@@ -65,7 +73,7 @@ def write(args, name: str, figure: Figure | None, table: pd.DataFrame, caption: 
 
 def draw(args) -> int:
     """Every figure asked for. One that has nothing to draw says so; the exit status is 2 when that is true of all."""
-    results, drawn = load_results(args.results_dir, args.models, args.published), []
+    results, drawn, files = load_results(args.results_dir, args.models, args.published), [], []
     lacking: dict[str, list[str]] = {}      # command that makes it -> figures
     if unfinished := [f"{run['csv']} ({run['status']})" for run in results.runs if run["status"] != "done"]:
         print(f"unfinished, not drawn: {', '.join(unfinished)}", file=sys.stderr)
@@ -76,7 +84,8 @@ def draw(args) -> int:
             for drawing in function(results):
                 drawn.append(name)
                 if not args.no_save:
-                    print(*write(args, *drawing), sep="\n")
+                    files += (written := write(args, *drawing))
+                    print(*written, sep="\n")
                 if drawing[1] and not args.show_plots:
                     plt.close(drawing[1])
         except NothingToDraw as reason:
@@ -85,9 +94,11 @@ def draw(args) -> int:
             lacking.setdefault(command, []).append(name)
     for command, names in lacking.items():
         print(f"nothing to draw for {', '.join(names)}: {command}", file=sys.stderr)
+    if args.report:
+        print(report.write(results, files, Path(args.figures_dir)))
     if args.show_plots:
         plt.show()
-    return 0 if drawn else 2
+    return 0 if drawn or args.report else 2
 
 
 # ---- command line ----------------------------------------------------------------------------------------------
@@ -104,7 +115,9 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--specifier", help="a word added to the names of the files")
     parser.add_argument("--save_to_paper", metavar="DIR", help="write each PDF (of a table, its .tex) to that folder too")
     parser.add_argument("--show_plots", action="store_true", help="open a window with each figure")
-    parser.add_argument("--no_save", action="store_true", help="write no file")
+    saving = parser.add_mutually_exclusive_group()
+    saving.add_argument("--no_save", action="store_true", help="write no file")
+    saving.add_argument("--report", action="store_true", help="write FIGURES_DIR/report.html too: leaderboard, figures")
     return parser
 
 

@@ -273,7 +273,7 @@ def peak_memory(side: str, device: str) -> float:
 TABLES = {f.__name__: f for f in (early_exit, agreement, overhead, norms_digits, norms_digits_linf, memory, growth, survivor,
                                     norms_lite0_1000, norms_lite0_animate)}
 
-ONE_THREAD = ("agreement", "growth", "norms_digits", "norms_digits_linf", "overhead")    # tiny nets are faster so; overhead is told by CPU seconds
+ONE_THREAD = ("agreement", "growth", "norms_digits", "norms_digits_linf", "overhead")    # tiny nets are faster so
 
 
 def machine(device: str) -> dict:

@@ -40,7 +40,14 @@ MAY_IMPORT = {
     "figures_hoak2025": {"alignment_study", "brainscore", "drawing", "families", "inference", "utilities"},
     "figures_survivors": {"alignment_study", "brainscore", "drawing", "families", "figures_hoak2025", "inference"},
     "figures_records": BASE | {"drawing", "families", "utilities"},
-    "plotting": BASE | {"drawing", "utilities"} | {path.stem for path in ROOT.glob("figures_*.py")},
+    "measurements": {"drawing", "families", "records", "utilities"},
+    "figures_feng2025": {"drawing", "inference", "measurements", "metrics"},
+    "figures_norms": {"drawing", "families", "figures_feng2025", "measurements", "metrics"},
+    "figures_both": BASE | {"brainscore", "drawing", "figures_feng2025", "inference", "measurements", "utilities"},
+    "statistics_feng2025": {"drawing", "figures_feng2025", "inference", "measurements"},
+    "report": {"drawing", "measurements", "records", "utilities"},
+    "plotting": {"drawing", "records", "report", "statistics_feng2025", "utilities"} | {
+        path.stem for path in ROOT.glob("figures_*.py")},
 }
 SCRIPTS = {"evaluate_robustness", "plotting"}
 ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}
