@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "libraries": {"attacks", "engine"},
     "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
     "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models"},
+    "model_lists": {"records"},
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},
     "figures_examples": BASE | {"drawing", "utilities"},
@@ -92,7 +93,7 @@ def test_only_libraries_imports_an_attack_library():
     assert {name for name in FILES if imported(name) & ATTACK_LIBRARIES} == {"libraries"}
 
 
-@pytest.mark.parametrize("name", sorted(BASE | {"utilities", "brainscore", "brainscore_registry", "plotting"}))
+@pytest.mark.parametrize("name", sorted(BASE | {"utilities", "brainscore", "brainscore_registry", "model_lists", "plotting"}))
 def test_what_reads_results_never_reaches_torch(name):
     assert reached(name) & {"torch", "torchvision", "timm"} == set()
 
