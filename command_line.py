@@ -91,7 +91,8 @@ def minimum_norm_attack(args) -> FMN | Crossing:
 
 def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name", required=True, help="a timm name")
+    parser.add_argument("--model_name", required=True, help="a timm name, a name of lists/models/, or yours with --architecture")
+    parser.add_argument("--architecture", help="timm name of the net (and its preprocessing), where --model_name is your own")
     parser.add_argument("--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)")
     parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
     parser.add_argument("--head", choices=list(models.HEADS), default="none",

@@ -38,6 +38,7 @@ import models
 import passes
 import records
 import utilities
+import zoo
 from command_line import CLEAN_THREATS
 
 CHECKPOINTED = 85
@@ -160,7 +161,8 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
 def evaluate(args) -> int:
     device = pick_device(args.device)
     passes.tune_process(device, args.precision)
-    model = models.load_model(args.model_name, args.checkpoint, args.trust_checkpoint, args.head, device)
+    checkpoint = args.checkpoint or zoo.checkpoint_of(args.model_name, utilities.setting("CHECKPOINT_DIR"))
+    model = models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture)
     model.module.to(memory_format=torch.channels_last)
     images = dataloading.load_image_set(
         args.dataset, args.data_dir or utilities.setting(DATA_DIRS.get(args.dataset, "DATA_DIR")),
@@ -200,7 +202,7 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
     begin, eps = time.monotonic(), run.settings["run"].get("eps")
     counted = Counter({name: len(rows) for name, rows in run.known().items()})
     todo = images.take([i for i, name in enumerate(images.ids) if counted[name] < len(eps or [0])])
-    for warning in utilities.version_drift():
+    for warning in [*utilities.version_drift(), *model.notes]:
         run.warn(warning)
     try:
         if len(todo):

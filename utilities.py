@@ -1,6 +1,7 @@
 """Paths and settings from .env, eps and provenance, and the commands that work on results.
 
     python utilities.py merge [--results_dir results] [--allow_partial]      records -> results/evaluation_results.csv
+    python utilities.py models [NAME ...] [--list LIST]                      which can be run here, and what they need
     python -c "from utilities import setup_scores; setup_scores()"           Brain-Score leaderboard -> registry names
 """
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 from dotenv import dotenv_values
 
+import model_lists
 import records
 from brainscore import compare_scores, join_scores, setup_scores  # noqa: F401  (the first paper's entry points)
 
@@ -119,6 +121,20 @@ def summary_table(summary) -> str:
     return shown.to_string(index=False)
 
 
+def models_command(args) -> None:
+    import zoo  # torch and timm, for this command alone
+
+    found = zoo.entries(args.names, args.list)
+    if not found:
+        raise records.RecordError(f"name models, or a list: --list {', '.join(model_lists.available())}, or a file of your own")
+    table = zoo.listing(found, args.checkpoint_dir)
+    print(table.drop(columns="note").astype(object).where(table.notna(), "").to_string(index=False))
+    for name, note in zip(table["name"], table["note"]):
+        if note:
+            print(f"{name}: {note.removeprefix(f'{name}: ')}")
+    print(", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items()))
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -126,6 +142,12 @@ def get_args_parser() -> argparse.ArgumentParser:
     merge.add_argument("--results_dir", default="results")
     merge.add_argument("--allow_partial", action="store_true", help="summarise unfinished records too, marked partial=1")
     merge.set_defaults(run=merge_command)
+    models = commands.add_parser("models", help="which models can be run here, and what the others need")
+    models.add_argument("names", nargs="*", metavar="NAME", help="a timm name, or one of a list")
+    models.add_argument("--list", help=f"{', '.join(model_lists.available())}, or a file like those of lists/models/")
+    models.add_argument("--checkpoint_dir", default=setting("CHECKPOINT_DIR"),
+                        help="folder of the files that a list names; default CHECKPOINT_DIR of .env")
+    models.set_defaults(run=models_command)
     return parser
 
 
