@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "brainscore_registry": {"records"},                         # split off utilities, as is brainscore
     "brainscore": {"records", "brainscore_registry"},
     "zoo": {"model_lists"},
-    "utilities": {"records", "brainscore", "model_lists", "zoo"},
+    "brainscore_join": {"records", "brainscore"},
+    "utilities": {"records", "brainscore", "brainscore_join", "model_lists", "zoo"},
     "image_sets": {"records"},                                  # split off dataloading, as is human_maps
     "human_maps": {"records", "image_sets"},
     "dataloading": {"records", "image_sets", "human_maps"},
@@ -98,7 +99,10 @@ def test_only_libraries_imports_an_attack_library():
     assert {name for name in FILES if imported(name) & ATTACK_LIBRARIES} == {"libraries"}
 
 
-@pytest.mark.parametrize("name", sorted(BASE | {"utilities", "brainscore", "brainscore_registry", "model_lists", "plotting"}))
+LIGHT = BASE | {"utilities", "brainscore", "brainscore_join", "brainscore_registry", "model_lists", "plotting"}
+
+
+@pytest.mark.parametrize("name", sorted(LIGHT))
 def test_what_reads_results_never_reaches_torch(name):
     assert reached(name) & {"torch", "torchvision", "timm"} == set()
 
