@@ -103,6 +103,9 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--multilabel", type=Path, default=utilities.setting("MULTILABEL_FILE"), metavar="FILE",
                         help="human_accuracy_v3.0.0.json (Shankar 2020; Vasudevan 2022): all labels that people accept; "
                              "default MULTILABEL_FILE of .env")
+    parser.add_argument("--published_accuracy", type=Path, metavar="CSV",
+                        help="columns model, top1 (percent), maybe img_size, as timm's results/results-imagenet.csv: a clean "
+                             "accuracy that is far off is a warning, before an attack and after clean")
     parser.add_argument("--map_reduce", choices=list(metrics.REDUCTIONS), default="max",
                         help="perturbation -> map over channels, for the agreement with human maps")
     parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")

@@ -74,6 +74,18 @@ def find(name: str) -> Entry:
     return Entry(name, net, next((f"{kind}:{place}" for kind, place in places if place), ""), note)
 
 
+def tagged_name(net: str) -> str:
+    """A timm net with the tag of its weights, as timm's tables of results name it: resnet50 -> resnet50.a1_in1k."""
+    config = timm.get_pretrained_cfg(net) if timm.is_model(net) else None
+    return f"{net.partition('.')[0]}.{config.tag}" if config and config.tag else net
+
+
+def published_names(name: str, weights: str) -> list[str]:
+    """Names under which a model's accuracy may be published: its own and, for timm's weights, that with their tag."""
+    ours = weights.startswith(("timm:", "pypi:"))
+    return list(dict.fromkeys([name.removeprefix("timm/"), *([tagged_name(find(name).net)] if ours else [])]))
+
+
 def has_tag(net: str) -> bool:
     """Whether timm has that tag (`.a1_in1k`) of a net."""
     try:

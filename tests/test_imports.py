@@ -34,8 +34,11 @@ MAY_IMPORT = {
     "attacks": ATTACKS - {"attacks", "libraries"},
     "libraries": {"attacks", "engine"},
     "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
-    "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models", "zoo"},
+    "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models", "published",
+                                             "rehearsal", "zoo"},
+    "rehearsal": {"attacks", "dataloading", "engine", "models", "published", "records", "zoo"},     # split off it too
     "model_lists": {"records"},
+    "published": BASE,
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},
     "figures_examples": BASE | {"drawing", "utilities"},
