@@ -171,7 +171,7 @@ def evaluate(args) -> int:
     device = pick_device(args.device)
     passes.tune_process(device, args.precision)
     checkpoint = args.checkpoint or zoo.checkpoint_of(args.model_name, utilities.setting("CHECKPOINT_DIR"))
-    model = models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture)
+    model = models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture, args.source)
     model.module.to(memory_format=torch.channels_last)
     images = dataloading.load_image_set(
         args.dataset, args.data_dir or utilities.setting(DATA_DIRS.get(args.dataset, "DATA_DIR")),

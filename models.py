@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+import brainscore_nets
 import zoo
 from zoo import ModelError
 
@@ -245,22 +246,27 @@ def load_weights(entry: zoo.Entry, checkpoint: Path | None, trust: bool) -> tupl
 
 
 def load_model(name: str, checkpoint: Path | None = None, trust_checkpoint: bool = False, head: str = "none",
-               device: str | torch.device = "cpu", architecture: str | None = None) -> Model:
+               device: str | torch.device = "cpu", architecture: str | None = None, source: str = "timm") -> Model:
     """The model called `name`, frozen, in eval mode, from pixels in [0, 1] to logits; head "animate" makes them two.
 
     architecture: the timm name of a net whose `name` is your own, for the weights in `checkpoint`.
+    source: "timm", or "brainscore" for a model that the installed brainscore-vision registers.
     Never returns random weights: a name without weights needs `checkpoint`. Raises ModelError.
     """
-    entry = zoo.find(architecture or name)
-    if not entry.net:
-        raise ModelError(entry.note + ("" if architecture else "; for a net of your own pass --architecture and --checkpoint"))
-    net, source, config = load_weights(replace(entry, name=name), checkpoint, trust_checkpoint)
+    if source == "brainscore":
+        net, config = brainscore_nets.load(name)
+        entry, weights = zoo.Entry(name, name, "plugin"), f"brainscore:{name}"
+    else:
+        entry = zoo.find(architecture or name)
+        if not entry.net:
+            raise ModelError(entry.note + ("" if architecture else "; for a net of your own pass --architecture and --checkpoint"))
+        net, weights, config = load_weights(replace(entry, name=name), checkpoint, trust_checkpoint)
     preprocessing = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
-    settings = {"name": name, "weights": source, "weights_sha256": weights_sha256(net), "mean": config["mean"],
+    settings = {"name": name, "weights": weights, "weights_sha256": weights_sha256(net), "mean": config["mean"],
                 "std": config["std"], "preprocessing": preprocessing, "head": head}
     if entry.net != name.removeprefix("timm/"):
         settings["architecture"] = entry.net
-    n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES)
+    n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES) if source == "timm" else brainscore_nets.CLASSES
     module, n_outputs = with_head(PixelModel(net, config["mean"], config["std"]), n_outputs, head, name)
     module = module.eval().requires_grad_(False).to(device)
     return Model(module, settings, preprocessing, n_outputs, [f"{name}: {entry.note}"] if entry.note else [])

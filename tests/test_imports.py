@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "image_sets": {"records"},                                  # split off dataloading, as is human_maps
     "human_maps": {"records", "image_sets"},
     "dataloading": {"records", "image_sets", "human_maps"},
-    "models": {"zoo"},
+    "brainscore_nets": {"zoo"},
+    "models": {"brainscore_nets", "zoo"},
     "engine": set(),
     "ensemble": {"engine"},
     "minimum_norm": {"engine", "ensemble"},
