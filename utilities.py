@@ -28,7 +28,8 @@ import records
 from brainscore_join import join_results
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow"]
+PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow",
+            "brainscore-vision"]
 
 
 def setting(name: str, default: str | None = None) -> str | None:

@@ -229,18 +229,12 @@ def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
     file = tmp_path / "hub" / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.split("/")[-1]
     file.parent.mkdir(parents=True)
     torch.save(net.state_dict(), file)
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", cached_only(file))
     model = models.load_model("alexnet", source="brainscore")
     assert model.preprocessing == {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
     assert model.settings["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
     assert model.settings["weights_sha256"] == models.weights_sha256(net)
     x = torch.rand(1, 3, 224, 224)
     torch.testing.assert_close(model.module(x), models.PixelModel(net, **IMAGENET)(x), atol=1e-5, rtol=1e-5)
-
-
-def cached_only(file):
-    """torch's loader, for the one file."""
-    return lambda url, *args, **kwargs: torch.load(file, weights_only=True)
 
 
 @installed

@@ -160,6 +160,17 @@ def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
     refused(cli(*tiny.arguments(tmp_path / "r"), "--dry_run", "--model_name", "tst_resnet", "clean"), "knows no such", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../../net", "/etc/net", " net", "convnext:in1k", "a/b", "..", "C:\\net"])
+def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_path, name):
+    """A net of one's own may be called anything: the file lies below the results, the name is kept as it is."""
+    arguments = [*tiny.arguments(tmp_path / "results"), f"--model_name={name}", "--architecture", tiny.name, "-s", "1", "clean"]
+    assert cli(*arguments)[0] == 0
+    path, info = record(tmp_path / "results")
+    assert path.parent == tmp_path / "results/records/mine/clean" and info["model"] == info["settings"]["model"]["name"] == name
+    assert records.merge(tmp_path / "results")["model"].tolist() == [name]
+    assert all((tmp_path / "results") in found.parents for found in tmp_path.rglob("*.csv"))
+
+
 def test_a_checkpoint_is_found_in_the_folder_of_checkpoints(cli, tiny, tmp_path, monkeypatch):
     """CHECKPOINT_DIR and a name of lists/models/ are enough."""
     torch.save({"model": {f"module.model.{name}": tensor for name, tensor in timm.create_model("resnet18").state_dict().items()}},

@@ -53,7 +53,7 @@ SCRIPTS = {"evaluate_robustness", "plotting"}
 ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}
 FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 LONGEST = 400
-NOT_OURS = {".git", ".venv", "venv", "tests", "figures"}
+NOT_OURS = {".git", ".venv", ".venv-brainscore", "venv", "tests", "figures"}
 HERE = re.compile(r"(?<![\w./-])/(work|root|tmp/(venv|scratch))/")    # paths of the machine that this was written on
 
 
