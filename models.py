@@ -123,7 +123,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
     except ModuleNotFoundError as error:
         raise ModelError(f"{path}: needs the code it was made with ({error}); install it, or save its state dict alone") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, safetensors.SafetensorError) as error:
-        code = re.search(r"Unsupported.*?GLOBAL (\S+)", str(error))
+        code = re.search(r"nsupported.*?GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code and not trust:
             raise ModelError(f"{path}: holds more than tensors ({code[1]}), and loading that runs code from inside the file; "
                              "pass --trust_checkpoint if you trust who made it") from None

@@ -38,7 +38,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
 
 def published_accuracy(table: pd.DataFrame, names: list[str], size: int) -> tuple[dict, str]:
     """({model, img_size, top1} of the first of some names that the table has at this test size, or {}; why there is none)."""
-    rows = table[table["model"].isin(names)]
+    rows = table[table["model"] == next((name for name in names if name in set(table["model"])), None)]
     if rows.empty:
         return {}, f"no published accuracy of {' or '.join(names)}"
     fits = rows[rows["img_size"].isin([0, size])]

@@ -238,6 +238,17 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, small):
     assert not (tmp_path / "ran").exists()
 
 
+class Command:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_the_code_in_a_checkpoint_is_named(tmp_path, small):
+    torch.save({"state_dict": small, "extra": Command()}, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=r"more than tensors \(posix.system\), and loading that runs code"):
+        models.load_model("test_resnet", tmp_path / "net.pth")
+
+
 def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
     torch.save({"state_dict": small, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
     with pytest.raises(ModelError, match=r"more than tensors \(argparse.Namespace\), and .* runs code.*--trust_checkpoint"):

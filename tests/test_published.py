@@ -31,6 +31,7 @@ def test_a_model_is_taken_at_its_size(table):
         {"model": "resnet50.a1_in1k", "img_size": 224, "top1": pytest.approx(0.80382)}, "")
     assert published.published_accuracy(rows, ["resnet50.a1_in1k"], 160) == (
         {}, "the accuracy of resnet50.a1_in1k is published at 224, 288 pixels, not at 160")
+    assert published.published_accuracy(rows, ["resnet50.a1_in1k", "big.a"], 336)[0] == {}     # the first name, not any
     assert published.published_accuracy(rows, ["a", "b"], 224) == ({}, "no published accuracy of a or b")
 
 
