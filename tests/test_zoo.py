@@ -125,7 +125,7 @@ def test_the_command_shows_a_list(capsys, tmp_path):
     out = capsys.readouterr().out
     assert re.search(r"resnet18_linf_eps8.0 +here +11689512 +45 +1000", out)
     assert re.search(r"inception +to be fetched +42679816 .*hub:timm/inception_v4.tf_in1k", out)
-    assert re.search(r"alexnet +(needs a package|here) +plugin", out)
+    assert re.search(r"alexnet +(needs a package|package installed) +plugin", out)
 
 
 def test_a_committed_list_is_known_to_the_last_name():
@@ -135,9 +135,14 @@ def test_a_committed_list_is_known_to_the_last_name():
     assert [entry.name for entry in found] == list(model_lists.read_list("feng2025")["name"])
 
 
-@pytest.mark.parametrize("arguments, message", [([], "name models, or a list: --list brainscore, feng2025"),
-                                                (["--list", "nolist"], "nolist: no such model list")])
-def test_a_wrong_request_is_one_line(capsys, arguments, message):
-    assert models(*arguments) == 2
+def test_without_a_name_the_command_counts_what_the_lists_need(capsys, tmp_path):
+    assert models("--checkpoint_dir", tmp_path) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == set(model_lists.available()) and "42 needs a file" in lines["feng2025"]
+    assert re.search("697 (needs a package|package installed)", lines["brainscore"])
+
+
+def test_a_wrong_request_is_one_line(capsys):
+    assert models("--list", "nolist") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and "nolist: no such model list" in error
