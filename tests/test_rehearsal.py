@@ -85,7 +85,8 @@ class AnyChange(nn.Module):
         return torch.cat([1 - other, other, 0 * other - 1, 0 * other - 2], dim=1)
 
 
-@pytest.mark.parametrize("attack, protocol", [(FMN("L2", 10), "fmn"), (FMN("Linf", 10), "fmn"), (Crossing(10), "crossing")])
+@pytest.mark.parametrize("attack, protocol", [(FMN("L2", 10), "fmn"), (FMN("Linf", 10), "fmn"), (Crossing("L2", 10), "crossing"),
+                                              (Crossing("Linf", 10), "crossing")])
 def test_minimal_norms_take_what_is_said(net, images, attack, protocol):
     least, most = rehearsal.passes_of({"protocol": protocol, "steps": 10})
     assert least == most == counted(attacks.attack_minimum_norm(net, images, attack, 10))
