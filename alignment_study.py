@@ -59,7 +59,7 @@ class Study:
 # ---- accuracies ------------------------------------------------------------------------------------------------
 
 def read_accuracies(folder: Path) -> pd.DataFrame:
-    """Rows `model, eps, clean_acc, robust_acc` and KEY of every table of accuracies in a results folder."""
+    """Rows `model, weights, eps, clean_acc, robust_acc` and KEY of every table of accuracies in a results folder."""
     readers = {folder / SUMMARY_NAME: read_summary, folder / LEGACY: read_legacy}
     tables = [reader(path) for path, reader in readers.items() if path.exists()]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -69,9 +69,9 @@ def read_summary(path: Path) -> pd.DataFrame:
     """Finished rows of the summary that hold an accuracy under attack."""
     table = read_text(path, "`python utilities.py merge`", ["model", *KEY[:4], "eps", "clean_acc"])
     table = to_numbers(path, table, ["eps", "clean_acc", "robust_acc"])
-    table = table.reindex(columns=[*dict.fromkeys([*table, *KEY, "robust_acc", "partial"])])
+    table = table.reindex(columns=[*dict.fromkeys([*table, *KEY, "robust_acc", "partial", "weights"])])
     attacked = table["robust_acc"].notna() & (table["eps"] > 0) & (table["partial"] != "1")
-    return table.loc[attacked, ["model", "eps", "clean_acc", "robust_acc", *KEY]]
+    return table.loc[attacked, ["model", "weights", "eps", "clean_acc", "robust_acc", *KEY]]
 
 
 def read_legacy(path: Path) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def read_legacy(path: Path) -> pd.DataFrame:
         raise RecordError(f"{path}: no column {', '.join(missing)}, which the first paper's tables have")
     rows = to_numbers(path, table, ["Epsilon", "Top-1 Accuracy", "Top-1 Subset Clean Accuracy"])[list(names)]
     rows = rows.rename(columns=names).dropna(subset="robust_acc").drop_duplicates()
-    return rows[rows["eps"] > 0].assign(**LEGACY_KEY, n=np.nan, list_sha256="")
+    return rows[rows["eps"] > 0].assign(**LEGACY_KEY, n=np.nan, list_sha256="", weights="")
 
 
 def widened(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -180,8 +180,8 @@ def studies(results: Results) -> list[Study]:
     if rows.empty:
         return []
     scores, source = read_scores(results.folder)
-    found = [join(accuracy_table(part, key := dict(zip(KEY, values))), scores, source, key)
-             for values, part in rows.groupby(KEY, dropna=False)]
+    found = [join(accuracy_table(part, key := dict(zip(KEY, values))), part.groupby("model")["weights"].first(), scores,
+                  source, key) for values, part in rows.groupby(KEY, dropna=False)]
     large = [study for study in found if len(study.scores) >= MIN_MODELS]
     counts = "; ".join(f"{study.heading}: {len(study.scores)} model(s)" for study in found if study not in large)
     if not large:
@@ -191,9 +191,10 @@ def studies(results: Results) -> list[Study]:
                     facts=study.facts + (f" Not drawn, fewer than {MIN_MODELS}: {counts}." if counts else "")) for study in named]
 
 
-def join(accuracy: pd.DataFrame, scores: pd.DataFrame, source: str, key: dict) -> Study:
+def join(accuracy: pd.DataFrame, weights: pd.Series, scores: pd.DataFrame, source: str, key: dict) -> Study:
     """Models with both; those without scores are named in the facts."""
-    joined, unmatched = brainscore.join_scores(scores, pd.DataFrame({"model": accuracy.index}))
+    joined, unmatched = brainscore.join_scores(
+        scores, pd.DataFrame({"model": accuracy.index, "weights": weights.reindex(accuracy.index).to_numpy()}))
     if (twice := joined["model_registry_name"].duplicated(keep=False)).any():
         raise RecordError(f"{' and '.join(joined.loc[twice, 'model'])}: one model of Brain-Score; keep the results of one of them")
     joined = joined.set_index("model").sort_index()

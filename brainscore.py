@@ -1,7 +1,7 @@
 """Brain-Score: its leaderboard files, and the key that joins them with its model registry and with our results.
 
-    python -c "from utilities import setup_scores; setup_scores()"
-    python -c "from utilities import compare_scores; compare_scores('may.csv', 'june.zip')"
+    python -c "from utilities import setup_scores; setup_scores()"      or    python utilities.py setup_scores
+    python utilities.py compare_scores may.csv june.zip
 
 `setup_scores` writes results/model_names_translated.csv, results/benchmark_scores/<MERGED>.csv and, beside it, a
 .json that lists all that was repeated, did not match or could not be read.
@@ -41,6 +41,7 @@ MAX_BYTES = 64 * 2**20                  # of one file, unpacked; the 2025-05-07 
 LEADERBOARD = "https://www.brain-score.org/vision/leaderboard"
 AGAIN = f"download it again from {LEADERBOARD}"
 MERGED = "benchmark_scores_registry_merged"
+OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"
 
 
 # ---- leaderboard files ------------------------------------------------------------------------------------
@@ -306,37 +307,45 @@ def compare_scores(a: str | Path, b: str | Path) -> pd.DataFrame:
     return both
 
 
-def candidates(name: str, scores: pd.DataFrame) -> tuple[list[str], str]:
-    """Registry names that a result's model name may stand for, and by which rule."""
+def candidates(name: str, scores: pd.DataFrame, weights: str = "") -> tuple[list[str], str]:
+    """Registry names that a result's model name may stand for, and by which rule (or why it may not).
+
+    weights: where the result's weights came from (`timm:...`, `brainscore:...`), "" where that is not known.
+    """
     keys, timm = scores["model_registry_name"], scores["timm_name"]
     alike = (timm != "") & (timm.str.partition(".")[0] == name.partition(".")[0])
     untagged = ("." not in name) | ~timm.str.contains(".", regex=False)
-    for rule, hit in (("registry name", keys == name), ("timm name", alike & (timm == name)),
+    same, own = keys == name, timm == ""
+    if weights.startswith(("timm:", "pypi:")) and (same & own).any():
+        return [], OTHER_WEIGHTS
+    for rule, hit in (("registry name", same), ("timm name", alike & (timm == name)),
                       ("timm name without tag", alike & untagged)):
         if hit.any():
             return list(keys[hit]), rule
-    return [], ""
+    return [], "no scores under this name"
 
 
 def join_scores(scores: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every row of `results` (column `model`: a registry or timm name) with the scores of its model.
 
     Tried in turn: the registry name; the timm name; the timm name where one of the two has no tag (`.in1k`), if
-    only one model on either side fits. Two different tags are different weights and never join.
+    only one model on either side fits. Two different tags are different weights and never join; nor does a result with
+    timm's weights (column `weights`, where there is one) join a net of that name that is Brain-Score's own.
     Returns (joined: results' columns, `match`, scores' columns; unmatched: `side, model, reason`).
     """
     if "model" not in results or not set(NAMES[1:]) <= set(scores) or {*scores, "match"} & set(results):
         raise RecordError(f"joining needs results with a column model and none of {', '.join(NAMES)}, match or "
                           f"the benchmarks, and scores as setup_scores writes them")
     scores = scores.assign(timm_name=scores["timm_name"].fillna("").astype(str))
-    names = {name: candidates(str(name).strip(), scores) for name in results["model"].unique()}
+    weights = dict(zip(results["model"], results["weights"].fillna("").astype(str))) if "weights" in results else {}
+    names = {name: candidates(str(name).strip(), scores, weights.get(name, "")) for name in results["model"].unique()}
     claims = Counter(keys[0] for keys, _ in names.values() if len(keys) == 1)
     matched, unmatched = {}, []
     for name, (keys, rule) in names.items():
         if len(keys) == 1 and (claims[keys[0]] == 1 or rule != "timm name without tag"):
             matched[name] = (keys[0], rule)
         else:
-            reason = f"ambiguous {rule}: {', '.join(keys)}" if keys else "no scores under this name"
+            reason = f"ambiguous {rule}: {', '.join(keys)}" if keys else rule
             unmatched.append(("results", name, reason))
     used = {key for key, _ in matched.values()}
     unmatched += [("scores", key, "no results under this name or its timm name")

@@ -91,7 +91,10 @@ def minimum_norm_attack(args) -> FMN | Crossing:
 
 def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name", required=True, help="a timm name")
+    parser.add_argument("--model_name", required=True, help="a timm name, a name of lists/models/, or yours with --architecture")
+    parser.add_argument("--source", choices=["timm", "brainscore"], default="timm",
+                        help="brainscore: a model of the installed brainscore-vision (requirements-brainscore.txt)")
+    parser.add_argument("--architecture", help="timm name of the net (and its preprocessing), where --model_name is your own")
     parser.add_argument("--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)")
     parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
     parser.add_argument("--head", choices=list(models.HEADS), default="none",
@@ -102,6 +105,9 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--multilabel", type=Path, default=utilities.setting("MULTILABEL_FILE"), metavar="FILE",
                         help="human_accuracy_v3.0.0.json (Shankar 2020; Vasudevan 2022): all labels that people accept; "
                              "default MULTILABEL_FILE of .env")
+    parser.add_argument("--published_accuracy", type=Path, metavar="CSV",
+                        help="columns model, top1 (percent), maybe img_size, as timm's results/results-imagenet.csv: a clean "
+                             "accuracy that is far off is a warning, before an attack and after clean")
     parser.add_argument("--map_reduce", choices=list(metrics.REDUCTIONS), default="max",
                         help="perturbation -> map over channels, for the agreement with human maps")
     parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
@@ -162,6 +168,10 @@ def parse(argv: list[str], description: str) -> argparse.Namespace:
 
 def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Defaults that depend on the protocol, and the requests that make no sense, before anything is loaded."""
+    if args.source == "brainscore" and (args.checkpoint or args.architecture):
+        parser.error("--source brainscore builds the net and its weights itself; leave out --checkpoint and --architecture")
+    if args.architecture and not args.checkpoint:
+        parser.error(f"--architecture {args.architecture}: a net of your own needs its weights, --checkpoint FILE")
     if args.threat in CLEAN_THREATS:
         return args
     ball = args.protocol == "autoattack"

@@ -36,8 +36,11 @@ import libraries
 import metrics
 import models
 import passes
+import published
 import records
+import rehearsal
 import utilities
+import zoo
 from command_line import CLEAN_THREATS
 
 CHECKPOINTED = 85
@@ -136,6 +139,14 @@ def labelled(source: Iterator, head: str) -> Generator:
         yield name, x, label if models.HEADS[head] is None else int(label >= models.ANIMATE_CLASSES)
 
 
+def attacked(args, model: models.Model) -> torch.nn.Module:
+    """What the attack runs: the fast copy, but for clean passes and the libraries, which run the plain module."""
+    if args.threat in CLEAN_THREATS or args.protocol in libraries.FOOLBOX or getattr(args, "engine", "own") == "reference":
+        return model.module
+    example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
+    return passes.faster(model.module, example, args.precision, args.compile)
+
+
 def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run: records.Run) -> Iterator[list[dict]]:
     """Record rows as the threat's attack finds them."""
     common: dict[str, Any] = {"n_outputs": model.n_outputs, "batch_size": batch_size}
@@ -149,8 +160,7 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
         common |= {"norm": args.threat, "eps": sorted(set(args.eps)), "budget": budget_of(args), "begun": run.known()}
         if args.engine == "reference":
             return libraries.reference_balls(model.module, source, **common)
-    example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
-    fast = passes.faster(model.module, example, args.precision, args.compile)   # the libraries run the plain module
+    fast = attacked(args, model)
     common["exact"] = passes.Strict(model.module)
     if args.protocol == "autoattack":
         return attacks.attack_balls(fast, source, bisect=args.bisect, **common)
@@ -160,7 +170,8 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
 def evaluate(args) -> int:
     device = pick_device(args.device)
     passes.tune_process(device, args.precision)
-    model = models.load_model(args.model_name, args.checkpoint, args.trust_checkpoint, args.head, device)
+    checkpoint = args.checkpoint or zoo.checkpoint_of(args.model_name, utilities.setting("CHECKPOINT_DIR"))
+    model = models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture, args.source)
     model.module.to(memory_format=torch.channels_last)
     images = dataloading.load_image_set(
         args.dataset, args.data_dir or utilities.setting(DATA_DIRS.get(args.dataset, "DATA_DIR")),
@@ -169,13 +180,15 @@ def evaluate(args) -> int:
     if args.slice:
         images = dataloading.take_slice(images, *args.slice)
     settings = {"model": model.settings, "run": run_settings(args, images)}
+    if args.published_accuracy:
+        published.read_published(args.published_accuracy)   # a table that cannot be read is refused before anything is written
     if args.threat not in CLEAN_THREATS and args.protocol == "autoattack":
         budget_of(args).check(model.n_outputs)
-    if args.dry_run:
-        print(describe(args, model, images, device))
-        return 0
     batch_size = (engine.auto_batch_size(model.module, model.preprocessing["input_size"], device) if args.batch_size == "auto"
                   else args.batch_size)
+    if args.dry_run:
+        print(rehearsal.describe(model, images, threat_name(args), settings["run"], attacked(args, model), batch_size))
+        return 0
     with records.Run(args.results_dir, images.name, threat_name(args), args.model_name,
                      {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"), settings,
                      session_facts(args, device, batch_size), args.overwrite) as run:
@@ -187,26 +200,20 @@ def evaluate(args) -> int:
         return 0
 
 
-def describe(args, model: models.Model, images: dataloading.ImageSet, device: torch.device) -> str:
-    run = run_settings(args, images)
-    lines = {"model": f"{args.model_name} ({model.settings['weights']}, sha256 {model.settings['weights_sha256'][:12]})",
-             "preprocessing": model.settings["preprocessing"], "image set": f"{images.name}, {len(images)} images",
-             "threat": f"{threat_name(args)}, {run['attack']}", "device": device}
-    return "\n".join(f"{name:14} {value}" for name, value in lines.items())
-
-
 def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: int, run: records.Run) -> None:
     """Everything that is not in the record yet, row by row into it. Raises Stopped when told to."""
     begin, eps = time.monotonic(), run.settings["run"].get("eps")
     counted = Counter({name: len(rows) for name, rows in run.known().items()})
     todo = images.take([i for i, name in enumerate(images.ids) if counted[name] < len(eps or [0])])
-    for warning in utilities.version_drift():
+    for warning in [*utilities.version_drift(), *model.notes]:
         run.warn(warning)
     try:
         if len(todo):
             first = next(dataloading.stream(todo, model.preprocessing))[1][None].to(engine.device_of(model.module))
             for warning in models.check_model(model.module, first, model.n_outputs, args.model_name):
                 run.warn(warning)
+            if args.threat not in CLEAN_THREATS:
+                rehearsal.compare_with_published(args.published_accuracy, model, images, batch_size, run)
         place = {name: i for i, name in enumerate(images.ids)}
         progress = Progress(len(images), len(images) - len(todo), args.model_name)
         # closed before a failure travels on: decoding workers that outlive it would keep the process from ending
@@ -227,6 +234,8 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
             run.discard_if_empty()
         raise
     run.finish(list(images.ids), eps, seconds=time.monotonic() - begin, error=None)
+    if args.threat == "clean":
+        rehearsal.compare_with_published(args.published_accuracy, model, images, batch_size, run)
     for warning in attacks.suspicions(run.rows):
         run.warn(warning)
 

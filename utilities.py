@@ -1,7 +1,11 @@
 """Paths and settings from .env, eps and provenance, and the commands that work on results.
 
     python utilities.py merge [--results_dir results] [--allow_partial]      records -> results/evaluation_results.csv
+    python utilities.py models [NAME ...] [--list LIST]                      which can be run here, and what they need
     python -c "from utilities import setup_scores; setup_scores()"           Brain-Score leaderboard -> registry names
+    python utilities.py setup_scores [--package_path DIR] [--scores_path FILE] [--date YYYY-MM-DD]         the same
+    python utilities.py compare_scores A B                                   two leaderboard files: what moved
+    python utilities.py join [--results_dir results]                         our summary with the scores of each model
 """
 from __future__ import annotations
 
@@ -18,11 +22,14 @@ from pathlib import Path
 import pandas as pd
 from dotenv import dotenv_values
 
+import brainscore
+import model_lists
 import records
-from brainscore import compare_scores, join_scores, setup_scores  # noqa: F401  (the first paper's entry points)
+from brainscore_join import join_results
 
 ROOT = Path(__file__).resolve().parent
-PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow"]
+PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow",
+            "brainscore-vision"]
 
 
 def setting(name: str, default: str | None = None) -> str | None:
@@ -119,6 +126,28 @@ def summary_table(summary) -> str:
     return shown.to_string(index=False)
 
 
+def setup_scores(package_path=None, scores_path=None, results_dir="results", date=None) -> pd.DataFrame:
+    """The first paper's entry point: `brainscore.setup_scores`, with the package that BRAINSCORE_VISION_PATH names, if any."""
+    return brainscore.setup_scores(package_path or setting("BRAINSCORE_VISION_PATH"), scores_path, results_dir, date)
+
+
+def models_command(args) -> None:
+    import zoo  # torch and timm, for this command alone
+
+    def counts(states) -> str:
+        return ", ".join(f"{count} {state}" for state, count in pd.Series(states).value_counts().items())
+    if not args.names and not args.list:
+        for name in model_lists.available():
+            print(f"{name}: {counts([zoo.state_of(entry, args.checkpoint_dir) for entry in zoo.entries([], name)])}")
+        return
+    table = zoo.listing(zoo.entries(args.names, args.list), args.checkpoint_dir)
+    print(table.drop(columns="note").astype(object).where(table.notna(), "").to_string(index=False))
+    for name, note in zip(table["name"], table["note"]):
+        if note:
+            print(f"{name}: {note.removeprefix(f'{name}: ')}")
+    print(counts(table["state"]))
+
+
 def get_args_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -126,6 +155,26 @@ def get_args_parser() -> argparse.ArgumentParser:
     merge.add_argument("--results_dir", default="results")
     merge.add_argument("--allow_partial", action="store_true", help="summarise unfinished records too, marked partial=1")
     merge.set_defaults(run=merge_command)
+    scores = commands.add_parser("setup_scores", help="Brain-Score leaderboard -> names of its model registry")
+    scores.add_argument("--package_path",
+                        help="an unpacked or installed brainscore-vision; default BRAINSCORE_VISION_PATH of .env, else importlib")
+    scores.add_argument("--scores_path", help="leaderboard, CSV or ZIP; default the newest in RESULTS_DIR/benchmark_scores")
+    scores.add_argument("--date", help="day of the download, YYYY-MM-DD")
+    scores.set_defaults(run=lambda args: setup_scores(args.package_path, args.scores_path, args.results_dir, args.date))
+    join = commands.add_parser("join", help="evaluation_results.csv with the scores of each model")
+    join.set_defaults(run=lambda args: join_results(args.results_dir))
+    for command in (scores, join):
+        command.add_argument("--results_dir", default="results")
+    compare = commands.add_parser("compare_scores", help="two leaderboard files: which models and benchmarks moved, by how much")
+    compare.add_argument("a", metavar="A")
+    compare.add_argument("b", metavar="B")
+    compare.set_defaults(run=lambda args: brainscore.compare_scores(args.a, args.b))
+    models = commands.add_parser("models", help="which models can be run here, and what the others need")
+    models.add_argument("names", nargs="*", metavar="NAME", help="a timm name, or one of a list")
+    models.add_argument("--list", help=f"{', '.join(model_lists.available())}, or a file like those of lists/models/")
+    models.add_argument("--checkpoint_dir", default=setting("CHECKPOINT_DIR"),
+                        help="folder of the files that a list names; default CHECKPOINT_DIR of .env")
+    models.set_defaults(run=models_command)
     return parser
 
 

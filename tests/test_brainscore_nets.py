@@ -1,0 +1,244 @@
+"""Brain-Score's own models: what is told of a plugin's preprocessing, what is refused, and, where it is installed, the package.
+
+The tests of the package run in the environment of requirements-brainscore.txt and skip in any other.
+"""
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+from torchvision import transforms
+
+import brainscore_nets
+import models
+from zoo import ModelError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+installed = pytest.mark.skipif(importlib.util.find_spec("brainscore_vision") is None, reason="brainscore-vision is not installed")
+
+
+def preprocessing(*steps, mean=IMAGENET["mean"], std=IMAGENET["std"], out=np.stack):
+    """File names -> arrays, as plugins do it: PIL, torchvision's transforms, a normalisation."""
+    pipeline = transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(mean, std)])
+    return lambda paths: out([pipeline(Image.open(path).convert("RGB")).numpy() for path in paths])
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------
+
+BICUBIC = transforms.InterpolationMode.BICUBIC
+RESIZINGS = {       # id -> (torchvision's steps, what timm calls them)
+    "squash": ([transforms.Resize((224, 224))], ((3, 224, 224), "bilinear", "squash", 1.0)),
+    "crop": ([transforms.Resize(256), transforms.CenterCrop(224)], ((3, 224, 224), "bilinear", "center", 0.875)),
+    "inception": ([transforms.Resize(341), transforms.CenterCrop(299)], ((3, 299, 299), "bilinear", "center", 299 / 341)),
+    "bicubic": ([transforms.Resize(128, BICUBIC), transforms.CenterCrop(112)], ((3, 112, 112), "bicubic", "center", 0.875)),
+    "whole": ([transforms.Resize(160, BICUBIC), transforms.CenterCrop(160)], ((3, 160, 160), "bicubic", "center", 1.0)),
+    "bicubic squash": ([transforms.Resize((64, 64), BICUBIC)], ((3, 64, 64), "bicubic", "squash", 1.0)),
+}
+
+
+@pytest.mark.parametrize("case", RESIZINGS)
+@pytest.mark.parametrize("mean, std", [(IMAGENET["mean"], IMAGENET["std"]), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))])
+def test_a_preprocessing_is_told(case, mean, std):
+    steps, (size, interpolation, mode, share) = RESIZINGS[case]
+    found = brainscore_nets.measured_preprocessing(preprocessing(*steps, mean=mean, std=std), "net")
+    assert (found["input_size"], found["interpolation"], found["crop_mode"]) == (size, interpolation, mode)
+    assert found["mean"] == pytest.approx(mean, abs=1e-6) and found["std"] == pytest.approx(std, abs=1e-6)
+    assert found["crop_pct"] == pytest.approx(share, abs=0.0002)
+
+
+@pytest.mark.parametrize("out", [list, np.stack, lambda parts: torch.tensor(np.stack(parts)),
+                                 lambda parts: [torch.tensor(part) for part in parts]], ids=["list", "array", "tensor", "tensors"])
+def test_lists_arrays_and_tensors_are_taken(out):
+    found = brainscore_nets.measured_preprocessing(preprocessing(transforms.Resize((64, 64)), out=out), "net")
+    assert found["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
+
+
+def test_pixels_without_a_normalisation_are_told():
+    """A net that normalises itself, and one that wants 0 to 255."""
+    unit = brainscore_nets.measured_preprocessing(preprocessing(transforms.Resize((64, 64)), mean=(0, 0, 0), std=(1, 1, 1)), "net")
+    assert unit["mean"] == (0, 0, 0) and unit["std"] == (1, 1, 1)
+
+    def levels(paths):
+        return [np.asarray(Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1) for path in paths]
+    raw = brainscore_nets.measured_preprocessing(levels, "net")
+    assert raw["mean"] == (0, 0, 0) and raw["std"] == pytest.approx([1 / 255] * 3, abs=1e-6)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------
+
+SQUASH = transforms.Resize((64, 64))
+REFUSED = {
+    "channels swapped": (lambda p: [x[::-1].copy() for x in preprocessing(SQUASH)(p)], "no mean and std"),
+    "grey": (preprocessing(SQUASH, transforms.Grayscale(3)), "no mean and std"),
+    "gamma": (lambda p: [np.sqrt(np.abs(x)) for x in preprocessing(SQUASH, mean=(0, 0, 0), std=(1, 1, 1))(p)], "no mean and std"),
+    "constant": (lambda p: [np.zeros((3, 8, 8)) for _ in p], "no mean and std"),
+    "negative": (lambda p: [-x for x in preprocessing(SQUASH)(p)], "no mean and std"),
+    "each image by its own mean": (lambda p: [x - x.mean() for x in preprocessing(SQUASH)(p)], "no mean and std"),
+    "padded": (preprocessing(transforms.Resize(48), transforms.CenterCrop(64)), "no mean and std"),
+    "a crop alone": (preprocessing(transforms.CenterCrop(64)), "neither a squash nor a central crop"),
+    "nearest": (preprocessing(transforms.Resize((64, 64), transforms.InterpolationMode.NEAREST)), "neither a squash nor"),
+    "blurred": (preprocessing(SQUASH, transforms.GaussianBlur(7, 2.0)), "neither a squash nor a central crop"),
+    "a corner": (preprocessing(transforms.Resize(96), transforms.Lambda(lambda i: i.crop((0, 0, 64, 64)))), "neither a squash"),
+    "random": (preprocessing(transforms.RandomCrop(64)), "neither a squash"),
+    "not square": (preprocessing(transforms.Resize((48, 64)), transforms.CenterCrop((40, 64))), "neither a squash"),
+    "no resizing": (preprocessing(), "fails on a PNG .*same shape"),
+    "paths": (lambda p: p, "fails on a PNG"), "nothing": (lambda p: None, "fails on a PNG"),
+    "fails": (lambda p: 1 / 0, "fails on a PNG .ZeroDivisionError"),
+    "one channel": (lambda p: [x[:1] for x in preprocessing(SQUASH)(p)], r"gives \(6, 1, 64, 64\), not an image"),
+    "another count": (lambda p: preprocessing(SQUASH)(p[:2]), r"gives \(2, 3, 64, 64\)"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_told_is_refused(case):
+    torch.manual_seed(0)
+    preprocess, message = REFUSED[case]
+    with pytest.raises(ModelError, match=f"^net: .*{message}") as error:
+        brainscore_nets.measured_preprocessing(preprocess, "net")
+    assert "\n" not in str(error.value)
+
+
+class Net(nn.Module):
+    """(B, 3, 8, 8) -> f of the scores of `outputs` classes."""
+
+    def __init__(self, f=lambda z: z, outputs=1000):
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.f = nn.Linear(192, outputs), f
+
+    def forward(self, x):
+        return self.f(self.linear(x.flatten(1)))
+
+
+@pytest.fixture
+def plugin(monkeypatch):
+    """Registers a model with a stand-in for brainscore_vision; with the real one the same is done below."""
+    package = types.ModuleType("brainscore_vision")
+    package.model_registry = {}
+
+    def load_model(name):
+        raise AssertionError(f"No registrations found for {name}")
+    package.load_model = load_model
+    monkeypatch.setitem(sys.modules, "brainscore_vision", package)
+
+    def register(net, **options):
+        extractor = types.SimpleNamespace(preprocess=preprocessing(transforms.Resize((8, 8))))
+        wrapper = types.SimpleNamespace(_model=net, _extractor=extractor, **options)
+        package.model_registry["mine"] = lambda: types.SimpleNamespace(activations_model=wrapper)
+    return register
+
+
+def test_a_registered_net_is_a_model_of_pixels(plugin):
+    net = Net()
+    plugin(net.train())
+    model, x = models.load_model("mine", source="brainscore"), torch.rand(2, 3, 8, 8)
+    mean, std = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
+    torch.testing.assert_close(model.module(x), net((x - mean) / std), atol=1e-5, rtol=1e-5)
+    assert model.settings["weights"] == "brainscore:mine" and model.n_outputs == 1000 and "architecture" not in model.settings
+    assert model.settings["weights_sha256"] == models.weights_sha256(net) and json.dumps(model.settings)
+    assert models.check_model(model.module, x, 1000, "mine") == []
+    two = models.load_model("mine", source="brainscore", head="animate")
+    assert two.n_outputs == 2 and two.module(x).shape == (2, 2)
+
+
+def test_a_net_behind_data_parallel_is_the_bare_net(plugin):
+    net = Net()
+    plugin(nn.DataParallel(net))
+    assert models.load_model("mine", source="brainscore").module.net is net
+
+
+NETS = {
+    "stochastic": (Net(lambda z: z + torch.rand_like(z)), {}, "other logits for the same image.*VOneNets"),
+    "ten classes": (Net(outputs=10), {}, r"gives \(10,\), not the 1000 logits"),
+    "two outputs": (Net(lambda z: (z, z)), {}, "gives tuple, not the 1000 logits"),
+    "half precision": (Net().half(), {}, "weights are torch.float16; attacks need float32"),
+    "options": (Net(), {"_forward_kwargs": {"input_type": "image"}}, "takes options .input_type"),
+    "no net": ("pixels", {}, "is no PyTorch net"),
+}
+
+
+@pytest.mark.parametrize("case", NETS)
+def test_a_net_that_no_attack_can_be_trusted_on_is_refused(plugin, case):
+    net, options, message = NETS[case]
+    plugin(net, **options)
+    with pytest.raises(ModelError, match=f"^mine: .*{message}") as error:
+        models.load_model("mine", source="brainscore")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_is_one_line(plugin):
+    with pytest.raises(ModelError, match="^nobody: brainscore-vision cannot load it .AssertionError: No registrations found"):
+        models.load_model("nobody", source="brainscore")
+
+
+def test_without_the_package_the_environment_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "brainscore_vision", None)
+    with pytest.raises(ModelError, match="^alexnet: .*pip install -r requirements-brainscore.txt"):
+        models.load_model("alexnet", source="brainscore")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ("--source brainscore --checkpoint x.pth", "leave out --checkpoint"),
+    ("--source brainscore --architecture resnet18", "leave out --checkpoint"),
+    ("--architecture resnet18", "needs its weights, --checkpoint FILE"), ("--source hub", "invalid choice")])
+def test_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments, message):
+    status, out, err = cli("--model_name", "alexnet", "--results_dir", tmp_path, *arguments.split(), "clean")
+    assert (status, out) == (2, "") and err.count("\n") == 1 and message in err and not list(tmp_path.iterdir())
+
+
+# ---- the package -----------------------------------------------------------------------------------------------
+
+@installed
+def test_a_small_model_registered_with_the_package(cli, tmp_path):
+    """timm's test_resnet as a plugin would wrap it: the same logits as by its timm name, and a record from the script."""
+    import functools
+
+    import brainscore_vision
+    from brainscore_vision.model_helpers.activations.pytorch import PytorchWrapper, load_preprocess_images
+    from brainscore_vision.model_helpers.brain_transformation import ModelCommitment
+
+    net = timm.create_model("test_resnet")
+    preprocess = functools.partial(load_preprocess_images, image_size=160)
+    brainscore_vision.model_registry["small"] = lambda: ModelCommitment(
+        identifier="small", activations_model=PytorchWrapper(identifier="small", model=net, preprocessing=preprocess),
+        layers=["conv1.0"], region_layer_map={})
+    model, x = models.load_model("small", source="brainscore"), torch.rand(2, 3, 160, 160)
+    assert model.preprocessing == {"input_size": (3, 160, 160), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    torch.testing.assert_close(model.module(x), models.PixelModel(net, **IMAGENET).eval()(x), atol=1e-5, rtol=1e-5)
+    status, out, _ = cli("--model_name", "small", "--source", "brainscore", "-s", "4", "--device", "cpu", "--batch_size", "4",
+                         "--results_dir", tmp_path, "Linf", "--eps", "1/255", "--attacks", "apgd-ce", "--steps", "3")
+    path, = tmp_path.glob("records/sample/Linf/small.json")
+    assert status == 0 and json.loads(path.read_text())["settings"]["model"]["weights"] == "brainscore:small"
+
+
+@installed
+def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
+    """The real plugin with a state dict in torch's hub cache; logits are torchvision's, behind the plugin's own preprocessing."""
+    from torchvision.models import AlexNet_Weights, alexnet
+    torch.manual_seed(0)
+    net = alexnet().eval()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    file = tmp_path / "hub" / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.split("/")[-1]
+    file.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), file)
+    model = models.load_model("alexnet", source="brainscore")
+    assert model.preprocessing == {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    assert model.settings["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
+    assert model.settings["weights_sha256"] == models.weights_sha256(net)
+    x = torch.rand(1, 3, 224, 224)
+    torch.testing.assert_close(model.module(x), models.PixelModel(net, **IMAGENET)(x), atol=1e-5, rtol=1e-5)
+
+
+@installed
+@pytest.mark.parametrize("name, message", [("pixels", "is no PyTorch net"), ("no_such_model", "No registrations found")])
+def test_the_package_has_models_that_are_refused(name, message):
+    with pytest.raises(ModelError, match=f"^{name}: .*{message}"):
+        models.load_model(name, source="brainscore")

