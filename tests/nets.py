@@ -101,3 +101,31 @@ def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 1
             nn.functional.cross_entropy(net(z), y[batch]).backward()
             optimiser.step()
     return net.eval().requires_grad_(False)
+
+
+class DigitsWithMaps(torch.utils.data.Dataset):
+    """Digits as training sees them, with or without maps: (epoch, position) -> the row of training_images.collate."""
+
+    def __init__(self, rows, maps=None):
+        self.rows, self.maps = rows, maps
+        self.ids = tuple(name for name, _, _ in rows)
+
+    def __getitem__(self, key):
+        _, i = key
+        _, x, label = self.rows[i]
+        drawn = torch.zeros(x.shape[1:]) if self.maps is None else self.maps[i]
+        return i, x, label, drawn, bool(drawn.any())
+
+
+def ink_maps(rows):
+    """Synthetic maps, nobody drew them: the strokes of each digit, blurred by a 3 x 3 mean."""
+    x = torch.stack([image for _, image, _ in rows])
+    return nn.functional.avg_pool2d(x, 3, stride=1, padding=1)[:, 0]
+
+
+def untrained_digits_net(seed: int = 0, width: int = 16, activation=nn.ReLU):
+    """The architecture of digits_net with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), activation(), nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+                             activation(), nn.Flatten(), nn.Linear(2 * width * 16, 64), activation(), nn.Linear(64, 10))

@@ -35,11 +35,19 @@ MAY_IMPORT = {
     "attacks": ATTACKS - {"attacks", "libraries"},
     "libraries": {"attacks", "engine"},
     "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
-    "evaluate_robustness": BASE | ATTACKS | {"command_line", "utilities", "dataloading", "human_maps", "models", "published",
-                                             "rehearsal", "zoo"},
+    "evaluate_robustness": BASE | ATTACKS | {"command_line", "sessions", "utilities", "dataloading", "human_maps", "models",
+                                             "published", "rehearsal", "zoo"},
     "rehearsal": {"attacks", "dataloading", "engine", "models", "published", "records", "zoo"},     # split off it too
     "model_lists": {"records"},
     "published": BASE,
+    "sessions": {"engine", "utilities"},                        # what the scripts that work on a device share
+    "objectives": set(),
+    "training_images": {"dataloading", "human_maps", "image_sets"},
+    "training_run": {"records"},
+    "learner": {"engine", "objectives", "records", "training_images", "training_run"},
+    "training_options": {"command_line", "objectives", "passes", "utilities"},
+    "training": {"attacks", "dataloading", "engine", "human_maps", "learner", "models", "objectives", "passes", "records",
+                 "sessions", "training_images", "training_options", "training_run", "utilities"},
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},
     "figures_examples": BASE | {"drawing", "utilities"},
@@ -56,7 +64,7 @@ MAY_IMPORT = {
     "plotting": {"drawing", "records", "report", "statistics_feng2025", "utilities"} | {
         path.stem for path in ROOT.glob("figures_*.py")},
 }
-SCRIPTS = {"evaluate_robustness", "plotting"}
+SCRIPTS = {"evaluate_robustness", "plotting", "training"}
 ATTACK_LIBRARIES = {"pyautoattack", "autoattack", "foolbox", "torchattacks", "adv_lib", "art", "secmlt"}
 FILES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
 LONGEST = 400

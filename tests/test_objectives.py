@@ -1,0 +1,219 @@
+"""The objectives against closed forms, scipy and finite differences."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nets import DigitsWithMaps, Linear, digits, untrained_digits_net
+from scipy import ndimage, stats
+from torch import nn
+
+import learner
+import objectives
+import training_options
+
+
+def rand(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# ---- pyramid and z ---------------------------------------------------------------------------------------------
+
+def scipy_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
+    found = [image]
+    for _ in range(levels - 1):
+        blurred = found[-1]
+        for axis in (0, 1):
+            blurred = ndimage.correlate1d(blurred, np.array([1, 4, 6, 4, 1]) / 16, axis, mode="constant")
+        found.append(blurred[::2, ::2])
+    return found
+
+
+@pytest.mark.parametrize("size", [(32, 32), (7, 12), (1, 1)])
+def test_the_pyramid_is_scipys(size):
+    maps = rand(3, *size)
+    levels = objectives.pyramid(maps, 5)
+    assert len(levels) == 5
+    for i in range(3):
+        for ours, theirs in zip(levels, scipy_pyramid(maps[i].numpy(), 5), strict=True):
+            np.testing.assert_allclose(ours[i], theirs, atol=1e-12)
+
+
+def test_z_is_scipys_and_zero_for_a_flat_map():
+    maps = rand(3, 9, 11) * 1e-7
+    np.testing.assert_allclose(objectives.z(maps).flatten(1), stats.zscore(maps.flatten(1).numpy(), axis=1), rtol=1e-9)
+    assert (objectives.z(torch.full((2, 4, 4), 0.3)) == 0).all()
+
+
+def test_z_of_a_flat_map_has_a_finite_gradient():
+    flat = torch.full((1, 4, 4), 0.25, requires_grad=True)
+    objectives.z(flat).relu().sum().backward()
+    assert torch.isfinite(flat.grad).all()
+
+
+# ---- the harmonizer's loss -------------------------------------------------------------------------------------
+
+def test_the_loss_by_hand():
+    """2 x 2: z of (3, 1, 1, 1) is (sqrt 3, -1/sqrt 3, ...), rectified (sqrt 3, 0, 0, 0); the map's peak is elsewhere, and so
+    the distance is sqrt 3 sqrt 2; all other levels are one pixel, whose z is 0."""
+    gradient = torch.tensor([[[[-3.0, 1.0], [1.0, 1.0]], [[0.0, 0.5], [-1.0, 1.0]]]])     # (1, 2, 2, 2): |largest| is 3 1 1 1
+    maps = torch.tensor([[[0.0, 0.0], [0.0, 7.0]]])
+    assert objectives.norm_over_levels(gradient, maps).item() == pytest.approx(6 ** 0.5, rel=1e-6)
+
+
+def test_the_equation_in_numpy():
+    gradient, maps = rand(2, 3, 16, 12) - 0.5, rand(2, 16, 12, seed=1)
+    for i, ours in enumerate(objectives.norm_over_levels(gradient, maps)):
+        pairs = zip(scipy_pyramid(np.abs(gradient[i].numpy()).max(axis=0), 5), scipy_pyramid(maps[i].numpy(), 5))
+        by_hand = sum(np.linalg.norm(np.maximum(stats.zscore(g, axis=None), 0) - np.maximum(stats.zscore(m, axis=None), 0))
+                      for g, m in pairs if g.size > 1)
+        assert ours.item() == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_the_published_form_in_numpy():
+    gradient, maps = rand(1, 3, 16, 16) - 0.5, rand(1, 16, 16, seed=1)
+    g, phi = (np.maximum(stats.zscore(a, axis=None), 0) for a in (gradient[0].numpy().mean(axis=0), maps[0].numpy()))
+    pairs = zip(scipy_pyramid(g, 5), scipy_pyramid(phi * g.max() / phi.max(), 5))
+    by_hand = np.mean([np.square(a - b).mean() for a, b in pairs])
+    assert objectives.mean_square_over_levels(gradient, maps).item() == pytest.approx(by_hand, rel=1e-9)
+
+
+@pytest.mark.parametrize("form", objectives.FORMS)
+def test_agreement_costs_nothing_and_disagreement_something(form):
+    maps = rand(2, 16, 16)
+    same = (maps * torch.tensor([3.0, 1e-4])[:, None, None])[:, None].expand(2, 3, 16, 16)
+    assert objectives.FORMS[form](same, maps).numpy() == pytest.approx([0, 0], abs=1e-6)
+    assert (objectives.FORMS[form](same.flip(2), maps) > 0.1).all()
+
+
+def harmonizer_of(net, x, labels, maps) -> torch.Tensor:
+    _, far = objectives.harmonized(net, x, labels, maps, torch.tensor([True, True, False]))
+    assert far[2] == 0
+    return far.sum()
+
+
+@pytest.mark.parametrize("activation", [nn.Softplus, nn.ReLU], ids=["smooth", "relu"])
+def test_its_gradient_by_finite_differences(activation):
+    """A second derivative of the net, for ReLUs by the weights along open paths. (The published form holds a maximum fixed, and
+    so has no gradient in this sense.)"""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), activation(), nn.Flatten(), nn.Linear(3 * 36, 8), activation(), nn.Linear(8, 4)).double()
+    x, labels, maps = rand(3, 1, 8, 8), torch.tensor([1, 3, 0]), rand(3, 8, 8, seed=2)
+    harmonizer_of(net, x, labels, maps).backward()
+    largest, h = 0.0, 1e-6
+    for parameter in [net[0].weight, net[3].weight, net[5].weight]:
+        for at in (0, parameter.numel() // 2, parameter.numel() - 1):
+            values = []
+            for sign in (1, -1):
+                with torch.no_grad():
+                    parameter.view(-1)[at] += sign * h
+                    values.append(harmonizer_of_value(net, x, labels, maps))
+                    parameter.view(-1)[at] -= sign * h
+            numerical = (values[0] - values[1]) / (2 * h)
+            assert parameter.grad.view(-1)[at].item() == pytest.approx(numerical, rel=1e-4, abs=1e-6)
+            largest = max(largest, abs(numerical))
+    assert largest > 1e-3
+
+
+def harmonizer_of_value(net, x, labels, maps) -> float:
+    with torch.enable_grad():
+        return harmonizer_of(net, x, labels, maps).item()
+
+
+def test_a_transformer_has_its_second_derivative():
+    """Fused attention has none on any device; the plain formula is used instead."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_vit", num_classes=5)
+    x, labels = rand(2, 3, 160, 160, dtype=torch.float32), torch.tensor([0, 1])
+    _, far = objectives.harmonized(net, x, labels, rand(2, 160, 160, seed=1, dtype=torch.float32), torch.tensor([True, True]))
+    far.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    assert net.blocks[0].attn.qkv.weight.grad.abs().max() > 0
+
+
+class OnlyOnce(torch.autograd.Function):
+    """A kernel with a first derivative alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class Squared(nn.Module):
+    def forward(self, x):
+        return OnlyOnce.apply(x)
+
+
+@pytest.mark.parametrize("net, message", [
+    (nn.Sequential(nn.Flatten(), nn.Linear(64, 9), Squared(), nn.Linear(9, 10)), "without a second derivative"),
+    (nn.Sequential(nn.Flatten(), Linear(torch.rand(10, 64), torch.zeros(10)), nn.LayerNorm(10)), "nothing to harmonize|cannot")],
+    ids=["once differentiable", "constant gradient"])
+def test_a_net_that_cannot_be_harmonized(net, message):
+    rows = digits()[:4]
+    args = training_options.parse("--model_name x --objective harmonizer --lambda_1 1 --batch_size 4 --workers 0".split())
+    student = learner.make_learner(args, net, 1, torch.device("cpu"))
+    maps = rand(4, 8, 8, dtype=torch.float32)
+    if "nothing" in message:
+        net[2] = nn.Identity()
+    with pytest.raises(objectives.ObjectiveError, match=message):
+        learner.fit(args, student, DigitsWithMaps(rows, maps), tuple(r[0] for r in rows))
+
+
+# ---- PGD -------------------------------------------------------------------------------------------------------
+
+SIZE = {"Linf": lambda d: d.abs().flatten(1).amax(1), "L2": lambda d: d.flatten(1).norm(dim=1)}
+
+
+@given(st.sampled_from(objectives.NORMS), st.floats(0, 3), st.integers(1, 4), st.booleans(), st.integers(0, 99))
+def test_pgd_stays_in_its_ball_and_among_pixels(norm, eps, steps, random_start, seed):
+    net = untrained_digits_net(seed % 3)
+    x = rand(4, 1, 8, 8, seed=seed, dtype=torch.float32)
+    x[0] = x[0].round()                     # pixels on the rim
+    point = objectives.pgd(net, x, torch.tensor([0, 1, 2, 3]), norm, eps, steps, random_start=random_start)
+    assert point.min() >= 0 and point.max() <= 1 and not point.requires_grad
+    assert (SIZE[norm](point - x) <= eps * (1 + 1e-5) + 1e-6).all()
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("norm", objectives.NORMS)
+def test_pgd_finds_the_worst_point_of_a_linear_net(norm):
+    """Where no pixel is clipped it is eps times the unit direction of the difference of the two rows."""
+    weight = rand(2, 16, dtype=torch.float32) - 0.5
+    x, uphill = torch.full((1, 1, 4, 4), 0.5), weight[1] - weight[0]
+    point = objectives.pgd(Linear(weight, torch.zeros(2)), x, torch.tensor([0]), norm, 0.1)
+    want = 0.1 * (uphill.sign() if norm == "Linf" else uphill / uphill.norm())
+    torch.testing.assert_close((point - x).flatten(), want, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", objectives.NORMS)
+def test_pgd_without_a_gradient_stays(norm):
+    net, x = Linear(torch.zeros(3, 16), torch.arange(3.0)), torch.full((2, 1, 4, 4), 0.5)
+    assert torch.equal(objectives.pgd(net.requires_grad_(), x.clone(), torch.tensor([0, 1]), norm, 0.3), x)
+
+
+def test_random_starts_fill_the_ball():
+    """Radii of uniform points in d dimensions: P(r < eps t) = t^d. Two pixels, so that the share within half is a quarter."""
+    torch.manual_seed(0)
+    radius = SIZE["L2"](objectives.random_point(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
+    assert radius.max() <= 2 and (radius < 1).float().mean().item() == pytest.approx(0.25, abs=0.025)     # 3.6 standard errors
+
+
+@pytest.mark.parametrize("objective", ["adversarial", "both"])
+def test_the_attack_leaves_batch_statistics_alone(objective):
+    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    options = "--norm Linf --eps 0.1 --attack_steps 5" + (" --lambda_1 1" if objective == "both" else "")
+    args = training_options.parse(["--model_name", "x", "--objective", objective, "--workers", "0", "--batch_size", "4", "--epochs", "1",
+                                   *options.split()])
+    rows = digits()[:4]
+    student = learner.make_learner(args, net, 1, torch.device("cpu"))
+    learner.fit(args, student, DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)), tuple(r[0] for r in rows))
+    assert net[0].num_batches_tracked == 1 and net.training
