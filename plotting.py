@@ -28,6 +28,7 @@ import figures_hoak2025
 import figures_norms
 import figures_records
 import figures_survivors
+import figures_training
 import records
 import report
 import statistics_feng2025
@@ -36,7 +37,7 @@ from drawing import STYLE, NothingToDraw, load_results
 
 # name -> (function that draws it, command that makes what it draws)
 DRAWN_BY = [figures_records, figures_norms, figures_examples, figures_hoak2025, figures_survivors, figures_feng2025,
-            statistics_feng2025, figures_both]
+            statistics_feng2025, figures_both, figures_training]
 FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
 
 

@@ -166,14 +166,26 @@ def train(args) -> int:
     if args.dry_run:
         print(json.dumps(settings, indent=1) if rank() == 0 else "", end="\n" if rank() == 0 else "")
         return 0
-    facts = sessions.facts(device, args.batch_size) | {"processes": world()}
-    with TrainingRun(args.results_dir, args.name, settings, facts, args.overwrite) if rank() == 0 else nullcontext() as run:
+    with open_run(args, settings, sessions.facts(device, args.batch_size) | {"processes": world()}) or nullcontext() as run:
         if not shared(run and run.done) and not work(args, model, sets, settings, device, run, stop):
             print("checkpointed: run the same command again to go on\n" * (rank() == 0), end="", file=sys.stderr)
             return sessions.CHECKPOINTED
         if run:
             print(report(args, run))
     return 0
+
+
+def open_run(args, settings: dict, facts: dict) -> TrainingRun | None:
+    """The folder, in the hands of the first process; what that refuses, every process refuses."""
+    run = refusal = None
+    if rank() == 0:
+        try:
+            run = TrainingRun(args.results_dir, args.name, settings, facts, args.overwrite)
+        except TrainingError as error:
+            refusal = str(error)
+    if said := shared(refusal):
+        raise TrainingError(said)
+    return run
 
 
 def work(args, model: models.Model, sets: list[dataloading.ImageSet], settings: dict, device: torch.device,
@@ -223,7 +235,8 @@ def launch(argv: list[str], processes: int) -> int:
         torchrun.main(["--standalone", "--nproc_per_node", str(processes), str(Path(__file__).resolve()), *argv])
         return 0
     except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return next((code for code in (2, sessions.CHECKPOINTED) if code in codes), 1)
     except SignalException:
         return sessions.CHECKPOINTED
 
@@ -236,7 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return train(args)
     except REQUEST_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        if rank() == 0 or isinstance(error, DataError):     # the others refuse the same, but each decodes its own images
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)

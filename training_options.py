@@ -6,6 +6,8 @@ import os
 import shlex
 from pathlib import Path
 
+from timm.optim import list_optimizers
+
 import objectives
 import passes
 import utilities
@@ -145,6 +147,8 @@ def check(args, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--objective {args.objective} takes no {'--eps' if args.eps is not None and not attacked else '--lambda_1'}")
     if mapped and args.auto_augment and args.auto_augment.startswith(GEOMETRIC):
         parser.error(f"--auto_augment {args.auto_augment} moves an image, and would leave its human map behind; use 3a")
+    if args.optimizer not in list_optimizers():
+        parser.error(f"--optimizer {args.optimizer}: timm has none of that name; e.g. sgd, momentum, adamw, lamb")
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
         parser.error(f"--scale {args.scale[0]:g} {args.scale[1]:g}: shares of the area, 0 < MIN <= MAX <= 1")
     if not args.ema < 1 or not args.smoothing < 1:

@@ -12,9 +12,12 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 import hypothesis
+import numpy as np
 import pytest
 import timm
 import torch
+from nets import digits
+from PIL import Image
 
 import dataloading
 import evaluate_robustness
@@ -61,6 +64,19 @@ def tiny(tmp_path_factory, sample) -> Tiny:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
     return Tiny("test_resnet", root / "net.pth", root / "data", 12)
+
+
+@pytest.fixture(scope="session")
+def mapped(tmp_path_factory):
+    """Photographs whose map is the photograph: (folder of images, folder of maps). Two classes of four."""
+    root = tmp_path_factory.mktemp("mapped")
+    for k, (name, x, _) in enumerate(digits()[:8]):
+        big = np.kron(x[0].numpy() * 255, np.ones((12, 16))).astype(np.uint8)
+        for kind in ("images", "maps"):
+            path = root / kind / "ab"[k % 2] / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(big).save(path)
+    return root / "images", root / "maps"
 
 
 @pytest.fixture

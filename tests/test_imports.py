@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "figures_hoak2025": {"alignment_study", "brainscore", "drawing", "families", "inference", "utilities"},
     "figures_survivors": {"alignment_study", "brainscore", "drawing", "families", "figures_hoak2025", "inference"},
     "figures_records": BASE | {"drawing", "families", "utilities"},
+    "figures_training": {"drawing", "records"},
     "measurements": {"drawing", "families", "records", "utilities"},
     "figures_feng2025": {"drawing", "inference", "measurements", "metrics"},
     "figures_norms": {"drawing", "families", "figures_feng2025", "measurements", "metrics"},

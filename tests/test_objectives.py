@@ -100,7 +100,7 @@ def test_its_gradient_by_finite_differences(activation):
     """A second derivative of the net, for ReLUs by the weights along open paths. (The published form holds a maximum fixed, and
     so has no gradient in this sense.)"""
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), activation(), nn.Flatten(), nn.Linear(3 * 36, 8), activation(), nn.Linear(8, 4)).double()
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), activation(), nn.Flatten(), nn.Linear(108, 8), activation(), nn.Linear(8, 4)).double()
     x, labels, maps = rand(3, 1, 8, 8), torch.tensor([1, 3, 0]), rand(3, 8, 8, seed=2)
     harmonizer_of(net, x, labels, maps).backward()
     largest, h = 0.0, 1e-6
@@ -211,8 +211,7 @@ def test_random_starts_fill_the_ball():
 def test_the_attack_leaves_batch_statistics_alone(objective):
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
     options = "--norm Linf --eps 0.1 --attack_steps 5" + (" --lambda_1 1" if objective == "both" else "")
-    args = training_options.parse(["--model_name", "x", "--objective", objective, "--workers", "0", "--batch_size", "4", "--epochs", "1",
-                                   *options.split()])
+    args = training_options.parse(f"--model_name x --objective {objective} --workers 0 --batch_size 4 --epochs 1 {options}".split())
     rows = digits()[:4]
     student = learner.make_learner(args, net, 1, torch.device("cpu"))
     learner.fit(args, student, DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)), tuple(r[0] for r in rows))

