@@ -57,5 +57,5 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
     yield "learning_curves", figure, table[["name", "status", *(c for c in table if c not in ("name", "status"))]], caption
 
 
-TRAIN = "`python training.py --model_name tf_efficientnet_lite0 --init pretrained --batch_size 10 --epochs 2 --lr 1e-4 --results_dir {}`"
+TRAIN = "`python training.py --model_name tf_efficientnet_lite0 --init pretrained --batch_size 10 --epochs 2 --results_dir {}`"
 FIGURES = {"learning_curves": (learning_curves, TRAIN + " makes one")}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 LEVELS = 5                              # of the pyramid (Fel et al. 2022)
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
@@ -76,6 +77,51 @@ def mean_square_over_levels(gradient: Tensor, maps: Tensor) -> Tensor:
 FORMS = {"equation": norm_over_levels, "code": mean_square_over_levels}
 
 
+class GroupedConv2d(torch.autograd.Function):
+    """Grouped convolution whose gradient is itself a convolution with an ordinary gradient.
+
+    torch's second derivative of a grouped convolution goes group by group: 9,000 small convolutions a step in
+    EfficientNet-Lite0, and a step 7 times as long as the plain one.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, stride, padding, dilation, groups):
+        ctx.save_for_backward(x, weight)
+        ctx.how = stride, padding, dilation, groups
+        return functional.conv2d(x, weight, None, *ctx.how)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x, weight), (stride, padding, dilation, groups) = ctx.saved_tensors, ctx.how
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in zip(
+                x.shape[2:], gradient.shape[2:], stride, padding, dilation, weight.shape[2:])]      # pixels that no stride reached
+            of_x = functional.conv_transpose2d(gradient, weight, None, stride, padding, rest, groups, dilation)
+        if ctx.needs_input_grad[1]:
+            of_weight = torch.nn.grad.conv2d_weight(x, weight.shape, gradient, stride, padding, dilation, groups)
+        return of_x, of_weight, None, None, None, None
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
+    """functional.conv2d, by GroupedConv2d where there are groups."""
+    if groups == 1 or isinstance(padding, str):
+        return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    pairs = ((n, n) if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation))
+    out = GroupedConv2d.apply(x, weight, *pairs, groups)
+    return out if bias is None else out + bias[:, None, None]
+
+
+class OwnConvolutions(TorchFunctionMode):
+    """Within it, nets convolve by `conv2d`."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return (conv2d if func is functional.conv2d else func)(*args, **(kwargs or {}))
+
+
 def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_map: Tensor, form: str = "equation",
                precision: str = "float32") -> tuple[Tensor, Tensor]:
     """Logits (B, K), and the harmonizer's loss (B,), zero for images without a map; one forward pass.
@@ -86,7 +132,7 @@ def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_ma
     Raises ObjectiveError where the net has an operation without a second derivative.
     """
     x = x.detach().requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), OwnConvolutions():
         logits = forward(model, x, precision)
     found = logits.new_zeros(len(x))
     if not has_map.any():

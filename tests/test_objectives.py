@@ -134,6 +134,51 @@ def test_a_transformer_has_its_second_derivative():
     assert net.blocks[0].attn.qkv.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("stride, padding, dilation, groups, size", [(1, 1, 1, 4, 5), (2, 1, 1, 4, 6), (2, 0, 1, 2, 8),
+                                                                     ((1, 2), (2, 0), (2, 1), 2, 7)])
+def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, groups, size):
+    """First derivatives are torch's, second ones those of finite differences."""
+    x, weight, bias = rand(2, 4, size, size), rand(4, 4 // groups, 3, 3, seed=1), rand(4, seed=2)
+    inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
+    how = (stride, padding, dilation, groups)
+    ours, theirs = objectives.conv2d(*inputs, *how), torch.nn.functional.conv2d(*inputs, *how)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(torch.autograd.grad(ours.square().sum(), inputs), torch.autograd.grad(theirs.square().sum(), inputs)):
+        torch.testing.assert_close(a, b)
+    if size == 5:
+        assert torch.autograd.gradgradcheck(lambda *values: objectives.conv2d(*values, *how), inputs)
+    gradients = []
+    for convolve in (objectives.conv2d, torch.nn.functional.conv2d):
+        gradient, = torch.autograd.grad(convolve(*inputs, *how).pow(3).sum(), x, create_graph=True)
+        gradients.append(torch.autograd.grad(gradient.square().sum(), inputs))
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
+    """A net's own gradient by torch's double backward is the same; under it each group is a convolution of its own."""
+    torch.manual_seed(0)
+    net = timm.create_model("test_efficientnet", num_classes=5).eval()
+    x, labels, maps, known = rand(2, 3, 64, 64).float(), torch.tensor([0, 1]), rand(2, 64, 64, seed=1).float(), torch.ones(2).bool()
+    with torch.profiler.profile() as profile:
+        objectives.harmonized(net, x, labels, maps, known, precision=precision)[1].sum().backward()
+    groups = max(module.groups for module in net.modules() if isinstance(module, nn.Conv2d))
+    layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    convolutions = sum(event.count for event in profile.key_averages() if event.key == "aten::_convolution")
+    assert groups > 50 and 0 < convolutions < 8 * layers
+    if precision == "float32":
+        ours = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+        net.zero_grad(set_to_none=True)
+        leaf = x.clone().requires_grad_()
+        gradient, = torch.autograd.grad(net(leaf).gather(1, labels[:, None]).sum(), leaf, create_graph=True)
+        objectives.norm_over_levels(gradient, maps).sum().backward()
+        theirs = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()) + 1e-6)
+
+
 class OnlyOnce(torch.autograd.Function):
     """A kernel with a first derivative alone."""
 

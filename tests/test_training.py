@@ -162,8 +162,8 @@ def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
 
 def test_a_few_steps_of_lite0_on_the_sample(tmp_path, script):
     """Real weights, real photographs, the hand-drawn maps: a step or two, finite, with something to harmonize."""
-    command = ("--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 --epochs 1 --lr 1e-4 --workers 0 "
-               "--objective harmonizer --form code --lambda_1 0.01 --log_every 1 --device cpu --stop_after 0.1").split()
+    command = ("--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 --epochs 1 --lr 1e-4 "
+               "--workers 0 --objective harmonizer --form code --lambda_1 0.01 --log_every 1 --device cpu --stop_after 0.1").split()
     status, _, _ = script(*command, "--results_dir", tmp_path)
     folder = tmp_path / "training" / "tf_efficientnet_lite0-harmonizer"
     rows = list(csv.DictReader(open(folder / "log.csv")))
@@ -190,8 +190,8 @@ def test_two_processes_have_the_curve_of_one(tmp_path, objective):
     for processes in (1, 2):
         results = tmp_path / str(processes)
         command = (f"--model_name test_vit --num_classes 2 --dataset mine --data_dir {data / 'images'} --batch_size 4 --workers 0 "
-                   f"--log_every 1 --device cpu --results_dir {results} --name mine --objective {objective} --processes {processes} "
-                   "--no_augmentation --epochs 2 --lr 0.05").split()
+                   f"--log_every 1 --device cpu --results_dir {results} --name mine --objective {objective} --no_augmentation "
+                   f"--epochs 2 --lr 0.05 --processes {processes}").split()
         done = subprocess.run([*SCRIPT, *command, *maps, *ball], capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr[-3000:]
         shown[processes] = [[float(row[name]) for name in ("loss", "accuracy", "gradient_norm")]

@@ -1,44 +1,20 @@
 """What training achieves on digits with synthetic maps, and what a step does."""
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from digits_training import ADVERSARIAL, HELD_OUT, accuracy, agreement, trained, verdicts
 from nets import DigitsWithMaps, digits, ink_maps, untrained_digits_net
 
 import attacks
 import learner
-import metrics
 import training_options
 
 # ---- what it achieves ------------------------------------------------------------------------------------------
 
-BASE = "--model_name digits --batch_size 60 --workers 0 --optimizer adam --lr 2e-3 --lambda_2 0 --schedule constant --epochs 10"
-HELD_OUT = digits()[1200:1400]
-
-
-def trained(options: str = "", maps: bool = False, **net):
-    """The digits net trained by an objective on the first 1200 digits. Seconds."""
-    rows = digits()[:1200]
-    args = training_options.parse(f"{BASE} {options}".split())
-    student = learner.make_learner(args, untrained_digits_net(**net), len(rows) // 60, torch.device("cpu"))
-    data = DigitsWithMaps(rows, ink_maps(rows) if maps else None)
-    assert learner.fit(args, student, data, data.ids)
-    return student.net.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def plain():
     return trained()
-
-
-def verdicts(net, budget: attacks.Budget, rows) -> tuple[float, float]:
-    """Clean and robust accuracy in percent, in Linf at 0.12."""
-    found = [row for some in attacks.attack_balls(net, iter(rows), "Linf", [0.12], 10, budget, batch_size=64) for row in some]
-    return tuple(100 * sum(row[column] for row in found) / len(rows) for column in ("clean_correct", "robust"))
-
-
-ADVERSARIAL = "--objective adversarial --norm Linf --eps 0.12"
 
 
 def test_adversarial_training_makes_digits_robust(plain):
@@ -53,18 +29,6 @@ def test_adversarial_training_makes_digits_robust_by_autoattack(plain):
     rows, both = HELD_OUT[:60], (plain, trained(ADVERSARIAL))
     (clean, robust), (clean_adv, robust_adv) = (verdicts(net, attacks.Budget(), rows) for net in both)
     assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
-
-
-def agreement(net) -> float:
-    """Mean rank agreement of the true logit's gradient with the maps of digits that were not trained on."""
-    x = torch.stack([row[1] for row in HELD_OUT]).requires_grad_()
-    own = net(x).gather(1, torch.tensor([[row[2]] for row in HELD_OUT]))
-    gradient, = torch.autograd.grad(own.sum(), x)
-    return float(np.nanmean(metrics.rank_agreement(ink_maps(HELD_OUT).numpy(), gradient.numpy())))
-
-
-def accuracy(net) -> float:
-    return float((net(torch.stack([r[1] for r in HELD_OUT])).argmax(1) == torch.tensor([r[2] for r in HELD_OUT])).float().mean())
 
 
 @pytest.mark.parametrize("options, more", [("--lambda_1 0.1", 0.15), ("--lambda_1 0.5 --form code", 0.03)],
