@@ -170,6 +170,7 @@ def fit(args, learner: Learner, data: Dataset, ids: tuple[str, ...], run: Traini
     """Train from learner.step to the end. Returns False when `told` said to stop; what is done is in the checkpoint then.
 
     data   (epoch, position) -> a row that training_images.collate takes; ids are the names of the positions
+    Raises DataError for an image that cannot be decoded, TrainingError for a loss or gradient that is not finite.
     """
     device, per_epoch = engine.device_of(learner.net), len(ids) // args.batch_size
     order = training_images.shares(len(ids), args.batch_size, args.seed, learner.step, args.epochs * per_epoch, rank(), world())

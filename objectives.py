@@ -85,9 +85,9 @@ class GroupedConv2d(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight, stride, padding, dilation, groups):
+    def forward(ctx, x, weight, stride, padding, dilation, groups, owner):
         ctx.save_for_backward(x, weight)
-        ctx.how = stride, padding, dilation, groups
+        ctx.how, ctx.owner = (stride, padding, dilation, groups), owner
         return functional.conv2d(x, weight, None, *ctx.how)
 
     @staticmethod
@@ -98,28 +98,27 @@ class GroupedConv2d(torch.autograd.Function):
             rest = [n - ((m - 1) * s - 2 * p + d * (k - 1) + 1) for n, m, s, p, d, k in zip(
                 x.shape[2:], gradient.shape[2:], stride, padding, dilation, weight.shape[2:])]      # pixels that no stride reached
             of_x = functional.conv_transpose2d(gradient, weight, None, stride, padding, rest, groups, dilation)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and ctx.owner.of_weights:
             of_weight = torch.nn.grad.conv2d_weight(x, weight.shape, gradient, stride, padding, dilation, groups)
-        return of_x, of_weight, None, None, None, None
-
-
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Tensor:
-    """functional.conv2d, by GroupedConv2d where there are groups."""
-    if groups == 1 or isinstance(padding, str):
-        return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    pairs = ((n, n) if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation))
-    out = GroupedConv2d.apply(x, weight, *pairs, groups)
-    return out if bias is None else out + bias[:, None, None]
+        return of_x, of_weight, None, None, None, None, None
 
 
 class OwnConvolutions(TorchFunctionMode):
-    """Within it, nets convolve by `conv2d`."""
+    """Within it, functional.conv2d with groups is GroupedConv2d. `of_weights`: whether a gradient is to reach the weights."""
+    of_weights = True
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        return (conv2d if func is functional.conv2d else func)(*args, **(kwargs or {}))
+        return (self.conv2d if func is functional.conv2d else func)(*args, **(kwargs or {}))
+
+    def conv2d(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1, groups: int = 1):
+        if groups == 1 or isinstance(padding, str):
+            return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        pairs = ((n, n) if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation))
+        out = GroupedConv2d.apply(x, weight, *pairs, groups, self)
+        return out if bias is None else out + bias[:, None, None]
 
 
 def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_map: Tensor, form: str = "equation",
@@ -132,13 +131,15 @@ def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_ma
     Raises ObjectiveError where the net has an operation without a second derivative.
     """
     x = x.detach().requires_grad_()
-    with sdpa_kernel(SDPBackend.MATH), OwnConvolutions():
+    with sdpa_kernel(SDPBackend.MATH), OwnConvolutions() as convolutions:
         logits = forward(model, x, precision)
     found = logits.new_zeros(len(x))
     if not has_map.any():
         return logits, found
     own = logits.gather(1, labels[:, None])[:, 0]
+    convolutions.of_weights = False
     gradient, = torch.autograd.grad(own[has_map].sum(), x, create_graph=True)
+    convolutions.of_weights = True
     if not gradient.requires_grad:
         raise ObjectiveError("the input gradient does not depend on the weights, so that there is nothing to harmonize")
     return logits, found.index_put((has_map,), FORMS[form](gradient[has_map], maps[has_map]))

@@ -110,12 +110,15 @@ def check_request(args, sets: list[dataloading.ImageSet]) -> None:
                                 "classes by cross-entropy alone")
 
 
-def join() -> torch.device | None:
-    """Join the processes of torchrun; the device of this one, or None where --device decides."""
+def join(device_name: str) -> torch.device | None:
+    """Join the processes of torchrun, a GPU each; the device of this one, or None where there is one process."""
     if "LOCAL_RANK" not in os.environ:
         return None
-    gpu = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if gpu else torch.device("cpu")
+    local, gpu = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available() and device_name != "cpu"
+    if gpu and local >= torch.cuda.device_count():
+        raise TrainingError(f"process {local + 1} has no GPU, this machine has {torch.cuda.device_count()}; --processes "
+                            f"{torch.cuda.device_count()}, or --device cpu")
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -157,18 +160,20 @@ class Stop:
 
 def train(args) -> int:
     stop = Stop(args.stop_after)
-    device = join() or sessions.pick_device(args.device)
+    device = join(args.device) or sessions.pick_device(args.device)
     passes.tune_process(device, args.precision)
     sets = load_images(args)
     check_request(args, sets)
     model = starting_model(args, args.num_classes)
     settings = {"model": model.settings, "run": run_settings(args, sets)}
     if args.dry_run:
-        print(json.dumps(settings, indent=1) if rank() == 0 else "", end="\n" if rank() == 0 else "")
+        if rank() == 0:
+            print(json.dumps(settings, indent=1))
         return 0
     with open_run(args, settings, sessions.facts(device, args.batch_size) | {"processes": world()}) or nullcontext() as run:
         if not shared(run and run.done) and not work(args, model, sets, settings, device, run, stop):
-            print("checkpointed: run the same command again to go on\n" * (rank() == 0), end="", file=sys.stderr)
+            if rank() == 0:
+                print("checkpointed: run the same command again to go on", file=sys.stderr)
             return sessions.CHECKPOINTED
         if run:
             print(report(args, run))
@@ -251,6 +256,10 @@ def main(argv: list[str] | None = None) -> int:
     except REQUEST_ERRORS as error:
         if rank() == 0 or isinstance(error, DataError):     # the others refuse the same, but each decodes its own images
             print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(f"error: {args.pass_size or args.batch_size // world()} images at once do not fit on the device; a smaller "
+              "--pass_size takes a step in parts, --precision bf16 about half the memory", file=sys.stderr)
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)

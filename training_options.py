@@ -149,6 +149,8 @@ def check(args, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--auto_augment {args.auto_augment} moves an image, and would leave its human map behind; use 3a")
     if args.optimizer not in list_optimizers():
         parser.error(f"--optimizer {args.optimizer}: timm has none of that name; e.g. sgd, momentum, adamw, lamb")
+    if args.auto_augment and not args.auto_augment.startswith((*GEOMETRIC, "3a")):
+        parser.error(f"--auto_augment {args.auto_augment}: timm has no such policy; e.g. 3a, rand-m9-mstd0.5, original")
     if not 0 < args.scale[0] <= args.scale[1] <= 1:
         parser.error(f"--scale {args.scale[0]:g} {args.scale[1]:g}: shares of the area, 0 < MIN <= MAX <= 1")
     if not args.ema < 1 or not args.smoothing < 1:

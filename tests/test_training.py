@@ -226,6 +226,7 @@ WRONG = {       # id -> (arguments after those of a sound request, what the one 
     "no eps": ("--objective adversarial --eps 8", "8 is above 1 in Linf"),
     "eps of nothing": ("--objective harmonizer", "takes no --eps"),
     "policy": ("--auto_augment rand-m9", "leave its human map behind"),
+    "no policy": ("--auto_augment ran", "timm has no such policy"),
     "scale": ("--scale 0.5 0.2", "0 < MIN <= MAX"),
     "ema": ("--ema 1", r"\[0, 1\)"),
     "optimizer": ("--optimizer sdg", "sdg"),
