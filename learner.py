@@ -61,7 +61,7 @@ class Learner:
     schedule: Any
     ema: ModelEmaV3 | None
     step: int = 0
-    window: list[list[float]] = field(default_factory=list)     # sums and counts of the steps since the last row of the log
+    window: list[list[float]] = field(default_factory=list)     # means of the steps since the last row of the log
 
     @property
     def trained(self) -> nn.Module:
