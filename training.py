@@ -42,6 +42,7 @@ import sessions
 import training_images
 import training_options
 import utilities
+import zoo
 from learner import fit, make_learner, rank, shared, take_up, world
 from training_images import Augmented, DataError
 from training_run import LAST, LOG, TrainingError, TrainingRun, folder_of, read_state
@@ -55,8 +56,11 @@ REQUEST_ERRORS = (models.ModelError, DataError, engine.AttackError, records.Reco
 def starting_model(args, classes: int) -> models.Model:
     """The net that training begins with, as models.load_model gives it, but of random weights for --init random."""
     if args.init == "random":
+        entry = zoo.find(args.model_name)
+        if not entry.net:
+            raise models.ModelError(entry.note)
         torch.manual_seed(args.seed)
-        net: Any = models.create_net(args.model_name.removeprefix("timm/"), pretrained=False)
+        net: Any = models.create_net(entry.net, pretrained=False)
         if classes != net.num_classes:
             net.reset_classifier(classes)
         config = resolve_model_data_config(net)
