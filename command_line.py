@@ -122,7 +122,10 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
                         help="processes that decode images")
     parser.add_argument("--results_dir", default="results")
     parser.add_argument("--examples", type=int, default=0, help="keep the perturbations of the first N images, for figures")
-    parser.add_argument("--stop_after", type=float, help="checkpoint and exit 85 after so many seconds")
+    parser.add_argument("--stop_after", type=float,
+                        help="take no new image after so many seconds, finish those under way, and exit 85 if there are more")
+    parser.add_argument("--chtc", action="store_true",
+                        help="weights from the model's tar in STAGING_DIR, images too where --data_dir is X.tar (htcondor/)")
     parser.add_argument("--overwrite", action="store_true", help="start this record anew")
     parser.add_argument("--dry_run", action="store_true", help="say what would be run; write nothing")
     threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
@@ -172,6 +175,8 @@ def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error("--source brainscore builds the net and its weights itself; leave out --checkpoint and --architecture")
     if args.architecture and not args.checkpoint:
         parser.error(f"--architecture {args.architecture}: a net of your own needs its weights, --checkpoint FILE")
+    if args.chtc and (args.checkpoint or args.architecture or args.source != "timm"):
+        parser.error("--chtc takes net and weights from STAGING_DIR; leave out --checkpoint, --architecture and --source")
     if args.threat in CLEAN_THREATS:
         return args
     ball = args.protocol == "autoattack"

@@ -11,6 +11,7 @@ Start it again after an interruption and it goes on at the next image; with othe
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import signal
 import sys
@@ -27,6 +28,7 @@ from timm.data import ImageNetInfo
 from tqdm import tqdm
 
 import attacks
+import chtc
 import command_line
 import dataloading
 import engine
@@ -146,15 +148,37 @@ def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run
     return attacks.attack_minimum_norm(fast, source, command_line.minimum_norm_attack(args), **common)
 
 
+def load_model(args, device: torch.device) -> models.Model:
+    """The model by its name; with --chtc out of its tar in STAGING_DIR."""
+    if args.chtc:
+        return chtc.load_staged(chtc.staging_dir(utilities.setting("STAGING_DIR")), args.model_name, args.head, device)
+    checkpoint = args.checkpoint or zoo.checkpoint_of(args.model_name, utilities.setting("CHECKPOINT_DIR"))
+    return models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture, args.source)
+
+
+def data_dir(args) -> str | None:
+    """--data_dir, or its folder of .env; with --chtc X.tar is the folder inside that tar of STAGING_DIR."""
+    if args.chtc and args.data_dir:
+        return chtc.staged_images(chtc.staging_dir(utilities.setting("STAGING_DIR")), args.data_dir)
+    return args.data_dir or sessions.default_dir(args.dataset)
+
+
+def until(source: Iterator, deadline: float) -> Iterator:
+    """Images until the time is over, one at least: those under way are finished, so that nothing is computed twice."""
+    for item in source:
+        yield item
+        if time.monotonic() > deadline:
+            return
+
+
 def evaluate(args) -> int:
     device = sessions.pick_device(args.device)
     passes.tune_process(device, args.precision)
-    checkpoint = args.checkpoint or zoo.checkpoint_of(args.model_name, utilities.setting("CHECKPOINT_DIR"))
-    model = models.load_model(args.model_name, checkpoint, args.trust_checkpoint, args.head, device, args.architecture, args.source)
+    model = load_model(args, device)
     model.module.to(memory_format=torch.channels_last)
     images = dataloading.load_image_set(
-        args.dataset, args.data_dir or sessions.default_dir(args.dataset),
-        model.n_outputs if args.head == "none" else models.IMAGENET_CLASSES, command_line.parse_corruption(args), args.seed)
+        args.dataset, data_dir(args), model.n_outputs if args.head == "none" else models.IMAGENET_CLASSES,
+        command_line.parse_corruption(args), args.seed)
     model = models.restricted(model, images.restrict_to)
     if args.slice:
         images = dataloading.take_slice(images, *args.slice)
@@ -182,6 +206,7 @@ def evaluate(args) -> int:
 def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: int, run: records.Run) -> None:
     """Everything that is not in the record yet, row by row into it. Raises Stopped when told to."""
     begin, eps = time.monotonic(), run.settings["run"].get("eps")
+    deadline = begin + (args.stop_after or math.inf)
     counted = Counter({name: len(rows) for name, rows in run.known().items()})
     todo = images.take([i for i, name in enumerate(images.ids) if counted[name] < len(eps or [0])])
     for warning in [*utilities.version_drift(), *model.notes]:
@@ -197,15 +222,15 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
         progress = Progress(len(images), len(images) - len(todo), args.model_name)
         # closed before a failure travels on: decoding workers that outlive it would keep the process from ending
         with closing(labelled(dataloading.stream(todo, model.preprocessing, args.workers), args.head)) as source:
-            for rows in run_attack(args, model, source, batch_size, run):
+            for rows in run_attack(args, model, until(source, deadline), batch_size, run):
                 add_human_columns(args, rows, images, model, place)
                 run.append(rows)
                 save_examples(args, rows, images, run)
                 counted.update(row["image_id"] for row in rows)
                 progress.show(sum(counted[name] == len(eps or [0]) for name in {row["image_id"] for row in rows}), rows)
-                if args.stop_after and time.monotonic() - begin > args.stop_after:
-                    raise Stopped
         progress.close()
+        if time.monotonic() > deadline and any(counted[name] < len(eps or [0]) for name in images.ids):
+            raise Stopped
     except BaseException as error:
         run.save(status="checkpointed" if isinstance(error, Stopped) else "failed", error=repr(error)[:500],
                  seconds=time.monotonic() - begin)
@@ -271,6 +296,11 @@ class Progress:
         self.start = self.shown = time.monotonic()
         self.total, self.begun, self.done, self.name = total, begun, begun, name
         self.verdicts: dict[str, list[float]] = {}
+        chtc.tell_progress(begun, total, 0)
+
+    def rate(self) -> float:
+        """Images a second of this process."""
+        return (self.done - self.begun) / (time.monotonic() - self.start)
 
     def show(self, finished: int, rows: list[dict]) -> None:
         self.done += finished
@@ -287,6 +317,7 @@ class Progress:
             meter = tqdm.format_meter(self.done, self.total, self.shown - self.start, ncols=0, unit="image",
                                       initial=self.begun, postfix=self.verdict())
             print(f"{records.now()} {self.name}: {meter}", file=sys.stderr, flush=True)
+            chtc.tell_progress(self.done, self.total, 3600 * self.rate())
 
     def verdict(self) -> str:
         """Counts of what is decided so far: what falls early is decided first, so shares would mislead."""
@@ -295,6 +326,7 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
+        chtc.tell_progress(self.done, self.total, 3600 * self.rate())
 
 
 def report(args, run: records.Run) -> str:
@@ -323,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
         return evaluate(args)
     except REQUEST_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, chtc.DamagedTar) else 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)
         return 2

@@ -2,6 +2,9 @@
 
     python utilities.py merge [--results_dir results] [--allow_partial]      records -> results/evaluation_results.csv
     python utilities.py models [NAME ...] [--list LIST]                      which can be run here, and what they need
+    python utilities.py prestage --models LIST --out DIR                     one tar of weights a model, for HTCondor
+    python utilities.py make_sweep --out DIR -- THREAT ...                   the folder that condor_submit_dag runs
+    python utilities.py sweep_status --sweep DIR                             how far it is
     python -c "from utilities import setup_scores; setup_scores()"           Brain-Score leaderboard -> registry names
     python utilities.py setup_scores [--package_path DIR] [--scores_path FILE] [--date YYYY-MM-DD]         the same
     python utilities.py compare_scores A B                                   two leaderboard files: what moved
@@ -25,6 +28,7 @@ from dotenv import dotenv_values
 import brainscore
 import model_lists
 import records
+import sweep
 from brainscore_join import join_results
 
 ROOT = Path(__file__).resolve().parent
@@ -175,6 +179,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     models.add_argument("--checkpoint_dir", default=setting("CHECKPOINT_DIR"),
                         help="folder of the files that a list names; default CHECKPOINT_DIR of .env")
     models.set_defaults(run=models_command)
+    sweep.add_commands(commands, setting, git_state)
     return parser
 
 

@@ -22,7 +22,11 @@ MAY_IMPORT = {
     "brainscore": {"records", "brainscore_registry"},
     "zoo": {"model_lists"},
     "brainscore_join": {"records", "brainscore"},
-    "utilities": {"records", "brainscore", "brainscore_join", "model_lists", "zoo"},
+    "chtc": {"records", "models"},
+    "prestage": {"records", "chtc", "engine", "model_lists", "models", "zoo"},
+    "sweep": {"records", "chtc", "prestage", "sweep_status"},
+    "sweep_status": {"records"},
+    "utilities": {"records", "brainscore", "brainscore_join", "model_lists", "sweep", "zoo"},
     "image_sets": {"records"},                                  # split off dataloading, as is human_maps
     "human_maps": {"records", "image_sets"},
     "dataloading": {"records", "image_sets", "human_maps"},
@@ -35,8 +39,8 @@ MAY_IMPORT = {
     "attacks": ATTACKS - {"attacks", "libraries"},
     "libraries": {"attacks", "engine"},
     "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
-    "evaluate_robustness": BASE | ATTACKS | {"command_line", "sessions", "utilities", "dataloading", "human_maps", "models",
-                                             "published", "rehearsal", "zoo"},
+    "evaluate_robustness": BASE | ATTACKS | {"chtc", "command_line", "sessions", "utilities", "dataloading", "human_maps",
+                                             "models", "published", "rehearsal", "zoo"},
     "rehearsal": {"attacks", "dataloading", "engine", "models", "published", "records", "zoo"},     # split off it too
     "model_lists": {"records"},
     "published": BASE,
@@ -119,7 +123,8 @@ def test_only_libraries_imports_an_attack_library():
     assert {name for name in FILES if imported(name) & ATTACK_LIBRARIES} == {"libraries"}
 
 
-LIGHT = BASE | {"utilities", "brainscore", "brainscore_join", "brainscore_registry", "model_lists", "plotting"}
+LIGHT = BASE | {"utilities", "brainscore", "brainscore_join", "brainscore_registry", "model_lists", "plotting", "sweep",
+                 "sweep_status"}
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))

@@ -1,0 +1,262 @@
+"""The sweep on a real HTCondor pool, through the production submit files: `make test-htcondor` starts one around this file.
+
+What is not here: containers at run time, GPUs (the pool simulates two A100), CHTC's own policy.
+"""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import chtc
+import evaluate_robustness
+import prestage
+import records
+import sweep
+import sweep_status
+
+NO_POOL = os.environ.get("NO_CONDOR", "no HTCondor pool; `make test-htcondor` starts one")
+pytestmark = [pytest.mark.condor, pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL)]
+SMALL = {"use_container": "false", "python": sys.executable, "device": "cpu", "cpus": "1", "memory": "2GB", "disk": "1GB",
+         "step_memory": "1GB", "step_disk": "1GB", "release_after": "2", "image": "none.sif", "git_commit": "test",
+         "job_length": "short"}
+LITE = [f"tf_efficientnet_lite{k}" for k in (0, 1, 2)]
+
+
+# ---- the pool --------------------------------------------------------------------------------------------------
+
+def condor(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def wait(true, seconds: float = 240, what: str = "the pool took too long"):
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, what
+        time.sleep(0.2)
+    return found
+
+
+def submit(folder: Path, file: str = "sweep.sub") -> str:
+    return condor("condor_submit", "-terse", file, cwd=folder).split(".")[0]
+
+
+def left(cluster: str) -> bool:
+    return not condor("condor_q", cluster, "-af", "ProcId").strip()
+
+
+def run_dag(folder: Path) -> int:
+    """Submit the sweep's DAG, wait for its end, and return its exit status."""
+    out = folder / "sweep.dag.dagman.out"
+    before = out.read_text().count("EXITING WITH STATUS") if out.exists() else 0
+    condor("condor_submit_dag", "sweep.dag", cwd=folder)
+    ends = wait(lambda: (out.exists() and len(found := re.findall(r"EXITING WITH STATUS (\d+)", out.read_text())) > before
+                         and found))
+    return int(ends[-1])
+
+
+def events(folder: Path, slug: str) -> Counter:
+    path = folder / "logs" / f"{slug}.log"
+    return Counter(kind for kind, _, _ in sweep_status.read_events(path)) if path.is_file() else Counter()
+
+
+# ---- what is staged --------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def staged(tmp_path) -> Path:
+    """The folder that osdf:///chtc/staging/<its name> serves."""
+    folder = Path(os.environ["CONDOR_CONFIG"]).parent / "staging" / tmp_path.name
+    folder.mkdir(parents=True)
+    yield folder
+    subprocess.run(["condor_rm", "-all"], capture_output=True)      # what a failed test left
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make(tmp_path, staged, tiny):
+    """Stage models (names of the tiny net, or real ones) and the tiny net's photographs; make a sweep of them."""
+    def call(names: list[str], *arguments: str, images: bool = True, **settings: str) -> Path:
+        wanted = [prestage.Wanted(name, name if name in LITE else "test_resnet", None if name in LITE else str(tiny.checkpoint))
+                  for name in names]
+        assert prestage.prestage(wanted, staged, [tiny.data] if images else []) == {}
+        (staged / chtc.TABLE).rename(tmp_path / chtc.TABLE)     # it travels with the sweep
+        out = tmp_path / "sweep"
+        sweep.make_sweep(out, tmp_path / chtc.TABLE, ["--workers", "0", "--batch_size", "4", *arguments],
+                         SMALL | {"chunk_seconds": "3600", "staging": f"/staging/{staged.name}"} | settings,
+                         images=f"images-{tiny.data.name}.tar" if images else None)
+        return out
+    return call
+
+
+def record(folder: Path, name: str) -> tuple[pd.DataFrame, dict]:
+    path, = folder.glob(f"results/records/*/*/{records.file_name(name)}.csv")
+    return records.read_record(path), records.read_run(path.with_suffix(".json"))
+
+
+# ---- submit files ----------------------------------------------------------------------------------------------
+
+def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["condor_submit", "-dry-run", "ad", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("container", ["true", "false"])
+@pytest.mark.parametrize("images", [True, False])
+def test_submit_files_are_free_of_warnings(make, container, images):
+    folder = make(["lab/net:v1.0", "net"], "clean", images=images, use_container=container, **sweep.DEFAULTS)
+    one = ["model=lab/net:v1.0", "slug=x", "gpu_memory_mb=5000"]
+    for file, more in ("sweep.sub", []), ("evaluate.sub", one), ("step.sub", ["step=merge", "retries=0"]):
+        done = dry_run(folder, file, *more)
+        assert done.returncode == 0 and done.stderr == "", (file, done.stderr)
+        ad = (folder / "ad").read_text()
+        assert (sweep.DEFAULTS["image"] in ad.split("TransferInput")[1]) == (container == "true")
+        assert "WARNING" not in done.stdout and "$(" not in ad
+    (folder / "sweep.sub").write_text("transfer_imput_files = x\n" + (folder / "sweep.sub").read_text())
+    assert "WARNING" in dry_run(folder, "sweep.sub").stderr
+
+
+# ---- a sweep with its DAG --------------------------------------------------------------------------------------
+
+def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
+    """Three real models and one whose staged weights are damaged: theirs is done, its reason is in the report, and
+    submitting again runs that one alone, then merge, plot and report."""
+    bad = "lab/net:v1.0"
+    linf = ["Linf", "--eps", "0.25/255", "--attacks", "apgd-ce", "--steps", "3"]
+    folder = make([*LITE, bad], "--dataset", "sample", "-s", "2", *linf, images=False, retries="1")
+    tar = staged / f"{records.file_name(bad)}.tar"
+    sound = tar.read_bytes()
+    tar.write_bytes(sound[:-600] + b"x" + sound[-599:])
+    assert run_dag(folder) == 1
+    table = sweep_status.status(folder).set_index("model")
+    assert table["state"].to_dict() == dict.fromkeys(LITE, "done") | {bad: "failed"}
+    assert "its sha256 is" in table["note"][bad] and table["note"][bad].startswith("exit status 1")
+    report = (folder / "report.txt").read_text()
+    assert "3 done, 1 failed" in report and "its sha256 is" in report
+    summary = records.read_record(folder / "results/evaluation_results.csv")
+    assert sorted(summary["model"]) == LITE and (summary["partial"] == 0).all()
+    assert (folder / "figures/accuracy_vs_eps.pdf").is_file()
+    runs = {name: events(folder, name)["EXECUTE"] for name in LITE}
+    assert events(folder, records.file_name(bad))["EXECUTE"] == 2      # once, and once again
+    tar.write_bytes(sound)
+    assert run_dag(folder) == 0
+    assert {name: events(folder, name)["EXECUTE"] for name in LITE} == runs
+    summary = records.read_record(folder / "results/evaluation_results.csv")
+    assert sorted(summary["model"]) == sorted([*LITE, bad]) and (summary["n"] == 2).all()
+    assert set(summary["model"]) == set(sweep_status.status(folder).query("state == 'done'")["model"])
+    assert "4 models: 4 done" in (folder / "report.txt").read_text()
+    rows, run = record(folder, bad)
+    assert run["model"] == bad and run["settings"]["model"]["weights"] == "file:net.pth" and run["sessions"][0]["git"] == "test"
+
+
+# ---- interruptions ---------------------------------------------------------------------------------------------
+
+def starter_of(job: str) -> int:
+    """Pid of the condor_starter of a job's slot."""
+    slot = condor("condor_q", job, "-af", "RemoteHost").split("@")[0]
+    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    pids = [int(line.split()[0]) for line in lines if "condor_starter" in line and re.search(rf"\b{slot}\b", line)]
+    assert len(pids) == 1, lines
+    return pids[0]
+
+
+def disturb(how: str, folder: Path, slug: str, job: str) -> None:
+    if how == "vacated":
+        condor("condor_vacate_job", job)
+    elif how == "held":
+        condor("condor_hold", job)
+        wait(lambda: events(folder, slug)["JOB_HELD"])
+        condor("condor_release", job)
+    else:
+        os.kill(starter_of(job), signal.SIGKILL)
+
+
+# how a job is disturbed -> the event that says so
+DISTURBANCES = {"vacated": "JOB_EVICTED", "held": "JOB_HELD", "killed": "JOB_RECONNECT_FAILED"}
+FMN = ["-s", "8", "L2", "--steps", "200"]
+
+
+def in_second_session(slug: str) -> bool:
+    """Whether a job attacks again after a checkpoint: its run file, in the scratch folder, has a second session."""
+    found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(f"execute/dir_*/results/records/*/*/{slug}.json")
+    return any(len(run["sessions"]) == 2 and run["status"] == "running" for run in map(records.read_run, found))
+
+
+def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
+    """Vacated, held and released, its starter killed, each after a checkpoint and in the middle of an attack."""
+    assert evaluate_robustness.main([*tiny.arguments(tmp_path), "--workers", "0", *FMN]) == 0
+    path, = tmp_path.glob("records/mine/L2-fmn/*.csv")
+    want = records.read_record(path)
+    names = [f"net:{disturbance}" for disturbance in DISTURBANCES]
+    folder = make(names, "--dataset", "mine", *FMN, chunk_seconds="2")
+    cluster = submit(folder)
+    for proc, (name, how) in enumerate(zip(names, DISTURBANCES)):
+        slug = records.file_name(name)
+        wait(lambda: in_second_session(slug))      # noqa: B023
+        begun = sweep_status.status(folder).iloc[proc]
+        assert begun["state"] == "running" and 0 < begun["done"] < begun["total"] == len(want), "over before it was disturbed"
+        assert begun["per_hour"] > 0 and begun["left"] >= 0
+        time.sleep(0.5)
+        disturb(how, folder, slug, f"{cluster}.{proc}")
+    wait(lambda: left(cluster))
+    assert list(sweep_status.status(folder)["state"]) == ["done"] * 3
+    for name, event in zip(names, DISTURBANCES.values()):
+        slug, (rows, run) = records.file_name(name), record(folder, name)
+        assert events(folder, slug)[event] == 1 and events(folder, slug)["EXECUTE"] == 2, events(folder, slug)
+        assert run["status"] == "done" and len(run["sessions"]) == 2      # the one that was cut off left nothing
+        exact = rows.columns.drop(["l2", "linf"])
+        pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
+        for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):     # as in test_cli.py
+            pd.testing.assert_series_equal(rows[norm], want[norm], rtol=rtol, atol=0)
+
+
+# ---- failures that are no use trying again ---------------------------------------------------------------------
+
+def test_a_wrong_request_is_tried_once(make):
+    folder = make(["net"], "--dataset", "mine", "L2", "--gamma", "5")
+    cluster = submit(folder)
+    wait(lambda: left(cluster))
+    assert events(folder, "net")["EXECUTE"] == 1
+    row, = sweep_status.status(folder).to_dict("records")
+    assert row["state"] == "failed" and row["note"].startswith("exit status 2: error: gamma 5")
+
+
+def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
+    folder = make(["net", "other.net"], "--dataset", "mine", "clean")
+    (staged / "net.tar").unlink()
+    cluster = submit(folder)
+    wait(lambda: events(folder, "net")["JOB_HELD"] >= 4)
+    wait(lambda: events(folder, "other.net")["JOB_TERMINATED"])
+    time.sleep(8)       # release_after is 2 seconds: a fourth release would have come
+    assert (events(folder, "net")["JOB_HELD"], events(folder, "net")["JOB_RELEASED"]) == (4, 3)
+    table = sweep_status.status(folder).set_index("model")
+    assert table["state"].to_dict() == {"net": "held", "other.net": "done"} and "net.tar" in table["note"]["net"]
+    condor("condor_rm", cluster)
+
+
+# ---- rows of a failed try --------------------------------------------------------------------------------------
+
+def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
+    """keep_rows.sh gives a node that runs again what its record held when it failed."""
+    folder = make(["net"], "--dataset", "mine", "clean")
+    first = evaluate_robustness.main([*tiny.arguments(folder / "results"), "--stop_after", "1e-9", "clean"])
+    assert first == evaluate_robustness.CHECKPOINTED
+    (folder / "results/records/mine/clean").rename(folder / "elsewhere")
+    shutil.rmtree(folder / "results/records")
+    names = {"test_resnet.csv": "net.csv", "test_resnet.json": "net.json"}
+    (folder / "results/records/mine/clean").mkdir(parents=True)
+    for old, new in names.items():
+        text = (folder / "elsewhere" / old).read_text()
+        (folder / "results/records/mine/clean" / new).write_text(text.replace('"test_resnet"', '"net"'))
+    assert run_dag(folder) == 0
+    run = record(folder, "net")[1]
+    assert run["status"] == "done" and run["sessions"][0]["pid"] == os.getpid()
