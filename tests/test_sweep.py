@@ -20,10 +20,10 @@ from conftest import ROOT
 from torch import nn
 
 import chtc
-import evaluate_robustness
 import models
 import prestage
 import records
+import sessions
 import sweep
 import sweep_status
 import utilities
@@ -561,7 +561,7 @@ def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
 
 
 def test_checkpoint_status_is_the_one_that_the_jobs_announce():
-    assert f"checkpoint_exit_code      = {evaluate_robustness.CHECKPOINTED}\n" in submit_text("evaluate.inc")
+    assert f"checkpoint_exit_code      = {sessions.CHECKPOINTED}\n" in submit_text("evaluate.inc")
 
 
 # ---- several GPUs without a cluster ----------------------------------------------------------------------------
