@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import metrics
 from drawing import (
@@ -167,6 +168,9 @@ def protocols_compared(results: Results) -> Iterator[Drawing]:
             draw_protocols(ax, table, value)
             ax.set_xlabel(label)
         axes[0].set_xscale("log")
+        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[0].xaxis.set_major_formatter("{x:g}")
+        axes[0].xaxis.set_minor_formatter(NullFormatter())
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         caption = "\n".join(["The same models, photographs and head under each protocol: mean and standard error over the "
@@ -186,14 +190,13 @@ def norm_means(rows: pd.DataFrame) -> dict[str, float]:
 
 
 def draw_protocols(ax, table: pd.DataFrame, value: str) -> None:
-    """A line per model from protocol to protocol, a marker each with its standard error."""
+    """A row per model, a marker with its standard error per protocol."""
     models = sorted(table["model"].unique(), reverse=True)
-    for i, model in enumerate(models):
-        part = table[table["model"] == model]
-        ax.plot(part[value], [i] * len(part), color="#BBBBBB", zorder=1)
     for k, (threat, part) in enumerate(table.groupby("threat")):
-        ax.errorbar(part[value], [models.index(model) for model in part["model"]], xerr=part[f"{value}_sem"], fmt=MARKERS[k],
-                    color=PROTOCOL_COLOURS[k % len(PROTOCOL_COLOURS)], label=threat.removeprefix("L2-"), elinewidth=0.8)
+        height = 0.16 * (k - (table["threat"].nunique() - 1) / 2)      # bars of one model beside each other
+        ax.errorbar(part[value], [models.index(model) - height for model in part["model"]], xerr=part[f"{value}_sem"],
+                    fmt=MARKERS[k], color=PROTOCOL_COLOURS[k % len(PROTOCOL_COLOURS)], label=threat.removeprefix("L2-"),
+                    elinewidth=0.8)
     ax.set_yticks(range(len(models)), models)
     ax.set_ylim(-0.6, len(models) - 0.4)
 
