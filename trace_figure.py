@@ -19,6 +19,7 @@ COLUMNS = {"image_set": lambda run: run["image_set"], "threat": lambda run: run[
            "budget": lambda run: str(run["settings"]["run"].get("attack")),
            "attack": lambda run: str(run["settings"]["run"].get("attack")),
            "head": lambda run: run["settings"]["run"].get("head", "none")}
+SOURCES = ("source", "ball", "a", "b")      # columns that say `image set, threat, budget` in one cell; any of them may be meant
 UNDER_ATTACK = ("ball",)      # correlations and maps of models are of accuracies under attack
 
 
@@ -69,12 +70,15 @@ def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> di
     """Line -> the records that agree with every column of it that says something of a run."""
     if {"type", "severity", "model"} <= set(table.columns):
         table = table.assign(threat="corruptions-" + table["type"] + "-" + table["severity"])
-    known = [name for name in COLUMNS if name in table]
-    if "threat" not in known:
+    known, sources = [name for name in COLUMNS if name in table], [name for name in SOURCES if name in table]
+    if "threat" not in known and not sources:
         runs = {path: run for path, run in runs.items() if run["kind"] in UNDER_ATTACK and named_in(caption, run)}
-    facts = {path: {name: COLUMNS[name](run) for name in known} for path, run in runs.items()}
-    return {line: [path for path, fact in facts.items() if all(fact[name] == value for name, value in row.items())]
-            for line, row in table[known].to_dict("index").items()}
+
+    def behind(run: dict, row: dict) -> bool:
+        source = ", ".join(COLUMNS[name](run) for name in ("image_set", "threat", "attack"))
+        return (all(COLUMNS[name](run) == row[name] for name in known)
+                and (not sources or source in [row[name] for name in sources]))
+    return {line: [path for path, run in runs.items() if behind(run, row)] for line, row in table.to_dict("index").items()}
 
 
 def named_in(caption: str, run: dict) -> bool:
