@@ -19,7 +19,7 @@ COLUMNS = {"image_set": lambda run: run["image_set"], "threat": lambda run: run[
            "budget": lambda run: str(run["settings"]["run"].get("attack")),
            "attack": lambda run: str(run["settings"]["run"].get("attack")),
            "head": lambda run: run["settings"]["run"].get("head", "none")}
-SOURCES = ("source", "ball", "a", "b")      # columns that say `image set, threat, budget` in one cell; any of them may be meant
+SOURCES = ("source", "ball", "feng2025", "other")      # columns that say `image set, threat, budget` in one cell
 UNDER_ATTACK = ("ball",)      # correlations and maps of models are of accuracies under attack
 
 
@@ -76,8 +76,9 @@ def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> di
 
     def behind(run: dict, row: dict) -> bool:
         source = ", ".join(COLUMNS[name](run) for name in ("image_set", "threat", "attack"))
-        return (all(COLUMNS[name](run) == row[name] for name in known)
-                and (not sources or source in [row[name] for name in sources]))
+        if source in [row[name] for name in sources]:
+            return run["model"] == row.get("model", run["model"])
+        return ("threat" in known or not sources) and all(COLUMNS[name](run) == row[name] for name in known)
     return {line: [path for path, run in runs.items() if behind(run, row)] for line, row in table.to_dict("index").items()}
 
 
