@@ -111,10 +111,7 @@ def read_run(path: Path) -> dict:
 
 
 def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
-    """Rows of a record with exact floats, text as text, and empty cells as missing. Raises RecordError.
-
-    torn    the record may still be written: a last line that has no end is left out
-    """
+    """Rows with exact floats, empty cells as missing; `torn` leaves out a last line without an end. Raises RecordError."""
     try:
         data = Path(path).read_bytes()
         text = (data[: data.rfind(b"\n") + 1] if torn else data).decode()
@@ -203,6 +200,8 @@ class Run:
         else:
             self.info = {**names, "settings": self.settings, "status": "running", "sessions": [], "warnings": []}
         if self.info["status"] != "done":
+            if not self.csv.exists():
+                self.save()     # first, for a record without its run file is refused
             self._repair()
             self.info["status"] = "running"
             self.info["sessions"].append({"started": now(), "pid": os.getpid(), "host": os.uname().nodename,
