@@ -94,12 +94,13 @@ def change_rows(threat: str, change):
     return plant
 
 
-def change_run(threat: str, change):
+def change_run(threat: str, change, models=("net",)):
     def plant(results):
-        path = results / "records" / "mine" / threat / "net.json"
-        run = json.loads(path.read_text())
-        change(run)
-        path.write_text(json.dumps(run))
+        for model in models:
+            path = results / "records" / "mine" / threat / f"{model}.json"
+            run = json.loads(path.read_text())
+            change(run)
+            path.write_text(json.dumps(run))
     return plant
 
 
@@ -181,6 +182,11 @@ PLANTED = {     # what was done -> (how, what the only finding says)
     "a small budget of a great name": (lambda r: [in_settings("Linf", "run", steps=10)(r), (
         p := r / "records/mine/Linf/other.json").write_text(p.read_text().replace('"steps": 100', '"steps": 10'))],
         r"a budget called 'AutoAttack standard' that is not AutoAttack's \(steps 10\)"),
+    "no seed": (change_run("L2-fmn", lambda run: run["settings"]["run"].pop("seed"), ("net", "other")), "csv: no seed"),
+    "no list hash": (change_run("clean", lambda run: run["settings"]["run"].pop("list_sha256"), ("net", "other")),
+                     "no sha256 of its image list", "clean/.*another image list than .*/L2-fmn/net.csv"),
+    "another list under one threat": (change_run("Linf", lambda run: run["settings"]["run"].update(list_sha256="l"), (
+        "net", "other")), "another image list than", "not those of the list that its settings name"),
     "other clean predictions": (cell("L2-fmn", "d.jpg", "clean_pred", 1),
                                 "1 of 4 clean predictions differ from those of .*e.g. d.jpg"),
     "code of no commit": (in_session("Linf", git="c0ffee-dirty"), r"made by code that no commit holds \(git c0ffee-dirty\)"),

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -502,6 +503,15 @@ def test_half_a_download_in_the_cache_names_what_mends_it(tmp_path):
         assert line.startswith(f"{name}.r160_in1k: its file in the cache cannot be loaded (") and "remove its folder" in line
         assert f"timm.create_model('{name}.r160_in1k', pretrained=True)" in line
     assert absent.startswith("test_efficientnet.r160_in1k: its weights are not in the local cache")
+
+
+def test_the_table_of_faults_names_tests_that_exist():
+    known = [name for path in sorted((ROOT / "tests").glob("test_*.py"))
+             for name in (path.stem, *re.findall(r"def test_(\w+)", path.read_text()))]
+    rows = [line.split(" | ")[2] for line in (ROOT / "tests" / "README.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15 and all(re.findall(r"`(\w+)`", row) for row in rows)
+    assert [name for row in rows for name in re.findall(r"`(\w+)`", row) if not any(
+        name == test or (name == "twenty" and name in test) or (len(name) > 9 and test.startswith(name)) for test in known)] == []
 
 
 def test_a_run_file_never_holds_half_a_session(open_run):
