@@ -306,13 +306,14 @@ def audit_command(args) -> None:
         raise SystemExit(1)
 
 
-def add_commands(commands) -> None:
-    """The sub-commands `audit` and `trace` of utilities.py."""
+def add_commands(commands, checkpoint_dir: str | None) -> None:
+    """The sub-commands `audit` and `trace` of utilities.py; `checkpoint_dir` as .env gives it."""
     check = commands.add_parser("audit", help="what of a results folder would not stand up in review")
     check.add_argument("results_dir", nargs="?", default="results")
     check.add_argument("--reattack", type=int, default=0, metavar="K", help="confirm the verdicts of K random kept examples")
     check.add_argument("--seed", type=int, default=0, help="of the choice of examples")
-    check.add_argument("--checkpoint_dir", type=Path, help="folder of the checkpoints that runs name by file")
+    check.add_argument("--checkpoint_dir", type=Path, default=checkpoint_dir, metavar="DIR",
+                       help="folder of the checkpoints that runs name by file; default CHECKPOINT_DIR of .env")
     check.set_defaults(run=audit_command)
     trace = commands.add_parser("trace", help="the runs, weights and commits behind the numbers of a figure")
     trace.add_argument("figure", type=Path, metavar="FIGURE.csv")

@@ -162,7 +162,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     merge.add_argument("--results_dir", default="results")
     merge.add_argument("--allow_partial", action="store_true", help="summarise unfinished records too, marked partial=1")
     merge.set_defaults(run=merge_command)
-    audit.add_commands(commands)
+    audit.add_commands(commands, setting("CHECKPOINT_DIR"))
     scores = commands.add_parser("setup_scores", help="Brain-Score leaderboard -> names of its model registry")
     scores.add_argument("--package_path",
                         help="an unpacked or installed brainscore-vision; default BRAINSCORE_VISION_PATH of .env, else importlib")
