@@ -79,8 +79,10 @@ def clean_pass(passes: Passes, batch: list, n_outputs: int) -> tuple[Tensor, Ten
     check_images(x, [label for *_, label in batch], [name for name, *_ in batch], n_outputs)
     x = x.to(device_of(passes.module), non_blocking=True)
     logits = passes.logits(x)
-    if logits.shape[1] != n_outputs or not torch.isfinite(logits).all():
-        raise AttackError(f"{batch[0][0]} and its batch: the model gives NaN, infinite or not {n_outputs} logits")
+    if logits.shape[1] != n_outputs:
+        raise AttackError(f"{batch[0][0]}: the model gives {logits.shape[1]} logits, {n_outputs} are wanted")
+    if bad := [name for (name, *_), z in zip(batch, logits) if not torch.isfinite(z).all()]:
+        raise AttackError(f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)")
     return x, logits
 
 
@@ -89,9 +91,10 @@ def clean_columns(name: str, label: int, logits: Tensor) -> dict:
     return {"image_id": name, "label": label, "clean_pred": pred, "clean_correct": int(pred == label)}
 
 
-def clean_rows(module: nn.Module, source: Source, n_outputs: int, batch_size: int) -> Iterator[list[dict]]:
+def clean_rows(module: nn.Module, source: Source, n_outputs: int, batch_size: int,
+               log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
     """Predictions on clean images: top-1 and, from five classes on, top-5."""
-    passes, source = Passes(module, batch_size), iter(source)
+    passes, source = Passes(module, batch_size, log), iter(source)
     while batch := list(islice(source, batch_size)):
         _, logits = clean_pass(passes, batch, n_outputs)
         best = logits.topk(min(5, n_outputs), dim=1)[1].tolist()

@@ -91,7 +91,9 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[:error.start].count(b"\n") + 1
         raise RecordError(f"{path}, line {line}: neither UTF-8 nor marked UTF-16; save it as UTF-8") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except RecordError:
+        raise
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:     # ValueError: a damaged ZIP
         raise RecordError(f"{path}: {error}; {AGAIN}") from error
     if "\0" in text:
         raise RecordError(f"{path}: zero bytes in the text (UTF-16 without its mark?); save it as UTF-8")

@@ -44,19 +44,22 @@ def load_image_set(name: str, data_dir: str | None = None, n_outputs: int = 1000
     """The image set called `name`. Raises DataError for data that is missing, incomplete or out of order.
 
     data_dir    folder of the images; not needed for `sample`
-    n_outputs   of the model: a folder that is not of ImageNet synsets has to have as many classes
+    n_outputs   of the model: the set has to have as many classes, or its labels would mean other things
     corruption  (type, severity): which folder of imagenet-c and tiny-imagenet-c; made while loading for other sets
     seed        of corruptions made while loading, drawn per image from (seed, image id)
     """
     if name in ("imagenet-c", "tiny-imagenet-c"):
-        return image_sets.corruption_set(name, image_sets.existing_folder(name, data_dir), corruption)
-    if name == "sample":
+        images = image_sets.corruption_set(name, image_sets.existing_folder(name, data_dir), corruption)
+    elif name == "sample":
         images = image_sets.sample_set()
     else:
         root = image_sets.existing_folder(name, data_dir)
         known = {"imagenet-val": image_sets.imagenet_set, "big12": image_sets.big12_set, "clickme": human_maps.clickme_set}
         images = known[name](root) if name in known else image_sets.folder_set(name, root, n_outputs)
-    return images if corruption is None else corrupted(images, *corruption, seed)
+    if images.n_classes != n_outputs:
+        raise DataError(f"{name}: has {images.n_classes} classes, the model {n_outputs} outputs, so that its classes are others; "
+                        "take a model of these classes, or put images of its own into --data_dir under another --dataset name")
+    return images if corruption is None or images.corruption else corrupted(images, *corruption, seed)
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------

@@ -56,10 +56,8 @@ def load_results(results_dir, models: list[str] | None = None, published=None) -
 
 def read_rows(run: dict) -> pd.DataFrame:
     """Rows of a finished record. Raises RecordError when the file is not the one that the run finished with."""
-    rows = records.read_record(run["csv"])
-    if records.sha256_file(run["csv"]) != run["record_sha256"]:
-        raise records.RecordError(f"{run['csv']}: changed since its run finished; evaluate it again with --overwrite")
-    return rows
+    records.check_sha256(run["csv"], run)
+    return records.read_record(run["csv"])
 
 
 def finished(runs: list[dict], kinds: tuple[str, ...], key: Callable) -> list[list[dict]]:

@@ -6,19 +6,21 @@
     python evaluate_robustness.py --model_name resnet50.a1_in1k --dataset imagenet-val --data_dir DIR -s 960 Linf --eps 1/255
 
 Start it again after an interruption and it goes on at the next image; with other settings it refuses. Exit status:
-0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM), anything else is worth another try.
+0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM, SIGHUP), anything else is worth another try.
 """
 from __future__ import annotations
 
+import errno
 import io
 import math
+import os
 import shutil
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,20 @@ REQUEST_ERRORS = (models.ModelError, dataloading.DataError, engine.AttackError, 
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal
 
 
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
+
 class Stopped(BaseException):
-    """SIGTERM, or --stop_after is over: rows so far are on disk."""
+    """SIGTERM, SIGHUP, or --stop_after is over: rows so far are on disk."""
+
+
+def tell(text: str, stream=None) -> None:
+    """Print a line; that nobody listens any more (a closed pipe, a terminal that hung up) ends no run."""
+    stream = stream or sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # ---- settings --------------------------------------------------------------------------------------------------
@@ -130,10 +144,9 @@ def attacked(args, model: models.Model) -> torch.nn.Module:
 
 def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run: records.Run) -> Iterator[list[dict]]:
     """Record rows as the threat's attack finds them."""
-    common: dict[str, Any] = {"n_outputs": model.n_outputs, "batch_size": batch_size}
+    common: dict[str, Any] = {"n_outputs": model.n_outputs, "batch_size": batch_size, "log": run.warn}
     if args.threat in CLEAN_THREATS:
         return attacks.clean_rows(model.module, source, **common)
-    common["log"] = run.warn
     if args.protocol in libraries.FOOLBOX:
         return libraries.foolbox_rows(model.module, source, args.protocol, args.steps, **common)
     common["seed"] = args.seed
@@ -199,7 +212,7 @@ def evaluate(args) -> int:
             shutil.rmtree(examples_folder(args, run), ignore_errors=True)
         if not run.done:
             work(args, model, images, batch_size, run)
-        print(report(args, run))
+        tell(report(args, run))
         return 0
 
 
@@ -232,8 +245,9 @@ def work(args, model: models.Model, images: dataloading.ImageSet, batch_size: in
         if time.monotonic() > deadline and any(counted[name] < len(eps or [0]) for name in images.ids):
             raise Stopped
     except BaseException as error:
-        run.save(status="checkpointed" if isinstance(error, Stopped) else "failed", error=repr(error)[:500],
-                 seconds=time.monotonic() - begin)
+        with suppress(OSError):     # a full disk: what is told is what happened first
+            run.save(status="checkpointed" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed",
+                     error=repr(error)[:500], seconds=time.monotonic() - begin)
         if isinstance(error, REQUEST_ERRORS):
             run.discard_if_empty()
         raise
@@ -316,7 +330,7 @@ class Progress:
             self.shown = time.monotonic()
             meter = tqdm.format_meter(self.done, self.total, self.shown - self.start, ncols=0, unit="image",
                                       initial=self.begun, postfix=self.verdict())
-            print(f"{records.now()} {self.name}: {meter}", file=sys.stderr, flush=True)
+            tell(f"{records.now()} {self.name}: {meter}", sys.stderr)
             chtc.tell_progress(self.done, self.total, 3600 * self.rate())
 
     def verdict(self) -> str:
@@ -350,7 +364,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def stop(*_):
         raise Stopped
-    signal.signal(signal.SIGTERM, stop)
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) is not signal.SIG_IGN:    # as under nohup
+            signal.signal(name, stop)
     try:
         return evaluate(args)
     except REQUEST_ERRORS as error:
@@ -359,8 +375,14 @@ def main(argv: list[str] | None = None) -> int:
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"error: {error.filename or args.results_dir}: {str(error.strerror).partition(';')[0]}; what is written stays, make "
+              "room and run the same command again", file=sys.stderr)
+        return 1
     except Stopped:
-        print("checkpointed: run the same command again to go on", file=sys.stderr)
+        tell("checkpointed: run the same command again to go on", sys.stderr)
         return sessions.CHECKPOINTED
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)

@@ -25,7 +25,7 @@ from timm.data import ImageNetInfo
 import records
 
 LISTS = Path(__file__).resolve().parent / "lists" / "images"
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 SLICE_SEED = 42     # the permutation behind -s, as in the first paper's scripts
 BIG12_SEED = 0      # of the hash that draws the images of a class
 BIG12_PER_CLASS = 4

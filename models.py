@@ -225,11 +225,19 @@ def create_net(name: str, pretrained: bool) -> nn.Module:
             f"{name}: its weights are not in the local cache and the hub is out of reach "
             f"({type(error).__name__}); on a machine with network run `python -c \"import timm; "
             f"timm.create_model('{name}', pretrained=True)\"` and copy $HF_HOME here, or pass --checkpoint FILE") from None
-    except safetensors.SafetensorError as error:
-        raise ModelError(f"{name}: its file in the cache is damaged ({error}); remove it from $HF_HOME "
-                         "and fetch it again") from None
+    except (safetensors.SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise ModelError(damaged(name, error)) from None
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
+        if not pretrained:
+            raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
+        raise ModelError(damaged(name, error)) from None
+
+
+def damaged(name: str, error: Exception) -> str:
+    """What to do about weights that are there and cannot be loaded: half a download, most often."""
+    return (f"{name}: its file in the cache cannot be loaded ({type(error).__name__}: {str(error).partition(chr(10))[0][:120]}); "
+            f"remove its folder from $HF_HOME/hub (default ~/.cache/huggingface/hub) and run `python -c \"import timm; "
+            f"timm.create_model('{name}', pretrained=True)\"`")
 
 
 def load_weights(entry: zoo.Entry, checkpoint: Path | None, trust: bool) -> tuple[nn.Module, str, dict]:

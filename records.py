@@ -11,6 +11,7 @@ full disk is cut on resume. A finished record is rewritten in list order and its
 """
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,8 +101,8 @@ def read_run(path: Path) -> dict:
     """The run file as a dict. Raises RecordError when it is missing or not JSON."""
     try:
         run = json.loads(Path(path).read_text())
-        if not RUN_KEYS <= run.keys():
-            raise ValueError(f"no {min(RUN_KEYS - run.keys())}")
+        if lacking := RUN_KEYS - run.keys() or {"model", "run"} - run["settings"].keys():
+            raise ValueError(f"no {min(lacking)}")
         return run
     except FileNotFoundError:
         raise RecordError(f"{path}: no run file beside this record; evaluate the model again with --overwrite") from None
@@ -108,32 +110,32 @@ def read_run(path: Path) -> dict:
         raise RecordError(f"{path}: not a run file ({error}); delete it and evaluate the model again") from None
 
 
-def read_record(path: Path | io.BytesIO) -> pd.DataFrame:
-    """Rows of a record with exact floats, text as text, and empty cells as missing. Raises RecordError."""
+def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
+    """Rows with exact floats, empty cells as missing; `torn` leaves out a last line without an end. Raises RecordError."""
     try:
-        return pd.read_csv(path, dtype=TEXT_COLUMNS, float_precision="round_trip", keep_default_na=False, na_values=[""])
+        data = Path(path).read_bytes()
+        text = (data[: data.rfind(b"\n") + 1] if torn else data).decode()
+        if len(cells := {len(row) for row in csv.reader(io.StringIO(text, newline=""))}) > 1:
+            raise ValueError(f"rows of {' and '.join(map(str, sorted(cells)))} cells")     # pandas would fill them up
+        return pd.read_csv(io.StringIO(text), dtype=TEXT_COLUMNS, float_precision="round_trip", keep_default_na=False,
+                           na_values=[""])
     except FileNotFoundError:
         raise RecordError(f"{path}: no such record") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise RecordError(f"{path}: damaged record ({str(error).strip()}); delete it and its .json, then evaluate "
                           "the model again") from None
 
 
-def whole_rows(path: Path) -> pd.DataFrame:
-    """Rows of an unfinished record without a last line that has no end."""
-    text = Path(path).read_bytes()
-    return read_record(io.BytesIO(text[: text.rfind(b"\n") + 1]))
+def check_sha256(path: Path, run: dict) -> None:
+    """Raise RecordError unless the record at `path` is, byte for byte, the one that its run finished with."""
+    if not path.exists() or sha256_file(path) != run.get("record_sha256"):
+        raise RecordError(f"{path}: not the file that the run finished with (sha256 differs); evaluate it again with --overwrite")
 
 
 def to_text(rows: pd.DataFrame, header: bool = True) -> str:
     """Rows as CSV: integers stay integers beside empty cells, floats keep every digit."""
     integers = {column: "Int64" for column in INTEGER_COLUMNS if column in rows}
     return rows.astype(integers).to_csv(header=header, index=False, lineterminator="\n")
-
-
-def row_key(row) -> tuple[str, float | None]:
-    """What makes a row one of its kind: (image_id, eps), eps None where the record has no such column."""
-    return str(row["image_id"]), (float(row["eps"]) if "eps" in row else None)
 
 
 def first_difference(old: dict, new: dict, path: str = "") -> str | None:
@@ -198,11 +200,15 @@ class Run:
         else:
             self.info = {**names, "settings": self.settings, "status": "running", "sessions": [], "warnings": []}
         if self.info["status"] != "done":
+            if not self.csv.exists():
+                self.save()     # first, for a record without its run file is refused
             self._repair()
             self.info["status"] = "running"
             self.info["sessions"].append({"started": now(), "pid": os.getpid(), "host": os.uname().nodename,
                                           "seconds": 0.0, **(session or {})})
             self.save()
+        else:
+            check_sha256(self.csv, self.info)
         self.rows = read_record(self.csv)
 
     def _repair(self) -> None:
@@ -290,7 +296,7 @@ def check_complete(rows: pd.DataFrame, image_ids: list[str], eps: list[float] | 
     """Raise RecordError unless `rows` holds each image of the list (at each eps) exactly once and nothing else."""
     levels: list[float | None] = list(eps) if eps else [None]
     want = {(i, e) for i in image_ids for e in levels}
-    have = Counter(row_key(row) for row in rows.to_dict("records"))
+    have = Counter(zip(rows["image_id"], rows["eps"] if "eps" in rows else [None] * len(rows)))
     for what, names in (("missing", want - have.keys()), ("not in the image list", have.keys() - want),
                         ("twice", {key for key, count in have.items() if count > 1})):
         if names:
@@ -302,11 +308,17 @@ def check_complete(rows: pd.DataFrame, image_ids: list[str], eps: list[float] | 
 # ---- merge -----------------------------------------------------------------------------------------------------
 
 def merge(results_dir, allow_partial: bool = False) -> pd.DataFrame:
-    """Summarise every finished record under results_dir/records and write results_dir/evaluation_results.csv.
+    """Write results_dir/evaluation_results.csv; returns and raises as `summarise`."""
+    summary = summarise(results_dir, allow_partial)
+    write_atomic(Path(results_dir) / SUMMARY_NAME, summary.to_csv(index=False, lineterminator="\n"))
+    return summary
 
-    Returns one row per model x threat x eps x image set x protocol. Raises RecordError on an unfinished or damaged
-    record (with allow_partial it is summarised over the rows it has and marked `partial=1`), and when two models of
-    one threat and image set were run with different settings.
+
+def summarise(results_dir, allow_partial: bool = False) -> pd.DataFrame:
+    """One row per model x threat x eps x image set x protocol, of every finished record under results_dir/records.
+
+    Raises RecordError on an unfinished or damaged record (with allow_partial it is summarised over the rows it has and marked
+    `partial=1`), and when two models of one threat and image set were run with different settings.
     """
     root = Path(results_dir) / "records"
     paths = sorted(root.glob("*/*/*.json"))
@@ -316,36 +328,36 @@ def merge(results_dir, allow_partial: bool = False) -> pd.DataFrame:
     if orphans:
         raise RecordError(f"{orphans[0]}: a record without its run file ({len(orphans)} such); bring the .json or remove it")
     runs = {path: read_run(path) for path in paths}
-    _refuse_mixed(runs)
+    for path, other, found in mixed(runs):
+        raise RecordError(f"{path}: not comparable with {other.name}, whose settings differ ({found}); evaluate one of "
+                          "them again with --overwrite")
     summary = pd.DataFrame([row for path, run in runs.items() for row in _summarise(path, run, allow_partial)])
     if summary.empty:
         raise RecordError(f"{root}: no rows yet in any of its records; let the evaluation go on")
     summary = summary.sort_values(["image_set", "threat", "model", "eps"], kind="stable", ignore_index=True)
     if summary.duplicated(SUMMARY_KEY).any():
         raise RecordError(f"{root}: two records give {summary[summary.duplicated(SUMMARY_KEY)].iloc[0][SUMMARY_KEY].to_dict()}")
-    write_atomic(Path(results_dir) / SUMMARY_NAME, summary.to_csv(index=False, lineterminator="\n"))
     return summary
 
 
-def _refuse_mixed(runs: dict[Path, dict]) -> None:
-    """Models of one folder are compared with each other: their images, seed and budget have to be the same."""
+def mixed(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
+    """(run file, another of its folder, how their settings differ). Models of one folder are compared with each other:
+    their images, seed and budget have to be the same."""
     first: dict[Path, Path] = {}
     for path, run in runs.items():
         other = first.setdefault(path.parent, path)
         if found := first_difference(runs[other]["settings"]["run"], run["settings"]["run"]):
-            raise RecordError(f"{path}: not comparable with {other.name}, whose settings differ ({found}); evaluate "
-                              "one of them again with --overwrite")
+            yield path, other, found
 
 
 def _summarise(path: Path, run: dict, allow_partial: bool) -> list[dict]:
-    csv, complete = path.with_suffix(".csv"), run["status"] == "done"
+    record, complete = path.with_suffix(".csv"), run["status"] == "done"
     if not complete and not allow_partial:
-        raise RecordError(f"{csv}: unfinished run (status {run['status']}); run the same command again to finish it, or "
+        raise RecordError(f"{record}: unfinished run (status {run['status']}); run the same command again to finish it, or "
                           "merge with --allow_partial")
-    if complete and (not csv.exists() or sha256_file(csv) != run["record_sha256"]):
-        raise RecordError(f"{csv}: not the file that the run finished with (sha256 differs); evaluate it again with "
-                          "--overwrite")
-    rows = read_record(csv) if complete else whole_rows(csv)
+    if complete:
+        check_sha256(record, run)
+    rows = read_record(record, torn=not complete)
     if rows.empty:
         return []
     groups = rows.groupby("eps") if "eps" in rows else [(None, rows)]

@@ -1,6 +1,8 @@
 """Paths and settings from .env, eps and provenance, and the commands that work on results.
 
     python utilities.py merge [--results_dir results] [--allow_partial]      records -> results/evaluation_results.csv
+    python utilities.py audit [results/] [--reattack K]                      what of it would not stand up in review
+    python utilities.py trace FIGURE.csv [--line N]                          the runs and commits behind a figure's numbers
     python utilities.py models [NAME ...] [--list LIST]                      which can be run here, and what they need
     python utilities.py prestage --models LIST --out DIR                     one tar of weights a model, for HTCondor
     python utilities.py make_sweep --out DIR -- THREAT ...                   the folder that condor_submit_dag runs
@@ -25,6 +27,7 @@ from pathlib import Path
 import pandas as pd
 from dotenv import dotenv_values
 
+import audit
 import brainscore
 import model_lists
 import records
@@ -159,6 +162,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     merge.add_argument("--results_dir", default="results")
     merge.add_argument("--allow_partial", action="store_true", help="summarise unfinished records too, marked partial=1")
     merge.set_defaults(run=merge_command)
+    audit.add_commands(commands, setting("CHECKPOINT_DIR"))
     scores = commands.add_parser("setup_scores", help="Brain-Score leaderboard -> names of its model registry")
     scores.add_argument("--package_path",
                         help="an unpacked or installed brainscore-vision; default BRAINSCORE_VISION_PATH of .env, else importlib")

@@ -82,7 +82,7 @@ def mapped(tmp_path_factory):
 @pytest.fixture
 def cli(capsys):
     """evaluate_robustness.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
 
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -92,7 +92,8 @@ def cli(capsys):
             status = error.code
         return status, *capsys.readouterr()
     yield call
-    signal.signal(signal.SIGTERM, handler)
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
 
 
 @pytest.fixture

@@ -26,7 +26,10 @@ MAY_IMPORT = {
     "prestage": {"records", "chtc", "engine", "model_lists", "models", "zoo"},
     "sweep": {"records", "chtc", "prestage", "sweep_status"},
     "sweep_status": {"records"},
-    "utilities": {"records", "brainscore", "brainscore_join", "model_lists", "sweep", "zoo"},
+    "trace_figure": {"records"},
+    "reattack": {"libraries", "models", "records"},
+    "audit": {"records", "reattack", "trace_figure"},           # split off utilities, with the two above
+    "utilities": {"audit", "records", "brainscore", "brainscore_join", "model_lists", "sweep", "zoo"},
     "image_sets": {"records"},                                  # split off dataloading, as is human_maps
     "human_maps": {"records", "image_sets"},
     "dataloading": {"records", "image_sets", "human_maps"},
@@ -123,8 +126,8 @@ def test_only_libraries_imports_an_attack_library():
     assert {name for name in FILES if imported(name) & ATTACK_LIBRARIES} == {"libraries"}
 
 
-LIGHT = BASE | {"utilities", "brainscore", "brainscore_join", "brainscore_registry", "model_lists", "plotting", "sweep",
-                 "sweep_status"}
+LIGHT = BASE | {"audit", "trace_figure", "utilities", "brainscore", "brainscore_join", "brainscore_registry", "model_lists",
+                "plotting", "sweep", "sweep_status"}
 
 
 @pytest.mark.parametrize("name", sorted(LIGHT))

@@ -229,7 +229,7 @@ def test_a_record_that_was_changed_is_refused(tmp_path, capsys):
     path = tmp_path / "records" / "tiny" / "Linf" / "resnet18.csv"
     path.write_text(path.read_text().replace(",7,", ",8,"))
     assert draw(tmp_path, tmp_path / "figures") == 2
-    assert "resnet18.csv: changed since its run finished" in capsys.readouterr().err
+    assert "resnet18.csv: not the file that the run finished with" in capsys.readouterr().err
 
 
 def test_figures_need_no_torch(tmp_path):
