@@ -235,6 +235,7 @@ def interrupt(command: list[str], results: Path, send) -> tuple[int, str]:
 GO_ON = "checkpointed: run the same command again to go on\n"
 
 
+@pytest.mark.flaky(reruns=2)        # on a busy machine the run may end before it is interrupted
 @pytest.mark.parametrize("send, ends", [
     (lambda process: process.send_signal(signal.SIGKILL), (-signal.SIGKILL, "", "running")),
     (lambda process: process.send_signal(signal.SIGTERM), (85, GO_ON, "checkpointed")),

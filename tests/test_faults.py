@@ -146,6 +146,7 @@ def kill_at_random_moments(start, tiny, whole, root: Path, threat: str, kills: i
             return
 
 
+@pytest.mark.flaky(reruns=2)
 @pytest.mark.parametrize("threat", RUNS)
 def test_kill_9_at_two_random_moments(start, tiny, whole, tmp_path, threat):
     kill_at_random_moments(start, tiny, whole, tmp_path, threat, 2)
@@ -169,6 +170,7 @@ def test_a_kill_while_the_files_of_a_run_are_made_is_no_obstacle(open_run, monke
         assert run.known() == {}
 
 
+@pytest.mark.flaky(reruns=2)
 @pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGHUP", 85)])
 def test_a_signal_ends_a_run_cleanly_and_it_goes_on(start, tiny, whole, tmp_path, name, status):
     running = start(command(tiny, tmp_path, "L2"))

@@ -203,9 +203,8 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
     for proc, (name, how) in enumerate(zip(names, DISTURBANCES)):
         slug = records.file_name(name)
         wait(lambda: in_second_session(slug))      # noqa: B023
-        begun = sweep_status.status(folder).iloc[proc]
-        assert begun["state"] == "running" and 0 < begun["done"] < begun["total"] == len(want), "over before it was disturbed"
-        assert begun["per_hour"] > 0 and begun["left"] >= 0
+        begun = sweep_status.status(folder).iloc[proc]      # HTCondor passes progress on when it likes, so `done` may lag
+        assert begun["state"] == "running" and begun["done"] < len(want), "over before it was disturbed"
         time.sleep(0.5)
         disturb(how, folder, slug, f"{cluster}.{proc}")
     wait(lambda: left(cluster))
@@ -214,6 +213,8 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
         slug, (rows, run) = records.file_name(name), record(folder, name)
         assert events(folder, slug)[event] == 1 and events(folder, slug)["EXECUTE"] == 2, events(folder, slug)
         assert run["status"] == "done" and len(run["sessions"]) == 2      # the one that was cut off left nothing
+        told = sweep_status.follow(sweep_status.read_events(folder / "logs" / f"{slug}.log"))
+        assert told.total == len(want) and told.done > 0 and told.per_hour > 0
         exact = rows.columns.drop(["l2", "linf"])
         pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
         for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):     # as in test_cli.py

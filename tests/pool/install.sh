@@ -6,6 +6,8 @@
 set -euo pipefail
 PREFIX=$(realpath -m "${1:?usage: install.sh PREFIX}")
 SUITE=${CONDOR_SUITE:-trixie}
+[ "$(id -u)" != 0 ] || unshare --user --map-user="$(id -u www-data)" --pid --fork --kill-child --mount-proc true 2>/dev/null ||
+    { echo "this machine lets root make no user namespace, and HTCondor runs no job for root" >&2; exit 1; }
 [ -e "$PREFIX/.complete" ] && exit 0
 # the Debian mirror this machine already uses
 . /etc/os-release
