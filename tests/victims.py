@@ -17,6 +17,9 @@ def script(argv: list[str], said: str, prepare=None) -> None:
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
+    # as a shell starts a command at a terminal, whatever nohup or a script's `&` had tests ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if prepare:
         prepare()
     sys.exit(evaluate_robustness.main(argv))
