@@ -100,6 +100,14 @@ def describe(group: list[dict], runs: list[dict]) -> str:
             f"{' '.join(missing) or 'No model is missing.'}")
 
 
+def norm_means(rows: pd.DataFrame) -> dict[str, float]:
+    """Mean and SEM of minimal norms and alignments over correctly classified images, and their numbers."""
+    right = rows[(rows["clean_correct"] == 1) & (rows["success"] == 1)]
+    maps = right["human_alignment"].dropna()
+    return {"n": len(right), "l2": right["l2"].mean(), "l2_sem": right["l2"].sem(), "n_maps": len(maps),
+            "alignment": maps.mean(), "alignment_sem": maps.sem()}
+
+
 # ---- parts of figures ------------------------------------------------------------------------------------------
 
 def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import metrics
 import records
 import utilities
-from drawing import NORMS, Drawing, Results, budget, describe, finished, folder, read_rows
+from drawing import NORMS, Drawing, Results, budget, describe, finished, folder, norm_means, read_rows
 
 PHOTOGRAPHS, MODELS, CELL = 4, 3, 1.62      # columns and rows; inches a picture
 MAP_COLOURS = "magma"
@@ -148,11 +148,10 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
 
 
 def model_facts(run: dict) -> str:
-    """Name, Perturbation Tolerance and mean alignment of a model, three lines."""
-    rows = read_rows(run)
-    right = rows[(rows["clean_correct"] == 1) & (rows["success"] == 1)]
-    return (f"{run['model']}\nPT {right['l2'].mean():.3g} ± {right['l2'].sem():.1g}, "
-            f"r {right['human_alignment'].mean():.2f} (n = {len(right)})")
+    """Name, Perturbation Tolerance and mean alignment of a model, two lines."""
+    means = norm_means(read_rows(run))
+    return (f"{run['model']}\nPT {means['l2']:.3g} ± {means['l2_sem']:.1g}, "
+            f"r {means['alignment']:.2f} (n = {means['n']})")
 
 
 def human_map(column: list[dict]) -> Picture:

@@ -26,6 +26,7 @@ from drawing import (
     folder,
     legend_handles,
     model_styles,
+    norm_means,
     panels,
     radius_axis,
     read_rows,
@@ -179,14 +180,6 @@ def protocols_compared(results: Results) -> Iterator[Drawing]:
                              *(describe([run for run in group if run["threat"] == threat], results.runs)
                                for threat in table["threat"].unique())])
         yield "_".join(filter(None, ["protocols_compared", *same(group[0])])), figure, table, caption
-
-
-def norm_means(rows: pd.DataFrame) -> dict[str, float]:
-    """Mean and SEM of minimal norms and alignments over correctly classified images, and their numbers."""
-    right = rows[(rows["clean_correct"] == 1) & (rows["success"] == 1)]
-    maps = right["human_alignment"].dropna()
-    return {"n": len(right), "l2": right["l2"].mean(), "l2_sem": right["l2"].sem(), "n_maps": len(maps),
-            "alignment": maps.mean(), "alignment_sem": maps.sem()}
 
 
 def draw_protocols(ax, table: pd.DataFrame, value: str) -> None:
