@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import nets  # noqa: E402
+from nets import rows_of  # noqa: E402
 
 import dataloading  # noqa: E402
 import models  # noqa: E402
@@ -35,10 +36,6 @@ from attacks import Budget, attack_balls, attack_minimum_norm  # noqa: E402
 from engine import Passes  # noqa: E402
 from libraries import reference_balls  # noqa: E402
 from minimum_norm import FMN, Crossing  # noqa: E402
-
-
-def rows_of(generator) -> pd.DataFrame:
-    return pd.DataFrame([row for rows in generator for row in rows])
 
 
 def lite0(head: str, device: str):

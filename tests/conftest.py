@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from nets import digits
+from nets import digits, digits_net
 from PIL import Image
 
 import dataloading
@@ -32,6 +32,11 @@ hypothesis.settings.load_profile("steady")
 @pytest.fixture(scope="session")
 def lite0() -> models.Model:
     return models.load_model("tf_efficientnet_lite0")
+
+
+@pytest.fixture(scope="session")
+def robust_digits():
+    return digits_net(eps=0.1, epochs=6)
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,15 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
+
+
+def rows_of(generator) -> pd.DataFrame:
+    """The rows that an attack yields, as one table."""
+    return pd.DataFrame([row for rows in generator for row in rows])
 
 
 class Linear(nn.Module):

@@ -1,0 +1,193 @@
+"""Minimum-norm attacks against closed forms, bisection and linear programming, and each other."""
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nets import Linear, digits, rows_of, two_class
+from scipy.optimize import linprog
+
+from attacks import attack_minimum_norm
+from libraries import foolbox_rows, stretch
+from minimum_norm import FMN, Crossing, shrink
+
+
+def box_distance(net, distance: float) -> float:
+    """L2 distance of the grey image to the boundary inside the box, by bisection in float64."""
+    weight = (net.weight[0] - net.weight[1]).double().numpy()
+    goal, low, high = distance * np.linalg.norm(weight), 0.0, 1e3
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if (np.abs(weight) * np.minimum(middle * np.abs(weight), 0.5)).sum() > goal else (middle, high)
+    return float(np.linalg.norm(np.minimum(high * np.abs(weight), 0.5)))
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf", "L1"])
+@pytest.mark.parametrize("distance", [0.02, 0.05, 0.2, 0.45])
+def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
+    """Closed form |margin| / dual norm; all distances lie below the first step length of 1 (trap 6)."""
+    net, image = two_class(distance, norm)
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN(norm, 1000), 2)).iloc[0]
+    found = {"L2": row.l2, "Linf": row.linf, "L1": float(row.perturbation.abs().sum())}[norm]
+    assert row.success == 1 and distance * (1 - 1e-6) <= found <= 1.01 * distance
+
+
+@pytest.mark.parametrize("distance", [0.7, 1.3, 2.6])
+def test_fmn_where_pixels_clip(distance):
+    """Beyond the box the answer is a projection onto hyperplane and box, here by bisection in float64."""
+    net, image = two_class(distance, "L2")
+    want = box_distance(net, distance)
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
+    assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
+
+
+def test_fmn_takes_the_nearest_of_ten_classes():
+    generator = torch.Generator().manual_seed(3)
+    weight, image = torch.randn(10, 64, generator=generator), torch.full((1, 8, 8), 0.5)
+    bias = torch.linspace(1, 2, 10) - weight @ image.flatten()
+    logits = weight @ image.flatten() + bias
+    label = int(logits.argmax())
+    gaps = (logits[label] - logits) / (weight[label] - weight).norm(dim=1)
+    want = float(gaps[torch.arange(10) != label].min())
+    row = rows_of(attack_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)).iloc[0]
+    assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
+
+
+def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
+    images = {name: x for name, x, _ in digits()[1200:1220]}
+    rows = rows_of(attack_minimum_norm(robust_digits, digits()[1200:1220], FMN("L2", 40), 10))
+    hit = rows[rows.success == 1]
+    assert len(hit) >= 15
+    for row in hit.itertuples():
+        point = images[row.image_id] + row.perturbation
+        assert -1e-6 <= point.min() and point.max() <= 1 + 1e-6
+        assert int(robust_digits(point[None]).argmax()) == row.adv_pred != row.label
+        assert row.l2 == pytest.approx(float(row.perturbation.norm()), rel=1e-5)
+
+
+def test_a_misclassified_image_has_a_row_and_no_norm(robust_digits):
+    name, x, label = digits()[1200]
+    row = rows_of(attack_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)).iloc[0]
+    assert row.clean_correct == 0 and "l2" not in row.dropna()
+
+
+def test_a_zero_gradient_is_no_division_by_zero():
+    """A constant model cannot be fooled: success 0, and no NaN on the way (trap 5)."""
+    row = rows_of(attack_minimum_norm(Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2))
+    assert row.success.tolist() == [0]
+
+
+def clipped_distance(net, image):
+    """Linf distance to the boundary of a two-class linear model inside the box, by scipy's linear programming."""
+    w, x, gap = net.weight[0].double().numpy(), image.double().flatten().numpy(), float(net(image[None])[0, 0])
+    both = np.concatenate([np.eye(len(w)), -np.eye(len(w))])
+    # variables d and t: |d| <= t, w.d = -gap, x + d in the box; least t
+    found = linprog([0] * len(w) + [1], np.hstack([both, -np.ones((len(both), 1))]), [0] * len(both), [[*w, 0]], [-gap],
+                    [*zip(-x, 1 - x), (0, None)])
+    assert found.success
+    return found.fun
+
+
+@pytest.mark.parametrize(("norm", "distance"), [*[("L2", d) for d in (0.02, 0.2, 0.7, 1.3, 2.6)],
+                                                *[("Linf", d) for d in (0.002, 0.02, 0.2, 0.3)]])
+def test_crossing_on_linear_models_in_few_passes(norm, distance):
+    """Against bisection and linear programming in float64; most pixels clip at L2 2.6, half the image is dark in Linf."""
+    net, image = two_class(distance, norm)
+    if norm == "Linf":      # pixels that reach the box at different lengths
+        image = image - torch.linspace(0, 0.4, image.numel()).view_as(image) * (net.weight[0].view_as(image) > 0)
+        net.bias[0] = distance * net.weight[0].abs().sum() - net.weight[0] @ image.flatten()
+    want = box_distance(net, distance) if norm == "L2" else clipped_distance(net, image)
+    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(norm, 25), 2)).iloc[0]
+    found = float(torch.linalg.vector_norm(row.perturbation.flatten(), ord={"L2": 2, "Linf": math.inf}[norm]))
+    assert want * (1 - 1e-5) <= found <= 1.002 * want and row.backwards == 25
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_crossing_reaches_the_norms_of_long_fmn(robust_digits, norm):
+    """50 passes against 500 steps, on every image together and none much worse."""
+    images, p = digits()[1200:1230], {"L2": 2, "Linf": math.inf}[norm]
+    short, long = (rows_of(attack_minimum_norm(robust_digits, images, attack, 10, batch_size=30)).set_index("image_id")
+                   .perturbation.dropna().map(lambda d: float(torch.linalg.vector_norm(d.flatten(), ord=p)))
+                   for attack in (Crossing(norm, 50), FMN(norm, 500)))
+    assert len(short) == len(long) > 20
+    assert short.mean() <= 1.005 * long.mean() and (short / long).max() < 1.1
+
+
+@pytest.mark.parametrize("walks", [1, 2, 3])
+def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
+    """The best point of all walks is what is reported."""
+    images = digits()[1200:1208]
+    rows = rows_of(attack_minimum_norm(robust_digits, images, Crossing("L2", 60, walks), 10)).set_index("image_id")
+    pixels = {name: x for name, x, _ in images}
+    for row in rows[rows.success == 1].reset_index().itertuples():
+        assert int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax()) != row.label
+        assert row.forwards == 63 and row.backwards == 60
+
+
+@pytest.mark.parametrize(("distance", "published"), [(0.05, 1), (0.2, 1), (0.7, 1), (1.3, 2)])
+def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, published):
+    """Trap 1: a norm of whole steps of length 1 whatever the true distance, and the point is foolbox's own."""
+    import foolbox
+    net, image = two_class(distance, "L2", size=(3, 16, 16))
+    image = image + torch.linspace(-0.5, 0.5, image.numel()).view_as(image)      # from 0 to 1: stretching changes nothing
+    net.bias[0] -= float((net.weight[0] * (image.flatten() - 0.5)).sum())
+    row = rows_of(foolbox_rows(net, [("a", image, 0)], "feng2025", 1000, 2)).iloc[0]
+    theirs = foolbox.attacks.L2FMNAttack(steps=1000, max_stepsize=1, min_stepsize=1e-5, gamma=10)(
+        foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None)[1][0]
+    torch.testing.assert_close(row.perturbation, theirs - image)
+    assert row.l2 == pytest.approx(published, abs=0.15)      # whole steps of 1, less what the box takes
+    ours = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing("L2", 20), 2)).iloc[0].l2
+    assert distance <= ours <= 1.02 * distance
+
+
+@pytest.mark.parametrize(("protocol", "steps", "within", "distance"), [
+    *[(*row, d) for row in (("ddn", 300, 1.002), ("deepfool", 50, 1.026)) for d in (0.02, 0.05, 0.2, 0.7, 1.3)],
+    ("cw", 1000, 1.01, 0.05), *[pytest.param("cw", 1000, 1.01, d, marks=pytest.mark.slow) for d in (0.02, 0.2, 0.7, 1.3)]])
+def test_library_attacks_that_are_offered_find_closed_form_distances(protocol, steps, within, distance):
+    """DeepFool oversteps by 2 %, as its settings say. At 1.3 the box takes part."""
+    net, image = two_class(distance, "L2")
+    want = box_distance(net, distance)
+    row = rows_of(foolbox_rows(net, [("a", image, 0)], protocol, steps, 2)).iloc[0]
+    assert row.success == 1 and want * (1 - 1e-5) <= row.l2 <= within * want
+
+
+@pytest.mark.parametrize(("protocol", "steps"), [("ddn", 30), ("cw", 20), ("deepfool", 20)])
+def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, steps):
+    alone, together = (rows_of(foolbox_rows(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
+                       for batch_size in (1, 12))
+    assert alone.success.sum() > 5
+    pd.testing.assert_series_equal(alone.l2, together.l2, rtol=1e-3)
+    assert alone.backwards.sum() == pytest.approx(together.backwards.sum(), rel=0.5)     # deepfool ends when all have
+
+
+def test_stretching():
+    x = torch.stack([torch.linspace(0.25, 0.75, 12).view(3, 2, 2), torch.full((3, 2, 2), 0.4)])
+    out = stretch(x)
+    assert out[0].min() == 0 and out[0].max() == 1 and torch.equal(out[1], x[1])
+
+
+@pytest.mark.parametrize("bad", [{"gamma": 1.0}, {"gamma": 5}, {"gamma": 0}, {"steps": 0}, {"step_size": 0},
+                                 {"step_size": 0.1, "final_step_size": 0.2}])
+def test_fmn_refuses_settings_that_break_it(bad):
+    with pytest.raises(ValueError, match="gamma|steps"):
+        FMN("L2", **({"steps": 10} | bad))
+
+
+@pytest.mark.parametrize(("norm", "p"), [("L2", 2), ("Linf", math.inf), ("L1", 1)])
+def test_projection_only_shrinks(norm, p):
+    """Rows inside the ball stay to the bit; rows outside land on it (traps 1 and 4)."""
+    delta = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    size = torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
+    out = shrink(delta.clone(), size * torch.tensor([2, 2, 2, 0.5, 0.5, 0.5]), norm)
+    assert torch.equal(out[:3], delta[:3])
+    torch.testing.assert_close(torch.linalg.vector_norm(out[3:].flatten(1), ord=p, dim=1), size[3:] / 2)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_norms_do_not_depend_on_the_batch(robust_digits, batch_size):
+    images = digits()[1200:1214]
+    whole = rows_of(attack_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)).set_index("image_id")
+    parts = rows_of(attack_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)).set_index("image_id")
+    np.testing.assert_allclose(parts.l2.loc[whole.index], whole.l2, rtol=1e-4)
+    assert (parts.success.loc[whole.index].fillna(-1) == whole.success.fillna(-1)).all()
