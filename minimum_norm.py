@@ -25,7 +25,7 @@ def lp(delta: Tensor, p: float) -> Tensor:
     return torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
 
 
-def cosine(it: Tensor, steps: int, first: float, last: float) -> Tensor:
+def cosine(it: Tensor, steps: int, first: float | Tensor, last: float) -> Tensor:
     """From `first` at 0 to `last` at `steps`, (B,)."""
     return last + (first - last) * (1 + torch.cos(math.pi * it / steps)) / 2
 
@@ -131,11 +131,12 @@ class Crossing(Smallest):
 
     At x + delta, with margin m (true logit minus the largest other) and g the gradient of -m, the linear model crosses at
     every d with g.d = g.delta + m; d0 is the smallest of these inside the box. The next point lies between delta and d0,
-    by a share that falls from 0.5 to 0.05, and is rescaled inside the box to the radius where the model crosses along
+    by a share that falls by a cosine to 0.03, and is rescaled inside the box to the radius where the model crosses along
     delta, |delta| + m / max(g.delta / |delta|, 0.2 g.d0 / |d0|), within 0.7 to 1.3 of |delta| and just under the best
     norm so far. One walk settles into the basin it first meets, a worse one for some images in ten, so the passes are
-    shared by `walks`, one for every WALK_STEPS, all from the clean image: the first begins on log-sum-exp instead of the
-    maximum of the other logits, which sees every class near, the second on the maximum, and so on.
+    shared by `walks`, one for every WALK_STEPS. The first starts at the clean image, with log-sum-exp, which sees every
+    class near, instead of the maximum of the other logits; the second there too, with the maximum. Walks that would
+    repeat these (on two classes the second would) go on from the best point so far. The share begins at 1, there at 0.5.
     """
 
     def __init__(self, norm: str, steps: int, walks: int | None = None, smooth: float = 0.3):
@@ -159,7 +160,7 @@ class Crossing(Smallest):
     def loss(self, s: State, logits: Tensor, rows) -> Tensor:
         y = s["y"][rows]
         walk, done = self._place(s["it"])
-        smooth = ((walk % 2 == 0) & (done < self.smooth)).to(logits.device)[rows]
+        smooth = ((walk == 0) & (done < self.smooth)).to(logits.device)[rows]
         hard = -margin(logits, y)
         if not smooth.any():
             return hard
@@ -184,13 +185,16 @@ class Crossing(Smallest):
         slope = torch.maximum(gained / (size + TINY), 0.2 * rise / shortest) + TINY
         radius = (size + m / slope + OVERSHOOT * size).clamp(0.7 * size, 1.3 * size)
         radius = torch.where(size > 0, radius, shortest).minimum(s["walk_size"] * (1 - UNDER))
-        turn = 0.05 + 0.45 * ((1 + torch.cos(math.pi * self._place(s["it"])[1].to(grad.device))) / 2).sqrt()
-        turn = torch.where(size > 0, turn, 1.0)
-        s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(turn) * (d0 - delta), radius)
+        fresh = 1 + (logits.shape[1] > 2)    # walks that start at the image
+        walk, done = self._place(s["it"])
+        share = cosine(done, 1, torch.where(walk < fresh, 1.0, 0.5), 0.03).to(grad.device)
+        s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(share) * (d0 - delta), radius)
         s["it"] += 1
-        begin = torch.isin(s["it"], self.begin[1:-1]).to(grad.device)
-        s["x_adv"] = torch.where(per_row(begin), s["x"], s["x_adv"])
-        s["walk_size"] = torch.where(begin, torch.inf, s["walk_size"])
+        begin = torch.isin(s["it"], self.begin[1:-1])
+        anew = (begin & (self._place(s["it"])[0] < fresh)).to(grad.device)
+        onward = begin.to(grad.device) & ~anew
+        s["x_adv"] = torch.where(per_row(anew), s["x"], torch.where(per_row(onward), s["best"], s["x_adv"]))
+        s["walk_size"] = torch.where(anew, torch.inf, torch.where(onward, s["size"], s["walk_size"]))
         return over
 
     def _on_sphere(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
