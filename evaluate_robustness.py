@@ -15,7 +15,6 @@ import io
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -364,9 +363,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def stop(*_):
         raise Stopped
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(name) is not signal.SIG_IGN:    # as under nohup
-            signal.signal(name, stop)
+    sessions.on_stop(stop)
     try:
         return evaluate(args)
     except REQUEST_ERRORS as error:

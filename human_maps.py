@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data import RealLabelsImagenet, create_transform
 
+import checkpoints
 import records
 from image_sets import DataError, ImageSet, checked_set, synsets
 
@@ -151,11 +151,10 @@ def shard_rows(path: Path) -> Iterator[tuple[str, Path, int, int]]:
 def read_pth(path: Path) -> Sample:
     """A dict of uint8 `image` (3, H, W), uint8 `heatmap` (1, H, W) and `label`. No code in the file is run."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = checkpoints.load(path)
         image, heatmap, label = (torch.as_tensor(loaded[name]) for name in ("image", "heatmap", "label"))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, IndexError, OSError) as error:
-        raise DataError(f"{path}: no ClickMe sample with image, heatmap and label "
-                        f"({type(error).__name__}: {str(error).partition(chr(10))[0][:100]})") from None
+    except (*checkpoints.UNREADABLE, IndexError) as error:
+        raise DataError(f"{path}: no ClickMe sample with image, heatmap and label ({checkpoints.reason(error)})") from None
     right_shapes = image.ndim == heatmap.ndim == 3 and image.shape == (3, *heatmap.shape[1:]) and len(heatmap) == 1
     if (image.dtype, heatmap.dtype) != (torch.uint8, torch.uint8) or not right_shapes:
         raise DataError(f"{path}: image {image.dtype} {tuple(image.shape)} and heatmap {heatmap.dtype} {tuple(heatmap.shape)}, "

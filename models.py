@@ -23,6 +23,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 import brainscore_nets
+import checkpoints
 import zoo
 from zoo import ModelError
 
@@ -119,16 +120,15 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
         raise ModelError(f"{path}: no such checkpoint")
     try:
         loaded = (safetensors.torch.load_file(path) if path.suffix == ".safetensors"
-                  else torch.load(path, map_location="cpu", weights_only=not trust))
+                  else checkpoints.load(path, trust))
     except ModuleNotFoundError as error:
         raise ModelError(f"{path}: needs the code it was made with ({error}); install it, or save its state dict alone") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, safetensors.SafetensorError) as error:
+    except (*checkpoints.UNREADABLE, safetensors.SafetensorError) as error:
         code = re.search(r"nsupported.*?GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code and not trust:
             raise ModelError(f"{path}: holds more than tensors ({code[1]}), and loading that runs code from inside the file; "
                              "pass --trust_checkpoint if you trust who made it") from None
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
-        raise ModelError(f"{path}: not a readable checkpoint ({why}); download it again") from None
+        raise ModelError(f"{path}: not a readable checkpoint ({checkpoints.reason(error)}); download it again") from None
     for key in CONTAINER_KEYS:
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import platform
+import signal
 import sys
+from collections.abc import Callable
 
 import torch
 
@@ -17,6 +19,13 @@ DATA_DIRS = {"imagenet-val": "IMAGENET_DIR", "big12": "IMAGENET_DIR", "clickme":
 def default_dir(image_set: str) -> str | None:
     """The folder of an image set as .env gives it."""
     return utilities.setting(DATA_DIRS.get(image_set, "DATA_DIR"))
+
+
+def on_stop(handler: Callable) -> None:
+    """Call it on SIGTERM, and on SIGHUP unless that is ignored, as under nohup."""
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(name) is not signal.SIG_IGN:
+            signal.signal(name, handler)
 
 
 def pick_device(name: str) -> torch.device:

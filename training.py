@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -149,11 +148,11 @@ def validation(args, model: models.Model, device: torch.device) -> Callable[[nn.
 
 
 class Stop:
-    """Asked after every step: has SIGTERM come, or is --stop_after over?"""
+    """Asked after every step: has SIGTERM or SIGHUP come, or is --stop_after over?"""
 
     def __init__(self, after: float | None):
         self.end, self.told = time.monotonic() + (math.inf if after is None else after), False
-        signal.signal(signal.SIGTERM, self.tell)
+        sessions.on_stop(self.tell)
 
     def tell(self, *_) -> None:
         self.told = True

@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+import checkpoints
 import records
 
 LOG = ["step", "epoch", "lr", "loss", "cross_entropy", "harmonizer", "accuracy", "gradient_norm", "val_accuracy"]
@@ -141,12 +141,11 @@ def read_state(path: Path, settings: dict) -> dict | None:
     if not path.is_file():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoints.load(path)
         theirs = json.loads(state["settings"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:100]}"
-        raise TrainingError(f"{path}: not a readable checkpoint ({why}); remove it to train from the start, or bring back a "
-                            "whole one") from None
+    except checkpoints.UNREADABLE as error:
+        raise TrainingError(f"{path}: not a readable checkpoint ({checkpoints.reason(error)}); remove it to train from the "
+                            "start, or bring back a whole one") from None
     if found := records.first_difference(theirs, json.loads(json.dumps(settings))):
         raise TrainingError(f"{path}: checkpoint of another recipe ({found}); remove it, or train it under its own --name")
     return state

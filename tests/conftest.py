@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,11 +85,21 @@ def mapped(tmp_path_factory):
     return root / "images", root / "maps"
 
 
-@pytest.fixture
-def cli(capsys):
-    """evaluate_robustness.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+@pytest.fixture(scope="session")
+def signals_kept():
+    """A context that gives back the handlers which a script's main replaces."""
+    @contextmanager
+    def context():
+        handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+        yield
+        for name, handler in handlers.items():
+            signal.signal(name, handler)
+    return context
 
+
+@pytest.fixture
+def cli(capsys, signals_kept):
+    """evaluate_robustness.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
@@ -96,9 +107,8 @@ def cli(capsys):
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()
-    yield call
-    for name, handler in handlers.items():
-        signal.signal(name, handler)
+    with signals_kept():
+        yield call
 
 
 @pytest.fixture

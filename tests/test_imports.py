@@ -31,10 +31,11 @@ MAY_IMPORT = {
     "audit": {"records", "reattack", "trace_figure"},           # split off utilities, with the two above
     "utilities": {"audit", "records", "brainscore", "brainscore_join", "model_lists", "sweep", "zoo"},
     "image_sets": {"records"},                                  # split off dataloading, as is human_maps
-    "human_maps": {"records", "image_sets"},
+    "checkpoints": set(),                                       # what three files read with torch.load
+    "human_maps": {"checkpoints", "records", "image_sets"},
     "dataloading": {"records", "image_sets", "human_maps"},
     "brainscore_nets": {"zoo"},
-    "models": {"brainscore_nets", "zoo"},
+    "models": {"brainscore_nets", "checkpoints", "zoo"},
     "engine": set(),
     "ensemble": {"engine"},
     "minimum_norm": {"engine", "ensemble"},
@@ -50,7 +51,7 @@ MAY_IMPORT = {
     "sessions": {"engine", "utilities"},                        # what the scripts that work on a device share
     "objectives": set(),
     "training_images": {"dataloading", "human_maps", "image_sets"},
-    "training_run": {"records"},
+    "training_run": {"checkpoints", "records"},
     "learner": {"engine", "objectives", "records", "training_images", "training_run"},
     "training_options": {"command_line", "objectives", "passes", "utilities"},
     "training": {"attacks", "dataloading", "engine", "human_maps", "learner", "models", "objectives", "passes", "records",

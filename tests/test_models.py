@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,18 @@ def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
         models.load_model("test_resnet", tmp_path / "net.pth")
     model = models.load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
     assert torch.equal(model.module.net.fc.weight, small["fc.weight"])
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, small):
+    """Three hundred megabytes of zeros for one tensor, in a file of 0.3: torch alone would unpack them all."""
+    torch.save(small, tmp_path / "whole.pth")
+    with (zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+          zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as bomb):
+        for part in whole.infolist():
+            bomb.writestr(part.filename, bytes(300_000_000) if part.filename.endswith("data/0") else whole.read(part))
+    for trust in (False, True):
+        with pytest.raises(ModelError, match="net.pth: not a readable checkpoint.*is compressed"):
+            models.load_model("test_resnet", tmp_path / "net.pth", trust)
 
 
 def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, monkeypatch):

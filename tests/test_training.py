@@ -34,10 +34,8 @@ PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
 # ---- the script ------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def script(capsys):
+def script(capsys, signals_kept):
     """training.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
-    handler = signal.getsignal(signal.SIGTERM)
-
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
@@ -45,8 +43,8 @@ def script(capsys):
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()
-    yield call
-    signal.signal(signal.SIGTERM, handler)
+    with signals_kept():
+        yield call
 
 
 def request(mapped, results, *more) -> list[str]:
@@ -61,10 +59,10 @@ def files(results: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(mapped, tmp_path_factory) -> Path:
-    results, handler = tmp_path_factory.mktemp("uninterrupted"), signal.getsignal(signal.SIGTERM)
-    assert training.main(request(mapped, results)) == 0
-    signal.signal(signal.SIGTERM, handler)
+def uninterrupted(mapped, tmp_path_factory, signals_kept) -> Path:
+    results = tmp_path_factory.mktemp("uninterrupted")
+    with signals_kept():
+        assert training.main(request(mapped, results)) == 0
     return files(results)
 
 
@@ -136,12 +134,13 @@ def test_stopped_in_the_middle_of_an_epoch_and_of_a_row(mapped, tmp_path, script
     same_curve(files(tmp_path / "b"), files(tmp_path / "a"))
 
 
-def test_sigterm_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, monkeypatch):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, monkeypatch, name):
     step = learner.train_step
 
     def told_in_between(args, student, *rest):
         if student.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.Signals[name])
         return step(args, student, *rest)
     monkeypatch.setattr(learner, "train_step", told_in_between)
     status, _, err = script(*request(mapped, tmp_path))
