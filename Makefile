@@ -16,10 +16,10 @@ demo: $(VENV)/.ready
 	$(BIN)/python plotting.py --results_dir results/demo --figures_dir figures/demo
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=90
 
 test-all: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -m ""
+	$(BIN)/python -m pytest -q -m "" --durations=30
 
 # a real HTCondor (Debian's build, unpacked beside the host's packages) and a pool of it around the tests; where it cannot
 # be installed they are skipped and say why
