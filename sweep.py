@@ -20,7 +20,7 @@ import records
 
 ROOT = Path(__file__).resolve().parent
 TEMPLATES = ROOT / "htcondor"
-COPIED = ["evaluate.inc", "evaluate.sub", "sweep.sub", "step.sub", "evaluate.sh", "step.sh", "keep_rows.sh"]
+COPIED = ["job.inc", "evaluate.inc", "evaluate.sub", "sweep.sub", "step.sub", "job.sh", "step.sh", "keep_rows.sh"]
 MODELS, ARGUMENTS, DAG, CODE = "models.txt", "arguments.txt", "sweep.dag", "code.tar.gz"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")     # what submit files, DAGs and shells all take as it is
 # settings of the submit files (htcondor/README.md): file -> the names that it reads

@@ -30,6 +30,7 @@ from timm.data import resolve_model_data_config
 from torch import nn
 
 import attacks
+import chtc
 import dataloading
 import engine
 import human_maps
@@ -79,6 +80,14 @@ def starting_model(args, classes: int) -> models.Model:
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------
+
+def unpack_staged(args) -> None:
+    """Where a folder is given as X.tar, put the folder inside that tar of STAGING_DIR in its place."""
+    staging = chtc.staging_dir(utilities.setting("STAGING_DIR"))
+    for name in ("data_dir", "clickme_dir", "map_dir", "val_dir"):
+        if given := getattr(args, name):
+            setattr(args, name, type(given)(chtc.staged_images(staging, str(given))))
+
 
 def load_images(args) -> list[dataloading.ImageSet]:
     """The lists to train on; --clickme_dir adds ClickMe's images, which bring maps."""
@@ -252,14 +261,16 @@ def launch(argv: list[str], processes: int) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = training_options.parse(argv, __doc__ or "")
-    if args.processes > 1 and "LOCAL_RANK" not in os.environ:
-        return launch(argv, args.processes)
     try:
+        if args.chtc:                                       # before there are several processes, which find the folders then
+            unpack_staged(args)
+        if args.processes > 1 and "LOCAL_RANK" not in os.environ:
+            return launch(argv, args.processes)
         return train(args)
     except REQUEST_ERRORS as error:
         if rank() == 0 or isinstance(error, DataError):     # the others refuse the same, but each decodes its own images
             print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, chtc.DamagedTar) else 2
     except torch.OutOfMemoryError:
         print(f"error: {args.pass_size or args.batch_size // world()} images at once do not fit on the device; a smaller "
               "--pass_size takes a step in parts, --precision bf16 about half the memory", file=sys.stderr)

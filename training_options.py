@@ -114,6 +114,8 @@ def add_process(group) -> None:
     group.add_argument("--log_every", type=argument(positive), default=50, help="steps a row of log.csv stands for")
     group.add_argument("--save_every", type=float, default=600, help="seconds between checkpoints, besides those of each epoch")
     group.add_argument("--stop_after", type=float, help="checkpoint and exit 85 after so many seconds")
+    group.add_argument("--chtc", action="store_true",
+                       help="a folder of images or maps given as X.tar is the one in that tar of STAGING_DIR (htcondor/)")
     group.add_argument("--overwrite", action="store_true", help="start this training anew")
     group.add_argument("--dry_run", action="store_true", help="print the recipe; write nothing")
 

@@ -1,11 +1,13 @@
-"""The sweep on a real HTCondor pool, through the production submit files: `make test-htcondor` starts one around this file.
+"""Sweeps and trainings on a real HTCondor pool, through the production submit files: `make test-htcondor` starts it.
 
 What is not here: containers at run time, GPUs (the pool simulates two A100), CHTC's own policy.
 """
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,11 +21,14 @@ import pytest
 
 import chtc
 import evaluate_robustness
+import models
 import prestage
 import records
 import sessions
 import sweep
 import sweep_status
+import training
+import training_run
 
 NO_POOL = os.environ.get("NO_CONDOR", "no HTCondor pool; `make test-htcondor` starts one")
 pytestmark = [pytest.mark.condor, pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL)]
@@ -255,3 +260,112 @@ def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
     assert run_dag(folder) == 0
     run = record(folder, "net")[1]
     assert run["status"] == "done" and run["sessions"][0]["pid"] == os.getpid()
+
+
+# ---- trainings -------------------------------------------------------------------------------------------------
+
+TRAIN = ["htcondor/train.sub", "git_commit=test"]
+COMMON = "--model_name test_resnet --num_classes 2 --batch_size 4 --epochs 2 --lr 0.01 --log_every 1"
+RECIPES = {"net_linf_eps2.0": f"{COMMON} --objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1   --random_start",
+           "net_plain": f"{COMMON} --ema 0.9 --schedule step --decay_epochs 1"}
+
+
+@pytest.fixture
+def project(tmp_path, staged, mapped) -> Path:
+    """The project's folder as a user has it: submit files, packed code, staged images and maps, two recipes under a comment."""
+    folder = tmp_path / "project"
+    shutil.copytree(sweep.TEMPLATES, folder / "htcondor")
+    (folder / "logs").mkdir()
+    sweep.pack_code(folder / sweep.CODE)
+    assert prestage.prestage([], staged, list(mapped)) == {}
+    (staged / chtc.TABLE).rename(folder / chtc.TABLE)
+    recipes = "".join(f"--name {name:20} {options}\n" for name, options in RECIPES.items())
+    (folder / "recipes.txt").write_text(f"# some of the authors' nets\n#   --name commented\n\n{recipes}")
+    return folder
+
+
+def train(project: Path, staged: Path, *settings: str) -> str:
+    """Submit the recipes, a step of training a chunk; their cluster."""
+    small = {name: SMALL[name] for name in ("use_container", "python", "device", "cpus", "memory", "disk", "release_after")}
+    return condor("condor_submit", "-terse", *TRAIN, "recipes=recipes.txt", f"staging=/staging/{staged.name}", "dataset=mine",
+                  "images=images-images.tar", "chunk_seconds=0", *(f"{name}={value}" for name, value in small.items()),
+                  *settings, cwd=project).split(".")[0]
+
+
+def trains_again(name: str) -> bool:
+    """Whether a job trains after a checkpoint: its run file, in the scratch folder, has a second session."""
+    found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(f"execute/dir_*/results/training/{name}/run.json")
+    return any(len(run["sessions"]) > 1 and run["status"] == "running" for run in map(training_run.read_run, found))
+
+
+def request(name: str, mapped, results: Path) -> list[str]:
+    """The recipe as an uninterrupted training in this process."""
+    return ["--name", name, *shlex.split(RECIPES[name]), "--dataset", "mine", "--data_dir", str(mapped[0]), "--map_dir",
+            str(mapped[1]), "--results_dir", str(results), "--device", "cpu", "--workers", "0"]
+
+
+def trained(project: Path, name: str, want: Path) -> dict:
+    """The run file of a training that came home, once its curve and weights are those of another, byte for byte."""
+    ours, theirs = project / "results/training" / name, want / "training" / name
+    for file in ("log.csv", "model.safetensors"):
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
+    return json.loads((ours / "run.json").read_text())
+
+
+def test_recipes_train_as_without_interruption(project, staged, mapped, tmp_path, signals_kept):
+    """Both recipes of a list, each checkpointed with 85 after every step, the first evicted besides."""
+    cluster, evicted = train(project, staged, "maps=images-maps.tar"), next(iter(RECIPES))
+    wait(lambda: trains_again(evicted))
+    condor("condor_vacate_job", f"{cluster}.0")
+    wait(lambda: left(cluster))
+    for name in RECIPES:
+        with signals_kept():
+            assert training.main(request(name, mapped, tmp_path)) == 0
+        run = trained(project, name, tmp_path)
+        assert run["status"] == "done" and run["step"] == 4 and len(run["sessions"]) >= 4
+        assert {session["git"] for session in run["sessions"]} == {"test"} and events(project, name)["JOB_HELD"] == 0
+        assert events(project, name)["JOB_EVICTED"] == (name == evicted) == events(project, name)["EXECUTE"] - 1
+        loaded = models.load_model("test_resnet", project / f"results/training/{name}/model.safetensors")
+        assert loaded.n_outputs == 2 and loaded.settings["weights_sha256"] == run["weights_sha256"]
+    assert sorted(path.name for path in (project / "results/training").iterdir()) == sorted(RECIPES)
+
+
+def test_a_training_goes_on_from_what_came_home(project, staged, mapped, tmp_path, signals_kept):
+    """resume=results: an earlier submission, or another machine, did the first step."""
+    name = "net_plain"
+    (project / "recipes.txt").write_text(f"--name {name} {RECIPES[name]}\n")
+    for results, status, options in (tmp_path, 0, []), (project / "results", sessions.CHECKPOINTED, ["--stop_after", "0"]):
+        with signals_kept():
+            assert training.main([*request(name, mapped, results), *options]) == status
+    cluster = train(project, staged, "resume=results", "chunk_seconds=3600")
+    wait(lambda: left(cluster))
+    run = trained(project, name, tmp_path)
+    assert [session["pid"] == os.getpid() for session in run["sessions"]] == [True, False]
+
+
+@pytest.mark.parametrize("recipes, count", [("robust.txt", 42), ("harmonized.txt", 9)])
+@pytest.mark.parametrize("container", ["true", "false"])
+def test_training_submit_file_is_free_of_warnings(project, recipes, count, container):
+    """Every recipe of the lists is a job, its options whole; with each of the settings that name tars, and with none."""
+    shutil.copytree(sweep.ROOT / "lists", project / "lists")
+    needed = [*TRAIN, f"recipes=lists/training/{recipes}", "staging=/staging/n/netid/x", f"use_container={container}"]
+    tars = ["images=images-train.tar", "clickme=c.tar", "maps=m.tar", "val=v.tar", "cuda=13.0", "options=--pass_size 64 --seed 1"]
+    want = [line.split() for line in (project / "lists/training" / recipes).read_text().splitlines() if line.startswith("--")]
+    for settings in [], *([tar] for tar in tars), tars:
+        done = dry_run(project, *needed, *settings)
+        ad = (project / "ad").read_text()
+        assert done.returncode == 0 and done.stderr == "" and "WARNING" not in done.stdout and "$(" not in ad
+        jobs = [shlex.split(line) for line in re.findall(r'^Arguments="training.py (.*)"$', ad, re.M)]
+        assert [job[:len(recipe)] for job, recipe in zip(jobs, want, strict=True)] == want and len(jobs) == count
+    common = " ".join(jobs[0][len(want[0]):])
+    assert common == ("--dataset imagenet-train --data_dir images-train.tar --clickme_dir c.tar --map_dir m.tar "
+                      "--val_dataset imagenet-val --val_dir v.tar --pass_size 64 --seed 1")
+    assert ad.count("UserLog=") == count and f"logs/{want[-1][1]}.log" in ad
+    assert re.search(r'^TransferInput="code.tar.gz,osdf:.*/images-train.tar,.*staged.tsv', ad, re.M)
+
+
+@pytest.mark.parametrize("lacking", ["recipes", "staging"])
+def test_a_training_submit_file_says_what_it_needs(project, lacking):
+    given = [f"{name}=x" for name in ("recipes", "staging") if name != lacking]
+    done = dry_run(project, *TRAIN, *given)
+    assert done.returncode == 1 and f"{lacking}=" in done.stderr and "say w" in done.stderr

@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "training_run": {"checkpoints", "records"},
     "learner": {"engine", "objectives", "records", "training_images", "training_run"},
     "training_options": {"command_line", "objectives", "passes", "utilities"},
-    "training": {"attacks", "dataloading", "engine", "human_maps", "learner", "models", "objectives", "passes", "records",
+    "training": {"attacks", "chtc", "dataloading", "engine", "human_maps", "learner", "models", "objectives", "passes", "records",
                  "sessions", "training_images", "training_options", "training_run", "utilities", "zoo"},
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},

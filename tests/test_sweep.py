@@ -429,9 +429,9 @@ def submit_text(name: str) -> str:
     "container_image = $(stage)/$(image)", "+WantGPULab             = true", '+GPUJobLength           = "$(job_length)"',
     "+is_resumable             = true", "gpus_minimum_memory     = $(gpu_memory_mb)", "checkpoint_exit_code      = 85",
     "transfer_checkpoint_files = results", "transfer_output_files   = results", "when_to_transfer_output = ON_EXIT",
-    "retry_until = (ExitCode =?= 2)", "stage      = osdf:///chtc$(staging)"])
+    "retry_until = (ExitCode =?= 2)", "stage = osdf:///chtc$(staging)"])
 def test_what_the_jobs_of_a_sweep_rely_on(line):
-    assert line in submit_text("evaluate.inc").splitlines()
+    assert line in (submit_text("evaluate.inc") + submit_text("job.inc")).splitlines()
 
 
 def test_no_submit_file_has_a_default_that_holds_a_macro():
@@ -443,6 +443,7 @@ def test_no_submit_file_has_a_default_that_holds_a_macro():
 def test_every_setting_is_read_by_a_submit_file():
     for file, settings in ("evaluate.inc", "evaluate_settings.inc"), ("step.sub", "step_settings.inc"):
         text, names = submit_text(file), sweep.SETTINGS[settings]
+        text += submit_text("job.inc") if "include : job.inc" in text else ""
         assert [name for name in names if f"$({name}" not in text and f"defined {name}" not in text] == []
         assert f"include : {file.split('.')[0]}_settings.inc" in text
 
@@ -561,7 +562,7 @@ def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
 
 
 def test_checkpoint_status_is_the_one_that_the_jobs_announce():
-    assert f"checkpoint_exit_code      = {sessions.CHECKPOINTED}\n" in submit_text("evaluate.inc")
+    assert f"checkpoint_exit_code      = {sessions.CHECKPOINTED}\n" in submit_text("job.inc")
 
 
 # ---- several GPUs without a cluster ----------------------------------------------------------------------------

@@ -19,9 +19,11 @@ from conftest import ROOT
 from nets import digits
 from PIL import Image
 
+import chtc
 import dataloading
 import learner
 import models
+import prestage
 import records
 import training
 import training_images
@@ -149,6 +151,46 @@ def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, 
     monkeypatch.undo()
     assert script(*request(mapped, tmp_path))[0] == 0
     same_curve(files(tmp_path), uninterrupted)
+
+
+# ---- --chtc ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def job(mapped, tmp_path, monkeypatch) -> list[str]:
+    """The environment of a job; the request, with images and maps as tars of its staging folder."""
+    assert prestage.prestage([], tmp_path / "staged", list(mapped)) == {}
+    monkeypatch.setenv("STAGING_DIR", str(tmp_path / "staged"))
+    monkeypatch.setenv("_CONDOR_SCRATCH_DIR", str(tmp_path / "scratch"))
+    return request([f"images-{folder.name}.tar" for folder in mapped], tmp_path, "--chtc")
+
+
+def test_chtc_trains_on_what_was_staged(uninterrupted, job, tmp_path, script):
+    """From tars as from folders, and again after a checkpoint, when they are unpacked already."""
+    assert script(*job, "--stop_after", "0")[0] == 85
+    assert script(*job)[0] == 0
+    same_curve(files(tmp_path), uninterrupted)
+    assert sorted(folder.name.rpartition("-")[0] for folder in (tmp_path / "scratch/staged").iterdir()) == [
+        "images-images", "images-maps"]
+
+
+def test_chtc_takes_a_folder_that_is_none_of_a_tar(uninterrupted, job, mapped, tmp_path, script):
+    """An execution point may see the images on a path of its own; nothing has to be staged then."""
+    (tmp_path / "staged" / chtc.TABLE).unlink()
+    assert script(*request(mapped, tmp_path, "--chtc"))[0] == 0
+    same_curve(files(tmp_path), uninterrupted)
+
+
+def test_chtc_without_what_it_needs(job, tmp_path, script, monkeypatch):
+    tar = tmp_path / "staged/images-maps.tar"
+    whole = tar.read_bytes()
+    tar.write_bytes(whole[:-1] + b"x")
+    status, _, err = script(*job)
+    assert status == 1 and "images-maps.tar: its sha256 is" in err and err.count("\n") == 1     # worth another transfer
+    tar.write_bytes(whole)
+    one_line(script(*job, "--val_dataset", "mine", "--val_dir", "x.tar"), "has 0 lines for x.tar")
+    monkeypatch.setenv("STAGING_DIR", "")
+    one_line(script(*job), "STAGING_DIR is not set")
+    assert not (tmp_path / "training").exists()
 
 
 def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
