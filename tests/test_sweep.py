@@ -434,10 +434,10 @@ def test_what_the_jobs_of_a_sweep_rely_on(line):
     assert line in (submit_text("evaluate.inc") + submit_text("job.inc")).splitlines()
 
 
-def test_no_submit_file_has_a_default_that_holds_a_macro():
-    """HTCondor mangles `$(x:a$(y))`."""
+def test_no_submit_file_has_a_default_that_holds_a_macro_or_a_hyphen():
+    """HTCondor mangles `$(x:a$(y))`, and leaves `$(x:a-b)` as it stands."""
     for path in (ROOT / "htcondor").glob("*.*"):
-        assert not re.search(r"\$\([^()]*:[^()]*\$\(", path.read_text()), path
+        assert not re.search(r"\$\([^()]*:[^()]*(\$\(|-)", path.read_text()), path
 
 
 def test_every_setting_is_read_by_a_submit_file():
