@@ -167,15 +167,18 @@ def staged_so_far(out: Path) -> pd.DataFrame:
 
 def prestage(wanted: list[Wanted], out: Path, images: Sequence[Path] = (),
              checkpoints: Path = Path()) -> dict[str, str]:
-    """Make every tar that is not there yet, one after the other; returns what failed, as name -> reason.
+    """Make every tar that is not there yet, one after the other; returns what failed, as name -> reason. Raises StagingError.
 
     out          gets <model>.tar, images-<folder>.tar and staged.tsv
     checkpoints  folder of the files that a model list names
     """
     table, failed = staged_so_far(out), {}
     tasks = [(w.name, out / f"{records.file_name(w.name)}.tar", lambda path, w=w: pack_model(w, path, checkpoints)) for w in wanted]
-    tasks += [(str(f), out / f"images-{records.file_name(f.resolve().name)}.tar", lambda path, f=f: pack_images(f, path))
-              for f in images]
+    tasks += [(str(f), out / f"images-{records.file_name(f.absolute().name)}.tar", lambda path, f=f: pack_images(f, path))
+              for f in images]     # a link keeps its own name
+    tars = [path.name for _, path, _ in tasks]
+    if twice := {tar for tar in tars if tars.count(tar) > 1}:
+        raise chtc.StagingError(f"{min(twice)}: two folders would be this tar; give one of them as a link of another name")
     for name, path, pack in tqdm(tasks, unit="tar", disable=not sys.stderr.isatty()):
         if path.name in set(table["tar"]):
             continue

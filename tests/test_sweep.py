@@ -47,6 +47,18 @@ def table_of(folder: Path) -> pd.DataFrame:
     return chtc.read_table(folder / chtc.TABLE).set_index("tar")
 
 
+def test_two_folders_of_one_name_are_refused_and_a_link_has_its_own(tiny, tmp_path):
+    """ImageNet's train/ and ClickMe's: the second would have been taken for the first."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/image.png").touch()
+    with pytest.raises(chtc.StagingError, match="images-data.tar: two folders would be this tar"):
+        prestage.prestage([], tmp_path / "out", [tiny.data, tmp_path / "data"])
+    (tmp_path / "other").symlink_to("data")
+    assert prestage.prestage([], tmp_path / "out", [tiny.data, tmp_path / "other"]) == {}
+    with tarfile.open(tmp_path / "out/images-other.tar") as archive:
+        assert archive.getnames() == ["image.png"]
+
+
 def test_prestage_writes_a_tar_a_model_with_its_sha256(staged, tiny):
     table = table_of(staged)
     assert sorted(path.name for path in staged.glob("*.tar")) == sorted(table.index)
