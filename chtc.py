@@ -1,4 +1,4 @@
-"""What a job on HTCondor does beside evaluating (--chtc): unpack what was staged for it, and say how far it is.
+"""What a job on HTCondor does beside evaluating or training (--chtc): unpack what was staged for it, and say how far it is.
 
     STAGING_DIR/staged.tsv     a line a tar: its sha256 and what it holds (made by `python utilities.py prestage`)
     STAGING_DIR/<model>.tar    model.safetensors and weights.json
