@@ -190,12 +190,15 @@ class Crossing(Smallest):
         share = cosine(done, 1, torch.where(walk < fresh, 1.0, 0.5), 0.03).to(grad.device)
         s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(share) * (d0 - delta), radius)
         s["it"] += 1
-        begin = torch.isin(s["it"], self.begin[1:-1])
-        anew = (begin & (self._place(s["it"])[0] < fresh)).to(grad.device)
-        onward = begin.to(grad.device) & ~anew
+        self._begin_walks(s, fresh)
+        return over
+
+    def _begin_walks(self, s: State, fresh: int) -> None:
+        """Rows whose walk is over begin the next: at the image while that is one of the `fresh`, else at their best point."""
+        begin, again = torch.isin(s["it"], self.begin[1:-1]), self._place(s["it"])[0] >= fresh
+        anew, onward = ((begin & rows).to(s["x"].device) for rows in (~again, again))
         s["x_adv"] = torch.where(per_row(anew), s["x"], torch.where(per_row(onward), s["best"], s["x_adv"]))
         s["walk_size"] = torch.where(anew, torch.inf, torch.where(onward, s["size"], s["walk_size"]))
-        return over
 
     def _on_sphere(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
         """delta rescaled to the radius inside the box: what clipping takes away, the free pixels make up for."""
