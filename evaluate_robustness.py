@@ -20,7 +20,6 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ import chtc
 import command_line
 import dataloading
 import engine
+import examples
 import human_maps
 import libraries
 import metrics
@@ -208,7 +208,7 @@ def evaluate(args) -> int:
                      {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"), settings,
                      sessions.facts(device, batch_size), args.overwrite) as run:
         if args.overwrite:
-            shutil.rmtree(examples_folder(args, run), ignore_errors=True)
+            shutil.rmtree(examples.folder_of(run.csv), ignore_errors=True)
         if not run.done:
             work(args, model, images, batch_size, run)
         tell(report(args, run))
@@ -273,10 +273,6 @@ def add_human_columns(args, rows: list[dict], images: dataloading.ImageSet, mode
             row |= {"human_alignment_raw": float(raw), "human_alignment": float(metrics.over_ceiling(raw))}
 
 
-def examples_folder(args, run: records.Run) -> Path:
-    return Path(args.results_dir) / "examples" / run.info["image_set"] / run.info["threat"] / run.csv.stem
-
-
 def save_examples(args, rows: list[dict], images: dataloading.ImageSet, run: records.Run) -> None:
     """Photograph and perturbation of the first --examples images that were fooled, one .npz an image, for figures."""
     for row in rows:
@@ -292,7 +288,7 @@ def save_examples(args, rows: list[dict], images: dataloading.ImageSet, run: rec
                             delta=row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
                             label=class_name(row["label"], args.head), pred=class_name(row["adv_pred"], args.head),
                             eps=row.get("eps", np.nan), l2=row["l2"], linf=row["linf"])
-        records.write_atomic(examples_folder(args, run) / f"{records.file_name(row['image_id'])}.npz", file.getvalue())
+        records.write_atomic(examples.path_of(run.csv, row["image_id"]), file.getvalue())
 
 
 def class_name(index: int, head: str) -> str:

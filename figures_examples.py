@@ -2,18 +2,16 @@
 from __future__ import annotations
 
 import textwrap
-import zipfile
 from collections.abc import Iterator
 from itertools import compress, islice
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+import examples
 import metrics
-import records
 import utilities
 from drawing import NORMS, Drawing, Results, budget, describe, finished, folder, norm_means, read_rows
 
@@ -25,17 +23,11 @@ Picture = tuple[np.ndarray | str, str]      # pixels (H, W, 3) uint8 or the reas
 
 # ---- reading ---------------------------------------------------------------------------------------------------
 
-def example_path(run: dict, image_id: str) -> Path:
-    """Where evaluate_robustness.py --examples keeps a photograph and its perturbation."""
-    name = f"{records.file_name(image_id)}.npz"
-    return run["csv"].parents[3].joinpath("examples", *folder(run), run["csv"].stem, name)
-
-
 def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
     """What a model made of a photograph: `verdict`, and image, delta, classes and norms where the record confirms them."""
     cell = {"image_set": run["image_set"], "threat": run["threat"], "budget": budget(run), "model": run["model"],
             "image_id": image_id}
-    part, path = rows[rows["image_id"] == image_id], example_path(run, image_id)
+    part, path = rows[rows["image_id"] == image_id], examples.path_of(run["csv"], image_id)
     fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
     robust = f"robust at ε = {utilities.format_eps(part['eps'].max())}" if "eps" in part else "no adversarial image found"
     for holds, verdict in [(part.empty, "not in its image list"),
@@ -43,7 +35,7 @@ def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
                            (fooled.empty, robust), (not path.exists(), NOT_KEPT)]:
         if holds:
             return cell | {"verdict": verdict}
-    example = load_example(path)
+    example = examples.load(path)
     if not np.isclose(fooled["l2"], example["l2"]).any():
         return cell | {"verdict": "fooled, the example kept is another run's"}
     size = np.abs(example["delta"].astype(float))
@@ -51,22 +43,12 @@ def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
     return cell | example | {"verdict": f"{example['label']} → {example['pred']}", "factor": float(f"{factor:.2g}")}
 
 
-def load_example(path: Path) -> dict:
-    """An example's arrays and values; human_map and human_alignment where the image set has maps."""
-    try:
-        with np.load(path) as file:
-            example = {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
-        return example | {name: example[name] for name in ("label", "pred", "eps", "l2", "linf", "image", "delta")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise records.RecordError(f"{path}: damaged example ({error}); delete it") from None
-
-
 def example_columns(group: list[dict], needs: str = "image") -> list[list[dict]]:
     """The first photographs of which any model has an example with `needs`: what every model that has something to tell
     made of each."""
     rows = [read_rows(run) for run in group]
     names = dict.fromkeys(name for run, part in zip(group, rows) for name in part["image_id"].unique()
-                          if example_path(run, name).exists())
+                          if examples.path_of(run["csv"], name).exists())
     columns = ([read_example(run, part, name) for run, part in zip(group, rows)] for name in names)
     shown = list(islice((column for column in columns if any(needs in cell for cell in column)), PHOTOGRAPHS))
     told = [any(column[i]["verdict"] != NOT_KEPT for column in shown) for i in range(len(group))]
@@ -76,7 +58,7 @@ def example_columns(group: list[dict], needs: str = "image") -> list[list[dict]]
 def example_groups(results: Results, kinds: tuple[str, ...], needs: str = "image") -> Iterator[tuple[list[dict], list]]:
     """(runs of an image set and threat, columns of examples of the first few models that have any)."""
     for group in finished(results.runs, kinds, folder):
-        first = sorted(group, key=lambda run: not example_path(run, "any").parent.is_dir())[:MODELS]
+        first = sorted(group, key=lambda run: not examples.folder_of(run["csv"]).is_dir())[:MODELS]
         if columns := example_columns(first, needs):
             yield group, columns
 

@@ -6,13 +6,13 @@ the decision boundary back; so a point may be moved out by up to a hundredth of 
 """
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import examples
 import libraries
 import models
 import records
@@ -65,12 +65,12 @@ def model_of(run: dict, checkpoint_dir: Path | None) -> models.Model:
 def check_example(path: Path, run: dict, rows, model: models.Model) -> Iterator[str]:
     """One sentence if an example is not what its record says, or does not fool the model; none if it does."""
     try:
-        with np.load(path) as file:
-            x, delta = (torch.from_numpy(file[name].astype(np.float32)).permute(2, 0, 1) for name in ("image", "delta"))
-            l2 = float(file["l2"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        yield f"{path}: damaged example ({error}); delete it"
+        kept = examples.load(path)
+    except records.RecordError as error:
+        yield str(error)
         return
+    x, delta = (torch.from_numpy(kept[name].astype(np.float32)).permute(2, 0, 1) for name in ("image", "delta"))
+    l2 = kept["l2"]
     mine = rows[[records.file_name(name) == path.stem for name in rows["image_id"]]]
     fooled = mine[np.isclose(mine["l2"], l2, rtol=1e-9)]
     if fooled.empty or abs(float(delta.norm()) - l2) > CLOSE * l2:

@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "sweep": {"records", "chtc", "prestage", "sweep_status"},
     "sweep_status": {"records"},
     "trace_figure": {"records"},
-    "reattack": {"libraries", "models", "records"},
+    "examples": {"records"},                                    # written by the script, read by figures and audit
+    "reattack": {"examples", "libraries", "models", "records"},
     "audit": {"records", "reattack", "trace_figure"},           # split off utilities, with the two above
     "utilities": {"audit", "records", "brainscore", "brainscore_join", "model_lists", "sweep", "zoo"},
     "image_sets": {"records"},                                  # split off dataloading, as is human_maps
@@ -43,8 +44,8 @@ MAY_IMPORT = {
     "attacks": ATTACKS - {"attacks", "libraries"},
     "libraries": {"attacks", "engine"},
     "command_line": ATTACKS | {"metrics", "models", "utilities"},           # split off evaluate_robustness
-    "evaluate_robustness": BASE | ATTACKS | {"chtc", "command_line", "sessions", "utilities", "dataloading", "human_maps",
-                                             "models", "published", "rehearsal", "zoo"},
+    "evaluate_robustness": BASE | ATTACKS | {"chtc", "command_line", "examples", "sessions", "utilities", "dataloading",
+                                             "human_maps", "models", "published", "rehearsal", "zoo"},
     "rehearsal": {"attacks", "dataloading", "engine", "models", "published", "records", "zoo"},     # split off it too
     "model_lists": {"records"},
     "published": BASE,
@@ -58,7 +59,7 @@ MAY_IMPORT = {
                  "sessions", "training_images", "training_options", "training_run", "utilities", "zoo"},
     "families": set(),                                          # split off plotting, as is what follows
     "drawing": {"families", "records", "utilities"},
-    "figures_examples": BASE | {"drawing", "utilities"},
+    "figures_examples": BASE | {"drawing", "examples", "utilities"},
     "alignment_study": {"brainscore", "drawing", "families", "inference", "records", "utilities"},
     "figures_hoak2025": {"alignment_study", "brainscore", "drawing", "families", "inference", "utilities"},
     "figures_survivors": {"alignment_study", "brainscore", "drawing", "families", "figures_hoak2025", "inference"},
