@@ -138,7 +138,8 @@ def attacked(args, model: models.Model) -> torch.nn.Module:
     if args.threat in CLEAN_THREATS or args.protocol in libraries.FOOLBOX or getattr(args, "engine", "own") == "reference":
         return model.module
     example = torch.rand(2, *model.preprocessing["input_size"], device=engine.device_of(model.module))
-    return passes.faster(model.module, example, args.precision, args.compile)
+    module = models.smoothed(model.module) if args.protocol == "crossing" else model.module
+    return passes.faster(module, example, args.precision, args.compile)
 
 
 def run_attack(args, model: models.Model, source: Iterator, batch_size: int, run: records.Run) -> Iterator[list[dict]]:

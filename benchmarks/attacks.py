@@ -200,14 +200,14 @@ def norms_lite0_animate(device: str) -> dict:
 
 
 def norms_on(net, images, n_outputs: int, device: str, norm: str = "L2") -> dict:
-    def mean(attack) -> dict:
+    def mean(attack, net=net) -> dict:
         rows, cost = measured(attack_minimum_norm, net, images, attack=attack, n_outputs=n_outputs, batch_size=10)
         found = rows.loc[rows.success == 1, norm.lower()]
         return {"mean": float(found.mean()), "median": float(found.median()), "success": len(found) / len(rows),
                 "seconds": cost["seconds"], "passes_per_image": cost["passes_per_image"]}
     table = {"FMN 1000": mean(FMN(norm, 1000))}
     for steps in (50, 100):
-        table |= {f"FMN {steps}": mean(FMN(norm, steps)), f"crossing {steps}": mean(Crossing(norm, steps))}
+        table |= {f"FMN {steps}": mean(FMN(norm, steps)), f"crossing {steps}": mean(Crossing(norm, steps), models.smoothed(net))}
         peers = peer_norms(net, images, steps, device) if norm == "L2" else {}
         table |= {f"{peer} {steps}": value for peer, value in peers.items()}
     for value in table.values():

@@ -1,6 +1,7 @@
 """The script as a user meets it: bad requests, interruptions, resuming, and the embedded default."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from conftest import ROOT
 
 import command_line
 import evaluate_robustness
+import models
 import records
 
 SCRIPT = [sys.executable, str(ROOT / "evaluate_robustness.py")]
@@ -143,6 +145,15 @@ def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
     assert cli(*tiny.arguments(tmp_path), "-s", "2", "7", "clean")[0] == 0
     path, info = record(tmp_path)
     assert info["settings"]["run"]["slice"] == [2, 7] and len(records.read_record(path)) == info["images"] == 5
+
+
+@pytest.mark.parametrize("protocol, smooth", [("crossing", models.SMOOTH), ("fmn", 0.0), ("autoattack", 0.0)])
+def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
+    """FMN is the authors' and AutoAttack the reference's: their gradients stay the head's own."""
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), models.AnimateHead("max")).eval().requires_grad_(False)
+    args = argparse.Namespace(threat="L2", protocol=protocol, precision="float32", compile=False)
+    model = models.Model(net, {}, {"input_size": (3, 2, 2)}, 2)
+    assert evaluate_robustness.attacked(args, model)[-1].smooth == smooth
 
 
 @pytest.mark.parametrize("threat, said", [("clean", "none"), ("Linf --eps 1/255", "AutoAttack standard"),

@@ -73,6 +73,25 @@ def test_animate_head_by_hand():
     assert models.AnimateHead("sum")(logits).tolist() == [[animate, inanimate], [-animate, -inanimate]]
 
 
+@pytest.mark.parametrize("logits", [torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 3, torch.zeros(2, 1000),
+                                    torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)) * 1e4])
+def test_smoothing_a_head_changes_its_gradient_alone(logits):
+    """Values bit for bit; the gradient is a softmax over each group at 0.2 standard deviations of the logits."""
+    net = torch.nn.Sequential(torch.nn.Identity(), models.AnimateHead("max"))
+    smooth, leaf = models.smoothed(net), logits.clone().requires_grad_()
+    assert smooth(leaf).equal(net(logits)) and not smooth.training and net[-1].smooth == 0
+    grad, = torch.autograd.grad(smooth(leaf)[:, 0].sum() - smooth(leaf)[:, 1].sum(), leaf)
+    temperature = 0.2 * logits.std(dim=1, keepdim=True) + 1e-12
+    animate, inanimate = ((group / temperature).softmax(1) for group in (logits[:, :398], logits[:, 398:]))
+    torch.testing.assert_close(grad, torch.cat([animate, -inanimate], dim=1), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("net", [torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Identity(), models.AnimateHead("sum")),
+                                 torch.nn.Sequential(torch.nn.Identity())])
+def test_what_has_no_kinks_of_ours_is_not_smoothed(net):
+    assert models.smoothed(net) is net
+
+
 def test_a_head_makes_two_outputs(photograph, lite0):
     two = models.load_model("tf_efficientnet_lite0", head="animate")
     logits = lite0.module(photograph)[0]
