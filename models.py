@@ -32,6 +32,7 @@ IMAGENET_CLASSES = 1000
 ANIMATE_CLASSES = 398   # ImageNet classes 0-397 are animals
 SMOOTH = 0.2            # temperature of the smoothed head's gradient, in standard deviations of the logits
 TINY = 1e-12
+REDUCE: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "sum": torch.sum}
 HEADS = {"none": None, "animate": "max", "animate-sum": "sum"}
 CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "net")
 WRAPPER_PREFIXES = ("module.", "model.")
@@ -54,6 +55,11 @@ class PixelModel(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
+def in_two(logits: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
+    """(B, 1000) -> (B, 2): each group of classes made one number."""
+    return torch.stack([reduce(logits[:, :ANIMATE_CLASSES], dim=1), reduce(logits[:, ANIMATE_CLASSES:], dim=1)], dim=1)
+
+
 class AnimateHead(nn.Module):
     """1000 ImageNet logits -> (animate, inanimate): the maximum, or the sum, over classes 0-397 and 398-999.
 
@@ -65,18 +71,15 @@ class AnimateHead(nn.Module):
 
     def __init__(self, reduce: str = "max", smooth: float = 0.0):
         super().__init__()
-        self.reduce, self.smooth = {"max": torch.amax, "sum": torch.sum}[reduce], smooth
+        self.reduce, self.smooth = REDUCE[reduce], smooth
 
     def forward(self, logits: Tensor) -> Tensor:
-        exact = self._groups(logits, self.reduce)
+        exact = in_two(logits, self.reduce)
         if not self.smooth:
             return exact
         temperature = self.smooth * logits.detach().float().std(dim=1, keepdim=True) + TINY
-        soft = self._groups(logits.float() / temperature, torch.logsumexp) * temperature
+        soft = in_two(logits.float() / temperature, torch.logsumexp) * temperature
         return exact.detach() + (soft - soft.detach())
-
-    def _groups(self, logits: Tensor, reduce: Callable) -> Tensor:
-        return torch.stack([reduce(logits[:, :ANIMATE_CLASSES], dim=1), reduce(logits[:, ANIMATE_CLASSES:], dim=1)], dim=1)
 
 
 def smoothed(module: nn.Module) -> nn.Module:
@@ -84,10 +87,11 @@ def smoothed(module: nn.Module) -> nn.Module:
 
     For attacks that search for a minimal norm: a walk along the one largest class settles into the basin of that class.
     """
-    head = module[-1] if isinstance(module, nn.Sequential) else None
-    if not isinstance(head, AnimateHead) or head.reduce is not torch.amax:
-        return module
-    return nn.Sequential(*module[:-1], AnimateHead("max", SMOOTH)).eval()
+    if isinstance(module, nn.Sequential) and len(module):
+        *parts, head = module
+        if isinstance(head, AnimateHead) and head.reduce is torch.amax:
+            return nn.Sequential(*parts, AnimateHead("max", SMOOTH)).eval()
+    return module
 
 
 class RestrictedHead(nn.Module):
