@@ -96,7 +96,8 @@ def attack_settings(args) -> dict:
         return common | {"attack": f"foolbox {name} {args.steps} steps", **settings, "steps": args.steps,
                          **({"pixels": "stretched to [0, 1]"} if args.protocol == "feng2025" else {})}
     if args.protocol == "crossing":
-        return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps}
+        return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps,
+                         **({"head_gradient": f"log-sum-exp at {models.SMOOTH} std"} if args.head == "animate" else {})}
     return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
                      "final_step_size": args.final_step_size, "gamma": args.gamma}
 

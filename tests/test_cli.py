@@ -149,8 +149,12 @@ def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
 
 @pytest.mark.parametrize("protocol, smooth", [("crossing", models.SMOOTH), ("fmn", 0.0), ("autoattack", 0.0)])
 def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
-    """FMN is the authors' and AutoAttack the reference's: their gradients stay the head's own."""
+    """FMN is the authors' and AutoAttack the reference's: their gradients stay the head's own. The settings tell."""
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), models.AnimateHead("max")).eval().requires_grad_(False)
+    if protocol != "autoattack":    # whose losses two classes are too few for
+        options = ["--model_name", "m", "--head", "animate", "L2", "--protocol", protocol]
+        settings = evaluate_robustness.attack_settings(command_line.parse(options, ""))
+        assert ("head_gradient" in settings) == bool(smooth)
     args = argparse.Namespace(threat="L2", protocol=protocol, precision="float32", compile=False)
     model = models.Model(net, {}, {"input_size": (3, 2, 2)}, 2)
     assert evaluate_robustness.attacked(args, model)[-1].smooth == smooth
