@@ -164,7 +164,7 @@ def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
     torch.manual_seed(0)
     net = timm.create_model("test_efficientnet", num_classes=5).eval()
     x, labels, maps, known = rand(2, 3, 64, 64).float(), torch.tensor([0, 1]), rand(2, 64, 64, seed=1).float(), torch.ones(2).bool()
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         objectives.harmonized(net, x, labels, maps, known, precision=precision)[1].sum().backward()
     groups = max(module.groups for module in net.modules() if isinstance(module, nn.Conv2d))
     layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
