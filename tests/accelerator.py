@@ -1,0 +1,110 @@
+"""A pretended accelerator, so that a machine without a GPU finds what mixes tensors of two devices.
+
+Its tensors say that they lie on torch.device("meta"), which autograd knows and no kernel of which runs; behind each is a
+CPU tensor that the operations work on. An operation that takes tensors of both sides raises, as it does with CUDA, but
+for copies, and for CPU tensors as indices or without a dimension. Speed, precision and memory are the CPU's.
+"""
+from __future__ import annotations
+
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+DEVICE = torch.device("meta")
+COPIES, INDEXING = {"copy_", "_to_copy"}, {"index", "index_put", "index_put_"}
+
+
+class Pretended(torch.Tensor):
+    """A tensor on the pretended accelerator; `behind` is what it stands for."""
+    behind: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=DEVICE,
+                                                   storage_offset=inner.storage_offset())
+
+    def __init__(self, inner):
+        self.behind = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+    def __getitem__(self, index):
+        return super().__getitem__(on_cpu(index))
+
+    def __setitem__(self, index, value):
+        super().__setitem__(on_cpu(index), value)
+
+
+def on_cpu(index):
+    """A list as an index, which torch would make a real, empty meta tensor of."""
+    if isinstance(index, tuple):
+        return tuple(on_cpu(part) for part in index)
+    return torch.tensor(index, dtype=torch.long) if isinstance(index, list) else index
+
+
+def check(func, args, kwargs) -> None:
+    """Raise RuntimeError for what CUDA refuses."""
+    name, checked = func.overloadpacket.__name__, (args, kwargs)
+    if name in COPIES:
+        return
+    if name in INDEXING:
+        checked = (args[0], args[2:])
+        if not isinstance(args[0], Pretended) and any(isinstance(part, Pretended) for part in tree_leaves(args[1])):
+            raise RuntimeError(f"{func}: a CPU tensor indexed by one of the accelerator")
+    tensors = [part for part in tree_leaves(checked) if isinstance(part, torch.Tensor)]
+    ours = [part for part in tensors if isinstance(part, Pretended)]
+    if ours and any(part.dim() for part in tensors if not isinstance(part, Pretended)):
+        raise RuntimeError(f"{func}: tensors on two devices, {[(tuple(t.shape), str(t.device)) for t in tensors]}")
+    if kwargs.get("generator") is not None and (ours or kwargs.get("device") == DEVICE):
+        raise RuntimeError(f"{func}: a CPU generator for the accelerator")
+
+
+def run(func, args, kwargs):
+    """The operation on what its tensors stand for; the result lies where CUDA would put it."""
+    check(func, args, kwargs)
+    tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, torch.Tensor)]
+    assert all(isinstance(part, Pretended) for part in tensors if part.is_meta), f"{func}: a real meta tensor"
+    wrapper = {id(part.behind): part for part in tensors if isinstance(part, Pretended)}
+
+    def real(part):
+        if isinstance(part, Pretended):
+            return part.behind
+        return torch.device("cpu") if isinstance(part, torch.device) else part
+    out = func(*(tree_map(real, arg) for arg in args), **{key: tree_map(real, value) for key, value in kwargs.items()})
+    device = kwargs.get("device")
+    if func.overloadpacket.__name__ == "copy_":
+        return args[0]
+    if (device is not None and torch.device(device) != DEVICE) or (device is None and not wrapper):
+        return out
+
+    def placed(part):
+        if not isinstance(part, torch.Tensor):
+            return part
+        return wrapper[id(part)] if id(part) in wrapper else Pretended(part)
+    return tree_map(placed, out)
+
+
+class Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return run(func, args, kwargs or {})
+
+
+@contextmanager
+def pretended():
+    """Within it DEVICE can be computed on."""
+    tensor, as_tensor, tolist = torch.tensor, torch.as_tensor, torch.Tensor.tolist
+
+    def placed(make):
+        def on_device(*args, device=None, **options):
+            made = make(*args, **options)
+            return made if device is None else made.to(device)
+        return on_device
+    with (mock.patch.object(torch, "tensor", placed(tensor)), mock.patch.object(torch, "as_tensor", placed(as_tensor)),
+          mock.patch.object(torch.Tensor, "tolist", lambda self: tolist(getattr(self, "behind", self))), Mode()):
+        yield DEVICE
