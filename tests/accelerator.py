@@ -37,6 +37,9 @@ class Pretended(torch.Tensor):
     def __getitem__(self, index):
         return super().__getitem__(on_cpu(index))
 
+    def new_tensor(self, data, dtype=None):
+        return Pretended(self.behind.new_tensor(data, dtype=dtype))
+
     def __setitem__(self, index, value):
         super().__setitem__(on_cpu(index), value)
 

@@ -1,4 +1,4 @@
-"""What runs on a GPU mixes no tensors of two devices: seen on a pretended one, whose rows have to be the CPU's."""
+"""What runs on a GPU mixes no tensors of two devices: seen on a pretended one (accelerator.py), whose rows are the CPU's."""
 from __future__ import annotations
 
 import copy
@@ -14,6 +14,7 @@ from torch import nn
 
 import models
 import records
+import training
 from attacks import Budget, attack_balls, attack_minimum_norm, clean_rows
 from libraries import reference_balls
 from minimum_norm import FMN, Crossing
@@ -81,6 +82,19 @@ def test_the_script_runs_on_another_device(cli, tiny, tmp_path, threat):
         found.append(records.read_record(path))
     same = found[0].columns.intersection(["image_id", "clean_pred", "robust", "broken_by", "success", "backwards"])
     pd.testing.assert_frame_equal(*(rows[same] for rows in found))
+
+
+def test_a_training_runs_on_another_device(mapped, tmp_path, signals_kept):
+    """Both objectives; every number of the curve is the CPU's."""
+    curves = []
+    for device in ("cpu", DEVICE.type):
+        request = ("--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 2 --objective both "
+                   "--lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1 --random_start --log_every 1 --workers 0 --name mine "
+                   f"--data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {tmp_path / device} --device {device}")
+        with signals_kept(), pretended() if device != "cpu" else nullcontext():
+            assert training.main(request.split()) == 0
+        curves.append((tmp_path / device / "training" / "mine" / "log.csv").read_text())
+    assert curves[0] == curves[1] and len(curves[0].splitlines()) == 5
 
 
 # ---- the pretended device itself --------------------------------------------------------------------------------
