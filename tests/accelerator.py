@@ -23,12 +23,12 @@ class Pretended(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, device=DEVICE,
-                                                   storage_offset=inner.storage_offset())
+    def __new__(cls, behind):
+        return torch.Tensor._make_wrapper_subclass(cls, behind.shape, strides=behind.stride(), dtype=behind.dtype, device=DEVICE,
+                                                   storage_offset=behind.storage_offset())
 
-    def __init__(self, inner):
-        self.behind = inner
+    def __init__(self, behind):
+        self.behind = behind
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
@@ -37,11 +37,11 @@ class Pretended(torch.Tensor):
     def __getitem__(self, index):
         return super().__getitem__(on_cpu(index))
 
-    def new_tensor(self, data, dtype=None):
-        return Pretended(self.behind.new_tensor(data, dtype=dtype))
-
     def __setitem__(self, index, value):
         super().__setitem__(on_cpu(index), value)
+
+    def new_tensor(self, data, dtype=None):
+        return Pretended(self.behind.new_tensor(data, dtype=dtype))
 
 
 def on_cpu(index):

@@ -56,7 +56,8 @@ def same_rows(net, images, run) -> pd.DataFrame:
 def test_the_engine_gives_the_same_rows_on_another_device(robust_digits, name):
     rows = same_rows(robust_digits, IMAGES, RUNS[name])
     assert set(rows.image_id) == {name for name, *_ in IMAGES}
-    assert name == "clean" or rows.get("robust", 1 - rows.get("success", 1)).eq(0).any()
+    if name != "clean":
+        assert ((rows["success"] == 1) if "success" in rows else (rows["robust"] == 0)).any()
 
 
 def test_a_smoothed_head_gives_the_same_rows_on_another_device(robust_digits):
