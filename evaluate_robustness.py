@@ -27,24 +27,23 @@ import torch
 from timm.data import ImageNetInfo
 from tqdm import tqdm
 
-import attacks
-import chtc
-import command_line
-import dataloading
-import engine
-import examples
-import human_maps
-import libraries
-import metrics
-import models
-import passes
-import published
-import records
-import rehearsal
-import sessions
 import utilities
-import zoo
-from command_line import CLEAN_THREATS
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.attacks import engine, libraries
+from alignment_security.cluster import job as chtc
+from alignment_security.evaluation import dry_run as rehearsal
+from alignment_security.evaluation import options as command_line
+from alignment_security.evaluation import published
+from alignment_security.evaluation.options import CLEAN_THREATS
+from alignment_security.images import human_maps
+from alignment_security.images import loading as dataloading
+from alignment_security.models import fast as passes
+from alignment_security.models import forward as sessions
+from alignment_security.models import loading as models
+from alignment_security.models import names as zoo
+from alignment_security.records import adversarial_examples as examples
+from alignment_security.records import metrics
+from alignment_security.records import run as records
 
 REQUEST_ERRORS = (models.ModelError, dataloading.DataError, engine.AttackError, records.RecordError)
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal

@@ -21,19 +21,19 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-import figures_both
-import figures_examples
-import figures_feng2025
-import figures_hoak2025
-import figures_norms
-import figures_records
-import figures_survivors
-import figures_training
-import records
-import report
-import statistics_feng2025
 import utilities
-from drawing import STYLE, NothingToDraw, load_results
+from alignment_security.analysis import feng2025_tables as statistics_feng2025
+from alignment_security.plots import both as figures_both
+from alignment_security.plots import examples as figures_examples
+from alignment_security.plots import feng2025 as figures_feng2025
+from alignment_security.plots import hoak2025 as figures_hoak2025
+from alignment_security.plots import hoak2025_survivors as figures_survivors
+from alignment_security.plots import norms as figures_norms
+from alignment_security.plots import records as figures_records
+from alignment_security.plots import report
+from alignment_security.plots import training as figures_training
+from alignment_security.plots.style import STYLE, NothingToDraw, load_results
+from alignment_security.records import run as records
 
 # name -> (function that draws it, command that makes what it draws)
 DRAWN_BY = [figures_records, figures_norms, figures_examples, figures_hoak2025, figures_survivors, figures_feng2025,

@@ -29,23 +29,23 @@ import torch.distributed as dist
 from timm.data import resolve_model_data_config
 from torch import nn
 
-import attacks
-import chtc
-import dataloading
-import engine
-import human_maps
-import models
-import objectives
-import passes
-import records
-import sessions
-import training_images
-import training_options
 import utilities
-import zoo
-from learner import fit, make_learner, rank, shared, take_up, world
-from training_images import Augmented, DataError
-from training_run import LAST, LOG, TrainingError, TrainingRun, folder_of, read_state
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.attacks import engine
+from alignment_security.cluster import job as chtc
+from alignment_security.images import human_maps
+from alignment_security.images import loading as dataloading
+from alignment_security.models import fast as passes
+from alignment_security.models import forward as sessions
+from alignment_security.models import loading as models
+from alignment_security.models import names as zoo
+from alignment_security.records import run as records
+from alignment_security.trainer import images as training_images
+from alignment_security.trainer import objectives
+from alignment_security.trainer import options as training_options
+from alignment_security.trainer.images import Augmented, DataError
+from alignment_security.trainer.loop import fit, make_learner, rank, shared, take_up, world
+from alignment_security.trainer.run import LAST, LOG, TrainingError, TrainingRun, folder_of, read_state
 
 REQUEST_ERRORS = (models.ModelError, DataError, engine.AttackError, records.RecordError, TrainingError,
                   objectives.ObjectiveError)

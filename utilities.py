@@ -27,12 +27,12 @@ from pathlib import Path
 import pandas as pd
 from dotenv import dotenv_values
 
-import audit
-import brainscore
-import model_lists
-import records
-import sweep
-from brainscore_join import join_results
+from alignment_security.analysis import brainscore_leaderboard as brainscore
+from alignment_security.analysis.brainscore_join import join_results
+from alignment_security.cluster import sweep
+from alignment_security.models import lists as model_lists
+from alignment_security.records import audit
+from alignment_security.records import run as records
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ["torch", "torchvision", "timm", "pyautoattack", "foolbox", "numpy", "scipy", "pandas", "pillow",
@@ -139,7 +139,7 @@ def setup_scores(package_path=None, scores_path=None, results_dir="results", dat
 
 
 def models_command(args) -> None:
-    import zoo  # torch and timm, for this command alone
+    from alignment_security.models import names as zoo  # torch and timm, for this command alone
 
     def counts(states) -> str:
         return ", ".join(f"{count} {state}" for state, count in pd.Series(states).value_counts().items())

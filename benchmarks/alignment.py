@@ -19,7 +19,7 @@ import scipy
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-import metrics  # noqa: E402
+from alignment_security.records import metrics  # noqa: E402
 
 IMAGES, SIDE, BATCH = 960, 224, 96
 

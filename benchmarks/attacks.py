@@ -27,15 +27,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import nets  # noqa: E402
 from nets import rows_of  # noqa: E402
 
-import dataloading  # noqa: E402
-import models  # noqa: E402
-import passes  # noqa: E402
-import records  # noqa: E402
 import utilities  # noqa: E402
-from attacks import Budget, attack_balls, attack_minimum_norm  # noqa: E402
-from engine import Passes  # noqa: E402
-from libraries import reference_balls  # noqa: E402
-from minimum_norm import FMN, Crossing  # noqa: E402
+from alignment_security.attacks.autoattack import Budget, attack_balls, attack_minimum_norm  # noqa: E402
+from alignment_security.attacks.engine import Passes  # noqa: E402
+from alignment_security.attacks.libraries import reference_balls  # noqa: E402
+from alignment_security.attacks.minimum_norm import FMN, Crossing  # noqa: E402
+from alignment_security.images import loading as dataloading  # noqa: E402
+from alignment_security.models import fast as passes  # noqa: E402
+from alignment_security.models import loading as models  # noqa: E402
+from alignment_security.records import run as records  # noqa: E402
 
 
 def lite0(head: str, device: str):

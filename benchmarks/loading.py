@@ -23,8 +23,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from alignment import machine  # noqa: E402
 
-import dataloading  # noqa: E402
-import models  # noqa: E402
+from alignment_security.images import loading as dataloading  # noqa: E402
+from alignment_security.models import loading as models  # noqa: E402
 
 ENTRIES, TIMED, WATCHED = 50_000, 600, 3000
 PREPROCESSING = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}

@@ -22,9 +22,9 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from alignment import machine  # noqa: E402
 
-import records  # noqa: E402
-import sweep  # noqa: E402
 import utilities  # noqa: E402
+from alignment_security.cluster import sweep  # noqa: E402
+from alignment_security.records import run as records  # noqa: E402
 
 MODEL, BUDGET = "tf_efficientnet_lite0", ["L2", "--protocol", "crossing", "--steps", "40"]
 CHUNK, LOST = 5.0, 15.0        # seconds: to a checkpoint; from then to the eviction

@@ -22,15 +22,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import digits_training  # noqa: E402
 
-import attacks  # noqa: E402
-import learner  # noqa: E402
-import models  # noqa: E402
-import passes  # noqa: E402
-import records  # noqa: E402
-import sessions  # noqa: E402
 import training  # noqa: E402
-import training_options  # noqa: E402
-from training_images import Batch  # noqa: E402
+from alignment_security.attacks import autoattack as attacks  # noqa: E402
+from alignment_security.models import fast as passes  # noqa: E402
+from alignment_security.models import forward as sessions  # noqa: E402
+from alignment_security.models import loading as models  # noqa: E402
+from alignment_security.records import run as records  # noqa: E402
+from alignment_security.trainer import loop as learner  # noqa: E402
+from alignment_security.trainer import options as training_options  # noqa: E402
+from alignment_security.trainer.images import Batch  # noqa: E402
 
 OBJECTIVES = {"plain": "", "harmonizer": "--objective harmonizer --lambda_1 0.01", "adversarial":
               "--objective adversarial --norm Linf --eps 4/255", "both": "--objective both --norm Linf --eps 4/255 --lambda_1 0.01"}

@@ -20,10 +20,10 @@ import torch
 from nets import digits, digits_net
 from PIL import Image
 
-import dataloading
 import evaluate_robustness
-import models
-import records
+from alignment_security.images import loading as dataloading
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
 
 ROOT = Path(__file__).resolve().parent.parent
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)

@@ -5,10 +5,10 @@ import numpy as np
 import torch
 from nets import DigitsWithMaps, digits, ink_maps, untrained_digits_net
 
-import attacks
-import learner
-import metrics
-import training_options
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.records import metrics
+from alignment_security.trainer import loop as learner
+from alignment_security.trainer import options as training_options
 
 BASE = "--model_name digits --batch_size 60 --workers 0 --optimizer adam --lr 2e-3 --lambda_2 0 --schedule constant --epochs 10"
 ADVERSARIAL = "--objective adversarial --norm Linf --eps 0.12"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-import brainscore
+from alignment_security.analysis import brainscore_leaderboard as brainscore
 
 DUMP = Path(__file__).resolve().parents[2] / "shared" / "data" / "brainscore" / "new_leaderboard_19103cff.csv"
 RADII = [0.25 / 255, 0.5 / 255, 1 / 255]

@@ -12,12 +12,12 @@ from accelerator import DEVICE, Pretended, pretended
 from nets import digits, rows_of
 from torch import nn
 
-import models
-import records
 import training
-from attacks import Budget, attack_balls, attack_minimum_norm, clean_rows
-from libraries import reference_balls
-from minimum_norm import FMN, Crossing
+from alignment_security.attacks.autoattack import Budget, attack_balls, attack_minimum_norm, clean_rows
+from alignment_security.attacks.libraries import reference_balls
+from alignment_security.attacks.minimum_norm import FMN, Crossing
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
 
 BUDGET = Budget(steps=8, targets=2, queries=20)
 IMAGES = digits()[1200:1206]

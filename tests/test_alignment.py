@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import metrics
+from alignment_security.records import metrics
 
 RNG = np.random.default_rng(0)
 

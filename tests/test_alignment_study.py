@@ -7,10 +7,10 @@ import pytest
 from leaderboards import DUMP, KINDS, MADE_UP, RADII, made_up, planted, random_scores, real_scores, write_scores, write_study
 from scipy import stats
 
-import alignment_study
-import drawing
-from alignment_study import CLEAN, correlation_table, studies
-from records import RecordError
+from alignment_security.analysis import hoak2025 as alignment_study
+from alignment_security.analysis.hoak2025 import CLEAN, correlation_table, studies
+from alignment_security.plots import style as drawing
+from alignment_security.records.run import RecordError
 
 PLUS, MINUS = "Marques2020_B2013-texture_sparseness", "Against2020-top1"
 

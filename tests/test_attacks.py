@@ -8,12 +8,12 @@ from nets import Counter, cifar_photographs, cifar_resnet18, digits, rows_of, tw
 from scipy.optimize import linprog
 from torch import nn
 
-import attacks
-from attacks import AttackError, Budget, attack_balls, attack_minimum_norm
-from engine import Job, Passes, run_stages
-from ensemble import APGD, FAB, Square, bump, square_fraction, to_hyperplane
-from libraries import reference_attack, reference_balls
-from minimum_norm import FMN
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.attacks.apgd import APGD, FAB, Square, bump, square_fraction, to_hyperplane
+from alignment_security.attacks.autoattack import AttackError, Budget, attack_balls, attack_minimum_norm
+from alignment_security.attacks.engine import Job, Passes, run_stages
+from alignment_security.attacks.libraries import reference_attack, reference_balls
+from alignment_security.attacks.minimum_norm import FMN
 
 SMALL = Budget(steps=20, targets=3, queries=60)
 

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import attacks
-import audit
-import ensemble
 import plotting
-import records
-import trace_figure
 import utilities
+from alignment_security.attacks import apgd as ensemble
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.records import audit
+from alignment_security.records import run as records
+from alignment_security.records import trace as trace_figure
 
 IMAGES = {"a.jpg": 3, "b.jpg": 5, "c.jpg": 7, "d.jpg": 9}      # a to c are right, d is not
 LIST = hashlib.sha256(b"a.jpg 3\nb.jpg 5\nc.jpg 7\nd.jpg 9\n").hexdigest()

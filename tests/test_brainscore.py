@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import brainscore
 import utilities
-from brainscore import (
+from alignment_security.analysis import brainscore_leaderboard as brainscore
+from alignment_security.analysis.brainscore_join import JOINED, MAX_SHOWN, UNMATCHED, join_results
+from alignment_security.analysis.brainscore_leaderboard import (
     MERGED,
     benchmark_columns,
     compare_scores,
@@ -25,9 +26,8 @@ from brainscore import (
     read_scores,
     setup_scores,
 )
-from brainscore_join import JOINED, MAX_SHOWN, UNMATCHED, join_results
-from brainscore_registry import find_package, package_version, read_registry
-from records import RecordError
+from alignment_security.analysis.brainscore_registry import find_package, package_version, read_registry
+from alignment_security.records.run import RecordError
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT.parent / "shared" / "data" / "brainscore"
@@ -666,7 +666,7 @@ def test_real_snapshots_compare():
 CHECK = """
 import sys, time
 start = time.process_time()
-from brainscore import setup_scores
+from alignment_security.analysis.brainscore_leaderboard import setup_scores
 setup_scores(sys.argv[1], sys.argv[2], sys.argv[3])
 seconds = time.process_time() - start        # of one thread: what an idle machine's clock shows
 heavy = {"torch", "timm", "brainscore_vision", "matplotlib", "scipy", "sklearn"} & set(sys.modules)

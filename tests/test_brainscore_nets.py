@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-import brainscore_nets
-import models
-from zoo import ModelError
+from alignment_security.models import brainscore as brainscore_nets
+from alignment_security.models import loading as models
+from alignment_security.models.names import ModelError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 installed = pytest.mark.skipif(importlib.util.find_spec("brainscore_vision") is None, reason="brainscore-vision is not installed")

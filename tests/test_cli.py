@@ -18,10 +18,10 @@ import timm
 import torch
 from conftest import ROOT
 
-import command_line
 import evaluate_robustness
-import models
-import records
+from alignment_security.evaluation import options as command_line
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
 
 SCRIPT = [sys.executable, str(ROOT / "evaluate_robustness.py")]
 

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageFile
 from scipy.io import savemat
 
-import dataloading
-import models
-from dataloading import DataError, load_image_set, take_slice
+from alignment_security.images import loading as dataloading
+from alignment_security.images.loading import DataError, load_image_set, take_slice
+from alignment_security.models import loading as models
 
 PLAIN = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
 SYNSETS = dataloading.synsets()

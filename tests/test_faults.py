@@ -26,12 +26,12 @@ from conftest import ROOT
 from PIL import Image, ImageFile
 from torch import nn
 
-import dataloading
 import evaluate_robustness
-import models
-import records
 import utilities
-from dataloading import DataError
+from alignment_security.images import loading as dataloading
+from alignment_security.images.loading import DataError
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
 
 RUNS = {"clean": ["clean"],
         "Linf": ["Linf", "--eps", "16/255", "48/255", "96/255", "--steps", "4", "--targets", "2", "--queries", "20"],
@@ -477,7 +477,7 @@ def test_versions_that_drift_are_recorded_and_warned_of(cli, tiny, tmp_path, mon
 
 
 LOADS = """
-import models
+from alignment_security.models import loading as models
 for name in ("test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k"):
     try:
         print(models.load_model(name).settings)

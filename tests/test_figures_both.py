@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from test_measurements import DATA, needs_data, write_published, write_summary
 
-import drawing
-import figures_both
-import figures_norms
 import plotting
-import records
-from measurements import PUBLISHED
+from alignment_security.analysis.feng2025 import PUBLISHED
+from alignment_security.plots import both as figures_both
+from alignment_security.plots import norms as figures_norms
+from alignment_security.plots import style as drawing
+from alignment_security.records import run as records
 
 
 def draw(results, *plots):

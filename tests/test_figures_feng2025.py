@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from test_measurements import DATA, needs_data, write_published, write_summary
 
-import drawing
-import figures_feng2025
-import metrics
 import plotting
-import statistics_feng2025
-from measurements import PUBLISHED
+from alignment_security.analysis import feng2025_tables as statistics_feng2025
+from alignment_security.analysis.feng2025 import PUBLISHED
+from alignment_security.plots import feng2025 as figures_feng2025
+from alignment_security.plots import style as drawing
+from alignment_security.records import metrics
 
 
 @pytest.fixture(autouse=True)

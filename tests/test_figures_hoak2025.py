@@ -14,10 +14,10 @@ from matplotlib.text import Text
 from scipy import stats
 from sklearn.metrics import pairwise_distances
 
-import drawing
-import figures_hoak2025
-import figures_survivors
 import plotting
+from alignment_security.plots import hoak2025 as figures_hoak2025
+from alignment_security.plots import hoak2025_survivors as figures_survivors
+from alignment_security.plots import style as drawing
 
 FIGURES = figures_hoak2025.FIGURES | figures_survivors.FIGURES
 PICTURES = [name for name in FIGURES if not name.endswith("_table")]

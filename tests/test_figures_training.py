@@ -7,11 +7,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-import drawing
-import figures_training
 import plotting
-import records
-import training_run
+from alignment_security.plots import style as drawing
+from alignment_security.plots import training as figures_training
+from alignment_security.records import run as records
+from alignment_security.trainer import run as training_run
 
 LOG = """step,epoch,lr,loss,cross_entropy,harmonizer,accuracy,gradient_norm,val_accuracy
 1,0.5,0.1,3.5,3.0,5.0,0.25,1.0,

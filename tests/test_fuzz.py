@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import brainscore
-import human_maps
-import records
-from dataloading import DataError, load_image_set
+from alignment_security.analysis import brainscore_leaderboard as brainscore
+from alignment_security.images import human_maps
+from alignment_security.images.loading import DataError, load_image_set
+from alignment_security.records import run as records
 
 tfrecord = pytest.importorskip("tfrecord")
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "1.5"))

@@ -19,16 +19,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-import chtc
 import evaluate_robustness
-import models
-import prestage
-import records
-import sessions
-import sweep
-import sweep_status
 import training
-import training_run
+from alignment_security.cluster import job as chtc
+from alignment_security.cluster import prestage, sweep
+from alignment_security.cluster import status as sweep_status
+from alignment_security.models import forward as sessions
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
+from alignment_security.trainer import run as training_run
 
 NO_POOL = os.environ.get("NO_CONDOR", "no HTCondor pool; `make test-htcondor` starts one")
 pytestmark = [pytest.mark.condor, pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL)]

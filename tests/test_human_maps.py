@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from scipy.ndimage import correlate, zoom
 
-import dataloading
-import human_maps
-from dataloading import DataError, load_image_set
+from alignment_security.images import human_maps
+from alignment_security.images import loading as dataloading
+from alignment_security.images.loading import DataError, load_image_set
 
 tfrecord = pytest.importorskip("tfrecord")
 

@@ -16,11 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-import dataloading
-import human_maps
-import image_sets
-from dataloading import DataError, load_image_set
-from image_sets import draw, groupings
+from alignment_security.images import human_maps, image_sets
+from alignment_security.images import loading as dataloading
+from alignment_security.images.image_sets import draw, groupings
+from alignment_security.images.loading import DataError, load_image_set
 
 SYNSETS = image_sets.synsets()
 LIST = image_sets.list_fields(image_sets.LISTS / "big12.txt")

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 
-import inference
-import metrics
+from alignment_security.analysis import statistics as inference
+from alignment_security.records import metrics
 
 FENG = Path(__file__).resolve().parents[2] / "shared" / "data" / "feng2025"
 

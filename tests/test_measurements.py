@@ -5,9 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import drawing
-import measurements
-import records
+from alignment_security.analysis import feng2025 as measurements
+from alignment_security.plots import style as drawing
+from alignment_security.records import run as records
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "feng2025").is_dir(), reason="no ../shared/data: the published numbers are not here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import metrics
+from alignment_security.records import metrics
 
 Z = 1.959963984540054    # the 97.5 % point of the normal distribution
 

@@ -8,9 +8,9 @@ import torch
 from nets import Linear, digits, rows_of, two_class
 from scipy.optimize import linprog
 
-from attacks import attack_minimum_norm
-from libraries import foolbox_rows, stretch
-from minimum_norm import FMN, Crossing, shrink
+from alignment_security.attacks.autoattack import attack_minimum_norm
+from alignment_security.attacks.libraries import foolbox_rows, stretch
+from alignment_security.attacks.minimum_norm import FMN, Crossing, shrink
 
 
 def box_distance(net, distance: float) -> float:

@@ -13,10 +13,10 @@ from conftest import ROOT
 from matplotlib.colors import to_rgb
 from scipy.stats import ttest_ind_from_stats
 
-import brainscore_registry
-import families
-import model_lists
-from records import RecordError
+from alignment_security.analysis import brainscore_registry
+from alignment_security.models import families
+from alignment_security.models import lists as model_lists
+from alignment_security.records.run import RecordError
 
 FENG2025 = ROOT.parent / "shared" / "data" / "feng2025"
 published = pytest.mark.skipif(not FENG2025.is_dir(), reason="the published numbers are not here")

@@ -19,9 +19,9 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-import dataloading
-import models
-from models import ModelError
+from alignment_security.images import loading as dataloading
+from alignment_security.models import loading as models
+from alignment_security.models.loading import ModelError
 
 LITE0_SHA256 = "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"    # of 18.7 MB that pip pins
 
@@ -384,7 +384,7 @@ def test_a_net_without_classes_is_refused(tmp_path):
 
 
 LOADS = """
-import models
+from alignment_security.models import loading as models
 for name in ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k", "test_vit.r160_in1k"):
     try:
         settings = models.load_model(name).settings

@@ -11,9 +11,9 @@ from nets import DigitsWithMaps, Linear, digits, untrained_digits_net
 from scipy import ndimage, stats
 from torch import nn
 
-import learner
-import objectives
-import training_options
+from alignment_security.trainer import loop as learner
+from alignment_security.trainer import objectives
+from alignment_security.trainer import options as training_options
 
 
 def rand(*shape, seed=0, dtype=torch.float64):

@@ -6,8 +6,8 @@ import torch
 from nets import cifar_photographs, cifar_resnet18
 from torch import nn
 
-import passes
-from attacks import Budget, attack_balls
+from alignment_security.attacks.autoattack import Budget, attack_balls
+from alignment_security.models import fast as passes
 
 
 def with_statistics(name: str) -> nn.Module:

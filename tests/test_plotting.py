@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import drawing
-import families
-import figures_examples
-import figures_records
 import plotting
-import records
+from alignment_security.models import families
+from alignment_security.plots import examples as figures_examples
+from alignment_security.plots import records as figures_records
+from alignment_security.plots import style as drawing
+from alignment_security.records import run as records
 
 EPS = [1 / 255, 2 / 255]
 # verdicts per image: clean, robust at 1/255, robust at 2/255 -> 3, 2 and 1 of 4

@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-import published
-import zoo
-from records import RecordError
+from alignment_security.evaluation import published
+from alignment_security.models import names as zoo
+from alignment_security.records.run import RecordError
 
 TIMM = sorted((ROOT.parent / "shared" / "data" / "timm").glob("results-imagenet_*.csv"))
 TABLE = ("model,img_size,top1,top1_err,param_count\n"

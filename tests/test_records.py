@@ -16,8 +16,8 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-import records
-from records import RecordError
+from alignment_security.records import run as records
+from alignment_security.records.run import RecordError
 
 IDS = ["b.jpg", "a.jpg", "c.jpg"]
 EPS = [1 / 255, 2 / 255]

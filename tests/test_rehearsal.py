@@ -8,10 +8,10 @@ import torch
 from nets import digits, digits_net
 from torch import nn
 
-import attacks
-import libraries
-import rehearsal
-from minimum_norm import FMN, Crossing
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.attacks import libraries
+from alignment_security.attacks.minimum_norm import FMN, Crossing
+from alignment_security.evaluation import dry_run as rehearsal
 
 TINY_EPS, HUGE_EPS = [1e-4, 2e-4, 3e-4], [1.0]
 BUDGET = {"steps": 10, "targets": 3, "queries": 60}

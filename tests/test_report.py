@@ -10,7 +10,7 @@ from test_figures_both import make_norms
 from test_measurements import write_published, write_summary
 
 import plotting
-import records
+from alignment_security.records import run as records
 
 NASTY = '<script>alert("1")</script> & "x"/../y'
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

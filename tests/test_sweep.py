@@ -19,14 +19,13 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-import chtc
-import models
-import prestage
-import records
-import sessions
-import sweep
-import sweep_status
 import utilities
+from alignment_security.cluster import job as chtc
+from alignment_security.cluster import prestage, sweep
+from alignment_security.cluster import status as sweep_status
+from alignment_security.models import forward as sessions
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
 
 LITE0 = "tf_efficientnet_lite0"
 NAMES = ["lab/net:v1.0", "lab/net-v1.0", "lab:net.v1.0"]      # told apart by what a file name cannot hold

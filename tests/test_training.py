@@ -19,15 +19,15 @@ from conftest import ROOT
 from nets import digits
 from PIL import Image
 
-import chtc
-import dataloading
-import learner
-import models
-import prestage
-import records
 import training
-import training_images
-import training_options
+from alignment_security.cluster import job as chtc
+from alignment_security.cluster import prestage
+from alignment_security.images import loading as dataloading
+from alignment_security.models import loading as models
+from alignment_security.records import run as records
+from alignment_security.trainer import images as training_images
+from alignment_security.trainer import loop as learner
+from alignment_security.trainer import options as training_options
 
 SCRIPT = [sys.executable, str(ROOT / "training.py")]
 PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"

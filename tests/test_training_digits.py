@@ -6,9 +6,9 @@ import torch
 from digits_training import ADVERSARIAL, HELD_OUT, accuracy, agreement, trained, verdicts
 from nets import DigitsWithMaps, digits, ink_maps, untrained_digits_net
 
-import attacks
-import learner
-import training_options
+from alignment_security.attacks import autoattack as attacks
+from alignment_security.trainer import loop as learner
+from alignment_security.trainer import options as training_options
 
 # ---- what it achieves ------------------------------------------------------------------------------------------
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-import dataloading
-import training_images
+from alignment_security.images import loading as dataloading
+from alignment_security.trainer import images as training_images
 
 # ---- order and augmentation ------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ import timm
 import torch
 from conftest import ROOT
 
-import model_lists
 import utilities
-import zoo
+from alignment_security.models import lists as model_lists
+from alignment_security.models import names as zoo
 
 # ---- what a name stands for ------------------------------------------------------------------------------------
 

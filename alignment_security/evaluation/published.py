@@ -1,0 +1,70 @@
+"""Clean accuracy against the one that is published for a model: a wrong class order, crop or file shows before an attack."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from alignment_security.records import metrics
+from alignment_security.records.run import RecordError, sha256_file
+
+CONFIDENCE = 0.999      # of the interval: with nothing wrong, one model in a thousand falls outside
+CHECKED = 500           # images that are classified before an attack, a fair sample of the set: seconds
+
+
+def read_published(path: str | Path) -> pd.DataFrame:
+    """Accuracies from a CSV with columns `model` and `top1` (percent) and, where a model stands there once per test size,
+    `img_size`: timm's results/results-imagenet.csv, or a table of one's own. Other columns are ignored.
+
+    Returns model, img_size (0 where not given), top1 in [0, 1]. Raises RecordError naming the file and the cell.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise RecordError(f"{path}: not a CSV ({str(error).strip()}); give one of timm's results/results-imagenet*.csv") from None
+    if lacking := {"model", "top1"} - set(table):
+        raise RecordError(f"{path}: no column {' or '.join(sorted(lacking))}; give one of timm's results/results-imagenet*.csv")
+    numbers = {column: pd.to_numeric(table[column].str.replace(",", ""), errors="coerce") for column in ("top1", "img_size")
+               if column in table}
+    for column, values in numbers.items():
+        wrong = values.isna() | (values < 0) | ((values > 100) & (column == "top1"))
+        if wrong.any():
+            at = wrong.idxmax()
+            raise RecordError(f"{path}, line {at + 2}, column {column}: {table[column][at]!r}; write top1 in percent, "
+                              "img_size in pixels")
+    sizes = numbers.get("img_size", pd.Series(0, index=table.index))
+    return pd.DataFrame({"model": table["model"].str.strip(), "img_size": sizes.astype(int), "top1": numbers["top1"] / 100})
+
+
+def published_accuracy(table: pd.DataFrame, names: list[str], size: int) -> tuple[dict, str]:
+    """({model, img_size, top1} of the first of some names that the table has at this test size, or {}; why there is none)."""
+    rows = table[table["model"] == next((name for name in names if name in set(table["model"])), None)]
+    if rows.empty:
+        return {}, f"no published accuracy of {' or '.join(names)}"
+    fits = rows[rows["img_size"].isin([0, size])]
+    if fits.empty:
+        sizes = ", ".join(map(str, sorted(rows["img_size"])))
+        return {}, f"the accuracy of {rows['model'].iloc[0]} is published at {sizes} pixels, not at {size}"
+    return fits.iloc[0].to_dict(), ""
+
+
+def compare(published: dict, correct: int, n: int) -> dict:
+    """What a run file keeps of a comparison; `far_off` when the published accuracy lies outside the interval of ours.
+
+    Wilson's interval at CONFIDENCE, as if the n images were drawn at random from those that were published on.
+    """
+    low, high = metrics.accuracy_interval(correct, n, CONFIDENCE)
+    return published | {"correct": correct, "n": n, "low": low, "high": high,
+                        "far_off": not low <= published["top1"] <= high}
+
+
+def sentence(found: dict, image_set: str) -> str:
+    """The comparison as a warning to read."""
+    return (f"clean accuracy {found['correct'] / found['n']:.1%} on {found['n']} images of {image_set}, but {found['top1']:.1%} "
+            f"is published for {found['model']}, outside the {CONFIDENCE:.1%} interval {found['low']:.1%} to "
+            f"{found['high']:.1%}: check the class order of the images, the preprocessing and the weights")
+
+
+def source(path: str | Path) -> dict:
+    """The table's name and hash, for the run file."""
+    return {"file": Path(path).name, "sha256": sha256_file(Path(path))}

@@ -1,0 +1,322 @@
+"""What would not stand up in review: a finished results folder checked again from its files alone, and figures traced back.
+
+    python utilities.py audit [results/]                     a line per finding: file, what is wrong, what mends it
+    python utilities.py audit results/ --reattack 20         and 20 kept examples put before their models once more
+    python utilities.py trace figures/accuracy_vs_eps.csv    the runs, weights, settings and commits behind a figure's numbers
+
+Exit status of audit: 0 nothing found, 1 findings, 2 the request is wrong. Only --reattack needs torch.
+"""
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from alignment_security.records import run as records
+from alignment_security.records import trace as trace_figure
+from alignment_security.records.run import RecordError
+
+AGAIN = "evaluate it again with --overwrite"
+GO_ON = "run the same command again to finish it"
+MERGE = "run `python utilities.py merge` again"
+STANDARD = {"attacks": ["apgd-ce", "apgd-t", "fab-t", "square"], "steps": 100, "targets": 9, "queries": 5000}   # AutoAttack
+# x + delta is stored in float32: attacks.confirm_in_float32 grants a ball this much, relative and absolute
+RELATIVE, ABSOLUTE = 1e-5, 1e-7
+NEEDED = {"clean": [], "ball": ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"],
+          "minimum_norm": ["success", "adv_pred", "l2", "linf", "human_alignment_raw", "human_alignment"]}
+
+
+class Record(NamedTuple):
+    """A finished run whose record is the one it finished with."""
+    path: Path              # of the record
+    run: dict
+    rows: pd.DataFrame
+
+    @property
+    def settings(self) -> dict:
+        return self.run["settings"]["run"]
+
+    @property
+    def model(self) -> dict:
+        return self.run["settings"]["model"]
+
+
+def audit(results_dir) -> list[str]:
+    """Everything that would not stand up in review, a line each. Raises RecordError where there is no record at all."""
+    root = Path(results_dir) / "records"
+    runs, found = read_runs(root)
+    whole = []
+    for path, run in runs.items():
+        try:
+            record = finished_record(path.with_suffix(".csv"), run)
+            lines = [f"{record.path}: {line}" for line in check_record(record)]
+            whole.append(record)
+        except RecordError as error:
+            lines = [str(error)]
+        found += lines
+    found += [f"{path}: not comparable with {other.name}, whose settings differ ({what}); evaluate one of them again with "
+              "--overwrite" for path, other, what in records.mixed(runs)]
+    return list(dict.fromkeys([*found, *check_models(whole), *check_lists(whole), *check_code(root, whole),
+                               *check_summary(Path(results_dir))]))
+
+
+def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
+    """Run files that can be read, and what there is to say of the others."""
+    runs, found = {}, []
+    for path in sorted(root.glob("*/*/*.json")):
+        try:
+            runs[path] = records.read_run(path)
+        except RecordError as error:
+            found.append(str(error))
+    found += [f"{path}: a record without its run file; bring the .json, or remove it" for path in sorted(root.glob("*/*/*.csv"))
+              if not path.with_suffix(".json").exists()]
+    if not runs and not found:
+        raise RecordError(f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes the first")
+    return runs, found
+
+
+def finished_record(path: Path, run: dict) -> Record:
+    """Raises RecordError for a run that is not finished, and for a record that changed since or lacks columns."""
+    if run["status"] != "done":
+        raise RecordError(f"{path}: unfinished (status {run['status']}); {GO_ON}")
+    records.check_sha256(path, run)
+    rows = records.read_record(path)
+    if missing := [name for name in [*records.CLEAN, *NEEDED.get(run["kind"], [f"of kind {run['kind']}"])] if name not in rows]:
+        raise RecordError(f"{path}: has no column {', '.join(missing)}; {AGAIN}")
+    return Record(path, run, rows)
+
+
+# ---- one record ------------------------------------------------------------------------------------------------
+
+def check_record(record: Record) -> Iterator[str]:
+    """What is wrong with one record by itself: sentences without its path."""
+    yield from check_images(record)
+    yield from check_settings(record)
+    yield from wrong_rows(record.rows["clean_correct"] != (record.rows["clean_pred"] == record.rows["label"]), record.rows,
+                          "clean_correct is not clean_pred == label")
+    yield from {"clean": lambda _: [], "ball": check_ball, "minimum_norm": check_norms}[record.run["kind"]](record)
+    for warning in [text for text in record.run["warnings"] if "batch size is now" not in text]:    # which changes no verdict
+        yield f"its run warned: {warning}; mend the cause and {AGAIN}, or report it"
+
+
+def wrong_rows(wrong: pd.Series, rows: pd.DataFrame, what: str, remedy: str = AGAIN) -> Iterator[str]:
+    """One sentence about the rows where `wrong` is true, with the first of them; none where there is no such row."""
+    if wrong.any():
+        first = rows[wrong].iloc[0]
+        where = f"{first['image_id']} at eps {first['eps']:.6g}" if "eps" in rows else first["image_id"]
+        yield f"{wrong.sum()} row(s) where {what}, e.g. {where}; {remedy}"
+
+
+def check_images(record: Record) -> Iterator[str]:
+    """Every image once (at every eps), as many as were asked for, and they are those of the list."""
+    rows, settings = record.rows, record.settings
+    names = list(dict.fromkeys(rows["image_id"]))
+    try:
+        records.check_complete(rows, names, settings.get("eps"), record.path)
+    except RecordError as error:
+        yield str(error).removeprefix(f"{record.path}: ")
+    if {len(names), record.run.get("images")} != {settings.get("images")}:
+        yield f"{len(names)} images, its settings say {settings.get('images')}, its run {record.run.get('images')}; {AGAIN}"
+    if not settings.get("list_sha256"):
+        yield f"no sha256 of its image list; {AGAIN}"
+    elif settings.get("head", "none") == "none" and list_sha256(rows) != settings["list_sha256"]:
+        yield f"its images and labels are not those of the list that its settings name (list_sha256 differs); {AGAIN}"
+
+
+def list_sha256(rows: pd.DataFrame) -> str:
+    """image_sets.ImageSet.list_sha256 of the images of a finished record, which are in the order of the list."""
+    pairs = rows.drop_duplicates("image_id")[["image_id", "label"]]
+    return hashlib.sha256("".join(f"{name} {label}\n" for name, label in pairs.to_numpy()).encode()).hexdigest()
+
+
+def check_settings(record: Record) -> Iterator[str]:
+    """Weights that can be told, a budget that bears its own name, a seed."""
+    settings, attack = record.settings, str(record.settings.get("attack"))
+    if not record.model.get("weights_sha256"):
+        yield f"no sha256 of its weights; {AGAIN}"
+    standard = all(settings.get(name) == value for name, value in STANDARD.items())
+    if "autoattack" in attack.lower() and not standard:
+        less = ", ".join(f"{name} {settings.get(name)}" for name, value in STANDARD.items() if settings.get(name) != value)
+        yield f"a budget called {attack!r} that is not AutoAttack's ({less}); {AGAIN}, or never call it AutoAttack"
+    if record.run["kind"] != "clean" and settings.get("seed") is None:
+        yield f"no seed; {AGAIN}"
+
+
+def check_ball(record: Record) -> Iterator[str]:
+    """Verdicts that fit together, norms inside their balls, accuracy that falls with eps."""
+    rows, settings = record.rows, record.settings
+    norm, by = settings.get("norm", record.run["threat"].split("-")[0]), rows["broken_by"].fillna("")
+    robust, correct = rows["robust"] == 1, rows["clean_correct"] == 1
+    broken = correct & (rows["robust"] == 0) & (rows["eps"] > 0)
+    yield from wrong_rows(~rows["robust"].isin([0, 1]) | (robust & ~correct), rows, "a misclassified image counts as robust")
+    yield from wrong_rows(robust & (by != ""), rows, "a robust image was broken by something")
+    yield from wrong_rows(broken & ~by.isin(settings.get("attacks", STANDARD["attacks"])), rows,
+                          "no attack of the budget broke the image")
+    yield from wrong_rows(broken & ~(rows["adv_pred"] != rows["label"]), rows, "the adversarial class is the label")
+    yield from wrong_rows(broken & ~(rows[norm.lower()] <= rows["eps"] * (1 + RELATIVE) + ABSOLUTE), rows,
+                          f"the {norm} norm is not within eps")
+    yield from wrong_rows(broken & (rows["from_eps"] > rows["eps"] * (1 + RELATIVE)), rows, "an image breaks at eps for having "
+                          "broken at a larger one")
+    yield from wrong_rows(robust & (rows["from_eps"] < rows["eps"] * (1 - RELATIVE)), rows, "an image is robust at eps for being "
+                          "so at a smaller one")
+    yield from impossible_norms(rows)
+    ordered = rows.sort_values(["image_id", "eps"])
+    rises = (ordered["robust"].diff() > 0) & (ordered["image_id"] == ordered["image_id"].shift())
+    yield from wrong_rows(rises, ordered, "an image is robust that is broken at a smaller eps")
+
+
+def check_norms(record: Record) -> Iterator[str]:
+    """Norms of correctly classified images that were fooled, and of no other; alignments that are correlations."""
+    rows = record.rows
+    success, correct = rows["success"] == 1, rows["clean_correct"] == 1
+    yield from wrong_rows(success & ~correct, rows, "a misclassified image has a minimal norm")
+    yield from wrong_rows(success & ~(rows["l2"] > 0), rows, "an image was fooled by no perturbation")
+    yield from wrong_rows(success & ~(rows["adv_pred"] != rows["label"]), rows, "the adversarial class is the label")
+    yield from wrong_rows(~success & rows["l2"].notna(), rows, "an image that was not fooled has a norm")
+    yield from wrong_rows(correct & ~success, rows, "no norm was found for a correctly classified image, so that the mean leaves "
+                          "out the hardest", "give it more --steps, or report the success rate")
+    yield from impossible_norms(rows)
+    raw, ceiling = rows["human_alignment_raw"], record.settings.get("human_ceiling")
+    off = (raw / ceiling - rows["human_alignment"]).abs() > 1e-9 if ceiling else raw.notna()
+    yield from wrong_rows((raw.abs() > 1) | off, rows, "the alignment is no correlation over its ceiling")
+
+
+def impossible_norms(rows: pd.DataFrame) -> Iterator[str]:
+    """No pixel changes by more than 1, nor by more than all of them together."""
+    yield from wrong_rows((rows["linf"] > 1 + ABSOLUTE) | (rows["linf"] > rows["l2"] * (1 + RELATIVE) + ABSOLUTE), rows,
+                          "linf is above 1 or above l2")
+
+
+# ---- records together ------------------------------------------------------------------------------------------
+
+def check_models(whole: list[Record]) -> Iterator[str]:
+    """One name is one model: the same weights and preprocessing under every threat, and the same clean predictions."""
+    first: dict[str, Record] = {}
+    for record in whole:
+        other = first.setdefault(record.run["model"], record)
+        a, b = ({k: v for k, v in r.model.items() if k != "head"} for r in (other, record))
+        if found := records.first_difference(a, b):
+            yield f"{record.path}: not the model of {other.path} though it bears its name ({found}); evaluate one of them again"
+    seen: dict[tuple, tuple[Record, pd.Series]] = {}
+    for record in whole:
+        s, rows = record.settings, record.rows.drop_duplicates("image_id")
+        same_pixels = (record.run["image_set"], s.get("head"), s.get("precision"), s.get("pixels"), str(s.get("corruption")))
+        mine = rows.set_index("image_id")["clean_pred"]
+        other, theirs = seen.setdefault((record.run["model"], *same_pixels), (record, mine))
+        both = pd.concat([theirs, mine], axis=1, join="inner", keys=["theirs", "mine"])
+        if len(wrong := both[both["theirs"] != both["mine"]]):
+            yield (f"{record.path}: {len(wrong)} of {len(both)} clean predictions differ from those of {other.path}, e.g. "
+                   f"{wrong.index[0]}; evaluate both again on one machine")
+
+
+def check_lists(whole: list[Record]) -> Iterator[str]:
+    """Runs of one image set and slice have one list, whatever the threat (records.mixed sees to models of one threat)."""
+    first: dict[tuple, Record] = {}
+    for record in whole:
+        key = record.run["image_set"], str(record.settings.get("slice")), str(record.settings.get("corruption"))
+        other = first.setdefault(key, record)
+        if record.settings.get("list_sha256") != other.settings.get("list_sha256") and record.path.parent != other.path.parent:
+            yield f"{record.path}: another image list than {other.path}, of the same set and slice; evaluate one of them again"
+
+
+def check_code(root: Path, whole: list[Record]) -> Iterator[str]:
+    """Commits and versions: every session by code that a commit holds, and the same for all that is compared."""
+    commits: dict[Path, dict[str, Path]] = {}
+    for record in whole:
+        for session in record.run["sessions"]:
+            git = session.get("git") or "unknown"
+            if git == "unknown" or git.endswith("-dirty"):
+                yield f"{record.path}: made by code that no commit holds (git {git}); commit (or set GIT_COMMIT) and {AGAIN}"
+            versions = " ".join(f"{name} {version}" for name, version in session.get("versions", {}).items())
+            for folder, fact in (record.path.parent, f"git {git.removesuffix('-dirty')}"), (root, versions or "versions unknown"):
+                commits.setdefault(folder, {}).setdefault(fact, record.path)
+    for folder, facts in commits.items():
+        (fact, path), *others = facts.items()
+        for other, at in others:
+            a, b = differing(fact, other)
+            yield (f"{folder}: {path.name} was made with {a}, {at.name} with {b}; name both in the paper, or evaluate one of "
+                   "them again")
+
+
+def differing(a: str, b: str) -> tuple[str, str]:
+    """The `name value` pairs of two texts that are not in both."""
+    pairs = [dict(zip(text.split()[::2], text.split()[1::2])) for text in (a, b)]
+    names = [name for name in {**pairs[0], **pairs[1]} if pairs[0].get(name) != pairs[1].get(name)]
+    mine, theirs = (", ".join(f"{name} {pair.get(name, 'not recorded')[:12]}" for name in names) for pair in pairs)
+    return mine, theirs
+
+
+# ---- the summary -----------------------------------------------------------------------------------------------
+
+def check_summary(results_dir: Path) -> Iterator[str]:
+    """The summary is what the records give today. Says nothing where they cannot be summarised: that is found elsewhere."""
+    path = results_dir / records.SUMMARY_NAME
+    try:
+        fresh = records.summarise(results_dir, allow_partial=True)
+    except RecordError:
+        return
+    try:
+        written = pd.read_csv(path, dtype={"model": str}, float_precision="round_trip")
+    except (OSError, ValueError) as error:
+        yield f"{path}: {'missing' if isinstance(error, FileNotFoundError) else f'not a table ({error})'}; {MERGE}"
+        return
+    if missing := [name for name in records.SUMMARY_KEY if name not in written]:
+        yield f"{path}: no column {', '.join(missing)}; {MERGE}"
+        return
+    keyed = [table.astype({"eps": float}).fillna({"eps": -1.0}).set_index(records.SUMMARY_KEY) for table in (written, fresh)]
+    for a, b, what in ((*keyed, "a row that no record gives"), (*keyed[::-1], "no row for a record")):
+        for key in a.index.difference(b.index)[:1]:
+            yield f"{path}: {what} ({' '.join(map(str, key[:2]))}); {MERGE}"
+    yield from changed_cells(path, *keyed)
+
+
+def changed_cells(path: Path, written: pd.DataFrame, fresh: pd.DataFrame) -> Iterator[str]:
+    """A sentence per column of the summary in which some cell is not what its record gives."""
+    common = written.index.intersection(fresh.index)
+    written, fresh = (table[~table.index.duplicated()].loc[common] for table in (written, fresh))
+    for name in [name for name in written if name in fresh]:
+        a, b = written[name], fresh[name]
+        if pd.api.types.is_numeric_dtype(a) and pd.api.types.is_numeric_dtype(b):
+            same = np.isclose(a.astype(float), b.astype(float), rtol=1e-12, atol=0, equal_nan=True)
+        else:
+            same = (a.astype(str) == b.astype(str)) | (a.isna() & b.isna())
+        if not same.all():
+            at = int(np.argmin(same))
+            whose = " ".join(map(str, common[at][:2]))
+            yield f"{path}: {name} of {whose} is {a.iloc[at]}, its record gives {b.iloc[at]}; {MERGE}"
+
+
+# ---- commands --------------------------------------------------------------------------------------------------
+
+def audit_command(args) -> None:
+    found = audit(args.results_dir)
+    if args.reattack:
+        from alignment_security.evaluation import reattack  # torch and timm, for this option alone
+
+        lines, told = reattack.confirm_examples(Path(args.results_dir), args.reattack, args.seed, args.checkpoint_dir)
+        found += lines
+        print(told, file=sys.stderr)
+    print("\n".join([*found, f"{len(found)} finding(s)"] if found else [f"{args.results_dir}: nothing found"]))
+    if found:
+        raise SystemExit(1)
+
+
+def add_commands(commands, checkpoint_dir: str | None) -> None:
+    """The sub-commands `audit` and `trace` of utilities.py; `checkpoint_dir` as .env gives it."""
+    check = commands.add_parser("audit", help="what of a results folder would not stand up in review")
+    check.add_argument("results_dir", nargs="?", default="results")
+    check.add_argument("--reattack", type=int, default=0, metavar="K", help="confirm the verdicts of K random kept examples")
+    check.add_argument("--seed", type=int, default=0, help="of the choice of examples")
+    check.add_argument("--checkpoint_dir", type=Path, default=checkpoint_dir, metavar="DIR",
+                       help="folder of the checkpoints that runs name by file; default CHECKPOINT_DIR of .env")
+    check.set_defaults(run=audit_command)
+    trace = commands.add_parser("trace", help="the runs, weights and commits behind the numbers of a figure")
+    trace.add_argument("figure", type=Path, metavar="FIGURE.csv")
+    trace.add_argument("--line", type=int, help="only that line of the file (its header is line 1)")
+    trace.add_argument("--results_dir", type=Path, default=Path("results"))
+    trace.set_defaults(run=lambda args: trace_figure.trace_command(args.figure, args.results_dir, args.line))
