@@ -21,23 +21,24 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-import utilities
-from alignment_security.analysis import feng2025_tables as statistics_feng2025
-from alignment_security.plots import both as figures_both
-from alignment_security.plots import examples as figures_examples
-from alignment_security.plots import feng2025 as figures_feng2025
-from alignment_security.plots import hoak2025 as figures_hoak2025
-from alignment_security.plots import hoak2025_survivors as figures_survivors
-from alignment_security.plots import norms as figures_norms
-from alignment_security.plots import records as figures_records
-from alignment_security.plots import report
-from alignment_security.plots import training as figures_training
-from alignment_security.plots.style import STYLE, NothingToDraw, load_results
-from alignment_security.records import run as records
+from alignment_security.analysis.results import NothingToDraw, load_results
+from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.settings import setting
+from alignment_security.plots import (
+    both,
+    examples,
+    feng2025,
+    hoak2025,
+    hoak2025_survivors,
+    norms,
+    records,
+    training,
+)
+from alignment_security.plots.report import write_report
+from alignment_security.plots.style import STYLE
 
 # name -> (function that draws it, command that makes what it draws)
-DRAWN_BY = [figures_records, figures_norms, figures_examples, figures_hoak2025, figures_survivors, figures_feng2025,
-            statistics_feng2025, figures_both, figures_training]
+DRAWN_BY = [records, norms, examples, hoak2025, hoak2025_survivors, feng2025, both, training]
 FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
 
 
@@ -68,7 +69,7 @@ def write(args, name: str, figure: Figure | None, table: pd.DataFrame, caption: 
     if args.save_to_paper:
         files[Path(args.save_to_paper) / f"{name}.{kind}"] = contents[kind]
     for path, content in files.items():
-        records.write_atomic(path, content)
+        write_atomic(path, content)
     return list(files)
 
 
@@ -96,7 +97,7 @@ def draw(args) -> int:
     for command, names in lacking.items():
         print(f"nothing to draw for {', '.join(names)}: {command}", file=sys.stderr)
     if args.report:
-        print(report.write(results, files, Path(args.figures_dir)))
+        print(write_report(results, files, Path(args.figures_dir)))
     if args.show_plots:
         plt.show()
     return 0 if drawn or args.report else 2
@@ -111,7 +112,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", metavar="MODEL", help="only these; default every model with a record")
     parser.add_argument("--results_dir", default="results")
     parser.add_argument("--figures_dir", default="figures")
-    parser.add_argument("--published", default=utilities.setting("PUBLISHED_DIR"), metavar="DIR",
+    parser.add_argument("--published", default=setting("PUBLISHED_DIR"), metavar="DIR",
                         help="published numbers, laid out as results/README.md says; default PUBLISHED_DIR of .env")
     parser.add_argument("--specifier", help="a word added to the names of the files")
     parser.add_argument("--save_to_paper", metavar="DIR", help="write each PDF (of a table, its .tex) to that folder too")
@@ -129,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with plt.rc_context(STYLE):
             return draw(args)
-    except (records.RecordError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

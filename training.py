@@ -18,108 +18,45 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from timm.data import resolve_model_data_config
-from torch import nn
 
-import utilities
-from alignment_security.attacks import autoattack as attacks
-from alignment_security.attacks import engine
-from alignment_security.cluster import job as chtc
-from alignment_security.images import human_maps
-from alignment_security.images import loading as dataloading
-from alignment_security.models import fast as passes
-from alignment_security.models import forward as sessions
-from alignment_security.models import loading as models
-from alignment_security.models import names as zoo
-from alignment_security.records import run as records
-from alignment_security.trainer import images as training_images
-from alignment_security.trainer import objectives
-from alignment_security.trainer import options as training_options
-from alignment_security.trainer.images import Augmented, DataError
-from alignment_security.trainer.loop import fit, make_learner, rank, shared, take_up, world
-from alignment_security.trainer.run import LAST, LOG, TrainingError, TrainingRun, folder_of, read_state
+from alignment_security.attacks.attack import AttackError
+from alignment_security.cluster.job import DamagedTar
+from alignment_security.common.command_line import CHECKPOINTED, on_stop
+from alignment_security.common.files import UserError
+from alignment_security.common.settings import version_drift
+from alignment_security.images.image_sets import DataError, ImageSet
+from alignment_security.models.checkpoints import weights_sha256
+from alignment_security.models.forward import pick_device, session_facts, tune_process
+from alignment_security.models.heads import Model, ModelError
+from alignment_security.trainer.images import Augmented
+from alignment_security.trainer.loop import broadcast, fit, make_learner, rank, resume, world_size
+from alignment_security.trainer.objectives import ObjectiveError
+from alignment_security.trainer.options import parse_args
+from alignment_security.trainer.run import (
+    LAST,
+    LOG_COLUMNS,
+    TrainingError,
+    TrainingRun,
+    read_state,
+    training_folder,
+)
+from alignment_security.trainer.setup import (
+    check_request,
+    load_training_images,
+    recipe_settings,
+    starting_model,
+    unpack_staged,
+    validation,
+)
 
-REQUEST_ERRORS = (models.ModelError, DataError, engine.AttackError, records.RecordError, TrainingError,
-                  objectives.ObjectiveError)
-
-
-# ---- what is trained -------------------------------------------------------------------------------------------
-
-def starting_model(args, classes: int) -> models.Model:
-    """The net that training begins with, as models.load_model gives it, but of random weights for --init random."""
-    if args.init == "random":
-        entry = zoo.find(args.model_name)
-        if not entry.net:
-            raise models.ModelError(entry.note)
-        torch.manual_seed(args.seed)
-        net: Any = models.create_net(entry.net, pretrained=False)
-        if classes != net.num_classes:
-            net.reset_classifier(classes)
-        config = resolve_model_data_config(net)
-        module: nn.Module = models.PixelModel(net, config["mean"], config["std"])
-        preprocessing = {key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
-        facts = {"name": args.model_name, "mean": config["mean"], "std": config["std"], "preprocessing": preprocessing}
-        model = models.Model(module, facts, preprocessing, classes)
-    else:
-        model = models.load_model(args.model_name, None if args.init == "pretrained" else Path(args.init))
-        net = model.module.requires_grad_(True).net
-        if classes != model.n_outputs:
-            torch.manual_seed(args.seed)
-            net.reset_classifier(classes)
-    facts = model.settings | {"weights": model.settings.get("weights", "random"), "classes": classes,
-                              "weights_sha256": models.weights_sha256(net)}
-    return replace(model, settings=facts, n_outputs=classes)
-
-
-# ---- a run -----------------------------------------------------------------------------------------------------
-
-def unpack_staged(args) -> None:
-    """Where a folder is given as X.tar, put the folder inside that tar of STAGING_DIR in its place."""
-    staging = chtc.staging_dir(utilities.setting("STAGING_DIR"))
-    for name in ("data_dir", "clickme_dir", "map_dir", "val_dir"):
-        if given := getattr(args, name):
-            setattr(args, name, type(given)(chtc.staged_images(staging, str(given))))
-
-
-def load_images(args) -> list[dataloading.ImageSet]:
-    """The lists to train on; --clickme_dir adds ClickMe's images, which bring maps."""
-    folder = args.data_dir or sessions.default_dir(args.dataset)
-    extra = [dataloading.load_image_set("clickme", str(args.clickme_dir))] if args.clickme_dir else []
-    return [dataloading.load_image_set(args.dataset, folder, args.num_classes), *extra]
-
-
-def run_settings(args, sets: list[dataloading.ImageSet]) -> dict:
-    """The recipe: everything that changes the weights; compared on resume."""
-    maps = [f"folder {args.map_dir.name}"] if args.map_dir else []
-    maps += [source for images in sets if (source := human_maps.map_source(images))]
-    return {**{name: getattr(args, name) for name in training_options.RECIPE}, "augmentation": args.augmentation,
-            **({"human_map": maps, "blur_maps": args.blur_maps} if args.objective in ("harmonizer", "both") else {}),
-            "images_per_pass": args.pass_size or args.batch_size // world(), "image_set": [s.name for s in sets],
-            "images": [len(s) for s in sets], "list_sha256": [s.list_sha256 for s in sets]}
-
-
-def check_request(args, sets: list[dataloading.ImageSet]) -> None:
-    """Raise TrainingError for a request that cannot be trained, before anything is written."""
-    count, name = sum(map(len, sets)), " and ".join(images.name for images in sets)
-    if args.batch_size % world():
-        raise TrainingError(f"--batch_size {args.batch_size}: cannot be shared by {world()} processes")
-    if count < args.batch_size:
-        raise TrainingError(f"{name}: {count} images, fewer than a batch of {args.batch_size}; --batch_size {count} at most")
-    if args.map_dir and not args.map_dir.is_dir():
-        raise TrainingError(f"--map_dir {args.map_dir}: no such folder")
-    if args.objective in ("harmonizer", "both") and not args.allow_missing_maps:
-        if missing := training_images.classes_without_map(sets, args.map_dir):
-            raise TrainingError(f"{args.map_dir or name}: no human map for any image of class {missing[0]} ({len(missing)} such "
-                                "classes); bring maps (--clickme_dir, --map_dir), or pass --allow_missing_maps to train those "
-                                "classes by cross-entropy alone")
+REQUEST_ERRORS = (ModelError, DataError, AttackError, UserError, TrainingError,
+                  ObjectiveError)
 
 
 def join(device_name: str) -> torch.device | None:
@@ -138,30 +75,12 @@ def join(device_name: str) -> torch.device | None:
     return device
 
 
-def validation(args, model: models.Model, device: torch.device) -> Callable[[nn.Module], float] | None:
-    """Accuracy on the images of --val_dataset, shared by the processes."""
-    if not args.val_dataset:
-        return None
-    images = dataloading.load_image_set(args.val_dataset, args.val_dir or sessions.default_dir(args.val_dataset), model.n_outputs)
-    share = images.take(range(rank(), len(images), world()))
-
-    def accuracy(net: nn.Module) -> float:
-        training, source = net.training, dataloading.stream(share, model.preprocessing, args.workers)
-        rows = attacks.clean_rows(net.eval(), source, model.n_outputs, args.pass_size or args.batch_size // world())
-        right = torch.tensor(float(sum(row["clean_correct"] for some in rows for row in some)), device=device)
-        net.train(training)
-        if world() > 1:
-            dist.all_reduce(right)
-        return right.item() / len(images)
-    return accuracy
-
-
 class Stop:
     """Asked after every step: has SIGTERM or SIGHUP come, or is --stop_after over?"""
 
     def __init__(self, after: float | None):
         self.end, self.told = time.monotonic() + (math.inf if after is None else after), False
-        sessions.on_stop(self.tell)
+        on_stop(self.tell)
 
     def tell(self, *_) -> None:
         self.told = True
@@ -172,21 +91,21 @@ class Stop:
 
 def train(args) -> int:
     stop = Stop(args.stop_after)
-    device = join(args.device) or sessions.pick_device(args.device)
-    passes.tune_process(device, args.precision)
-    sets = load_images(args)
+    device = join(args.device) or pick_device(args.device)
+    tune_process(device, args.precision)
+    sets = load_training_images(args)
     check_request(args, sets)
     model = starting_model(args, args.num_classes)
-    settings = {"model": model.settings, "run": run_settings(args, sets)}
+    settings = {"model": model.settings, "run": recipe_settings(args, sets)}
     if args.dry_run:
         if rank() == 0:
             print(json.dumps(settings, indent=1))
         return 0
-    with open_run(args, settings, sessions.facts(device, args.batch_size) | {"processes": world()}) or nullcontext() as run:
-        if not shared(run and run.done) and not work(args, model, sets, settings, device, run, stop):
+    with open_run(args, settings, session_facts(device, args.batch_size) | {"processes": world_size()}) or nullcontext() as run:
+        if not broadcast(run and run.done) and not work(args, model, sets, settings, device, run, stop):
             if rank() == 0:
                 print("checkpointed: run the same command again to go on", file=sys.stderr)
-            return sessions.CHECKPOINTED
+            return CHECKPOINTED
         if run:
             print(report(args, run))
     return 0
@@ -200,12 +119,12 @@ def open_run(args, settings: dict, facts: dict) -> TrainingRun | None:
             run = TrainingRun(args.results_dir, args.name, settings, facts, args.overwrite)
         except TrainingError as error:
             refusal = str(error)
-    if said := shared(refusal):
+    if said := broadcast(refusal):
         raise TrainingError(said)
     return run
 
 
-def work(args, model: models.Model, sets: list[dataloading.ImageSet], settings: dict, device: torch.device,
+def work(args, model: Model, sets: list[ImageSet], settings: dict, device: torch.device,
          run: TrainingRun | None, stop: Stop) -> bool:
     """Train from the last checkpoint on, and hand the weights over. Returns False when stopped before the end."""
     begin, status = time.monotonic(), "failed"
@@ -213,11 +132,11 @@ def work(args, model: models.Model, sets: list[dataloading.ImageSet], settings: 
                      args.map_dir, args.blur_maps)
     try:
         learner = make_learner(args, model.module, len(data.ids) // args.batch_size, device)
-        if state := read_state(folder_of(args.results_dir, args.name) / LAST, settings):
-            take_up(learner, state)
+        if state := read_state(training_folder(args.results_dir, args.name) / LAST, settings):
+            resume(learner, state)
         if run:
             run.cut_log(learner.step)
-            for warning in set(utilities.version_drift()) - set(run.info["warnings"]):
+            for warning in set(version_drift()) - set(run.info["warnings"]):
                 run.info["warnings"].append(warning)
         finished = fit(args, learner, data, data.ids, run, validation(args, model, device), stop)
         status = "running" if finished else "checkpointed"
@@ -231,13 +150,13 @@ def work(args, model: models.Model, sets: list[dataloading.ImageSet], settings: 
             run.save(status=status, seconds=time.monotonic() - begin)
     if run and finished:
         net: Any = learner.trained.net
-        run.finish(net.state_dict(), weights_sha256=models.weights_sha256(net))
+        run.finish(net.state_dict(), weights_sha256=weights_sha256(net))
     return finished
 
 
 def report(args, run: TrainingRun) -> str:
     last = run.csv.read_text().splitlines()[-1].split(",")
-    shown = ", ".join(f"{name} {float(value):.4g}" for name, value in zip(LOG, last) if value)
+    shown = ", ".join(f"{name} {float(value):.4g}" for name, value in zip(LOG_COLUMNS, last) if value)
     return "\n".join([f"{args.name}: {shown}", *(f"  warning: {w}" for w in run.info["warnings"]), f"  {run.final}"])
 
 
@@ -253,14 +172,14 @@ def launch(argv: list[str], processes: int) -> int:
         return 0
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        return next((code for code in (2, sessions.CHECKPOINTED) if code in codes), 1)
+        return next((code for code in (2, CHECKPOINTED) if code in codes), 1)
     except SignalException:
-        return sessions.CHECKPOINTED
+        return CHECKPOINTED
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = training_options.parse(argv, __doc__ or "")
+    args = parse_args(argv, __doc__ or "")
     try:
         if args.chtc:                                       # before there are several processes, which find the folders then
             unpack_staged(args)
@@ -270,9 +189,9 @@ def main(argv: list[str] | None = None) -> int:
     except REQUEST_ERRORS as error:
         if rank() == 0 or isinstance(error, DataError):     # the others refuse the same, but each decodes its own images
             print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, chtc.DamagedTar) else 2
+        return 1 if isinstance(error, DamagedTar) else 2
     except torch.OutOfMemoryError:
-        print(f"error: {args.pass_size or args.batch_size // world()} images at once do not fit on the device; a smaller "
+        print(f"error: {args.pass_size or args.batch_size // world_size()} images at once do not fit on the device; a smaller "
               "--pass_size takes a step in parts, --precision bf16 about half the memory", file=sys.stderr)
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:

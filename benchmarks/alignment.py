@@ -18,8 +18,7 @@ import scipy
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-
-from alignment_security.records import metrics  # noqa: E402
+from alignment_security.records.metrics import rank_agreement
 
 IMAGES, SIDE, BATCH = 960, 224, 96
 
@@ -39,7 +38,7 @@ def seconds(threads: int) -> float:
         human = rng.random((BATCH, SIDE, SIDE), dtype=np.float32)
         delta = rng.standard_normal((BATCH, 3, SIDE, SIDE), dtype=np.float32)
         begin = time.perf_counter()
-        metrics.rank_agreement(human, delta, threads=threads)
+        rank_agreement(human, delta, threads=threads)
         spent += time.perf_counter() - begin
     return spent
 

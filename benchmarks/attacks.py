@@ -24,26 +24,29 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import nets  # noqa: E402
-from nets import rows_of  # noqa: E402
+import nets
+from nets import rows_of
 
-import utilities  # noqa: E402
-from alignment_security.attacks.autoattack import Budget, attack_balls, attack_minimum_norm  # noqa: E402
-from alignment_security.attacks.engine import Passes  # noqa: E402
-from alignment_security.attacks.libraries import reference_balls  # noqa: E402
-from alignment_security.attacks.minimum_norm import FMN, Crossing  # noqa: E402
-from alignment_security.images import loading as dataloading  # noqa: E402
-from alignment_security.models import fast as passes  # noqa: E402
-from alignment_security.models import loading as models  # noqa: E402
-from alignment_security.records import run as records  # noqa: E402
+from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.common.files import utc_now, write_atomic
+from alignment_security.common.settings import git_state, installed_versions
+from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.models.fast import fast_copy
+from alignment_security.models.forward import Forward, tune_process
+from alignment_security.models.heads import ANIMATE_CLASSES, smooth_head
+from alignment_security.models.loading import load_model
 
 
 def lite0(head: str, device: str):
     """EfficientNet-Lite0 and the sample photographs it gets right."""
-    model = models.load_model("tf_efficientnet_lite0", head=head, device=device)
+    model = load_model("tf_efficientnet_lite0", head=head, device=device)
     module = model.module.to(memory_format=torch.channels_last)
-    source = dataloading.stream(dataloading.load_image_set("sample"), model.preprocessing)
-    images = [(name, x, int(y >= models.ANIMATE_CLASSES) if head != "none" else y) for name, x, y in source]
+    source = stream_images(load_image_set("sample"), model.preprocessing)
+    images = [(name, x, int(y >= ANIMATE_CLASSES) if head != "none" else y) for name, x, y in source]
     right = [row for row in images if int(module(row[1][None].to(device)).argmax()) == row[2]]
     return module, right, model.n_outputs
 
@@ -58,7 +61,7 @@ def measured(run, net, images, **options) -> tuple[pd.DataFrame, dict]:
 
 def reference(net, images, eps, **common) -> tuple[pd.DataFrame, dict]:
     """pyautoattack, one run an eps: it knows no ladder."""
-    parts = [measured(reference_balls, net, images, eps=[level], batch_size=len(images), **common) for level in eps]
+    parts = [measured(run_pyautoattack, net, images, eps=[level], batch_size=len(images), **common) for level in eps]
     return pd.concat([rows for rows, _ in parts]), {key: sum(cost[key] for _, cost in parts) for key in parts[0][1]}
 
 
@@ -77,7 +80,7 @@ def compare(ours: pd.DataFrame, cost: dict, theirs: pd.DataFrame, spent: dict) -
 
 def against_reference(net, images, eps, n_outputs, budget=None) -> dict:
     common = {"norm": "Linf", "n_outputs": n_outputs, "budget": budget or Budget(), "seed": 0}
-    return compare(*measured(attack_balls, net, images, eps=eps, batch_size=64, **common),
+    return compare(*measured(run_autoattack, net, images, eps=eps, batch_size=64, **common),
                    *reference(net, images, eps, **common))
 
 
@@ -115,7 +118,7 @@ def agreement(device: str) -> dict:
     net, images, eps = nets.digits_net(eps=0.1, epochs=6).to(device), nets.digits()[1200:1500], [0.08, 0.12, 0.16]
     common = {"norm": "Linf", "n_outputs": 10, "budget": Budget(), "seed": 0}
     theirs = reference(net, images, eps, **common)
-    return {ladder: compare(*measured(attack_balls, net, images, eps=eps, batch_size=64, bisect=ladder == "bisect", **common),
+    return {ladder: compare(*measured(run_autoattack, net, images, eps=eps, batch_size=64, bisect=ladder == "bisect", **common),
                             *theirs) for ladder in ("ascending", "bisect")}
 
 
@@ -124,10 +127,10 @@ def survivor(device: str) -> dict:
     module, images, n = lite0("none", device)
     image = [row for row in images if row[0].startswith("imagenet_12")]
     example = torch.rand(2, *image[0][1].shape, device=device)
-    plain = models.load_model("tf_efficientnet_lite0", device=device).module     # as a user of the reference has it
+    plain = load_model("tf_efficientnet_lite0", device=device).module     # as a user of the reference has it
     common = {"norm": "Linf", "eps": [0.05 / 255], "n_outputs": n, "seed": 0, "budget": Budget()}
-    ours, cost = measured(attack_balls, passes.faster(module, example), image, batch_size=1, **common)
-    theirs, spent = measured(reference_balls, plain, image, batch_size=1, **common)
+    ours, cost = measured(run_autoattack, fast_copy(module, example), image, batch_size=1, **common)
+    theirs, spent = measured(run_pyautoattack, plain, image, batch_size=1, **common)
     return {"ours": cost, "pyautoattack": spent, "passes_ratio": cost["passes_per_image"] / spent["passes_per_image"],
             "seconds_ratio": cost["seconds"] / spent["seconds"], "robust": [int(ours.robust[0]), int(theirs.robust[0])]}
 
@@ -138,7 +141,7 @@ def overhead(device: str) -> dict:
     On a CPU the processor's time on one thread, which neighbours on the machine disturb less than the clock on the wall.
     """
     module, images, n = lite0("none", device)
-    fast = passes.faster(module, torch.rand(2, *images[0][1].shape, device=device))
+    fast = fast_copy(module, torch.rand(2, *images[0][1].shape, device=device))
     out = {}
     budgets = {"apgd-ce": Budget(attacks=("apgd-ce",), steps=20), "fab-t": Budget(attacks=("fab-t",), steps=20, targets=1),
                "square": Budget(attacks=("square",), queries=40)}
@@ -146,7 +149,7 @@ def overhead(device: str) -> dict:
         sides: dict[str, list[float]] = {"engine": [], "bare": []}
         for _ in range(5):
             begin = processor_time(device)
-            _, cost = measured(attack_balls, fast, images[:8], norm="Linf", eps=[1e-5], n_outputs=n, seed=0, budget=budget,
+            _, cost = measured(run_autoattack, fast, images[:8], norm="Linf", eps=[1e-5], n_outputs=n, seed=0, budget=budget,
                                batch_size=8)
             sides["engine"].append(processor_time(device) - begin)
             sides["bare"].append(bare_seconds(fast, images[:8], cost, device))
@@ -164,7 +167,7 @@ def processor_time(device: str) -> float:
 
 def bare_seconds(net, images, cost: dict, device: str) -> float:
     """As many forward(+backward) passes of the same batch, and nothing else."""
-    x, bare = torch.stack([row[1] for row in images]).to(device), Passes(net, len(images))
+    x, bare = torch.stack([row[1] for row in images]).to(device), Forward(net, len(images))
     begin = processor_time(device)
     for _ in range(round(cost["backwards"] / len(x))):
         bare.gradient(x, lambda logits, rows: logits.amax(1))
@@ -201,13 +204,13 @@ def norms_lite0_animate(device: str) -> dict:
 
 def norms_on(net, images, n_outputs: int, device: str, norm: str = "L2") -> dict:
     def mean(attack, net=net) -> dict:
-        rows, cost = measured(attack_minimum_norm, net, images, attack=attack, n_outputs=n_outputs, batch_size=10)
+        rows, cost = measured(run_minimum_norm, net, images, attack=attack, n_outputs=n_outputs, batch_size=10)
         found = rows.loc[rows.success == 1, norm.lower()]
         return {"mean": float(found.mean()), "median": float(found.median()), "success": len(found) / len(rows),
                 "seconds": cost["seconds"], "passes_per_image": cost["passes_per_image"]}
     table = {"FMN 1000": mean(FMN(norm, 1000))}
     for steps in (50, 100):
-        table |= {f"FMN {steps}": mean(FMN(norm, steps)), f"crossing {steps}": mean(Crossing(norm, steps), models.smoothed(net))}
+        table |= {f"FMN {steps}": mean(FMN(norm, steps)), f"crossing {steps}": mean(BoundaryCrossing(norm, steps), smooth_head(net))}
         peers = peer_norms(net, images, steps, device) if norm == "L2" else {}
         table |= {f"{peer} {steps}": value for peer, value in peers.items()}
     for value in table.values():
@@ -242,8 +245,8 @@ def growth(device: str) -> dict:
     net = nets.digits_net(eps=0.1, epochs=6).to(device)
     budget = Budget(steps=20, targets=2, queries=100)
     common = {"norm": "Linf", "eps": [0.1], "n_outputs": 10, "budget": budget, "seed": 0}
-    out = {f"{n} images": measured(attack_balls, net, nets.digits()[:n], batch_size=64, **common)[1] for n in (20, 200, 1000)}
-    return out | {f"batch {b}": measured(attack_balls, net, nets.digits()[:200], batch_size=b, **common)[1] for b in (16, 64, 256)}
+    out = {f"{n} images": measured(run_autoattack, net, nets.digits()[:n], batch_size=64, **common)[1] for n in (20, 200, 1000)}
+    return out | {f"batch {b}": measured(run_autoattack, net, nets.digits()[:200], batch_size=b, **common)[1] for b in (16, 64, 256)}
 
 
 def memory(device: str) -> dict:
@@ -256,7 +259,7 @@ def memory(device: str) -> dict:
 def peak_memory(side: str, device: str) -> float:
     """MiB that a run of one side adds to what the model and the images take; eps so small that nothing leaves early."""
     module, images, n = lite0("none", device)
-    engine = {"ours": attack_balls, "pyautoattack": reference_balls}[side]
+    engine = {"ours": run_autoattack, "pyautoattack": run_pyautoattack}[side]
     budget = Budget(attacks=("apgd-ce", "fab-t"), steps=10, targets=1)
 
     def peak() -> float:
@@ -278,8 +281,8 @@ ONE_THREAD = ("agreement", "growth", "norms_digits", "norms_digits_linf", "overh
 
 def machine(device: str) -> dict:
     name = torch.cuda.get_device_name(device) if device != "cpu" else platform.processor() or platform.machine()
-    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "date": records.now(),
-            "git": utilities.git_state(), "versions": utilities.installed_versions(),
+    return {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "date": utc_now(),
+            "git": git_state(), "versions": installed_versions(),
             "peak_resident_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -291,7 +294,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--memory_of", choices=["ours", "pyautoattack"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    passes.tune_process(torch.device(args.device), "float32")
+    tune_process(torch.device(args.device), "float32")
     if args.memory_of:
         print(peak_memory(args.memory_of, args.device))
         return
@@ -299,7 +302,7 @@ def main() -> None:
         torch.set_num_threads(1 if name in ONE_THREAD else args.threads)
         result = TABLES[name](args.device) | {"machine": machine(args.device)}
         known = json.loads(args.output.read_text()) if args.output.exists() else {}
-        records.write_atomic(args.output, json.dumps(known | {name: result}, indent=1) + "\n")
+        write_atomic(args.output, json.dumps(known | {name: result}, indent=1) + "\n")
         print(name, json.dumps(result, indent=1), flush=True)
 
 

@@ -20,15 +20,19 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
-from alignment import machine  # noqa: E402
+from alignment import machine
 
-import utilities  # noqa: E402
-from alignment_security.cluster import sweep  # noqa: E402
-from alignment_security.records import run as records  # noqa: E402
+from alignment_security.cluster.sweep import DEFAULTS
+from alignment_security.common.files import utc_now
+from alignment_security.common.settings import git_state
+from alignment_security.records import run as records
+from alignment_security.records.record import read_record, read_run_file
+from alignment_security.records.run import Run
+from alignment_security.records.summary import merge_records
 
 MODEL, BUDGET = "tf_efficientnet_lite0", ["L2", "--protocol", "crossing", "--steps", "40"]
 CHUNK, LOST = 5.0, 15.0        # seconds: to a checkpoint; from then to the eviction
-PRODUCTION_CHUNK = int(sweep.DEFAULTS["chunk_seconds"])
+PRODUCTION_CHUNK = int(DEFAULTS["chunk_seconds"])
 RECORDS, ROWS = 350, 960
 
 
@@ -52,7 +56,7 @@ def record(results: Path) -> Path:
 
 def same_verdicts(a: Path, b: Path) -> bool:
     columns = ["image_id", "clean_correct", "success", "adv_pred"]
-    return records.read_record(record(a))[columns].equals(records.read_record(record(b))[columns])
+    return read_record(record(a))[columns].equals(read_record(record(b))[columns])
 
 
 def checkpoints(folder: Path) -> dict:
@@ -65,7 +69,7 @@ def checkpoints(folder: Path) -> dict:
         seconds.append(spent)
     assert status == 0 and same_verdicts(folder / "whole", folder / "chunks")
     start = run(folder / "whole")[1]        # a finished run: it loads everything and leaves
-    images = len(records.read_record(record(folder / "whole")))
+    images = len(read_record(record(folder / "whole")))
     cost = (sum(seconds) - whole) / (len(seconds) - 1)
     return {"images": images, "seconds_per_image": round((whole - start) / images, 2), "one_process_s": round(whole, 1),
             "in_chunks_s": round(sum(seconds), 1), "checkpoints": len(seconds) - 1, "start_of_a_process_s": round(start, 1),
@@ -78,10 +82,10 @@ def eviction(folder: Path) -> dict:
     results, kept = folder / "evicted", folder / "spooled"
     assert run(results, "--stop_after", str(CHUNK))[0] == 85
     shutil.copytree(results, kept)
-    before = len(records.read_record(record(results)))
+    before = len(read_record(record(results)))
     begin = time.perf_counter()
     process = subprocess.Popen(command(results), stderr=subprocess.DEVNULL)
-    while records.read_run(record(results).with_suffix(".json"))["status"] != "running":
+    while read_run_file(record(results).with_suffix(".json"))["status"] != "running":
         time.sleep(0.05)
     started = time.perf_counter() - begin
     time.sleep(LOST)
@@ -100,7 +104,7 @@ def eviction(folder: Path) -> dict:
 def row_cost(folder: Path, images: int = 300) -> float:
     """Seconds to append the row of an image so that it outlives a kill (written and synced)."""
     row = {"label": 1, "clean_pred": 1, "clean_correct": 1, "success": 1, "adv_pred": 2, "l2": 0.123456789, "linf": 0.01}
-    with records.Run(folder, "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}}) as opened:
+    with Run(folder, "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}}) as opened:
         begin = time.perf_counter()
         for i in range(images):
             opened.append([{"image_id": f"{i}.jpg", **row}])
@@ -114,11 +118,11 @@ def merge(folder: Path) -> dict:
         rows = [{"image_id": name, "label": 7, "clean_pred": 7, "clean_correct": 1, "success": 1, "adv_pred": 9, "l2": l2,
                  "linf": l2 / 9, "human_alignment_raw": l2 / 3, "human_alignment": l2 / 2, "forwards": 1001, "backwards": 1000}
                 for name, l2 in zip(ids, rng.random(ROWS))]
-        with records.Run(folder, "big12", "L2-fmn", f"net{number}", "minimum_norm", {"model": {}, "run": {"seed": 0}}) as opened:
+        with Run(folder, "big12", "L2-fmn", f"net{number}", "minimum_norm", {"model": {}, "run": {"seed": 0}}) as opened:
             opened.append(rows)
             opened.finish(ids, seconds=1.0)
     begin = time.perf_counter()
-    summary = records.merge(folder)
+    summary = merge_records(folder)
     assert len(summary) == RECORDS and (summary["n"] == ROWS).all()
     return {"records": RECORDS, "rows_each": ROWS, "seconds": round(time.perf_counter() - begin, 2)}
 
@@ -126,7 +130,7 @@ def merge(folder: Path) -> dict:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        found: dict = {"date": records.now(), "git": utilities.git_state(), "machine": machine(), "model": MODEL, "budget": BUDGET,
+        found: dict = {"date": utc_now(), "git": git_state(), "machine": machine(), "model": MODEL, "budget": BUDGET,
                        "merge": merge(folder / "merged"), "checkpoints": checkpoints(folder), "eviction": eviction(folder)}
         seconds = row_cost(folder / "rows")
     found["row"] = {"seconds_to_append": round(seconds, 5),

@@ -21,9 +21,11 @@ from nets import digits, digits_net
 from PIL import Image
 
 import evaluate_robustness
-from alignment_security.images import loading as dataloading
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
+from alignment_security.images.image_sets import ImageSet, synsets
+from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.models.heads import Model
+from alignment_security.models.loading import load_model
+from alignment_security.records.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
@@ -31,8 +33,8 @@ hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
-def lite0() -> models.Model:
-    return models.load_model("tf_efficientnet_lite0")
+def lite0() -> Model:
+    return load_model("tf_efficientnet_lite0")
 
 
 @pytest.fixture(scope="session")
@@ -41,8 +43,8 @@ def robust_digits():
 
 
 @pytest.fixture(scope="session")
-def sample() -> dataloading.ImageSet:
-    return dataloading.load_image_set("sample")
+def sample() -> ImageSet:
+    return load_image_set("sample")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ def tiny(tmp_path_factory, sample) -> Tiny:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         torch.save(timm.create_model("test_resnet").state_dict(), root / "net.pth")
-    model = models.load_model("test_resnet", root / "net.pth")
-    for (_, x, _), path in zip(dataloading.stream(sample.take(range(12)), model.preprocessing), sample.paths):
-        folder = root / "data" / dataloading.synsets()[int(model.module(x[None]).argmax())]
+    model = load_model("test_resnet", root / "net.pth")
+    for (_, x, _), path in zip(stream_images(sample.take(range(12)), model.preprocessing), sample.paths):
+        folder = root / "data" / synsets()[int(model.module(x[None]).argmax())]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
     return Tiny("test_resnet", root / "net.pth", root / "data", 12)
@@ -114,9 +116,9 @@ def cli(capsys, signals_kept):
 @pytest.fixture
 def open_run(tmp_path):
     """Opens a records.Run under tmp_path; keywords beyond the names replace settings of the run."""
-    def call(model="net", kind="minimum_norm", threat="L2-fmn", weights="w", overwrite=False, **settings) -> records.Run:
+    def call(model="net", kind="minimum_norm", threat="L2-fmn", weights="w", overwrite=False, **settings) -> Run:
         run = {"protocol": "fmn", "attack": "FMN 10 steps", "steps": 10, "list_sha256": "l", "seed": 0} | settings
-        return records.Run(tmp_path, "sample", threat, model, kind, {"model": {"weights_sha256": weights}, "run": run},
+        return Run(tmp_path, "sample", threat, model, kind, {"model": {"weights_sha256": weights}, "run": run},
                            {"git": "abc", "device": "cpu"}, overwrite)
     return call
 
@@ -124,7 +126,7 @@ def open_run(tmp_path):
 @pytest.fixture
 def tiny_record(open_run):
     """Writes a record, finished unless `done` is false: (rows, image_ids, eps, **of open_run) -> Run."""
-    def call(rows, image_ids=None, eps=None, done=True, **names) -> records.Run:
+    def call(rows, image_ids=None, eps=None, done=True, **names) -> Run:
         with open_run(**names) as run:
             run.append(rows)
             if done:

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis import brainscore_leaderboard as brainscore
+from alignment_security.analysis.brainscore_leaderboard import (
+    MERGED_SCORES,
+    benchmark_columns,
+    drop_repeats,
+    read_leaderboard,
+    score_numbers,
+)
 
 DUMP = Path(__file__).resolve().parents[2] / "shared" / "data" / "brainscore" / "new_leaderboard_19103cff.csv"
 RADII = [0.25 / 255, 0.5 / 255, 1 / 255]
@@ -28,8 +34,8 @@ def random_scores(n: int = 120, seed: int = 0) -> pd.DataFrame:
 
 def real_scores(n: int) -> pd.DataFrame:
     """(models, 130 benchmarks): the first n models of the leaderboard of 2025-05-07."""
-    kept, _ = brainscore.drop_repeats(brainscore.read_scores(DUMP)[0])
-    table = brainscore.to_numbers(kept[brainscore.benchmark_columns(kept)])
+    kept, _ = drop_repeats(read_leaderboard(DUMP)[0])
+    table = score_numbers(kept[benchmark_columns(kept)])
     return table.set_index(kept["model_name"]).rename_axis(None)[:n]
 
 
@@ -39,8 +45,8 @@ def write_scores(results: Path, scores: pd.DataFrame) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = dict.fromkeys(["og_model_name", "model_registry_name", "model_name"], scores.index)
     table = pd.concat([pd.DataFrame(names | {"timm_name": "", "layers": ""}, scores.index), scores], axis=1)
-    table.to_csv(folder / f"{brainscore.MERGED}.csv", index=False)
-    (folder / f"{brainscore.MERGED}.json").write_text('{"date": "2025-05-07", "source": "leaderboard.csv"}')
+    table.to_csv(folder / f"{MERGED_SCORES}.csv", index=False)
+    (folder / f"{MERGED_SCORES}.json").write_text('{"date": "2025-05-07", "source": "leaderboard.csv"}')
 
 
 def made_up(clean: pd.Series, robust: pd.Series, radii=RADII) -> pd.DataFrame:

@@ -13,20 +13,23 @@ from nets import digits, rows_of
 from torch import nn
 
 import training
-from alignment_security.attacks.autoattack import Budget, attack_balls, attack_minimum_norm, clean_rows
-from alignment_security.attacks.libraries import reference_balls
-from alignment_security.attacks.minimum_norm import FMN, Crossing
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
+from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.attacks.clean import run_clean
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.models.heads import AnimateHead, smooth_head
+from alignment_security.records.record import read_record
 
 BUDGET = Budget(steps=8, targets=2, queries=20)
 IMAGES = digits()[1200:1206]
 BALLS = {norm: {"norm": norm, "eps": eps, "n_outputs": 10, "budget": BUDGET, "batch_size": 4, "seed": 0}
          for norm, eps in (("Linf", [0.02, 0.1, 0.2]), ("L2", [0.2, 0.8]))}
-RUNS = {"clean": partial(clean_rows, n_outputs=10, batch_size=4), "reference": partial(reference_balls, **BALLS["Linf"])}
-RUNS |= {f"{norm} ladder": partial(attack_balls, bisect=norm == "Linf", **options) for norm, options in BALLS.items()}
-NORMS = [*(FMN(norm, 8) for norm in ("L2", "Linf", "L1")), *(Crossing(norm, 30, walks=2) for norm in ("L2", "Linf"))]
-RUNS |= {attack.name: partial(attack_minimum_norm, attack=attack, n_outputs=10, batch_size=4) for attack in NORMS}
+RUNS = {"clean": partial(run_clean, n_outputs=10, batch_size=4), "reference": partial(run_pyautoattack, **BALLS["Linf"])}
+RUNS |= {f"{norm} ladder": partial(run_autoattack, bisect=norm == "Linf", **options) for norm, options in BALLS.items()}
+NORMS = [*(FMN(norm, 8) for norm in ("L2", "Linf", "L1")), *(BoundaryCrossing(norm, 30, walks=2) for norm in ("L2", "Linf"))]
+RUNS |= {attack.name: partial(run_minimum_norm, attack=attack, n_outputs=10, batch_size=4) for attack in NORMS}
 
 
 class Thousand(nn.Module):
@@ -61,10 +64,10 @@ def test_the_engine_gives_the_same_rows_on_another_device(robust_digits, name):
 
 
 def test_a_smoothed_head_gives_the_same_rows_on_another_device(robust_digits):
-    net = nn.Sequential(Thousand(robust_digits), models.AnimateHead("max")).eval().requires_grad_(False)
+    net = nn.Sequential(Thousand(robust_digits), AnimateHead("max")).eval().requires_grad_(False)
     images = [(name, x, int(net(x[None]).argmax())) for name, x, _ in IMAGES]
-    run = partial(attack_minimum_norm, attack=Crossing("L2", 30, walks=2), n_outputs=2, batch_size=4)
-    assert (same_rows(models.smoothed(net), images, run).success == 1).all()
+    run = partial(run_minimum_norm, attack=BoundaryCrossing("L2", 30, walks=2), n_outputs=2, batch_size=4)
+    assert (same_rows(smooth_head(net), images, run).success == 1).all()
 
 
 SCRIPT = {"clean": ["clean"], "L2-crossing": ["--head", "animate", "L2", "--protocol", "crossing", "--steps", "4"],
@@ -80,7 +83,7 @@ def test_the_script_runs_on_another_device(cli, tiny, tmp_path, threat):
             status, _, said = cli(*tiny.arguments(tmp_path / device), "--device", device, *SCRIPT[threat])
         assert status == 0, said
         path, = (tmp_path / device / "records").rglob("*.csv")
-        found.append(records.read_record(path))
+        found.append(read_record(path))
     same = found[0].columns.intersection(["image_id", "clean_pred", "robust", "broken_by", "success", "backwards"])
     pd.testing.assert_frame_equal(*(rows[same] for rows in found))
 

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from alignment_security.records import metrics
+from alignment_security.records.metrics import (
+    ALEXNET_ERRORS,
+    HUMAN_CEILING,
+    REDUCTIONS,
+    mean_corruption_error,
+    over_ceiling,
+    rank_agreement,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -25,7 +32,7 @@ def test_agreement_is_scipys_spearman(values, reduce, by_hand):
     delta[:, :, 20:40] = 0      # untouched pixels: ties there too
     delta[0, 0] += human[0] * 1e-3
     expected = [stats.spearmanr(h.ravel(), d.ravel()).statistic for h, d in zip(human, by_hand(delta))]
-    found = metrics.rank_agreement(human, delta, reduce)
+    found = rank_agreement(human, delta, reduce)
     assert found.shape == (5,) and found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
@@ -35,28 +42,28 @@ def test_agreement_by_hand():
     human = np.array([[[0.0, 1.0], [1.0, 2.0]]] * 3)
     delta = np.array([[[[1, 2], [3, 4]]], [[[-1, -2], [-3, -4]]], [[[4, 3], [2, 1]]]], dtype=float)
     r = 4.5 / np.sqrt(4.5 * 5)
-    np.testing.assert_allclose(metrics.rank_agreement(human, delta), [r, r, -r], atol=1e-15)
+    np.testing.assert_allclose(rank_agreement(human, delta), [r, r, -r], atol=1e-15)
 
 
 def test_agreement_does_not_see_scale_nor_any_rising_function():
     human, delta = RNG.random((3, 16, 16)), RNG.standard_normal((3, 1, 16, 16))
-    once = metrics.rank_agreement(human, delta)
-    np.testing.assert_array_equal(metrics.rank_agreement(1e6 * human ** 3, 1e-6 * delta), once)
-    np.testing.assert_array_equal(metrics.rank_agreement(human, delta[:, [0, 0, 0]], "l2", threads=1), once)
+    once = rank_agreement(human, delta)
+    np.testing.assert_array_equal(rank_agreement(1e6 * human ** 3, 1e-6 * delta), once)
+    np.testing.assert_array_equal(rank_agreement(human, delta[:, [0, 0, 0]], "l2", threads=1), once)
 
 
 def test_a_constant_map_has_no_agreement():
     human, delta = RNG.random((3, 8, 8)), RNG.standard_normal((3, 3, 8, 8))
     human[0], delta[1] = 0.5, 0
-    found = metrics.rank_agreement(human, delta)
+    found = rank_agreement(human, delta)
     assert np.isnan(found).tolist() == [True, True, False]
 
 
 def test_the_published_map_is_another_one():
     """Trap 17: |max over channels| of a negative pixel is the smallest of its channels' sizes."""
     delta = np.array([[[[-3.0, 1.0]], [[-1.0, 0.5]]]])
-    assert metrics.REDUCTIONS["feng2025"](delta[0]).tolist() == [[1.0, 1.0]]
-    assert metrics.REDUCTIONS["max"](delta[0]).tolist() == [[3.0, 1.0]]
+    assert REDUCTIONS["feng2025"](delta[0]).tolist() == [[1.0, 1.0]]
+    assert REDUCTIONS["max"](delta[0]).tolist() == [[3.0, 1.0]]
 
 
 @pytest.mark.parametrize("human, delta, message", [
@@ -65,35 +72,35 @@ def test_the_published_map_is_another_one():
     (np.zeros((4, 4)), np.zeros((3, 4, 4)), "do not lie over"), (np.full((1, 2, 2), np.nan), np.ones((1, 3, 2, 2)), "not finite")])
 def test_maps_that_do_not_fit_are_refused(human, delta, message):
     with pytest.raises(ValueError, match=message):
-        metrics.rank_agreement(human, delta)
+        rank_agreement(human, delta)
 
 
 def test_the_ceiling():
-    assert metrics.HUMAN_CEILING == 0.65753 and metrics.over_ceiling(0.65753) == 1.0
-    np.testing.assert_allclose(metrics.over_ceiling(np.array([0.2, np.nan]), 0.4), [0.5, np.nan])
+    assert HUMAN_CEILING == 0.65753 and over_ceiling(0.65753) == 1.0
+    np.testing.assert_allclose(over_ceiling(np.array([0.2, np.nan]), 0.4), [0.5, np.nan])
     for ceiling in (0, -1, 1.5):
         with pytest.raises(ValueError, match="ceiling"):
-            metrics.over_ceiling(0.2, ceiling)
+            over_ceiling(0.2, ceiling)
 
 
 def test_mean_corruption_error_by_hand():
     errors = {"fog": {1: 0.2, 2: 0.4}, "snow": {3: 0.5}}
     baseline = {"fog": {1: 0.4, 2: 0.4, 3: 0.9}, "snow": {3: 0.4}}
-    found = metrics.mean_corruption_error(errors, baseline)
+    found = mean_corruption_error(errors, baseline)
     assert found == {"mean_error": pytest.approx(0.4), "mce": pytest.approx((0.6 / 0.8 + 0.5 / 0.4) / 2), "types": 2, "cells": 3}
-    assert np.isnan(metrics.mean_corruption_error(errors)["mce"])
+    assert np.isnan(mean_corruption_error(errors)["mce"])
 
 
 def test_alexnet_has_an_mce_of_1_and_the_published_mean_error():
     """Hendrycks & Dietterich 2019, table 1: AlexNet's 15 corruption errors are 100 % of its own."""
-    errors = {kind: dict.fromkeys((1, 2, 3, 4, 5), error) for kind, error in metrics.ALEXNET_ERRORS.items()}
-    found = metrics.mean_corruption_error(errors, metrics.ALEXNET_ERRORS)
+    errors = {kind: dict.fromkeys((1, 2, 3, 4, 5), error) for kind, error in ALEXNET_ERRORS.items()}
+    found = mean_corruption_error(errors, ALEXNET_ERRORS)
     assert found["mce"] == pytest.approx(1) and found["types"] == 15 and found["cells"] == 75
 
 
 @pytest.mark.parametrize("errors, baseline, message", [
-    ({}, None, "no errors"), ({"fog": {}}, None, "no errors"), ({"mist": {1: 0.5}}, metrics.ALEXNET_ERRORS, "lacks mist"),
-    ({"fog": {1: 0.5}}, metrics.ALEXNET_ERRORS, "all five are needed"), ({"fog": {1: 0.5}}, {"fog": {2: 0.5}}, "no severity 1")])
+    ({}, None, "no errors"), ({"fog": {}}, None, "no errors"), ({"mist": {1: 0.5}}, ALEXNET_ERRORS, "lacks mist"),
+    ({"fog": {1: 0.5}}, ALEXNET_ERRORS, "all five are needed"), ({"fog": {1: 0.5}}, {"fog": {2: 0.5}}, "no severity 1")])
 def test_errors_that_cannot_be_averaged_are_refused(errors, baseline, message):
     with pytest.raises(ValueError, match=message):
-        metrics.mean_corruption_error(errors, baseline)
+        mean_corruption_error(errors, baseline)

@@ -4,19 +4,36 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from leaderboards import DUMP, KINDS, MADE_UP, RADII, made_up, planted, random_scores, real_scores, write_scores, write_study
+from leaderboards import (
+    DUMP,
+    KINDS,
+    MADE_UP,
+    RADII,
+    made_up,
+    planted,
+    random_scores,
+    real_scores,
+    write_scores,
+    write_study,
+)
 from scipy import stats
 
-from alignment_security.analysis import hoak2025 as alignment_study
-from alignment_security.analysis.hoak2025 import CLEAN, correlation_table, studies
-from alignment_security.plots import style as drawing
-from alignment_security.records.run import RecordError
+from alignment_security.analysis.hoak2025 import (
+    CLEAN_OUTCOME,
+    HOAK2025_TABLE,
+    Study,
+    benchmark_groups,
+    studies,
+)
+from alignment_security.analysis.hoak2025_statistics import correlation_table
+from alignment_security.analysis.results import NothingToDraw, load_results
+from alignment_security.common.files import UserError
 
 PLUS, MINUS = "Marques2020_B2013-texture_sparseness", "Against2020-top1"
 
 
-def load(results, models=None) -> list[alignment_study.Study]:
-    return studies(drawing.load_results(results, models))
+def load(results, models=None) -> list[Study]:
+    return studies(load_results(results, models))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +54,8 @@ def test_planted_correlations_come_back(planted_rows):
     robust = table[(table["accuracy"] == RADII[-1]) & (table["leaf"] == 1)].set_index("benchmark")
     assert robust["rho"].idxmax() == PLUS and robust["rho"].idxmin() == MINUS
     assert set(robust.index[robust["survives"] == 1]) == {PLUS, MINUS}
-    assert table[table["accuracy"] == CLEAN].set_index("benchmark")["rho"].idxmax() == "ImageNet-top1"
-    assert not table.loc[(table["leaf"] == 0) | (table["accuracy"] == CLEAN), "survives"].any()
+    assert table[table["accuracy"] == CLEAN_OUTCOME].set_index("benchmark")["rho"].idxmax() == "ImageNet-top1"
+    assert not table.loc[(table["leaf"] == 0) | (table["accuracy"] == CLEAN_OUTCOME), "survives"].any()
 
 
 def test_the_size_of_a_planted_correlation_lies_in_its_intervals(tmp_path):
@@ -71,8 +88,8 @@ def test_every_cell_is_scipys_over_the_models_that_have_both(planted_rows):
     scores, (rows, table) = random_scores(), planted_rows
     assert len(table) == scores.shape[1] * 4
     for cell in table.to_dict("records"):
-        at = rows[rows["eps"] == (RADII[0] if cell["accuracy"] == CLEAN else cell["accuracy"])].set_index("model")
-        both = pd.concat([scores[cell["benchmark"]], at["clean_acc" if cell["accuracy"] == CLEAN else "robust_acc"]], axis=1)
+        at = rows[rows["eps"] == (RADII[0] if cell["accuracy"] == CLEAN_OUTCOME else cell["accuracy"])].set_index("model")
+        both = pd.concat([scores[cell["benchmark"]], at["clean_acc" if cell["accuracy"] == CLEAN_OUTCOME else "robust_acc"]], axis=1)
         both = both.dropna()
         exact = stats.spearmanr(both)
         assert (cell["n"], cell["rho"], cell["p"]) == pytest.approx((len(both), exact.statistic, exact.pvalue))
@@ -103,7 +120,7 @@ def test_models_without_some_accuracy_are_left_out_of_that_cell_alone(tmp_path):
     lacking = rows["model"].str.startswith("vit") & (rows["eps"] == RADII[1])
     write_summary(tmp_path, rows[~lacking])
     n = correlation_table(*load(tmp_path)).set_index(["benchmark", "accuracy"])["n"]
-    assert n[PLUS].to_dict() == {CLEAN: 120, RADII[0]: 120, RADII[1]: 108, RADII[2]: 120}
+    assert n[PLUS].to_dict() == {CLEAN_OUTCOME: 120, RADII[0]: 120, RADII[1]: 108, RADII[2]: 120}
 
 
 # ---- tables that are read --------------------------------------------------------------------------------------
@@ -117,13 +134,13 @@ def test_facts_and_heading(tmp_path):
     for fact in (study.heading, "118 models in 10 families", "Brain-Score of 2025-05-07 (leaderboard.csv)",
                  "Models without scores: vgg_003, vit_001.", "Benchmarks without any score: Empty2020."):
         assert fact in study.facts
-    assert list(study.accuracy) == [CLEAN, *RADII] and len(rows) == 3 * 120
+    assert list(study.accuracy) == [CLEAN_OUTCOME, *RADII] and len(rows) == 3 * 120
 
 
 def test_groups_follow_the_order_of_the_leaderboard():
-    found = alignment_study.group_of(["average_vision", "neural_vision", "V1", "a", "behavior_vision", "b", "engineering_vision"])
+    found = benchmark_groups(["average_vision", "neural_vision", "V1", "a", "behavior_vision", "b", "engineering_vision"])
     assert list(found.values()) == ["average", "neural", "neural", "neural", "behavioral", "behavioral", "engineering"]
-    assert alignment_study.group_of(["x"]) == {"x": "other"}
+    assert benchmark_groups(["x"]) == {"x": "other"}
 
 
 @pytest.mark.parametrize("column, value", [
@@ -172,9 +189,9 @@ def test_the_first_papers_table_is_read_as_it_is(tmp_path):
     rows = write_study(tmp_path)
     (tmp_path / "evaluation_results.csv").rename(tmp_path / "kept")
     table = legacy(rows)
-    pd.concat([table, table[:7]]).to_csv(tmp_path / alignment_study.LEGACY, index=False)    # rows that were appended twice
+    pd.concat([table, table[:7]]).to_csv(tmp_path / HOAK2025_TABLE, index=False)    # rows that were appended twice
     study, = load(tmp_path)
-    (tmp_path / alignment_study.LEGACY).unlink()
+    (tmp_path / HOAK2025_TABLE).unlink()
     (tmp_path / "kept").rename(tmp_path / "evaluation_results.csv")
     ours, = load(tmp_path)
     pd.testing.assert_frame_equal(study.accuracy, ours.accuracy)
@@ -187,10 +204,10 @@ def test_its_eps_inside_column_names(tmp_path):
     wide.columns = [f"Top-1 Accuracy Linf {eps}" for eps in wide]
     wide["Top-5 Accuracy Linf 0.00392"] = 1.0
     wide["Top-1 Accuracy Clean"] = rows.groupby("model")["clean_acc"].first()
-    wide.rename_axis("model_registry_name").to_csv(tmp_path / alignment_study.LEGACY)
+    wide.rename_axis("model_registry_name").to_csv(tmp_path / HOAK2025_TABLE)
     (tmp_path / "evaluation_results.csv").unlink()
     study, = load(tmp_path)
-    assert list(study.accuracy) == [CLEAN, 0.00098, 0.00196, 0.00392]
+    assert list(study.accuracy) == [CLEAN_OUTCOME, 0.00098, 0.00196, 0.00392]
     ours = rows.pivot(index="model", columns="eps", values="robust_acc")
     np.testing.assert_allclose(study.accuracy[0.00392], ours[RADII[-1]])
 
@@ -199,14 +216,14 @@ def test_its_eps_inside_column_names(tmp_path):
     ("Model Name,Top-1 Accuracy,Epsilon", "Threat Model, Top-1 Subset Clean Accuracy"),
     ("net,Top-1 Accuracy Linf 0.001", "Model Name or model_registry_name")])
 def test_other_tables_under_its_name_are_refused(tmp_path, header, lacking):
-    (tmp_path / alignment_study.LEGACY).write_text(f"{header}\n")
-    with pytest.raises(RecordError, match=f"no column {lacking}"):
+    (tmp_path / HOAK2025_TABLE).write_text(f"{header}\n")
+    with pytest.raises(UserError, match=f"no column {lacking}"):
         load(tmp_path)
 
 
 def test_it_is_not_pooled_with_our_own(tmp_path):
     rows = write_study(tmp_path)
-    legacy(rows).to_csv(tmp_path / alignment_study.LEGACY, index=False)
+    legacy(rows).to_csv(tmp_path / HOAK2025_TABLE, index=False)
     assert [study.name for study in load(tmp_path)] == ["_imagenet-val_Linf_autoattack_1", "_imagenet-val_Linf_torchattacks_2"]
 
 
@@ -220,13 +237,13 @@ def test_no_scores_says_so(tmp_path):
     write_summary(tmp_path, write_study(tmp_path))
     for path in (tmp_path / "benchmark_scores").iterdir():
         path.unlink()
-    with pytest.raises(drawing.NothingToDraw, match="no .*benchmark_scores_registry_merged.csv"):
+    with pytest.raises(NothingToDraw, match="no .*benchmark_scores_registry_merged.csv"):
         load(tmp_path)
 
 
 def test_one_model_is_not_enough(tmp_path):
     write_summary(tmp_path, write_study(tmp_path).query("model == 'vit_001'"))
-    with pytest.raises(drawing.NothingToDraw, match=r"too few models have both .*: 1 model\(s\)"):
+    with pytest.raises(NothingToDraw, match=r"too few models have both .*: 1 model\(s\)"):
         load(tmp_path)
 
 
@@ -266,14 +283,14 @@ def test_few_families_have_no_interval_over_families(tmp_path):
 ])
 def test_tables_that_are_wrong_are_refused(tmp_path, change, message):
     write_summary(tmp_path, change(write_study(tmp_path)))
-    with pytest.raises(RecordError, match=message):
+    with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 
 def test_an_empty_file_is_refused(tmp_path):
     write_study(tmp_path)
     (tmp_path / "evaluation_results.csv").write_text("")
-    with pytest.raises(RecordError, match="evaluation_results.csv: not a table"):
+    with pytest.raises(UserError, match="evaluation_results.csv: not a table"):
         load(tmp_path)
 
 

@@ -1,5 +1,4 @@
 """Attacks against answers found another way: closed forms, the reference implementation, and the model's own count."""
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,12 +7,17 @@ from nets import Counter, cifar_photographs, cifar_resnet18, digits, rows_of, tw
 from scipy.optimize import linprog
 from torch import nn
 
-from alignment_security.attacks import autoattack as attacks
-from alignment_security.attacks.apgd import APGD, FAB, Square, bump, square_fraction, to_hyperplane
-from alignment_security.attacks.autoattack import AttackError, Budget, attack_balls, attack_minimum_norm
-from alignment_security.attacks.engine import Job, Passes, run_stages
-from alignment_security.attacks.libraries import reference_attack, reference_balls
-from alignment_security.attacks.minimum_norm import FMN
+from alignment_security.attacks.apgd import APGD
+from alignment_security.attacks.attack import AttackedImage, AttackError
+from alignment_security.attacks.autoattack import Budget, masked_gradient_warnings, run_autoattack
+from alignment_security.attacks.engine import run_stages
+from alignment_security.attacks.fab import FAB
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.geometry import project_onto_hyperplane
+from alignment_security.attacks.libraries import reference_attack, run_pyautoattack
+from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.attacks.square import Square, bump, square_fraction
+from alignment_security.models.forward import Forward
 
 SMALL = Budget(steps=20, targets=3, queries=60)
 
@@ -39,7 +43,7 @@ class Recorder(nn.Module):
 
 def our_iterates(net, attack, job, steps):
     """Points one image is evaluated at, from its start; stops when it is fooled or over."""
-    state, seen, passes = attack.start([job]), [], Passes(net, 1)
+    state, seen, passes = attack.start([job]), [], Forward(net, 1)
     for _ in range(steps):
         seen.append(state["x_adv"].clone())
         logits, grad = passes.gradient(state["x_adv"], lambda z, rows: attack.loss(state, z, rows))
@@ -53,7 +57,7 @@ def our_iterates(net, attack, job, steps):
 def test_apgd_walks_as_the_reference_does(robust_digits, norm, targeted):
     name, x, label = digits()[1203]
     eps = 0.05 if norm == "Linf" else 0.3
-    job = Job(name, x, label, robust_digits(x[None])[0], eps=eps)
+    job = AttackedImage(name, x, label, robust_digits(x[None])[0], eps=eps)
     ours = our_iterates(robust_digits, APGD(norm, 100, targeted, runs=9 if targeted else 1), job, 200)
     recorder = Recorder(robust_digits)
     oracle = reference_attack("apgd-t" if targeted else "apgd-ce", recorder, norm, eps, Budget(), seed=0)
@@ -69,7 +73,7 @@ def test_apgd_walks_as_the_reference_does(robust_digits, norm, targeted):
 def test_fab_walks_as_the_reference_does(robust_digits, norm):
     """The reference looks at every new point twice; without those repeats the two walks are one."""
     name, x, label = digits()[1203]
-    job = Job(name, x, label, robust_digits(x[None])[0], eps=1e-6)
+    job = AttackedImage(name, x, label, robust_digits(x[None])[0], eps=1e-6)
     ours = our_iterates(robust_digits, FAB(norm, 30, runs=9), job, 200)
     recorder = Recorder(robust_digits)
     oracle = reference_attack("fab-t", recorder, norm, 1e-6, Budget(steps=30), seed=0)
@@ -97,9 +101,9 @@ class GradientLater(FAB):
 
 
 def fab_passes(fab, net, images, monkeypatch):
-    monkeypatch.setattr(attacks, "FAB", fab)
+    monkeypatch.setattr("alignment_security.attacks.autoattack.FAB", fab)
     counter = Counter(net)
-    rows_of(attack_balls(counter, images, "Linf", [1e-6], 10, Budget(attacks=("fab-t",), steps=30, targets=1), batch_size=64))
+    rows_of(run_autoattack(counter, images, "Linf", [1e-6], 10, Budget(attacks=("fab-t",), steps=30, targets=1), batch_size=64))
     return counter.forwards + counter.backwards
 
 
@@ -117,7 +121,7 @@ def test_fab_guesses_which_points_need_no_gradient(robust_digits, resnet, monkey
 def test_verdicts_of_the_reference(robust_digits, norm, eps):
     """All four attacks, small budget, 40 digits: the same robust images (Square's draws differ: one may)."""
     ours, theirs = (rows_of(engine(robust_digits, digits()[1200:1240], norm, [eps], 10, SMALL, batch_size=40)
-                            ).set_index("image_id").sort_index() for engine in (attack_balls, reference_balls))
+                            ).set_index("image_id").sort_index() for engine in (run_autoattack, run_pyautoattack))
     assert (ours.robust != theirs.robust).sum() <= 1
     assert 0.1 < ours.robust.mean() < 0.95
 
@@ -126,7 +130,7 @@ def test_verdicts_of_the_reference(robust_digits, norm, eps):
 def test_verdicts_of_the_reference_on_every_digit(robust_digits):
     """The standard budget on all 1797: what the random draws of both sides may move is half a point."""
     ours, theirs = (rows_of(engine(robust_digits, digits(), "Linf", [0.12], 10, Budget(), batch_size=256)
-                            ).set_index("image_id").sort_index() for engine in (attack_balls, reference_balls))
+                            ).set_index("image_id").sort_index() for engine in (run_autoattack, run_pyautoattack))
     assert len(ours) == 1797 and 0.1 < ours.robust.mean() < 0.95
     assert (ours.robust == theirs.robust).mean() >= 0.995 and abs(ours.robust.mean() - theirs.robust.mean()) <= 0.005
 
@@ -135,7 +139,7 @@ def test_verdicts_of_the_reference_on_real_photographs(resnet):
     images = cifar_photographs(resnet)[:6]
     budget = Budget(attacks=("apgd-ce",), steps=20)
     ours, theirs = (rows_of(engine(resnet, images, "Linf", [2 / 255], 10, budget, batch_size=6)).set_index("image_id")
-                    for engine in (attack_balls, reference_balls))
+                    for engine in (run_autoattack, run_pyautoattack))
     assert ours.robust.to_dict() == theirs.robust.to_dict()
     assert ours.forwards.sum() + ours.backwards.sum() < (theirs.forwards.sum() + theirs.backwards.sum()) / 2
 
@@ -144,7 +148,7 @@ def test_verdicts_of_the_reference_on_real_photographs(resnet):
 
 def test_nothing_depends_on_the_batch(robust_digits):
     images = digits()[1200:1216]
-    whole, sevens, ones = (rows_of(attack_balls(robust_digits, order, "Linf", [0.08, 0.12], 10, SMALL, batch_size=size))
+    whole, sevens, ones = (rows_of(run_autoattack(robust_digits, order, "Linf", [0.08, 0.12], 10, SMALL, batch_size=size))
                            .set_index(["image_id", "eps"]).sort_index()
                            for order, size in ((images, 16), (images[::-1], 7), (images, 1)))
     for other in (sevens, ones):
@@ -155,7 +159,7 @@ def test_nothing_depends_on_the_batch(robust_digits):
 
 def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits):
     net, eps = Counter(robust_digits), [0.0, 0.05, 0.1, 0.2]
-    rows = rows_of(attack_balls(net, digits()[1200:1220], "Linf", eps, 10, SMALL, batch_size=8))
+    rows = rows_of(run_autoattack(net, digits()[1200:1220], "Linf", eps, 10, SMALL, batch_size=8))
     curve = rows.groupby("eps").robust.mean()
     clean = rows[rows.eps == 0].set_index("image_id")
     assert (clean.robust == clean.clean_correct).all()
@@ -174,9 +178,9 @@ def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits
 def test_fab_decides_larger_balls_from_what_it_found_outside_a_smaller_one(robust_digits):
     """Same verdicts as one run per eps, with passes for the first eps only where FAB alone is run."""
     budget, images = Budget(attacks=("fab-t",), steps=30, targets=3), digits()[1200:1220]
-    ladder = rows_of(attack_balls(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)).set_index(["image_id", "eps"])
+    ladder = rows_of(run_autoattack(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)).set_index(["image_id", "eps"])
     for eps in (0.05, 0.1, 0.15):
-        alone = rows_of(attack_balls(robust_digits, images, "Linf", [eps], 10, budget)).set_index("image_id")
+        alone = rows_of(run_autoattack(robust_digits, images, "Linf", [eps], 10, budget)).set_index("image_id")
         assert (ladder.xs(eps, level="eps").robust.sort_index() == alone.robust.sort_index()).all()
     later = ladder[ladder.index.get_level_values("eps") > 0.06]
     assert later.backwards.sum() == 0 and later.robust.mean() < ladder.xs(0.05, level="eps").robust.mean()
@@ -184,7 +188,7 @@ def test_fab_decides_larger_balls_from_what_it_found_outside_a_smaller_one(robus
 
 def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
     eps, images = [0.04, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
-    exact, bisected = (rows_of(attack_balls(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
+    exact, bisected = (rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
                        .set_index(["image_id", "eps"]).sort_index() for bisect in (False, True))
     assert (exact.robust == bisected.robust).mean() >= 0.97
     inferred = bisected[bisected.from_eps > bisected.index.get_level_values("eps") + 1e-12]
@@ -194,10 +198,10 @@ def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
 
 def test_a_ladder_goes_on_where_it_was_left(robust_digits):
     images, eps = digits()[1200:1212], [0.05, 0.1, 0.15]
-    whole = rows_of(attack_balls(robust_digits, images, "Linf", eps, 10, SMALL)).set_index(["image_id", "eps"]).sort_index()
+    whole = rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL)).set_index(["image_id", "eps"]).sort_index()
     begun = {name: rows.reset_index().sort_values("eps").iloc[:1].to_dict("records")
              for name, rows in whole.groupby("image_id")}
-    rest = rows_of(attack_balls(robust_digits, images, "Linf", eps, 10, SMALL, begun=begun)).set_index(["image_id", "eps"])
+    rest = rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, begun=begun)).set_index(["image_id", "eps"])
     assert len(rest) == 2 * len(images)
     pd.testing.assert_series_equal(rest.robust.sort_index(), whole.robust.loc[rest.index].sort_index(), check_dtype=False)
 
@@ -210,17 +214,17 @@ def test_square_breaks_a_net_that_masks_its_gradients():
             return torch.stack([9 - steps, torch.zeros_like(steps), steps * 0 - 5, steps * 0 - 6], 1) + 0 * x.flatten(1)[:, :4]
     images = [(f"i{k}", torch.full((1, 8, 8), 0.1), 0) for k in range(4)]
     said = []
-    rows = rows_of(attack_balls(Staircase(), images, "Linf", [0.1], 4, Budget(steps=10, targets=3, queries=300), log=said.append))
+    rows = rows_of(run_autoattack(Staircase(), images, "Linf", [0.1], 4, Budget(steps=10, targets=3, queries=300), log=said.append))
     assert set(rows.broken_by) == {"square"}
     assert "4 image(s) had a zero gradient" in said[0]
-    assert "masked" in attacks.suspicions(rows)[0]
+    assert "masked" in masked_gradient_warnings(rows)[0]
 
 
 @pytest.mark.parametrize("distance", [0.02, 0.1, 0.3])
 def test_fab_finds_linf_distances_of_a_linear_model(distance):
     net, image = two_class(distance, "Linf")
-    job = Job("a", image, 0, net(image[None])[0], eps=1e-9)
-    attack, passes = FAB("Linf", 60, runs=1), Passes(net, 1)
+    job = AttackedImage("a", image, 0, net(image[None])[0], eps=1e-9)
+    attack, passes = FAB("Linf", 60, runs=1), Forward(net, 1)
     for _ in run_stages([0], [attack], passes, lambda jobs, points: [None] * len(jobs), lambda batch: ([], [job]),
                         lambda job, stage: ([], None), lambda job, finding: ([], None)):
         pass
@@ -234,7 +238,7 @@ def test_projection_on_hyperplane_and_box_is_optimal(norm):
     generator = torch.Generator().manual_seed(1)
     t, w = torch.rand(4, 12, generator=generator), torch.randn(4, 12, generator=generator)
     c = torch.tensor([0.3, -0.8, 2.0, -0.05])
-    d = to_hyperplane(t, w, c, norm).double().numpy()
+    d = project_onto_hyperplane(t, w, c, norm).double().numpy()
     for i in range(4):
         ti, wi, goal = t[i].double().numpy(), w[i].double().numpy(), -float(c[i])
         assert d[i] @ wi == pytest.approx(goal, abs=1e-5)
@@ -265,8 +269,8 @@ def test_square_shapes_are_the_references():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_square_never_leaves_its_ball(robust_digits, norm):
     attack, seen = Square(norm, 40), []
-    jobs = [Job(name, x, label, robust_digits(x[None])[0], eps=0.3) for name, x, label in digits()[1200:1204]]
-    state, passes = attack.start(jobs), Passes(robust_digits, 4)
+    jobs = [AttackedImage(name, x, label, robust_digits(x[None])[0], eps=0.3) for name, x, label in digits()[1200:1204]]
+    state, passes = attack.start(jobs), Forward(robust_digits, 4)
     for _ in range(40):
         seen.append(state["x_adv"].clone())
         attack.update(state, passes.logits(state["x_adv"]), None)
@@ -282,8 +286,8 @@ def test_square_never_leaves_its_ball(robust_digits, norm):
     (torch.full((1, 8, 8), -0.1), 0, "pixels are not all in"), (torch.full((1, 8, 8), 0.5), 7, "label 7 is outside 0..1")])
 def test_bad_images_are_named(image, label, says):
     net, _ = two_class(0.1, "L2")
-    for run in (attack_minimum_norm(net, [("photo.jpg", image, label)], FMN("L2", 3), 2),
-                attack_balls(net, [("photo.jpg", image, label)], "Linf", [0.1], 2, Budget(attacks=("apgd-ce",)))):
+    for run in (run_minimum_norm(net, [("photo.jpg", image, label)], FMN("L2", 3), 2),
+                run_autoattack(net, [("photo.jpg", image, label)], "Linf", [0.1], 2, Budget(attacks=("apgd-ce",)))):
         with pytest.raises(AttackError, match=f"photo.jpg: .*{says}"):
             list(run)
 
@@ -295,7 +299,7 @@ def test_nan_logits_are_named():
     image = torch.full((1, 8, 8), 0.5)
     image[0, 0, 0] = 0.49
     with pytest.raises(AttackError, match="NaN"):
-        list(attack_balls(Sick(), [("photo.jpg", image, 1)], "Linf", [0.1], 4, Budget(steps=5, targets=3, queries=5)))
+        list(run_autoattack(Sick(), [("photo.jpg", image, 1)], "Linf", [0.1], 4, Budget(steps=5, targets=3, queries=5)))
 
 
 def test_budgets_below_the_standard_are_not_called_autoattack():
@@ -320,8 +324,8 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(robust_digits):
                 raise torch.OutOfMemoryError("device is full")
             return robust_digits(x)
     images, said = digits()[1200:1212], []
-    roomy = rows_of(attack_balls(robust_digits, images, "Linf", [0.1], 10, SMALL, batch_size=12)).set_index("image_id")
-    tight = rows_of(attack_balls(Greedy(), images, "Linf", [0.1], 10, SMALL, batch_size=12, log=said.append)).set_index("image_id")
+    roomy = rows_of(run_autoattack(robust_digits, images, "Linf", [0.1], 10, SMALL, batch_size=12)).set_index("image_id")
+    tight = rows_of(run_autoattack(Greedy(), images, "Linf", [0.1], 10, SMALL, batch_size=12, log=said.append)).set_index("image_id")
     assert tight.robust.sort_index().equals(roomy.robust.sort_index()) and "batch size is now" in said[0]
 
 
@@ -330,4 +334,4 @@ def test_other_errors_are_not_taken_for_memory(robust_digits):
         def forward(self, x):
             raise RuntimeError("shape mismatch")
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        Passes(Broken(), 4).logits(torch.zeros(2, 1, 8, 8))
+        Forward(Broken(), 4).logits(torch.zeros(2, 1, 8, 8))

@@ -14,11 +14,14 @@ import pytest
 
 import plotting
 import utilities
-from alignment_security.attacks import apgd as ensemble
-from alignment_security.attacks import autoattack as attacks
-from alignment_security.records import audit
-from alignment_security.records import run as records
-from alignment_security.records import trace as trace_figure
+from alignment_security.attacks.autoattack import Budget
+from alignment_security.attacks.geometry import ROUNDING
+from alignment_security.common.files import UserError, sha256_file
+from alignment_security.records.audit import ABSOLUTE, NEEDED_COLUMNS, STANDARD, audit
+from alignment_security.records.record import read_record, rows_to_csv
+from alignment_security.records.run import Run
+from alignment_security.records.summary import SUMMARY_NAME, merge_records
+from alignment_security.records.trace import describe_run, finished_runs
 
 IMAGES = {"a.jpg": 3, "b.jpg": 5, "c.jpg": 7, "d.jpg": 9}      # a to c are right, d is not
 LIST = hashlib.sha256(b"a.jpg 3\nb.jpg 5\nc.jpg 7\nd.jpg 9\n").hexdigest()
@@ -63,7 +66,7 @@ def write(results, model: str, threat: str) -> None:
     common = {"images": 4, "list_sha256": LIST, "head": "none", "precision": "float32", "slice": None}
     whole = {"model": {"name": model, "weights": "file:net.pth", "weights_sha256": f"w-{model}", "head": "none"},
              "run": settings | common}
-    with records.Run(results, "mine", threat, model, kind, whole, SESSION) as run:
+    with Run(results, "mine", threat, model, kind, whole, SESSION) as run:
         run.append(rows())
         run.finish(list(IMAGES), settings.get("eps"), seconds=1.0)
 
@@ -75,7 +78,7 @@ def sound(tmp_path_factory) -> Path:
     for model in ("net", "other"):
         for threat in THREATS:
             write(root, model, threat)
-    records.merge(root)
+    merge_records(root)
     return root
 
 
@@ -88,9 +91,9 @@ def change_rows(threat: str, change):
     """A change of the rows of `net` that also signs them, as somebody would who edits results."""
     def plant(results):
         path = results / "records" / "mine" / threat / "net.csv"
-        rows = records.read_record(path)
-        path.write_text(records.to_text(change(rows)))
-        change_run(threat, lambda run: run.update(record_sha256=records.sha256_file(path)))(results)
+        rows = read_record(path)
+        path.write_text(rows_to_csv(change(rows)))
+        change_run(threat, lambda run: run.update(record_sha256=sha256_file(path)))(results)
     return plant
 
 
@@ -122,7 +125,7 @@ def in_session(threat: str, **values):
 
 def in_summary(change):
     def plant(results):
-        path = results / records.SUMMARY_NAME
+        path = results / SUMMARY_NAME
         path.write_text(change(path.read_text()))
     return plant
 
@@ -167,7 +170,7 @@ PLANTED = {     # what was done -> (how, what the only finding says)
     "a norm of a misclassified image": (cell("L2-fmn", "d.jpg", "success", 1), "a misclassified image has a minimal norm",
                                         "fooled by no perturbation"),
     "no norm of a right one": (change_rows("L2-fmn", lambda rows: rows.assign(
-        **{name: rows[name].where(rows["image_id"] != "a.jpg") for name in audit.NEEDED["minimum_norm"][2:]},
+        **{name: rows[name].where(rows["image_id"] != "a.jpg") for name in NEEDED_COLUMNS["minimum_norm"][2:]},
         success=[0, 1, 1, None])), "leaves out the hardest, e.g. a.jpg; give it more --steps"),
     "a norm of 0": (change_rows("L2-fmn", lambda rows: rows.assign(l2=rows["l2"] * [0, 1, 1, 1], linf=rows["linf"] * [0, 1, 1, 1])),
                     "fooled by no perturbation"),
@@ -193,7 +196,7 @@ PLANTED = {     # what was done -> (how, what the only finding says)
     "another commit": (in_session("Linf", git="beef"), "Linf: net.csv was made with git beef, other.csv with git c0ffee"),
     "another version": (in_session("Linf", versions={"python": "3.12.1", "torch": "2.10.0"}),
                         "records: net.csv was made with torch 2.11.0, net.csv with torch 2.10.0"),
-    "no summary": (lambda r: (r / records.SUMMARY_NAME).unlink(), "evaluation_results.csv: missing"),
+    "no summary": (lambda r: (r / SUMMARY_NAME).unlink(), "evaluation_results.csv: missing"),
     "an edited summary": (in_summary(lambda text: text.replace("0.75", "0.76", 1)),
                           "clean_acc of net .* is 0.76, its record gives 0.75"),
     "a row too few in the summary": (in_summary(lambda text: text[:text[:-1].rindex("\n") + 1]),
@@ -203,7 +206,7 @@ PLANTED = {     # what was done -> (how, what the only finding says)
     "no summary but a web page": (in_summary(lambda text: "<html>"), "no column model"),
 }
 def test_a_sound_folder_has_nothing_to_find(results):
-    assert audit.audit(results) == []
+    assert audit(results) == []
 
 
 @pytest.mark.parametrize("case", PLANTED)
@@ -211,17 +214,17 @@ def test_what_was_planted_is_found_and_nothing_else(results, case):
     plant, *messages = PLANTED[case]
     plant(results)
     if "summary" not in case:
-        with suppress(records.RecordError):     # the planter makes it again; where merge refuses, audit says nothing of it
-            records.merge(results, allow_partial=True)
-    found = audit.audit(results)
+        with suppress(UserError):     # the planter makes it again; where merge refuses, audit says nothing of it
+            merge_records(results, allow_partial=True)
+    found = audit(results)
     assert all(any(re.search(message, line) for line in found) for message in messages), found
     assert all(any(re.search(message, line) for message in messages) for line in found), found
     assert all(line.startswith(str(results)) and "; " in line and "\n" not in line for line in found)
 
 
 def test_the_budget_and_the_rounding_are_those_of_the_attacks():
-    assert audit.STANDARD == json.loads(json.dumps(vars(attacks.Budget())))
-    assert audit.ABSOLUTE == ensemble.ROUNDING
+    assert STANDARD == json.loads(json.dumps(vars(Budget())))
+    assert ABSOLUTE == ROUNDING
 
 
 def command(*arguments) -> int:
@@ -233,7 +236,7 @@ def command(*arguments) -> int:
 
 def test_the_command_says_what_and_exits_0_1_2(results, tmp_path_factory, capsys):
     assert command("audit", results) == 0 and "nothing found" in capsys.readouterr().out
-    (results / records.SUMMARY_NAME).unlink()
+    (results / SUMMARY_NAME).unlink()
     assert command("audit", results) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "1 finding(s)"
     assert command("audit", tmp_path_factory.mktemp("empty")) == 2
@@ -249,17 +252,17 @@ def evaluated(tiny, tmp_path_factory) -> Path:
 
     root = tmp_path_factory.mktemp("evaluated")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utilities, "git_state", lambda: "c0ffee")
-        patch.setattr(utilities, "version_drift", list)
+        patch.setattr("alignment_security.models.forward.git_state", lambda: "c0ffee")
+        patch.setattr("alignment_security.evaluation.run.version_drift", list)
         for threat in ("clean", "Linf --eps 8/255 64/255 --attacks apgd-ce --steps 5", "L2 --protocol crossing --steps 20"):
             options = ["--workers", "0", "--examples", "12", "-s", "5", *threat.split()]
             assert evaluate_robustness.main([*tiny.arguments(root), *options]) == 0
-    records.merge(root)
+    merge_records(root)
     return root
 
 
 def test_what_the_script_writes_stands_up(evaluated):
-    assert audit.audit(evaluated) == []
+    assert audit(evaluated) == []
 
 
 def test_kept_examples_fool_the_model_again_and_others_are_found(evaluated, tiny, capsys):
@@ -300,7 +303,7 @@ def test_every_number_of_a_figure_leads_to_its_run(results, tmp_path_factory, ca
     blocks = out.strip().split("\n\n")
     assert status == 0 and len(blocks) == 2 and "line(s) 2-4\n" in blocks[0] and "line(s) 5-7\n" in blocks[1]
     path = results / "records/mine/Linf/net.csv"
-    for fact in (path, records.sha256_file(path), "weights file:net.pth, sha256 w-net", "git c0ffee", "torch 2.11.0", "seed 0",
+    for fact in (path, sha256_file(path), "weights file:net.pth, sha256 w-net", "git c0ffee", "torch 2.11.0", "seed 0",
                  LIST, path.with_suffix(".json")):
         assert str(fact) in blocks[0]
     status, out, _ = traced(capsys, figure, "--results_dir", results, "--line", 6)
@@ -314,7 +317,7 @@ def test_a_figure_older_than_its_record_is_told(results, tmp_path, capsys):
     assert status == 0 and "line 2: accuracy" not in out and "line 3: accuracy 0.7, its record gives 0.75; draw it again" in out
     path = results / "records/mine/Linf/net.csv"
     path.write_text(path.read_text() + "e")
-    assert "WHICH IT NO LONGER HAS" in trace_figure.describe(path, trace_figure.finished_runs(results)[path])
+    assert "WHICH IT NO LONGER HAS" in describe_run(path, finished_runs(results)[path])
 
 
 def test_numbers_of_others_are_told_and_status_1(results, tmp_path, capsys):

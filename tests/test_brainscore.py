@@ -15,19 +15,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import utilities
-from alignment_security.analysis import brainscore_leaderboard as brainscore
-from alignment_security.analysis.brainscore_join import JOINED, MAX_SHOWN, UNMATCHED, join_results
-from alignment_security.analysis.brainscore_leaderboard import (
-    MERGED,
-    benchmark_columns,
-    compare_scores,
+from alignment_security.analysis.brainscore_join import (
+    JOINED,
+    MAX_SHOWN,
+    UNMATCHED,
+    join_results,
     join_scores,
-    leaf_benchmarks,
-    read_scores,
-    setup_scores,
 )
-from alignment_security.analysis.brainscore_registry import find_package, package_version, read_registry
-from alignment_security.records.run import RecordError
+from alignment_security.analysis.brainscore_leaderboard import (
+    AGGREGATES,
+    MAX_BYTES,
+    MERGED_SCORES,
+    benchmark_columns,
+    leaf_benchmarks,
+    read_leaderboard,
+)
+from alignment_security.analysis.brainscore_registry import (
+    find_package,
+    package_version,
+    read_registry,
+)
+from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
+from alignment_security.common.files import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 DATA = PROJECT.parent / "shared" / "data" / "brainscore"
@@ -115,7 +124,7 @@ def zipped(path, members, **kwargs):
 
 
 def sidecar(results):
-    return json.loads((results / "benchmark_scores" / f"{MERGED}.json").read_text(encoding="utf-8"))
+    return json.loads((results / "benchmark_scores" / f"{MERGED_SCORES}.json").read_text(encoding="utf-8"))
 
 
 # ---- registry --------------------------------------------------------------------------------------------------
@@ -238,7 +247,7 @@ def test_installed_package_is_found_without_importing_it(package, monkeypatch):
 def test_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for path in (None, tmp_path):
-        with pytest.raises(RecordError, match="pip download --no-deps brainscore-vision"):
+        with pytest.raises(UserError, match="pip download --no-deps brainscore-vision"):
             find_package(path)
 
 
@@ -259,8 +268,8 @@ def test_all_shapes_merge_to_the_same_table(package, tmp_path, scores_file, shap
     path = scores_file(text)
     if pack == "zip":
         path = zipped(tmp_path / "export.zip", {"leaderboard.csv": text, "plugin-info.csv": "plugin_name\nnet_a\n"})
-    table = setup_scores(package, path, tmp_path / "results")
-    merged = pd.read_csv(tmp_path / "results" / "benchmark_scores" / f"{MERGED}.csv")
+    table = merge_leaderboard(package, path, tmp_path / "results")
+    merged = pd.read_csv(tmp_path / "results" / "benchmark_scores" / f"{MERGED_SCORES}.csv")
     assert list(merged.columns) == ["og_model_name", "model_registry_name", "timm_name", "model_name", "layers",
                                     "average_vision", benchmark, "ImageNet-top1"]
     assert list(merged["og_model_name"]) == ["folder_a", "folder_b", "folder_b"]
@@ -279,7 +288,7 @@ def test_all_shapes_merge_to_the_same_table(package, tmp_path, scores_file, shap
 
 
 def test_sidecar_tells_failed_from_not_run_and_which_row_was_kept(package, tmp_path, scores_file):
-    setup_scores(package, scores_file(SHAPE_1), tmp_path)
+    merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
     side = sidecar(tmp_path)
     assert side["benchmarks"]["lab.Two2020.V1-pls"] == {"n_scored": 2, "n_failed": 1, "n_not_run": 0}
     assert side["benchmarks"]["ImageNet-top1"] == {"n_scored": 2, "n_failed": 0, "n_not_run": 1}
@@ -295,12 +304,12 @@ def test_sidecar_tells_failed_from_not_run_and_which_row_was_kept(package, tmp_p
 
 
 def test_shape_3_does_not_pretend_to_know_what_failed(package, tmp_path, scores_file):
-    setup_scores(package, scores_file(SHAPE_3), tmp_path)
+    merge_leaderboard(package, scores_file(SHAPE_3), tmp_path)
     assert sidecar(tmp_path)["benchmarks"]["ImageNet-top1"] == {"n_scored": 2, "n_failed": None, "n_not_run": None}
 
 
 def test_first_of_equal_rows_is_kept(package, tmp_path, scores_file):
-    table = setup_scores(package, scores_file("model_name,V1\nnet_a,\nnet_a,.1\nnet_a,.2\n"), tmp_path)
+    table = merge_leaderboard(package, scores_file("model_name,V1\nnet_a,\nnet_a,.1\nnet_a,.2\n"), tmp_path)
     assert list(table["V1"]) == [.1]
     assert sidecar(tmp_path)["repeated_names"][0]["reason"] == "first of those with most scores"
 
@@ -309,29 +318,29 @@ def test_first_of_equal_rows_is_kept(package, tmp_path, scores_file):
     (SHAPE_1, None, None), (SHAPE_1, "2025-05-07", "2025-05-07"), (SHAPE_3, None, "2025-09-02"),
     (SHAPE_3, "2025-09-03", "2025-09-03")])
 def test_date(package, tmp_path, scores_file, text, given, expected):
-    setup_scores(package, scores_file(text), tmp_path, date=given)
+    merge_leaderboard(package, scores_file(text), tmp_path, date=given)
     assert sidecar(tmp_path)["date"] == expected
 
 
 def test_the_newest_download_is_taken_and_never_our_own_output(package, tmp_path):
     folder = tmp_path / "benchmark_scores"
     folder.mkdir()
-    for seconds, (name, score) in enumerate({"old.csv": .1, "new.CSV": .2, f"{MERGED}.csv": .3, f"{MERGED}_x.csv": .4,
+    for seconds, (name, score) in enumerate({"old.csv": .1, "new.CSV": .2, f"{MERGED_SCORES}.csv": .3, f"{MERGED_SCORES}_x.csv": .4,
                                              "notes.txt": .5}.items()):
         (folder / name).write_text(f"model_name,V1\nnet_a,{score}\n")
         os.utime(folder / name, (1e9 + seconds, 1e9 + seconds))
     for _ in range(2):
-        assert list(setup_scores(package, results_dir=tmp_path)["V1"]) == [.2]
+        assert list(merge_leaderboard(package, results_dir=tmp_path)["V1"]) == [.2]
 
 
 def test_no_download_says_where_to_get_it_and_where_to_put_it(package, tmp_path):
-    with pytest.raises(RecordError, match=r"benchmark_scores: open https://www.brain-score.org/vision/leaderboard"):
-        setup_scores(package, results_dir=tmp_path)
+    with pytest.raises(UserError, match=r"benchmark_scores: open https://www.brain-score.org/vision/leaderboard"):
+        merge_leaderboard(package, results_dir=tmp_path)
 
 
 def test_the_first_papers_loader_accepts_the_table(package, tmp_path, scores_file):
-    setup_scores(package, scores_file(SHAPE_2), tmp_path)
-    merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED}.csv")
+    merge_leaderboard(package, scores_file(SHAPE_2), tmp_path)
+    merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv")
     left = merged.drop(columns=["model_name", "og_model_name", "layers"])       # as load_merged_results does
     assert list(left.columns[:3]) == ["model_registry_name", "timm_name", "average_vision"]
 
@@ -341,7 +350,7 @@ def test_benchmarks_and_leaves():
                                   "Filtered Score", "lab.X2020-pls"])
     assert benchmark_columns(frame) == ["V1", "lab.X2020-pls"]
     assert leaf_benchmarks(benchmark_columns(frame)) == ["lab.X2020-pls"]
-    assert len(brainscore.AGGREGATES) == 24
+    assert len(AGGREGATES) == 24
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------
@@ -375,18 +384,18 @@ def test_benchmarks_and_leaves():
 ])
 def test_bad_files_are_refused_in_one_line_and_nothing_is_written(package, tmp_path, scores_file, content, message):
     path, results = scores_file(content), tmp_path / "results"
-    with pytest.raises(RecordError, match=message) as error:
-        setup_scores(package, path, results)
+    with pytest.raises(UserError, match=message) as error:
+        merge_leaderboard(package, path, results)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert not results.exists()
 
 
 def test_a_refused_file_leaves_the_last_good_outputs(package, tmp_path, scores_file):
-    setup_scores(package, scores_file(SHAPE_1), tmp_path / "results")
+    merge_leaderboard(package, scores_file(SHAPE_1), tmp_path / "results")
     before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
     for path, date in ((scores_file("<html>", "a.csv"), None), (scores_file(SHAPE_2, "b.csv"), "7 May"), (tmp_path, None)):
-        with pytest.raises(RecordError):
-            setup_scores(package, path, tmp_path / "results", date=date)
+        with pytest.raises(UserError):
+            merge_leaderboard(package, path, tmp_path / "results", date=date)
     assert before == {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
     assert len(before) == 3
 
@@ -395,7 +404,7 @@ def test_a_refused_file_leaves_the_last_good_outputs(package, tmp_path, scores_f
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 def test_encodings_that_mark_themselves_are_read_right(scores_file, encoding, newline):
     text = "model_name,V1\nr\u00e9seau,.1\n".replace("\n", newline)
-    scores, _ = read_scores(scores_file(text.encode(encoding)))
+    scores, _ = read_leaderboard(scores_file(text.encode(encoding)))
     assert scores.to_dict("records") == [{"model_name": "r\u00e9seau", "layers": "", "V1": ".1"}]
 
 
@@ -406,15 +415,15 @@ def test_encodings_that_mark_themselves_are_read_right(scores_file, encoding, ne
     ({"readme.txt": "x"}, "0 CSVs"), ({"plugin-info.csv": "x"}, "0 CSVs"), ({"a.csv": "x", "b.csv": "x"}, "2 CSVs"),
 ])
 def test_zips_that_are_refused(tmp_path, members, message):
-    with pytest.raises(RecordError, match=message):
-        read_scores(zipped(tmp_path / "x.zip", members))
+    with pytest.raises(UserError, match=message):
+        read_leaderboard(zipped(tmp_path / "x.zip", members))
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path):
-    path = zipped(tmp_path / "bomb.zip", {"leaderboard.csv": b"0" * (brainscore.MAX_BYTES + 2**20)})
+    path = zipped(tmp_path / "bomb.zip", {"leaderboard.csv": b"0" * (MAX_BYTES + 2**20)})
     assert path.stat().st_size < 2**20
-    with pytest.raises(RecordError, match="bomb.zip: larger than 64 MiB"):
-        read_scores(path)
+    with pytest.raises(UserError, match="bomb.zip: larger than 64 MiB"):
+        read_leaderboard(path)
 
 
 def test_a_zip_that_lies_about_its_size_or_is_damaged_is_refused(tmp_path):
@@ -422,14 +431,14 @@ def test_a_zip_that_lies_about_its_size_or_is_damaged_is_refused(tmp_path):
     entry = data.rindex(b"PK\x01\x02")
     data[entry + 24:entry + 28] = (5).to_bytes(4, "little")                     # uncompressed size
     (tmp_path / "x.zip").write_bytes(data)
-    with pytest.raises(RecordError, match="download it again"):
-        read_scores(tmp_path / "x.zip")
+    with pytest.raises(UserError, match="download it again"):
+        read_leaderboard(tmp_path / "x.zip")
 
 
 def test_a_file_too_large_is_not_read(scores_file, monkeypatch):
-    monkeypatch.setattr(brainscore, "MAX_BYTES", 20)
-    with pytest.raises(RecordError, match="larger than"):
-        read_scores(scores_file(SHAPE_1))
+    monkeypatch.setattr("alignment_security.analysis.brainscore_leaderboard.MAX_BYTES", 20)
+    with pytest.raises(UserError, match="larger than"):
+        read_leaderboard(scores_file(SHAPE_1))
 
 
 NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12).filter(
@@ -445,7 +454,7 @@ def test_any_name_survives_and_joins_but_for_the_space_around_it(tmp_path_factor
     path = root / "scores.csv"
     table = pd.DataFrame({"model_name": [space + name for space, name in rows], "V1": range(len(rows))})
     table.to_csv(path, index=False)
-    merged = setup_scores(root, path, root / "results")
+    merged = merge_leaderboard(root, path, root / "results")
     assert list(merged["model_registry_name"]) == names
     firsts = [next(i for i, (_, other) in enumerate(rows) if other == name) for name in names]
     assert list(merged["V1"]) == firsts
@@ -483,9 +492,9 @@ def test_compare_across_shapes_forgives_rounding_and_lab_prefixes(scores_file):
 
 def test_compare_a_file_with_itself_and_with_its_merged_table(package, tmp_path, scores_file):
     path = scores_file(SHAPE_1)
-    setup_scores(package, path, tmp_path)
+    merge_leaderboard(package, path, tmp_path)
     assert set(compare_scores(path, path)["status"]) == {"same"}
-    merged = compare_scores(path, tmp_path / "benchmark_scores" / f"{MERGED}.csv")
+    merged = compare_scores(path, tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv")
     assert set(merged["status"]) == {"same", "only_a"}
     assert set(merged.loc[merged["status"] == "only_a", "model"]) == {"net_d"}
 
@@ -531,15 +540,15 @@ def test_two_tags_do_not_share_one_untagged_score():
 
 
 def test_join_works_on_the_files_as_written(package, tmp_path, scores_file):
-    setup_scores(package, scores_file(SHAPE_1), tmp_path)
-    merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED}.csv")       # timm_name: an empty column
+    merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
+    merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv")       # timm_name: an empty column
     joined, unmatched = join_scores(merged, pd.DataFrame({"model": ["net:c"]}))
     assert list(joined["ImageNet-top1"]) == [.7] and len(unmatched) == 2
 
 
 @pytest.mark.parametrize("results", [pd.DataFrame({"name": ["a"]}), pd.DataFrame({"model": ["a"], "V1": [1]})])
 def test_join_refuses_tables_it_cannot_join(results):
-    with pytest.raises(RecordError, match="joining needs"):
+    with pytest.raises(UserError, match="joining needs"):
         join_scores(SCORES, results)
 
 
@@ -560,7 +569,7 @@ def join(folder) -> int:
 
 
 def test_the_join_writes_what_joins_and_beside_it_what_does_not(package, tmp_path, scores_file, capsys):
-    setup_scores(package, scores_file(SHAPE_1), tmp_path)
+    merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
     summary = pd.DataFrame({"model": ["net:c", "who", "net:c"], "eps": [.1, .1, .2], "robust_acc": [.5, .4, .3]})
     summary.to_csv(tmp_path / "evaluation_results.csv", index=False)
     assert join(tmp_path) == 0
@@ -578,7 +587,7 @@ def test_many_scores_without_results_are_in_the_file_and_counted_on_the_screen(t
     scores = pd.DataFrame({"og_model_name": "", "model_registry_name": [f"net{i}" for i in range(MAX_SHOWN + 7)],
                            "timm_name": "", "V1": .5})
     (tmp_path / "benchmark_scores").mkdir()
-    scores.to_csv(tmp_path / "benchmark_scores" / f"{MERGED}.csv", index=False)
+    scores.to_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv", index=False)
     pd.DataFrame({"model": ["net0"]}).to_csv(tmp_path / "evaluation_results.csv", index=False)
     assert len(join_results(tmp_path)) == 1
     assert len(pd.read_csv(tmp_path / UNMATCHED)) == MAX_SHOWN + 6
@@ -607,7 +616,7 @@ def test_setup_and_compare_as_commands(package, tmp_path, scores_file, capsys):
     parse = utilities.get_args_parser().parse_args
     assert utilities.main(parse(["setup_scores", "--package_path", str(package), "--scores_path", path,
                                  "--results_dir", str(tmp_path), "--date", "2025-05-07"])) == 0
-    assert json.loads((tmp_path / "benchmark_scores" / f"{MERGED}.json").read_text())["date"] == "2025-05-07"
+    assert json.loads((tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.json").read_text())["date"] == "2025-05-07"
     assert utilities.main(parse(["compare_scores", path, path])) == 0
     assert "same" in capsys.readouterr().out
     assert utilities.main(parse(["compare_scores", path, str(tmp_path / "none.csv")])) == 2
@@ -629,16 +638,16 @@ def wheel():
 
 @pytest.mark.skipif(not NEW.is_file(), reason=f"{NEW} is not there")
 def test_real_leaderboard_has_130_benchmarks_106_leaves():
-    scores, facts = read_scores(NEW)
+    scores, facts = read_leaderboard(NEW)
     benchmarks = benchmark_columns(scores)
     assert (len(scores), len(benchmarks), len(leaf_benchmarks(benchmarks)), facts["shape"]) == (455, 130, 106, 2)
     assert sorted(facts["stripped_names"].values()) == [" vonegrcnn_47e", " vonegrcnn_52e_full", " vonegrcnn_62e_nobn"]
-    assert brainscore.AGGREGATES < set(benchmarks)
+    assert AGGREGATES < set(benchmarks)
 
 
 @pytest.mark.skipif(not NEW.is_file(), reason=f"{NEW} is not there")
 def test_real_counts(wheel, tmp_path):
-    table, side = setup_scores(wheel, NEW, tmp_path), sidecar(tmp_path)
+    table, side = merge_leaderboard(wheel, NEW, tmp_path), sidecar(tmp_path)
     keys = pd.read_csv(tmp_path / "model_names_translated.csv")["model_registry_name"]
     lines = sum(file.read_text(encoding="utf-8").count("model_registry[") for file in wheel.glob("models/*/__init__.py"))
     assert lines == len(keys) == keys.nunique() == 741          # in 2.4.2 every key is a literal
@@ -666,7 +675,7 @@ def test_real_snapshots_compare():
 CHECK = """
 import sys, time
 start = time.process_time()
-from alignment_security.analysis.brainscore_leaderboard import setup_scores
+from utilities import setup_scores
 setup_scores(sys.argv[1], sys.argv[2], sys.argv[3])
 seconds = time.process_time() - start        # of one thread: what an idle machine's clock shows
 heavy = {"torch", "timm", "brainscore_vision", "matplotlib", "scipy", "sklearn"} & set(sys.modules)

@@ -17,9 +17,10 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
-from alignment_security.models import brainscore as brainscore_nets
-from alignment_security.models import loading as models
-from alignment_security.models.names import ModelError
+from alignment_security.models.brainscore import measured_preprocessing
+from alignment_security.models.checkpoints import weights_sha256
+from alignment_security.models.heads import ModelError, PixelModel
+from alignment_security.models.loading import check_model, load_model
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 installed = pytest.mark.skipif(importlib.util.find_spec("brainscore_vision") is None, reason="brainscore-vision is not installed")
@@ -48,7 +49,7 @@ RESIZINGS = {       # id -> (torchvision's steps, what timm calls them)
 @pytest.mark.parametrize("mean, std", [(IMAGENET["mean"], IMAGENET["std"]), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))])
 def test_a_preprocessing_is_told(case, mean, std):
     steps, (size, interpolation, mode, share) = RESIZINGS[case]
-    found = brainscore_nets.measured_preprocessing(preprocessing(*steps, mean=mean, std=std), "net")
+    found = measured_preprocessing(preprocessing(*steps, mean=mean, std=std), "net")
     assert (found["input_size"], found["interpolation"], found["crop_mode"]) == (size, interpolation, mode)
     assert found["mean"] == pytest.approx(mean, abs=1e-6) and found["std"] == pytest.approx(std, abs=1e-6)
     assert found["crop_pct"] == pytest.approx(share, abs=0.0002)
@@ -57,18 +58,18 @@ def test_a_preprocessing_is_told(case, mean, std):
 @pytest.mark.parametrize("out", [list, np.stack, lambda parts: torch.tensor(np.stack(parts)),
                                  lambda parts: [torch.tensor(part) for part in parts]], ids=["list", "array", "tensor", "tensors"])
 def test_lists_arrays_and_tensors_are_taken(out):
-    found = brainscore_nets.measured_preprocessing(preprocessing(transforms.Resize((64, 64)), out=out), "net")
+    found = measured_preprocessing(preprocessing(transforms.Resize((64, 64)), out=out), "net")
     assert found["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
 
 
 def test_pixels_without_a_normalisation_are_told():
     """A net that normalises itself, and one that wants 0 to 255."""
-    unit = brainscore_nets.measured_preprocessing(preprocessing(transforms.Resize((64, 64)), mean=(0, 0, 0), std=(1, 1, 1)), "net")
+    unit = measured_preprocessing(preprocessing(transforms.Resize((64, 64)), mean=(0, 0, 0), std=(1, 1, 1)), "net")
     assert unit["mean"] == (0, 0, 0) and unit["std"] == (1, 1, 1)
 
     def levels(paths):
         return [np.asarray(Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1) for path in paths]
-    raw = brainscore_nets.measured_preprocessing(levels, "net")
+    raw = measured_preprocessing(levels, "net")
     assert raw["mean"] == (0, 0, 0) and raw["std"] == pytest.approx([1 / 255] * 3, abs=1e-6)
 
 
@@ -102,7 +103,7 @@ def test_what_cannot_be_told_is_refused(case):
     torch.manual_seed(0)
     preprocess, message = REFUSED[case]
     with pytest.raises(ModelError, match=f"^net: .*{message}") as error:
-        brainscore_nets.measured_preprocessing(preprocess, "net")
+        measured_preprocessing(preprocess, "net")
     assert "\n" not in str(error.value)
 
 
@@ -139,20 +140,20 @@ def plugin(monkeypatch):
 def test_a_registered_net_is_a_model_of_pixels(plugin):
     net = Net()
     plugin(net.train())
-    model, x = models.load_model("mine", source="brainscore"), torch.rand(2, 3, 8, 8)
+    model, x = load_model("mine", source="brainscore"), torch.rand(2, 3, 8, 8)
     mean, std = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
     torch.testing.assert_close(model.module(x), net((x - mean) / std), atol=1e-5, rtol=1e-5)
     assert model.settings["weights"] == "brainscore:mine" and model.n_outputs == 1000 and "architecture" not in model.settings
-    assert model.settings["weights_sha256"] == models.weights_sha256(net) and json.dumps(model.settings)
-    assert models.check_model(model.module, x, 1000, "mine") == []
-    two = models.load_model("mine", source="brainscore", head="animate")
+    assert model.settings["weights_sha256"] == weights_sha256(net) and json.dumps(model.settings)
+    assert check_model(model.module, x, 1000, "mine") == []
+    two = load_model("mine", source="brainscore", head="animate")
     assert two.n_outputs == 2 and two.module(x).shape == (2, 2)
 
 
 def test_a_net_behind_data_parallel_is_the_bare_net(plugin):
     net = Net()
     plugin(nn.DataParallel(net))
-    assert models.load_model("mine", source="brainscore").module.net is net
+    assert load_model("mine", source="brainscore").module.net is net
 
 
 NETS = {
@@ -170,19 +171,19 @@ def test_a_net_that_no_attack_can_be_trusted_on_is_refused(plugin, case):
     net, options, message = NETS[case]
     plugin(net, **options)
     with pytest.raises(ModelError, match=f"^mine: .*{message}") as error:
-        models.load_model("mine", source="brainscore")
+        load_model("mine", source="brainscore")
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_name_is_one_line(plugin):
     with pytest.raises(ModelError, match="^nobody: brainscore-vision cannot load it .AssertionError: No registrations found"):
-        models.load_model("nobody", source="brainscore")
+        load_model("nobody", source="brainscore")
 
 
 def test_without_the_package_the_environment_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "brainscore_vision", None)
     with pytest.raises(ModelError, match="^alexnet: .*pip install -r requirements-brainscore.txt"):
-        models.load_model("alexnet", source="brainscore")
+        load_model("alexnet", source="brainscore")
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -210,9 +211,9 @@ def test_a_small_model_registered_with_the_package(cli, tmp_path):
     brainscore_vision.model_registry["small"] = lambda: ModelCommitment(
         identifier="small", activations_model=PytorchWrapper(identifier="small", model=net, preprocessing=preprocess),
         layers=["conv1.0"], region_layer_map={})
-    model, x = models.load_model("small", source="brainscore"), torch.rand(2, 3, 160, 160)
+    model, x = load_model("small", source="brainscore"), torch.rand(2, 3, 160, 160)
     assert model.preprocessing == {"input_size": (3, 160, 160), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-    torch.testing.assert_close(model.module(x), models.PixelModel(net, **IMAGENET).eval()(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.module(x), PixelModel(net, **IMAGENET).eval()(x), atol=1e-5, rtol=1e-5)
     status, out, _ = cli("--model_name", "small", "--source", "brainscore", "-s", "4", "--device", "cpu", "--batch_size", "4",
                          "--results_dir", tmp_path, "Linf", "--eps", "1/255", "--attacks", "apgd-ce", "--steps", "3")
     path, = tmp_path.glob("records/sample/Linf/small.json")
@@ -229,16 +230,16 @@ def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
     file = tmp_path / "hub" / "checkpoints" / AlexNet_Weights.IMAGENET1K_V1.url.split("/")[-1]
     file.parent.mkdir(parents=True)
     torch.save(net.state_dict(), file)
-    model = models.load_model("alexnet", source="brainscore")
+    model = load_model("alexnet", source="brainscore")
     assert model.preprocessing == {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
     assert model.settings["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
-    assert model.settings["weights_sha256"] == models.weights_sha256(net)
+    assert model.settings["weights_sha256"] == weights_sha256(net)
     x = torch.rand(1, 3, 224, 224)
-    torch.testing.assert_close(model.module(x), models.PixelModel(net, **IMAGENET)(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.module(x), PixelModel(net, **IMAGENET)(x), atol=1e-5, rtol=1e-5)
 
 
 @installed
 @pytest.mark.parametrize("name, message", [("pixels", "is no PyTorch net"), ("no_such_model", "No registrations found")])
 def test_the_package_has_models_that_are_refused(name, message):
     with pytest.raises(ModelError, match=f"^{name}: .*{message}"):
-        models.load_model(name, source="brainscore")
+        load_model(name, source="brainscore")

@@ -19,9 +19,14 @@ import torch
 from conftest import ROOT
 
 import evaluate_robustness
-from alignment_security.evaluation import options as command_line
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
+from alignment_security.common.files import sha256_file
+from alignment_security.evaluation.options import get_args_parser, join_slice, parse_args
+from alignment_security.evaluation.run import attacked_module
+from alignment_security.evaluation.threats import attack_settings
+from alignment_security.models.heads import HEAD_TEMPERATURE, AnimateHead, Model
+from alignment_security.records.record import read_record
+from alignment_security.records.run import Run
+from alignment_security.records.summary import merge_records
 
 SCRIPT = [sys.executable, str(ROOT / "evaluate_robustness.py")]
 
@@ -118,10 +123,10 @@ def test_an_unreadable_image_mended_is_gone_on_with(cli, tiny, tmp_path):
         status, _, err = cli(*arguments)
         assert status == 2 and err.count("\n") == 1 and last.name in err
         path, info = record(tmp_path / "results")
-        assert info["status"] != "done" and 0 < len(records.read_record(path)) < tiny.images
+        assert info["status"] != "done" and 0 < len(read_record(path)) < tiny.images
     finally:
         last.write_bytes(whole)
-    assert cli(*arguments)[0] == 0 and len(records.read_record(path)) == tiny.images
+    assert cli(*arguments)[0] == 0 and len(read_record(path)) == tiny.images
 
 
 def test_a_wrong_request_as_a_process(tmp_path):
@@ -136,28 +141,28 @@ def test_a_wrong_request_as_a_process(tmp_path):
     ("-s 5 Linf --eps 1/255", (0, 5), "Linf"), ("-s 2 7 clean", (2, 7), "clean"), ("-s 2 7 --seed 3 clean", (2, 7), "clean"),
     ("--seed 3 -s 960 L2", (0, 960), "L2"), ("clean", None, "clean")])
 def test_a_slice_has_one_number_or_two(arguments, wanted, threat):
-    argv = command_line.join_slice(["--model_name", "m", *arguments.split()])
-    args = command_line.get_args_parser("").parse_args(argv)
+    argv = join_slice(["--model_name", "m", *arguments.split()])
+    args = get_args_parser("").parse_args(argv)
     assert (args.slice, args.threat) == (wanted, threat)
 
 
 def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
     assert cli(*tiny.arguments(tmp_path), "-s", "2", "7", "clean")[0] == 0
     path, info = record(tmp_path)
-    assert info["settings"]["run"]["slice"] == [2, 7] and len(records.read_record(path)) == info["images"] == 5
+    assert info["settings"]["run"]["slice"] == [2, 7] and len(read_record(path)) == info["images"] == 5
 
 
-@pytest.mark.parametrize("protocol, smooth", [("crossing", models.SMOOTH), ("fmn", 0.0), ("autoattack", 0.0)])
+@pytest.mark.parametrize("protocol, smooth", [("crossing", HEAD_TEMPERATURE), ("fmn", 0.0), ("autoattack", 0.0)])
 def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
     """FMN is the authors' and AutoAttack the reference's: their gradients stay the head's own. The settings tell."""
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), models.AnimateHead("max")).eval().requires_grad_(False)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), AnimateHead("max")).eval().requires_grad_(False)
     if protocol != "autoattack":    # whose losses two classes are too few for
         options = ["--model_name", "m", "--head", "animate", "L2", "--protocol", protocol]
-        settings = evaluate_robustness.attack_settings(command_line.parse(options, ""))
+        settings = attack_settings(parse_args(options, ""))
         assert ("head_gradient" in settings) == bool(smooth)
     args = argparse.Namespace(threat="L2", protocol=protocol, precision="float32", compile=False)
-    model = models.Model(net, {}, {"input_size": (3, 2, 2)}, 2)
-    assert evaluate_robustness.attacked(args, model)[-1].smooth == smooth
+    model = Model(net, {}, {"input_size": (3, 2, 2)}, 2)
+    assert attacked_module(args, model)[-1].smooth == smooth
 
 
 @pytest.mark.parametrize("threat, said", [("clean", "none"), ("Linf --eps 1/255", "AutoAttack standard"),
@@ -182,7 +187,7 @@ def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_pa
     assert cli(*arguments)[0] == 0
     path, info = record(tmp_path / "results")
     assert path.parent == tmp_path / "results/records/mine/clean" and info["model"] == info["settings"]["model"]["name"] == name
-    assert records.merge(tmp_path / "results")["model"].tolist() == [name]
+    assert merge_records(tmp_path / "results")["model"].tolist() == [name]
     assert all((tmp_path / "results") in found.parents for found in tmp_path.rglob("*.csv"))
 
 
@@ -205,14 +210,14 @@ def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
     command = ["--model_name", "tf_efficientnet_lite0", "--results_dir", tmp_path, "clean"]
     status, out, _ = cli(*command)
     path, info = record(tmp_path)
-    rows = records.read_record(path)
+    rows = read_record(path)
     assert status == 0 and path == tmp_path / "records/sample/clean/tf_efficientnet_lite0.csv" and str(path) in out
     assert list(rows["image_id"]) == list(sample.ids) and list(rows["label"]) == list(sample.labels)
     assert rows["clean_correct"].sum() == 18 and (rows["clean_correct"] == (rows["clean_pred"] == rows["label"])).all()
     assert (rows["clean_top5"] >= rows["clean_correct"]).all() and "90.0%" in out
     assert info["status"] == "done" and info["settings"]["run"]["list_sha256"] == sample.list_sha256
     before = path.read_bytes()
-    monkeypatch.setattr(evaluate_robustness, "work", None)
+    monkeypatch.setattr(evaluate_robustness, "evaluate_images", None)
     assert cli(*command) == (0, out, "")
     assert path.read_bytes() == before and len(record(tmp_path)[1]["sessions"]) == 1
 
@@ -228,7 +233,7 @@ def uninterrupted(tiny, tmp_path_factory) -> pd.DataFrame:
     handler = signal.getsignal(signal.SIGTERM)
     assert evaluate_robustness.main([*tiny.arguments(results), *FMN]) == 0
     signal.signal(signal.SIGTERM, handler)
-    rows = records.read_record(record(results)[0])
+    rows = read_record(record(results)[0])
     assert len(rows) == tiny.images and rows["success"].sum() > tiny.images / 2
     return rows
 
@@ -265,10 +270,10 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(cli, tiny, tmp_path, u
     returncode, err = interrupt(command, tmp_path, send)
     path, info = record(tmp_path)
     assert (returncode, err, info["status"]) == ends
-    begun = records.read_record(path)
+    begun = read_record(path)
     assert 0 < len(begun) < tiny.images
     assert cli(*command)[0] == 0
-    rows, (_, info) = records.read_record(path), record(tmp_path)
+    rows, (_, info) = read_record(path), record(tmp_path)
     assert info["status"] == "done" and len(info["sessions"]) == 2
     exact = rows.columns.drop(["l2", "linf"])
     pd.testing.assert_frame_equal(rows[exact], uninterrupted[exact], check_exact=True)
@@ -283,9 +288,9 @@ def test_stop_after_checkpoints_and_the_same_command_goes_on(cli, tiny, tmp_path
     status, _, err = cli("--stop_after", "1e-9", *command)
     path, info = record(tmp_path)
     assert status == 85 and "run the same command again" in err and info["status"] == "checkpointed"
-    assert 0 < len(records.read_record(path)) < tiny.images
+    assert 0 < len(read_record(path)) < tiny.images
     assert cli(*command)[0] == 0
-    rows, (_, info) = records.read_record(path), record(tmp_path)
+    rows, (_, info) = read_record(path), record(tmp_path)
     assert info["status"] == "done" and len(rows) == tiny.images and rows["clean_correct"].all()
 
 
@@ -304,16 +309,16 @@ def test_going_on_with_other_settings_is_refused_by_name(cli, tiny, tmp_path):
 
 
 def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
-    with records.Run(tmp_path, "mine", "clean", tiny.name, "clean", {"model": {}, "run": {}}):
+    with Run(tmp_path, "mine", "clean", tiny.name, "clean", {"model": {}, "run": {}}):
         status, _, err = cli(*tiny.arguments(tmp_path), "clean")
     assert status == 2 and "another process is writing it" in err and err.count("\n") == 1
 
 
 def test_a_failure_ends_the_process_though_workers_decode(tiny, tmp_path):
     """An unforeseen error while worker processes are alive: exit status 1 at once, not a process that hangs."""
-    code = ("import sys, attacks, evaluate_robustness\n"
+    code = ("import sys, evaluate_robustness\nfrom alignment_security.evaluation import run\n"
             "def fails(*a, **k):\n    next(a[1])\n    raise RuntimeError('unforeseen')\n    yield\n"
-            "attacks.clean_rows = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))")
+            "run.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))")
     command = [sys.executable, "-c", code, *map(str, tiny.arguments(tmp_path)), "--workers", "2", "clean"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert process.returncode == 1 and "unforeseen" in process.stderr
@@ -325,7 +330,7 @@ def test_alignment_and_real_labels_reach_the_record(cli, tmp_path):
     from scipy.stats import spearmanr
     common = ["--model_name", "tf_efficientnet_lite0", "-s", "2", "--device", "cpu", "--results_dir", tmp_path]
     assert cli(*common, "--examples", "20", "L2", "--protocol", "crossing", "--steps", "3")[0] == 0
-    rows = records.read_record(next(tmp_path.glob("records/sample/L2-crossing/*.csv"))).set_index("image_id")
+    rows = read_record(next(tmp_path.glob("records/sample/L2-crossing/*.csv"))).set_index("image_id")
     seen = 0
     for path in tmp_path.glob("examples/sample/L2-crossing/*/*.npz"):
         kept, row = np.load(path), rows.loc[path.stem]
@@ -351,7 +356,7 @@ def test_labels_that_people_accept_reach_the_record(cli, tiny, tmp_path):
     csv, run = record(tmp_path / "results")
     rows = pd.read_csv(csv)
     assert rows["clean_multilabel"].dropna().tolist() == [1, 0] and rows["clean_correct"].all()
-    assert run["settings"]["run"]["multilabel_sha256"] == records.sha256_file(file)
+    assert run["settings"]["run"]["multilabel_sha256"] == sha256_file(file)
     (tmp_path / "other.json").write_text("{}")
     status, _, error = cli(*arguments, tmp_path / "other.json", "clean")
     assert status == 2 and "other.json: not human_accuracy" in error

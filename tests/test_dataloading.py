@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,18 @@ import torch
 from PIL import Image, ImageFile
 from scipy.io import savemat
 
-from alignment_security.images import loading as dataloading
-from alignment_security.images.loading import DataError, load_image_set, take_slice
-from alignment_security.models import loading as models
+from alignment_security.images.image_sets import (
+    DataError,
+    ImageSet,
+    checked_set,
+    synsets,
+    take_slice,
+)
+from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.models.loading import load_model
 
 PLAIN = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
-SYNSETS = dataloading.synsets()
+SYNSETS = synsets()
 
 
 def jpeg(size=(8, 8), color=(10, 200, 30)) -> bytes:
@@ -39,15 +46,15 @@ def decoded(tmp_path, name: str, content: bytes | Image.Image, **save) -> torch.
     """A file through the loader without a change of size, (3, 32, 32)."""
     path = tmp_path / name
     content.save(path, **save) if isinstance(content, Image.Image) else path.write_bytes(content)
-    images = dataloading.checked_set("mine", [name], [path], [0])
-    return next(dataloading.stream(images, PLAIN))[1]
+    images = checked_set("mine", [name], [path], [0])
+    return next(stream_images(images, PLAIN))[1]
 
 
 # ---- the sample ------------------------------------------------------------------------------------------------
 
 def test_the_sample_is_20_photographs_labelled_in_their_names(sample, lite0):
     assert len(sample) == 20 and [int(name.split("_")[2].removesuffix(".jpg")) for name in sample.ids] == list(sample.labels)
-    streamed = list(dataloading.stream(sample, lite0.preprocessing))
+    streamed = list(stream_images(sample, lite0.preprocessing))
     assert [(name, label) for name, _, label in streamed] == list(zip(sample.ids, sample.labels))
     for _, x, _ in streamed:
         assert x.shape == (3, 224, 224) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
@@ -56,8 +63,8 @@ def test_the_sample_is_20_photographs_labelled_in_their_names(sample, lite0):
 
 @pytest.mark.parametrize("name, right", [("tf_efficientnet_lite0", 18), ("tf_efficientnet_lite1", 19)])
 def test_the_models_know_the_photographs_at_224(sample, lite0, name, right):
-    model = models.load_model(name)
-    batch = torch.stack([x for _, x, _ in dataloading.stream(sample, lite0.preprocessing)])
+    model = load_model(name)
+    batch = torch.stack([x for _, x, _ in stream_images(sample, lite0.preprocessing)])
     with torch.no_grad():
         assert int((model.module(batch).argmax(1) == torch.tensor(sample.labels)).sum()) == right
 
@@ -220,16 +227,16 @@ def test_a_missing_folder_is_named(folder, message):
 def test_checked_set_refuses_what_is_not_there_or_out_of_range(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg())
     with pytest.raises(DataError, match="b.jpg: missing"):
-        dataloading.checked_set("mine", ["a.jpg", "b.jpg"], [tmp_path / "a.jpg", tmp_path / "b.jpg"], [0, 1])
+        checked_set("mine", ["a.jpg", "b.jpg"], [tmp_path / "a.jpg", tmp_path / "b.jpg"], [0, 1])
     with pytest.raises(DataError, match="label 1000 of a.jpg is outside 0..999"):
-        dataloading.checked_set("mine", ["a.jpg"], [tmp_path / "a.jpg"], [1000])
+        checked_set("mine", ["a.jpg"], [tmp_path / "a.jpg"], [1000])
 
 
 # ---- slices and hashes -----------------------------------------------------------------------------------------
 
-def made_up(n: int) -> dataloading.ImageSet:
+def made_up(n: int) -> ImageSet:
     ids = tuple(f"{i}.jpg" for i in range(n))
-    return dataloading.ImageSet("made up", ids, tuple(map(Path, ids)), tuple(range(n)))
+    return ImageSet("made up", ids, tuple(map(Path, ids)), tuple(range(n)))
 
 
 def test_a_slice_is_that_of_numpys_permutation_in_list_order():
@@ -261,7 +268,7 @@ def test_a_slice_of_nothing_is_refused(start, stop):
 def test_the_list_hash_is_that_of_its_lines(sample):
     lines = "".join(f"{name} {label}\n" for name, label in zip(sample.ids, sample.labels))
     hashes = [sample.list_sha256, sample.take([1, 0, *range(2, 20)]).list_sha256, sample.take(range(19)).list_sha256,
-              dataloading.replace(sample, labels=(0, *sample.labels[1:])).list_sha256]
+              replace(sample, labels=(0, *sample.labels[1:])).list_sha256]
     assert hashes[0] == hashlib.sha256(lines.encode()).hexdigest() and len(set(hashes)) == 4
 
 
@@ -290,8 +297,8 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, name, workers):
     """After a good one, and out of a worker process as one line."""
     (tmp_path / "good.jpg").write_bytes(jpeg())
     (tmp_path / name).write_bytes(BAD[name])
-    images = dataloading.checked_set("mine", ["good.jpg", name], [tmp_path / "good.jpg", tmp_path / name], [0, 0])
-    source = dataloading.stream(images, PLAIN, workers)
+    images = checked_set("mine", ["good.jpg", name], [tmp_path / "good.jpg", tmp_path / name], [0, 0])
+    source = stream_images(images, PLAIN, workers)
     assert next(source)[0] == "good.jpg"
     with pytest.raises(DataError, match=f"^{tmp_path / name}: cannot be decoded") as error:
         next(source)
@@ -303,9 +310,9 @@ def test_half_an_image_stays_an_error_where_pillow_would_fill_it_up(tmp_path):
 
 
 def test_workers_keep_the_order_of_the_list(sample):
-    streamed = list(dataloading.stream(sample, PLAIN, workers=2))
+    streamed = list(stream_images(sample, PLAIN, workers=2))
     assert [(name, label) for name, _, label in streamed] == list(zip(sample.ids, sample.labels))
-    for (_, x, _), (_, same, _) in zip(streamed, dataloading.stream(sample, PLAIN)):
+    for (_, x, _), (_, same, _) in zip(streamed, stream_images(sample, PLAIN)):
         assert torch.equal(x, same)
 
 
@@ -354,7 +361,7 @@ def test_resizing_keeps_the_aspect_ratio(tmp_path):
 
 @pytest.mark.parametrize("size, refused", [((40, 25), False), ((40, 26), True)])
 def test_more_pixels_than_allowed_are_refused(tmp_path, monkeypatch, size, refused):
-    monkeypatch.setattr(dataloading, "MAX_PIXELS", 1000)
+    monkeypatch.setattr("alignment_security.images.loading.MAX_PIXELS", 1000)
     if refused:
         with pytest.raises(DataError, match="large.png: 40 x 26 pixels, more than 1,000"):
             decoded(tmp_path, "large.png", noise(size=size))

@@ -26,12 +26,12 @@ from conftest import ROOT
 from PIL import Image, ImageFile
 from torch import nn
 
-import evaluate_robustness
-import utilities
-from alignment_security.images import loading as dataloading
-from alignment_security.images.loading import DataError
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
+from alignment_security.common.files import UserError
+from alignment_security.images.image_sets import DataError, checked_set
+from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.models.loading import load_model
+from alignment_security.records.record import CLEAN_COLUMNS, read_record, read_run_file
+from alignment_security.records.run import Run
 
 RUNS = {"clean": ["clean"],
         "Linf": ["Linf", "--eps", "16/255", "48/255", "96/255", "--steps", "4", "--targets", "2", "--queries", "20"],
@@ -44,7 +44,7 @@ def record(results: Path) -> tuple[pd.DataFrame, dict]:
     """Rows of the only record under a folder, whatever state it is in, and its run file."""
     path, = results.glob("records/*/*/*.json")
     csv = path.with_suffix(".csv")
-    return records.read_record(csv, torn=True) if csv.exists() else pd.DataFrame(), records.read_run(path)
+    return read_record(csv, torn=True) if csv.exists() else pd.DataFrame(), read_run_file(path)
 
 
 # ---- processes of their own ------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def same_results(rows: pd.DataFrame, wanted: pd.DataFrame, rtol: float = 1e-4) -
 
     An image whose ladder is taken up again begins its next eps without what FAB remembered: another attack may break it there.
     """
-    exact = [name for name in (*records.CLEAN, "clean_top5", "eps", "robust", "success") if name in rows]
+    exact = [name for name in (*CLEAN_COLUMNS, "clean_top5", "eps", "robust", "success") if name in rows]
     pd.testing.assert_frame_equal(rows[exact], wanted[exact], check_exact=True)
     if "l2" in rows:
         alike = (rows[["broken_by", "from_eps"]].fillna(0) == wanted[["broken_by", "from_eps"]].fillna(0)).all(axis=1) \
@@ -164,7 +164,7 @@ def test_a_kill_while_the_files_of_a_run_are_made_is_no_obstacle(open_run, monke
     def dies(*_, **__):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(records.Run, step, dies)
+        patch.setattr(Run, step, dies)
         open_run()
     with open_run() as run:
         assert run.known() == {}
@@ -265,7 +265,7 @@ def test_a_row_that_lost_its_end_is_never_filled_up(open_run):
         run.append([{"image_id": name, "label": 1, "clean_pred": 1, "clean_correct": 1, "l2": 0.5} for name in "abc"])
     lines = run.csv.read_text().splitlines()
     run.csv.write_text("\n".join([*lines[:2], lines[2][:9], lines[3], ""]))
-    with pytest.raises(records.RecordError, match=f"{run.csv}: damaged record .rows of . and 12 cells"):
+    with pytest.raises(UserError, match=f"{run.csv}: damaged record .rows of . and 12 cells"):
         open_run()
 
 
@@ -295,19 +295,19 @@ class Wrapped(nn.Module):
 @pytest.fixture
 def with_net(monkeypatch):
     """From here on the script's model is f(net, x)."""
-    load = models.load_model
+    load = load_model
 
     def call(f, train=False, **changes):
         def loaded(*args, **names):
             model = load(*args, **names)
             return replace(model, module=Wrapped(model.module, f).train(train), **changes)
-        monkeypatch.setattr(models, "load_model", loaded)
+        monkeypatch.setattr("alignment_security.evaluation.run.load_model", loaded)
     return call
 
 
 @pytest.mark.parametrize("when", ["at the start", "in the middle"])
 @pytest.mark.parametrize("threat", RUNS)
-def test_out_of_memory_halves_the_batch_and_changes_no_verdict(cli, tiny, with_net, whole, tmp_path, threat, when):
+def test_out_of_memory_halves_the_batch_and_changes_no_verdict(cli, tiny, with_net, whole, tmp_path, monkeypatch, threat, when):
     calls = itertools.count()
 
     def greedy(net, x):
@@ -315,13 +315,9 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(cli, tiny, with_n
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return net(x)
     with_net(greedy)
-    if threat != "clean":       # the fast copy is tried on two images before the attack has a batch to halve
-        evaluate_robustness.passes.faster, faster = lambda module, *_: module, evaluate_robustness.passes.faster
-    try:
-        assert cli(*command(tiny, tmp_path, threat))[0] == 0
-    finally:
-        if threat != "clean":
-            evaluate_robustness.passes.faster = faster
+    # the fast copy is tried on two images before the attack has a batch to halve
+    monkeypatch.setattr("alignment_security.evaluation.run.fast_copy", lambda module, *_: module)
+    assert cli(*command(tiny, tmp_path, threat))[0] == 0
     rows, info = record(tmp_path)
     same_results(rows, whole(threat)[0], rtol=1e-2)     # alone in a batch an image's logits are rounded otherwise at every step
     assert "out of device memory: batch size is now 1" in info["warnings"]
@@ -405,7 +401,7 @@ RED, BLUE = Image.new("RGB", (32, 32), (255, 0, 0)), Image.new("RGB", (32, 32), 
 
 
 def pixels(path: Path) -> torch.Tensor:
-    return next(dataloading.stream(dataloading.checked_set("mine", [path.name], [path], [0]), PLAIN))[1]
+    return next(stream_images(checked_set("mine", [path.name], [path], [0]), PLAIN))[1]
 
 
 @pytest.mark.parametrize("name", ["animated.gif", "animated.png", "animated.webp", "pages.tiff"])
@@ -441,11 +437,11 @@ def test_links_are_followed_and_one_to_nowhere_is_named(tmp_path):
     folder.mkdir(parents=True)
     RED.save(tmp_path / "outside.png")
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
-    images = dataloading.load_image_set("mine", str(tmp_path / "set"))
-    assert next(dataloading.stream(images, PLAIN))[1][0].min() == 1
+    images = load_image_set("mine", str(tmp_path / "set"))
+    assert next(stream_images(images, PLAIN))[1][0].min() == 1
     (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match="gone.png: missing"):
-        dataloading.load_image_set("mine", str(tmp_path / "set"))
+        load_image_set("mine", str(tmp_path / "set"))
 
 
 # ---- around a run ----------------------------------------------------------------------------------------------
@@ -454,7 +450,7 @@ def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypa
     """An hour back after each look at it, while --stop_after counts."""
     hours = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
-    monkeypatch.setattr(records, "now", lambda: f"2026-11-{28 - next(hours) % 28:02d}T00:00:00+00:00")
+    monkeypatch.setattr("alignment_security.records.run.utc_now", lambda: f"2026-11-{28 - next(hours) % 28:02d}T00:00:00+00:00")
     assert cli("--stop_after", "600", *command(tiny, tmp_path, "clean"))[0] == 0
     rows, info = record(tmp_path)
     same_results(rows, whole("clean")[0])
@@ -462,13 +458,13 @@ def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypa
 
 
 def test_without_a_terminal_progress_is_lines(cli, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate_robustness, "PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("alignment_security.evaluation.run.PROGRESS_SECONDS", 0)
     status, _, err = cli(*command(tiny, tmp_path, "clean"))
     assert status == 0 and "\r" not in err and err.splitlines()[-1].startswith("20") and "8/8" in err.splitlines()[-1]
 
 
 def test_versions_that_drift_are_recorded_and_warned_of(cli, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(utilities, "pinned_versions", lambda: {"torch": "0.0.1", "timm": timm.__version__})
+    monkeypatch.setattr("alignment_security.common.settings.pinned_versions", lambda: {"torch": "0.0.1", "timm": timm.__version__})
     status, out, _ = cli(*command(tiny, tmp_path, "clean"))
     _, info = record(tmp_path)
     sentence = f"torch {torch.__version__.partition('+')[0]}"
@@ -477,11 +473,12 @@ def test_versions_that_drift_are_recorded_and_warned_of(cli, tiny, tmp_path, mon
 
 
 LOADS = """
-from alignment_security.models import loading as models
+from alignment_security.models.heads import ModelError
+from alignment_security.models.loading import load_model
 for name in ("test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k"):
     try:
-        print(models.load_model(name).settings)
-    except models.ModelError as error:
+        print(load_model(name).settings)
+    except ModelError as error:
         print(error)
 """
 

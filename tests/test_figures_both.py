@@ -9,10 +9,16 @@ from test_measurements import DATA, needs_data, write_published, write_summary
 
 import plotting
 from alignment_security.analysis.feng2025 import PUBLISHED
-from alignment_security.plots import both as figures_both
-from alignment_security.plots import norms as figures_norms
-from alignment_security.plots import style as drawing
-from alignment_security.records import run as records
+from alignment_security.analysis.results import load_results
+from alignment_security.plots.both import (
+    brainscore_vs_tolerance,
+    robust_vs_tolerance,
+    slide,
+    timm_names,
+)
+from alignment_security.plots.norms import POINTS, accuracy_vs_norm, rank_change
+from alignment_security.records.run import Run
+from alignment_security.records.summary import merge_records
 
 
 def draw(results, *plots):
@@ -30,7 +36,7 @@ def make_norms(results, model, norms, threat="L2-crossing", image_set="mine", fi
     """A record of minimal norms: None is a misclassified image, inf one that nothing fools."""
     settings = {"protocol": threat.split("-")[1], "norm": threat.split("-")[0], "attack": f"{threat} 9 steps"}
     column = threat.split("-")[0].lower()
-    with records.Run(results, image_set, threat, model, "minimum_norm", {"model": {"name": model}, "run": settings}) as run:
+    with Run(results, image_set, threat, model, "minimum_norm", {"model": {"name": model}, "run": settings}) as run:
         run.append([{"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0 if norm else 1, "clean_correct": int(norm is not None),
                      "success": None if norm is None else int(norm < np.inf), "adv_pred": 1,
                      column: norm if norm and norm < np.inf else None} for i, norm in enumerate(norms)])
@@ -42,7 +48,7 @@ def make_norms(results, model, norms, threat="L2-crossing", image_set="mine", fi
 
 def test_a_curve_is_the_share_of_images_whose_norm_exceeds_eps(tmp_path):
     make_norms(tmp_path, "resnet18", [0.1, 0.3, None, np.inf, 0.3])
-    (_, figure, table, caption), = figures_norms.accuracy_vs_norm(drawing.load_results(tmp_path))
+    (_, figure, table, caption), = accuracy_vs_norm(load_results(tmp_path))
     assert table["eps"].tolist() == [0, 0.1, 0.3] and table["correct"].tolist() == [4, 3, 1] and set(table["n"]) == {5}
     # Wilson for 4 of 5 at z = 1.959964, by hand
     np.testing.assert_allclose(table.loc[0, ["low", "high"]].astype(float), [0.375534, 0.963777], atol=1e-5)
@@ -56,7 +62,7 @@ def test_linf_norms_are_read_from_their_own_column_and_protocols_are_panels(tmp_
     make_norms(tmp_path, "resnet18", [0.5, 1.0])
     make_norms(tmp_path, "vgg11", [0.5, 1.0], finish=False)
     make_norms(tmp_path, "vgg11", [10.0, 20.0], threat="L1-fmn")
-    (_, figure, table, caption), = figures_norms.accuracy_vs_norm(drawing.load_results(tmp_path))
+    (_, figure, table, caption), = accuracy_vs_norm(load_results(tmp_path))
     assert table.groupby("threat")["eps"].max().to_dict() == {"L2-crossing": 1.0, "Linf-fmn": 4 / 255}
     assert table.groupby("threat")["panel"].nunique().eq(1).all() and table["panel"].nunique() == 2
     assert "Missing (running): vgg11." in caption
@@ -65,8 +71,8 @@ def test_linf_norms_are_read_from_their_own_column_and_protocols_are_panels(tmp_
 
 def test_many_norms_become_quantiles(tmp_path):
     make_norms(tmp_path, "resnet18", list(np.linspace(0.001, 1, 500)))
-    (_, _, table, _), = figures_norms.accuracy_vs_norm(drawing.load_results(tmp_path))
-    assert len(table) == figures_norms.POINTS and table["eps"].iloc[[0, -1]].tolist() == [0, 1]
+    (_, _, table, _), = accuracy_vs_norm(load_results(tmp_path))
+    assert len(table) == POINTS and table["eps"].iloc[[0, -1]].tolist() == [0, 1]
     np.testing.assert_allclose(table["correct"], [round(500 - 500 * eps) for eps in table["eps"]], atol=1)
 
 
@@ -77,8 +83,8 @@ def test_ranks_under_two_protocols_and_over_the_images_of_a_model(tmp_path):
     for i, model in enumerate(["a", "b", "c"]):
         make_norms(tmp_path, model, list(norms + i))
         make_norms(tmp_path, model, list(norms[::-1] + 10 - i if i < 2 else norms + 20), threat="L2-feng2025")
-    records.merge(tmp_path)
-    (_, figure, table, caption), = figures_norms.rank_change(drawing.load_results(tmp_path))
+    merge_records(tmp_path)
+    (_, figure, table, caption), = rank_change(load_results(tmp_path))
     table = table.set_index("model")
     assert table["rank_feng2025"].to_dict() == {"a": 2, "b": 3, "c": 1}
     assert table["rank_other"].to_dict() == {"a": 3, "b": 2, "c": 1}
@@ -89,7 +95,7 @@ def test_ranks_under_two_protocols_and_over_the_images_of_a_model(tmp_path):
 def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
     make_norms(tmp_path, "a", [0.1, 0.2])
     make_norms(tmp_path, "a", [1.0, 2.0], threat="L2-feng2025", image_set="other")
-    records.merge(tmp_path)
+    merge_records(tmp_path)
     assert draw(tmp_path, "rank_change") == 2
     error = capsys.readouterr().err
     assert "two models with norms under feng2025" in error and "--protocol feng2025" in error
@@ -111,7 +117,7 @@ def test_benchmarks_of_the_models_that_join_and_no_others(tmp_path):
         {"model": "elsewhere", "l2_mean": 9.0}])
     write_scores(tmp_path, [*models, "nobody"], V1=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
                  **{"Lab.up": [1, 2, 3, 5, 4, 6, 0], "Lab.few": [1, 2, 3, 4, None, None, 5], "Lab.same": 0.5, "Lab.empty": None})
-    (name, figure, table, caption), = figures_both.brainscore_vs_tolerance(drawing.load_results(tmp_path))
+    (name, figure, table, caption), = brainscore_vs_tolerance(load_results(tmp_path))
     cells = table.set_index(["benchmark", "measure"])
     assert cells.loc[("Lab.up", "pt"), "rho"] == pytest.approx(1 - 6 * 2 / (6 * 35))     # two neighbours changed places
     assert cells.loc[("Lab.up", "alignment"), "rho"] == pytest.approx(-(1 - 6 * 2 / (6 * 35)))
@@ -124,10 +130,10 @@ def test_benchmarks_of_the_models_that_join_and_no_others(tmp_path):
 
 @needs_data
 def test_the_published_join_holds_the_models_whose_weights_are_the_same():
-    results = drawing.load_results("no_such_results", None, DATA)
-    (_, figure, table, caption), = figures_both.brainscore_vs_tolerance(results)
+    results = load_results("no_such_results", None, DATA)
+    (_, figure, table, caption), = brainscore_vs_tolerance(results)
     assert table["models"].unique().tolist() == [17] and "(17 models)" in figure.axes[0].get_title(loc="left")
-    names = figures_both.timm_names(results)
+    names = timm_names(results)
     assert names["deit_tiny_patch16_224"] == "deit_tiny_patch16_224.fb_in1k"    # one set of weights in timm
     assert names["convnext_large:fb_in22k_ft_in1k"] == "convnext_large.fb_in22k_ft_in1k"
     assert "resnet50" not in names                                              # many: which one is not beyond doubt
@@ -151,8 +157,8 @@ def test_robust_accuracy_stands_against_norms_of_the_same_images_and_the_publish
     rows = [{"model": "vgg11.tv_in1k", "l2_mean": 0.1}, {"model": "vgg11.tv_in1k", "l2_mean": 0.2, "image_set": "yours"},
             {"model": "vgg11.tv_in1k", "eps": 1 / 255} | ball, {"model": "vgg11.tv_in1k", "eps": 2 / 255} | ball,
             {"model": "resnet50", "eps": 1 / 255} | ball]
-    results = drawing.load_results(write_summary(tmp_path, rows), None, write_published(tmp_path / "published"))
-    (_, figure, table, caption), = figures_both.robust_vs_tolerance(results)
+    results = load_results(write_summary(tmp_path, rows), None, write_published(tmp_path / "published"))
+    (_, figure, table, caption), = robust_vs_tolerance(results)
     assert sorted(zip(table["source"], table["model"], table["pt"])) == [
         (PUBLISHED, "vgg11.tv_in1k", 1.0)] * 2 + [("mine, L2-crossing, crossing 9 steps", "vgg11.tv_in1k", 0.1)] * 2
     np.testing.assert_allclose(table.loc[0, ["low", "high"]].astype(float), [0.299298, 0.700702], atol=1e-5)    # Wilson, 10 of 20
@@ -167,7 +173,7 @@ def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
 
 @needs_data
 def test_the_slide_shows_all_models():
-    (_, figure, table, _), = figures_both.slide(drawing.load_results("no_such_results", None, DATA))
+    (_, figure, table, _), = slide(load_results("no_such_results", None, DATA))
     assert len(table) == 360 and "tolerance +0.81, alignment -0.74" in figure.axes[0].get_title(loc="left")
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["standard (309), coloured by accuracy", "adversarially trained (42)", "harmonized with human maps (9)",

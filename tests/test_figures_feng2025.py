@@ -6,11 +6,19 @@ import pytest
 from test_measurements import DATA, needs_data, write_published, write_summary
 
 import plotting
-from alignment_security.analysis import feng2025_tables as statistics_feng2025
-from alignment_security.analysis.feng2025 import PUBLISHED
-from alignment_security.plots import feng2025 as figures_feng2025
-from alignment_security.plots import style as drawing
-from alignment_security.records import metrics
+from alignment_security.analysis.feng2025 import PUBLISHED, paired_test
+from alignment_security.analysis.feng2025_tables import welch_text
+from alignment_security.analysis.results import load_results
+from alignment_security.plots.feng2025 import (
+    figure_6_7,
+    human_alignment,
+    paper_drawings,
+    perturbation_tolerance,
+    text_statistics,
+    tradeoff,
+)
+from alignment_security.plots.style import STYLE
+from alignment_security.records.metrics import pareto_front
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +29,7 @@ def close_figures():
 
 @pytest.fixture(scope="module")
 def published():
-    return drawing.load_results("no_such_results", None, DATA)
+    return load_results("no_such_results", None, DATA)
 
 
 @pytest.fixture
@@ -30,11 +38,11 @@ def made_up(tmp_path):
     norms, alignments = [1, 2, 3, 4, 5, 6, 7, 8], [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.9]
     write_summary(tmp_path, [{"model": f"m{i}", "l2_mean": norm, "l2_sem": 0.1, "human_alignment": value, "clean_acc": norm / 10}
                              for i, (norm, value) in enumerate(zip(norms, alignments))])
-    return drawing.load_results(tmp_path, None, write_published(tmp_path / "published"))
+    return load_results(tmp_path, None, write_published(tmp_path / "published"))
 
 
 def statistics_of(results) -> pd.DataFrame:
-    (_, figure, table, caption), = statistics_feng2025.text_statistics(results)
+    (_, figure, table, caption), = text_statistics(results)
     assert figure is None
     table.attrs["caption"] = caption
     return table
@@ -77,7 +85,7 @@ def test_the_table_says_what_does_not_reproduce(published):
 
 @needs_data
 def test_table_2_row_for_row_and_table_1_as_printed(published):
-    drawn = {name: table for name, _, table, _ in statistics_feng2025.paper_drawings(published)}
+    drawn = {name: table for name, _, table, _ in paper_drawings(published)}
     robust = drawn["table_2_robust"]
     assert len(robust) == 33 and robust["equal"].eq("yes").all()
     assert (robust["Perturbation Tolerance"] == robust["Perturbation Tolerance, public file"]).all()
@@ -88,20 +96,20 @@ def test_table_2_row_for_row_and_table_1_as_printed(published):
 
 @needs_data
 def test_harmonized_nets_against_the_public_models_of_their_architecture(published):
-    (_, figure, table, caption), = figures_feng2025.harmonized(published)
+    (_, figure, table, caption), = figure_6_7(published)
     assert table.groupby("net")["model"].count().to_dict() == {
         "resnet18": 5, "resnet34": 2, "resnet50": 4, "resnet101": 1, "resnet152": 1, "vit_tiny_patch16_224": 1,
         "resnetv2_50": 0, "convnext_tiny": 0, "mobilenetv3_small_050": 0}
-    test = figures_feng2025.paired_test(table, "alignment")
+    test = paired_test(table, "alignment")
     assert test["n"] == 6 and test["p"] == 2 / 2**6     # all six differences are positive: the smallest p that six allow
     assert "nor are there public numbers for mobilenetv3_small_050, convnext_tiny, resnetv2_50." in caption
 
 
 @needs_data
 def test_every_figure_of_the_paper_shows_every_model(published, tmp_path):
-    (_, figure, table, _), = figures_feng2025.perturbation_tolerance(published)
+    (_, figure, table, _), = perturbation_tolerance(published)
     assert len(table) == 351 and "n = 309" in figure.axes[0].get_title(loc="left")
-    (_, figure, table, caption), = figures_feng2025.tradeoff(published)
+    (_, figure, table, caption), = tradeoff(published)
     assert len(figure.axes) == 2 and len(table) == 360 and "21 are estimated" in caption
     front = table[table["front"]].sort_values("pt")
     assert (np.diff(front["alignment"]) < 0).all() and set(front["group"]) <= {"CNN", "ViT", "Hybrid", "SSL"}
@@ -110,7 +118,7 @@ def test_every_figure_of_the_paper_shows_every_model(published, tmp_path):
 # ---- made-up numbers -------------------------------------------------------------------------------------------
 
 def test_a_source_is_a_panel_and_the_rank_correlation_is_that_of_a_hand_count(made_up):
-    (_, figure, table, caption), = figures_feng2025.tradeoff(made_up)
+    (_, figure, table, caption), = tradeoff(made_up)
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert [title.split("\n")[0] for title in titles] == [PUBLISHED, f"{PUBLISHED}, all models", "mine, L2-crossing"]
     # ranks 1..8 against 7 6 5 4 3 2 1 8: squared differences 36 + 16 + 4 + 0 + 4 + 16 + 36 + 0 = 112, rho = 1 - 6 * 112 / 504
@@ -122,41 +130,41 @@ def test_a_source_is_a_panel_and_the_rank_correlation_is_that_of_a_hand_count(ma
 
 def test_a_model_alone_is_drawn_without_a_fit_or_a_correlation(tmp_path):
     write_summary(tmp_path, [{"model": "resnet18", "l2_mean": 1.0, "l2_sem": 0.1, "human_alignment": 0.3}])
-    results = drawing.load_results(tmp_path)
-    for function in (figures_feng2025.perturbation_tolerance, figures_feng2025.human_alignment, figures_feng2025.tradeoff):
+    results = load_results(tmp_path)
+    for function in (perturbation_tolerance, human_alignment, tradeoff):
         (_, figure, table, _), = function(results)
         assert len(table) == 1 and figure.axes[0].get_title(loc="left").endswith("\nn = 1")
         assert "resnet18" in [text.get_text() for text in figure.axes[0].texts]
-    assert list(statistics_feng2025.text_statistics(results)) == []
+    assert list(text_statistics(results)) == []
 
 
 def test_a_source_without_human_maps_is_left_out_where_they_are_drawn(tmp_path):
     write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0}])
-    results = drawing.load_results(tmp_path)
-    assert list(figures_feng2025.tradeoff(results)) == list(figures_feng2025.human_alignment(results)) == []
-    assert len(list(figures_feng2025.perturbation_tolerance(results))) == 1
+    results = load_results(tmp_path)
+    assert list(tradeoff(results)) == list(human_alignment(results)) == []
+    assert len(list(perturbation_tolerance(results))) == 1
 
 
 def test_table_2_tells_a_row_that_differs_from_one_that_is_rounded(made_up):
-    drawn = {name: table for name, _, table, _ in statistics_feng2025.paper_drawings(made_up)}
+    drawn = {name: table for name, _, table, _ in paper_drawings(made_up)}
     assert drawn["table_2_robust"]["equal"].tolist() == ["yes", "yes"]      # printed 6.0000, in the file 6.00004
     path = made_up.published / "feng2025" / "seed_tables_1_2.csv"
     path.write_text(path.read_text().replace("6.00004", "6.0002"))
-    results = drawing.load_results(made_up.folder, None, made_up.published)
-    drawn = {name: table for name, _, table, _ in statistics_feng2025.paper_drawings(results)}
+    results = load_results(made_up.folder, None, made_up.published)
+    drawn = {name: table for name, _, table, _ in paper_drawings(results)}
     assert drawn["table_2_robust"]["equal"].tolist() == ["yes", "no"]
     assert drawn["table_mine_L2-crossing"]["Perturbation Tolerance"].tolist()[0] == "8.0000 ± 0.1000"
 
 
 def test_degrees_of_freedom_are_truncated_not_rounded():
-    assert statistics_feng2025.welch_text(7.845, 65.99) == "T(65) = 7.84"
+    assert welch_text(7.845, 65.99) == "T(65) = 7.84"
 
 
 def test_pareto_front_by_hand():
     points = np.array([[1, 9], [2, 8], [2, 7], [3, 3], [3, 3], [0, 9]])
-    assert metrics.pareto_front(points).tolist() == [True, True, False, True, True, False]
+    assert pareto_front(points).tolist() == [True, True, False, True, True, False]
     with pytest.raises(ValueError, match="nan"):
-        metrics.pareto_front(np.array([[1, np.nan]]))
+        pareto_front(np.array([[1, np.nan]]))
 
 
 def test_tables_are_latex_csv_and_caption_and_without_numbers_the_option_is_named(made_up, tmp_path, capsys):
@@ -174,9 +182,9 @@ def test_letters_are_large_enough_and_names_do_not_lie_on_each_other(tmp_path):
     names = ["resnet18.tv_in1k", "resnet50.tv_in1k", "vgg11.tv_in1k", "vgg13.tv_in1k", "a_name_too_long_for_a_panel_of_a_column.x"]
     write_summary(tmp_path, [{"model": name, "l2_mean": 1 + i / 50, "l2_sem": 0.01, "human_alignment": 0.3 + i % 2 / 100,
                               "human_alignment_sem": 0.01, "clean_acc": 0.7 + i / 500} for i, name in enumerate(names)])
-    results = drawing.load_results(tmp_path)
-    with plt.rc_context(drawing.STYLE):
-        for function in (figures_feng2025.perturbation_tolerance, figures_feng2025.human_alignment, figures_feng2025.tradeoff):
+    results = load_results(tmp_path)
+    with plt.rc_context(STYLE):
+        for function in (perturbation_tolerance, human_alignment, tradeoff):
             (_, figure, _, _), = function(results)
             assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 6
             figure.canvas.draw()

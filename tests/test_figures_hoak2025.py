@@ -7,7 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from leaderboards import BENCHMARKS, DUMP, MADE_UP, RADII, random_scores, real_scores, write_scores, write_study
+from leaderboards import (
+    BENCHMARKS,
+    DUMP,
+    MADE_UP,
+    RADII,
+    random_scores,
+    real_scores,
+    write_scores,
+    write_study,
+)
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.text import Text
@@ -15,27 +24,41 @@ from scipy import stats
 from sklearn.metrics import pairwise_distances
 
 import plotting
-from alignment_security.plots import hoak2025 as figures_hoak2025
-from alignment_security.plots import hoak2025_survivors as figures_survivors
-from alignment_security.plots import style as drawing
+from alignment_security.analysis.hoak2025 import (
+    Study,
+    comparable_scores,
+    drawn_radii,
+    score_distances,
+    short_benchmark,
+)
+from alignment_security.analysis.results import Results, load_results
+from alignment_security.plots import (
+    hoak2025 as figures_hoak2025,
+)
+from alignment_security.plots import (
+    hoak2025_survivors as figures_survivors,
+)
+from alignment_security.plots.hoak2025 import halves, tsne_plot
+from alignment_security.plots.hoak2025_survivors import survivors_forest
+from alignment_security.plots.style import COLUMN_WIDTH, PAGE_WIDTH, STYLE
 
 FIGURES = figures_hoak2025.FIGURES | figures_survivors.FIGURES
 PICTURES = [name for name in FIGURES if not name.endswith("_table")]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> drawing.Results:
+def results(tmp_path_factory) -> Results:
     """Sixty models whose accuracies are made up, with planted correlations."""
     folder = tmp_path_factory.mktemp("results")
     write_study(folder, random_scores(60).assign(Empty2020=np.nan, Constant2020=0.5))
-    return drawing.load_results(folder)
+    return load_results(folder)
 
 
 @pytest.fixture(scope="module")
 def drawings(results):
     """{figure: its drawings}, in the style in which they are written."""
     plt.switch_backend("Agg")
-    with plt.rc_context(drawing.STYLE):
+    with plt.rc_context(STYLE):
         found = {name: list(function(results)) for name, (function, _) in FIGURES.items()}
         for figure in [each[1] for parts in found.values() for each in parts if each[1]]:
             figure.draw_without_rendering()
@@ -71,7 +94,7 @@ def test_every_picture_says_that_its_accuracies_are_made_up(drawings, name):
 def test_letters_are_large_enough_and_pictures_fit_their_column(drawings, name):
     for _, figure, _, _ in drawings[name]:
         assert min(text.get_fontsize() for text in visible(figure)) >= 6
-        assert figure.get_figwidth() in (drawing.COLUMN, drawing.PAGE) and figure.get_figheight() <= 9.5
+        assert figure.get_figwidth() in (COLUMN_WIDTH, PAGE_WIDTH) and figure.get_figheight() <= 9.5
 
 
 def overlapping(figure) -> list[tuple[str, str]]:
@@ -94,9 +117,9 @@ def test_no_two_texts_lie_over_each_other_or_leave_the_page(drawings, name):
 
 def test_six_radii_have_room(tmp_path):
     write_study(tmp_path, random_scores(40), radii=[k / 255 for k in (0.25, 0.5, 1, 2, 4, 8)])
-    with plt.rc_context(drawing.STYLE):
+    with plt.rc_context(STYLE):
         for name in ("avg_alignment_vs_robust", "survivors_forest", "leave_one_family_out", "variance_explained"):
-            figure = next(FIGURES[name][0](drawing.load_results(tmp_path)))[1]
+            figure = next(FIGURES[name][0](load_results(tmp_path)))[1]
             figure.draw_without_rendering()
             assert overlapping(figure) == []
             plt.close(figure)
@@ -128,7 +151,7 @@ def test_the_heat_map_is_its_table(drawings):
     shown, exact = cells(figure), table.pivot(index="benchmark", columns="accuracy", values="rho")[["clean", *RADII]]
     assert name == "robust_only_correlation" and len(shown) == len(BENCHMARKS) + 2
     for benchmark, values in exact.iterrows():
-        np.testing.assert_array_equal(shown[figures_hoak2025.short(benchmark)], values)
+        np.testing.assert_array_equal(shown[short_benchmark(benchmark)], values)
     assert np.isnan(shown["Empty2020"]).all() and np.isnan(shown["Constant2020"]).all()
     marks = sum(len(ax.collections[1].get_offsets()) for ax in figure.axes if len(ax.collections) == 2)
     assert marks == (table["q"] <= 0.05).sum() > 0 and f"{marks} are marked" in caption
@@ -152,7 +175,7 @@ def test_the_partial_map_has_no_column_for_clean_accuracy(drawings):
 
 @pytest.mark.parametrize("groups, cut", [("aaaaaa", 3), ("abbb", 1), ("aaaabbbccccccccc", 7), ("a", 1)])
 def test_rows_are_broken_between_groups(groups, cut):
-    assert figures_hoak2025.halves(list(groups)) == cut
+    assert halves(list(groups)) == cut
 
 
 # ---- alignment -------------------------------------------------------------------------------------------------
@@ -174,18 +197,18 @@ def test_alignment_figures_and_their_regressions(drawings):
 def test_tsne_never_fills_scores_in():
     """Distances by hand: over what both have, scaled up to all four; with nothing missing Euclid's."""
     table = pd.DataFrame([[0, 0, 0, 0], [1, 2, np.nan, np.nan], [3, 0, 0, 4], [np.nan, np.nan, 7, 1.0]])
-    found = figures_hoak2025.distances(table)
+    found = score_distances(table)
     assert found[0, 1] == pytest.approx(np.sqrt(4 / 2 * (1 + 4))) and found[0, 2] == pytest.approx(5)
     assert found[1, 3] == found.max()       # no score in common
     whole = np.random.default_rng(0).normal(size=(9, 4))
-    np.testing.assert_allclose(figures_hoak2025.distances(pd.DataFrame(whole)), pairwise_distances(whole), atol=1e-7)
+    np.testing.assert_allclose(score_distances(pd.DataFrame(whole)), pairwise_distances(whole), atol=1e-7)
 
 
 def test_tsne_leaves_out_what_is_hardly_known():
     scores = random_scores(40).assign(Rare=np.nan, Constant=1.0)
     scores.loc[scores.index[:10], "Rare"] = 1.0
     scores.iloc[0, 3:] = np.nan
-    known = figures_hoak2025.comparable(scores)
+    known = comparable_scores(scores)
     assert not {"Rare", "Constant", "average_vision", "V1"} & set(known) and scores.index[0] not in known.index
     assert len(known) == 39 and known.std().to_numpy() == pytest.approx(1, abs=0.05)
 
@@ -195,7 +218,7 @@ def test_tsne_puts_alike_models_together(tmp_path):
     scores = random_scores(40)
     scores[scores.index < "h"] += 6
     write_study(tmp_path, scores)
-    (_, figure, table, caption), = figures_hoak2025.tsne_plot(drawing.load_results(tmp_path))
+    (_, figure, table, caption), = tsne_plot(load_results(tmp_path))
     places, first = table[["x", "y"]].to_numpy(), (table["model"] < "h").to_numpy()
     apart = np.linalg.norm(places[first].mean(axis=0) - places[~first].mean(axis=0))
     assert apart > 2 * max(places[first].std(axis=0).max(), places[~first].std(axis=0).max())
@@ -220,7 +243,7 @@ def test_where_none_survives_the_strongest_are_shown_hollow(tmp_path):
     rows = write_study(tmp_path, scores)
     rows["robust_acc"] = np.random.default_rng(8).random(len(rows))
     rows.to_csv(tmp_path / "evaluation_results.csv", index=False)
-    (_, figure, table, caption), = figures_survivors.survivors_forest(drawing.load_results(tmp_path))
+    (_, figure, table, caption), = survivors_forest(load_results(tmp_path))
     assert "0 of 7 benchmarks survive" in caption and "shown: the 7 strongest" in caption
     assert not table["survives"].any() and table["row"].nunique() == 7
     plt.close(figure)
@@ -292,8 +315,8 @@ def test_a_radius_at_which_nothing_stands_takes_no_figure_down(tmp_path):
 
 
 def test_many_radii_are_thinned_out_in_pictures():
-    study = figures_hoak2025.Study("", "", "", pd.DataFrame(), pd.DataFrame(columns=["clean", *range(1, 12)]))
-    assert figures_hoak2025.drawn(study) == [1, 3, 5, 7, 9, 11]
+    study = Study("", "", "", pd.DataFrame(), pd.DataFrame(columns=["clean", *range(1, 12)]))
+    assert drawn_radii(study) == [1, 3, 5, 7, 9, 11]
 
 
 def test_two_protocols_are_two_files(tmp_path):

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 import plotting
-from alignment_security.plots import style as drawing
-from alignment_security.plots import training as figures_training
-from alignment_security.records import run as records
-from alignment_security.trainer import run as training_run
+from alignment_security.analysis.results import load_results
+from alignment_security.common.files import UserError
+from alignment_security.plots.training import learning_curves
+from alignment_security.trainer.run import LOG_COLUMNS
 
 LOG = """step,epoch,lr,loss,cross_entropy,harmonizer,accuracy,gradient_norm,val_accuracy
 1,0.5,0.1,3.5,3.0,5.0,0.25,1.0,
@@ -31,12 +31,12 @@ def make_training(results, name="net", log=LOG, status="checkpointed"):
 
 
 def test_the_log_here_has_the_columns_of_training():
-    assert LOG.splitlines()[0].split(",") == training_run.LOG
+    assert LOG.splitlines()[0].split(",") == LOG_COLUMNS
 
 
 def test_the_lines_drawn_are_the_log(tmp_path):
     make_training(tmp_path)
-    (name, figure, table, caption), = figures_training.learning_curves(drawing.load_results(tmp_path))
+    (name, figure, table, caption), = learning_curves(load_results(tmp_path))
     loss, accuracy = figure.axes
     assert name == "learning_curves" and loss.get_lines()[0].get_xydata().tolist() == [[0.5, 3.5], [1, 2.5]]
     assert [line.get_xydata().tolist() for line in accuracy.get_lines()] == [[[0.5, 25], [1, 50]], [[1, 12.5]]]
@@ -59,5 +59,5 @@ def test_nothing_to_draw_and_what_cannot_be_read(tmp_path, capsys):
     assert plotting.main(["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "f"), "--plots", "learning_curves"]) == 2
     assert "training.py" in capsys.readouterr().err
     (make_training(tmp_path) / "log.csv").unlink()
-    with pytest.raises(records.RecordError, match="net: no training that can be drawn"):
-        list(figures_training.learning_curves(drawing.load_results(tmp_path)))
+    with pytest.raises(UserError, match="net: no training that can be drawn"):
+        list(learning_curves(load_results(tmp_path)))

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignment_security.analysis import brainscore_leaderboard as brainscore
-from alignment_security.images import human_maps
-from alignment_security.images.loading import DataError, load_image_set
-from alignment_security.records import run as records
+from alignment_security.analysis.brainscore_leaderboard import benchmark_columns, read_leaderboard
+from alignment_security.common.files import UserError
+from alignment_security.images.clickme import clickme_sample, masked_crc, read_tfrecords
+from alignment_security.images.image_sets import DataError
+from alignment_security.images.loading import load_image_set
+from alignment_security.records.run import Run
 
 tfrecord = pytest.importorskip("tfrecord")
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "1.5"))
@@ -72,12 +74,12 @@ def test_fuzz_the_score_reader(tmp_path):
     for number, data in damaged([SCORES.encode(), SCORES.encode("utf-16"), DOWNLOAD.encode(), zipped(DOWNLOAD)]):
         path.write_bytes(data)
         try:
-            scores, _ = brainscore.read_scores(path)
-        except records.RecordError as error:
+            scores, _ = read_leaderboard(path)
+        except UserError as error:
             one_line(error, path, number)
             refused += 1
             continue
-        cells = scores[brainscore.benchmark_columns(scores)].to_numpy().ravel()
+        cells = scores[benchmark_columns(scores)].to_numpy().ravel()
         assert all(cell in ("X", "", "null") or np.isfinite(float(cell)) for cell in cells), f"copy {number}"
         read += 1
     assert read and refused
@@ -105,26 +107,26 @@ def test_fuzz_the_clickme_reader(tmp_path, shard):
             assert str(tmp_path) in str(error) and "\n" not in str(error), f"copy {number}: {error}"
             refused += 1
             continue
-        assert set(images.labels) <= {5, 7} and {payload for _, payload in human_maps.records_of(path)} <= good, f"copy {number}"
+        assert set(images.labels) <= {5, 7} and {payload for _, payload in read_tfrecords(path)} <= good, f"copy {number}"
         read += 1
     assert refused
 
 
 def payloads(path, data: bytes) -> list[tuple[int, bytes]]:
     path.write_bytes(data)
-    return list(human_maps.records_of(path))
+    return list(read_tfrecords(path))
 
 
 def test_fuzz_a_payload_whose_checksum_is_right(tmp_path, shard):
     """Somebody else's records: framed well, and not what ClickMe's hold."""
-    path, _ = tmp_path / "val-0.tfrecords", human_maps.masked_crc(b"")
+    path, _ = tmp_path / "val-0.tfrecords", masked_crc(b"")
     payload = payloads(path, shard)[0][1]
     for number, data in damaged([payload[:200] + payload[-80:], payload]):
         length = len(data).to_bytes(8, "little")
-        path.write_bytes(length + human_maps.masked_crc(length) + data + human_maps.masked_crc(data))
+        path.write_bytes(length + masked_crc(length) + data + masked_crc(data))
         try:
             images = load_image_set("clickme", str(tmp_path))
-            human_maps.clickme_sample(images, 0)
+            clickme_sample(images, 0)
         except DataError as error:
             one_line(error, path, number)
 
@@ -151,7 +153,7 @@ def test_a_table_is_the_same_in_every_shape_encoding_and_line_ending(tmp_path_fa
     text = comments + "".join(",".join('"' + str(cell).replace('"', '""') + '"' for cell in row) + newline for row in rows)
     path = tmp_path_factory.getbasetemp() / "shape.csv"
     path.write_bytes(text.encode(encoding))
-    scores, facts = brainscore.read_scores(path)
+    scores, facts = read_leaderboard(path)
     assert facts["shape"] == shape and list(scores["model_name"]) == models
     assert scores[benchmarks].to_numpy().tolist() == cells
 
@@ -160,8 +162,8 @@ def test_a_table_is_the_same_in_every_shape_encoding_and_line_ending(tmp_path_fa
 def test_a_formula_or_foreign_number_in_a_cell_is_refused_with_line_and_column(tmp_path, cell):
     path = tmp_path / "scores.csv"
     path.write_text(f'model_name,V1,IT\nnet_a,.1,.2\nnet_b,.1,"{cell}"\n')
-    with pytest.raises(records.RecordError, match="scores.csv, line 3, column IT: .* is no score"):
-        brainscore.read_scores(path)
+    with pytest.raises(UserError, match="scores.csv, line 3, column IT: .* is no score"):
+        read_leaderboard(path)
 
 
 # ---- records ---------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def test_a_record_cut_anywhere_keeps_its_whole_rows_and_goes_on(tmp_path_factory
               "l2": size if fooled else None} for name, label, fooled, size in rows]
 
     def opened():
-        return records.Run(root, "mine", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}})
+        return Run(root, "mine", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}})
     with opened() as run:
         run.append(table)
     data = run.csv.read_bytes()

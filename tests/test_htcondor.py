@@ -21,13 +21,22 @@ import pytest
 
 import evaluate_robustness
 import training
-from alignment_security.cluster import job as chtc
-from alignment_security.cluster import prestage, sweep
-from alignment_security.cluster import status as sweep_status
-from alignment_security.models import forward as sessions
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
-from alignment_security.trainer import run as training_run
+from alignment_security.cluster.job import STAGED_TABLE
+from alignment_security.cluster.prestage import WantedModel, prestage
+from alignment_security.cluster.status import follow_events, read_events, status_table
+from alignment_security.cluster.sweep import (
+    CODE_FILE,
+    DEFAULTS,
+    ROOT,
+    TEMPLATES,
+    make_sweep,
+    pack_code,
+)
+from alignment_security.common.command_line import CHECKPOINTED
+from alignment_security.common.files import safe_file_name
+from alignment_security.models.loading import load_model
+from alignment_security.records.record import read_record, read_run_file
+from alignment_security.trainer.run import read_training_run
 
 NO_POOL = os.environ.get("NO_CONDOR", "no HTCondor pool; `make test-htcondor` starts one")
 pytestmark = [pytest.mark.condor, pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL)]
@@ -73,7 +82,7 @@ def run_dag(folder: Path) -> int:
 
 def events(folder: Path, slug: str) -> Counter:
     path = folder / "logs" / f"{slug}.log"
-    return Counter(kind for kind, _, _ in sweep_status.read_events(path)) if path.is_file() else Counter()
+    return Counter(kind for kind, _, _ in read_events(path)) if path.is_file() else Counter()
 
 
 # ---- what is staged --------------------------------------------------------------------------------------------
@@ -92,12 +101,12 @@ def staged(tmp_path) -> Path:
 def make(tmp_path, staged, tiny):
     """Stage models (names of the tiny net, or real ones) and the tiny net's photographs; make a sweep of them."""
     def call(names: list[str], *arguments: str, images: bool = True, **settings: str) -> Path:
-        wanted = [prestage.Wanted(name, name if name in LITE else "test_resnet", None if name in LITE else str(tiny.checkpoint))
+        wanted = [WantedModel(name, name if name in LITE else "test_resnet", None if name in LITE else str(tiny.checkpoint))
                   for name in names]
-        assert prestage.prestage(wanted, staged, [tiny.data] if images else []) == {}
-        (staged / chtc.TABLE).rename(tmp_path / chtc.TABLE)     # it travels with the sweep
+        assert prestage(wanted, staged, [tiny.data] if images else []) == {}
+        (staged / STAGED_TABLE).rename(tmp_path / STAGED_TABLE)     # it travels with the sweep
         out = tmp_path / "sweep"
-        sweep.make_sweep(out, tmp_path / chtc.TABLE, ["--workers", "0", "--batch_size", "4", *arguments],
+        make_sweep(out, tmp_path / STAGED_TABLE, ["--workers", "0", "--batch_size", "4", *arguments],
                          SMALL | {"chunk_seconds": "3600", "staging": f"/staging/{staged.name}"} | settings,
                          images=f"images-{tiny.data.name}.tar" if images else None)
         return out
@@ -105,8 +114,8 @@ def make(tmp_path, staged, tiny):
 
 
 def record(folder: Path, name: str) -> tuple[pd.DataFrame, dict]:
-    path, = folder.glob(f"results/records/*/*/{records.file_name(name)}.csv")
-    return records.read_record(path), records.read_run(path.with_suffix(".json"))
+    path, = folder.glob(f"results/records/*/*/{safe_file_name(name)}.csv")
+    return read_record(path), read_run_file(path.with_suffix(".json"))
 
 
 # ---- submit files ----------------------------------------------------------------------------------------------
@@ -118,13 +127,13 @@ def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("container", ["true", "false"])
 @pytest.mark.parametrize("images", [True, False])
 def test_submit_files_are_free_of_warnings(make, container, images):
-    folder = make(["lab/net:v1.0", "net"], "clean", images=images, use_container=container, **sweep.DEFAULTS)
+    folder = make(["lab/net:v1.0", "net"], "clean", images=images, use_container=container, **DEFAULTS)
     one = ["model=lab/net:v1.0", "slug=x", "gpu_memory_mb=5000"]
     for file, more in ("sweep.sub", []), ("evaluate.sub", one), ("step.sub", ["step=merge", "retries=0"]):
         done = dry_run(folder, file, *more)
         assert done.returncode == 0 and done.stderr == "", (file, done.stderr)
         ad = (folder / "ad").read_text()
-        assert (sweep.DEFAULTS["image"] in ad.split("TransferInput")[1]) == (container == "true")
+        assert (DEFAULTS["image"] in ad.split("TransferInput")[1]) == (container == "true")
         assert "WARNING" not in done.stdout and "$(" not in ad
     (folder / "sweep.sub").write_text("transfer_imput_files = x\n" + (folder / "sweep.sub").read_text())
     assert "WARNING" in dry_run(folder, "sweep.sub").stderr
@@ -138,26 +147,26 @@ def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     bad = "lab/net:v1.0"
     linf = ["Linf", "--eps", "0.25/255", "--attacks", "apgd-ce", "--steps", "3"]
     folder = make([*LITE, bad], "--dataset", "sample", "-s", "2", *linf, images=False, retries="1")
-    tar = staged / f"{records.file_name(bad)}.tar"
+    tar = staged / f"{safe_file_name(bad)}.tar"
     sound = tar.read_bytes()
     tar.write_bytes(sound[:-600] + b"x" + sound[-599:])
     assert run_dag(folder) == 1
-    table = sweep_status.status(folder).set_index("model")
+    table = status_table(folder).set_index("model")
     assert table["state"].to_dict() == dict.fromkeys(LITE, "done") | {bad: "failed"}
     assert "its sha256 is" in table["note"][bad] and table["note"][bad].startswith("exit status 1")
     report = (folder / "report.txt").read_text()
     assert "3 done, 1 failed" in report and "its sha256 is" in report
-    summary = records.read_record(folder / "results/evaluation_results.csv")
+    summary = read_record(folder / "results/evaluation_results.csv")
     assert sorted(summary["model"]) == LITE and (summary["partial"] == 0).all()
     assert (folder / "figures/accuracy_vs_eps.pdf").is_file()
     runs = {name: events(folder, name)["EXECUTE"] for name in LITE}
-    assert events(folder, records.file_name(bad))["EXECUTE"] == 2      # once, and once again
+    assert events(folder, safe_file_name(bad))["EXECUTE"] == 2      # once, and once again
     tar.write_bytes(sound)
     assert run_dag(folder) == 0
     assert {name: events(folder, name)["EXECUTE"] for name in LITE} == runs
-    summary = records.read_record(folder / "results/evaluation_results.csv")
+    summary = read_record(folder / "results/evaluation_results.csv")
     assert sorted(summary["model"]) == sorted([*LITE, bad]) and (summary["n"] == 2).all()
-    assert set(summary["model"]) == set(sweep_status.status(folder).query("state == 'done'")["model"])
+    assert set(summary["model"]) == set(status_table(folder).query("state == 'done'")["model"])
     assert "4 models: 4 done" in (folder / "report.txt").read_text()
     rows, run = record(folder, bad)
     assert run["model"] == bad and run["settings"]["model"]["weights"] == "file:net.pth" and run["sessions"][0]["git"] == "test"
@@ -193,31 +202,31 @@ FMN = ["-s", "8", "L2", "--steps", "200"]
 def in_second_session(slug: str) -> bool:
     """Whether a job attacks again after a checkpoint: its run file, in the scratch folder, has a second session."""
     found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(f"execute/dir_*/results/records/*/*/{slug}.json")
-    return any(len(run["sessions"]) == 2 and run["status"] == "running" for run in map(records.read_run, found))
+    return any(len(run["sessions"]) == 2 and run["status"] == "running" for run in map(read_run_file, found))
 
 
 def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
     """Vacated, held and released, its starter killed, each after a checkpoint and in the middle of an attack."""
     assert evaluate_robustness.main([*tiny.arguments(tmp_path), "--workers", "0", *FMN]) == 0
     path, = tmp_path.glob("records/mine/L2-fmn/*.csv")
-    want = records.read_record(path)
+    want = read_record(path)
     names = [f"net:{disturbance}" for disturbance in DISTURBANCES]
     folder = make(names, "--dataset", "mine", *FMN, chunk_seconds="2")
     cluster = submit(folder)
     for proc, (name, how) in enumerate(zip(names, DISTURBANCES)):
-        slug = records.file_name(name)
-        wait(lambda: in_second_session(slug))      # noqa: B023
-        begun = sweep_status.status(folder).iloc[proc]      # HTCondor passes progress on when it likes, so `done` may lag
+        slug = safe_file_name(name)
+        wait(lambda: in_second_session(slug))  # noqa: B023
+        begun = status_table(folder).iloc[proc]      # HTCondor passes progress on when it likes, so `done` may lag
         assert begun["state"] == "running" and begun["done"] < len(want), "over before it was disturbed"
         time.sleep(0.5)
         disturb(how, folder, slug, f"{cluster}.{proc}")
     wait(lambda: left(cluster))
-    assert list(sweep_status.status(folder)["state"]) == ["done"] * 3
+    assert list(status_table(folder)["state"]) == ["done"] * 3
     for name, event in zip(names, DISTURBANCES.values()):
-        slug, (rows, run) = records.file_name(name), record(folder, name)
+        slug, (rows, run) = safe_file_name(name), record(folder, name)
         assert events(folder, slug)[event] == 1 and events(folder, slug)["EXECUTE"] == 2, events(folder, slug)
         assert run["status"] == "done" and len(run["sessions"]) == 2      # the one that was cut off left nothing
-        told = sweep_status.follow(sweep_status.read_events(folder / "logs" / f"{slug}.log"))
+        told = follow_events(read_events(folder / "logs" / f"{slug}.log"))
         assert told.total == len(want) and told.done > 0 and told.per_hour > 0
         exact = rows.columns.drop(["l2", "linf"])
         pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
@@ -232,7 +241,7 @@ def test_a_wrong_request_is_tried_once(make):
     cluster = submit(folder)
     wait(lambda: left(cluster))
     assert events(folder, "net")["EXECUTE"] == 1
-    row, = sweep_status.status(folder).to_dict("records")
+    row, = status_table(folder).to_dict("records")
     assert row["state"] == "failed" and row["note"].startswith("exit status 2: error: gamma 5")
 
 
@@ -244,7 +253,7 @@ def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
     wait(lambda: events(folder, "other.net")["JOB_TERMINATED"])
     time.sleep(8)       # release_after is 2 seconds: a fourth release would have come
     assert (events(folder, "net")["JOB_HELD"], events(folder, "net")["JOB_RELEASED"]) == (4, 3)
-    table = sweep_status.status(folder).set_index("model")
+    table = status_table(folder).set_index("model")
     assert table["state"].to_dict() == {"net": "held", "other.net": "done"} and "net.tar" in table["note"]["net"]
     condor("condor_rm", cluster)
 
@@ -255,7 +264,7 @@ def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
     """keep_rows.sh gives a node that runs again what its record held when it failed."""
     folder = make(["net"], "--dataset", "mine", "clean")
     arguments = [*tiny.arguments(folder / "results"), "--architecture", tiny.name, "--model_name", "net"]
-    assert evaluate_robustness.main([*arguments, "--stop_after", "1e-9", "clean"]) == sessions.CHECKPOINTED
+    assert evaluate_robustness.main([*arguments, "--stop_after", "1e-9", "clean"]) == CHECKPOINTED
     assert run_dag(folder) == 0
     run = record(folder, "net")[1]
     assert run["status"] == "done" and run["sessions"][0]["pid"] == os.getpid()
@@ -273,11 +282,11 @@ RECIPES = {"net_linf_eps2.0": f"{COMMON} --objective both --lambda_1 0.1 --norm 
 def project(tmp_path, staged, mapped) -> Path:
     """The project's folder as a user has it: submit files, packed code, staged images and maps, two recipes under a comment."""
     folder = tmp_path / "project"
-    shutil.copytree(sweep.TEMPLATES, folder / "htcondor")
+    shutil.copytree(TEMPLATES, folder / "htcondor")
     (folder / "logs").mkdir()
-    sweep.pack_code(folder / sweep.CODE)
-    assert prestage.prestage([], staged, list(mapped)) == {}
-    (staged / chtc.TABLE).rename(folder / chtc.TABLE)
+    pack_code(folder / CODE_FILE)
+    assert prestage([], staged, list(mapped)) == {}
+    (staged / STAGED_TABLE).rename(folder / STAGED_TABLE)
     recipes = "".join(f"--name {name:20} {options}\n" for name, options in RECIPES.items())
     (folder / "recipes.txt").write_text(f"# some of the authors' nets\n#   --name commented\n\n{recipes}")
     return folder
@@ -294,7 +303,7 @@ def train(project: Path, staged: Path, *settings: str) -> str:
 def trains_again(name: str) -> bool:
     """Whether a job trains after a checkpoint: its run file, in the scratch folder, has a second session."""
     found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(f"execute/dir_*/results/training/{name}/run.json")
-    return any(len(run["sessions"]) > 1 and run["status"] == "running" for run in map(training_run.read_run, found))
+    return any(len(run["sessions"]) > 1 and run["status"] == "running" for run in map(read_training_run, found))
 
 
 def request(name: str, mapped, results: Path) -> list[str]:
@@ -324,7 +333,7 @@ def test_recipes_train_as_without_interruption(project, staged, mapped, tmp_path
         assert run["status"] == "done" and run["step"] == 4 and len(run["sessions"]) >= 4
         assert {session["git"] for session in run["sessions"]} == {"test"} and events(project, name)["JOB_HELD"] == 0
         assert events(project, name)["JOB_EVICTED"] == (name == evicted) == events(project, name)["EXECUTE"] - 1
-        loaded = models.load_model("test_resnet", project / f"results/training/{name}/model.safetensors")
+        loaded = load_model("test_resnet", project / f"results/training/{name}/model.safetensors")
         assert loaded.n_outputs == 2 and loaded.settings["weights_sha256"] == run["weights_sha256"]
     assert sorted(path.name for path in (project / "results/training").iterdir()) == sorted(RECIPES)
 
@@ -333,7 +342,7 @@ def test_a_training_goes_on_from_what_came_home(project, staged, mapped, tmp_pat
     """resume=results: an earlier submission, or another machine, did the first step."""
     name = "net_plain"
     (project / "recipes.txt").write_text(f"--name {name} {RECIPES[name]}\n")
-    for results, status, options in (tmp_path, 0, []), (project / "results", sessions.CHECKPOINTED, ["--stop_after", "0"]):
+    for results, status, options in (tmp_path, 0, []), (project / "results", CHECKPOINTED, ["--stop_after", "0"]):
         with signals_kept():
             assert training.main([*request(name, mapped, results), *options]) == status
     cluster = train(project, staged, "resume=results", "chunk_seconds=3600")
@@ -346,7 +355,7 @@ def test_a_training_goes_on_from_what_came_home(project, staged, mapped, tmp_pat
 @pytest.mark.parametrize("container", ["true", "false"])
 def test_training_submit_file_is_free_of_warnings(project, recipes, count, container):
     """Every recipe of the lists is a job, its options whole; with each of the settings that name tars, and with none."""
-    shutil.copytree(sweep.ROOT / "lists", project / "lists")
+    shutil.copytree(ROOT / "lists", project / "lists")
     needed = [*TRAIN, f"recipes=lists/training/{recipes}", "staging=/staging/n/netid/x", f"use_container={container}"]
     tars = ["images=images-train.tar", "clickme=c.tar", "maps=m.tar", "val=v.tar", "cuda=13.0", "options=--pass_size 64 --seed 1"]
     want = [line.split() for line in (project / "lists/training" / recipes).read_text().splitlines() if line.startswith("--")]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,23 @@ import torch
 from PIL import Image
 from scipy.ndimage import correlate, zoom
 
-from alignment_security.images import human_maps
-from alignment_security.images import loading as dataloading
-from alignment_security.images.loading import DataError, load_image_set
+from alignment_security.images.clickme import clickme_sample, masked_crc, read_tfrecords
+from alignment_security.images.human_maps import (
+    count_without_map,
+    draw_ellipses,
+    drawings,
+    harmonization_blur,
+    human_map,
+    map_source,
+    original_map,
+)
+from alignment_security.images.image_sets import DataError
+from alignment_security.images.loading import (
+    PixelDataset,
+    load_image_set,
+    read_image,
+    stream_images,
+)
 
 tfrecord = pytest.importorskip("tfrecord")
 
@@ -28,10 +43,10 @@ def marked(tmp_path, monkeypatch):
     def call(x: float, y: float):
         images = load_image_set("sample").take([0])
         ellipse = [x, y, 0.03, 0.06, 0.0, 1.0]      # a circle in pixels: 12 of them
-        spot = (human_maps.draw_ellipses([ellipse], 200, 400) * 255).astype(np.uint8)
+        spot = (draw_ellipses([ellipse], 200, 400) * 255).astype(np.uint8)
         Image.fromarray(spot).convert("RGB").save(tmp_path / "spot.png")
-        monkeypatch.setattr(human_maps, "drawings", lambda: {images.ids[0]: [ellipse]})
-        return dataloading.replace(images, paths=(tmp_path / "spot.png",))
+        monkeypatch.setattr("alignment_security.images.human_maps.drawings", lambda: {images.ids[0]: [ellipse]})
+        return replace(images, paths=(tmp_path / "spot.png",))
     return call
 
 
@@ -40,7 +55,7 @@ def marked(tmp_path, monkeypatch):
 def test_a_map_lies_over_its_photograph(marked, mode, size, x, y):
     """The brightest place of the photograph that the model sees is the peak of the map that belongs to it."""
     images, preprocessing = marked(x, y), PLAIN | {"crop_mode": mode, "input_size": (3, size, size)}
-    seen, drawn = dataloading.Pixels(images, preprocessing)[0][1][0].numpy(), human_maps.human_map(images, 0, preprocessing)
+    seen, drawn = PixelDataset(images, preprocessing)[0][1][0].numpy(), human_map(images, 0, preprocessing)
     if mode == "border":
         seen = seen * (drawn > 0)       # padded with grey, where the map is 0
     assert drawn.shape == (size, size) and drawn.dtype == np.float32
@@ -52,25 +67,25 @@ def test_a_map_lies_over_its_photograph(marked, mode, size, x, y):
 def test_a_map_whose_people_look_outside_the_crop_is_none(marked):
     images = marked(0.02, 0.5)
     preprocessing = PLAIN | {"crop_pct": 1.0}
-    assert human_maps.human_map(images, 0, preprocessing) is None
-    zeros = dataloading.replace(images, ids=("no such drawing",))
-    assert human_maps.human_map(zeros, 0, preprocessing) is None
+    assert human_map(images, 0, preprocessing) is None
+    zeros = replace(images, ids=("no such drawing",))
+    assert human_map(zeros, 0, preprocessing) is None
 
 
 def test_an_ellipse_by_hand():
     """exp(-2) on the rim along both axes of an ellipse turned by 90 degrees; the maximum of two, not their sum."""
-    one = human_maps.draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8]], 1001, 1001)
+    one = draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8]], 1001, 1001)
     assert one[500, 500] == pytest.approx(0.8) and one.dtype == np.float32
     assert one[700, 500] == pytest.approx(0.8 * np.exp(-2), rel=1e-2) and one[500, 600] == pytest.approx(0.8 * np.exp(-2), rel=1e-2)
-    both = human_maps.draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8], [0.5, 0.5, 0.1, 0.1, 0.0, 0.5]], 1001, 1001)
+    both = draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8], [0.5, 0.5, 0.1, 0.1, 0.0, 0.5]], 1001, 1001)
     assert both[500, 500] == pytest.approx(0.8) and (both >= one).all()
 
 
 def test_every_photograph_of_the_sample_has_a_map(sample, lite0):
-    maps = [human_maps.human_map(sample, i, lite0.preprocessing) for i in range(len(sample))]
+    maps = [human_map(sample, i, lite0.preprocessing) for i in range(len(sample))]
     assert all(m.shape == (224, 224) and 0.5 < m.max() <= 1 and m.min() >= 0 for m in maps)
-    assert human_maps.count_without_map(sample) == 0 and human_maps.map_source(sample).startswith("hand-drawn, sha256 ")
-    assert set(human_maps.drawings()) == set(sample.ids)
+    assert count_without_map(sample) == 0 and map_source(sample).startswith("hand-drawn, sha256 ")
+    assert set(drawings()) == set(sample.ids)
 
 
 # ---- ClickMe ---------------------------------------------------------------------------------------------------
@@ -87,8 +102,8 @@ def photographs(sample, side: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """uint8 (side, side, 3) and the drawn map as uint8 (side, side)."""
     pairs = []
     for i in range(4):
-        image = dataloading.read_image(sample.paths[i]).resize((side, side))
-        drawn = Image.fromarray(human_maps.map_as_drawn(sample, i)).resize((side, side))
+        image = read_image(sample.paths[i]).resize((side, side))
+        drawn = Image.fromarray(original_map(sample, i)).resize((side, side))
         pairs.append((np.asarray(image), (np.asarray(drawn) * 255).round().clip(0, 255).astype(np.uint8)))
     return pairs
 
@@ -117,26 +132,26 @@ def test_a_shard_in_every_encoding(tmp_path, sample, kind):
     images = load_image_set("clickme", str(tmp_path / "val"))
     assert images.ids == ("val-2-00000", "val-2-00001", "val-10-00000", "val-10-00001") and images.labels == tuple(labels)
     for i in (3, 0, 2):
-        found = human_maps.clickme_sample(images, i)
+        found = clickme_sample(images, i)
         assert found.image.dtype == np.uint8 and found.label == labels[i]
         assert np.abs(found.image.astype(float) - pairs[i][0]).mean() < near
         heatmap = found.heatmap * (255 if kind.endswith("unit") else 1)
         assert heatmap.shape == (side, side) and np.abs(heatmap - pairs[i][1]).mean() < near
-    streamed = list(dataloading.stream(images.take([2, 1]), PLAIN, workers=1))
+    streamed = list(stream_images(images.take([2, 1]), PLAIN, workers=1))
     assert [(name, label) for name, _, label in streamed] == [("val-10-00000", 999), ("val-2-00001", 0)]
     crop = np.asarray(Image.fromarray(pairs[1][0]).resize((256, 256), Image.Resampling.BICUBIC))[16:240, 16:240]
     assert np.abs(streamed[1][1].permute(1, 2, 0).numpy() * 255 - crop).mean() < near + 1
-    assert human_maps.human_map(images, 0, PLAIN).shape == (224, 224) and human_maps.map_source(images) == "ClickMe"
+    assert human_map(images, 0, PLAIN).shape == (224, 224) and map_source(images) == "ClickMe"
 
 
 def test_tfrecord_framing_by_hand(tmp_path):
     """Length, masked crc32c, payload, masked crc32c; crc32c("123456789") = 0xE3069283 (RFC 3720's check value)."""
     def masked(crc):
         return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
-    assert human_maps.masked_crc(b"123456789") == masked(0xE3069283)
+    assert masked_crc(b"123456789") == masked(0xE3069283)
     length = struct.pack("<Q", 9)
-    (tmp_path / "a.tfrecords").write_bytes(2 * (length + human_maps.masked_crc(length) + b"123456789" + masked(0xE3069283)))
-    assert list(human_maps.records_of(tmp_path / "a.tfrecords")) == [(0, b"123456789"), (25, b"123456789")]
+    (tmp_path / "a.tfrecords").write_bytes(2 * (length + masked_crc(length) + b"123456789" + masked(0xE3069283)))
+    assert list(read_tfrecords(tmp_path / "a.tfrecords")) == [(0, b"123456789"), (25, b"123456789")]
 
 
 @pytest.fixture
@@ -154,7 +169,7 @@ def test_a_truncated_shard_names_file_and_record(shard, cut):
 
 @pytest.mark.parametrize("position", ["header", "payload"])
 def test_a_damaged_shard_names_file_and_record(shard, position):
-    content, second = bytearray(shard.read_bytes()), list(human_maps.records_of(shard))[1][0]
+    content, second = bytearray(shard.read_bytes()), list(read_tfrecords(shard))[1][0]
     content[second + (3 if position == "header" else 400)] ^= 1
     shard.write_bytes(content)
     with pytest.raises(DataError, match=rf"^{shard}: record 1 is damaged \(checksum"):
@@ -175,7 +190,7 @@ def test_a_record_that_is_no_clickme_is_refused(tmp_path):
         writer.write(record)
         writer.close()
         with pytest.raises(DataError, match=message):
-            next(dataloading.stream(load_image_set("clickme", str(tmp_path)), PLAIN))
+            next(stream_images(load_image_set("clickme", str(tmp_path)), PLAIN))
 
 
 def test_a_map_of_zeros_is_kept_and_counted(tmp_path, sample):
@@ -183,8 +198,8 @@ def test_a_map_of_zeros_is_kept_and_counted(tmp_path, sample):
     pairs[1] = (pairs[1][0], np.zeros((256, 256), np.uint8))
     write_shard(tmp_path / "val-0.tfrecords", pairs, [1, 2, 3, 4])
     images = load_image_set("clickme", str(tmp_path))
-    assert len(images) == 4 and human_maps.count_without_map(images) == 1
-    assert [human_maps.human_map(images, i, PLAIN) is None for i in range(4)] == [False, True, False, False]
+    assert len(images) == 4 and count_without_map(images) == 1
+    assert [human_map(images, i, PLAIN) is None for i in range(4)] == [False, True, False, False]
 
 
 def test_folders_that_are_not_one_split_are_refused(tmp_path, sample):
@@ -207,10 +222,10 @@ def test_pth_samples(tmp_path, sample):
                    tmp_path / f"{k + 9}.pth")
     images = load_image_set("clickme", str(tmp_path))
     assert images.ids == ("9", "10", "11", "12") and images.labels == (7, 8, 9, 10)
-    found = human_maps.clickme_sample(images, 2)
+    found = clickme_sample(images, 2)
     assert (found.image == pairs[2][0]).all() and (found.heatmap == pairs[2][1]).all()
     whole = PLAIN | {"input_size": (3, 256, 256), "crop_pct": 1.0}
-    assert torch.equal(next(dataloading.stream(images.take([2]), whole))[1], torch.tensor(pairs[2][0]).permute(2, 0, 1) / 255)
+    assert torch.equal(next(stream_images(images.take([2]), whole))[1], torch.tensor(pairs[2][0]).permute(2, 0, 1) / 255)
 
 
 class Code:
@@ -235,15 +250,15 @@ def test_another_pth_is_refused_and_runs_nothing(tmp_path, loaded, message, caps
 
 def test_harmonizations_blur_is_that_of_a_plain_sum(sample):
     """TensorFlow's SAME correlation with the 10 x 10 kernel, as a double loop would do it, on a 64 x 64 map."""
-    drawn = human_maps.draw_ellipses([[0.4, 0.6, 0.2, 0.1, 0.0, 1.0]], 64, 64)
+    drawn = draw_ellipses([[0.4, 0.6, 0.2, 0.1, 0.0, 1.0]], 64, 64)
     x, y = np.arange(-5, 5), np.arange(4, -6, -1)
     kernel = np.exp(-(x[None] ** 2 + y[:, None] ** 2) / 200)
     expected = correlate(np.pad(drawn, 10), kernel / kernel.sum(), mode="constant", origin=-1)[10:-10, 10:-10]
-    np.testing.assert_allclose(human_maps.harmonized(drawn), expected, atol=1e-6)
+    np.testing.assert_allclose(harmonization_blur(drawn), expected, atol=1e-6)
 
 
 def test_the_blurred_map_lies_where_the_map_does(sample, lite0):
-    plain, blurred = (human_maps.human_map(sample, 0, lite0.preprocessing, blur=b) for b in (False, True))
+    plain, blurred = (human_map(sample, 0, lite0.preprocessing, blur=b) for b in (False, True))
     assert blurred.shape == (224, 224)
     near = zoom(zoom(plain, 1 / 14), 14)
     assert np.corrcoef(near.ravel(), blurred.ravel())[0, 1] > 0.85

@@ -16,13 +16,26 @@ import pytest
 import torch
 from PIL import Image
 
-from alignment_security.images import human_maps, image_sets
-from alignment_security.images import loading as dataloading
-from alignment_security.images.image_sets import draw, groupings
-from alignment_security.images.loading import DataError, load_image_set
+import dataloading
+from alignment_security.images.corruptions import corrupt
+from alignment_security.images.image_sets import (
+    IMAGE_LISTS,
+    Corruption,
+    DataError,
+    read_list_fields,
+    synsets,
+)
+from alignment_security.images.labels import (
+    multilabel_correct,
+    read_multilabels,
+    real_correct,
+    real_labels,
+)
+from alignment_security.images.loading import load_image_set, set_preprocessing, stream_images
+from alignment_security.images.subsets import draw_subset, groupings
 
-SYNSETS = image_sets.synsets()
-LIST = image_sets.list_fields(image_sets.LISTS / "big12.txt")
+SYNSETS = synsets()
+LIST = read_list_fields(IMAGE_LISTS / "big12.txt")
 FACTS = Path(os.environ.get("BRAINSCORE_VISION_PATH", "/nowhere")) / "benchmarks" / "imagenet" / "imagenet2012.csv"
 WORDNET = Path(os.environ.get("WORDNET_DIR", "/nowhere"))
 PLAIN = {"input_size": (3, 64, 64), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
@@ -70,7 +83,7 @@ def test_the_committed_list_is_what_is_drawn():
         labelled = [(row["filename"], int(row["label"])) for row in csv.DictReader(file)]
     assert len(labelled) == 50_000
     np.random.default_rng(0).shuffle(labelled)
-    assert [[n, str(y), g] for n, y, g in draw([(n, int(y)) for n, y in labelled])] == LIST
+    assert [[n, str(y), g] for n, y, g in draw_subset([(n, int(y)) for n, y in labelled])] == LIST
 
 
 @pytest.mark.skipif(not (WORDNET / "wordnet.is_a.txt").is_file(), reason="WORDNET_DIR has no wordnet.is_a.txt, words.txt")
@@ -94,21 +107,21 @@ def made_up() -> list[tuple[str, int]]:
 
 def test_a_draw_depends_on_the_names_alone_and_smaller_ones_are_part_of_it():
     labelled = made_up()
-    assert draw(labelled) == draw(labelled[::-1]) and len(draw(labelled)) == 960
-    assert set(draw(labelled, per_class=2)) < set(draw(labelled)) < set(draw(labelled, per_class=50))
-    assert [len(draw(labelled, grouping=g, per_class=1)) for g in ("mid_12", "living_9", "geirhos_16")] == [192, 72, 32]
+    assert draw_subset(labelled) == draw_subset(labelled[::-1]) and len(draw_subset(labelled)) == 960
+    assert set(draw_subset(labelled, per_class=2)) < set(draw_subset(labelled)) < set(draw_subset(labelled, per_class=50))
+    assert [len(draw_subset(labelled, grouping=g, per_class=1)) for g in ("mid_12", "living_9", "geirhos_16")] == [192, 72, 32]
 
 
 def test_a_draw_is_uniform():
     """The number of the image within its class: mean 24.5, SD 14.43 / sqrt(960) = 0.47."""
-    numbers = [(int(name[15:23]) - 1) % 50 for name, *_ in draw(made_up())]
+    numbers = [(int(name[15:23]) - 1) % 50 for name, *_ in draw_subset(made_up())]
     assert abs(np.mean(numbers) - 24.5) < 3 * 0.47
 
 
 @pytest.mark.parametrize("request_", [{"per_class": 51}, {"per_class": 0}, {"grouping": "big_13"}])
 def test_a_draw_that_cannot_be_is_refused(request_):
     with pytest.raises(DataError, match="has 50|big_13.*big_12, mid_12"):
-        draw(made_up(), **request_)
+        draw_subset(made_up(), **request_)
 
 
 # ---- the set ---------------------------------------------------------------------------------------------------
@@ -138,7 +151,7 @@ def test_the_command_verifies_builds_and_leaves_the_source_alone(tmp_path, capsy
     assert len({s.list_sha256 for s in sets}) == len({s.contents_sha256() for s in sets}) == 1
     assert all(p.is_symlink() for p in sets[1].paths) and not any(p.is_symlink() for p in sets[2].paths)
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
-    assert image_sets.list_fields(tmp_path / "links" / "big12.txt") == LIST
+    assert read_list_fields(tmp_path / "links" / "big12.txt") == LIST
     sets[2].paths[5].write_bytes(jpeg((0, 0, 99)))
     assert sets[2].contents_sha256() != sets[0].contents_sha256()
 
@@ -174,7 +187,7 @@ def test_a_photograph_that_changed_is_named(tmp_path, monkeypatch, sample):
     changed = tmp_path / "data" / sample.ids[3]
     changed.write_bytes(changed.read_bytes() + b"\0")
     spec = dataclasses.make_dataclass("Spec", ["submodule_search_locations"])([str(tmp_path)])
-    monkeypatch.setattr(image_sets.importlib.util, "find_spec", lambda name: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
     with pytest.raises(DataError, match=f"{sample.ids[3]}: not the photograph of the list"):
         load_image_set("sample")
 
@@ -193,7 +206,7 @@ def test_imagenet_c_keeps_the_ids_of_the_clean_images(tmp_path):
     images = load_image_set("imagenet-c", str(write_corrupted(tmp_path, SYNSETS)), corruption=("fog", 3))
     assert len(images) == 1000 and images.labels == tuple(range(1000)) and images.ids[0] == "ILSVRC2012_val_00000001.JPEG"
     assert images.facts == {"corruption": {"type": "fog", "severity": 3, "source": "folder", "seed": 0}, "crop_pct": 1.0}
-    assert dataloading.shown(images, PLAIN) == PLAIN | {"crop_pct": 1.0}
+    assert set_preprocessing(images, PLAIN) == PLAIN | {"crop_pct": 1.0}
 
 
 def test_tiny_imagenet_c_restricts_the_answers(tmp_path):
@@ -228,13 +241,13 @@ def test_a_corruption_depends_on_seed_and_image_alone(sample, kind):
     """Not on order, on workers, nor on what numpy's global generator was used for; and it leaves that as it was."""
     images = load_image_set("sample", corruption=(kind, 3))
     np.random.seed(1)
-    whole = {name: x for name, x, _ in dataloading.stream(images, PLAIN)}
+    whole = {name: x for name, x, _ in stream_images(images, PLAIN)}
     after = np.random.random()
     np.random.seed(1)
     assert np.random.random() == after
-    assert all(torch.equal(whole[name], x) for name, x, _ in dataloading.stream(images.take([9, 3, 0]), PLAIN, workers=2))
+    assert all(torch.equal(whole[name], x) for name, x, _ in stream_images(images.take([9, 3, 0]), PLAIN, workers=2))
     other = load_image_set("sample", corruption=(kind, 3), seed=1)
-    assert not torch.equal(next(dataloading.stream(other, PLAIN))[1], whole[images.ids[0]])
+    assert not torch.equal(next(stream_images(other, PLAIN))[1], whole[images.ids[0]])
     assert images.list_sha256 == sample.list_sha256 and images.facts["corruption"]["source"].startswith("imagecorruptions-imaug 1")
 
 
@@ -244,7 +257,7 @@ def test_gaussian_noise_has_the_published_strength():
     sqrt(.299^2 + .587^2 + .114^2) = 0.6686 of the channels'."""
     grey = Image.new("RGB", (300, 400), (128, 128, 128))
     for severity, c in ((1, 0.08), (2, 0.12)):
-        noisy = dataloading.corrupt(grey, image_sets.Corruption("gaussian_noise", severity, "made"), "x")
+        noisy = corrupt(grey, Corruption("gaussian_noise", severity, "made"), "x")
         assert noisy.size == (224, 224)
         assert np.asarray(noisy.convert("L"), dtype=float).std() / 255 == pytest.approx(0.6686 * c, rel=0.1)
 
@@ -271,17 +284,17 @@ def test_real_labels_are_those_of_timms_evaluator():
 
     rng, names = np.random.default_rng(0), [f"ILSVRC2012_val_{k + 1:08d}.JPEG" for k in range(50_000)]
     judge, preds = RealLabelsImagenet(names, topk=(1,)), rng.integers(0, 1000, 2000)
-    preds[:1000] = [(human_maps.real_labels()[name] or [0])[-1] for name in names[:1000]]
+    preds[:1000] = [(real_labels()[name] or [0])[-1] for name in names[:1000]]
     judge.add_result(torch.nn.functional.one_hot(torch.from_numpy(preds), 1000).float())
-    ours = [human_maps.real_correct(f"n0144/{name}", int(p)) for name, p in zip(names, preds)]
+    ours = [real_correct(f"n0144/{name}", int(p)) for name, p in zip(names, preds)]
     assert [bool(v) for v in ours if v is not None] == judge.is_correct[1] and None in ours
 
 
 def test_images_without_real_labels_have_no_verdict():
-    assert human_maps.real_correct("imagenet_00_243.jpg", 243) is None
-    assert human_maps.real_correct("ILSVRC2012_val_00000001.JPEG", 65) is None
-    assert [human_maps.real_correct("ILSVRC2012_val_00000002.JPEG", k) for k in (970, 795, 65)] == [1, 1, 0]
-    assert sum(not labels for labels in human_maps.real_labels().values()) == 50_000 - 46_837   # Beyer et al. 2020
+    assert real_correct("imagenet_00_243.jpg", 243) is None
+    assert real_correct("ILSVRC2012_val_00000001.JPEG", 65) is None
+    assert [real_correct("ILSVRC2012_val_00000002.JPEG", k) for k in (970, 795, 65)] == [1, 1, 0]
+    assert sum(not labels for labels in real_labels().values()) == 50_000 - 46_837   # Beyer et al. 2020
 
 
 ANNOTATED = {"initial_annots": {
@@ -292,10 +305,10 @@ ANNOTATED = {"initial_annots": {
 
 def test_human_annotations_accept_correct_and_unclear_labels(tmp_path):
     (tmp_path / "human_accuracy.json").write_text(json.dumps(ANNOTATED))
-    labels = human_maps.read_multilabels(tmp_path / "human_accuracy.json")
+    labels = read_multilabels(tmp_path / "human_accuracy.json")
     assert labels == {"ILSVRC2012_val_00000001.JPEG": frozenset({0, 2})}
-    assert [human_maps.multilabel_correct(labels, "x/ILSVRC2012_val_00000001.JPEG", k) for k in range(4)] == [1, 0, 1, 0]
-    assert human_maps.multilabel_correct(labels, "ILSVRC2012_val_00000002.JPEG", 0) is None
+    assert [multilabel_correct(labels, "x/ILSVRC2012_val_00000001.JPEG", k) for k in range(4)] == [1, 0, 1, 0]
+    assert multilabel_correct(labels, "ILSVRC2012_val_00000002.JPEG", 0) is None
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04pickle", b"[]", b"{}", b'{"initial_annots": {"ILSVRC2012_val_1": 3}}',
@@ -303,7 +316,7 @@ def test_human_annotations_accept_correct_and_unclear_labels(tmp_path):
 def test_another_file_of_annotations_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match="a.json: not human_accuracy"):
-        human_maps.read_multilabels(tmp_path / "a.json")
+        read_multilabels(tmp_path / "a.json")
 
 
 def test_the_list_hash_is_recorded_as_text():

@@ -9,8 +9,22 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 
-from alignment_security.analysis import statistics as inference
-from alignment_security.records import metrics
+from alignment_security.analysis.statistics import (
+    benjamini_hochberg,
+    bootstrap_interval,
+    correlation_p,
+    cross_validated_r2,
+    cross_validation_folds,
+    family_counts,
+    linear_regression,
+    partial_correlation,
+    percentile_interval,
+    rank_correlations,
+    resample_counts,
+    welch_test,
+    without_each,
+)
+from alignment_security.records.metrics import spearman
 
 FENG = Path(__file__).resolve().parents[2] / "shared" / "data" / "feng2025"
 
@@ -31,14 +45,14 @@ def tied(rng) -> np.ndarray:
 def test_welch_by_hand():
     """a: mean 2, variance 1, n 3; b: mean 5, variance 4, n 4: t = -3 / sqrt(4/3), df = (4/3)^2 / (1/18 + 1/3) = 32/7."""
     b = 5 + np.array([-np.sqrt(6), 0, 0, np.sqrt(6)])
-    t, df, p = inference.welch(np.array([1, 2, 3, np.nan]), b)
+    t, df, p = welch_test(np.array([1, 2, 3, np.nan]), b)
     assert (t, df) == pytest.approx((-3 / np.sqrt(4 / 3), 32 / 7))
     assert p == pytest.approx(2 * stats.t.sf(abs(t), df))
 
 
 @pytest.mark.parametrize("a, b", [([1.0], [1, 2, 3]), ([], [1, 2]), ([1, 1], [2, 2]), ([np.nan, 1], [1, 2])])
 def test_welch_of_too_little_is_undefined(a, b):
-    assert np.isnan(inference.welch(np.array(a), np.array(b))).all()
+    assert np.isnan(welch_test(np.array(a), np.array(b))).all()
 
 
 @pytest.mark.skipif(not FENG.exists(), reason="the published numbers are not here")
@@ -47,12 +61,12 @@ def test_welch_gives_the_published_comparison():
     table = pd.read_csv(FENG / "derived_309_models.csv")
     ssl = table["group"] == "SSL"
     for column, claimed in (("pt", (7.845, 65.44)), ("aa", (-7.489, 98.11))):
-        assert inference.welch(table[column][ssl], table[column][~ssl])[:2] == pytest.approx(claimed, abs=0.005)
+        assert welch_test(table[column][ssl], table[column][~ssl])[:2] == pytest.approx(claimed, abs=0.005)
 
 
 def test_interval_of_a_mean_is_about_students(rng):
     values = rng.normal(3, 2, 400)
-    low, high = inference.bootstrap_interval(values)
+    low, high = bootstrap_interval(values)
     exact = stats.t.interval(0.95, 399, values.mean(), stats.sem(values))
     assert (low, high) == pytest.approx(exact, abs=0.02)
 
@@ -61,33 +75,33 @@ def test_interval_of_a_correlation_leaves_nan_out_in_pairs(rng):
     x = rng.normal(size=60)
     y = x + rng.normal(size=60)
     holed = np.append(x, np.nan), np.append(y, 5)
-    options = {"statistic": metrics.spearman, "resamples": 300}
-    low, high = inference.bootstrap_interval(x, y, **options)
-    assert low < metrics.spearman(x, y) < high
-    assert inference.bootstrap_interval(*holed, **options) == (low, high)
+    options = {"statistic": spearman, "resamples": 300}
+    low, high = bootstrap_interval(x, y, **options)
+    assert low < spearman(x, y) < high
+    assert bootstrap_interval(*holed, **options) == (low, high)
 
 
 @pytest.mark.parametrize("sample", [[], [1.0], [2, 2, 2], [np.nan, 1.0]])
 def test_interval_of_too_little_is_undefined(sample):
-    assert np.isnan(inference.bootstrap_interval(np.array(sample))).all()
+    assert np.isnan(bootstrap_interval(np.array(sample))).all()
 
 
 def test_benjamini_hochberg_by_hand():
     """p sorted times m / rank, then the running minimum from the right: of 4 tests 0.04, 0.04, 0.04 and 0.5."""
     p = np.array([[0.03, np.nan, 0.5], [0.01, 0.02, np.nan]])
-    np.testing.assert_allclose(inference.benjamini_hochberg(p), [[0.04, np.nan, 0.5], [0.04, 0.04, np.nan]])
-    assert np.isnan(inference.benjamini_hochberg(np.full(3, np.nan))).all()
+    np.testing.assert_allclose(benjamini_hochberg(p), [[0.04, np.nan, 0.5], [0.04, 0.04, np.nan]])
+    assert np.isnan(benjamini_hochberg(np.full(3, np.nan))).all()
 
 
 # ---- rank correlations -----------------------------------------------------------------------------------------
 
 def test_rank_correlations_are_scipys(tied):
-    np.testing.assert_allclose(inference.rank_correlations(tied)[0], stats.spearmanr(tied).statistic, atol=1e-12)
+    np.testing.assert_allclose(rank_correlations(tied)[0], stats.spearmanr(tied).statistic, atol=1e-12)
 
 
 def test_a_weighted_resample_is_the_resample_written_out(tied):
-    counts = inference.resample_counts(len(tied), 50, seed=3)
-    fast = inference.rank_correlations(tied, counts)
+    counts = resample_counts(len(tied), 50, seed=3)
+    fast = rank_correlations(tied, counts)
     for weights, found in zip(counts, fast):
         written_out = np.repeat(tied, weights, axis=0)
         np.testing.assert_allclose(found, stats.spearmanr(written_out).statistic, atol=1e-12)
@@ -96,23 +110,23 @@ def test_a_weighted_resample_is_the_resample_written_out(tied):
 def test_interval_agrees_with_scipys_bootstrap(rng):
     x = rng.normal(size=80)
     columns = np.column_stack([x, x + rng.normal(size=80)])
-    counts = inference.resample_counts(80, 4000)
-    mine = inference.percentiles(inference.rank_correlations(columns, counts)[:, 0, 1])
-    scipys = inference.bootstrap_interval(*columns.T, statistic=metrics.spearman, resamples=4000, method="percentile", seed=1)
+    counts = resample_counts(80, 4000)
+    mine = percentile_interval(rank_correlations(columns, counts)[:, 0, 1])
+    scipys = bootstrap_interval(*columns.T, statistic=spearman, resamples=4000, method="percentile", seed=1)
     assert mine == pytest.approx(scipys, abs=0.02)
 
 
 def test_a_constant_column_has_no_correlation():
-    found = inference.rank_correlations(np.column_stack([np.ones(9), np.arange(9.0)]))[0]
+    found = rank_correlations(np.column_stack([np.ones(9), np.arange(9.0)]))[0]
     assert np.isnan(found[0]).all() and found[1, 1] == pytest.approx(1)
 
 
 def test_p_is_scipys(rng):
     x, y = rng.normal(size=(2, 25))
     rho, p = stats.spearmanr(x, y)
-    assert inference.correlation_p(rho, 25) == pytest.approx(p)
-    assert np.isnan(inference.correlation_p(np.nan, 25)) and np.isnan(inference.correlation_p(0.5, 2))
-    assert inference.correlation_p(1.0, 20) == pytest.approx(0, abs=1e-12)
+    assert correlation_p(rho, 25) == pytest.approx(p)
+    assert np.isnan(correlation_p(np.nan, 25)) and np.isnan(correlation_p(0.5, 2))
+    assert correlation_p(1.0, 20) == pytest.approx(0, abs=1e-12)
 
 
 def test_partial_correlation_is_that_of_the_residuals(rng):
@@ -121,16 +135,16 @@ def test_partial_correlation_is_that_of_the_residuals(rng):
     ranks = np.apply_along_axis(stats.rankdata, 0, np.column_stack([z + rng.normal(size=50), z + rng.normal(size=50), z]))
     line = np.column_stack([np.ones(50), ranks[:, 2]])
     left = ranks[:, :2] - line @ np.linalg.lstsq(line, ranks[:, :2], rcond=None)[0]
-    r = inference.rank_correlations(ranks)[0]
-    assert inference.partial(r[0, 1], r[0, 2], r[1, 2]) == pytest.approx(np.corrcoef(left.T)[0, 1])
-    assert np.isnan(inference.partial(np.array(0.9), np.array(1.0), np.array(0.9)))
+    r = rank_correlations(ranks)[0]
+    assert partial_correlation(r[0, 1], r[0, 2], r[1, 2]) == pytest.approx(np.corrcoef(left.T)[0, 1])
+    assert np.isnan(partial_correlation(np.array(0.9), np.array(1.0), np.array(0.9)))
 
 
 # ---- families --------------------------------------------------------------------------------------------------
 
 def test_families_are_drawn_whole():
     families = np.array(["vgg", "resnet", "vgg", "vit", "resnet"])
-    counts = inference.family_counts(families, 200)
+    counts = family_counts(families, 200)
     assert (counts[:, 0] == counts[:, 2]).all() and (counts[:, 1] == counts[:, 4]).all()
     assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all() and len(np.unique(counts[:, 0])) > 2
 
@@ -141,26 +155,26 @@ def test_copies_of_a_model_are_one_model(rng):
     columns = np.repeat(np.column_stack([x, 0.5 * x + rng.normal(size=8)]), 30, axis=0)
     families = np.repeat(np.arange(8), 30)
     def width(counts):
-        low, high = inference.percentiles(inference.rank_correlations(columns, counts)[:, 0, 1])
+        low, high = percentile_interval(rank_correlations(columns, counts)[:, 0, 1])
         return high - low
-    eight = inference.rank_correlations(columns[::30], inference.resample_counts(8))[:, 0, 1]
-    low, high = inference.percentiles(eight)
-    assert width(inference.family_counts(families)) == pytest.approx(high - low, abs=1e-9)
-    assert width(inference.resample_counts(240)) < 0.4 * (high - low)
+    eight = rank_correlations(columns[::30], resample_counts(8))[:, 0, 1]
+    low, high = percentile_interval(eight)
+    assert width(family_counts(families)) == pytest.approx(high - low, abs=1e-9)
+    assert width(resample_counts(240)) < 0.4 * (high - low)
 
 
 def test_leaving_a_family_out(tied):
     families = np.repeat(["a", "b", "c"], 10)
-    names, weights = inference.without_each(families)
+    names, weights = without_each(families)
     assert names.tolist() == ["a", "b", "c"]
     expected = stats.spearmanr(tied[families != "b"]).statistic
-    np.testing.assert_allclose(inference.rank_correlations(tied, weights)[1], expected, atol=1e-12)
+    np.testing.assert_allclose(rank_correlations(tied, weights)[1], expected, atol=1e-12)
 
 
 def test_percentiles():
-    assert inference.percentiles(np.arange(101.0), 0.9) == pytest.approx((5, 95))
-    assert np.isnan(inference.percentiles(np.append(np.full(20, np.nan), np.arange(100.0)))).all()
-    assert np.isnan(inference.percentiles(np.array([]))).all()
+    assert percentile_interval(np.arange(101.0), 0.9) == pytest.approx((5, 95))
+    assert np.isnan(percentile_interval(np.append(np.full(20, np.nan), np.arange(100.0)))).all()
+    assert np.isnan(percentile_interval(np.array([]))).all()
 
 
 # ---- regression ------------------------------------------------------------------------------------------------
@@ -168,7 +182,7 @@ def test_percentiles():
 def test_regression_is_scipys(rng):
     x = rng.normal(size=40)
     y = 2 * x + rng.normal(size=40)
-    line, fit = stats.linregress(x, y), inference.regression(x, y)
+    line, fit = stats.linregress(x, y), linear_regression(x, y)
     assert [fit[k] for k in ("slope", "intercept", "r2", "p", "n")] == pytest.approx(
         [line.slope, line.intercept, line.rvalue**2, line.pvalue, 40])
 
@@ -176,7 +190,7 @@ def test_regression_is_scipys(rng):
 def test_copies_do_not_make_a_slope_significant():
     """Five models copied eight times: 40 to least squares, five to the covariance summed over families."""
     x, y = np.array([0.1, 0.4, 0.5, 0.7, 0.9]), np.array([0.3, 0.1, 0.5, 0.2, 0.6])
-    fit = inference.regression(np.repeat(x, 8), np.repeat(y, 8), np.repeat(np.arange(5), 8))
+    fit = linear_regression(np.repeat(x, 8), np.repeat(y, 8), np.repeat(np.arange(5), 8))
     assert fit["p"] < 0.01 < 0.1 < fit["p_family"]
     # the sandwich by hand: families' scores, (X'X)^-1, and statsmodels' factor g/(g-1) (n-1)/(n-k)
     design = np.column_stack([np.ones(40), np.repeat(x, 8)])
@@ -189,7 +203,7 @@ def test_copies_do_not_make_a_slope_significant():
 
 @pytest.mark.parametrize("x, y", [([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([], [])])
 def test_regression_of_too_little_is_undefined(x, y):
-    fit = inference.regression(np.array(x, float), np.array(y, float))
+    fit = linear_regression(np.array(x, float), np.array(y, float))
     assert fit["n"] == len(x) and np.isnan(fit["r2"])
 
 
@@ -202,8 +216,8 @@ def test_cross_validation_by_brute_force():
         slope, intercept = np.polyfit(x[rest], y[rest], 1)
         errors += (y[i] - slope * x[i] - intercept)**2
         spread += (y[i] - y[rest].mean())**2
-    splits = inference.folds(np.arange(5), whole_families=False, repeats=1)
-    found = inference.cross_validated_r2(LinearRegression(), x[:, None], y[:, None], splits)
+    splits = cross_validation_folds(np.arange(5), whole_families=False, repeats=1)
+    found = cross_validated_r2(LinearRegression(), x[:, None], y[:, None], splits)
     assert found == pytest.approx([1 - errors / spread])
 
 
@@ -211,12 +225,12 @@ def test_noise_explains_nothing_unseen(rng):
     """40 useless predictors of 60 models: much of the variance in the sample, none outside."""
     x, y = rng.normal(size=(60, 40)), rng.normal(size=(60, 2))
     assert LinearRegression().fit(x, y).score(x, y) > 0.5
-    assert (inference.cross_validated_r2(LinearRegression(), x, y, inference.folds(np.arange(60), False)) < 0).all()
+    assert (cross_validated_r2(LinearRegression(), x, y, cross_validation_folds(np.arange(60), False)) < 0).all()
 
 
 def test_folds_of_families_keep_them_whole():
     families = np.array(list("aabbbccdda"))
-    for train, test in inference.folds(families, whole_families=True):
+    for train, test in cross_validation_folds(families, whole_families=True):
         assert not set(families[train]) & set(families[test])
-    tested = np.concatenate([test for _, test in inference.folds(families, True)])
+    tested = np.concatenate([test for _, test in cross_validation_folds(families, True)])
     assert sorted(tested) == list(range(10))

@@ -5,9 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from alignment_security.analysis import feng2025 as measurements
-from alignment_security.plots import style as drawing
-from alignment_security.records import run as records
+from alignment_security.analysis.feng2025 import MULTILABEL, norm_tables
+from alignment_security.analysis.results import load_results
+from alignment_security.common.files import UserError
+from alignment_security.records.summary import SUMMARY_NAME
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not (DATA / "feng2025").is_dir(), reason="no ../shared/data: the published numbers are not here")
@@ -38,12 +39,12 @@ def write_summary(folder: Path, rows: list[dict]) -> Path:
     common = {"threat": "L2-crossing", "eps": None, "image_set": "mine", "protocol": "crossing", "attack": "crossing 9 steps",
               "n": 20, "clean_acc": 0.5, "partial": 0}
     folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([common | row for row in rows]).to_csv(folder / records.SUMMARY_NAME, index=False)
+    pd.DataFrame([common | row for row in rows]).to_csv(folder / SUMMARY_NAME, index=False)
     return folder
 
 
 def of(results_dir, published=None, models=None):
-    return measurements.sources(drawing.load_results(results_dir, models, published))
+    return norm_tables(load_results(results_dir, models, published))
 
 
 def test_accuracies_are_measured_or_estimated_from_top1_and_say_which(tmp_path):
@@ -94,7 +95,7 @@ def test_protocols_budgets_and_image_sets_are_sources_of_their_own(tmp_path):
 def test_our_models_stand_against_multi_label_accuracy_where_it_is_known(tmp_path):
     write_summary(tmp_path, [{"model": name, "l2_mean": 1.0} for name in ("vgg11.tv_in1k", "mine_v1")])
     _, source = of(tmp_path, write_published(tmp_path / "published"))
-    assert source.accuracy_label == measurements.MULTILABEL
+    assert source.accuracy_label == MULTILABEL
     assert source.rows["accuracy"].notna().tolist() == [True, False] and "No multi-label accuracy: mine_v1." in source.note
 
 
@@ -116,16 +117,16 @@ def test_nothing_there_is_no_source(tmp_path):
     ("model,threat,image_set,protocol,attack,n,clean_acc\na,L2-fmn,s,fmn,x,ten,0.5\n", "column n: 'ten' is no number"),
     ("model,threat,image_set,protocol,attack,n,clean_acc,l2_mean\na,L2-fmn,s,fmn,x,9,0.5,big\n", "column l2_mean: 'big' is")])
 def test_a_summary_that_is_none_names_the_file_and_the_command(tmp_path, content, says):
-    (tmp_path / records.SUMMARY_NAME).write_text(content)
-    with pytest.raises(records.RecordError, match=r"evaluation_results\.csv.*python utilities\.py merge") as error:
+    (tmp_path / SUMMARY_NAME).write_text(content)
+    with pytest.raises(UserError, match=r"evaluation_results\.csv.*python utilities\.py merge") as error:
         of(tmp_path)
     assert says in str(error.value)
 
 
 def test_published_numbers_that_are_not_there_or_lack_a_column(tmp_path):
-    with pytest.raises(records.RecordError, match="no such folder; --published"):
+    with pytest.raises(UserError, match="no such folder; --published"):
         of(tmp_path, tmp_path / "elsewhere")
     path = write_published(tmp_path / "published") / "feng2025" / "adversarial_alignment_x.csv"
     pd.read_csv(path).drop(columns="aa_sem").to_csv(path, index=False)
-    with pytest.raises(records.RecordError, match=r"adversarial_alignment_x\.csv: no column aa_sem; bring it again"):
+    with pytest.raises(UserError, match=r"adversarial_alignment_x\.csv: no column aa_sem; bring it again"):
         of(tmp_path, tmp_path / "published")

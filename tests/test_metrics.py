@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from alignment_security.records import metrics
+from alignment_security.records.metrics import accuracy_interval, norms
 
 Z = 1.959963984540054    # the 97.5 % point of the normal distribution
 
@@ -15,29 +15,29 @@ def test_interval_is_wilsons(correct, n):
     p = correct / n
     half = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     low, high = (p + Z**2 / (2 * n) - half) / (1 + Z**2 / n), (p + Z**2 / (2 * n) + half) / (1 + Z**2 / n)
-    assert metrics.accuracy_interval(correct, n) == pytest.approx((low, high), abs=1e-12)
+    assert accuracy_interval(correct, n) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_interval_of_18_in_20():
     """The values that Wilson's formula gives on paper."""
-    assert metrics.accuracy_interval(18, 20) == pytest.approx((0.69897, 0.97213), abs=1e-5)
+    assert accuracy_interval(18, 20) == pytest.approx((0.69897, 0.97213), abs=1e-5)
 
 
 def test_interval_is_wider_with_more_confidence():
-    narrow, wide = metrics.accuracy_interval(18, 20, 0.9), metrics.accuracy_interval(18, 20, 0.99)
+    narrow, wide = accuracy_interval(18, 20, 0.9), accuracy_interval(18, 20, 0.99)
     assert wide[0] < narrow[0] < 0.9 < narrow[1] < wide[1]
 
 
 @pytest.mark.parametrize("correct, n", [(1, 0), (0, 0), (3, 2), (-1, 5)])
 def test_interval_refuses_counts_that_are_none(correct, n):
     with pytest.raises(ValueError, match="not a proportion"):
-        metrics.accuracy_interval(correct, n)
+        accuracy_interval(correct, n)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 def test_norms_are_summed_in_double_precision(dtype):
     delta = (np.random.default_rng(0).standard_normal((3, 3, 224, 224)) * 1e-3).astype(dtype)
-    l2, linf = metrics.norms(delta)
+    l2, linf = norms(delta)
     exact = delta.astype(np.float64).reshape(3, -1)
     assert l2.dtype == linf.dtype == np.float64
     np.testing.assert_allclose(l2, np.linalg.norm(exact, axis=1), rtol=1e-12)
@@ -45,5 +45,5 @@ def test_norms_are_summed_in_double_precision(dtype):
 
 
 def test_norms_by_hand():
-    l2, linf = metrics.norms(np.array([[[3.0, 0.0], [0.0, -4.0]], [[0.0, 0.0], [0.0, 0.0]]]))
+    l2, linf = norms(np.array([[[3.0, 0.0], [0.0, -4.0]], [[0.0, 0.0], [0.0, 0.0]]]))
     assert l2.tolist() == [5.0, 0.0] and linf.tolist() == [4.0, 0.0]

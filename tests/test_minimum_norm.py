@@ -8,9 +8,11 @@ import torch
 from nets import Linear, digits, rows_of, two_class
 from scipy.optimize import linprog
 
-from alignment_security.attacks.autoattack import attack_minimum_norm
-from alignment_security.attacks.libraries import foolbox_rows, stretch
-from alignment_security.attacks.minimum_norm import FMN, Crossing, shrink
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.geometry import shrink_onto_ball
+from alignment_security.attacks.libraries import run_foolbox, stretch
+from alignment_security.attacks.minimum_norm import run_minimum_norm
 
 
 def box_distance(net, distance: float) -> float:
@@ -28,7 +30,7 @@ def box_distance(net, distance: float) -> float:
 def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
     """Closed form |margin| / dual norm; all distances lie below the first step length of 1 (trap 6)."""
     net, image = two_class(distance, norm)
-    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN(norm, 1000), 2)).iloc[0]
+    row = rows_of(run_minimum_norm(net, [("a", image, 0)], FMN(norm, 1000), 2)).iloc[0]
     found = {"L2": row.l2, "Linf": row.linf, "L1": float(row.perturbation.abs().sum())}[norm]
     assert row.success == 1 and distance * (1 - 1e-6) <= found <= 1.01 * distance
 
@@ -38,7 +40,7 @@ def test_fmn_where_pixels_clip(distance):
     """Beyond the box the answer is a projection onto hyperplane and box, here by bisection in float64."""
     net, image = two_class(distance, "L2")
     want = box_distance(net, distance)
-    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
+    row = rows_of(run_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
 
@@ -50,13 +52,13 @@ def test_fmn_takes_the_nearest_of_ten_classes():
     label = int(logits.argmax())
     gaps = (logits[label] - logits) / (weight[label] - weight).norm(dim=1)
     want = float(gaps[torch.arange(10) != label].min())
-    row = rows_of(attack_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)).iloc[0]
+    row = rows_of(run_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)).iloc[0]
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
 
 def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
     images = {name: x for name, x, _ in digits()[1200:1220]}
-    rows = rows_of(attack_minimum_norm(robust_digits, digits()[1200:1220], FMN("L2", 40), 10))
+    rows = rows_of(run_minimum_norm(robust_digits, digits()[1200:1220], FMN("L2", 40), 10))
     hit = rows[rows.success == 1]
     assert len(hit) >= 15
     for row in hit.itertuples():
@@ -68,13 +70,13 @@ def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
 
 def test_a_misclassified_image_has_a_row_and_no_norm(robust_digits):
     name, x, label = digits()[1200]
-    row = rows_of(attack_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)).iloc[0]
+    row = rows_of(run_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)).iloc[0]
     assert row.clean_correct == 0 and "l2" not in row.dropna()
 
 
 def test_a_zero_gradient_is_no_division_by_zero():
     """A constant model cannot be fooled: success 0, and no NaN on the way (trap 5)."""
-    row = rows_of(attack_minimum_norm(Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2))
+    row = rows_of(run_minimum_norm(Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2))
     assert row.success.tolist() == [0]
 
 
@@ -98,7 +100,7 @@ def test_crossing_on_linear_models_in_few_passes(norm, distance):
         image = image - torch.linspace(0, 0.4, image.numel()).view_as(image) * (net.weight[0].view_as(image) > 0)
         net.bias[0] = distance * net.weight[0].abs().sum() - net.weight[0] @ image.flatten()
     want = box_distance(net, distance) if norm == "L2" else clipped_distance(net, image)
-    row = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing(norm, 25), 2)).iloc[0]
+    row = rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing(norm, 25), 2)).iloc[0]
     found = float(torch.linalg.vector_norm(row.perturbation.flatten(), ord={"L2": 2, "Linf": math.inf}[norm]))
     assert want * (1 - 1e-5) <= found <= 1.002 * want and row.backwards == 25
 
@@ -115,7 +117,7 @@ class Halves(torch.nn.Module):
 
 
 def norms_found(net, images, attack, n_outputs):
-    rows = rows_of(attack_minimum_norm(net, images, attack, n_outputs, batch_size=len(images))).set_index("image_id")
+    rows = rows_of(run_minimum_norm(net, images, attack, n_outputs, batch_size=len(images))).set_index("image_id")
     return rows[rows.success == 1][attack.norm.lower()]
 
 
@@ -125,7 +127,7 @@ def test_crossing_reaches_the_norms_of_long_fmn(robust_digits, norm, classes):
     """50 passes against 500 steps, on every image together and none much worse."""
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
-    short, long = (norms_found(net, images, attack, classes) for attack in (Crossing(norm, 50), FMN(norm, 500)))
+    short, long = (norms_found(net, images, attack, classes) for attack in (BoundaryCrossing(norm, 50), FMN(norm, 500)))
     assert len(short) == len(long) > 20
     assert short.mean() <= 1.002 * long.mean() and (short / long).max() < 1.1
 
@@ -135,7 +137,7 @@ def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
     """Twice the passes begin with the same walk; the second finds something smaller on some images, on two classes too."""
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
-    one, two, three = (norms_found(net, images, Crossing("L2", steps), classes) for steps in (50, 100, 150))
+    one, two, three = (norms_found(net, images, BoundaryCrossing("L2", steps), classes) for steps in (50, 100, 150))
     assert (two < one * (1 - 1e-5)).any()
     for fewer, more in ((one, two), (two, three)):
         assert (more <= fewer * (1 + 1e-6)).all()
@@ -145,7 +147,7 @@ def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
 def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     """The best point of all walks is what is reported."""
     images = digits()[1200:1208]
-    rows = rows_of(attack_minimum_norm(robust_digits, images, Crossing("L2", 60, walks), 10)).set_index("image_id")
+    rows = rows_of(run_minimum_norm(robust_digits, images, BoundaryCrossing("L2", 60, walks), 10)).set_index("image_id")
     pixels = {name: x for name, x, _ in images}
     for row in rows[rows.success == 1].reset_index().itertuples():
         assert int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax()) != row.label
@@ -159,12 +161,12 @@ def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, publis
     net, image = two_class(distance, "L2", size=(3, 16, 16))
     image = image + torch.linspace(-0.5, 0.5, image.numel()).view_as(image)      # from 0 to 1: stretching changes nothing
     net.bias[0] -= float((net.weight[0] * (image.flatten() - 0.5)).sum())
-    row = rows_of(foolbox_rows(net, [("a", image, 0)], "feng2025", 1000, 2)).iloc[0]
+    row = rows_of(run_foolbox(net, [("a", image, 0)], "feng2025", 1000, 2)).iloc[0]
     theirs = foolbox.attacks.L2FMNAttack(steps=1000, max_stepsize=1, min_stepsize=1e-5, gamma=10)(
         foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None)[1][0]
     torch.testing.assert_close(row.perturbation, theirs - image)
     assert row.l2 == pytest.approx(published, abs=0.15)      # whole steps of 1, less what the box takes
-    ours = rows_of(attack_minimum_norm(net, [("a", image, 0)], Crossing("L2", 20), 2)).iloc[0].l2
+    ours = rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing("L2", 20), 2)).iloc[0].l2
     assert distance <= ours <= 1.02 * distance
 
 
@@ -175,13 +177,13 @@ def test_library_attacks_that_are_offered_find_closed_form_distances(protocol, s
     """DeepFool oversteps by 2 %, as its settings say. At 1.3 the box takes part."""
     net, image = two_class(distance, "L2")
     want = box_distance(net, distance)
-    row = rows_of(foolbox_rows(net, [("a", image, 0)], protocol, steps, 2)).iloc[0]
+    row = rows_of(run_foolbox(net, [("a", image, 0)], protocol, steps, 2)).iloc[0]
     assert row.success == 1 and want * (1 - 1e-5) <= row.l2 <= within * want
 
 
 @pytest.mark.parametrize(("protocol", "steps"), [("ddn", 30), ("cw", 20), ("deepfool", 20)])
 def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, steps):
-    alone, together = (rows_of(foolbox_rows(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
+    alone, together = (rows_of(run_foolbox(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
                        for batch_size in (1, 12))
     assert alone.success.sum() > 5
     pd.testing.assert_series_equal(alone.l2, together.l2, rtol=1e-3)
@@ -206,7 +208,7 @@ def test_projection_only_shrinks(norm, p):
     """Rows inside the ball stay to the bit; rows outside land on it (traps 1 and 4)."""
     delta = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     size = torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
-    out = shrink(delta.clone(), size * torch.tensor([2, 2, 2, 0.5, 0.5, 0.5]), norm)
+    out = shrink_onto_ball(delta.clone(), size * torch.tensor([2, 2, 2, 0.5, 0.5, 0.5]), norm)
     assert torch.equal(out[:3], delta[:3])
     torch.testing.assert_close(torch.linalg.vector_norm(out[3:].flatten(1), ord=p, dim=1), size[3:] / 2)
 
@@ -214,7 +216,7 @@ def test_projection_only_shrinks(norm, p):
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_norms_do_not_depend_on_the_batch(robust_digits, batch_size):
     images = digits()[1200:1214]
-    whole = rows_of(attack_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)).set_index("image_id")
-    parts = rows_of(attack_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)).set_index("image_id")
+    whole = rows_of(run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)).set_index("image_id")
+    parts = rows_of(run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)).set_index("image_id")
     np.testing.assert_allclose(parts.l2.loc[whole.index], whole.l2, rtol=1e-4)
     assert (parts.success.loc[whole.index].fillna(-1) == whole.success.fillna(-1)).all()

@@ -13,10 +13,10 @@ from conftest import ROOT
 from matplotlib.colors import to_rgb
 from scipy.stats import ttest_ind_from_stats
 
-from alignment_security.analysis import brainscore_registry
-from alignment_security.models import families
-from alignment_security.models import lists as model_lists
-from alignment_security.records.run import RecordError
+from alignment_security.analysis.brainscore_registry import find_package, read_registry
+from alignment_security.common.files import UserError
+from alignment_security.models.families import FAMILIES, family
+from alignment_security.models.lists import LIST_COLUMNS, available_lists, read_model_list
 
 FENG2025 = ROOT.parent / "shared" / "data" / "feng2025"
 published = pytest.mark.skipif(not FENG2025.is_dir(), reason="the published numbers are not here")
@@ -24,15 +24,15 @@ published = pytest.mark.skipif(not FENG2025.is_dir(), reason="the published numb
 
 # ---- the committed lists ---------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", model_lists.available())
+@pytest.mark.parametrize("name", available_lists())
 def test_families_are_those_of_the_rule(name):
-    for row in model_lists.read_list(name).itertuples():
+    for row in read_model_list(name).itertuples():
         called = row.weights.removeprefix("timm:") if row.weights.startswith("timm:") else row.name
-        assert row.family == families.family(called), row.name
+        assert row.family == family(called), row.name
 
 
 def test_feng2025_has_the_groups_of_the_paper():
-    table = model_lists.read_list("feng2025")
+    table = read_model_list("feng2025")
     groups = Counter(table["group"])
     assert len(table) == 351 and groups["SSL"] == 54 and groups["robust"] == 42
     robust = table[table["group"] == "robust"]
@@ -45,13 +45,13 @@ def test_feng2025_has_the_groups_of_the_paper():
 
 def test_every_net_of_feng2025_is_in_the_installed_timm():
     known = set(timm.list_models(pretrained=True))
-    assert set(model_lists.read_list("feng2025")["source"].str.removeprefix("timm:")) <= known
+    assert set(read_model_list("feng2025")["source"].str.removeprefix("timm:")) <= known
 
 
 @published
 def test_feng2025_has_the_published_names():
     rows = pd.read_csv(next(FENG2025.glob("adversarial_alignment_*.csv")))
-    table = model_lists.read_list("feng2025")
+    table = read_model_list("feng2025")
     assert sorted(table["name"]) == sorted(rows["model"])
     groups = pd.read_csv(FENG2025 / "derived_309_models.csv").set_index("model")["group"]
     assert table.set_index("name")["group"].loc[groups.index].to_list() == groups.to_list()
@@ -63,7 +63,7 @@ def test_feng2025_has_the_published_names():
 def test_the_groups_give_the_published_t_tests(group, column, statistic, df):
     """Welch's test against the rest of the 309 standard models, as the paper prints it."""
     rows = pd.read_csv(next(FENG2025.glob("adversarial_alignment_*.csv"))).set_index("model")
-    groups = model_lists.read_list("feng2025").set_index("name")["group"]
+    groups = read_model_list("feng2025").set_index("name")["group"]
     a, b = rows[column][groups == group], rows[column][~groups.isin(["SSL", "robust"])] if group == "SSL" else rows[column][
         groups != "robust"]
     found = ttest_ind_from_stats(a.mean(), a.std(), len(a), b.mean(), b.std(), len(b), equal_var=False)
@@ -73,7 +73,7 @@ def test_the_groups_give_the_published_t_tests(group, column, statistic, df):
 
 
 def test_brainscore_has_the_registry_and_timm_names_that_exist():
-    table = model_lists.read_list("brainscore")
+    table = read_model_list("brainscore")
     timms = table[table["weights"].str.startswith("timm:")]
     assert len(table) == 741 and len(timms) == 44 and set(table["source"]) == {"brainscore"}
     known = set(timm.list_models() + timm.list_models(pretrained=True) + ["xception"])      # xception: renamed by timm
@@ -82,8 +82,8 @@ def test_brainscore_has_the_registry_and_timm_names_that_exist():
 
 @pytest.mark.skipif(importlib.util.find_spec("brainscore_vision") is None, reason="brainscore-vision is not installed")
 def test_brainscore_is_what_the_installed_package_registers():
-    registry, _ = brainscore_registry.read_registry(brainscore_registry.find_package(None))
-    table = model_lists.read_list("brainscore")
+    registry, _ = read_registry(find_package(None))
+    table = read_model_list("brainscore")
     want = {(row.model_registry_name, f"timm:{row.timm_name}" if row.timm_name else "plugin", row.og_model_name)
             for row in registry.itertuples()}
     assert set(table[["name", "weights", "group"]].itertuples(index=False, name=None)) == want
@@ -95,8 +95,8 @@ GOOD = "resnet18\ttimm:resnet18.a1_in1k\thub:timm/resnet18.a1_in1k\tResNet\tmine
 
 
 def test_a_list_of_ones_own(tmp_path):
-    (tmp_path / "mine.txt").write_text("# why\n" + "\t".join(model_lists.COLUMNS) + f"\n\n{GOOD}\n")
-    row, = model_lists.read_list(tmp_path / "mine.txt").to_dict("records")
+    (tmp_path / "mine.txt").write_text("# why\n" + "\t".join(LIST_COLUMNS) + f"\n\n{GOOD}\n")
+    row, = read_model_list(tmp_path / "mine.txt").to_dict("records")
     assert row == {"name": "resnet18", "source": "timm:resnet18.a1_in1k", "weights": "hub:timm/resnet18.a1_in1k",
                    "family": "ResNet", "group": "mine"}
 
@@ -107,13 +107,13 @@ def test_a_list_of_ones_own(tmp_path):
     (GOOD.replace("hub:", "web:"), "weights 'web:"), ("# nothing\n", "names no model")])
 def test_a_wrong_list_names_its_line(tmp_path, text, message):
     (tmp_path / "mine.txt").write_text(text)
-    with pytest.raises(RecordError, match=f"mine.txt.*{message}"):
-        model_lists.read_list(tmp_path / "mine.txt")
+    with pytest.raises(UserError, match=f"mine.txt.*{message}"):
+        read_model_list(tmp_path / "mine.txt")
 
 
 def test_a_list_that_is_not_there_names_those_that_are():
-    with pytest.raises(RecordError, match="nolist: no such model list; give one of brainscore, feng2025"):
-        model_lists.read_list("nolist")
+    with pytest.raises(UserError, match="nolist: no such model list; give one of brainscore, feng2025"):
+        read_model_list("nolist")
 
 
 # ---- families --------------------------------------------------------------------------------------------------
@@ -127,13 +127,13 @@ def test_a_list_that_is_not_there_names_those_that_are():
     ("inception_next_tiny", "ConvNeXt"), ("inception_v3", "Classic CNN"), ("vitamin_small_224", "Hybrid"),
     ("model-lecs", "Other"), ("", "Other")])
 def test_families(model, name):
-    assert families.family(model) == name
+    assert family(model) == name
 
 
 def test_other_is_small():
     """Every architecture of the installed timm has a family of its own, but for one in a hundred."""
     names = timm.list_models()
-    assert len(names) > 1000 and sum(families.family(name) == "Other" for name in names) <= len(names) / 100
+    assert len(names) > 1000 and sum(family(name) == "Other" for name in names) <= len(names) / 100
 
 
 def lab(rgb) -> np.ndarray:
@@ -152,7 +152,7 @@ def lab(rgb) -> np.ndarray:
 def test_colours_of_families_can_be_told_apart(seen):
     """As colour-blind people see them: Machado, Oliveira & Fernandes (2009), severity 1, on linear RGB."""
     colours = {}
-    for name, (colour, _) in families.FAMILIES.items():
+    for name, (colour, _) in FAMILIES.items():
         rgb = np.array(to_rgb(colour))
         colours[name] = lab(np.asarray(seen) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4))
     for one, other in combinations(colours, 2):

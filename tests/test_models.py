@@ -19,16 +19,24 @@ import torch
 from conftest import ROOT
 from torch import nn
 
-from alignment_security.images import loading as dataloading
-from alignment_security.models import loading as models
-from alignment_security.models.loading import ModelError
+from alignment_security.images.loading import stream_images
+from alignment_security.models.checkpoints import checkpoint_normalisation, weights_sha256
+from alignment_security.models.heads import (
+    AnimateHead,
+    Model,
+    ModelError,
+    PixelModel,
+    add_head,
+    smooth_head,
+)
+from alignment_security.models.loading import check_model, load_model
 
 LITE0_SHA256 = "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"    # of 18.7 MB that pip pins
 
 
 @pytest.fixture(scope="module")
 def photograph(lite0, sample) -> torch.Tensor:
-    return next(dataloading.stream(sample, lite0.preprocessing))[1][None]
+    return next(stream_images(sample, lite0.preprocessing))[1][None]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def test_normalisation_is_the_first_layer():
     net, x = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
     by_hand = (x.numpy() - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
     expected = net(torch.tensor(by_hand, dtype=torch.float32))
-    torch.testing.assert_close(models.PixelModel(net, mean, std)(x), expected)
+    torch.testing.assert_close(PixelModel(net, mean, std)(x), expected)
 
 
 def test_lite0_normalises_with_one_half(lite0, photograph):
@@ -59,7 +67,7 @@ def test_lite0_normalises_with_one_half(lite0, photograph):
 
 def test_preprocessing_comes_from_the_model():
     """Trap 14: 224 / 0.875 is what a name instead of the model object would give."""
-    lite1 = models.load_model("tf_efficientnet_lite1")
+    lite1 = load_model("tf_efficientnet_lite1")
     assert lite1.preprocessing == {"input_size": (3, 240, 240), "interpolation": "bicubic", "crop_pct": 0.882,
                                    "crop_mode": "center"}
     assert lite1.settings["preprocessing"] == lite1.preprocessing
@@ -68,17 +76,17 @@ def test_preprocessing_comes_from_the_model():
 def test_animate_head_by_hand():
     """Logit k of class k: animate 0..397, inanimate 398..999."""
     logits = torch.stack([torch.arange(1000.0), -torch.arange(1000.0)])
-    assert models.AnimateHead("max")(logits).tolist() == [[397, 999], [0, -398]]
+    assert AnimateHead("max")(logits).tolist() == [[397, 999], [0, -398]]
     animate, inanimate = 397 * 398 / 2, 999 * 1000 / 2 - 397 * 398 / 2
-    assert models.AnimateHead("sum")(logits).tolist() == [[animate, inanimate], [-animate, -inanimate]]
+    assert AnimateHead("sum")(logits).tolist() == [[animate, inanimate], [-animate, -inanimate]]
 
 
 @pytest.mark.parametrize("logits", [torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 3, torch.zeros(2, 1000),
                                     torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)) * 1e4])
 def test_smoothing_a_head_changes_its_gradient_alone(logits):
     """Values bit for bit; the gradient is a softmax over each group at 0.2 standard deviations of the logits."""
-    net = torch.nn.Sequential(torch.nn.Identity(), models.AnimateHead("max"))
-    smooth, leaf = models.smoothed(net), logits.clone().requires_grad_()
+    net = torch.nn.Sequential(torch.nn.Identity(), AnimateHead("max"))
+    smooth, leaf = smooth_head(net), logits.clone().requires_grad_()
     assert smooth(leaf).equal(net(logits)) and not smooth.training and net[-1].smooth == 0
     grad, = torch.autograd.grad(smooth(leaf)[:, 0].sum() - smooth(leaf)[:, 1].sum(), leaf)
     temperature = 0.2 * logits.std(dim=1, keepdim=True) + 1e-12
@@ -86,14 +94,14 @@ def test_smoothing_a_head_changes_its_gradient_alone(logits):
     torch.testing.assert_close(grad, torch.cat([animate, -inanimate], dim=1), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("net", [torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Identity(), models.AnimateHead("sum")),
+@pytest.mark.parametrize("net", [torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Identity(), AnimateHead("sum")),
                                  torch.nn.Sequential(torch.nn.Identity())])
 def test_what_has_no_kinks_of_ours_is_not_smoothed(net):
-    assert models.smoothed(net) is net
+    assert smooth_head(net) is net
 
 
 def test_a_head_makes_two_outputs(photograph, lite0):
-    two = models.load_model("tf_efficientnet_lite0", head="animate")
+    two = load_model("tf_efficientnet_lite0", head="animate")
     logits = lite0.module(photograph)[0]
     assert two.n_outputs == 2 and two.module(photograph)[0].tolist() == [logits[:398].max(), logits[398:].max()]
 
@@ -132,7 +140,7 @@ LAYOUTS = {"plain": dict, "module.": lambda s: {f"module.{name}": tensor for nam
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_weights(tmp_path, photograph, lite0, state, layout):
     torch.save(LAYOUTS[layout](state), tmp_path / "net.pth.tar")
-    check_same(models.load_model("tf_efficientnet_lite0", tmp_path / "net.pth.tar"), lite0, photograph)
+    check_same(load_model("tf_efficientnet_lite0", tmp_path / "net.pth.tar"), lite0, photograph)
 
 
 def test_the_robustness_package_writes_the_layout_that_is_tested(small):
@@ -147,14 +155,14 @@ def test_the_robustness_package_writes_the_layout_that_is_tested(small):
     torch.save({"model": saved, "epoch": 3}, file, pickle_module=dill)
     file.seek(0)
     assert torch.load(file, weights_only=True)["model"].keys() == saved.keys()
-    found = models.own_normalisation(saved, Path("net.ckpt"))
+    found = checkpoint_normalisation(saved, Path("net.ckpt"))
     assert found == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def test_a_net_is_normalised_as_it_was_trained(tmp_path, small):
     """The normaliser inside a checkpoint wins over that of the timm name."""
     torch.save(robustness_layout(small, mean=0.25), tmp_path / "net.ckpt")
-    model, x = models.load_model("test_resnet", tmp_path / "net.ckpt"), torch.rand(1, 3, 160, 160)
+    model, x = load_model("test_resnet", tmp_path / "net.ckpt"), torch.rand(1, 3, 160, 160)
     assert model.settings["mean"] == (0.25, 0.25, 0.25) and model.settings["std"] == (0.5, 0.5, 0.5)
     torch.testing.assert_close(model.module(x), model.module.net((x - 0.25) / 0.5))
 
@@ -167,7 +175,7 @@ def test_half_a_normaliser_is_refused(tmp_path, small, change):
     change(layout["model"])
     torch.save(layout, tmp_path / "net.ckpt")
     with pytest.raises(ModelError, match="net.ckpt: its normaliser is not three means and three positive stds"):
-        models.load_model("test_resnet", tmp_path / "net.ckpt")
+        load_model("test_resnet", tmp_path / "net.ckpt")
 
 
 def facebook_layout(state: dict) -> dict:
@@ -188,7 +196,7 @@ def test_a_layout_that_timm_can_rewrite_is_rewritten(tmp_path):
     theirs = facebook_layout(state)
     assert "downsample_layers.0.0.weight" in theirs and not set(theirs) & {"head.fc.weight", "stem.0.weight"}
     torch.save({"model": theirs}, tmp_path / "net.pth")
-    loaded = models.load_model("test_convnext", tmp_path / "net.pth").module.net.state_dict()
+    loaded = load_model("test_convnext", tmp_path / "net.pth").module.net.state_dict()
     assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
 
 
@@ -199,15 +207,15 @@ def test_a_rewriting_that_would_lose_or_add_a_tensor_is_refused(tmp_path, change
     change(theirs)
     torch.save(theirs, tmp_path / "net.pth")
     with pytest.raises(ModelError, match="net.pth: does not fit this architecture, it lacks"):
-        models.load_model("test_convnext", tmp_path / "net.pth")
+        load_model("test_convnext", tmp_path / "net.pth")
 
 
 def test_safetensors_gives_the_same_weights(tmp_path, photograph, lite0, state):
     safetensors.torch.save_file(state, tmp_path / "net.safetensors")
-    check_same(models.load_model("tf_efficientnet_lite0", tmp_path / "net.safetensors"), lite0, photograph)
+    check_same(load_model("tf_efficientnet_lite0", tmp_path / "net.safetensors"), lite0, photograph)
 
 
-def check_same(model: models.Model, lite0: models.Model, photograph: torch.Tensor) -> None:
+def check_same(model: Model, lite0: Model, photograph: torch.Tensor) -> None:
     assert model.settings["weights_sha256"] == LITE0_SHA256 and model.settings["weights"].startswith("file:net.")
     assert torch.equal(model.module(photograph), lite0.module(photograph))
 
@@ -216,10 +224,10 @@ def test_the_hash_sees_one_bit(small):
     nets = [timm.create_model("test_resnet") for _ in range(2)]
     for net in nets:
         net.load_state_dict(small)
-    assert models.weights_sha256(nets[0]) == models.weights_sha256(nets[1])
+    assert weights_sha256(nets[0]) == weights_sha256(nets[1])
     with torch.no_grad():
         nets[1].fc.bias[0] = torch.nextafter(nets[1].fc.bias[0], torch.tensor(9.0))
-    assert models.weights_sha256(nets[0]) != models.weights_sha256(nets[1])
+    assert weights_sha256(nets[0]) != weights_sha256(nets[1])
 
 
 # ---- checkpoints that are refused ------------------------------------------------------------------------------
@@ -232,13 +240,13 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, small, change, message):
     change(small)
     torch.save(small, tmp_path / "net.pth")
     with pytest.raises(ModelError, match=f"net.pth.*{message}"):
-        models.load_model("test_resnet", tmp_path / "net.pth")
+        load_model("test_resnet", tmp_path / "net.pth")
 
 
 def test_another_architecture_is_refused_naming_a_tensor(tmp_path, small):
     torch.save(small, tmp_path / "net.pth")
     with pytest.raises(ModelError, match="does not fit this architecture, it lacks 'cls_token'.*--model_name"):
-        models.load_model("test_vit", tmp_path / "net.pth")
+        load_model("test_vit", tmp_path / "net.pth")
 
 
 class Payload:
@@ -254,7 +262,7 @@ class Payload:
 def test_code_in_a_checkpoint_does_not_run(tmp_path, small):
     torch.save({"state_dict": small, "extra": Payload(tmp_path / "ran")}, tmp_path / "net.pth")
     with pytest.raises(ModelError, match="net.pth.*--trust_checkpoint"):
-        models.load_model("test_resnet", tmp_path / "net.pth")
+        load_model("test_resnet", tmp_path / "net.pth")
     assert not (tmp_path / "ran").exists()
 
 
@@ -266,14 +274,14 @@ class Command:
 def test_the_code_in_a_checkpoint_is_named(tmp_path, small):
     torch.save({"state_dict": small, "extra": Command()}, tmp_path / "net.pth")
     with pytest.raises(ModelError, match=r"more than tensors \(posix.system\), and loading that runs code"):
-        models.load_model("test_resnet", tmp_path / "net.pth")
+        load_model("test_resnet", tmp_path / "net.pth")
 
 
 def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
     torch.save({"state_dict": small, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
     with pytest.raises(ModelError, match=r"more than tensors \(argparse.Namespace\), and .* runs code.*--trust_checkpoint"):
-        models.load_model("test_resnet", tmp_path / "net.pth")
-    model = models.load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
+        load_model("test_resnet", tmp_path / "net.pth")
+    model = load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
     assert torch.equal(model.module.net.fc.weight, small["fc.weight"])
 
 
@@ -286,7 +294,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path, small):
             bomb.writestr(part.filename, bytes(300_000_000) if part.filename.endswith("data/0") else whole.read(part))
     for trust in (False, True):
         with pytest.raises(ModelError, match="net.pth: not a readable checkpoint.*is compressed"):
-            models.load_model("test_resnet", tmp_path / "net.pth", trust)
+            load_model("test_resnet", tmp_path / "net.pth", trust)
 
 
 def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, monkeypatch):
@@ -297,7 +305,7 @@ def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, 
     torch.save({"state_dict": small, "args": gone.Args()}, tmp_path / "net.pth")
     monkeypatch.delitem(sys.modules, gone.__name__)
     with pytest.raises(ModelError, match="net.pth.*their_training_code"):
-        models.load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
+        load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
@@ -309,7 +317,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, small, name, damage):
     path.write_bytes(damage(path.read_bytes()))
     for trust in (False, True):
         with pytest.raises(ModelError, match=name) as error:
-            models.load_model("test_resnet", path, trust)
+            load_model("test_resnet", path, trust)
         assert "\n" not in str(error.value)
     assert "--trust_checkpoint" not in str(error.value)
 
@@ -318,12 +326,12 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, small, name, damage):
 def test_a_checkpoint_without_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "net.pth")
     with pytest.raises(ModelError, match="net.pth: holds no state dict"):
-        models.load_model("test_resnet", tmp_path / "net.pth")
+        load_model("test_resnet", tmp_path / "net.pth")
 
 
 def test_a_checkpoint_that_is_not_there():
     with pytest.raises(ModelError, match="/nowhere/net.pth: no such checkpoint"):
-        models.load_model("test_resnet", Path("/nowhere/net.pth"))
+        load_model("test_resnet", Path("/nowhere/net.pth"))
 
 
 # ---- names and the hub -----------------------------------------------------------------------------------------
@@ -332,26 +340,26 @@ def test_a_checkpoint_that_is_not_there():
                                         ("resnet50.a1_in1", "resnet50.a1_in1k"), ("resnet50_l2_eps33", "resnet50_l2_eps3")])
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(ModelError, match=f"^{name}: .*nearest names: .*{near}"):
-        models.load_model(name)
+        load_model(name)
 
 
 def test_a_model_without_weights_is_refused():
     """Never random weights in silence."""
     name = next(name for name in timm.list_models("test_*") if not timm.is_model_pretrained(name))
     with pytest.raises(ModelError, match=f"^{name}: "):
-        models.load_model(name)
+        load_model(name)
 
 
 def test_a_model_whose_weights_are_a_file_asks_for_it():
     with pytest.raises(ModelError, match="^resnet18_l2_eps3: its weights are a file, resnet18_l2_eps3.ckpt; pass --checkpoint"):
-        models.load_model("resnet18_l2_eps3")
+        load_model("resnet18_l2_eps3")
 
 
 def test_a_robust_net_by_its_published_name(tmp_path):
     """The net and the crop are torchvision's resnet18, as robust-models-transfer trained it."""
     state = timm.create_model("resnet18").state_dict()
     torch.save(robustness_layout(state), tmp_path / "resnet18_l2_eps3.ckpt")
-    model = models.load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
+    model = load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
     assert torch.equal(model.module.net.fc.weight, state["fc.weight"]) and model.notes == []
     assert model.settings["name"] == "resnet18_l2_eps3" and model.settings["architecture"] == "resnet18.tv_in1k"
     assert (model.preprocessing["crop_pct"], model.preprocessing["interpolation"]) == (0.875, "bilinear")
@@ -359,18 +367,18 @@ def test_a_robust_net_by_its_published_name(tmp_path):
 
 def test_a_net_under_a_name_of_ones_own(tmp_path, small):
     torch.save(small, tmp_path / "net.pth")
-    model = models.load_model("harmonized", tmp_path / "net.pth", architecture="test_resnet")
+    model = load_model("harmonized", tmp_path / "net.pth", architecture="test_resnet")
     assert model.settings["name"] == "harmonized" and model.settings["architecture"] == "test_resnet"
     with pytest.raises(ModelError, match="^harmonized: .*--architecture"):
-        models.load_model("harmonized", tmp_path / "net.pth")
+        load_model("harmonized", tmp_path / "net.pth")
     with pytest.raises(ModelError, match="^tst_resnet: .*nearest names: .*test_resnet"):
-        models.load_model("harmonized", tmp_path / "net.pth", architecture="tst_resnet")
+        load_model("harmonized", tmp_path / "net.pth", architecture="tst_resnet")
 
 
 def test_a_renamed_net_is_resolved_and_says_so(tmp_path):
     """timm's own list of former names: xception became legacy_xception."""
     torch.save(timm.create_model("legacy_xception").state_dict(), tmp_path / "net.pth")
-    model = models.load_model("xception", tmp_path / "net.pth")
+    model = load_model("xception", tmp_path / "net.pth")
     assert model.settings["architecture"] == "legacy_xception"
     assert model.notes == ["xception: timm calls it legacy_xception now"]
 
@@ -378,18 +386,19 @@ def test_a_renamed_net_is_resolved_and_says_so(tmp_path):
 def test_a_net_without_classes_is_refused(tmp_path):
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "net.pth")
     with pytest.raises(ModelError, match="lacks 'head.weight'"):
-        models.load_model("test_vit", tmp_path / "net.pth")
+        load_model("test_vit", tmp_path / "net.pth")
     with pytest.raises(ModelError, match="net: gives features, no classes"):
-        models.with_head(nn.Identity(), 0, "none", "net")
+        add_head(nn.Identity(), 0, "none", "net")
 
 
 LOADS = """
-from alignment_security.models import loading as models
+from alignment_security.models.heads import ModelError
+from alignment_security.models.loading import load_model
 for name in ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k", "test_vit.r160_in1k"):
     try:
-        settings = models.load_model(name).settings
+        settings = load_model(name).settings
         print(settings["weights_sha256"], settings["weights"])
-    except models.ModelError as error:
+    except ModelError as error:
         print(error)
 """
 
@@ -406,7 +415,7 @@ def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line
     process = subprocess.run([sys.executable, "-c", LOADS], cwd=ROOT, capture_output=True, text=True, check=True,
                              env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
     cached, same, missing = process.stdout.splitlines()
-    assert cached == same == f"{models.weights_sha256(net)} timm:timm/test_resnet.r160_in1k"
+    assert cached == same == f"{weights_sha256(net)} timm:timm/test_resnet.r160_in1k"
     assert missing.startswith("test_vit.r160_in1k: ") and "--checkpoint" in missing and "HF_HOME" in missing
 
 
@@ -431,7 +440,7 @@ IMAGES = torch.linspace(0, 1, 2 * 48).view(2, 3, 4, 4)
 
 
 def test_a_sound_model_passes_without_a_warning():
-    assert models.check_model(Net(), IMAGES, 5, "net") == []
+    assert check_model(Net(), IMAGES, 5, "net") == []
 
 
 @pytest.mark.parametrize("net, message", [
@@ -444,7 +453,7 @@ def test_a_sound_model_passes_without_a_warning():
     (Net(lambda z: z + 0.01 * torch.rand_like(z)), "other logits for the same images")])
 def test_a_model_that_no_attack_can_be_trusted_on_is_refused(net, message):
     with pytest.raises(ModelError, match=f"^net: .*{message}"):
-        models.check_model(net, IMAGES, 5, "net")
+        check_model(net, IMAGES, 5, "net")
 
 
 @pytest.mark.parametrize("f, message", [
@@ -452,5 +461,5 @@ def test_a_model_that_no_attack_can_be_trusted_on_is_refused(net, message):
     (lambda z: z.detach(), "not depend on the image"),
     (lambda z: z.sign() * 1.0, "2 of 2 images have a zero input gradient")])
 def test_an_odd_model_is_warned_about(f, message):
-    warnings = models.check_model(Net(f), IMAGES, 5, "net")
+    warnings = check_model(Net(f), IMAGES, 5, "net")
     assert len(warnings) == 1 and message in warnings[0]

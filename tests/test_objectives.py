@@ -11,9 +11,21 @@ from nets import DigitsWithMaps, Linear, digits, untrained_digits_net
 from scipy import ndimage, stats
 from torch import nn
 
-from alignment_security.trainer import loop as learner
-from alignment_security.trainer import objectives
-from alignment_security.trainer import options as training_options
+from alignment_security.trainer.loop import fit, make_learner
+from alignment_security.trainer.objectives import (
+    FORMS,
+    PGD_NORMS,
+    ObjectiveError,
+    OwnConvolutions,
+    harmonizer_loss,
+    mean_square_over_levels,
+    norm_over_levels,
+    pgd,
+    pyramid,
+    random_point,
+    standardise,
+)
+from alignment_security.trainer.options import parse_args
 
 
 def rand(*shape, seed=0, dtype=torch.float64):
@@ -35,7 +47,7 @@ def scipy_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("size", [(32, 32), (7, 12), (1, 1)])
 def test_the_pyramid_is_scipys(size):
     maps = rand(3, *size)
-    levels = objectives.pyramid(maps, 5)
+    levels = pyramid(maps, 5)
     assert len(levels) == 5
     for i in range(3):
         for ours, theirs in zip(levels, scipy_pyramid(maps[i].numpy(), 5), strict=True):
@@ -44,13 +56,13 @@ def test_the_pyramid_is_scipys(size):
 
 def test_z_is_scipys_and_zero_for_a_flat_map():
     maps = rand(3, 9, 11) * 1e-7
-    np.testing.assert_allclose(objectives.z(maps).flatten(1), stats.zscore(maps.flatten(1).numpy(), axis=1), rtol=1e-9)
-    assert (objectives.z(torch.full((2, 4, 4), 0.3)) == 0).all()
+    np.testing.assert_allclose(standardise(maps).flatten(1), stats.zscore(maps.flatten(1).numpy(), axis=1), rtol=1e-9)
+    assert (standardise(torch.full((2, 4, 4), 0.3)) == 0).all()
 
 
 def test_z_of_a_flat_map_has_a_finite_gradient():
     flat = torch.full((1, 4, 4), 0.25, requires_grad=True)
-    objectives.z(flat).relu().sum().backward()
+    standardise(flat).relu().sum().backward()
     assert torch.isfinite(flat.grad).all()
 
 
@@ -61,12 +73,12 @@ def test_the_loss_by_hand():
     the distance is sqrt 3 sqrt 2; all other levels are one pixel, whose z is 0."""
     gradient = torch.tensor([[[[-3.0, 1.0], [1.0, 1.0]], [[0.0, 0.5], [-1.0, 1.0]]]])     # (1, 2, 2, 2): |largest| is 3 1 1 1
     maps = torch.tensor([[[0.0, 0.0], [0.0, 7.0]]])
-    assert objectives.norm_over_levels(gradient, maps).item() == pytest.approx(6 ** 0.5, rel=1e-6)
+    assert norm_over_levels(gradient, maps).item() == pytest.approx(6 ** 0.5, rel=1e-6)
 
 
 def test_the_equation_in_numpy():
     gradient, maps = rand(2, 3, 16, 12) - 0.5, rand(2, 16, 12, seed=1)
-    for i, ours in enumerate(objectives.norm_over_levels(gradient, maps)):
+    for i, ours in enumerate(norm_over_levels(gradient, maps)):
         pairs = zip(scipy_pyramid(np.abs(gradient[i].numpy()).max(axis=0), 5), scipy_pyramid(maps[i].numpy(), 5))
         by_hand = sum(np.linalg.norm(np.maximum(stats.zscore(g, axis=None), 0) - np.maximum(stats.zscore(m, axis=None), 0))
                       for g, m in pairs if g.size > 1)
@@ -78,19 +90,19 @@ def test_the_published_form_in_numpy():
     g, phi = (np.maximum(stats.zscore(a, axis=None), 0) for a in (gradient[0].numpy().mean(axis=0), maps[0].numpy()))
     pairs = zip(scipy_pyramid(g, 5), scipy_pyramid(phi * g.max() / phi.max(), 5))
     by_hand = np.mean([np.square(a - b).mean() for a, b in pairs])
-    assert objectives.mean_square_over_levels(gradient, maps).item() == pytest.approx(by_hand, rel=1e-9)
+    assert mean_square_over_levels(gradient, maps).item() == pytest.approx(by_hand, rel=1e-9)
 
 
-@pytest.mark.parametrize("form", objectives.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_agreement_costs_nothing_and_disagreement_something(form):
     maps = rand(2, 16, 16)
     same = (maps * torch.tensor([3.0, 1e-4])[:, None, None])[:, None].expand(2, 3, 16, 16)
-    assert objectives.FORMS[form](same, maps).numpy() == pytest.approx([0, 0], abs=1e-6)
-    assert (objectives.FORMS[form](same.flip(2), maps) > 0.1).all()
+    assert FORMS[form](same, maps).numpy() == pytest.approx([0, 0], abs=1e-6)
+    assert (FORMS[form](same.flip(2), maps) > 0.1).all()
 
 
 def harmonizer_of(net, x, labels, maps) -> torch.Tensor:
-    _, far = objectives.harmonized(net, x, labels, maps, torch.tensor([True, True, False]))
+    _, far = harmonizer_loss(net, x, labels, maps, torch.tensor([True, True, False]))
     assert far[2] == 0
     return far.sum()
 
@@ -128,13 +140,13 @@ def test_a_transformer_has_its_second_derivative():
     torch.manual_seed(0)
     net = timm.create_model("test_vit", num_classes=5)
     x, labels = rand(2, 3, 160, 160, dtype=torch.float32), torch.tensor([0, 1])
-    _, far = objectives.harmonized(net, x, labels, rand(2, 160, 160, seed=1, dtype=torch.float32), torch.tensor([True, True]))
+    _, far = harmonizer_loss(net, x, labels, rand(2, 160, 160, seed=1, dtype=torch.float32), torch.tensor([True, True]))
     far.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
     assert net.blocks[0].attn.qkv.weight.grad.abs().max() > 0
 
 
-OWN = objectives.OwnConvolutions().conv2d
+OWN = OwnConvolutions().conv2d
 
 
 @pytest.mark.parametrize("stride, padding, dilation, groups, size", [(1, 1, 1, 4, 5), (2, 1, 1, 4, 6), (2, 0, 1, 2, 8),
@@ -165,7 +177,7 @@ def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
     net = timm.create_model("test_efficientnet", num_classes=5).eval()
     x, labels, maps, known = rand(2, 3, 64, 64).float(), torch.tensor([0, 1]), rand(2, 64, 64, seed=1).float(), torch.ones(2).bool()
     with torch.profiler.profile(acc_events=True) as profile:
-        objectives.harmonized(net, x, labels, maps, known, precision=precision)[1].sum().backward()
+        harmonizer_loss(net, x, labels, maps, known, precision=precision)[1].sum().backward()
     groups = max(module.groups for module in net.modules() if isinstance(module, nn.Conv2d))
     layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
     convolutions = sum(event.count for event in profile.key_averages() if event.key == "aten::_convolution")
@@ -175,7 +187,7 @@ def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
         net.zero_grad(set_to_none=True)
         leaf = x.clone().requires_grad_()
         gradient, = torch.autograd.grad(net(leaf).gather(1, labels[:, None]).sum(), leaf, create_graph=True)
-        objectives.norm_over_levels(gradient, maps).sum().backward()
+        norm_over_levels(gradient, maps).sum().backward()
         theirs = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
         assert len(ours) == len(theirs)
         for a, b in zip(ours, theirs):
@@ -207,13 +219,13 @@ class Squared(nn.Module):
     ids=["once differentiable", "constant gradient"])
 def test_a_net_that_cannot_be_harmonized(net, message):
     rows = digits()[:4]
-    args = training_options.parse("--model_name x --objective harmonizer --lambda_1 1 --batch_size 4 --workers 0".split())
-    student = learner.make_learner(args, net, 1, torch.device("cpu"))
+    args = parse_args("--model_name x --objective harmonizer --lambda_1 1 --batch_size 4 --workers 0".split())
+    student = make_learner(args, net, 1, torch.device("cpu"))
     maps = rand(4, 8, 8, dtype=torch.float32)
     if "nothing" in message:
         net[2] = nn.Identity()
-    with pytest.raises(objectives.ObjectiveError, match=message):
-        learner.fit(args, student, DigitsWithMaps(rows, maps), tuple(r[0] for r in rows))
+    with pytest.raises(ObjectiveError, match=message):
+        fit(args, student, DigitsWithMaps(rows, maps), tuple(r[0] for r in rows))
 
 
 # ---- PGD -------------------------------------------------------------------------------------------------------
@@ -221,37 +233,37 @@ def test_a_net_that_cannot_be_harmonized(net, message):
 SIZE = {"Linf": lambda d: d.abs().flatten(1).amax(1), "L2": lambda d: d.flatten(1).norm(dim=1)}
 
 
-@given(st.sampled_from(objectives.NORMS), st.floats(0, 3), st.integers(1, 4), st.booleans(), st.integers(0, 99))
+@given(st.sampled_from(PGD_NORMS), st.floats(0, 3), st.integers(1, 4), st.booleans(), st.integers(0, 99))
 def test_pgd_stays_in_its_ball_and_among_pixels(norm, eps, steps, random_start, seed):
     net = untrained_digits_net(seed % 3)
     x = rand(4, 1, 8, 8, seed=seed, dtype=torch.float32)
     x[0] = x[0].round()                     # pixels on the rim
-    point = objectives.pgd(net, x, torch.tensor([0, 1, 2, 3]), norm, eps, steps, random_start=random_start)
+    point = pgd(net, x, torch.tensor([0, 1, 2, 3]), norm, eps, steps, random_start=random_start)
     assert point.min() >= 0 and point.max() <= 1 and not point.requires_grad
     assert (SIZE[norm](point - x) <= eps * (1 + 1e-5) + 1e-6).all()
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("norm", objectives.NORMS)
+@pytest.mark.parametrize("norm", PGD_NORMS)
 def test_pgd_finds_the_worst_point_of_a_linear_net(norm):
     """Where no pixel is clipped it is eps times the unit direction of the difference of the two rows."""
     weight = rand(2, 16, dtype=torch.float32) - 0.5
     x, uphill = torch.full((1, 1, 4, 4), 0.5), weight[1] - weight[0]
-    point = objectives.pgd(Linear(weight, torch.zeros(2)), x, torch.tensor([0]), norm, 0.1)
+    point = pgd(Linear(weight, torch.zeros(2)), x, torch.tensor([0]), norm, 0.1)
     want = 0.1 * (uphill.sign() if norm == "Linf" else uphill / uphill.norm())
     torch.testing.assert_close((point - x).flatten(), want, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("norm", objectives.NORMS)
+@pytest.mark.parametrize("norm", PGD_NORMS)
 def test_pgd_without_a_gradient_stays(norm):
     net, x = Linear(torch.zeros(3, 16), torch.arange(3.0)), torch.full((2, 1, 4, 4), 0.5)
-    assert torch.equal(objectives.pgd(net.requires_grad_(), x.clone(), torch.tensor([0, 1]), norm, 0.3), x)
+    assert torch.equal(pgd(net.requires_grad_(), x.clone(), torch.tensor([0, 1]), norm, 0.3), x)
 
 
 def test_random_starts_fill_the_ball():
     """Radii of uniform points in d dimensions: P(r < eps t) = t^d. Two pixels, so that the share within half is a quarter."""
     torch.manual_seed(0)
-    radius = SIZE["L2"](objectives.random_point(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
+    radius = SIZE["L2"](random_point(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
     assert radius.max() <= 2 and (radius < 1).float().mean().item() == pytest.approx(0.25, abs=0.025)     # 3.6 standard errors
 
 
@@ -259,8 +271,8 @@ def test_random_starts_fill_the_ball():
 def test_the_attack_leaves_batch_statistics_alone(objective):
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
     options = "--norm Linf --eps 0.1 --attack_steps 5" + (" --lambda_1 1" if objective == "both" else "")
-    args = training_options.parse(f"--model_name x --objective {objective} --workers 0 --batch_size 4 --epochs 1 {options}".split())
+    args = parse_args(f"--model_name x --objective {objective} --workers 0 --batch_size 4 --epochs 1 {options}".split())
     rows = digits()[:4]
-    student = learner.make_learner(args, net, 1, torch.device("cpu"))
-    learner.fit(args, student, DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)), tuple(r[0] for r in rows))
+    student = make_learner(args, net, 1, torch.device("cpu"))
+    fit(args, student, DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)), tuple(r[0] for r in rows))
     assert net[0].num_batches_tracked == 1 and net.training

@@ -5,9 +5,10 @@ import timm
 import torch
 from nets import cifar_photographs, cifar_resnet18
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from alignment_security.attacks.autoattack import Budget, attack_balls
-from alignment_security.models import fast as passes
+from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_norm
 
 
 def with_statistics(name: str) -> nn.Module:
@@ -25,11 +26,11 @@ def with_statistics(name: str) -> nn.Module:
 @pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("tf_efficientnet_lite0", 0), ("convnext_atto", 0)])
 def test_folding_changes_rounding_only(name, left):
     net, x = with_statistics(name), torch.rand(2, 3, 96, 96)
-    fast = passes.faster(net, x)
+    fast = fast_copy(net, x)
     want, got = net(x), fast(x)
     assert float((want - got).abs().max()) <= 1e-4 * float(want.abs().max())
-    assert sum(isinstance(part, passes._BatchNorm) for part in fast.modules()) == left
-    assert any(isinstance(part, passes._BatchNorm) for part in net.modules()) == (name != "convnext_atto")
+    assert sum(isinstance(part, _BatchNorm) for part in fast.modules()) == left
+    assert any(isinstance(part, _BatchNorm) for part in net.modules()) == (name != "convnext_atto")
 
 
 def test_a_convolution_that_runs_twice_is_not_folded():
@@ -42,8 +43,8 @@ def test_a_convolution_that_runs_twice_is_not_folded():
         def forward(self, x):
             return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
     net, x = Twice().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
-    assert passes.followed_by_norm(net, x) == []
-    torch.testing.assert_close(passes.faster(net, x)(x), net(x))
+    assert followed_by_norm(net, x) == []
+    torch.testing.assert_close(fast_copy(net, x)(x), net(x))
 
 
 def test_folding_that_changes_the_logits_is_taken_back():
@@ -58,7 +59,7 @@ def test_folding_that_changes_the_logits_is_taken_back():
             out = self.conv(x)
             return (out + self.norm(out)).mean((2, 3))
     net, x = Beside().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
-    torch.testing.assert_close(passes.faster(net, x)(x), net(x))
+    torch.testing.assert_close(fast_copy(net, x)(x), net(x))
 
 
 def test_bf16_verdicts_are_confirmed_in_float32():
@@ -66,9 +67,9 @@ def test_bf16_verdicts_are_confirmed_in_float32():
     images = cifar_photographs(net)[:8]
     budget = Budget(attacks=("apgd-ce",), steps=15)
     common = {"norm": "Linf", "eps": [2 / 255], "n_outputs": 10, "budget": budget, "batch_size": 8}
-    plain, half = (pd.DataFrame([row for rows in attack_balls(module, images, exact=passes.Strict(net), **common) for row in rows]
+    plain, half = (pd.DataFrame([row for rows in run_autoattack(module, images, exact=WithoutTF32(net), **common) for row in rows]
                                 ).set_index("image_id").sort_index()
-                   for module in (net, passes.faster(net, torch.rand(2, 3, 32, 32), "bf16")))
+                   for module in (net, fast_copy(net, torch.rand(2, 3, 32, 32), "bf16")))
     assert (plain.robust == half.robust).mean() >= 7 / 8
     pixels = {name: x for name, x, _ in images}
     for row in half[half.robust == 0].reset_index().itertuples():
@@ -85,7 +86,7 @@ def test_strict_puts_the_flags_back():
             seen.append(torch.backends.cudnn.allow_tf32)
             return x
     try:
-        passes.Strict(Spy())(torch.zeros(1))
+        WithoutTF32(Spy())(torch.zeros(1))
         assert seen == [False] and torch.backends.cudnn.allow_tf32 is True
     finally:
         torch.backends.cudnn.allow_tf32 = before

@@ -9,11 +9,18 @@ import pandas as pd
 import pytest
 
 import plotting
-from alignment_security.models import families
-from alignment_security.plots import examples as figures_examples
-from alignment_security.plots import records as figures_records
-from alignment_security.plots import style as drawing
-from alignment_security.records import run as records
+from alignment_security.analysis.results import NothingToDraw, load_results
+from alignment_security.common.files import safe_file_name, utc_now
+from alignment_security.models.families import lineage
+from alignment_security.plots.examples import adversarial_examples, human_alignment_examples
+from alignment_security.plots.records import (
+    EVALUATE,
+    accuracy_vs_eps,
+    corruption_errors,
+    protocols_compared,
+)
+from alignment_security.plots.style import MAX_NAMED, legend_handles, model_styles
+from alignment_security.records.run import Run
 
 EPS = [1 / 255, 2 / 255]
 # verdicts per image: clean, robust at 1/255, robust at 2/255 -> 3, 2 and 1 of 4
@@ -24,7 +31,7 @@ WILSON = {3: (0.300642, 0.954413), 2: (0.150039, 0.849961), 1: (0.045587, 0.6993
 def make_ball(results, model, image_set="tiny", finish=True, examples=(), verdicts=VERDICTS, **settings):
     """A ball record; image b is fooled at 2/255, c and everything after it at 1/255."""
     run_settings = {"protocol": "autoattack", "norm": "Linf", "attack": "reduced: apgd-ce(5)", "eps": EPS, **settings}
-    with records.Run(results, image_set, "Linf", model, "ball", {"model": {"name": model}, "run": run_settings}) as run:
+    with Run(results, image_set, "Linf", model, "ball", {"model": {"name": model}, "run": run_settings}) as run:
         run.append([{"image_id": name, "label": 0, "clean_pred": 0 if v[0] else 7, "clean_correct": v[0], "eps": eps,
                      "robust": v[i], "adv_pred": 0 if v[i] else 7, "l2": 0.5 if v[0] and not v[i] else None}
                     for name, v in verdicts.items() for i, eps in enumerate(EPS, start=1)])
@@ -35,7 +42,7 @@ def make_ball(results, model, image_set="tiny", finish=True, examples=(), verdic
 
 
 def keep_example(results, model, name, l2=0.5, image_set="tiny"):
-    path = Path(results) / "examples" / image_set / "Linf" / records.file_name(model) / f"{records.file_name(name)}.npz"
+    path = Path(results) / "examples" / image_set / "Linf" / safe_file_name(model) / f"{safe_file_name(name)}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     delta = np.full((8, 8, 3), 1 / 255, np.float16)
     np.savez_compressed(path, image=np.zeros((8, 8, 3), np.uint8), delta=delta, label="tabby", pred="tiger cat", eps=EPS[0],
@@ -61,7 +68,7 @@ def test_accuracies_drawn_are_those_counted_by_hand(tmp_path):
 
 def test_the_line_drawn_is_the_table(tmp_path):
     make_ball(tmp_path, "resnet18")
-    (_, figure, table, _), = figures_records.accuracy_vs_eps(drawing.load_results(tmp_path))
+    (_, figure, table, _), = accuracy_vs_eps(load_results(tmp_path))
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata().astype(float), table["eps"])
     np.testing.assert_allclose(line.get_ydata().astype(float), [75, 50, 25])
@@ -96,7 +103,7 @@ def test_a_table_is_written_as_latex_csv_and_caption(tmp_path, monkeypatch):
 
 def test_a_figure_may_say_what_it_lacks(tmp_path, capsys, monkeypatch):
     def function(results):
-        raise drawing.NothingToDraw("2 models, 10 are needed")
+        raise NothingToDraw("2 models, 10 are needed")
     monkeypatch.setitem(plotting.FIGURES, "picky", (function, "`more models in {}`"))
     assert draw("here", tmp_path / "figures", "--plots", "picky") == 2
     assert capsys.readouterr().err == "nothing to draw for picky: 2 models, 10 are needed; `more models in here`\n"
@@ -113,7 +120,7 @@ def test_image_sets_and_budgets_are_never_pooled(tmp_path):
     make_ball(tmp_path, "vgg11", attack="AutoAttack (standard)")
     make_ball(tmp_path, "vgg13", seed=1)
     make_ball(tmp_path, "resnet18", image_set="other")
-    (_, figure, table, _), = figures_records.accuracy_vs_eps(drawing.load_results(tmp_path))
+    (_, figure, table, _), = accuracy_vs_eps(load_results(tmp_path))
     assert table.groupby(["image_set", "budget", "model"])["panel"].nunique().eq(1).all()
     assert table["panel"].nunique() == 4
     titles = [ax.get_title(loc="left") for ax in figure.axes]
@@ -129,7 +136,7 @@ def test_an_unfinished_record_is_named_and_not_drawn(tmp_path, capsys):
     assert "vgg11.csv (running)" in capsys.readouterr().err
     caption = (tmp_path / "figures" / "accuracy_vs_eps.txt").read_text()
     assert "Missing (running): vgg11." in caption and "n = 4" in caption and "budget reduced: apgd-ce(5)" in caption
-    assert records.now()[:4] in caption and "protocol autoattack" in caption
+    assert utc_now()[:4] in caption and "protocol autoattack" in caption
     assert set(pd.read_csv(tmp_path / "figures" / "accuracy_vs_eps.csv")["model"]) == {"resnet18"}
 
 
@@ -137,7 +144,7 @@ def test_examples_say_why_a_model_has_none(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg", "c.jpg"])
     make_ball(tmp_path, "vgg11", verdicts=VERDICTS | {"b.jpg": (1, 1, 1), "c.jpg": (0, 0, 0)})
     make_ball(tmp_path, "vgg13")        # was run without --examples
-    (name, figure, table, caption), = figures_examples.adversarial_examples(drawing.load_results(tmp_path))
+    (name, figure, table, caption), = adversarial_examples(load_results(tmp_path))
     assert name == "adversarial_examples_tiny_Linf"
     verdicts = table.set_index(["model", "image_id"])["verdict"]
     assert verdicts["resnet18"].tolist() == ["tabby → tiger cat"] * 2
@@ -154,7 +161,7 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
     keep_example(tmp_path, "resnet18", "c.jpg", l2=0.7)     # the record says 0.5
     keep_example(tmp_path, "resnet18", "a.jpg")             # the record says robust
-    (_, figure, table, _), = figures_examples.adversarial_examples(drawing.load_results(tmp_path))
+    (_, figure, table, _), = adversarial_examples(load_results(tmp_path))
     assert table["image_id"].tolist() == ["b.jpg"]
     plt.close(figure)
 
@@ -162,16 +169,16 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
 def test_models_beyond_the_room_are_named(tmp_path):
     for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
         make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg19" else ["b.jpg", "c.jpg"])
-    (_, figure, table, caption), = figures_examples.adversarial_examples(drawing.load_results(tmp_path))
+    (_, figure, table, caption), = adversarial_examples(load_results(tmp_path))
     assert set(table["model"]) == {"vgg11", "vgg13", "vgg16"} and "--models): vgg19." in caption
-    (_, chosen, table, _), = figures_examples.adversarial_examples(drawing.load_results(tmp_path, ["vgg19", "vgg11"]))
+    (_, chosen, table, _), = adversarial_examples(load_results(tmp_path, ["vgg19", "vgg11"]))
     assert set(table["model"]) == {"vgg11", "vgg19"}
     plt.close("all")
 
 
 def test_many_models_are_drawn_by_family(tmp_path):
-    models = {f"vgg_{i}" for i in range(drawing.MAX_NAMED)} | {"resnet18"}
-    labels = [line.get_label() for line in drawing.legend_handles(drawing.model_styles(models))]
+    models = {f"vgg_{i}" for i in range(MAX_NAMED)} | {"resnet18"}
+    labels = [line.get_label() for line in legend_handles(model_styles(models))]
     assert labels == ["ResNet", "Classic CNN"]
 
 
@@ -180,11 +187,11 @@ def test_many_models_are_drawn_by_family(tmp_path):
     ("alexnet_training_seed_01", "alexnet"), ("AlexNet_SIN", "alexnet"), ("ReAlnet07_cornet", "realnet"),
     ("convnext_large_mlp:clip_laion2b", "ConvNeXt"), ("0.5x_resnet-18", "ResNet"), ("123", "123")])
 def test_models_that_resemble_each_other_are_resampled_together(model, name):
-    assert families.lineage(model) == name
+    assert lineage(model) == name
 
 
 def test_models_of_a_family_share_a_colour_and_nothing_else():
-    styles = drawing.model_styles({"resnet18", "resnet50", "vgg11"})
+    styles = model_styles({"resnet18", "resnet50", "vgg11"})
     assert styles["resnet18"]["color"] == styles["resnet50"]["color"] != styles["vgg11"]["color"]
     assert styles["resnet18"]["marker"] != styles["resnet50"]["marker"]
 
@@ -200,7 +207,7 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
 
 def test_the_command_that_errors_propose_is_one_that_parses():
     command_line = pytest.importorskip("command_line")
-    args = command_line.parse(figures_records.EVALUATE.format("here").split()[2:], "")
+    args = command_line.parse(EVALUATE.format("here").split()[2:], "")
     assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
 
 
@@ -249,10 +256,10 @@ def make_record(results, threat, model, rows, kind, image_set="tiny", **settings
     """A finished record of these rows (`image_id` is added) and the path of its example folder."""
     run_settings = {"protocol": threat, "attack": "none", **settings}
     rows = [{"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0, "clean_correct": 1} | row for i, row in enumerate(rows)]
-    with records.Run(results, image_set, threat, model, kind, {"model": {"name": model}, "run": run_settings}) as run:
+    with Run(results, image_set, threat, model, kind, {"model": {"name": model}, "run": run_settings}) as run:
         run.append(rows)
         run.finish([row["image_id"] for row in rows])
-    return Path(results) / "examples" / image_set / threat / records.file_name(model)
+    return Path(results) / "examples" / image_set / threat / safe_file_name(model)
 
 
 def test_corruption_errors_and_mce_by_hand(tmp_path):
@@ -263,7 +270,7 @@ def test_corruption_errors_and_mce_by_hand(tmp_path):
                         [{"clean_correct": int(i >= wrong)} for i in range(4)], "clean", "imagenet-c")
     make_record(tmp_path, "corruptions-fog-3", "resnet18", [{}, {"clean_correct": 0}], "clean", "sample")
     drawn = {name: (table, caption) for name, _, table, caption in
-             figures_records.corruption_errors(drawing.load_results(tmp_path))}
+             corruption_errors(load_results(tmp_path))}
     plt.close("all")
     table, caption = drawn["corruption_errors_imagenet-c"]
     assert len(table) == 10 and set(table["error"]) == {0.25, 0.5}
@@ -281,7 +288,7 @@ def test_both_protocols_side_by_side(tmp_path):
                                                    {"success": 1, "l2": second, "human_alignment": 0.1},
                                                    {"clean_correct": 0}], "minimum_norm")
     make_record(tmp_path, "L2-fmn", "vgg11", [{"success": 1, "l2": 0.2}], "minimum_norm", "other")    # one protocol alone
-    (name, figure, table, caption), = figures_records.protocols_compared(drawing.load_results(tmp_path))
+    (name, figure, table, caption), = protocols_compared(load_results(tmp_path))
     assert name == "protocols_compared_tiny_none" and "not minimal" in caption
     table = table.set_index("threat")
     assert table["l2"].to_dict() == {"L2-feng2025": 1.5, "L2-fmn": 0.2} and set(table["n"]) == {2}
@@ -300,7 +307,7 @@ def test_maps_of_people_and_perturbations(tmp_path):
     delta[2, 3, 1], people[4:, :] = -0.5, 0.5
     np.savez_compressed(folder / "0.jpg.npz", image=np.zeros((8, 8, 3), np.uint8), delta=delta, human_map=people, label="tabby",
                         human_alignment=0.25, pred="tiger cat", eps=np.nan, l2=0.5, linf=0.5)
-    (name, figure, table, caption), = figures_examples.human_alignment_examples(drawing.load_results(tmp_path))
+    (name, figure, table, caption), = human_alignment_examples(load_results(tmp_path))
     assert name == "human_alignment_examples_tiny_L2-crossing" and "source: hand-drawn, sha256 0" in caption
     assert table[["l2", "human_alignment"]].to_numpy().tolist() == [[0.5, 0.25]]
     texts = [text.get_text() for text in figure.texts]

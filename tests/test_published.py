@@ -8,9 +8,9 @@ import pytest
 from conftest import ROOT
 from scipy import stats
 
-from alignment_security.evaluation import published
-from alignment_security.models import names as zoo
-from alignment_security.records.run import RecordError
+from alignment_security.common.files import UserError
+from alignment_security.evaluation.published import compare_accuracy, find_published, read_published
+from alignment_security.models.names import published_names
 
 TIMM = sorted((ROOT.parent / "shared" / "data" / "timm").glob("results-imagenet_*.csv"))
 TABLE = ("model,img_size,top1,top1_err,param_count\n"
@@ -26,28 +26,28 @@ def table(tmp_path):
 # ---- the table -------------------------------------------------------------------------------------------------
 
 def test_a_model_is_taken_at_its_size(table):
-    rows = published.read_published(table)
-    assert published.published_accuracy(rows, ["resnet50", "resnet50.a1_in1k"], 224) == (
+    rows = read_published(table)
+    assert find_published(rows, ["resnet50", "resnet50.a1_in1k"], 224) == (
         {"model": "resnet50.a1_in1k", "img_size": 224, "top1": pytest.approx(0.80382)}, "")
-    assert published.published_accuracy(rows, ["resnet50.a1_in1k"], 160) == (
+    assert find_published(rows, ["resnet50.a1_in1k"], 160) == (
         {}, "the accuracy of resnet50.a1_in1k is published at 224, 288 pixels, not at 160")
-    assert published.published_accuracy(rows, ["resnet50.a1_in1k", "big.a"], 336)[0] == {}     # the first name, not any
-    assert published.published_accuracy(rows, ["a", "b"], 224) == ({}, "no published accuracy of a or b")
+    assert find_published(rows, ["resnet50.a1_in1k", "big.a"], 336)[0] == {}     # the first name, not any
+    assert find_published(rows, ["a", "b"], 224) == ({}, "no published accuracy of a or b")
 
 
 @pytest.mark.skipif(not TIMM, reason="timm's results are not here")
 @pytest.mark.parametrize("path", TIMM, ids=lambda path: path.name)
 def test_timms_own_tables_are_read(path):
-    rows = published.read_published(path)
+    rows = read_published(path)
     assert len(rows) > 900 and rows["top1"].between(0, 1).all()
-    found, _ = published.published_accuracy(rows, zoo.published_names("tf_efficientnet_lite0", "pypi:x"), 224)
+    found, _ = find_published(rows, published_names("tf_efficientnet_lite0", "pypi:x"), 224)
     assert found["model"] == "tf_efficientnet_lite0.in1k" and found["top1"] == pytest.approx(0.748, abs=0.001)
 
 
 def test_a_table_without_sizes_has_each_model_at_any(tmp_path):
     (tmp_path / "robust.csv").write_text("model,norm,eps,top1\nresnet18_l2_eps3,L2,3,53.12\n")
-    rows = published.read_published(tmp_path / "robust.csv")
-    assert published.published_accuracy(rows, ["resnet18_l2_eps3"], 224)[0]["top1"] == pytest.approx(0.5312)
+    rows = read_published(tmp_path / "robust.csv")
+    assert find_published(rows, ["resnet18_l2_eps3"], 224)[0]["top1"] == pytest.approx(0.5312)
 
 
 @pytest.mark.parametrize("text, message", [
@@ -57,14 +57,14 @@ def test_a_table_without_sizes_has_each_model_at_any(tmp_path):
     ("model,top1\na,-1\n", "'-1'"), ("model,top1\na,nan\n", "'nan'")])
 def test_a_table_that_cannot_be_used_is_named(tmp_path, text, message):
     (tmp_path / "results.csv").write_text(text)
-    with pytest.raises(RecordError, match=f"results.csv.*{message}") as error:
-        published.read_published(tmp_path / "results.csv")
+    with pytest.raises(UserError, match=f"results.csv.*{message}") as error:
+        read_published(tmp_path / "results.csv")
     assert "\n" not in str(error.value)
 
 
 def test_a_table_that_is_not_there_is_named():
-    with pytest.raises(RecordError, match="/nowhere/results.csv: not a CSV"):
-        published.read_published("/nowhere/results.csv")
+    with pytest.raises(UserError, match="/nowhere/results.csv: not a CSV"):
+        read_published("/nowhere/results.csv")
 
 
 # ---- names and the interval ------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_a_table_that_is_not_there_is_named():
     ("resnet50_l2_eps3", "file:resnet50_l2_eps3.ckpt", ["resnet50_l2_eps3"]),
     ("xception", "timm:x", ["xception", "legacy_xception.tf_in1k"])])
 def test_weights_of_ones_own_are_not_compared_with_timms(name, weights, names):
-    assert zoo.published_names(name, weights) == names
+    assert published_names(name, weights) == names
 
 
 @pytest.mark.parametrize("correct, n, top1, far", [
@@ -84,7 +84,7 @@ def test_weights_of_ones_own_are_not_compared_with_timms(name, weights, names):
     (18, 20, 0.748, False), (2, 20, 0.748, True), (39900, 50000, 0.80, False), (39500, 50000, 0.80, True), (20, 20, 0.99, False)])
 def test_far_off_is_wilsons_interval(correct, n, top1, far):
     """The interval inverts the score test: |p - p0| <= z sqrt(p0 (1 - p0) / n) for z at 99.9 %."""
-    found = published.compare({"model": "m", "top1": top1}, correct, n)
+    found = compare_accuracy({"model": "m", "top1": top1}, correct, n)
     z = stats.norm.ppf(1 - (1 - 0.999) / 2)
     assert found["far_off"] == far == bool(abs(correct / n - top1) > z * np.sqrt(top1 * (1 - top1) / n))
     assert found["low"] <= correct / n <= found["high"]

@@ -16,8 +16,10 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alignment_security.records import run as records
-from alignment_security.records.run import RecordError
+from alignment_security.common.files import UserError, _umask, safe_file_name, write_atomic
+from alignment_security.records.record import RECORD_COLUMNS, read_record, rows_to_csv
+from alignment_security.records.run import Run
+from alignment_security.records.summary import merge_records
 
 IDS = ["b.jpg", "a.jpg", "c.jpg"]
 EPS = [1 / 255, 2 / 255]
@@ -86,7 +88,7 @@ def test_other_columns_are_refused(open_run):
         run.append([row("a.jpg")])
     other = run.csv.read_bytes().replace(b"success", b"robust")
     run.csv.write_bytes(other)
-    with pytest.raises(RecordError, match=f"{run.csv}.*columns.*--overwrite"):
+    with pytest.raises(UserError, match=f"{run.csv}.*columns.*--overwrite"):
         open_run()
     assert run.csv.read_bytes() == other
 
@@ -97,7 +99,7 @@ def test_other_settings_are_refused_by_name(open_run, changed, name):
     with open_run() as run:
         run.append([row("a.jpg")])
     before = run.csv.read_bytes(), run.json.read_bytes()
-    with pytest.raises(RecordError, match=f"{name}.*--overwrite"):
+    with pytest.raises(UserError, match=f"{name}.*--overwrite"):
         open_run(**changed)
     assert (run.csv.read_bytes(), run.json.read_bytes()) == before
     with open_run(overwrite=True, **changed) as run:
@@ -108,7 +110,7 @@ def test_a_record_without_its_run_file_is_refused(open_run):
     with open_run() as run:
         run.append([row("a.jpg")])
     run.json.unlink()
-    with pytest.raises(RecordError, match="without its run file"):
+    with pytest.raises(UserError, match="without its run file"):
         open_run()
 
 
@@ -117,22 +119,23 @@ def test_a_damaged_run_file_is_an_error_that_names_it(open_run, tmp_path, text):
     with open_run() as run:
         pass
     run.json.write_text(text)
-    for use in (open_run, lambda: records.merge(tmp_path)):
-        with pytest.raises(RecordError, match=re.escape(str(run.json))):
+    for use in (open_run, lambda: merge_records(tmp_path)):
+        with pytest.raises(UserError, match=re.escape(str(run.json))):
             use()
 
 
 def test_a_second_writer_is_refused_while_the_first_is_there(open_run):
     with open_run() as run:
-        with pytest.raises(RecordError, match=f"{run.csv}.*another process.*pid {os.getpid()}"):
+        with pytest.raises(UserError, match=f"{run.csv}.*another process.*pid {os.getpid()}"):
             open_run()
         run.append([row("a.jpg")])
     open_run().close()
 
 
 OWNER = """
-import os, sys, time, records
-run = records.Run(sys.argv[1], "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}})
+import os, sys, time
+from alignment_security.records.run import Run
+run = Run(sys.argv[1], "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}})
 if sys.argv[2] == "alone" or not os.fork():     # the child stands for one that decodes images
     print(os.getpid(), flush=True)
 time.sleep(600)
@@ -145,9 +148,9 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path, fork):
     last = int(owner.stdout.readline())
 
     def open_again():
-        records.Run(tmp_path, "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}}).close()
+        Run(tmp_path, "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}}).close()
     try:
-        with pytest.raises(RecordError, match=f"another process.*pid {owner.pid}"):
+        with pytest.raises(UserError, match=f"another process.*pid {owner.pid}"):
             open_again()
         owner.kill()
         owner.wait()
@@ -162,9 +165,9 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path, fork):
 @pytest.mark.parametrize("content", ["text\n", b"\x00bytes"])
 def test_write_atomic_writes_the_whole_file(tmp_path, content):
     path = tmp_path / "new" / "folder" / "file"
-    records.write_atomic(path, content)
+    write_atomic(path, content)
     assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
-    assert os.listdir(path.parent) == ["file"] and path.stat().st_mode & 0o777 == 0o666 & ~records._umask()
+    assert os.listdir(path.parent) == ["file"] and path.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
@@ -176,7 +179,7 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch, s
         raise OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(os, step, full)
-        records.write_atomic(path, "new")
+        write_atomic(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
 
 
@@ -207,7 +210,7 @@ def test_a_short_write_is_gone_on_with(open_run, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", lambda handle, data: write(handle, data[:5]))
             run.append([row(name) for name in IDS])
-        assert list(records.read_record(run.csv)["image_id"]) == IDS
+        assert list(read_record(run.csv)["image_id"]) == IDS
 
 
 # ---- complete and exact ----------------------------------------------------------------------------------------
@@ -219,7 +222,7 @@ def test_finish_refuses_gaps_duplicates_and_strangers(open_run, names, message):
     with open_run() as run:
         run.append([row(name) for name in names])
         before = run.csv.read_bytes()
-        with pytest.raises(RecordError, match=message):
+        with pytest.raises(UserError, match=message):
             run.finish(IDS)
     assert json.loads(run.json.read_text())["status"] == "running" and run.csv.read_bytes() == before
 
@@ -227,7 +230,7 @@ def test_finish_refuses_gaps_duplicates_and_strangers(open_run, names, message):
 def test_finish_wants_every_eps_of_every_image(open_run):
     with open_run(kind="ball", threat="Linf") as run:
         run.append(rungs("a.jpg", 1, 0) + rungs("b.jpg", 1))
-        with pytest.raises(RecordError, match=f"missing, e.g. b.jpg at eps {EPS[1]}"):
+        with pytest.raises(UserError, match=f"missing, e.g. b.jpg at eps {EPS[1]}"):
             run.finish(["a.jpg", "b.jpg"], EPS)
 
 
@@ -237,9 +240,9 @@ FILE_NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters
 @given(st.lists(st.tuples(FILE_NAMES, st.floats(allow_nan=False)), min_size=1, max_size=8))
 def test_text_and_floats_come_back_exactly(tmp_path_factory, pairs):
     path = tmp_path_factory.getbasetemp() / "round_trip.csv"
-    rows = pd.DataFrame([row(name, l2=value) for name, value in pairs], columns=records.COLUMNS["minimum_norm"])
-    path.write_bytes(records.to_text(rows).encode())
-    back = records.read_record(path)
+    rows = pd.DataFrame([row(name, l2=value) for name, value in pairs], columns=RECORD_COLUMNS["minimum_norm"])
+    path.write_bytes(rows_to_csv(rows).encode())
+    back = read_record(path)
     assert list(back["image_id"]) == [name for name, _ in pairs]
     np.testing.assert_array_equal(back["l2"].to_numpy(float).view(np.int64), np.array([v for _, v in pairs]).view(np.int64))
 
@@ -259,19 +262,19 @@ MODEL_NAMES = st.text(st.sampled_from("ab/:.- _\\*\n\0é~"), min_size=1, max_siz
 
 @given(MODEL_NAMES, MODEL_NAMES)
 def test_file_names_are_safe_and_distinct(a, b):
-    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", records.file_name(a))
-    assert a == b or records.file_name(a) != records.file_name(b)
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", safe_file_name(a))
+    assert a == b or safe_file_name(a) != safe_file_name(b)
 
 
 @pytest.mark.parametrize("name", ["resnet50.a1_in1k", "vit_base-16", "A_1"])
 def test_a_safe_name_stays(name):
-    assert records.file_name(name) == name
+    assert safe_file_name(name) == name
 
 
 @pytest.mark.parametrize("names", [["a/b", "a:b", "a--b", "a b", " a b"], ["..", ".", "-", "...."], ["x" * 200, "x" * 201],
-                                   ["a/b", records.file_name("a/b")]], ids=["signs", "dots", "long", "its own file name"])
+                                   ["a/b", safe_file_name("a/b")]], ids=["signs", "dots", "long", "its own file name"])
 def test_names_that_look_alike_do_not_meet(names):
-    assert len({records.file_name(name) for name in names}) == len(names)
+    assert len({safe_file_name(name) for name in names}) == len(names)
 
 
 # ---- merge -----------------------------------------------------------------------------------------------------
@@ -286,7 +289,7 @@ NORMS = [row("a", success=1, l2=1.0, linf=0.1, human_alignment=0.2, forwards=10,
 def test_merge_of_norms_by_hand(tiny_record, tmp_path):
     """Over correct images that were fooled: l2 1, 2, 6 -> mean 3, SD sqrt(14/2), SEM sqrt(7/3), median 2."""
     tiny_record(NORMS)
-    summary = records.merge(tmp_path)
+    summary = merge_records(tmp_path)
     assert len(summary) == 1
     expected = {"model": "net", "threat": "L2-fmn", "image_set": "sample", "protocol": "fmn", "n": 5, "clean_correct": 4,
                 "clean_acc": 0.8, "n_norm": 3, "success_rate": 0.75, "l2_mean": 3.0, "l2_sem": np.sqrt(7 / 3), "l2_median": 2.0,
@@ -303,7 +306,7 @@ def test_merge_of_balls_by_hand(tiny_record, tmp_path):
     for model, verdicts in {"m": [(1, 1), (1, 0)], "k": [(0, 0), (1, 1)]}.items():
         rows = [r for name, robust in zip("ab", verdicts) for r in rungs(name, *robust)]
         tiny_record([*rows, *(row("c", 0, eps=eps, robust=0) for eps in EPS)], eps=EPS, kind="ball", threat="Linf", model=model)
-    summary = records.merge(tmp_path)
+    summary = merge_records(tmp_path)
     assert summary[["model", "eps", "n", "robust", "robust_acc", "clean_acc"]].to_numpy().tolist() == [
         ["k", EPS[0], 3, 1, 1 / 3, 2 / 3], ["k", EPS[1], 3, 1, 1 / 3, 2 / 3],
         ["m", EPS[0], 3, 2, 2 / 3, 2 / 3], ["m", EPS[1], 3, 1, 1 / 3, 2 / 3]]
@@ -312,10 +315,10 @@ def test_merge_of_balls_by_hand(tiny_record, tmp_path):
 def test_merge_refuses_an_unfinished_record_or_marks_it(tiny_record, tmp_path):
     tiny_record(NORMS)
     run = tiny_record(NORMS[:2], done=False, model="other")
-    with pytest.raises(RecordError, match=f"{run.csv}.*unfinished.*--allow_partial"):
-        records.merge(tmp_path)
+    with pytest.raises(UserError, match=f"{run.csv}.*unfinished.*--allow_partial"):
+        merge_records(tmp_path)
     assert not (tmp_path / "evaluation_results.csv").exists()
-    summary = records.merge(tmp_path, allow_partial=True)
+    summary = merge_records(tmp_path, allow_partial=True)
     assert summary[["model", "partial", "n"]].to_numpy().tolist() == [["net", 0, 5], ["other", 1, 2]]
 
 
@@ -323,13 +326,13 @@ def test_a_torn_tail_is_no_row_of_a_partial_merge(tiny_record, tmp_path):
     run = tiny_record(NORMS[:2], done=False)
     with open(run.csv, "ab") as file:
         file.write(b"c,7,7,1,1,,6")
-    assert records.merge(tmp_path, allow_partial=True)[["n", "l2_mean"]].to_numpy().tolist() == [[2, 1.5]]
+    assert merge_records(tmp_path, allow_partial=True)[["n", "l2_mean"]].to_numpy().tolist() == [[2, 1.5]]
 
 
 def test_a_partial_merge_of_records_without_rows_says_so(tiny_record, tmp_path):
     tiny_record([], done=False)
-    with pytest.raises(RecordError, match="no rows|no records"):
-        records.merge(tmp_path, allow_partial=True)
+    with pytest.raises(UserError, match="no rows|no records"):
+        merge_records(tmp_path, allow_partial=True)
 
 
 def test_merge_refuses_an_edited_record(tiny_record, tmp_path):
@@ -337,36 +340,36 @@ def test_merge_refuses_an_edited_record(tiny_record, tmp_path):
     text = run.csv.read_text()
     run.csv.write_text(text.replace("6.0", "5.0"))
     assert run.csv.read_text() != text
-    with pytest.raises(RecordError, match=f"{run.csv}.*sha256"):
-        records.merge(tmp_path)
+    with pytest.raises(UserError, match=f"{run.csv}.*sha256"):
+        merge_records(tmp_path)
 
 
 def test_merge_refuses_a_record_that_is_gone(tiny_record, tmp_path):
     run = tiny_record(NORMS)
     run.csv.unlink()
-    with pytest.raises(RecordError, match=str(run.csv)):
-        records.merge(tmp_path)
+    with pytest.raises(UserError, match=str(run.csv)):
+        merge_records(tmp_path)
 
 
 def test_merge_refuses_mixed_settings_naming_both(tiny_record, tmp_path):
     tiny_record(NORMS, model="a_net", weights="other weights are fine")
     tiny_record(NORMS, model="b_net")
-    assert len(records.merge(tmp_path)) == 2
+    assert len(merge_records(tmp_path)) == 2
     tiny_record(NORMS, model="c_net", steps=20)
-    with pytest.raises(RecordError, match=r"c_net.json.*a_net.json.*steps: 10 -> 20"):
-        records.merge(tmp_path)
+    with pytest.raises(UserError, match=r"c_net.json.*a_net.json.*steps: 10 -> 20"):
+        merge_records(tmp_path)
 
 
 def test_merge_of_nothing_says_what_makes_a_record(tmp_path):
-    with pytest.raises(RecordError, match="no records.*evaluate_robustness.py"):
-        records.merge(tmp_path)
+    with pytest.raises(UserError, match="no records.*evaluate_robustness.py"):
+        merge_records(tmp_path)
 
 
 def test_a_record_without_its_run_file_is_not_dropped_in_silence(tiny_record, tmp_path):
     run = tiny_record(NORMS)
     run.csv.with_name("stray.csv").write_text(run.csv.read_text())
-    with pytest.raises(RecordError, match="stray.csv: a record without its run file"):
-        records.merge(tmp_path)
+    with pytest.raises(UserError, match="stray.csv: a record without its run file"):
+        merge_records(tmp_path)
 
 
 def test_multilabel_accuracy_weighs_classes_not_images(tiny_record, tmp_path):
@@ -374,4 +377,4 @@ def test_multilabel_accuracy_weighs_classes_not_images(tiny_record, tmp_path):
     verdicts = [(3, 1), (7, 1), (7, 0), (7, 0), (7, 0), (9, None)]
     tiny_record([{"image_id": f"{i}.jpg", "label": label, "clean_pred": label, "clean_correct": 1, "clean_multilabel": hit}
                  for i, (label, hit) in enumerate(verdicts)], kind="clean", threat="clean")
-    assert records.merge(tmp_path)["clean_multilabel"].tolist() == [0.625]
+    assert merge_records(tmp_path)["clean_multilabel"].tolist() == [0.625]

@@ -8,10 +8,12 @@ import torch
 from nets import digits, digits_net
 from torch import nn
 
-from alignment_security.attacks import autoattack as attacks
-from alignment_security.attacks import libraries
-from alignment_security.attacks.minimum_norm import FMN, Crossing
-from alignment_security.evaluation import dry_run as rehearsal
+from alignment_security.attacks.autoattack import AUTOATTACK, Budget, run_autoattack
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.libraries import FOOLBOX, run_foolbox, run_pyautoattack
+from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.evaluation.dry_run import cost_of, measure, passes_of
 
 TINY_EPS, HUGE_EPS = [1e-4, 2e-4, 3e-4], [1.0]
 BUDGET = {"steps": 10, "targets": 3, "queries": 60}
@@ -30,7 +32,7 @@ def images(net):
     return right[:6]
 
 
-def ball(eps, names=attacks.AUTOATTACK, engine="own", ladder="ascending") -> dict:
+def ball(eps, names=AUTOATTACK, engine="own", ladder="ascending") -> dict:
     return {"protocol": "autoattack", "attacks": list(names), "eps": eps, "engine": engine, "ladder": ladder, **BUDGET}
 
 
@@ -42,35 +44,35 @@ def counted(rows) -> tuple[float, float]:
 
 
 def own(net, images, run) -> tuple[float, float]:
-    budget = attacks.Budget(tuple(run["attacks"]), **BUDGET)
-    return counted(attacks.attack_balls(net, images, "Linf", run["eps"], 10, budget, bisect=run["ladder"] == "bisect"))
+    budget = Budget(tuple(run["attacks"]), **BUDGET)
+    return counted(run_autoattack(net, images, "Linf", run["eps"], 10, budget, bisect=run["ladder"] == "bisect"))
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("names", [(name,) for name in attacks.AUTOATTACK] + [attacks.AUTOATTACK], ids="+".join)
+@pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK] + [AUTOATTACK], ids="+".join)
 @pytest.mark.parametrize("eps", [TINY_EPS[:1], TINY_EPS])
 def test_nothing_takes_more_passes_than_the_most(net, images, names, eps):
     """Of what nothing fools: all of it for APGD and Square (but for the confirmation), most of it for FAB."""
     run = ball(eps, names)
     forwards, backwards = own(net, images, run)
-    most = rehearsal.passes_of(run)[1]
+    most = passes_of(run)[1]
     share = 0.5 if "fab-t" in names else 1
     assert share * most[0] <= forwards + 1 <= most[0] and share * most[1] <= backwards <= most[1]
 
 
 def test_bisection_takes_a_logarithm_of_the_eps(net, images):
     run = ball([1e-4 * k for k in range(1, 8)], ["apgd-ce"], ladder="bisect")
-    assert own(net, images, run) == (pytest.approx(rehearsal.passes_of(run)[1][0] - 1), 30)
+    assert own(net, images, run) == (pytest.approx(passes_of(run)[1][0] - 1), 30)
 
 
 @pytest.mark.parametrize("names", [["apgd-ce"], ["square"]])
 def test_fooled_at_once_takes_the_least(names):
     run = ball(HUGE_EPS, names)
     x = torch.full((1, 8, 8), 0.5)
-    budget = attacks.Budget(tuple(names), **BUDGET)
-    found = counted(attacks.attack_balls(AnyChange(x), [("a", x, 0)], "Linf", HUGE_EPS, 4, budget))
-    assert found == rehearsal.passes_of(run)[0]
+    budget = Budget(tuple(names), **BUDGET)
+    found = counted(run_autoattack(AnyChange(x), [("a", x, 0)], "Linf", HUGE_EPS, 4, budget))
+    assert found == passes_of(run)[0]
 
 
 class AnyChange(nn.Module):
@@ -85,33 +87,33 @@ class AnyChange(nn.Module):
         return torch.cat([1 - other, other, 0 * other - 1, 0 * other - 2], dim=1)
 
 
-@pytest.mark.parametrize("attack, protocol", [(FMN("L2", 10), "fmn"), (FMN("Linf", 10), "fmn"), (Crossing("L2", 10), "crossing"),
-                                              (Crossing("Linf", 10), "crossing")])
+@pytest.mark.parametrize("attack, protocol", [(FMN("L2", 10), "fmn"), (FMN("Linf", 10), "fmn"), (BoundaryCrossing("L2", 10), "crossing"),
+                                              (BoundaryCrossing("Linf", 10), "crossing")])
 def test_minimal_norms_take_what_is_said(net, images, attack, protocol):
-    least, most = rehearsal.passes_of({"protocol": protocol, "steps": 10})
-    assert least == most == counted(attacks.attack_minimum_norm(net, images, attack, 10))
+    least, most = passes_of({"protocol": protocol, "steps": 10})
+    assert least == most == counted(run_minimum_norm(net, images, attack, 10))
 
 
-@pytest.mark.parametrize("protocol", libraries.FOOLBOX)
+@pytest.mark.parametrize("protocol", FOOLBOX)
 def test_foolboxs_classes_take_what_is_said(net, images, protocol):
-    run = {"protocol": protocol, **libraries.FOOLBOX[protocol][1], "steps": 10}
-    least, most = rehearsal.passes_of(run)
-    forwards, backwards = counted(libraries.foolbox_rows(net, images, protocol, 10, 10))
+    run = {"protocol": protocol, **FOOLBOX[protocol][1], "steps": 10}
+    least, most = passes_of(run)
+    forwards, backwards = counted(run_foolbox(net, images, protocol, 10, 10))
     assert least[0] <= forwards <= most[0] and least[1] <= backwards <= most[1]
     assert least == most or protocol == "deepfool"
 
 
-@pytest.mark.parametrize("names", [(name,) for name in attacks.AUTOATTACK], ids="+".join)
+@pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK], ids="+".join)
 def test_the_reference_takes_about_what_is_said(net, images, names):
     run = ball(TINY_EPS[:2], names, engine="reference")
-    budget = attacks.Budget(names, **BUDGET)
-    forwards, backwards = counted(libraries.reference_balls(net, images, "Linf", TINY_EPS[:2], 10, budget))
-    most = rehearsal.passes_of(run)[1]
+    budget = Budget(names, **BUDGET)
+    forwards, backwards = counted(run_pyautoattack(net, images, "Linf", TINY_EPS[:2], 10, budget))
+    most = passes_of(run)[1]
     assert forwards == pytest.approx(most[0], rel=0.15) and backwards == pytest.approx(most[1], rel=0.15)
 
 
 def test_a_clean_pass_is_one():
-    assert rehearsal.passes_of({"protocol": "clean"}) == ((1, 0), (1, 0))
+    assert passes_of({"protocol": "clean"}) == ((1, 0), (1, 0))
 
 
 # ---- time ------------------------------------------------------------------------------------------------------
@@ -128,7 +130,7 @@ class Slow(nn.Module):
 
 
 def test_times_are_those_of_a_net_that_sleeps(sample, lite0):
-    cost = rehearsal.measure(Slow(), sample, lite0.preprocessing, 2, gradients=True)
+    cost = measure(Slow(), sample, lite0.preprocessing, 2, gradients=True)
     assert 0.010 <= cost["forward"] < 0.02 and 0.030 <= cost["both"] < 0.045 and cost["decode"] > 0
     assert cost["peak"] > 100e6 and cost["batch_size"] == 2
 
@@ -136,14 +138,14 @@ def test_times_are_those_of_a_net_that_sleeps(sample, lite0):
 def test_the_estimate_is_passes_times_seconds():
     """1000 images: 0.1 s to decode; 13 forward passes of 1 s, 10 of which go back in 2 s more."""
     cost = {"decode": 0.1, "forward": 1.0, "both": 3.0, "peak": 3 * 2**29, "batch_size": 8}
-    lines = rehearsal.cost_of({"protocol": "fmn", "steps": 10}, 1000, cost, on_gpu=True)
+    lines = cost_of({"protocol": "fmn", "steps": 10}, 1000, cost, on_gpu=True)
     assert lines["estimated time"] == "9:11:40" and lines["peak memory"] == "1.50 GiB of the GPU"     # 33,100 s
     assert lines["passes"] == "an image takes 13 forward and 10 backward; a misclassified one 1 forward"
-    lines = rehearsal.cost_of(ball([0.1], ["apgd-ce"]), 1000, cost, on_gpu=False)
+    lines = cost_of(ball([0.1], ["apgd-ce"]), 1000, cost, on_gpu=False)
     assert lines["estimated time"] == "1:25:00 to 9:11:40" and "to 13 forward and 10 backward (never fooled)" in lines["passes"]
 
 
 def test_a_set_smaller_than_the_batches_is_enough(sample, lite0):
     net = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     net(torch.zeros(1, 3, 224, 224))
-    assert rehearsal.measure(net, sample.take([0]), lite0.preprocessing, 4, gradients=False)["forward"] > 0
+    assert measure(net, sample.take([0]), lite0.preprocessing, 4, gradients=False)["forward"] > 0

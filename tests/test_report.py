@@ -10,7 +10,7 @@ from test_figures_both import make_norms
 from test_measurements import write_published, write_summary
 
 import plotting
-from alignment_security.records import run as records
+from alignment_security.records.summary import merge_records
 
 NASTY = '<script>alert("1")</script> & "x"/../y'
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,7 +51,7 @@ def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     for model, norm in ((NASTY, 0.5), ("net10", 0.25), ("net9", 10.0)):
         make_norms(folder / "results", model, [norm, norm, None])
-    records.merge(folder / "results")
+    merge_records(folder / "results")
     published = write_published(folder / "published")
     figures = folder / "out" / "figures"
     plots = ["accuracy_vs_norm", "text_statistics", "tables_1_2"]

@@ -20,12 +20,39 @@ from conftest import ROOT
 from torch import nn
 
 import utilities
-from alignment_security.cluster import job as chtc
-from alignment_security.cluster import prestage, sweep
-from alignment_security.cluster import status as sweep_status
-from alignment_security.models import forward as sessions
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
+from alignment_security.cluster.job import (
+    STAGED_FACTS,
+    STAGED_STATE,
+    STAGED_TABLE,
+    DamagedTar,
+    StagingError,
+    read_staged_table,
+    report_progress,
+    staged_folder,
+    unpack,
+)
+from alignment_security.cluster.prestage import (
+    MARGIN,
+    WantedModel,
+    gpu_memory_mb,
+    kept_for_backward,
+    prestage,
+    read_wanted,
+)
+from alignment_security.cluster.status import PROGRESS, hours_text, status_table, status_text
+from alignment_security.cluster.sweep import (
+    SETTINGS_FILES,
+    SweepError,
+    chosen_models,
+    make_sweep,
+    node_name,
+)
+from alignment_security.common.command_line import CHECKPOINTED
+from alignment_security.common.files import UserError, safe_file_name, sha256_file
+from alignment_security.evaluation.run import load_staged
+from alignment_security.models.checkpoints import weights_sha256
+from alignment_security.models.loading import load_model
+from alignment_security.records.record import read_record
 
 LITE0 = "tf_efficientnet_lite0"
 NAMES = ["lab/net:v1.0", "lab/net-v1.0", "lab:net.v1.0"]      # told apart by what a file name cannot hold
@@ -37,23 +64,23 @@ NAMES = ["lab/net:v1.0", "lab/net-v1.0", "lab:net.v1.0"]      # told apart by wh
 def staged(tmp_path_factory, tiny) -> Path:
     """Weights of the tiny net under several names, and its photographs."""
     out = tmp_path_factory.mktemp("staged")
-    wanted = [prestage.Wanted(name, "test_resnet", tiny.checkpoint.name) for name in NAMES]
-    assert prestage.prestage(wanted, out, [tiny.data], tiny.checkpoint.parent) == {}
+    wanted = [WantedModel(name, "test_resnet", tiny.checkpoint.name) for name in NAMES]
+    assert prestage(wanted, out, [tiny.data], tiny.checkpoint.parent) == {}
     return out
 
 
 def table_of(folder: Path) -> pd.DataFrame:
-    return chtc.read_table(folder / chtc.TABLE).set_index("tar")
+    return read_staged_table(folder / STAGED_TABLE).set_index("tar")
 
 
 def test_two_folders_of_one_name_are_refused_and_a_link_has_its_own(tiny, tmp_path):
     """ImageNet's train/ and ClickMe's: the second would have been taken for the first."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/image.png").touch()
-    with pytest.raises(chtc.StagingError, match="images-data.tar: two folders would be this tar"):
-        prestage.prestage([], tmp_path / "out", [tiny.data, tmp_path / "data"])
+    with pytest.raises(StagingError, match="images-data.tar: two folders would be this tar"):
+        prestage([], tmp_path / "out", [tiny.data, tmp_path / "data"])
     (tmp_path / "other").symlink_to("data")
-    assert prestage.prestage([], tmp_path / "out", [tiny.data, tmp_path / "other"]) == {}
+    assert prestage([], tmp_path / "out", [tiny.data, tmp_path / "other"]) == {}
     with tarfile.open(tmp_path / "out/images-other.tar") as archive:
         assert archive.getnames() == ["image.png"]
 
@@ -66,21 +93,21 @@ def test_prestage_writes_a_tar_a_model_with_its_sha256(staged, tiny):
         assert row["sha256"] == subprocess.run(["sha256sum", staged / tar], capture_output=True, text=True).stdout.split()[0]
         assert int(row["bytes"]) == (staged / tar).stat().st_size
     weights = table[table["name"] != ""]
-    assert set(weights["weights_sha256"]) == {models.load_model("test_resnet", tiny.checkpoint).settings["weights_sha256"]}
+    assert set(weights["weights_sha256"]) == {load_model("test_resnet", tiny.checkpoint).settings["weights_sha256"]}
     with tarfile.open(staged / weights.index[0]) as archive:
-        assert archive.getnames() == [chtc.STATE, chtc.FACTS]
+        assert archive.getnames() == [STAGED_STATE, STAGED_FACTS]
 
 
 def test_the_same_weights_make_the_same_bytes_and_a_second_prestage_leaves_them(staged, tiny, tmp_path, monkeypatch):
-    wanted = [prestage.Wanted(NAMES[0], "test_resnet", str(tiny.checkpoint))]
-    assert prestage.prestage(wanted, tmp_path) == {}
+    wanted = [WantedModel(NAMES[0], "test_resnet", str(tiny.checkpoint))]
+    assert prestage(wanted, tmp_path) == {}
     tar, = table_of(tmp_path).index
     assert (tmp_path / tar).read_bytes() == (staged / tar).read_bytes()
-    monkeypatch.setattr(models, "load_model", None)     # would fail if it were called
-    assert prestage.prestage(wanted, tmp_path) == {}
+    monkeypatch.setattr("alignment_security.cluster.prestage.load_model", None)     # would fail if it were called
+    assert prestage(wanted, tmp_path) == {}
     (tmp_path / tar).unlink()
     with pytest.raises(TypeError):
-        prestage.prestage(wanted, tmp_path)
+        prestage(wanted, tmp_path)
 
 
 def test_a_model_that_cannot_be_had_leaves_the_others_alone(tmp_path, capsys):
@@ -94,7 +121,7 @@ def test_a_model_that_cannot_be_had_leaves_the_others_alone(tmp_path, capsys):
 
 
 def test_a_net_that_timm_does_not_build_is_never_taken_for_the_one_of_its_name(tmp_path):
-    failed = prestage.prestage([prestage.Wanted(LITE0, None)], tmp_path)
+    failed = prestage([WantedModel(LITE0, None)], tmp_path)
     assert "names no timm net" in failed[LITE0] and not list(tmp_path.iterdir())
 
 
@@ -103,20 +130,20 @@ def test_a_normaliser_of_its_own_travels_with_the_weights(tmp_path, tiny, monkey
     net = timm.create_model("test_resnet")
     own = {"normalizer.new_mean": torch.tensor([0.4, 0.41, 0.42]), "normalizer.new_std": torch.tensor([0.2, 0.21, 0.22])}
     torch.save(net.state_dict() | own, tmp_path / "own.pth")
-    assert prestage.prestage([prestage.Wanted("mine", "test_resnet", "own.pth")], tmp_path, [], tmp_path) == {}
+    assert prestage([WantedModel("mine", "test_resnet", "own.pth")], tmp_path, [], tmp_path) == {}
     monkeypatch.chdir(tmp_path)
-    plain = models.load_model("mine", tmp_path / "own.pth", architecture="test_resnet").settings
+    plain = load_model("mine", tmp_path / "own.pth", architecture="test_resnet").settings
     assert plain["mean"] == (0.4, 0.41, 0.42)
-    assert chtc.load_staged(tmp_path, "mine", "none", "cpu").settings == plain
+    assert load_staged(tmp_path, "mine", "none", "cpu").settings == plain
 
 
 def test_weights_of_a_hub_come_through_timm(tmp_path, monkeypatch):
     """The network's edge is timm's download: here it gives a state dict that the test made."""
     net = timm.create_model("test_resnet")
     monkeypatch.setattr("timm.models._builder.load_pretrained", lambda model, **_: model.load_state_dict(net.state_dict()))
-    assert prestage.prestage([prestage.Wanted("test_resnet.r160_in1k", "test_resnet.r160_in1k")], tmp_path) == {}
+    assert prestage([WantedModel("test_resnet.r160_in1k", "test_resnet.r160_in1k")], tmp_path) == {}
     row, = table_of(tmp_path).to_dict("records")
-    assert row["weights"] == "timm:timm/test_resnet.r160_in1k" and row["weights_sha256"] == models.weights_sha256(net)
+    assert row["weights"] == "timm:timm/test_resnet.r160_in1k" and row["weights_sha256"] == weights_sha256(net)
 
 
 @pytest.mark.parametrize("text, want", [
@@ -126,15 +153,15 @@ def test_weights_of_a_hub_come_through_timm(tmp_path, monkeypatch):
      [("r50", "resnet50", "x.pt"), ("n.v1", "n.v1", None), ("b", "b.v2", None), ("resnet50", None, None)])])
 def test_model_lists(tmp_path, text, want):
     (tmp_path / "list.txt").write_text(text)
-    assert [tuple(wanted) for wanted in prestage.read_models(tmp_path / "list.txt")] == want
+    assert [tuple(wanted) for wanted in read_wanted(tmp_path / "list.txt")] == want
 
 
 @pytest.mark.parametrize("text, message", [("", "names no model"), ("a\na\n", "a stands there twice"),
                                            ("x\ttimm:x\n", "2 cells")])
 def test_model_lists_that_are_wrong(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
-    with pytest.raises(records.RecordError, match=message):
-        prestage.read_models(tmp_path / "list.txt")
+    with pytest.raises(UserError, match=message):
+        read_wanted(tmp_path / "list.txt")
 
 
 # ---- GPU memory ------------------------------------------------------------------------------------------------
@@ -142,20 +169,20 @@ def test_model_lists_that_are_wrong(tmp_path, text, message):
 def test_what_autograd_keeps_against_a_count_by_hand():
     """A convolution keeps its input, sigmoid its output, a linear layer only its weight, which does not count."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 16 * 16, 5), nn.Sigmoid())
-    assert prestage.kept_for_backward(net.requires_grad_(False), (3, 16, 16)) == 4 * (3 * 16 * 16 + 8 * 16 * 16 + 5)
+    assert kept_for_backward(net.requires_grad_(False), (3, 16, 16)) == 4 * (3 * 16 * 16 + 8 * 16 * 16 + 5)
 
 
 @pytest.mark.parametrize("weights, image, want", [
     (0, 0, 1500), (10**9, 0, 3500), (0, 10**6, 1500 + math.ceil(1.4 * 32)),     # context, copies of the weights, a batch of 32
     (0, 10**9, 40_000), (0, 40 * 10**9, 57_500)])     # smaller batches before a GPU that hardly exists; one image has to fit
 def test_gpu_memory(weights, image, want):
-    assert prestage.gpu_memory_mb(weights, image) == want
+    assert gpu_memory_mb(weights, image) == want
 
 
 def test_what_is_asked_covers_a_measured_peak(lite0):
     """APGD on Lite0 at batch 16 peaked at 1,597 MiB above model and images (README, on a CPU): enough, and not twice that."""
-    kept = prestage.kept_for_backward(lite0.module, lite0.preprocessing["input_size"])
-    assert 1597 < prestage.MARGIN * 16 * kept / 2**20 < 1.25 * 1597
+    kept = kept_for_backward(lite0.module, lite0.preprocessing["input_size"])
+    assert 1597 < MARGIN * 16 * kept / 2**20 < 1.25 * 1597
 
 
 # ---- unpacking -------------------------------------------------------------------------------------------------
@@ -165,7 +192,7 @@ def tar_with(path: Path, *members: tarfile.TarInfo, mode: str = "w") -> str:
     with tarfile.open(path, mode) as archive:
         for member in members:
             archive.addfile(member, io.BytesIO(bytes(member.size)))
-    return records.sha256_file(path)
+    return sha256_file(path)
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 3) -> tarfile.TarInfo:
@@ -190,43 +217,43 @@ def test_a_tar_that_would_do_harm_is_refused_whole(tmp_path, case):
     tar = tmp_path / "in" / "net.tar"
     tar.parent.mkdir()
     sha256 = tar_with(tar, member("model.safetensors"), bad)
-    with pytest.raises(chtc.StagingError, match=message):
-        chtc.unpack(tar, tmp_path / "to" / "net", sha256)
+    with pytest.raises(StagingError, match=message):
+        unpack(tar, tmp_path / "to" / "net", sha256)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tar] and not (tmp_path / "to" / "net").exists()
 
 
 def test_an_absolute_path_stays_in_the_folder(tmp_path):
     target = tmp_path / "elsewhere" / "x"
     sha256 = tar_with(tmp_path / "net.tar", member(str(target)))
-    chtc.unpack(tmp_path / "net.tar", tmp_path / "to", sha256)
+    unpack(tmp_path / "net.tar", tmp_path / "to", sha256)
     assert not target.exists() and (tmp_path / "to" / str(target)[1:]).is_file()
 
 
 def test_bombs_are_refused(tmp_path):
     """A compressed tar of zeros, and a sparse file that claims a terabyte."""
     sha256 = tar_with(tmp_path / "gz.tar", member("x", size=10**7), mode="w:gz")
-    with pytest.raises(chtc.StagingError, match="not an uncompressed tar"):
-        chtc.unpack(tmp_path / "gz.tar", tmp_path / "to", sha256)
+    with pytest.raises(StagingError, match="not an uncompressed tar"):
+        unpack(tmp_path / "gz.tar", tmp_path / "to", sha256)
     sparse = member("x", size=0)
     sparse.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(10**12), "GNU.sparse.map": "0,0"}
     with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(sparse)
     with tarfile.open(tmp_path / "sparse.tar") as archive:
         assert archive.getmembers()[0].size == 10**12       # it is the bomb that it is meant to be
-    with pytest.raises(chtc.StagingError, match="x is neither a plain file"):
-        chtc.unpack(tmp_path / "sparse.tar", tmp_path / "to", records.sha256_file(tmp_path / "sparse.tar"))
+    with pytest.raises(StagingError, match="x is neither a plain file"):
+        unpack(tmp_path / "sparse.tar", tmp_path / "to", sha256_file(tmp_path / "sparse.tar"))
     assert not (tmp_path / "to").exists()
 
 
 def test_a_tar_that_is_cut_off_or_not_there(tmp_path):
     sha256 = tar_with(tmp_path / "net.tar", member("x", size=5000))
     (tmp_path / "net.tar").write_bytes((tmp_path / "net.tar").read_bytes()[:2000])
-    with pytest.raises(chtc.DamagedTar, match=f"staged.tsv says {sha256[:12]}"):
-        chtc.unpack(tmp_path / "net.tar", tmp_path / "to", sha256)
-    with pytest.raises(chtc.StagingError, match="not an uncompressed tar"):     # though the table names these bytes
-        chtc.unpack(tmp_path / "net.tar", tmp_path / "to", records.sha256_file(tmp_path / "net.tar"))
-    with pytest.raises(chtc.StagingError, match="gone.tar: not staged"):
-        chtc.unpack(tmp_path / "gone.tar", tmp_path / "to", sha256)
+    with pytest.raises(DamagedTar, match=f"staged.tsv says {sha256[:12]}"):
+        unpack(tmp_path / "net.tar", tmp_path / "to", sha256)
+    with pytest.raises(StagingError, match="not an uncompressed tar"):     # though the table names these bytes
+        unpack(tmp_path / "net.tar", tmp_path / "to", sha256_file(tmp_path / "net.tar"))
+    with pytest.raises(StagingError, match="gone.tar: not staged"):
+        unpack(tmp_path / "gone.tar", tmp_path / "to", sha256)
     assert not (tmp_path / "to").exists()
 
 
@@ -247,12 +274,12 @@ def test_chtc_evaluates_what_was_staged(job, cli, tiny):
     assert cli("--chtc", "--model_name", NAMES[0], "--data_dir", images, *common, "clean")[0] == 0
     assert cli(*tiny.arguments(job / "results"), "--workers", "0", "clean")[0] == 0
     folder = job / "results/records/mine/clean"
-    staged, plain = (folder / f"{records.file_name(name)}" for name in (NAMES[0], tiny.name))
+    staged, plain = (folder / f"{safe_file_name(name)}" for name in (NAMES[0], tiny.name))
     assert Path(f"{staged}.csv").read_bytes() == Path(f"{plain}.csv").read_bytes()
     staged, plain = (json.loads(Path(f"{path}.json").read_text())["settings"]["model"] for path in (staged, plain))
     assert staged == plain | {"name": NAMES[0], "architecture": tiny.name} and staged["weights"] == "file:net.pth"
     assert sorted(path.name.rsplit("-", 1)[0] for path in (job / "scratch/staged").iterdir()) == sorted(
-        [records.file_name(NAMES[0]), images[:-4]])
+        [safe_file_name(NAMES[0]), images[:-4]])
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -278,8 +305,8 @@ def test_a_damaged_tar_is_worth_another_try(job, cli, staged, monkeypatch):
     """Exit status 1, not 2: the transfer may have failed, and HTCondor tries again."""
     damaged = job / "damaged"
     damaged.mkdir()
-    (damaged / chtc.TABLE).write_bytes((staged / chtc.TABLE).read_bytes())
-    tar = f"{records.file_name(NAMES[0])}.tar"
+    (damaged / STAGED_TABLE).write_bytes((staged / STAGED_TABLE).read_bytes())
+    tar = f"{safe_file_name(NAMES[0])}.tar"
     (damaged / tar).write_bytes((staged / tar).read_bytes()[:-1] + b"x")
     monkeypatch.setenv("STAGING_DIR", str(damaged))
     status, _, err = cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")
@@ -289,7 +316,7 @@ def test_a_damaged_tar_is_worth_another_try(job, cli, staged, monkeypatch):
 def test_a_table_that_leaves_the_staging_folder_is_refused(job, cli, staged, monkeypatch):
     other = job / "other"
     other.mkdir()
-    (other / chtc.TABLE).write_text((staged / chtc.TABLE).read_text().replace("lab--net", "../lab--net"))
+    (other / STAGED_TABLE).write_text((staged / STAGED_TABLE).read_text().replace("lab--net", "../lab--net"))
     monkeypatch.setenv("STAGING_DIR", str(other))
     status, _, err = cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")
     assert status == 2 and "leaves the folder" in err
@@ -300,14 +327,14 @@ def test_weights_that_are_not_those_of_the_table_are_refused(job, cli, staged, m
     other = job / "other"
     net = timm.create_model("test_resnet")
     torch.save(net.state_dict(), job / "other.pth")
-    assert prestage.prestage([prestage.Wanted(NAMES[0], "test_resnet", str(job / "other.pth"))], other) == {}
-    folder = chtc.staged_folder(other, name=NAMES[0])
-    facts = json.loads((folder / chtc.FACTS).read_text())
-    (folder / chtc.FACTS).write_text(json.dumps(facts | {"weights_sha256": "0" * 64}))
+    assert prestage([WantedModel(NAMES[0], "test_resnet", str(job / "other.pth"))], other) == {}
+    folder = staged_folder(other, name=NAMES[0])
+    facts = json.loads((folder / STAGED_FACTS).read_text())
+    (folder / STAGED_FACTS).write_text(json.dumps(facts | {"weights_sha256": "0" * 64}))
     monkeypatch.setenv("STAGING_DIR", str(other))
     status, _, err = cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")
     assert status == 2 and "not the weights that were staged" in err
-    (folder / chtc.FACTS).write_text(json.dumps(facts | {"name": "another"}))
+    (folder / STAGED_FACTS).write_text(json.dumps(facts | {"name": "another"}))
     assert "it is of another" in cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")[2]
 
 
@@ -319,7 +346,7 @@ def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
         status, sessions = cli("--stop_after", "1e-9", *command)[0], sessions + 1
     assert status == 0 and sessions == 3        # an image a session
     assert cli(*[str(c).replace(str(tmp_path / "a"), str(tmp_path / "b")) for c in command])[0] == 0
-    a, b = (records.read_record(next((tmp_path / x).glob("records/*/*/*.csv"))) for x in "ab")
+    a, b = (read_record(next((tmp_path / x).glob("records/*/*/*.csv"))) for x in "ab")
     columns = ["image_id", "forwards", "backwards", "success"]
     pd.testing.assert_frame_equal(a[columns], b[columns])
 
@@ -338,13 +365,13 @@ def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path)
 
         def set_job_attr_delayed(self, name, value):
             told[name] = value
-    chtc.tell_progress(1, 2, 3.0)       # no job: nothing happens
+    report_progress(1, 2, 3.0)       # no job: nothing happens
     monkeypatch.setenv("_CONDOR_CHIRP_CONFIG", str(tmp_path / "no.such.file"))
-    chtc.tell_progress(1, 2, 3.0)       # the proxy is not there: nothing happens
+    report_progress(1, 2, 3.0)       # the proxy is not there: nothing happens
     monkeypatch.setattr("htchirp.HTChirp", Chirp)
-    chtc.tell_progress(3, 12, 123.456)
+    report_progress(3, 12, 123.456)
     assert told == {"ChirpImagesDone": "3", "ChirpImagesTotal": "12", "ChirpImagesPerHour": "123.46"}
-    assert tuple(told) == sweep_status.PROGRESS
+    assert tuple(told) == PROGRESS
     assert ", ".join(told) in (ROOT / "htcondor/evaluate.inc").read_text()
 
 
@@ -355,7 +382,7 @@ SETTINGS = {"staging": "/staging/n/netid/robustness", "image": "a.sif", "chunk_s
 
 
 def make(staged: Path, out: Path, arguments=("clean",), **more) -> int:
-    return sweep.make_sweep(out, staged / chtc.TABLE, list(arguments), SETTINGS | more.pop("settings", {}), **more)
+    return make_sweep(out, staged / STAGED_TABLE, list(arguments), SETTINGS | more.pop("settings", {}), **more)
 
 
 def test_a_sweep_folder_holds_what_a_job_needs(staged, tiny, tmp_path):
@@ -383,13 +410,13 @@ def test_the_dag_has_a_node_a_model_and_each_has_its_own_name(staged, tmp_path):
     assert not any(set(".+") & set(job) for job in jobs)
     for number, name in enumerate(NAMES):
         row = next(line for line in lines if line.startswith(f"VARS {jobs[number]} "))
-        assert row.split(" ", 2)[2].startswith(f'model="{name}" slug="{records.file_name(name)}" gpu_memory_mb="')
+        assert row.split(" ", 2)[2].startswith(f'model="{name}" slug="{safe_file_name(name)}" gpu_memory_mb="')
     assert f"PARENT {' '.join(jobs[:-2])} CHILD MERGE" in lines and "PARENT MERGE CHILD PLOT" in lines
     assert sum(line.startswith("FINAL") for line in lines) == 1 and "FINAL REPORT step.sub" in lines
 
 
 def test_node_names_differ_where_slugs_differ_in_a_dot():
-    assert sweep.node_name(1, "a.b+c") == "E0001_a_b_c" != sweep.node_name(2, "a_b_c")
+    assert node_name(1, "a.b+c") == "E0001_a_b_c" != node_name(2, "a_b_c")
 
 
 @pytest.mark.parametrize("change, message", [
@@ -400,27 +427,27 @@ def test_node_names_differ_where_slugs_differ_in_a_dot():
     ({"arguments": []}, "no arguments"), ({"arguments": ["--stop_after=3", "clean"]}, "--stop_after=3: each job sets it itself"),
     ({"arguments": ["--dataset", "a\nb", "clean"]}, "no arguments")])
 def test_sweeps_that_are_refused(staged, tmp_path, change, message):
-    with pytest.raises(records.RecordError, match=message):
+    with pytest.raises(UserError, match=message):
         make(staged, tmp_path / "sweep", **change)
     assert not (tmp_path / "sweep").exists()
 
 
 def test_a_sweep_has_a_folder_of_its_own(staged, tmp_path):
     make(staged, tmp_path / "sweep")
-    with pytest.raises(sweep.SweepError, match="is not empty"):
+    with pytest.raises(SweepError, match="is not empty"):
         make(staged, tmp_path / "sweep")
 
 
 @pytest.mark.parametrize("name", ['a"b', "a b", "a,b", "$(x)", "a\tb", ";rm", "-x", "'"])
 def test_names_that_a_submit_file_cannot_hold(name):
     table = pd.DataFrame([{"name": name, "gpu_memory_mb": "1", "tar": "x"}])
-    with pytest.raises(sweep.SweepError, match="a submit file cannot hold this name"):
-        sweep.chosen_models(table, [])
+    with pytest.raises(SweepError, match="a submit file cannot hold this name"):
+        chosen_models(table, [])
 
 
 def test_make_sweep_from_the_command_line(staged, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STAGING_DIR", "/staging/n/netid/x")
-    command = ["make_sweep", "--staged", str(staged / chtc.TABLE), "--out", str(tmp_path / "s"), "--only", NAMES[1],
+    command = ["make_sweep", "--staged", str(staged / STAGED_TABLE), "--out", str(tmp_path / "s"), "--only", NAMES[1],
                "--set", "cpus=2", "chunk_seconds=7", "--", "--dataset", "sample", "clean"]
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
     assert "1 models; go on with: cd" in capsys.readouterr().out
@@ -453,7 +480,7 @@ def test_no_submit_file_has_a_default_that_holds_a_macro_or_a_hyphen():
 
 def test_every_setting_is_read_by_a_submit_file():
     for file, settings in ("evaluate.inc", "evaluate_settings.inc"), ("step.sub", "step_settings.inc"):
-        text, names = submit_text(file), sweep.SETTINGS[settings]
+        text, names = submit_text(file), SETTINGS_FILES[settings]
         text += submit_text("job.inc") if "include : job.inc" in text else ""
         assert [name for name in names if f"$({name}" not in text and f"defined {name}" not in text] == []
         assert f"include : {file.split('.')[0]}_settings.inc" in text
@@ -522,7 +549,7 @@ def swept(tmp_path, tiny_record) -> Path:
 
 
 def test_status_of_every_kind_of_model(swept):
-    table = sweep_status.status(swept, now=1_700_000_000 + 36_000).set_index("model")
+    table = status_table(swept, now=1_700_000_000 + 36_000).set_index("model")
     for name, (_, _, state, used, note) in LOGS.items():
         assert (name, table["state"][name], table["used"][name]) == (name, state, pytest.approx(used))
         assert note in table["note"][name] if note else table["note"][name] == ""
@@ -533,8 +560,8 @@ def test_status_of_every_kind_of_model(swept):
 
 
 def test_status_as_text_and_its_sums(swept):
-    table = sweep_status.status(swept, now=1_700_000_000 + 36_000)
-    text = sweep_status.status_text(table)
+    table = status_table(swept, now=1_700_000_000 + 36_000)
+    text = status_text(table)
     assert "10 models: 1 done, 2 running, 2 idle, 1 held, 3 failed, 1 waiting\n" in text
     # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, held, torn and nothing
     assert "GPU hours (h:mm): 20:00 used, 10:30 still expected\n" in text
@@ -544,7 +571,7 @@ def test_status_as_text_and_its_sums(swept):
 
 @pytest.mark.parametrize("value, want", [(0.0, "0:00"), (1.5, "1:30"), (0.9999, "1:00"), (25 + 1 / 60, "25:01"), (math.nan, "")])
 def test_hours(value, want):
-    assert sweep_status.hours(value) == want
+    assert hours_text(value) == want
 
 
 def test_a_folder_that_is_no_sweep(tmp_path, capsys):
@@ -553,14 +580,14 @@ def test_a_folder_that_is_no_sweep(tmp_path, capsys):
 
 
 def test_status_needs_no_torch():
-    code = "import utilities, sweep_status, sys; sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
+    code = "import utilities, sys; sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
     """keep_rows.sh, the PRE script: this model's files and no other's, at their place."""
     make(staged, tmp_path / "sweep")
-    folder, slug = tmp_path / "sweep", records.file_name(NAMES[0])
+    folder, slug = tmp_path / "sweep", safe_file_name(NAMES[0])
     for name in (f"{slug}.csv", f"{slug}.json", f"x{slug}.csv"):
         path = folder / "results/records/mine/clean" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -573,7 +600,7 @@ def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
 
 
 def test_checkpoint_status_is_the_one_that_the_jobs_announce():
-    assert f"checkpoint_exit_code      = {sessions.CHECKPOINTED}\n" in submit_text("job.inc")
+    assert f"checkpoint_exit_code      = {CHECKPOINTED}\n" in submit_text("job.inc")
 
 
 # ---- several GPUs without a cluster ----------------------------------------------------------------------------

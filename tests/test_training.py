@@ -20,14 +20,15 @@ from nets import digits
 from PIL import Image
 
 import training
-from alignment_security.cluster import job as chtc
-from alignment_security.cluster import prestage
-from alignment_security.images import loading as dataloading
-from alignment_security.models import loading as models
-from alignment_security.records import run as records
-from alignment_security.trainer import images as training_images
-from alignment_security.trainer import loop as learner
-from alignment_security.trainer import options as training_options
+from alignment_security.cluster.job import STAGED_TABLE
+from alignment_security.cluster.prestage import prestage
+from alignment_security.common.files import sha256_file
+from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.models.loading import load_model
+from alignment_security.trainer.images import shares
+from alignment_security.trainer.loop import train_step
+from alignment_security.trainer.objectives import pgd
+from alignment_security.trainer.options import parse_args
 
 SCRIPT = [sys.executable, str(ROOT / "training.py")]
 PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
@@ -77,7 +78,7 @@ def test_a_training_leaves_curve_checkpoint_and_run_file(uninterrupted, mapped):
     info = json.loads((uninterrupted / "run.json").read_text())
     assert info["status"] == "done" and info["step"] == 6 and len(info["sessions"]) == 1
     assert info["settings"]["run"]["eps"] == 2 / 255 and info["settings"]["model"]["classes"] == 2
-    assert info["file_sha256"] == records.sha256_file(uninterrupted / "model.safetensors")
+    assert info["file_sha256"] == sha256_file(uninterrupted / "model.safetensors")
     assert info["sessions"][0]["git"] and info["sessions"][0]["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
@@ -86,7 +87,7 @@ def test_the_evaluator_takes_what_was_trained(uninterrupted, mapped, cli, tmp_pa
         status, out, err = cli("--model_name", "test_resnet", "--checkpoint", uninterrupted / file, "--dataset", "mine",
                                "--data_dir", mapped[0], "--results_dir", tmp_path / file, "--workers", "0", "clean")
         assert status == 0 and "n = 8" in out, err
-    loaded = models.load_model("test_resnet", uninterrupted / "model.safetensors")
+    loaded = load_model("test_resnet", uninterrupted / "model.safetensors")
     assert loaded.n_outputs == 2
     assert loaded.settings["weights_sha256"] == json.loads((uninterrupted / "run.json").read_text())["weights_sha256"]
 
@@ -102,13 +103,14 @@ def same_curve(ours: Path, theirs: Path) -> None:
     assert (ours / "model.safetensors").read_bytes() == (theirs / "model.safetensors").read_bytes()
 
 
-KILLED = """import os, signal, sys, learner, training
-step = learner.train_step
+KILLED = """import os, signal, sys, training
+from alignment_security.trainer import loop
+step = loop.train_step
 def killed(args, student, *rest):
     if student.step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(args, student, *rest)
-learner.train_step = killed
+loop.train_step = killed
 training.main(sys.argv[1:])"""
 
 
@@ -138,14 +140,14 @@ def test_stopped_in_the_middle_of_an_epoch_and_of_a_row(mapped, tmp_path, script
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, monkeypatch, name):
-    step = learner.train_step
+    step = train_step
     signal.signal(signal.Signals[name], signal.SIG_DFL)     # SIGHUP is ignored where the tests run under nohup
 
     def told_in_between(args, student, *rest):
         if student.step == 2:
             os.kill(os.getpid(), signal.Signals[name])
         return step(args, student, *rest)
-    monkeypatch.setattr(learner, "train_step", told_in_between)
+    monkeypatch.setattr("alignment_security.trainer.loop.train_step", told_in_between)
     status, _, err = script(*request(mapped, tmp_path))
     assert status == 85 and "run the same command again" in err and (files(tmp_path) / "log.csv").read_text().count("\n") in (4, 5)
     monkeypatch.undo()
@@ -158,7 +160,7 @@ def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, 
 @pytest.fixture
 def job(mapped, tmp_path, monkeypatch) -> list[str]:
     """The environment of a job; the request, with images and maps as tars of its staging folder."""
-    assert prestage.prestage([], tmp_path / "staged", list(mapped)) == {}
+    assert prestage([], tmp_path / "staged", list(mapped)) == {}
     monkeypatch.setenv("STAGING_DIR", str(tmp_path / "staged"))
     monkeypatch.setenv("_CONDOR_SCRATCH_DIR", str(tmp_path / "scratch"))
     return request([f"images-{folder.name}.tar" for folder in mapped], tmp_path, "--chtc")
@@ -175,7 +177,7 @@ def test_chtc_trains_on_what_was_staged(uninterrupted, job, tmp_path, script):
 
 def test_chtc_takes_a_folder_that_is_none_of_a_tar(uninterrupted, job, mapped, tmp_path, script):
     """An execution point may see the images on a path of its own; nothing has to be staged then."""
-    (tmp_path / "staged" / chtc.TABLE).unlink()
+    (tmp_path / "staged" / STAGED_TABLE).unlink()
     assert script(*request(mapped, tmp_path, "--chtc"))[0] == 0
     same_curve(files(tmp_path), uninterrupted)
 
@@ -198,9 +200,9 @@ def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
                f"--name mine --data_dir {mapped[0]} --val_dir {mapped[0]} --results_dir {tmp_path}")
     assert script(*command.split())[0] == 0
     rows = list(csv.DictReader(open(files(tmp_path) / "log.csv")))
-    model = models.load_model("test_resnet", files(tmp_path) / "model.safetensors")
-    images = dataloading.load_image_set("mine", str(mapped[0]), 2)
-    x, y = zip(*[(x, y) for _, x, y in dataloading.stream(images, model.preprocessing)])
+    model = load_model("test_resnet", files(tmp_path) / "model.safetensors")
+    images = load_image_set("mine", str(mapped[0]), 2)
+    x, y = zip(*[(x, y) for _, x, y in stream_images(images, model.preprocessing)])
     right = (model.module(torch.stack(x)).argmax(1) == torch.tensor(y)).float().mean().item()
     assert float(rows[-1]["val_accuracy"]) == right and len(rows) == 2
 
@@ -352,24 +354,22 @@ def test_a_checkpoint_of_another_recipe(uninterrupted, mapped, script, tmp_path)
     one_line(script(*other), "last.pth: not a readable checkpoint")
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, script):
+def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, script, monkeypatch):
     """The checkpoint before it is kept and good, and the message says which images it was."""
     assert script(*request(mapped, tmp_path, "--stop_after", "0"))[0] == 85
     last = files(tmp_path) / "last.pth"
     before = last.read_bytes()
-    step = learner.objectives.pgd
+    step = pgd
 
     def broken(model, x, *rest):
         return step(model, x, *rest) * float("nan")
-    learner.objectives.pgd = broken
-    try:
-        outcome = script(*request(mapped, tmp_path))
-    finally:
-        learner.objectives.pgd = step
+    monkeypatch.setattr("alignment_security.trainer.loop.pgd", broken)
+    outcome = script(*request(mapped, tmp_path))
+    monkeypatch.undo()
     one_line(outcome, r"step 1: loss nan.*not_finite.json, the last good checkpoint is .*last.pth")
     bad = json.loads((files(tmp_path) / "not_finite.json").read_text())
-    images = dataloading.load_image_set("mine", str(mapped[0]), 2)
-    (keys,) = training_images.shares(8, 4, 0, 1, 2)
+    images = load_image_set("mine", str(mapped[0]), 2)
+    (keys,) = shares(8, 4, 0, 1, 2)
     assert bad == {"step": 1, "image_ids": [images.ids[i] for _, i in keys]} and last.read_bytes() == before
     assert script(*request(mapped, tmp_path))[0] == 0
 
@@ -389,7 +389,7 @@ def test_two_processes_do_not_train_one_folder(uninterrupted, mapped, script):
 
 def recipes(file: str) -> dict[str, object]:
     lines = [line for line in (ROOT / "lists/training" / file).read_text().splitlines() if not line.startswith("#")]
-    parsed = [training_options.parse(line.split()) for line in lines]
+    parsed = [parse_args(line.split()) for line in lines]
     assert len({args.name for args in parsed}) == len(parsed)
     return {args.name: args for args in parsed}
 
@@ -402,7 +402,7 @@ def test_every_recipe_is_a_request_for_a_net_that_timm_has(file, count):
 
 def test_a_recipe_by_name_and_what_wins_over_it(monkeypatch):
     monkeypatch.chdir(ROOT)
-    args = training_options.parse("--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split())
+    args = parse_args("--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split())
     assert (args.model_name, args.objective, args.norm, args.eps, args.epochs) == ("resnet50", "adversarial", "Linf", 4 / 255, 1)
     assert args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
 

@@ -9,13 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import utilities
+from alignment_security.common.settings import (
+    format_eps,
+    git_state,
+    parse_eps,
+    parse_radius,
+    pinned_versions,
+    setting,
+    version_drift,
+)
 
 
 @pytest.mark.parametrize("text, value", [("8/255", 8 / 255), ("0.25/255", 0.25 / 255), ("0.031", 0.031), ("0", 0.0), ("1", 1.0),
                                          ("255/255", 1.0), ("1e-3", 0.001), (" 4/255 ", 4 / 255)])
 def test_eps_is_what_was_written(text, value):
-    assert utilities.parse_eps(text) == value
-    assert utilities.parse_radius(text) == value
+    assert parse_eps(text) == value
+    assert parse_radius(text) == value
 
 
 @pytest.mark.parametrize("text, word", [
@@ -24,37 +33,37 @@ def test_eps_is_what_was_written(text, value):
     *((text, "not a number") for text in ("1/0", "x", "", "/255", "nan", "inf", "1e400", "8/255/2", "8:255"))])
 def test_eps_that_cannot_be_meant_is_refused(text, word):
     with pytest.raises(ValueError, match=word) as error:
-        utilities.parse_eps(text)
+        parse_eps(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text, value", [("2", 2.0), ("1275/255", 5.0)])
 def test_a_radius_may_exceed_one(text, value):
-    assert utilities.parse_radius(text) == value
+    assert parse_radius(text) == value
 
 
 @pytest.mark.parametrize("eps, text", [(8 / 255, "8/255"), (0.25 / 255, "0.25/255"), (1.0, "255/255"), (0.0, "0"),
                                        (0.03, "7.65/255"), (0.0314159, "0.0314159"), (1234.567 / 255, "1234.567/255")])
 def test_eps_is_shown_as_people_write_it(eps, text):
-    assert utilities.format_eps(eps) == text
+    assert format_eps(eps) == text
 
 
 @given(st.integers(1, 255 * 8))
 def test_format_then_parse_gives_eps_back(eighths):
     k = eighths / 8
-    assert utilities.parse_eps(utilities.format_eps(k / 255)) == k / 255
+    assert parse_eps(format_eps(k / 255)) == k / 255
 
 
 @given(st.floats(0, 1))
 def test_what_is_shown_is_close_to_eps(eps):
-    assert utilities.parse_eps(utilities.format_eps(eps)) == pytest.approx(eps, rel=1e-5, abs=1e-9)
+    assert parse_eps(format_eps(eps)) == pytest.approx(eps, rel=1e-5, abs=1e-9)
 
 
 # ---- settings and provenance -----------------------------------------------------------------------------------
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    monkeypatch.setattr(utilities, "ROOT", tmp_path)
+    monkeypatch.setattr("alignment_security.common.settings.ROOT", tmp_path)
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMIT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -62,12 +71,12 @@ def root(tmp_path, monkeypatch):
 
 def test_the_environment_wins_over_env_file(root, monkeypatch):
     (root / ".env").write_text("SOME_DIR=from_file\nEMPTY_DIR=\n")
-    assert utilities.setting("SOME_DIR") == "from_file"
-    assert utilities.setting("EMPTY_DIR") is None and utilities.setting("EMPTY_DIR", "default") == "default"
+    assert setting("SOME_DIR") == "from_file"
+    assert setting("EMPTY_DIR") is None and setting("EMPTY_DIR", "default") == "default"
     monkeypatch.setenv("SOME_DIR", "from_environment")
-    assert utilities.setting("SOME_DIR") == "from_environment"
+    assert setting("SOME_DIR") == "from_environment"
     monkeypatch.setenv("SOME_DIR", "")
-    assert utilities.setting("SOME_DIR") == "from_file"
+    assert setting("SOME_DIR") == "from_file"
 
 
 def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
@@ -79,9 +88,9 @@ def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
     git("add", "a.py")
     git("commit", "-qm", "first")
     (root / "untracked").write_text("")
-    assert utilities.git_state() == git("rev-parse", "HEAD")
+    assert git_state() == git("rev-parse", "HEAD")
     (root / "a.py").write_text("2\n")
-    assert utilities.git_state() == git("rev-parse", "HEAD") + "-dirty"
+    assert git_state() == git("rev-parse", "HEAD") + "-dirty"
 
 
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["no repository", "no git"])
@@ -89,18 +98,18 @@ def test_without_git_the_commit_comes_from_the_environment(root, monkeypatch, pa
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
     if path:
         monkeypatch.setenv("PATH", path)
-    assert utilities.git_state() == "unknown"
+    assert git_state() == "unknown"
     monkeypatch.setenv("GIT_COMMIT", "abc123")
-    assert utilities.git_state() == "abc123"
+    assert git_state() == "abc123"
 
 
 def test_drift_names_what_is_not_as_pinned(root):
     (root / "requirements.txt").write_text(f"# pins\ntorch==0.0.1   # old\ntimm=={version('timm')}\nnot-installed==1.0\n")
-    assert utilities.version_drift() == [f"torch {version('torch')} is installed, requirements.txt pins 0.0.1"]
+    assert version_drift() == [f"torch {version('torch')} is installed, requirements.txt pins 0.0.1"]
 
 
 def test_the_pins_of_the_project_are_read():
-    assert {"torch", "timm", "pyautoattack", "foolbox"} <= set(utilities.pinned_versions())
+    assert {"torch", "timm", "pyautoattack", "foolbox"} <= set(pinned_versions())
 
 
 # ---- the merge command -----------------------------------------------------------------------------------------

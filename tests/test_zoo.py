@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,21 @@ import torch
 from conftest import ROOT
 
 import utilities
-from alignment_security.models import lists as model_lists
-from alignment_security.models import names as zoo
+from alignment_security.models.lists import available_lists, read_model_list
+from alignment_security.models.names import (
+    HERE,
+    NEEDS_FILE,
+    NEEDS_PACKAGE,
+    NO_WEIGHTS,
+    TO_FETCH,
+    UNKNOWN,
+    ModelEntry,
+    find_entries,
+    find_entry,
+    listed_checkpoint,
+    net_size,
+    weights_state,
+)
 
 # ---- what a name stands for ------------------------------------------------------------------------------------
 
@@ -29,14 +43,14 @@ from alignment_security.models import names as zoo
     ("resnet50_l2_eps3", "resnet50.tv_in1k", "file:resnet50_l2_eps3.ckpt"),
     ("densenet264d", "densenet264d", ""), ("resnt50", "", ""), ("resnet50.a1_in1", "", ""), ("", "", ""), ("a/b:..", "", "")])
 def test_a_name_is_found(name, net, weights):
-    found = zoo.find(name)
+    found = find_entry(name)
     assert (found.net, found.weights) == (net, weights)
 
 
 @pytest.mark.parametrize("name", ["convnext_tiny_in22ft1k", "vit_base_patch16_224_dino", "xception"])
 def test_a_former_name_is_the_net_that_timm_itself_builds(name):
     """timm builds former names through a shim that warns; its configuration has the weights' new name."""
-    found = zoo.find(name)
+    found = find_entry(name)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = timm.create_model(name).pretrained_cfg
@@ -48,36 +62,36 @@ def test_a_former_name_is_the_net_that_timm_itself_builds(name):
 def test_every_former_name_of_timm_is_resolved():
     """But for those whose weights timm dropped after it had renamed them: vit_base_patch32_224.sam."""
     former = timm.models.get_deprecated_models()
-    lost = {name for name, current in former.items() if zoo.find(name).net != current}
+    lost = {name for name, current in former.items() if find_entry(name).net != current}
     assert len(former) > 100 and len(lost) < 5
     for name in former:
-        assert ("has no such weights" if name in lost else f"timm calls it {former[name]} now") in zoo.find(name).note
+        assert ("has no such weights" if name in lost else f"timm calls it {former[name]} now") in find_entry(name).note
 
 
 def test_a_name_that_timm_removed_says_so(monkeypatch):
-    monkeypatch.setattr(zoo, "get_deprecated_models", lambda: {"gone": None})
-    assert re.search("gone: .*has removed it", zoo.find("gone").note) and zoo.find("gone").net == ""
+    monkeypatch.setattr("alignment_security.models.names.get_deprecated_models", lambda: {"gone": None})
+    assert re.search("gone: .*has removed it", find_entry("gone").note) and find_entry("gone").net == ""
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "vit_tiny_patch16_224.augreg_in21k"])
 def test_a_size_is_that_of_the_net(name):
     net = timm.create_model(name)
-    assert zoo.size(name) == (sum(parameter.numel() for parameter in net.parameters()), net.num_classes)
+    assert net_size(name) == (sum(parameter.numel() for parameter in net.parameters()), net.num_classes)
 
 
 # ---- what is on this machine -----------------------------------------------------------------------------------
 
 def test_states(tmp_path):
     (tmp_path / "resnet50_l2_eps3.ckpt").write_bytes(b"")
-    states = {name: zoo.state_of(zoo.find(name), tmp_path) for name in (
+    states = {name: weights_state(find_entry(name), tmp_path) for name in (
         "tf_efficientnet_lite0", "resnet50_l2_eps3", "resnet50_l2_eps5", "resnet50.a1_in1k", "densenet264d", "resnt50")}
-    assert states == {"tf_efficientnet_lite0": zoo.HERE, "resnet50_l2_eps3": zoo.HERE, "resnet50_l2_eps5": zoo.NEEDS_FILE,
-                      "resnet50.a1_in1k": zoo.TO_FETCH, "densenet264d": zoo.NO_WEIGHTS, "resnt50": zoo.UNKNOWN}
-    assert zoo.state_of(zoo.find("resnet50_l2_eps3"), None) == zoo.NEEDS_FILE
-    assert zoo.checkpoint_of("resnet50_l2_eps3", tmp_path) == tmp_path / "resnet50_l2_eps3.ckpt"
-    assert zoo.checkpoint_of("resnet50_l2_eps5", tmp_path) is zoo.checkpoint_of("resnet50", tmp_path) is None
-    monkey = zoo.Entry("net", "", "pypi:not-installed")
-    assert zoo.state_of(zoo.replace(monkey, net="resnet18")) == zoo.NEEDS_PACKAGE
+    assert states == {"tf_efficientnet_lite0": HERE, "resnet50_l2_eps3": HERE, "resnet50_l2_eps5": NEEDS_FILE,
+                      "resnet50.a1_in1k": TO_FETCH, "densenet264d": NO_WEIGHTS, "resnt50": UNKNOWN}
+    assert weights_state(find_entry("resnet50_l2_eps3"), None) == NEEDS_FILE
+    assert listed_checkpoint("resnet50_l2_eps3", tmp_path) == tmp_path / "resnet50_l2_eps3.ckpt"
+    assert listed_checkpoint("resnet50_l2_eps5", tmp_path) is listed_checkpoint("resnet50", tmp_path) is None
+    monkey = ModelEntry("net", "", "pypi:not-installed")
+    assert weights_state(replace(monkey, net="resnet18")) == NEEDS_PACKAGE
 
 
 def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
@@ -87,16 +101,16 @@ def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
         (repository / folder).mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots" / ("0" * 40) / "model.safetensors").write_bytes(b"")
-    url = zoo.find("legacy_xception").weights.partition(":")[2]
+    url = find_entry("legacy_xception").weights.partition(":")[2]
     torch_file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
     torch_file.parent.mkdir(parents=True)
     torch_file.write_bytes(b"")
-    code = ("import zoo\nfor name in ('test_resnet.r160_in1k', 'test_vit.r160_in1k', 'xception', 'inception_v3'):\n"
-            "    print(zoo.state_of(zoo.find(name)))")
+    code = ("from alignment_security.models.names import find_entry, weights_state\nfor name in ('test_resnet.r160_in1k', 'test_vit.r160_in1k', 'xception', 'inception_v3'):\n"
+            "    print(weights_state(find_entry(name)))")
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"),
                                 "TORCH_HOME": str(tmp_path / "torch")}
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == [zoo.HERE, zoo.TO_FETCH, zoo.HERE, zoo.TO_FETCH]
+    assert out.splitlines() == [HERE, TO_FETCH, HERE, TO_FETCH]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
@@ -129,16 +143,16 @@ def test_the_command_shows_a_list(capsys, tmp_path):
 
 
 def test_a_committed_list_is_known_to_the_last_name():
-    found = zoo.entries([], "feng2025")
+    found = find_entries([], "feng2025")
     assert len(found) == 351 and all(entry.net and entry.weights for entry in found)
-    assert sum(zoo.state_of(entry) == zoo.NEEDS_FILE for entry in found) == 42
-    assert [entry.name for entry in found] == list(model_lists.read_list("feng2025")["name"])
+    assert sum(weights_state(entry) == NEEDS_FILE for entry in found) == 42
+    assert [entry.name for entry in found] == list(read_model_list("feng2025")["name"])
 
 
 def test_without_a_name_the_command_counts_what_the_lists_need(capsys, tmp_path):
     assert models("--checkpoint_dir", tmp_path) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert set(lines) == set(model_lists.available()) and "42 needs a file" in lines["feng2025"]
+    assert set(lines) == set(available_lists()) and "42 needs a file" in lines["feng2025"]
     assert re.search("697 (needs a package|package installed)", lines["brainscore"])
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from alignment_security.records.run import RecordError
+from alignment_security.common.files import UserError
 
-NAMES = ["og_model_name", "model_registry_name", "timm_name"]
+NAME_COLUMNS = ["og_model_name", "model_registry_name", "timm_name"]
 MAX_ITEMS = 10_000                      # of one loop in a plugin
 UNKNOWN: Any = object()                 # value of an expression that only running the plugin would tell
 VIEWS = ("items", "keys", "values")
@@ -26,32 +26,32 @@ PACKAGE = "brainscore_vision"
 INSTALL = "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and pass package_path=ITS_FOLDER"
 
 
-def evaluate(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
+def evaluate_node(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
     """Value of literals, known names, f-strings, `+`, indexing, range(), dict views; UNKNOWN for all else."""
     try:
         match node:
             case ast.Constant(value=value):
                 return value
             case ast.Name(id=name):
-                return evaluate(names[name], names)
+                return evaluate_node(names[name], names)
             case ast.JoinedStr(values=parts):
-                return "".join([evaluate(part, names) for part in parts])
+                return "".join([evaluate_node(part, names) for part in parts])
             case ast.FormattedValue(value=inner, conversion=-1, format_spec=None):
-                part = evaluate(inner, names)
+                part = evaluate_node(inner, names)
                 return str(part) if isinstance(part, (str, int)) else UNKNOWN
             case ast.List(elts=items) | ast.Tuple(elts=items):
-                return [evaluate(item, names) for item in items]
+                return [evaluate_node(item, names) for item in items]
             case ast.Dict(keys=keys, values=values):
-                return {evaluate(key, names): evaluate(value, names) for key, value in zip(keys, values)}
+                return {evaluate_node(key, names): evaluate_node(value, names) for key, value in zip(keys, values)}
             case ast.BinOp(left=left, op=ast.Add(), right=right):
-                return evaluate(left, names) + evaluate(right, names)
+                return evaluate_node(left, names) + evaluate_node(right, names)
             case ast.Subscript(value=container, slice=index):
-                return evaluate(container, names)[evaluate(index, names)]
+                return evaluate_node(container, names)[evaluate_node(index, names)]
             case ast.Call(func=ast.Name(id="range"), args=limits, keywords=[]):
-                span = range(*[evaluate(limit, names) for limit in limits])
+                span = range(*[evaluate_node(limit, names) for limit in limits])
                 return span if len(span) <= MAX_ITEMS else UNKNOWN
             case ast.Call(func=ast.Attribute(value=owner, attr=view), args=[]) if view in VIEWS:
-                return list(getattr(evaluate(owner, names), view)())
+                return list(getattr(evaluate_node(owner, names), view)())
     except (TypeError, LookupError, AttributeError, ValueError, OverflowError, RecursionError):
         pass
     return UNKNOWN
@@ -75,14 +75,14 @@ def definitions(tree: ast.Module, folder: Path | None = None) -> dict[str, ast.A
         if folder and isinstance(node, ast.ImportFrom) and node.level == 1:
             with suppress(ValueError):      # no such file: its names stay unknown, keys made of them are listed
                 there = definitions(parse_file(folder / f"{node.module}.py"))
-                names |= {alias.asname or alias.name: ast.Constant(evaluate(ast.Name(alias.name), there))
+                names |= {alias.asname or alias.name: ast.Constant(evaluate_node(ast.Name(alias.name), there))
                           for alias in node.names}
     return names
 
 
 def loop_rounds(loop: ast.For, names: dict[str, ast.AST]) -> list[dict[str, ast.AST]]:
     """The names known in each round of a `for`; one round, its own names unknown, where rounds cannot be told."""
-    items = evaluate(loop.iter, names)
+    items = evaluate_node(loop.iter, names)
     conditional = any(isinstance(node, (ast.If, ast.Break, ast.Continue)) for node in ast.walk(loop))
     if not isinstance(items, (list, dict, range)) or conditional:
         items = [UNKNOWN]
@@ -109,7 +109,7 @@ def registered(node: ast.AST, names: dict[str, ast.AST]) -> Iterator[tuple[Any, 
                 yield from registered(child, known)
         elif keys:
             for key in keys:
-                value = evaluate(key, names)
+                value = evaluate_node(key, names)
                 yield value if isinstance(value, str) else UNKNOWN, key.lineno, ast.unparse(key)
         elif is_registry(child):
             yield UNKNOWN, getattr(child, "lineno", 0), ast.unparse(node)
@@ -145,9 +145,9 @@ def timm_names(folder: Path, keys: list[str]) -> dict[str, str]:
     for node in (node for part in tree.body if not isinstance(part, ast.ClassDef) for node in ast.walk(part)):
         match node:
             case ast.Call(func=ast.Name(id="create_model") | ast.Attribute(attr="create_model"), args=arguments):
-                options = {option.arg: evaluate(option.value, names) for option in node.keywords}
+                options = {option.arg: evaluate_node(option.value, names) for option in node.keywords}
                 plain = len(arguments) == 1 and options == {"pretrained": True}
-                made.add(evaluate(arguments[0], names) if plain else UNKNOWN)
+                made.add(evaluate_node(arguments[0], names) if plain else UNKNOWN)
     return {key: name for key in keys for name in made if len(keys) == len(made) == 1 and name is not UNKNOWN}
 
 
@@ -156,12 +156,12 @@ def find_package(package_path: str | Path | None) -> Path:
     if package_path is None:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or not spec.submodule_search_locations:
-            raise RecordError(f"{PACKAGE} is not installed: {INSTALL}")
+            raise UserError(f"{PACKAGE} is not installed: {INSTALL}")
         package_path = next(iter(spec.submodule_search_locations))
     for folder in (Path(package_path) / PACKAGE, Path(package_path)):
         if (folder / "models").is_dir():
             return folder
-    raise RecordError(f"{package_path}: no folder {PACKAGE}/models in it: {INSTALL}")
+    raise UserError(f"{package_path}: no folder {PACKAGE}/models in it: {INSTALL}")
 
 
 def package_version(package: Path) -> str | None:
@@ -189,7 +189,7 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
         report["unresolved_keys"] += [{"plugin": folder.name, "line": line, "key": source}
                                       for key, line, source in found if key is UNKNOWN]
     if not rows:
-        raise RecordError(f"{package / 'models'}: no plugin there registers a model: {INSTALL}")
-    registry = pd.DataFrame(rows, columns=NAMES)
+        raise UserError(f"{package / 'models'}: no plugin there registers a model: {INSTALL}")
+    registry = pd.DataFrame(rows, columns=NAME_COLUMNS)
     repeated = registry["model_registry_name"].duplicated(keep=False)
-    return registry, report | {"repeated_keys": registry.loc[repeated, NAMES[:2]].to_dict("records")}
+    return registry, report | {"repeated_keys": registry.loc[repeated, NAME_COLUMNS[:2]].to_dict("records")}

@@ -12,22 +12,30 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-import utilities
+from alignment_security.analysis.results import Results, describe_runs
+from alignment_security.analysis.statistics import (
+    percentile_interval,
+    rank_correlations,
+    resample_counts,
+)
+from alignment_security.common.files import UserError
+from alignment_security.common.settings import ROOT
 from alignment_security.models.families import family
-from alignment_security.plots.style import Results, describe
-from alignment_security.records import run as records
+from alignment_security.records.metrics import pareto_front
+from alignment_security.records.summary import SUMMARY_NAME
 
 PUBLISHED = "Feng et al. 2025, published"
 NOT_STANDARD = ["robust", "harmonized"]     # groups by training, beside which every other model is a standard one
 ROBUST_NAME = re.compile(r"(?P<net>.+)_(?P<norm>l2|linf)_eps(?P<eps>[\d.]+)(_255)?$")
-GROUPS_FILE = utilities.ROOT / "lists" / "models" / "feng2025.txt"
-COLUMNS = ["source", "model", "weights", "family", "group", "pt", "pt_sem", "alignment", "alignment_sem", "accuracy",
+GROUPS_FILE = ROOT / "lists" / "models" / "feng2025.txt"
+NORM_TABLE_COLUMNS = ["source", "model", "weights", "family", "group", "pt", "pt_sem", "alignment", "alignment_sem", "accuracy",
            "estimated"]
-REQUIRED = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]     # of the summary
-SUMMARY_COLUMNS = [*REQUIRED, "eps", "robust", "robust_acc", "l2_mean", "l2_sem", "human_alignment", "human_alignment_sem",
+REQUIRED_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]     # of the summary
+SUMMARY_COLUMNS = [*REQUIRED_COLUMNS, "eps", "robust", "robust_acc", "l2_mean", "l2_sem", "human_alignment", "human_alignment_sem",
                    "partial", "weights"]
-TEXT = ["model", "threat", "image_set", "protocol", "attack", "model_dir_id", "name", "group", "weights"]     # columns of words
+WORD_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "model_dir_id", "name", "group", "weights"]     # columns of words
 MULTILABEL = "multi-label accuracy (%)"
 # names of eth-sri/automated-error-analysis that are neither `timm--NAME` nor `torchvision--NAME` (= NAME.tv_in1k)
 MULTILABEL_NAMES = {
@@ -44,7 +52,7 @@ DINOV2_TOP1 = {f"vit_{size}_patch14_dinov2.lvd142m": top1
                for size, top1 in (("small", 81.1), ("base", 84.5), ("large", 86.3), ("giant", 86.5))}
 
 
-class Source(NamedTuple):
+class NormTable(NamedTuple):
     """One protocol on one image set: its rows (COLUMNS), what its accuracy is, and what a caption says of it."""
     name: str
     rows: pd.DataFrame
@@ -60,21 +68,21 @@ class Source(NamedTuple):
 
 
 @cache
-def sources(results: Results) -> list[Source]:
+def norm_tables(results: Results) -> list[NormTable]:
     """The published numbers where --published gives them, then every protocol of ours that has norms."""
-    return [*published(results), *own(results)]
+    return [*published_norms(results), *own_norms(results)]
 
 
 # ---- published -------------------------------------------------------------------------------------------------
 
-def read_table(path: Path, columns: list[str], mend: str, text: Collection[str] = TEXT, **options) -> pd.DataFrame:
+def read_number_table(path: Path, columns: list[str], mend: str, text: Collection[str] = WORD_COLUMNS, **options) -> pd.DataFrame:
     """A CSV that has these columns, numbers in all but those of `text`. Raises RecordError naming the file and what is wrong."""
     try:
         table = pd.read_csv(path, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise records.RecordError(f"{path}: not a table ({str(error).strip()}); {mend}") from None
+        raise UserError(f"{path}: not a table ({str(error).strip()}); {mend}") from None
     if lacking := [column for column in columns if column not in table]:
-        raise records.RecordError(f"{path}: no column {', '.join(lacking)}; {mend}")
+        raise UserError(f"{path}: no column {', '.join(lacking)}; {mend}")
     return as_numbers(path, table, set(columns) - set(text), mend)
 
 
@@ -83,7 +91,7 @@ def as_numbers(path: Path, table: pd.DataFrame, columns: Iterable[str], mend: st
     for column in columns:
         values = pd.to_numeric(table[column], errors="coerce")
         if (wrong := values.isna() & table[column].notna()).any():
-            raise records.RecordError(f"{path}, column {column}: {table.loc[wrong, column].iat[0]!r} is no number; {mend}")
+            raise UserError(f"{path}, column {column}: {table.loc[wrong, column].iat[0]!r} is no number; {mend}")
         table[column] = values
     return table
 
@@ -93,15 +101,15 @@ def published_table(results: Results, pattern: str, columns: list[str]) -> pd.Da
     if results.published is None:
         return None
     if not results.published.is_dir():
-        raise records.RecordError(f"{results.published}: no such folder; --published (or PUBLISHED_DIR of .env) names it")
-    tables = [read_table(path, columns, "bring it again from where results/README.md says")
+        raise UserError(f"{results.published}: no such folder; --published (or PUBLISHED_DIR of .env) names it")
+    tables = [read_number_table(path, columns, "bring it again from where results/README.md says")
               for path in sorted(results.published.glob(pattern))]
     return pd.concat(tables, ignore_index=True) if tables else None
 
 
 def model_groups() -> dict[str, str]:
     """Model -> group of the second paper (SSL, CNN, ViT, Hybrid, robust), from lists/models/feng2025.txt."""
-    table = read_table(GROUPS_FILE, ["name", "group"], "restore it: git checkout lists", sep="\t", comment="#", dtype=str)
+    table = read_number_table(GROUPS_FILE, ["name", "group"], "restore it: git checkout lists", sep="\t", comment="#", dtype=str)
     return dict(zip(table["name"], table["group"]))
 
 
@@ -152,7 +160,7 @@ def paper_tables(results: Results) -> pd.DataFrame | None:
         "alignment_sem": table["as_"] / 100})
 
 
-def published(results: Results) -> Iterator[Source]:
+def published_norms(results: Results) -> Iterator[NormTable]:
     """The 351 models of Feng et al. (2025) and the harmonized nets of their Table 1, whose accuracies are not public."""
     table = published_table(results, "feng2025/adversarial_alignment*.csv", ["model", "pt", "aa", "pt_sem", "aa_sem"])
     if table is None:
@@ -172,26 +180,26 @@ def published(results: Results) -> Iterator[Source]:
             f"feng2025 (its norms are not minimal), bars as published. Multi-label accuracy of eth-sri/automated-error-"
             f"analysis: of {len(known)} standard models {known['estimated'].sum()} are estimated from their top-1, as all "
             f"robust ones are; {rows['accuracy'].isna().sum()} models have none.")
-    yield Source(PUBLISHED, rows[COLUMNS], MULTILABEL, note)
+    yield NormTable(PUBLISHED, rows[NORM_TABLE_COLUMNS], MULTILABEL, note)
 
 
 # ---- ours ------------------------------------------------------------------------------------------------------
 
-def summary(results: Results) -> pd.DataFrame:
+def read_summary(results: Results) -> pd.DataFrame:
     """results/evaluation_results.csv, of the models asked for; empty where there is none. Raises RecordError."""
-    path = results.folder / records.SUMMARY_NAME
+    path = results.folder / SUMMARY_NAME
     if not path.exists():
         return pd.DataFrame(columns=SUMMARY_COLUMNS)
     mend = f"`python utilities.py merge --results_dir {results.folder}` writes it"
-    table = read_table(path, REQUIRED, mend, dtype={"model": str}, float_precision="round_trip")
+    table = read_number_table(path, REQUIRED_COLUMNS, mend, dtype={"model": str}, float_precision="round_trip")
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *SUMMARY_COLUMNS])))
-    table = as_numbers(path, table, set(SUMMARY_COLUMNS) - set(TEXT), mend)
+    table = as_numbers(path, table, set(SUMMARY_COLUMNS) - set(WORD_COLUMNS), mend)
     return table[table["model"].isin(results.models)] if results.models else table
 
 
-def own(results: Results) -> Iterator[Source]:
+def own_norms(results: Results) -> Iterator[NormTable]:
     """Our minimal L2 norms, a source per image set, protocol and budget; unfinished records are named, not used."""
-    table = summary(results)
+    table = read_summary(results)
     table = table[table["threat"].astype(str).str.startswith("L2-") & table["l2_mean"].notna()]
     unfinished = table["partial"].eq(1)
     for (image_set, threat, attack), part in table.groupby(["image_set", "threat", "attack"], dropna=False):
@@ -200,14 +208,14 @@ def own(results: Results) -> Iterator[Source]:
             continue
         runs = [run for run in results.runs if (run["image_set"], run["threat"]) == (image_set, threat)
                 and run["model"] in set(rows["model"])]
-        note = (describe(runs, results.runs) if runs else
+        note = (describe_runs(runs, results.runs) if runs else
                 f"{image_set}, {threat}: {len(rows)} model(s), n = {' or '.join(map(str, rows['n'].unique()))}, budget {attack}.")
         note += f" Unfinished, not drawn: {', '.join(left_out)}." if len(left_out) else ""
         budget = attack if isinstance(attack, str) else "budget not given"
-        yield own_source(results, f"{image_set}, {threat}\n{budget}", rows, note)._replace(image_set=image_set, threat=threat)
+        yield own_norm_table(results, f"{image_set}, {threat}\n{budget}", rows, note)._replace(image_set=image_set, threat=threat)
 
 
-def own_source(results: Results, name: str, rows: pd.DataFrame, note: str) -> Source:
+def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -> NormTable:
     """Rows of the summary as a source, against multi-label accuracy where it is known of any, else clean accuracy."""
     names = {"l2_mean": "pt", "l2_sem": "pt_sem", "human_alignment": "alignment", "human_alignment_sem": "alignment_sem"}
     known, label = multilabel_accuracy(results, rows["model"]), MULTILABEL
@@ -218,4 +226,66 @@ def own_source(results: Results, name: str, rows: pd.DataFrame, note: str) -> So
     rows = rows.rename(columns=names).assign(
         source=name.replace("\n", ", "), weights=rows["weights"].fillna("").astype(str), family=rows["model"].map(family),
         group=rows["model"].map(model_groups()).fillna("Other"))
-    return Source(name, rows.drop(columns=["accuracy", "estimated"], errors="ignore").join(known)[COLUMNS], label, note)
+    return NormTable(name, rows.drop(columns=["accuracy", "estimated"], errors="ignore").join(known)[NORM_TABLE_COLUMNS], label, note)
+TOLERANCE, ALIGNMENT = "Perturbation Tolerance ($L_2$)", "human alignment (% of ceiling)"
+MEASURES = {"pt": (TOLERANCE, 1), "alignment": (ALIGNMENT, 100)}    # column -> label, factor
+NORM_NAMES = {"l2": "L2", "linf": "Linf"}   # of file names
+FEWEST = 5              # models below which nothing is fitted and no correlation is given
+
+
+def correlation(rows: pd.DataFrame, x: str, y: str) -> dict[str, float]:
+    """Spearman's rho of the models with both values, its 95 % bootstrap interval and n; nan below FEWEST models."""
+    pair = rows[[x, y]].dropna().to_numpy()
+    if len(pair) < FEWEST:
+        return {"rho": np.nan, "low": np.nan, "high": np.nan, "n": len(pair)}
+    low, high = percentile_interval(rank_correlations(pair, resample_counts(len(pair)))[:, 0, 1])
+    return {"rho": rank_correlations(pair)[0, 0, 1], "low": low, "high": high, "n": len(pair)}
+
+
+def rho_text(found: dict[str, float]) -> str:
+    if np.isnan(found["rho"]):
+        return f"n = {found['n']}"
+    return f"ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], n = {found['n']}"
+
+
+def tables_with(tables: list[NormTable], columns: list[str]) -> list[NormTable]:
+    """Sources that have values in all these columns."""
+    return [source for source in tables if len(source.rows.dropna(subset=columns))]
+
+
+# ---- Figure 4 --------------------------------------------------------------------------------------------------
+
+def mark_pareto_front(source: NormTable) -> NormTable:
+    """The source with a column `front`: standard models that no other standard model beats in both measures."""
+    standard = source.standard.dropna(subset=["pt", "alignment"])
+    best = standard.index[pareto_front(standard[["pt", "alignment"]].to_numpy())]
+    return source._replace(rows=source.rows.dropna(subset=["pt", "alignment"]).assign(front=source.rows.index.isin(best)))
+
+
+def robust_series(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Robust nets as (name of net and norm, rows in order of the eps they were trained against)."""
+    parts = rows["model"].str.extract(ROBUST_NAME)
+    known = rows.join(parts.astype({"eps": float})).dropna(subset=["net"]).sort_values("eps")
+    return [(f"{net} {NORM_NAMES[norm]}", part) for (net, norm), part in known.groupby(["net", "norm"])]
+
+
+# ---- Figures 6 and 7 -------------------------------------------------------------------------------------------
+
+def harmonized_pairs(results: Results) -> pd.DataFrame:
+    """A row per harmonized net of Table 1 and public standard model of its architecture (or none: empty cells)."""
+    tables = [source.standard for source in norm_tables(results) if source.name == PUBLISHED]
+    printed = paper_tables(results)
+    if not tables or printed is None:
+        return pd.DataFrame()
+    harmonized = printed[printed["table"] == 1].drop(columns="table").rename(columns={"model": "net"})
+    standard = tables[0].assign(net=tables[0]["model"].str.partition(".")[0])
+    return harmonized.merge(standard[["net", "model", *MEASURES, "pt_sem", "alignment_sem"]], how="left", on="net",
+                            suffixes=("_harmonized", ""))
+
+
+def paired_test(pairs: pd.DataFrame, measure: str) -> dict[str, float]:
+    """Wilcoxon's signed-rank test of harmonized nets against the mean of the public models of their architecture."""
+    means = pairs.dropna(subset=["model"]).groupby("net")[[f"{measure}_harmonized", measure]].mean()
+    difference = means.iloc[:, 0] - means.iloc[:, 1]
+    p = stats.wilcoxon(difference).pvalue if len(difference) >= FEWEST else np.nan
+    return {"difference": difference.mean(), "p": p, "n": len(difference)}

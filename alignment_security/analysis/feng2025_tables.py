@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis import statistics as inference
-from alignment_security.analysis.feng2025 import PUBLISHED, ROBUST_NAME, Source, paper_tables, sources
-from alignment_security.plots.feng2025 import FEWEST, LACKING, MEASURES, correlation, harmonized_pairs, paired_test
-from alignment_security.plots.style import Drawing, Results
+from alignment_security.analysis.feng2025 import (
+    FEWEST,
+    MEASURES,
+    PUBLISHED,
+    NormTable,
+    correlation,
+    harmonized_pairs,
+    norm_tables,
+    paired_test,
+    paper_tables,
+)
+from alignment_security.analysis.results import Results
+from alignment_security.analysis.statistics import correlation_p, welch_test
 
-NAMES = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
+TABLE_HEADINGS = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
 NOT_PUBLIC, REPRODUCED, DIFFERS, NEW = "not public", "yes", "no", ""
 TRUNCATED = "Welch; df truncated to an integer, as in the paper"
 # two groups of the text: what they are, (first, second) masks, and the claims (measure -> T, df)
@@ -32,8 +41,8 @@ ROBUST_ROWS = 33        # of Table 2
 
 # ---- rows of the table -----------------------------------------------------------------------------------------
 
-def row(source: str, statistic: str, measure: str, claimed: str, recomputed: str, verdict: str, rule: str, **numbers) -> dict:
-    return {"source": source, "statistic": statistic, "measure": NAMES.get(measure, measure), "claimed": claimed,
+def statistic_row(source: str, statistic: str, measure: str, claimed: str, recomputed: str, verdict: str, rule: str, **numbers) -> dict:
+    return {"source": source, "statistic": statistic, "measure": TABLE_HEADINGS.get(measure, measure), "claimed": claimed,
             "recomputed": recomputed, "reproduces": verdict, "value": numbers.get("value", np.nan),
             "df": numbers.get("df", np.nan), "p": numbers.get("p", np.nan), "n": numbers.get("n", ""), "rule": rule}
 
@@ -49,21 +58,21 @@ def verdict(claimed: str, recomputed: str, of_the_paper: bool) -> str:
     return REPRODUCED if claimed == recomputed else DIFFERS
 
 
-def comparisons(source: Source, of_the_paper: bool) -> Iterator[dict]:
+def comparisons(source: NormTable, of_the_paper: bool) -> Iterator[dict]:
     """Welch's tests of the text, for each measure that both groups have."""
     for name, groups, first, second, claims in COMPARISONS:
         for measure in MEASURES:
             samples = [source.rows.loc[mask(source.rows), measure].dropna() for mask in (first, second)]
-            t, df, p = inference.welch(*samples)
+            t, df, p = welch_test(*samples)
             claimed = welch_text(*claims[measure]) if of_the_paper and measure in claims else ""
             if np.isfinite(t):
                 recomputed = welch_text(t, df)
-                yield row(source.rows["source"].iat[0], name, measure, claimed, recomputed,
+                yield statistic_row(source.rows["source"].iat[0], name, measure, claimed, recomputed,
                           verdict(claimed, recomputed, of_the_paper), f"{TRUNCATED}. {groups}", value=t, df=df, p=p,
                           n=", ".join(str(len(sample)) for sample in samples))
 
 
-def correlations(source: Source, of_the_paper: bool) -> Iterator[dict]:
+def correlations(source: NormTable, of_the_paper: bool) -> Iterator[dict]:
     """Spearman with accuracy over the standard models: all of them, and without those whose accuracy is estimated."""
     views = [(source.standard, "")]
     if source.standard["estimated"].any():
@@ -74,20 +83,20 @@ def correlations(source: Source, of_the_paper: bool) -> Iterator[dict]:
             claimed = f"{SPEARMAN[measure]:.2f}" if of_the_paper and not what else ""
             if found["n"] >= FEWEST:
                 recomputed = f"{found['rho']:.2f}"
-                yield row(source.rows["source"].iat[0], f"Spearman with {source.accuracy_label.split(' (')[0]}{what}", measure,
+                yield statistic_row(source.rows["source"].iat[0], f"Spearman with {source.accuracy_label.split(' (')[0]}{what}", measure,
                           claimed, recomputed, verdict(claimed, recomputed, of_the_paper),
                           f"{rows['estimated'].sum()} accuracies estimated from top-1; 95 % bootstrap interval "
                           f"[{found['low']:.3f}, {found['high']:.3f}]", value=found["rho"],
-                          p=inference.correlation_p(found["rho"], int(found["n"])), n=str(found["n"]))
+                          p=correlation_p(found["rho"], int(found["n"])), n=str(found["n"]))
 
 
-def extremes(source: Source) -> Iterator[dict]:
+def extremes(source: NormTable) -> Iterator[dict]:
     """Human alignment of the most and of the least accurate standard model."""
     known = source.standard.dropna(subset=["accuracy"]).sort_values("accuracy")
     for place, (name, claimed) in zip((-1, 0), EXTREMES.items()):
         if len(known) >= FEWEST:
             model, value = known["model"].iat[place], known["alignment"].iat[place]
-            yield row(PUBLISHED, f"{name} model", "alignment", f"{claimed:.2f}", f"{value:.2f}",
+            yield statistic_row(PUBLISHED, f"{name} model", "alignment", f"{claimed:.2f}", f"{value:.2f}",
                       verdict(f"{claimed:.2f}", f"{value:.2f}", True), model, value=value, n="1")
 
 
@@ -96,7 +105,7 @@ def harmonization(results: Results) -> Iterator[dict]:
     pairs = harmonized_pairs(results)
     for measure in MEASURES if len(pairs) else ():
         test = paired_test(pairs, measure)
-        yield row(PUBLISHED, "harmonized vs baseline (Figures 6 and 7)", measure, "", f"{test['difference']:+.2f}", NOT_PUBLIC,
+        yield statistic_row(PUBLISHED, "harmonized vs baseline (Figures 6 and 7)", measure, "", f"{test['difference']:+.2f}", NOT_PUBLIC,
                   "the paper's baselines are not public; mean difference to the public models of the same architecture, "
                   "Wilcoxon's signed ranks over architectures", value=test["difference"], p=test["p"], n=str(test["n"]))
 
@@ -105,32 +114,9 @@ def table_2_equal(results: Results) -> Iterator[dict]:
     """Table 2 against the published CSV, row for row."""
     if (table := robust_table(results)) is not None and table["equal"].ne("").any():
         equal = int(table["equal"].eq("yes").sum())
-        yield row(PUBLISHED, "Table 2, rows equal", "both", str(ROBUST_ROWS), str(equal),
+        yield statistic_row(PUBLISHED, "Table 2, rows equal", "both", str(ROBUST_ROWS), str(equal),
                   verdict(str(ROBUST_ROWS), str(equal), True),
                   "four decimals of PT, two of the alignment in percent, and their standard errors", value=equal, n=str(len(table)))
-
-
-def text_statistics(results: Results) -> Iterator[Drawing]:
-    """The statistics of the text as one table: claimed, recomputed, n, groups and rule; then the same of our own records."""
-    if not (tables := sources(results)):
-        return
-    rows: list[dict] = []
-    for source in tables:
-        paper = source.name == PUBLISHED
-        rows += [*correlations(source, paper), *comparisons(source, paper)]
-        if paper:
-            rows += [*extremes(source), *table_2_equal(results), *harmonization(results),
-                     row(PUBLISHED, "Big Data vs Other", "both", "", "", NOT_PUBLIC, "the paper does not list its Big Data models")]
-    if not rows:
-        return
-    table = pd.DataFrame(rows)
-    lost = table.loc[table["reproduces"].isin([DIFFERS, NOT_PUBLIC]), "statistic"]
-    caption = "\n".join([
-        "Statistics of Feng et al. (2025) as claimed and as recomputed from public numbers. reproduces: equal to the digits "
-        "printed; no: differs; not public: what it takes was not published; empty: not in the paper. value, df and p are in full.",
-        f"Does not reproduce from public numbers: {', '.join(dict.fromkeys(lost)) or 'nothing'}.",
-        *(source.note for source in tables)])
-    yield "text_statistics", None, table, caption
 
 
 # ---- Tables 1 and 2 --------------------------------------------------------------------------------------------
@@ -142,12 +128,12 @@ def plus_minus(value: float, error: float, factor: float, digits: int) -> str:
     return f"{factor * value:.{digits}f}" + ("" if np.isnan(error) else f" ± {factor * error:.{digits}f}")
 
 
-def printed(rows: pd.DataFrame, suffix: str = "") -> dict[str, list[str]]:
+def printed_columns(rows: pd.DataFrame, suffix: str = "") -> dict[str, list[str]]:
     """Both measures of some rows as the paper prints them: PT to four decimals, alignment in percent to two."""
     return {f"{name}{' (%)' if factor == 100 else ''}": [
         plus_minus(value, error, factor, digits) for value, error in zip(rows[f"{measure}{suffix}"],
                                                                         rows[f"{measure}_sem{suffix}"])]
-        for (measure, (_, factor)), name, digits in zip(MEASURES.items(), NAMES.values(), (4, 2))}
+        for (measure, (_, factor)), name, digits in zip(MEASURES.items(), TABLE_HEADINGS.values(), (4, 2))}
 
 
 def robust_table(results: Results) -> pd.DataFrame | None:
@@ -155,7 +141,7 @@ def robust_table(results: Results) -> pd.DataFrame | None:
     tables = paper_tables(results)
     if tables is None:
         return None
-    known = [source.rows for source in sources(results) if source.name == PUBLISHED]
+    known = [source.rows for source in norm_tables(results) if source.name == PUBLISHED]
     columns = ["pt", "pt_sem", "alignment", "alignment_sem"]
     public = (known[0] if known else pd.DataFrame(columns=["model", *columns]))[["model", *columns]]
     both = tables[tables["table"] == 2].merge(public, how="left", on="model", suffixes=("_printed", ""))
@@ -164,36 +150,3 @@ def robust_table(results: Results) -> pd.DataFrame | None:
     both["equal"] = np.select([both["pt"].isna(), same], ["", "yes"], "no")
     return both
 
-
-def paper_drawings(results: Results) -> Iterator[Drawing]:
-    """Tables 1 (harmonized nets) and 2 (robust nets), and a table like them for every protocol of ours."""
-    if (tables := paper_tables(results)) is not None:
-        first = tables[tables["table"] == 1]
-        yield "table_1_harmonized", None, pd.DataFrame({"model": first["model"], **printed(first)}), (
-            "Feng et al. (2025), Table 1: harmonized nets, mean ± standard error. Printed only: no public file holds these rows.")
-    if (both := robust_table(results)) is not None:
-        nets = both["model"].str.extract(ROBUST_NAME)
-        recomputed = printed(both.assign(**{name: both[name].astype(float) for name in MEASURES}))
-        table = pd.DataFrame({
-            "model": nets["net"], "norm": nets["norm"].map({"l2": "L2", "linf": "Linf"}), "eps": nets["eps"],
-            **printed(both, "_printed"), **{f"{name}, public file": values for name, values in recomputed.items()},
-            "equal": both["equal"]})
-        yield "table_2_robust", None, table, (
-            f"Feng et al. (2025), Table 2: robust nets of microsoft/robust-models-transfer, mean ± standard error; eps of L2 in "
-            f"pixel units, of Linf in 255ths. equal: the public file says the same to the digits printed: "
-            f"{both['equal'].eq('yes').sum()} of {len(both)} rows.")
-    for source in sources(results):
-        if source.name != PUBLISHED:
-            yield own_drawing(source)
-
-
-def own_drawing(source: Source) -> Drawing:
-    """A protocol of ours as a table like Tables 1 and 2, the most tolerant model first."""
-    rows = source.rows.sort_values("pt", ascending=False)
-    table = pd.DataFrame({"model": rows["model"], "group": rows["group"], source.accuracy_label: rows["accuracy"],
-                          **printed(rows)})
-    return f"table_{source.image_set}_{source.threat}", None, table, (
-        f"Perturbation Tolerance and human alignment, mean ± standard error.\n{source.note}")
-
-
-FIGURES = {"text_statistics": (text_statistics, LACKING), "tables_1_2": (paper_drawings, LACKING)}

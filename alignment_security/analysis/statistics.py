@@ -22,14 +22,14 @@ BLOCK = 256         # resamples at a time: what fits a processor's cache
 
 # ---- tests and intervals ---------------------------------------------------------------------------------------
 
-def welch(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+def welch_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """Welch's t-test of two samples of unequal variance (Welch 1947; scipy).
 
     a, b   (n,), (m,) floats; nan is left out
     Returns (t, df, p): t > 0 where a has the larger mean, df of Welch and Satterthwaite in full, p two-sided; nan where a
     sample has fewer than two values, or neither varies.
     """
-    samples = [known(np.asarray(sample, dtype=np.float64)) for sample in (a, b)]
+    samples = [without_nan(np.asarray(sample, dtype=np.float64)) for sample in (a, b)]
     if min(map(len, samples)) < 2 or all(np.ptp(sample) == 0 for sample in samples):
         return np.nan, np.nan, np.nan
     result = stats.ttest_ind(*samples, equal_var=False)
@@ -54,7 +54,7 @@ def bootstrap_interval(*samples: np.ndarray, statistic: Callable = np.mean, conf
     return float(interval.low), float(interval.high)
 
 
-def known(values: np.ndarray) -> np.ndarray:
+def without_nan(values: np.ndarray) -> np.ndarray:
     return values[~np.isnan(values)]
 
 
@@ -102,7 +102,7 @@ def rank_correlations(columns: np.ndarray, weights: np.ndarray | None = None) ->
     return np.clip(np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 1e-9), -1, 1)
 
 
-def partial(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.ndarray:
+def partial_correlation(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.ndarray:
     """Correlation of x and y given z, from the three between them (Yule 1907); nan where z tells all of x or of y."""
     rest = np.sqrt((1 - np.square(xz)) * (1 - np.square(yz)))
     return np.divide(xy - xz * yz, rest, out=np.full_like(rest, np.nan), where=rest > 1e-6)
@@ -137,9 +137,9 @@ def without_each(families: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return names, (names[:, None] != families[None, :]).astype(int)
 
 
-def percentiles(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile interval of resampled values; nan unless nine in ten of them exist."""
-    values, all_of_them = known(values), len(values)
+    values, all_of_them = without_nan(values), len(values)
     if len(values) < 0.9 * all_of_them or not len(values):
         return np.nan, np.nan
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -148,7 +148,7 @@ def percentiles(values: np.ndarray, confidence: float = 0.95) -> tuple[float, fl
 
 # ---- regression ------------------------------------------------------------------------------------------------
 
-def regression(x: np.ndarray, y: np.ndarray, families: np.ndarray | None = None) -> dict[str, float]:
+def linear_regression(x: np.ndarray, y: np.ndarray, families: np.ndarray | None = None) -> dict[str, float]:
     """Least squares line of y (n,) on x (n,): slope, intercept, r2, p of the slope, n (statsmodels).
 
     With families (n,): p_family too, its covariance summed over families (Liang & Zeger 1986), on families - 1 degrees
@@ -167,7 +167,7 @@ def regression(x: np.ndarray, y: np.ndarray, families: np.ndarray | None = None)
                 "p_family": p_family, "n": n}
 
 
-def folds(families: np.ndarray, whole_families: bool, splits: int = 10, repeats: int = 5,
+def cross_validation_folds(families: np.ndarray, whole_families: bool, splits: int = 10, repeats: int = 5,
           seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(train, test) indices: folds of models drawn at random, several times over, or folds of whole families, once."""
     if whole_families:

@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.autoattack import Budget, Ladder, Source, clean_columns, clean_pass, confirm_in_float32
-from alignment_security.attacks.engine import Job, Passes
+from alignment_security.attacks.attack import AttackedImage
+from alignment_security.attacks.autoattack import Budget, EpsSearch
+from alignment_security.attacks.clean import (
+    ImageStream,
+    clean_columns,
+    clean_pass,
+    confirm_in_float32,
+)
+from alignment_security.models.forward import Forward
 
 # protocol -> class of foolbox 3.3.4 and its settings. feng2025 is what the second study ran (its published code); the others
 # pass the closed-form tests as they stand here: CW's default step of 0.01 does not (1.97 times the distance at 0.02), and
@@ -27,7 +34,7 @@ FOOLBOX: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def reference_balls(module: nn.Module, source: Source, norm: str, eps: list[float], n_outputs: int, budget: Budget,
+def run_pyautoattack(module: nn.Module, source: ImageStream, norm: str, eps: list[float], n_outputs: int, budget: Budget,
                     seed: int = 0, batch_size: int = 8, begun: dict | None = None,
                     log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
     """The same rows by pyautoattack's own attack classes, batch by batch, eps ascending, each image while it stands.
@@ -38,8 +45,8 @@ def reference_balls(module: nn.Module, source: Source, norm: str, eps: list[floa
     budget.check(n_outputs)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     counted = CountedModule(module)
-    passes = Passes(counted, batch_size, log)
-    ladder = Ladder(budget.build(norm), sorted(eps), norm, seed, n_outputs, passes, confirm_in_float32(passes, norm), begun=begun)
+    passes = Forward(counted, batch_size, log)
+    ladder = EpsSearch(budget.build(norm), sorted(eps), norm, seed, n_outputs, passes, confirm_in_float32(passes, norm), begun=begun)
     source = iter(source)
     while batch := list(islice(source, batch_size)):
         rows, jobs = ladder.admit(batch)
@@ -47,7 +54,7 @@ def reference_balls(module: nn.Module, source: Source, norm: str, eps: list[floa
         while jobs:
             at = min(job.known["at"] for job in jobs)
             rung, jobs = ([job for job in jobs if (job.known["at"] == at) is lowest] for lowest in (True, False))
-            for job, finding in zip(rung, _reference_rung(rung, ladder, counted, budget)):
+            for job, finding in zip(rung, _reference_findings(rung, ladder, counted, budget)):
                 rows, onward = ladder.found(job, finding) if finding else ladder.settle(job, low=at)
                 yield rows
                 jobs += [] if onward is None else [job]
@@ -72,7 +79,7 @@ class CountedModule(nn.Module):
         self.backwards += len(grad)
 
 
-def _reference_rung(rung: list[Job], ladder: Ladder, counted: CountedModule, budget: Budget) -> list[dict | None]:
+def _reference_findings(rung: list[AttackedImage], ladder: EpsSearch, counted: CountedModule, budget: Budget) -> list[dict | None]:
     """What the reference's attacks find for these images at their eps, each only on the images still standing."""
     findings: list[dict | None] = [None] * len(rung)
     before = counted.forwards, counted.backwards
@@ -118,7 +125,7 @@ def stretch(x: Tensor) -> Tensor:
     return torch.where(high > low, (x - low) / (high - low).clamp(min=1e-12), x)
 
 
-def foolbox_rows(module: nn.Module, source: Source, protocol: str, steps: int, n_outputs: int, batch_size: int = 8,
+def run_foolbox(module: nn.Module, source: ImageStream, protocol: str, steps: int, n_outputs: int, batch_size: int = 8,
                  log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
     """Minimal L2 norms by a class of foolbox (FOOLBOX), batch by batch.
 
@@ -129,7 +136,7 @@ def foolbox_rows(module: nn.Module, source: Source, protocol: str, steps: int, n
     import foolbox
 
     counted = CountedModule(module)
-    passes, source = Passes(counted, batch_size, log), iter(source)
+    passes, source = Forward(counted, batch_size, log), iter(source)
     name, settings = FOOLBOX[protocol]
     attack = getattr(foolbox.attacks, name)(**settings | {"steps": steps})
     while batch := list(islice(source, batch_size)):
@@ -139,7 +146,7 @@ def foolbox_rows(module: nn.Module, source: Source, protocol: str, steps: int, n
         rows = [clean_columns(name, label, z) | {"forwards": 1, "backwards": 0} for (name, _, label), z in zip(batch, logits)]
         right = [i for i, row in enumerate(rows) if row["clean_correct"]]
         if right:
-            jobs = [Job(batch[i][0], x[i], batch[i][2], logits[i], eps=float("inf"), forwards=1) for i in right]
+            jobs = [AttackedImage(batch[i][0], x[i], batch[i][2], logits[i], eps=float("inf"), forwards=1) for i in right]
             before = counted.forwards, counted.backwards
             labels = torch.tensor([job.label for job in jobs], device=x.device)
             model = foolbox.PyTorchModel(counted, bounds=(0, 1), device=x.device)

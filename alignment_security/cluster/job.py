@@ -13,20 +13,19 @@ import os
 import tarfile
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from alignment_security.records import run as records
+from alignment_security.common.files import UserError, sha256_file
 
-TABLE = "staged.tsv"
-COLUMNS = ["sha256", "tar", "name", "bytes", "weights", "weights_sha256", "gpu_memory_mb"]
-STATE, FACTS = "model.safetensors", "weights.json"
+STAGED_TABLE = "staged.tsv"
+STAGED_COLUMNS = ["sha256", "tar", "name", "bytes", "weights", "weights_sha256", "gpu_memory_mb"]
+STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
 
 
-class StagingError(records.RecordError):
+class StagingError(UserError):
     """Something staged that is missing or is not what it should be; the message names the file and what mends it."""
 
 
@@ -35,13 +34,13 @@ class DamagedTar(StagingError):
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedWeights:
     """Weights out of a tar: the checkpoint, and what weights.json says (name, net, weights, weights_sha256)."""
     checkpoint: Path
     facts: dict
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_staged_table(path: Path) -> pd.DataFrame:
     """staged.tsv as text, a row a tar. Raises StagingError."""
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
@@ -49,12 +48,12 @@ def read_table(path: Path) -> pd.DataFrame:
         raise StagingError(f"{path}: missing; `python utilities.py prestage --models LIST --out {path.parent}` makes it") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise StagingError(f"{path}: not a table of staged files ({str(error).strip()}); run prestage again") from None
-    if list(table.columns) != COLUMNS:
-        raise StagingError(f"{path}: its columns are {', '.join(table.columns)}, not {', '.join(COLUMNS)}; run prestage again")
+    if list(table.columns) != STAGED_COLUMNS:
+        raise StagingError(f"{path}: its columns are {', '.join(table.columns)}, not {', '.join(STAGED_COLUMNS)}; run prestage again")
     return table
 
 
-def row_of(table: pd.DataFrame, path: Path, **wanted) -> dict:
+def staged_row(table: pd.DataFrame, path: Path, **wanted) -> dict:
     (column, value), = wanted.items()
     rows = table[table[column] == value]
     if len(rows) != 1:
@@ -74,8 +73,8 @@ def unpack(tar: Path, folder: Path, sha256: str) -> Path:
         return folder
     if not tar.is_file():
         raise StagingError(f"{tar}: not staged; run `python utilities.py prestage` and copy what it makes to STAGING_DIR")
-    if (found := records.sha256_file(tar)) != sha256:
-        raise DamagedTar(f"{tar}: its sha256 is {found[:12]}..., {TABLE} says {sha256[:12]}...; stage it again, under a new "
+    if (found := sha256_file(tar)) != sha256:
+        raise DamagedTar(f"{tar}: its sha256 is {found[:12]}..., {STAGED_TABLE} says {sha256[:12]}...; stage it again, under a new "
                          "name (caches keep the old file)")
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -99,41 +98,30 @@ def staging_dir(value: str | None) -> Path:
     return Path(value)
 
 
-def scratch() -> Path:
+def scratch_dir() -> Path:
     """Where a job may write: HTCondor's scratch folder, else the current one."""
     return Path(os.environ.get("_CONDOR_SCRATCH_DIR") or ".")
 
 
 def staged_folder(staging: Path, **wanted) -> Path:
     """What staged.tsv lists under name=... or tar=..., unpacked under scratch()/staged/."""
-    row = row_of(read_table(staging / TABLE), staging / TABLE, **wanted)
+    row = staged_row(read_staged_table(staging / STAGED_TABLE), staging / STAGED_TABLE, **wanted)
     if Path(row["tar"]).name != row["tar"]:
-        raise StagingError(f"{staging / TABLE}: {row['tar']} leaves the folder; run prestage again")
-    folder = scratch() / "staged" / f"{Path(row['tar']).stem}-{row['sha256'][:8]}"
+        raise StagingError(f"{staging / STAGED_TABLE}: {row['tar']} leaves the folder; run prestage again")
+    folder = scratch_dir() / "staged" / f"{Path(row['tar']).stem}-{row['sha256'][:8]}"
     return unpack(staging / row["tar"], folder, row["sha256"])
 
 
-def staged_weights(staging: Path, name: str) -> Staged:
+def staged_weights(staging: Path, name: str) -> StagedWeights:
     """The weights staged for the model called `name`."""
     folder = staged_folder(staging, name=name)
     try:
-        facts = json.loads((folder / FACTS).read_text())
+        facts = json.loads((folder / STAGED_FACTS).read_text())
         if facts["name"] != name or not {"net", "weights", "weights_sha256"} <= facts.keys():
             raise ValueError(f"it is of {facts['name']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StagingError(f"{folder / FACTS}: does not describe the weights of {name} ({error}); run prestage again") from None
-    return Staged(folder / STATE, facts)
-
-
-def load_staged(staging: Path, name: str, head: str, device) -> Any:
-    """The models.Model called `name` from its staged weights; refused where they are not the ones that were staged."""
-    from alignment_security.models.loading import load_model
-
-    staged = staged_weights(staging, name)
-    model = load_model(name, staged.checkpoint, head=head, device=device, architecture=staged.facts["net"])
-    if model.settings["weights_sha256"] != staged.facts["weights_sha256"]:
-        raise StagingError(f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage again")
-    return replace(model, settings=model.settings | {"weights": staged.facts["weights"]})
+        raise StagingError(f"{folder / STAGED_FACTS}: does not describe the weights of {name} ({error}); run prestage again") from None
+    return StagedWeights(folder / STAGED_STATE, facts)
 
 
 def staged_images(staging: Path, data_dir: str) -> str:
@@ -143,7 +131,7 @@ def staged_images(staging: Path, data_dir: str) -> str:
 
 # ---- progress --------------------------------------------------------------------------------------------------
 
-def tell_progress(done: int, total: int, per_hour: float) -> None:
+def report_progress(done: int, total: int, per_hour: float) -> None:
     """Put images done, images in all and (where it is known) images an hour into the job's ad with HTCondor's Chirp.
 
     From there they reach its event log and `sweep_status`. Does nothing outside a job; a job never fails for it.

@@ -23,12 +23,20 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from alignment_security.attacks import engine
-from alignment_security.cluster import job as chtc
-from alignment_security.models import lists as model_lists
-from alignment_security.models import loading as models
-from alignment_security.models import names as zoo
-from alignment_security.records import run as records
+from alignment_security.cluster.job import (
+    STAGED_COLUMNS,
+    STAGED_FACTS,
+    STAGED_STATE,
+    STAGED_TABLE,
+    StagingError,
+    read_staged_table,
+)
+from alignment_security.common.files import safe_file_name, sha256_file, write_atomic
+from alignment_security.models.forward import FIRST_CUDA_BATCH
+from alignment_security.models.heads import ModelError
+from alignment_security.models.lists import model_list_path, read_model_list
+from alignment_security.models.loading import load_model
+from alignment_security.models.names import listed_checkpoint
 
 # What is asked of a GPU: two copies of the weights, what autograd keeps for a batch of engine.FIRST_CUDA_BATCH, a margin
 # (APGD on Lite0 at batch 16 peaked at 1.32 times what autograd keeps, on a CPU), and the CUDA context (a choice)
@@ -36,7 +44,7 @@ WEIGHT_COPIES, MARGIN, CONTEXT_MB = 2, 1.4, 1500
 LARGEST_ASK_MB = 40_000     # larger GPUs are few: a net that needs more gets smaller batches, if one image fits
 
 
-class Wanted(NamedTuple):
+class WantedModel(NamedTuple):
     """A line of a model list: the name of the record, timm's name of the net (None: timm does not build it), and a
     checkpoint file where there is one."""
     name: str
@@ -46,25 +54,25 @@ class Wanted(NamedTuple):
 
 # ---- lists -----------------------------------------------------------------------------------------------------
 
-def read_models(path: str | Path) -> list[Wanted]:
+def read_wanted(path: str | Path) -> list[WantedModel]:
     """Models of a list: one of lists/models/ by its name, a file like them, or a file with a name a line.
 
     source or weights `timm:NET` names timm's net, weights `file:NAME` a checkpoint. Raises RecordError.
     """
-    file = model_lists.list_path(path)
+    file = model_list_path(path)
     lines = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
     if any("\t" in line for line in lines) or not lines:
-        return [_wanted(*row[:3]) for row in model_lists.read_list(path).itertuples(index=False)]
+        return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
     twice = {name for name in lines if lines.count(name) > 1}
     if twice:
-        raise chtc.StagingError(f"{file}: {min(twice)} stands there twice")
-    return [Wanted(name, name) for name in lines]
+        raise StagingError(f"{file}: {min(twice)} stands there twice")
+    return [WantedModel(name, name) for name in lines]
 
 
-def _wanted(name: str, source: str, weights: str) -> Wanted:
+def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
     """In a table timm has to be named: a plugin's net may share the name of timm's and not its weights."""
     net = next((cell.removeprefix("timm:") for cell in (source, weights) if cell.startswith("timm:")), None)
-    return Wanted(name, net, weights.removeprefix("file:") if weights.startswith("file:") else None)
+    return WantedModel(name, net, weights.removeprefix("file:") if weights.startswith("file:") else None)
 
 
 # ---- GPU memory ------------------------------------------------------------------------------------------------
@@ -92,12 +100,12 @@ def gpu_memory_mb(weight_bytes: int, image_bytes: int) -> int:
     """What a job asks for as gpus_minimum_memory, in MB of 10**6 bytes: a batch of FIRST_CUDA_BATCH, or LARGEST_ASK_MB."""
     def ask(batch: int) -> int:
         return math.ceil(CONTEXT_MB + (WEIGHT_COPIES * weight_bytes + MARGIN * batch * image_bytes) / 1e6)
-    return min(ask(engine.FIRST_CUDA_BATCH), max(LARGEST_ASK_MB, ask(1)))
+    return min(ask(FIRST_CUDA_BATCH), max(LARGEST_ASK_MB, ask(1)))
 
 
 # ---- tars ------------------------------------------------------------------------------------------------------
 
-def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+def reproducible_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """A member without what differs from machine to machine."""
     member.mtime = member.uid = member.gid = 0
     member.uname = member.gname = ""
@@ -114,18 +122,18 @@ def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
                 if isinstance(content, bytes):
                     member = tarfile.TarInfo(name)
                     member.size = len(content)
-                    archive.addfile(plain(member), io.BytesIO(content))
+                    archive.addfile(reproducible_member(member), io.BytesIO(content))
                 else:
-                    archive.add(content, name, recursive=False, filter=plain)
+                    archive.add(content, name, recursive=False, filter=reproducible_member)
         (Path(temporary) / path.name).replace(path)
 
 
-def pack_model(wanted: Wanted, path: Path, checkpoints: Path) -> dict:
+def pack_model(wanted: WantedModel, path: Path, checkpoints: Path) -> dict:
     """Load a model as an evaluation would, write its tar, and return its line of staged.tsv."""
     if wanted.net is None:
-        raise chtc.StagingError("its list names no timm net (timm:NAME) to build it from; it cannot be staged")
-    checkpoint = checkpoints / wanted.checkpoint if wanted.checkpoint else zoo.checkpoint_of(wanted.name, checkpoints)
-    model = models.load_model(wanted.name, checkpoint, architecture=wanted.net if wanted.net != wanted.name else None)
+        raise StagingError("its list names no timm net (timm:NAME) to build it from; it cannot be staged")
+    checkpoint = checkpoints / wanted.checkpoint if wanted.checkpoint else listed_checkpoint(wanted.name, checkpoints)
+    model = load_model(wanted.name, checkpoint, architecture=wanted.net if wanted.net != wanted.name else None)
     net = model.module.net
     state = {name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()}
     # a net that was trained behind a normaliser of its own keeps it, under the names that models.own_normalisation reads
@@ -134,7 +142,7 @@ def pack_model(wanted: Wanted, path: Path, checkpoints: Path) -> dict:
     facts = {"name": wanted.name, "net": model.settings.get("architecture", wanted.name), "weights": model.settings["weights"],
              "weights_sha256": model.settings["weights_sha256"]}
     about = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
-    write_tar(path, [(chtc.STATE, safetensors.torch.save(state)), (chtc.FACTS, about.encode())])
+    write_tar(path, [(STAGED_STATE, safetensors.torch.save(state)), (STAGED_FACTS, about.encode())])
     weight_bytes = sum(tensor.nbytes for tensor in state.values())
     memory = gpu_memory_mb(weight_bytes, kept_for_backward(model.module, model.preprocessing["input_size"]))
     return line_of(path, wanted.name) | {k: facts[k] for k in ("weights", "weights_sha256")} | {"gpu_memory_mb": memory}
@@ -145,13 +153,13 @@ def pack_images(folder: Path, path: Path) -> dict:
     files: list[tuple[str, Path | bytes]] = [(file.relative_to(folder).as_posix(), file)
                                              for file in sorted(folder.rglob("*")) if file.is_file()]
     if not files:
-        raise chtc.StagingError(f"{folder}: no files in it; --images has to be the folder that --data_dir would be")
+        raise StagingError(f"{folder}: no files in it; --images has to be the folder that --data_dir would be")
     write_tar(path, files)
     return line_of(path, "")
 
 
 def line_of(path: Path, name: str) -> dict:
-    return {"sha256": records.sha256_file(path), "tar": path.name, "name": name, "bytes": path.stat().st_size,
+    return {"sha256": sha256_file(path), "tar": path.name, "name": name, "bytes": path.stat().st_size,
             "weights": "", "weights_sha256": "", "gpu_memory_mb": ""}
 
 
@@ -159,13 +167,13 @@ def line_of(path: Path, name: str) -> dict:
 
 def staged_so_far(out: Path) -> pd.DataFrame:
     """The table of `out` without tars that are gone."""
-    if not (out / chtc.TABLE).is_file():
-        return pd.DataFrame(columns=chtc.COLUMNS)
-    table = chtc.read_table(out / chtc.TABLE)
+    if not (out / STAGED_TABLE).is_file():
+        return pd.DataFrame(columns=STAGED_COLUMNS)
+    table = read_staged_table(out / STAGED_TABLE)
     return table[table["tar"].map(lambda tar: (out / tar).is_file())]
 
 
-def prestage(wanted: list[Wanted], out: Path, images: Sequence[Path] = (),
+def prestage(wanted: list[WantedModel], out: Path, images: Sequence[Path] = (),
              checkpoints: Path = Path()) -> dict[str, str]:
     """Make every tar that is not there yet, one after the other; returns what failed, as name -> reason. Raises StagingError.
 
@@ -173,19 +181,19 @@ def prestage(wanted: list[Wanted], out: Path, images: Sequence[Path] = (),
     checkpoints  folder of the files that a model list names
     """
     table, failed = staged_so_far(out), {}
-    tasks = [(w.name, out / f"{records.file_name(w.name)}.tar", lambda path, w=w: pack_model(w, path, checkpoints)) for w in wanted]
-    tasks += [(str(f), out / f"images-{records.file_name(f.absolute().name)}.tar", lambda path, f=f: pack_images(f, path))
+    tasks = [(w.name, out / f"{safe_file_name(w.name)}.tar", lambda path, w=w: pack_model(w, path, checkpoints)) for w in wanted]
+    tasks += [(str(f), out / f"images-{safe_file_name(f.absolute().name)}.tar", lambda path, f=f: pack_images(f, path))
               for f in images]     # a link keeps its own name
     tars = [path.name for _, path, _ in tasks]
     if twice := {tar for tar in tars if tars.count(tar) > 1}:
-        raise chtc.StagingError(f"{min(twice)}: two folders would be this tar; give one of them as a link of another name")
+        raise StagingError(f"{min(twice)}: two folders would be this tar; give one of them as a link of another name")
     for name, path, pack in tqdm(tasks, unit="tar", disable=not sys.stderr.isatty()):
         if path.name in set(table["tar"]):
             continue
         try:
             table = pd.concat([table, pd.DataFrame([pack(path)])], ignore_index=True)
-        except (models.ModelError, chtc.StagingError) as error:
+        except (ModelError, StagingError) as error:
             failed[name] = str(error)
             continue
-        records.write_atomic(out / chtc.TABLE, table.to_csv(sep="\t", index=False, lineterminator="\n"))
+        write_atomic(out / STAGED_TABLE, table.to_csv(sep="\t", index=False, lineterminator="\n"))
     return failed

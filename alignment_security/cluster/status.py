@@ -13,21 +13,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.records import run as records
+from alignment_security.common.files import UserError, write_atomic
+from alignment_security.records.record import read_run_file
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
 PROGRESS = ("ChirpImagesDone", "ChirpImagesTotal", "ChirpImagesPerHour")
-KINDS = {"SUBMIT", "EXECUTE", "JOB_EVICTED", "SHADOW_EXCEPTION", "JOB_RECONNECT_FAILED", "JOB_HELD", "JOB_RELEASED", "JOB_ABORTED",
+EVENT_KINDS = {"SUBMIT", "EXECUTE", "JOB_EVICTED", "SHADOW_EXCEPTION", "JOB_RECONNECT_FAILED", "JOB_HELD", "JOB_RELEASED", "JOB_ABORTED",
          "JOB_TERMINATED", "JOB_AD_INFORMATION"}      # events that are read
 NOTE_WIDTH = 150
 
 
-class StatusError(records.RecordError):
+class StatusError(UserError):
     """A folder that holds no sweep; the message names it."""
 
 
 @dataclass
-class Job:
+class CondorJob:
     """What the event log of one model says. Times are seconds since the epoch."""
     state: str = "waiting"
     note: str = ""
@@ -54,14 +55,14 @@ def read_events(path: Path) -> list[tuple[str, float, Mapping]]:
     try:
         return [(event.type.name, float(event.timestamp), event)
                 for event in htcondor2.JobEventLog(str(path)).events(stop_after=0)
-                if event.type.name in KINDS]
+                if event.type.name in EVENT_KINDS]
     except (htcondor2.HTCondorException, OSError) as error:
         raise StatusError(f"{path}: not an event log of HTCondor ({error})") from None
 
 
-def follow(events: Iterable[tuple[str, float, Mapping]]) -> Job:
+def follow_events(events: Iterable[tuple[str, float, Mapping]]) -> CondorJob:
     """The state of a model after these events: of its last job where it was submitted more than once; GPU time of all."""
-    job = Job()
+    job = CondorJob()
     for kind, now, event in events:
         if kind == "SUBMIT":
             job.state, job.note = "idle", ""
@@ -69,7 +70,7 @@ def follow(events: Iterable[tuple[str, float, Mapping]]) -> Job:
             job.state, job.note, job.started = "running", "", now
         elif kind == "JOB_EVICTED" and event.get("TerminatedAndRequeued"):
             job.stop(now)
-            job.state, job.note = "idle", f"{ending(event)}, to be tried again"
+            job.state, job.note = "idle", f"{exit_text(event)}, to be tried again"
         elif kind in ("JOB_EVICTED", "SHADOW_EXCEPTION"):
             job.stop(now)
             job.state, job.evictions = "idle", job.evictions + 1
@@ -83,14 +84,14 @@ def follow(events: Iterable[tuple[str, float, Mapping]]) -> Job:
             job.state, job.note = "waiting", str(event.get("Reason", "removed"))
         elif kind == "JOB_TERMINATED":
             job.stop(now)
-            job.state, job.note = "failed", ending(event)
+            job.state, job.note = "failed", exit_text(event)
         elif kind == "JOB_AD_INFORMATION" and PROGRESS[1] in event:
             job.done, job.total, job.per_hour = (float(event.get(name) or 0) for name in PROGRESS)
             job.told = now
     return job
 
 
-def ending(event: Mapping) -> str:
+def exit_text(event: Mapping) -> str:
     """How a job ended: `` for status 0, which its run file has to confirm."""
     if not event.get("TerminatedNormally", True):
         return f"killed by signal {event.get('TerminatedBySignal', '?')}"
@@ -100,7 +101,7 @@ def ending(event: Mapping) -> str:
 
 # ---- a sweep ---------------------------------------------------------------------------------------------------
 
-def read_models(sweep: Path) -> list[tuple[str, str]]:
+def sweep_models(sweep: Path) -> list[tuple[str, str]]:
     """(name, slug) of the sweep's models."""
     try:
         rows = [line.split(", ") for line in (sweep / "models.txt").read_text().splitlines()]
@@ -114,8 +115,8 @@ def run_files(sweep: Path) -> dict[str, dict]:
     found = {}
     for path in sorted((sweep / "results" / "records").glob("*/*/*.json")):
         try:
-            found[path.stem] = records.read_run(path)
-        except records.RecordError:
+            found[path.stem] = read_run_file(path)
+        except UserError:
             continue
     return found
 
@@ -131,7 +132,7 @@ def last_line(path: Path) -> str:
 def model_status(sweep: Path, name: str, slug: str, run: dict | None, now: float) -> dict:
     """A row of the table: model, state, images, images an hour, hours left, GPU hours used, note."""
     log = sweep / "logs" / f"{slug}.log"
-    job = follow(read_events(log) if log.is_file() else [])
+    job = follow_events(read_events(log) if log.is_file() else [])
     used = (job.seconds + (now - job.started if job.started is not None else 0)) / 3600
     row = {"model": name, "state": job.state, "done": job.done, "total": job.total, "per_hour": job.per_hour,
            "left": None, "used": used, "note": job.note, "evictions": job.evictions}
@@ -148,10 +149,10 @@ def model_status(sweep: Path, name: str, slug: str, run: dict | None, now: float
     return row
 
 
-def status(sweep: Path, now: float | None = None) -> pd.DataFrame:
+def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
     """A row a model: model, state, done and total images, per_hour, hours left, GPU hours used, note, evictions."""
     runs, now = run_files(sweep), time.time() if now is None else now
-    rows = [model_status(sweep, name, slug, runs.get(slug), now) for name, slug in read_models(sweep)]
+    rows = [model_status(sweep, name, slug, runs.get(slug), now) for name, slug in sweep_models(sweep)]
     return pd.DataFrame(rows).astype(dict.fromkeys(("done", "total", "per_hour", "left", "used"), float))
 
 
@@ -166,7 +167,7 @@ def expected_hours(table: pd.DataFrame) -> float | None:
     return None if pd.isna(left) else float(left)
 
 
-def hours(value: float) -> str:
+def hours_text(value: float) -> str:
     """`3:05` for 3 hours and 5 minutes; empty where it is not known."""
     return "" if pd.isna(value) else f"{int(value * 60 + 0.5) // 60}:{int(value * 60 + 0.5) % 60:02d}"
 
@@ -177,23 +178,23 @@ def status_text(table: pd.DataFrame) -> str:
         "model": table["model"], "state": table["state"],
         "images": ["" if pd.isna(t) else f"{d:.0f}/{t:.0f}" for d, t in zip(table["done"], table["total"])],
         "images/h": ["" if pd.isna(r) else f"{r:.4g}" for r in table["per_hour"]],
-        "left h:mm": [hours(left) if state == "running" else "" for left, state in zip(table["left"], table["state"])],
-        "GPU h:mm": [hours(used) for used in table["used"]],
+        "left h:mm": [hours_text(left) if state == "running" else "" for left, state in zip(table["left"], table["state"])],
+        "GPU h:mm": [hours_text(used) for used in table["used"]],
         "evicted": [str(n or "") for n in table["evictions"]],
         "note": ["  " + " ".join(note.split())[:NOTE_WIDTH] for note in table["note"]]})
     counts = [f"{n} {state}" for state in STATES if (n := int((table["state"] == state).sum()))]
     expected = expected_hours(table)
     order = table["state"].map(STATES.index).sort_values(kind="stable").index
     return (shown.loc[order].to_string(index=False, justify="left") + f"\n\n{len(table)} models: {', '.join(counts)}\n"
-            f"GPU hours (h:mm): {hours(table['used'].sum())} used, "
-            f"{'not known yet' if expected is None else hours(expected)} still expected\n")
+            f"GPU hours (h:mm): {hours_text(table['used'].sum())} used, "
+            f"{'not known yet' if expected is None else hours_text(expected)} still expected\n")
 
 
-def sweep_status(sweep: Path, out: Path | None = None) -> pd.DataFrame:
+def print_status(sweep: Path, out: Path | None = None) -> pd.DataFrame:
     """Print the status of a sweep, and write it to `out`."""
-    table = status(sweep)
+    table = status_table(sweep)
     text = status_text(table)
     print(text, end="")
     if out:
-        records.write_atomic(out, text)
+        write_atomic(out, text)
     return table

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.cluster import job as chtc
-from alignment_security.records import run as records
+from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
+from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.settings import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "htcondor"
-COPIED = ["job.inc", "evaluate.inc", "evaluate.sub", "sweep.sub", "step.sub", "job.sh", "step.sh", "keep_rows.sh"]
-MODELS, ARGUMENTS, DAG, CODE = "models.txt", "arguments.txt", "sweep.dag", "code.tar.gz"
+COPIED_TEMPLATES = ["job.inc", "evaluate.inc", "evaluate.sub", "sweep.sub", "step.sub", "job.sh", "step.sh", "keep_rows.sh"]
+MODELS_FILE, ARGUMENTS_FILE, DAG_FILE, CODE_FILE = "models.txt", "arguments.txt", "sweep.dag", "code.tar.gz"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")     # what submit files, DAGs and shells all take as it is
 # settings of the submit files (htcondor/README.md): file -> the names that it reads
-SETTINGS = {"evaluate_settings.inc": ["staging", "image", "git_commit", "python", "use_container", "images", "chunk_seconds",
+SETTINGS_FILES = {"evaluate_settings.inc": ["staging", "image", "git_commit", "python", "use_container", "images", "chunk_seconds",
                                       "job_length", "device", "cuda", "cpus", "memory", "disk", "retries", "release_after",
                                       "hung_after"],
             "step_settings.inc": ["staging", "image", "git_commit", "python", "use_container", "step_memory", "step_disk"]}
@@ -35,7 +34,7 @@ MAX_JOBS = 200          # models in the queue at once
 OWN_OPTIONS = {"--model_name", "--results_dir", "--stop_after", "--chtc", "--overwrite", "--dry_run", "--checkpoint", "--device"}
 
 
-class SweepError(records.RecordError):
+class SweepError(UserError):
     """A sweep that cannot be made or read; the message says what mends it."""
 
 
@@ -67,7 +66,7 @@ def settings_text(settings: dict[str, str], names: list[str]) -> str:
 
 def check_settings(settings: dict[str, str]) -> None:
     """Refuse a name that no submit file reads (HTCondor would only warn), and values that would not stay one line."""
-    known = sorted({name for names in SETTINGS.values() for name in names})
+    known = sorted({name for names in SETTINGS_FILES.values() for name in names})
     for name, value in settings.items():
         if name not in known or not value or re.search(r"[\n\r]|\$\(", value):
             raise SweepError(f"--set {name}={value}: write NAME=VALUE with one of {', '.join(known)}")
@@ -81,13 +80,13 @@ def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
     models = table[table["name"] != ""]
     missing = [name for name in only if name not in set(models["name"])]
     if missing:
-        raise SweepError(f"{missing[0]}: not in {chtc.TABLE} ({len(missing)} such); prestage it first")
+        raise SweepError(f"{missing[0]}: not in {STAGED_TABLE} ({len(missing)} such); prestage it first")
     models = models[models["name"].isin(only)] if only else models
     wrong = [name for name in models["name"] if not MODEL_NAME.fullmatch(name)]
     if wrong or models.empty:
         raise SweepError(f"{wrong[0]!r}: a submit file cannot hold this name; letters, digits and ._:/@+=- can" if wrong
-                         else f"{chtc.TABLE}: holds no model")
-    return pd.DataFrame({"name": models["name"], "slug": models["name"].map(records.file_name),
+                         else f"{STAGED_TABLE}: holds no model")
+    return pd.DataFrame({"name": models["name"], "slug": models["name"].map(safe_file_name),
                          "gpu_memory_mb": models["gpu_memory_mb"]})
 
 
@@ -116,11 +115,11 @@ def make_sweep(out: Path, staged: Path, arguments: list[str], settings: dict[str
     settings   of the submit files: staging, image, ... (htcondor/README.md)
     images     tar of the images in the staging folder, for --data_dir
     """
-    table = chtc.read_table(staged)
+    table = read_staged_table(staged)
     models = chosen_models(table, list(only))
     check_arguments(arguments)
     if images:
-        chtc.row_of(table, staged, tar=images)
+        staged_row(table, staged, tar=images)
         arguments = ["--data_dir", images, *arguments]
         settings = settings | {"images": images}
     check_settings(settings)
@@ -128,65 +127,13 @@ def make_sweep(out: Path, staged: Path, arguments: list[str], settings: dict[str
         raise SweepError(f"{out}: is not empty; a sweep has a folder of its own")
     for folder in ("logs", "results/records", *(f"resume/{slug}/previous" for slug in models["slug"])):
         (out / folder).mkdir(parents=True)
-    for name in COPIED:
+    for name in COPIED_TEMPLATES:
         shutil.copy(TEMPLATES / name, out / name)
-    shutil.copy(staged, out / chtc.TABLE)
-    pack_code(out / CODE)
-    (out / ARGUMENTS).write_text("\n".join(arguments) + "\n")
-    for name, names in SETTINGS.items():
+    shutil.copy(staged, out / STAGED_TABLE)
+    pack_code(out / CODE_FILE)
+    (out / ARGUMENTS_FILE).write_text("\n".join(arguments) + "\n")
+    for name, names in SETTINGS_FILES.items():
         (out / name).write_text(settings_text(settings, names))
-    (out / MODELS).write_text("".join(f"{m.name}, {m.slug}, {m.gpu_memory_mb}\n" for m in models.itertuples()))
-    (out / DAG).write_text(dag_text(models))
+    (out / MODELS_FILE).write_text("".join(f"{m.name}, {m.slug}, {m.gpu_memory_mb}\n" for m in models.itertuples()))
+    (out / DAG_FILE).write_text(dag_text(models))
     return len(models)
-
-
-# ---- commands of utilities.py ----------------------------------------------------------------------------------
-
-def prestage_command(args) -> None:
-    from alignment_security.cluster import prestage
-
-    if not args.models and not args.images:
-        raise records.RecordError("prestage: nothing to do; give --models LIST, --images DIR or both")
-    failed = prestage.prestage(prestage.read_models(args.models) if args.models else [], args.out, args.images,
-                               args.checkpoint_dir)
-    for name, reason in failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if failed:
-        raise records.RecordError(f"{len(failed)} not staged; all else lies in {args.out}")
-
-
-def make_sweep_command(args) -> None:
-    given = dict(text.partition("=")[::2] for text in args.set)
-    staging = {"staging": args.staging_dir} if args.staging_dir else {}
-    settings = staging | DEFAULTS | {"git_commit": args.git_state()} | given
-    count = make_sweep(args.out, args.staged, args.arguments, settings, args.only, args.images)
-    print(f"{count} models; go on with: cd {args.out} && condor_submit_dag sweep.dag")
-
-
-def sweep_status_command(args) -> None:
-    from alignment_security.cluster import status as sweep_status
-
-    sweep_status.sweep_status(args.sweep, args.out)
-
-
-def add_commands(commands, setting: Callable[[str], str | None], git_state: Callable[[], str]) -> None:
-    """The commands of a sweep on HTCondor (htcondor/README.md)."""
-    staging = commands.add_parser("prestage", help="one tar of weights a model, with its sha256, for workers without network")
-    staging.add_argument("--models", help="a list of lists/models/, or a file with a name a line")
-    staging.add_argument("--images", nargs="*", type=Path, default=[], help="image folders, a tar each")
-    staging.add_argument("--out", type=Path, required=True)
-    staging.add_argument("--checkpoint_dir", type=Path, default=setting("CHECKPOINT_DIR") or ".",
-                         help="folder of the files that a list names; default CHECKPOINT_DIR of .env")
-    staging.set_defaults(run=prestage_command)
-    making = commands.add_parser("make_sweep", help="submit files, DAG and code of a sweep in one folder")
-    making.add_argument("--staged", type=Path, default=Path("staged.tsv"), help="the table that prestage made")
-    making.add_argument("--only", nargs="*", default=[], help="these models of it")
-    making.add_argument("--images", help="the images' tar, as staged.tsv names it")
-    making.add_argument("--out", type=Path, required=True)
-    making.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the submit files")
-    making.add_argument("arguments", nargs="*", help="after --: options and threat of evaluate_robustness.py")
-    making.set_defaults(run=make_sweep_command, staging_dir=setting("STAGING_DIR"), git_state=git_state)
-    progress = commands.add_parser("sweep_status", help="done, running, held, failed; GPU hours")
-    progress.add_argument("--sweep", type=Path, default=Path())
-    progress.add_argument("--out", type=Path, help="write it to this file too")
-    progress.set_defaults(run=sweep_status_command)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 # what torch.load raises for files that are damaged, hold code, or are something else
-UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError)
+TORCH_FILE_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError)
 
 
-def load(path: Path, trust: bool = False):
+def load_torch_file(path: Path, trust: bool = False):
     """The object in the file, its tensors on the CPU. With `trust` code in the file may run; never else.
 
     Raises one of UNREADABLE; for an archive with compressed parts too, which could be of any size once unpacked (torch.save
@@ -29,6 +29,6 @@ def load(path: Path, trust: bool = False):
     return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
-def reason(error: Exception) -> str:
+def error_reason(error: Exception) -> str:
     """Its kind and first line, for a message of one line."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 import resource
-import sys
 import time
 from datetime import timedelta
 from itertools import islice
@@ -11,13 +10,11 @@ from itertools import islice
 import torch
 from torch import nn
 
-from alignment_security.attacks import autoattack as attacks
-from alignment_security.attacks import engine
-from alignment_security.evaluation import published
-from alignment_security.images import loading as dataloading
-from alignment_security.models import loading as models
-from alignment_security.models import names as zoo
-from alignment_security.records import run as records
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.images.loading import stream_images
+from alignment_security.models.forward import Forward, device_of
+from alignment_security.models.heads import Model
+from alignment_security.models.loading import check_model
 
 TIMED = 3               # batches
 Cost = tuple[float, float]      # rows through the model of one image: forward, and of these backward too
@@ -35,7 +32,7 @@ def passes_of(run: dict) -> tuple[Cost, Cost]:
     if protocol == "clean":
         return (1, 0), (1, 0)
     if protocol == "autoattack":
-        return (3, 1 if run["attacks"][0] != "square" else 0), ball_ceiling(run)
+        return (3, 1 if run["attacks"][0] != "square" else 0), autoattack_ceiling(run)
     if protocol == "cw":
         steps *= run["binary_search_steps"]
     if protocol == "deepfool":      # a backward pass for each candidate class; it ends with the first point that fools
@@ -43,7 +40,7 @@ def passes_of(run: dict) -> tuple[Cost, Cost]:
     return (steps + 3, steps), (steps + 3, steps)
 
 
-def ball_ceiling(run: dict) -> Cost:
+def autoattack_ceiling(run: dict) -> Cost:
     """AutoAttack on an image that nothing fools: every attack at every eps, but FAB, which does not depend on eps, once."""
     steps, targets = run["steps"], run["targets"]
     own = {"apgd-ce": (steps + 1, steps), "apgd-t": (targets * (steps + 1), targets * steps),
@@ -59,21 +56,21 @@ def ball_ceiling(run: dict) -> Cost:
 
 # ---- time and memory -------------------------------------------------------------------------------------------
 
-def measure(module: nn.Module, images: dataloading.ImageSet, preprocessing: dict, batch_size: int, gradients: bool) -> dict:
+def measure(module: nn.Module, images: ImageSet, preprocessing: dict, batch_size: int, gradients: bool) -> dict:
     """Seconds an image for decoding (one process), a forward pass, and a pass forward and backward (`forward` where no
     gradient is asked for); the batch size that fitted; peak bytes: of the GPU, else of this process.
 
     The first of 1 + TIMED batches is not timed: it compiles, tunes and fills caches.
     """
-    device = engine.device_of(module)
+    device = device_of(module)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begin = time.perf_counter()
-    x = [image for _, image, _ in islice(dataloading.stream(images, preprocessing), batch_size * (TIMED + 1))]
+    x = [image for _, image, _ in islice(stream_images(images, preprocessing), batch_size * (TIMED + 1))]
     decode = (time.perf_counter() - begin) / len(x)
     batches = [torch.stack([x[(at + i) % len(x)] for i in range(batch_size)]).to(device)
                for at in range(0, batch_size * (TIMED + 1), batch_size)]
-    passes = engine.Passes(module, batch_size)
+    passes = Forward(module, batch_size)
     forward = both = seconds(passes.logits, batches) / batch_size
     if gradients:
         both = seconds(lambda x: passes.gradient(x, lambda logits, rows: logits.amax(1)), batches) / batch_size
@@ -105,21 +102,21 @@ def cost_of(run: dict, n: int, cost: dict, on_gpu: bool) -> dict[str, str]:
                  for forward, backward in (least, most))
     speed = [f"{1 / cost['forward']:.3g} images a second forward", f"{1 / cost['both']:.3g} forward and backward",
              f"{1 / cost['decode']:.3g} decoded by one process ({TIMED} batches of {cost['batch_size']})"]
-    passes = (f"an image takes {shown(most)}" if least == most else
-              f"an image takes {shown(least)} (fooled at once) to {shown(most)} (never fooled)")
+    passes = (f"an image takes {cost_text(most)}" if least == most else
+              f"an image takes {cost_text(least)} (fooled at once) to {cost_text(most)} (never fooled)")
     return {"passes": passes + ("" if run["protocol"] == "clean" else "; a misclassified one 1 forward"),
             "speed": ", ".join(speed if most[1] else speed[::2]), "estimated time": high if least == most else f"{low} to {high}",
             "peak memory": f"{cost['peak'] / 2**30:.2f} GiB of {'the GPU' if on_gpu else 'this process'}"}
 
 
-def describe(model: models.Model, images: dataloading.ImageSet, threat: str, run: dict, module: nn.Module, batch_size: int) -> str:
+def describe_dry_run(model: Model, images: ImageSet, threat: str, run: dict, module: nn.Module, batch_size: int) -> str:
     """What would be run and what it would cost; the model is checked as it would be, and nothing is written.
 
     module: what the attack runs, a fast copy of the model or itself.
     """
-    settings, device = model.settings, engine.device_of(model.module)
-    first = next(iter(dataloading.stream(images, model.preprocessing)))[1][None].to(device)
-    warnings = [*model.notes, *models.check_model(model.module, first, model.n_outputs, settings["name"])]
+    settings, device = model.settings, device_of(model.module)
+    first = next(iter(stream_images(images, model.preprocessing)))[1][None].to(device)
+    warnings = [*model.notes, *check_model(model.module, first, model.n_outputs, settings["name"])]
     cost = measure(module, images, model.preprocessing, batch_size, gradients=run["protocol"] != "clean")
     lines = {"model": f"{settings['name']} ({settings['weights']}, sha256 {settings['weights_sha256'][:12]})",
              "preprocessing": model.preprocessing, "image set": f"{images.name}, {len(images)} images",
@@ -127,40 +124,10 @@ def describe(model: models.Model, images: dataloading.ImageSet, threat: str, run
     return "\n".join([*(f"{name:14} {value}" for name, value in lines.items()), *(f"  warning: {line}" for line in warnings)])
 
 
-def shown(cost: Cost) -> str:
+def cost_text(cost: Cost) -> str:
     return f"{cost[0]:,} forward" + (f" and {cost[1]:,} backward" if cost[1] else "")
 
 
 def duration(time_s: float) -> str:
     """h:mm:ss, with days where there are any."""
     return str(timedelta(seconds=math.ceil(time_s)))
-
-
-# ---- published accuracy ----------------------------------------------------------------------------------------
-
-def compare_with_published(table, model: models.Model, images: dataloading.ImageSet, batch_size: int, run: records.Run) -> None:
-    """Clean accuracy against that of a table (or none): of a finished run's rows, before an attack of a fair sample.
-
-    What was compared goes into the run file; far off, or not to be compared, is a warning there and on the screen.
-    """
-    if not table or "published" in run.info:
-        return
-    names = zoo.published_names(model.settings["name"], model.settings["weights"])
-    found, why = published.published_accuracy(published.read_published(table), names, model.preprocessing["input_size"][-1])
-    if model.n_outputs != models.IMAGENET_CLASSES or images.restrict_to:
-        why = "the published accuracy is of 1000 classes, these answers are not"
-    if not why:
-        correct = list(run.rows["clean_correct"]) if run.done else clean_answers(model, images, batch_size)
-        found = published.compare(found, sum(correct), len(correct)) | published.source(table)
-        run.save(published=found)
-        why = published.sentence(found, images.name) if found["far_off"] else ""
-    if why:
-        run.warn(why)
-        print(f"warning: {why}", file=sys.stderr)
-
-
-def clean_answers(model: models.Model, images: dataloading.ImageSet, batch_size: int) -> list[int]:
-    """Right (1) or wrong (0) for a fair sample of the images, at most published.CHECKED."""
-    sample = dataloading.take_slice(images, 0, published.CHECKED)
-    source = dataloading.stream(sample, model.preprocessing)
-    return [row["clean_correct"] for rows in attacks.clean_rows(model.module, source, model.n_outputs, batch_size) for row in rows]

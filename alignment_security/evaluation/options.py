@@ -3,38 +3,28 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from pathlib import Path
 
-import utilities
-from alignment_security.attacks import autoattack as attacks
-from alignment_security.attacks import libraries
-from alignment_security.attacks.minimum_norm import FMN, Crossing
-from alignment_security.models import fast as passes
-from alignment_security.models import loading as models
-from alignment_security.records import metrics
+from alignment_security.attacks.autoattack import AUTOATTACK
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.libraries import FOOLBOX
+from alignment_security.common.command_line import (
+    Parser,
+    argument,
+    positive_int,
+    set_name,
+    whole_number,
+)
+from alignment_security.common.settings import parse_eps, parse_radius, setting
+from alignment_security.models.fast import PRECISIONS
+from alignment_security.models.heads import HEADS
+from alignment_security.records.metrics import REDUCTIONS
 
 CLEAN_THREATS = ("clean", "corruptions")
 ENGINES = ("own", "reference")
-STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100,
-         **{protocol: settings["steps"] for protocol, (_, settings) in libraries.FOOLBOX.items()}}
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line."""
-
-    def error(self, message: str):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
-
-
-def argument(parse):
-    """A parser of one value whose ValueError text reaches the user."""
-    def checked(text: str):
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return checked
+DEFAULT_STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100,
+         **{protocol: settings["steps"] for protocol, (_, settings) in FOOLBOX.items()}}
 
 
 def parse_batch_size(text: str) -> int | str:
@@ -43,24 +33,6 @@ def parse_batch_size(text: str) -> int | str:
     if not text.isdigit() or int(text) < 1:
         raise ValueError(f"{text!r} is neither a number of images nor `auto`")
     return int(text)
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r} has to be a whole number of at least 1")
-    return int(text)
-
-
-def natural(text: str) -> int:
-    if not text.isdigit():
-        raise ValueError(f"{text!r} has to be a whole number (workers: 0 decodes in this process)")
-    return int(text)
-
-
-def set_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text):
-        raise ValueError(f"{text!r} names a folder of results: letters, digits, '.', '_' and '-' only")
-    return text
 
 
 def parse_corruption(args) -> tuple[str, int] | None:
@@ -83,9 +55,9 @@ def join_slice(argv: list[str]) -> list[str]:
     return [*argv[:at], ":".join(argv[at:at + numbers]), *argv[at + numbers:]] if numbers else argv
 
 
-def minimum_norm_attack(args) -> FMN | Crossing:
+def minimum_norm_attack(args) -> FMN | BoundaryCrossing:
     if args.protocol == "crossing":
-        return Crossing(args.threat, args.steps)
+        return BoundaryCrossing(args.threat, args.steps)
     return FMN(args.threat, args.steps, args.step_size, args.final_step_size, args.gamma)
 
 
@@ -97,28 +69,28 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--architecture", help="timm name of the net (and its preprocessing), where --model_name is your own")
     parser.add_argument("--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)")
     parser.add_argument("--trust_checkpoint", action="store_true", help="allow a checkpoint to run code when it is loaded")
-    parser.add_argument("--head", choices=list(models.HEADS), default="none",
+    parser.add_argument("--head", choices=list(HEADS), default="none",
                         help="animate: two logits, the maxima over the animate and the inanimate classes")
     parser.add_argument("--dataset", type=argument(set_name), default="sample",
                         help="sample, imagenet-val, big12, clickme, imagenet-c, tiny-imagenet-c, or your own with --data_dir")
     parser.add_argument("--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env")
-    parser.add_argument("--multilabel", type=Path, default=utilities.setting("MULTILABEL_FILE"), metavar="FILE",
+    parser.add_argument("--multilabel", type=Path, default=setting("MULTILABEL_FILE"), metavar="FILE",
                         help="human_accuracy_v3.0.0.json (Shankar 2020; Vasudevan 2022): all labels that people accept; "
                              "default MULTILABEL_FILE of .env")
     parser.add_argument("--published_accuracy", type=Path, metavar="CSV",
                         help="columns model, top1 (percent), maybe img_size, as timm's results/results-imagenet.csv: a clean "
                              "accuracy that is far off is a warning, before an attack and after clean")
-    parser.add_argument("--map_reduce", choices=list(metrics.REDUCTIONS), default="max",
+    parser.add_argument("--map_reduce", choices=list(REDUCTIONS), default="max",
                         help="perturbation -> map over channels, for the agreement with human maps")
     parser.add_argument("--batch_size", type=argument(parse_batch_size), default="auto", help="images a pass, or auto")
     parser.add_argument("-s", dest="slice", type=argument(parse_slice), metavar="START [STOP]",
                         help="that slice of a fixed permutation of the list; one number is STOP")
-    parser.add_argument("--precision", choices=passes.PRECISIONS, default="float32",
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32",
                         help="of the attack; what fools the model is always confirmed in float32")
     parser.add_argument("--compile", action="store_true", help="torch.compile the model: pays on long runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=argument(natural), default=min(8, (os.cpu_count() or 2) // 2),
+    parser.add_argument("--workers", type=argument(whole_number), default=min(8, (os.cpu_count() or 2) // 2),
                         help="processes that decode images")
     parser.add_argument("--results_dir", default="results")
     parser.add_argument("--examples", type=int, default=0, help="keep the perturbations of the first N images, for figures")
@@ -132,7 +104,7 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     threats.add_parser("clean", help="accuracy on the images as they are")
     corrupted = threats.add_parser("corruptions", help="accuracy on corrupted images (ImageNet-C's; of a folder, or made)")
     corrupted.add_argument("--corruption_type", required=True, help="gaussian_noise, fog, ...; an unknown one lists them")
-    corrupted.add_argument("--corruption_severity", required=True, type=argument(positive), help="1 to 5")
+    corrupted.add_argument("--corruption_severity", required=True, type=argument(positive_int), help="1 to 5")
     for norm in ("Linf", "L2", "L1"):
         add_norm(threats, norm)
     return parser
@@ -140,36 +112,36 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
 
 def add_norm(threats, norm: str) -> None:
     """AutoAttack in a ball, or the minimal norm. Which options are read depends on --protocol."""
-    protocols = {"Linf": ["autoattack", "fmn", "crossing"], "L2": ["fmn", "crossing", *libraries.FOOLBOX, "autoattack"],
+    protocols = {"Linf": ["autoattack", "fmn", "crossing"], "L2": ["fmn", "crossing", *FOOLBOX, "autoattack"],
                  "L1": ["fmn"]}[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
     parser.add_argument("--protocol", choices=protocols, default=protocols[0],
                         help="crossing: the norms of fmn in a tenth of its passes; feng2025: foolbox's L2 FMN as published; "
                              "ddn, cw, deepfool: foolbox's classes")
-    parser.add_argument("--steps", type=argument(positive),
-                        help=f"default: {', '.join(f'{STEPS[name]} ({name})' for name in protocols)}")
+    parser.add_argument("--steps", type=argument(positive_int),
+                        help=f"default: {', '.join(f'{DEFAULT_STEPS[name]} ({name})' for name in protocols)}")
     if "autoattack" in protocols:
         ball = parser.add_argument_group("autoattack")
-        ball.add_argument("--eps", nargs="+", type=argument(utilities.parse_eps if norm == "Linf" else utilities.parse_radius),
+        ball.add_argument("--eps", nargs="+", type=argument(parse_eps if norm == "Linf" else parse_radius),
                           default=[], help="radii in pixel units of [0, 1]: 8/255 or 0.031")
         ball.add_argument("--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged")
         ball.add_argument("--bisect", action="store_true",
                           help="middle eps first; robust there is taken as robust below (from_eps says so)")
-        ball.add_argument("--attacks", nargs="+", choices=attacks.AUTOATTACK, default=list(attacks.AUTOATTACK))
-        ball.add_argument("--targets", type=argument(positive), default=9, help="classes that apgd-t and fab-t aim at")
-        ball.add_argument("--queries", type=argument(positive), default=5000, help="queries of square")
+        ball.add_argument("--attacks", nargs="+", choices=AUTOATTACK, default=list(AUTOATTACK))
+        ball.add_argument("--targets", type=argument(positive_int), default=9, help="classes that apgd-t and fab-t aim at")
+        ball.add_argument("--queries", type=argument(positive_int), default=5000, help="queries of square")
     smallest = parser.add_argument_group("fmn")
     smallest.add_argument("--step_size", type=float, default=1.0, help="first step, L2 length in pixel units of [0, 1]")
     smallest.add_argument("--final_step_size", type=float, default=1e-5, help="last step")
     smallest.add_argument("--gamma", type=float, default=0.05, help="first relative change of eps, in (0, 1)")
 
 
-def parse(argv: list[str], description: str) -> argparse.Namespace:
+def parse_args(argv: list[str], description: str) -> argparse.Namespace:
     parser = get_args_parser(description)
-    return complete(parser.parse_args(join_slice(argv)), parser)
+    return complete_args(parser.parse_args(join_slice(argv)), parser)
 
 
-def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
+def complete_args(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Defaults that depend on the protocol, and the requests that make no sense, before anything is loaded."""
     if args.source == "brainscore" and (args.checkpoint or args.architecture):
         parser.error("--source brainscore builds the net and its weights itself; leave out --checkpoint and --architecture")
@@ -180,10 +152,10 @@ def complete(args, parser: argparse.ArgumentParser) -> argparse.Namespace:
     if args.threat in CLEAN_THREATS:
         return args
     ball = args.protocol == "autoattack"
-    args.steps = args.steps or STEPS[args.protocol]
+    args.steps = args.steps or DEFAULT_STEPS[args.protocol]
     if ball and not args.eps:
         parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
-    if args.protocol == "feng2025" and args.steps != STEPS["feng2025"]:
+    if args.protocol == "feng2025" and args.steps != DEFAULT_STEPS["feng2025"]:
         parser.error("--protocol feng2025 is what was published: 1000 steps; for others use --protocol fmn")
     if args.protocol in ("fmn", "crossing"):
         try:

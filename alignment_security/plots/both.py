@@ -13,31 +13,48 @@ import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
 
-import utilities
-from alignment_security.analysis import brainscore_leaderboard as brainscore
-from alignment_security.analysis import statistics as inference
-from alignment_security.analysis.feng2025 import PUBLISHED, Source, published_table, read_table, sources, summary
-from alignment_security.plots.feng2025 import (
+from alignment_security.analysis.brainscore_join import join_scores
+from alignment_security.analysis.brainscore_leaderboard import (
+    MERGED_SCORES,
+    benchmark_columns,
+    drop_repeats,
+    leaf_benchmarks,
+    read_leaderboard,
+    score_numbers,
+)
+from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
+from alignment_security.analysis.feng2025 import (
     FEWEST,
-    GROUPS,
-    LACKING,
     MEASURES,
+    PUBLISHED,
+    NormTable,
     correlation,
+    mark_pareto_front,
+    norm_tables,
+    published_table,
+    read_number_table,
+    read_summary,
+    tables_with,
+)
+from alignment_security.analysis.results import NothingToDraw, Results
+from alignment_security.analysis.statistics import benjamini_hochberg, correlation_p
+from alignment_security.common.settings import ROOT, format_eps
+from alignment_security.plots.feng2025 import (
+    GROUP_STYLES,
+    LACKING,
     draw_front,
     draw_series,
-    drawn,
-    mark_front,
     tolerance_scale,
 )
-from alignment_security.plots.style import MARKERS, PAGE, Drawing, NothingToDraw, Results, panels
-from alignment_security.records import metrics
+from alignment_security.plots.style import MARKERS, PAGE_WIDTH, Drawing, panels
+from alignment_security.records.metrics import accuracy_interval
 
-BRAINSCORE_NAMES = utilities.ROOT / "lists" / "models" / "brainscore.txt"
+BRAINSCORE_NAMES = ROOT / "lists" / "models" / "brainscore.txt"
 SETUP = 'python -c "from utilities import setup_scores; setup_scores()"'
 AVERAGES = ["average_vision", "neural_vision", "V1", "V2", "V4", "IT", "behavior_vision", "engineering_vision"]
 LEAVES = 14             # benchmarks shown below the averages: those of smallest p in either panel
-ALPHA = 0.05            # false discovery rate
-SHORT = 40              # letters of a benchmark's name
+FALSE_DISCOVERY_RATE = 0.05            # false discovery rate
+MAX_NAME = 40              # letters of a benchmark's name
 EPS_COLOURS = ["#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#882255", "#000000"]
 
 
@@ -45,18 +62,18 @@ EPS_COLOURS = ["#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#882255",
 
 def leaderboard(results: Results) -> tuple[pd.DataFrame, str]:
     """Scores with the columns of setup_scores, and where they are from: its table, else the published leaderboard."""
-    path = results.folder / "benchmark_scores" / f"{brainscore.MERGED}.csv"
+    path = results.folder / "benchmark_scores" / f"{MERGED_SCORES}.csv"
     if path.exists():
-        table = read_table(path, brainscore.NAMES, f"make it again: {SETUP}", text=brainscore.NAMES)
+        table = read_number_table(path, NAME_COLUMNS, f"make it again: {SETUP}", text=NAME_COLUMNS)
         sidecar = path.with_suffix(".json")
         date = json.loads(sidecar.read_text()).get("date") if sidecar.exists() else None
         return table, f"Brain-Score leaderboard of {date or 'a date not recorded'} ({path.name})"
     files = sorted(results.published.glob("brainscore/*leaderboard*")) if results.published else []
     if not files:
         raise NothingToDraw(f"no {path} and no published leaderboard")
-    scores, facts = brainscore.read_scores(files[0])
-    scores, _ = brainscore.drop_repeats(scores)
-    numbers = brainscore.to_numbers(scores[brainscore.benchmark_columns(scores)])
+    scores, facts = read_leaderboard(files[0])
+    scores, _ = drop_repeats(scores)
+    numbers = score_numbers(scores[benchmark_columns(scores)])
     names = {"og_model_name": scores["model_name"], "model_registry_name": scores["model_name"],
              "timm_name": scores["model_name"].map(timm_names(results)).fillna("")}
     origin = f"Brain-Score leaderboard {files[0].name} ({facts['date'] or 'undated'})"
@@ -65,7 +82,7 @@ def leaderboard(results: Results) -> tuple[pd.DataFrame, str]:
 
 def timm_names(results: Results) -> dict[str, str]:
     """Registry name -> timm model: lists/models/brainscore.txt, and names of architectures with one set of weights in timm."""
-    listed = read_table(BRAINSCORE_NAMES, ["name", "weights"], "restore it: git checkout lists", sep="\t", comment="#", dtype=str)
+    listed = read_number_table(BRAINSCORE_NAMES, ["name", "weights"], "restore it: git checkout lists", sep="\t", comment="#", dtype=str)
     listed = listed[listed["weights"].str.startswith("timm:")]
     known = dict(zip(listed["name"], listed["weights"].str.removeprefix("timm:")))
     if (table := published_table(results, "timm/results-imagenet_*.csv", ["model"])) is None:
@@ -75,21 +92,21 @@ def timm_names(results: Results) -> dict[str, str]:
     return dict(zip(alone.str.partition(".")[0], alone)) | known
 
 
-def benchmark_table(source: Source, scores: pd.DataFrame) -> pd.DataFrame:
+def benchmark_table(source: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
     """Spearman of every benchmark with both measures: a row each, with q over all leaves and both measures."""
-    joined, _ = brainscore.join_scores(scores, source.rows[["model", "weights", *MEASURES]])
-    benchmarks = brainscore.benchmark_columns(scores)
-    leaves = set(brainscore.leaf_benchmarks(benchmarks))
+    joined, _ = join_scores(scores, source.rows[["model", "weights", *MEASURES]])
+    benchmarks = benchmark_columns(scores)
+    leaves = set(leaf_benchmarks(benchmarks))
     rows = [{"source": source.rows["source"].iat[0], "benchmark": name, "leaf": int(name in leaves), "measure": measure,
              "models": len(joined), **correlation(joined, name, measure)} for name in benchmarks for measure in MEASURES]
     table = pd.DataFrame(rows)
-    table["p"] = [inference.correlation_p(rho, n) for rho, n in zip(table["rho"], table["n"])]
-    return table.assign(q=pd.Series(inference.benjamini_hochberg(table["p"].where(table["leaf"] == 1).to_numpy())))
+    table["p"] = [correlation_p(rho, n) for rho, n in zip(table["rho"], table["n"])]
+    return table.assign(q=pd.Series(benjamini_hochberg(table["p"].where(table["leaf"] == 1).to_numpy())))
 
 
 def brainscore_vs_tolerance(results: Results) -> Iterator[Drawing]:
     """Brain-Score benchmarks against both measures: a figure per source, a row per benchmark, its n beside it."""
-    if not (tables := drawn(sources(results), ["pt"])):
+    if not (tables := tables_with(norm_tables(results), ["pt"])):
         return
     scores, origin = leaderboard(results)
     found = [(source, benchmark_table(source, scores)) for source in tables]
@@ -102,7 +119,7 @@ def brainscore_vs_tolerance(results: Results) -> Iterator[Drawing]:
         few = [f"{other.rows['source'].iat[0]} ({rows['models'].max()})" for other, rows in found if rows["rho"].isna().all()]
         caption = (f"Spearman of Brain-Score benchmarks with Perturbation Tolerance and human alignment, 95 % bootstrap intervals; "
                    f"above the averages, below the {LEAVES} benchmarks of smallest p (all {table['leaf'].sum() // 2} stand in the "
-                   f"table). Filled: q <= {ALPHA} (Benjamini-Hochberg over all benchmarks and both measures; averages are not "
+                   f"table). Filled: q <= {FALSE_DISCOVERY_RATE} (Benjamini-Hochberg over all benchmarks and both measures; averages are not "
                    f"tested). Only {table['models'].max()} models have both; models of a family resemble each other.\n{origin}; "
                    f"joined by timm name.\n{source.note}")
         caption += f"\nToo few models with scores: {', '.join(few)}." if few else ""
@@ -113,13 +130,13 @@ def draw_benchmarks(table: pd.DataFrame) -> plt.Figure:
     """Two panels of dots with intervals, averages above the benchmarks of smallest p."""
     leaves = table[table["leaf"] == 1].groupby("benchmark")["p"].min().nsmallest(LEAVES).index
     names = [*(name for name in AVERAGES if name in set(table["benchmark"])), *leaves]
-    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(PAGE, 0.7 + 0.155 * len(names)), layout="constrained")
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(PAGE_WIDTH, 0.7 + 0.155 * len(names)), layout="constrained")
     for ax, (measure, (label, _)) in zip(axes, MEASURES.items()):
         part = table[table["measure"] == measure].set_index("benchmark").loc[names]
         for y, row in enumerate(part.itertuples()):
             colour = "#0072B2" if row.leaf else "#222222"
             ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1)
-            ax.plot(row.rho, y, "o", color=colour, markerfacecolor=colour if row.q <= ALPHA else "white")
+            ax.plot(row.rho, y, "o", color=colour, markerfacecolor=colour if row.q <= FALSE_DISCOVERY_RATE else "white")
             ax.annotate(f"{row.n}", (1.0, y), xycoords=("axes fraction", "data"), xytext=(3, 0), textcoords="offset points",
                         fontsize=6, va="center")
         ax.annotate("n", (1.0, 1.0), xytext=(3, 2), xycoords="axes fraction", textcoords="offset points", fontsize=6)
@@ -127,21 +144,21 @@ def draw_benchmarks(table: pd.DataFrame) -> plt.Figure:
         ax.axhline(sum(part["leaf"] == 0) - 0.5, color="#BBBBBB", linewidth=0.6)
         ax.set(xlim=(-1, 1), ylim=(len(names) - 0.4, -0.6), xlabel="Spearman's ρ")
         ax.set_title(f"with {label.split(' (')[0]} ({part['n'].max()} models)", loc="left")
-    axes[0].set_yticks(range(len(names)), [name if len(name) <= SHORT else f"{name[:SHORT]}…" for name in names], fontsize=6)
+    axes[0].set_yticks(range(len(names)), [name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}…" for name in names], fontsize=6)
     return figure
 
 
 # ---- robust accuracy against Perturbation Tolerance ------------------------------------------------------------
 
-def robust_pairs(results: Results) -> Iterator[tuple[str, Source, pd.DataFrame]]:
+def robust_pairs(results: Results) -> Iterator[tuple[str, NormTable, pd.DataFrame]]:
     """Balls of ours (image set, threat, budget) x sources of norms: models with both, a row per model and eps."""
-    table = summary(results)
+    table = read_summary(results)
     table = table[table["robust_acc"].notna() & table["partial"].ne(1) & (table["eps"] > 0)]
     for (image_set, threat, attack), ball in table.groupby(["image_set", "threat", "attack"], dropna=False):
-        for source in drawn(sources(results), ["pt"]):
+        for source in tables_with(norm_tables(results), ["pt"]):
             both = ball.merge(source.rows[["source", "model", "group", "pt", "pt_sem"]], on="model")
             if len(both) and (source.name == PUBLISHED or source.image_set == image_set):
-                intervals = [metrics.accuracy_interval(int(hits), int(n)) for hits, n in zip(both["robust"], both["n"])]
+                intervals = [accuracy_interval(int(hits), int(n)) for hits, n in zip(both["robust"], both["n"])]
                 yield f"{image_set}, {threat}, {attack}", source, both.assign(
                     low=[low for low, _ in intervals], high=[high for _, high in intervals])
 
@@ -149,7 +166,7 @@ def robust_pairs(results: Results) -> Iterator[tuple[str, Source, pd.DataFrame]]
 def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
     """Robust accuracy against Perturbation Tolerance: a panel per ball and protocol of norms, a colour per eps."""
     if not (pairs := list(robust_pairs(results))):
-        if len(summary(results)):
+        if len(read_summary(results)):
             raise NothingToDraw("no model has both robust accuracies and minimal norms")
         return
     radii = sorted({eps for *_, both in pairs for eps in both["eps"]})
@@ -157,7 +174,7 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
     models = sorted({model for *_, both in pairs for model in both["model"]})
     markers = dict(zip(models, MARKERS)) if len(models) <= len(MARKERS) else {}     # a shape each, where they suffice
     figure, axes = panels(len(pairs), [
-        *(Line2D([], [], color=colours[eps], label=f"ε = {utilities.format_eps(eps)}") for eps in radii),
+        *(Line2D([], [], color=colours[eps], label=f"ε = {format_eps(eps)}") for eps in radii),
         *(Line2D([], [], linestyle="none", marker=marker, color="#666666", label=model) for model, marker in markers.items())])
     found = []
     for ax, (ball, source, both) in zip(axes, pairs):
@@ -173,7 +190,7 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
         ax.set(xlabel=f"{MEASURES['pt'][0]}, {source.name.splitlines()[0]}", ylabel="robust accuracy (%)")
         ax.set_ylim(bottom=0)
         ax.set_title(f"{textwrap.fill(ball, 46)}\nn = {both['model'].nunique()} models", loc="left")
-    rhos = [f"{cell['ball']} against {cell['source']}, eps {utilities.format_eps(cell['eps'])}: ρ = {cell['rho']:.2f} "
+    rhos = [f"{cell['ball']} against {cell['source']}, eps {format_eps(cell['eps'])}: ρ = {cell['rho']:.2f} "
             f"[{cell['low']:.2f}, {cell['high']:.2f}], n = {cell['n']}." for cell in found if np.isfinite(cell["rho"])]
     caption = "\n".join([
         "Accuracy under attack against Perturbation Tolerance of the same models; bars: 95 % Wilson intervals, standard errors. "
@@ -186,14 +203,14 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
 
 def slide(results: Results) -> Iterator[Drawing]:
     """The trade-off and the two ways out in one plane, coloured by accuracy: the published numbers, else our largest source."""
-    tables = [source for source in drawn(sources(results), ["pt", "alignment"])
+    tables = [source for source in tables_with(norm_tables(results), ["pt", "alignment"])
               if len(source.standard.dropna(subset=["pt", "alignment", "accuracy"])) >= FEWEST]
     if not tables:
-        if sources(results):
+        if norm_tables(results):
             raise NothingToDraw(f"norms, alignment and accuracy of {FEWEST} models are needed")
         return
     best = max(tables, key=lambda source: (source.name == PUBLISHED, len(source.rows)))
-    source = mark_front(best)
+    source = mark_pareto_front(best)
     with plt.rc_context({"font.size": 10, "axes.labelsize": 11, "xtick.labelsize": 9, "ytick.labelsize": 9}):
         figure = draw_slide(source)
     caption = ("Human alignment against Perturbation Tolerance. Each dot is a standard model, coloured by its accuracy, with which "
@@ -202,9 +219,9 @@ def slide(results: Results) -> Iterator[Drawing]:
     yield "slide", figure, source.rows, caption
 
 
-def draw_slide(source: Source) -> plt.Figure:
+def draw_slide(source: NormTable) -> plt.Figure:
     """Wide enough for a slide, its words large enough to be read from the last row."""
-    figure, ax = plt.subplots(figsize=(PAGE, 4.4), layout="constrained")
+    figure, ax = plt.subplots(figsize=(PAGE_WIDTH, 4.4), layout="constrained")
     standard = source.standard.dropna(subset=["accuracy"]).sort_values("accuracy")
     dots = ax.scatter(standard["pt"], 100 * standard["alignment"], c=standard["accuracy"], cmap="cividis", s=22, linewidth=0.3,
                       edgecolor="white", zorder=2, label=f"standard ({len(standard)}), coloured by accuracy")
@@ -212,7 +229,7 @@ def draw_slide(source: Source) -> plt.Figure:
     draw_front(ax, source.rows[source.rows["front"]])
     draw_series(ax, source.rows)
     for group, label in (("robust", "adversarially trained"), ("harmonized", "harmonized with human maps")):
-        part, (colour, marker) = source.rows[source.rows["group"] == group], GROUPS[group]
+        part, (colour, marker) = source.rows[source.rows["group"] == group], GROUP_STYLES[group]
         if len(part):
             ax.scatter(part["pt"], 100 * part["alignment"], color=colour, marker=marker, s=90 if marker == "*" else 26,
                        linewidth=0.3, edgecolor="white", zorder=3, label=f"{label} ({len(part)})")

@@ -10,10 +10,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-import utilities
-from alignment_security.plots.style import NORMS, Drawing, Results, budget, describe, finished, folder, norm_means, read_rows
-from alignment_security.records import adversarial_examples as examples
-from alignment_security.records import metrics
+from alignment_security.analysis.results import (
+    Results,
+    describe_runs,
+    group_finished,
+    norm_means,
+    read_finished_rows,
+    run_budget,
+    run_folder,
+)
+from alignment_security.common.settings import format_eps
+from alignment_security.plots.style import NORM_SYMBOLS, Drawing
+from alignment_security.records.adversarial_examples import (
+    example_path,
+    examples_folder,
+    load_example,
+)
+from alignment_security.records.metrics import HUMAN_CEILING
 
 PHOTOGRAPHS, MODELS, CELL = 4, 3, 1.62      # columns and rows; inches a picture
 MAP_COLOURS = "magma"
@@ -25,17 +38,17 @@ Picture = tuple[np.ndarray | str, str]      # pixels (H, W, 3) uint8 or the reas
 
 def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
     """What a model made of a photograph: `verdict`, and image, delta, classes and norms where the record confirms them."""
-    cell = {"image_set": run["image_set"], "threat": run["threat"], "budget": budget(run), "model": run["model"],
+    cell = {"image_set": run["image_set"], "threat": run["threat"], "budget": run_budget(run), "model": run["model"],
             "image_id": image_id}
-    part, path = rows[rows["image_id"] == image_id], examples.path_of(run["csv"], image_id)
+    part, path = rows[rows["image_id"] == image_id], example_path(run["csv"], image_id)
     fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
-    robust = f"robust at ε = {utilities.format_eps(part['eps'].max())}" if "eps" in part else "no adversarial image found"
+    robust = f"robust at ε = {format_eps(part['eps'].max())}" if "eps" in part else "no adversarial image found"
     for holds, verdict in [(part.empty, "not in its image list"),
                            (not part["clean_correct"].all(), "misclassified without attack"),
                            (fooled.empty, robust), (not path.exists(), NOT_KEPT)]:
         if holds:
             return cell | {"verdict": verdict}
-    example = examples.load(path)
+    example = load_example(path)
     if not np.isclose(fooled["l2"], example["l2"]).any():
         return cell | {"verdict": "fooled, the example kept is another run's"}
     size = np.abs(example["delta"].astype(float))
@@ -46,9 +59,9 @@ def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
 def example_columns(group: list[dict], needs: str = "image") -> list[list[dict]]:
     """The first photographs of which any model has an example with `needs`: what every model that has something to tell
     made of each."""
-    rows = [read_rows(run) for run in group]
+    rows = [read_finished_rows(run) for run in group]
     names = dict.fromkeys(name for run, part in zip(group, rows) for name in part["image_id"].unique()
-                          if examples.path_of(run["csv"], name).exists())
+                          if example_path(run["csv"], name).exists())
     columns = ([read_example(run, part, name) for run, part in zip(group, rows)] for name in names)
     shown = list(islice((column for column in columns if any(needs in cell for cell in column)), PHOTOGRAPHS))
     told = [any(column[i]["verdict"] != NOT_KEPT for column in shown) for i in range(len(group))]
@@ -57,8 +70,8 @@ def example_columns(group: list[dict], needs: str = "image") -> list[list[dict]]
 
 def example_groups(results: Results, kinds: tuple[str, ...], needs: str = "image") -> Iterator[tuple[list[dict], list]]:
     """(runs of an image set and threat, columns of examples of the first few models that have any)."""
-    for group in finished(results.runs, kinds, folder):
-        first = sorted(group, key=lambda run: not examples.folder_of(run["csv"]).is_dir())[:MODELS]
+    for group in group_finished(results.runs, kinds, run_folder):
+        first = sorted(group, key=lambda run: not examples_folder(run["csv"]).is_dir())[:MODELS]
         if columns := example_columns(first, needs):
             yield group, columns
 
@@ -72,7 +85,7 @@ def table_of(columns: list[list[dict]]) -> pd.DataFrame:
 def who_is_shown(group: list[dict], columns: list[list[dict]], results: Results) -> str:
     models = [cell["model"] for cell in columns[0]]
     left = [run["model"] for run in group if run["model"] not in models]
-    return describe([run for run in group if run["model"] in models], results.runs) + (
+    return describe_runs([run for run in group if run["model"] in models], results.runs) + (
         f"\nNot drawn, for want of room or of examples (see --models): {', '.join(left)}." if left else "")
 
 
@@ -86,7 +99,7 @@ def adversarial_examples(results: Results) -> Iterator[Drawing]:
                    + who_is_shown(group, columns, results))
         names = ["", *(cell["model"] for cell in columns[0])]
         rows = [[photograph(column) for column in columns], *([difference(cell) for cell in row] for row in zip(*columns))]
-        yield "_".join(["adversarial_examples", *folder(group[0])]), draw_grid(names, rows), table_of(columns), caption
+        yield "_".join(["adversarial_examples", *run_folder(group[0])]), draw_grid(names, rows), table_of(columns), caption
 
 
 def photograph(column: list[dict]) -> Picture:
@@ -105,9 +118,9 @@ def difference(cell: dict) -> Picture:
 
 def size_text(cell: dict) -> str:
     if np.isfinite(cell["eps"]):
-        return f"ε = {utilities.format_eps(cell['eps'])}"
-    return (f"{NORMS['Linf']} = {255 * cell['linf']:.2g}/255" if cell["threat"].startswith("Linf") else
-            f"{NORMS['L2']} = {cell['l2']:.3g}")
+        return f"ε = {format_eps(cell['eps'])}"
+    return (f"{NORM_SYMBOLS['Linf']} = {255 * cell['linf']:.2g}/255" if cell["threat"].startswith("Linf") else
+            f"{NORM_SYMBOLS['L2']} = {cell['l2']:.3g}")
 
 
 # ---- where it fools it, and where people look ------------------------------------------------------------------
@@ -123,15 +136,15 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
                 *([perturbation_map(cell) for cell in row] for row in zip(*columns))]
         caption = (f"Photographs, the human map of each (source: {source}), and the size of the smallest perturbation found "
                    f"per pixel (maximum over channels), white at its 99.5th percentile, with the perturbation's L2 norm and r, "
-                   f"its Spearman correlation with the human map over the human ceiling {metrics.HUMAN_CEILING}. "
+                   f"its Spearman correlation with the human map over the human ceiling {HUMAN_CEILING}. "
                       "PT: Perturbation Tolerance, the mean L2 norm over all correctly classified images; r beside a model: "
                    "the mean over these.\n" + who_is_shown(group, columns, results))
-        yield "_".join(["human_alignment_examples", *folder(group[0])]), draw_grid(names, rows), table_of(columns), caption
+        yield "_".join(["human_alignment_examples", *run_folder(group[0])]), draw_grid(names, rows), table_of(columns), caption
 
 
 def model_facts(run: dict) -> str:
     """Name, Perturbation Tolerance and mean alignment of a model, two lines."""
-    means = norm_means(read_rows(run))
+    means = norm_means(read_finished_rows(run))
     return (f"{run['model']}\nPT {means['l2']:.3g} ± {means['l2_sem']:.1g}, "
             f"r {means['alignment']:.2f} (n = {means['n']})")
 

@@ -5,7 +5,6 @@ number of benchmarks, what clean accuracy explains, and missing scores that stay
 """
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Iterator
 
@@ -16,49 +15,52 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from sklearn.manifold import TSNE
-from sklearn.metrics import nan_euclidean_distances
 
-import utilities
-from alignment_security.analysis import brainscore_leaderboard as brainscore
-from alignment_security.analysis import statistics as inference
-from alignment_security.analysis.hoak2025 import ALPHA, CLEAN, GROUPS, MIN_FAMILIES, MIN_MODELS, Study, correlation_table, studies
+from alignment_security.analysis.hoak2025 import (
+    ALPHA,
+    BENCHMARK_GROUPS,
+    CLEAN_OUTCOME,
+    COMPARABLE,
+    MIN_FAMILIES,
+    MIN_MODELS,
+    Study,
+    comparable_scores,
+    drawn_radii,
+    outcome_label,
+    score_distances,
+    short_benchmark,
+    studies,
+)
+from alignment_security.analysis.hoak2025_statistics import correlation_table
+from alignment_security.analysis.results import Results
+from alignment_security.analysis.statistics import linear_regression
 from alignment_security.models.families import FAMILIES, family
-from alignment_security.plots.style import COLUMN, MARKERS, PAGE, Drawing, Results
+from alignment_security.plots.style import (
+    COLUMN_WIDTH,
+    DIVERGING,
+    EMPTY,
+    GREY,
+    LINE,
+    MARKERS,
+    PAGE_WIDTH,
+    RADIUS_COLOURS,
+    ROW_HEIGHT,
+    SCALE,
+    SEQUENTIAL,
+    SMALL,
+    Drawing,
+)
 
-DIVERGING, SEQUENTIAL, EMPTY, GREY = "RdBu_r", "viridis", "#D9D9D9", "#666666"
-ROW, LINE = 0.1, 0.16       # inches: a benchmark, with letters of SMALL points; a line of a legend
-SMALL, SCALE = 6, 7         # points; rows that the scale and its label take
-PERPLEXITY, SEED = 20, 42   # of t-SNE, as in the first paper
-COMPARABLE = 0.5            # of the benchmarks have a score of the model, and of the models on the benchmark
-RADII = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#000000")      # Okabe and Ito's, a colour per radius
-MOST_RADII = len(RADII)
-
-
-# ---- parts -----------------------------------------------------------------------------------------------------
-
-def show(outcome) -> str:
-    """`clean`, or eps as people write it."""
-    return outcome if outcome == CLEAN else f"ε = {utilities.format_eps(outcome)}"
-
-
-def short(benchmark: str) -> str:
-    """A benchmark's name without its laboratory and without Marques2020_, which 22 of them begin with."""
-    return re.sub(r"^([a-z]+\.|Marques2020_)", "", benchmark).replace("_", " ")
+PERPLEXITY, TSNE_SEED = 20, 42   # of t-SNE, as in the first paper
 
 
-def drawn(study: Study) -> list[float]:
-    """The radii that get a panel or a colour: all, or MOST_RADII of them, spread out; tables have all."""
-    radii = study.radii
-    return radii if len(radii) <= MOST_RADII else [radii[i] for i in np.linspace(0, len(radii) - 1, MOST_RADII).round().astype(int)]
-
+# ---- correlations ----------------------------------------------------------------------------------------------
 
 def put_heading(figure: Figure, study: Study) -> None:
     """What was measured, and by what budget: on every picture."""
     text = textwrap.fill(study.heading, int(figure.get_figwidth() / 0.062))
     figure.suptitle(text, x=0.01, ha="left", fontsize=7)
 
-
-# ---- correlations ----------------------------------------------------------------------------------------------
 
 def robust_only_correlation(results: Results) -> Iterator[Drawing]:
     """Heat map: Spearman's correlation of every benchmark with clean accuracy and accuracy under attack."""
@@ -73,7 +75,7 @@ def partial_correlation(results: Results) -> Iterator[Drawing]:
     """Heat map: the same given clean accuracy, so that a benchmark does not count for being a test of good models."""
     for study in studies(results):
         table = correlation_table(study)
-        table = table[table["accuracy"] != CLEAN]
+        table = table[table["accuracy"] != CLEAN_OUTCOME]
         if table["partial_rho"].notna().any():
             caption = ("Partial Spearman correlation of each benchmark with accuracy under attack, given clean accuracy on the "
                        "same images. " + correction(table["partial_q"]))
@@ -101,7 +103,7 @@ def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
     cut = halves(list(benchmarks["group"]))
     parts = [part for part in (benchmarks[:cut], benchmarks[cut:]) if len(part)]
     rows = max(max(map(len, parts)), min(map(len, parts)) + SCALE)
-    figure, axes = plt.subplots(1, len(parts), figsize=(PAGE, ROW * rows + 0.9), squeeze=False)
+    figure, axes = plt.subplots(1, len(parts), figsize=(PAGE_WIDTH, ROW_HEIGHT * rows + 0.9), squeeze=False)
     figure.set_layout_engine("constrained", wspace=0.06)
     for ax, part in zip(axes.flat, parts):
         grids = [table.pivot(index="benchmark", columns="accuracy", values=name).reindex(part["benchmark"])[outcomes]
@@ -128,14 +130,14 @@ def draw_cells(ax, rows: pd.DataFrame, outcomes: list, value: pd.DataFrame, q: p
     marked = np.argwhere((q <= ALPHA).to_numpy())
     strong = np.abs(value.to_numpy(float)[tuple(marked.T)]) > 0.6
     ax.scatter(marked[:, 1] + 0.5, marked[:, 0] + 0.5, s=2.5, linewidth=0, color=np.where(strong, "white", "black"))
-    ax.set_yticks(np.arange(len(rows)) + 0.5, [short(name) for name in rows["benchmark"]], fontsize=SMALL)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, [short_benchmark(name) for name in rows["benchmark"]], fontsize=SMALL)
     for text, leaf in zip(ax.get_yticklabels(), rows["leaf"]):
         text.set_fontweight("normal" if leaf else "bold")
     for i, count in enumerate(n.min(axis=1)):
         ax.text(len(outcomes) + 0.15, i + 0.5, f"{count:.0f}", fontsize=SMALL, va="center_baseline", color=GREY)
     ax.text(len(outcomes) + 0.15, -0.4, "n", fontsize=SMALL, color=GREY)
     ax.xaxis.tick_top()
-    ax.set_xticks(np.arange(len(outcomes)) + 0.5, [show(outcome) for outcome in outcomes], fontsize=SMALL, rotation=90)
+    ax.set_xticks(np.arange(len(outcomes)) + 0.5, [outcome_label(outcome) for outcome in outcomes], fontsize=SMALL, rotation=90)
     ax.tick_params(length=0, pad=2)
     ax.spines[:].set_visible(False)
     return mesh
@@ -146,27 +148,27 @@ def draw_cells(ax, rows: pd.DataFrame, outcomes: list, value: pd.DataFrame, q: p
 def avg_alignment_vs_robust(results: Results) -> Iterator[Drawing]:
     """Average, neural, behavioral and engineering alignment against accuracy under attack: a figure each, a line per eps."""
     for study in studies(results):
-        for column, group in GROUPS.items():
+        for column, group in BENCHMARK_GROUPS.items():
             if column in study.scores and study.scores[column].notna().sum() >= MIN_MODELS:
                 name = f"{'avg' if group == 'average' else group}_alignment_vs_robust{study.name}"
                 yield name, *draw_alignment(study, column, group)
 
 
 def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.DataFrame, str]:
-    figure, ax = plt.subplots(figsize=(COLUMN, 2.4 + LINE * len(drawn(study))), layout="constrained")
+    figure, ax = plt.subplots(figsize=(COLUMN_WIDTH, 2.4 + LINE * len(drawn_radii(study))), layout="constrained")
     tables, lines = [], []
-    for i, eps in enumerate(drawn(study)):
+    for i, eps in enumerate(drawn_radii(study)):
         part = pd.DataFrame({"score": study.scores[column], "accuracy": study.accuracy[eps]}).dropna()
         part.insert(0, "eps", eps)
         tables.append(part)
-        fit = inference.regression(part["score"].to_numpy(), part["accuracy"].to_numpy(), study.families[
+        fit = linear_regression(part["score"].to_numpy(), part["accuracy"].to_numpy(), study.families[
             study.scores.index.isin(part.index)])
-        color, marker = RADII[i % len(RADII)], MARKERS[i % len(MARKERS)]
+        color, marker = RADIUS_COLOURS[i % len(RADIUS_COLOURS)], MARKERS[i % len(MARKERS)]
         ax.scatter(part["score"], 100 * part["accuracy"], s=7, color=color, marker=marker, alpha=0.45, linewidth=0)
         ends = np.array([part["score"].min(), part["score"].max()])
         ax.plot(ends, 100 * (fit["intercept"] + fit["slope"] * ends), color=color, linewidth=1.5)
-        lines.append((Line2D([], [], color=color, marker=marker, label=f"{show(eps)}: {show_fit(fit)}"),
-                      f"{show(eps)}: n = {fit['n']}, slope {fit['slope']:.3g}, R2 = {fit['r2']:.3f}, p = {fit['p']:.3g}, p over "
+        lines.append((Line2D([], [], color=color, marker=marker, label=f"{outcome_label(eps)}: {fit_text(fit)}"),
+                      f"{outcome_label(eps)}: n = {fit['n']}, slope {fit['slope']:.3g}, R2 = {fit['r2']:.3f}, p = {fit['p']:.3g}, p over "
                       f"families {fit['p_family']:.3g}"))
     ax.set(xlabel=f"{group} alignment (Brain-Score)", ylabel="accuracy under attack (%)")
     ax.set_ylim(bottom=0)
@@ -178,40 +180,24 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
     return figure, pd.concat(tables).reset_index(), f"{caption}\n{study.facts}"
 
 
-def show_fit(fit: dict) -> str:
+def fit_text(fit: dict) -> str:
     if np.isnan(fit["r2"]):
         return "all equal, no fit"
     return f"R² = {fit['r2']:.3f}, " + ("p < 0.001" if fit["p"] < 0.001 else f"p = {fit['p']:.3f}")
 
 
-# ---- t-SNE -----------------------------------------------------------------------------------------------------
-
-def comparable(scores: pd.DataFrame) -> pd.DataFrame:
-    """Benchmarks, standardised, and models of which at least the share COMPARABLE is known; averages and constants left out."""
-    leaves = scores[brainscore.leaf_benchmarks(scores.columns)]
-    leaves = leaves.loc[:, (leaves.notna().mean() >= COMPARABLE) & (leaves.std() > 0)]
-    leaves = leaves[leaves.notna().mean(axis=1) >= COMPARABLE]
-    return (leaves - leaves.mean()) / leaves.std()
-
-
-def distances(standardised: pd.DataFrame) -> np.ndarray:
-    """(models, models): Euclidean over the benchmarks that both have, scaled up to all of them (Dixon 1979; scikit-learn)."""
-    found = nan_euclidean_distances(standardised)
-    return np.nan_to_num(found, nan=np.nanmax(found))      # a pair without a benchmark in common: as far as any
-
-
 def tsne_plot(results: Results) -> Iterator[Drawing]:
     """t-SNE of the score matrix: by family, and coloured by accuracy under attack at each eps."""
     for study in studies(results):
-        known = comparable(study.scores)
+        known = comparable_scores(study.scores)
         if len(known) < MIN_MODELS:
             continue
         perplexity = min(PERPLEXITY, (len(known) - 1) / 3)
-        places = TSNE(perplexity=perplexity, metric="precomputed", init="random", random_state=SEED).fit_transform(distances(known))
+        places = TSNE(perplexity=perplexity, metric="precomputed", init="random", random_state=TSNE_SEED).fit_transform(score_distances(known))
         table = pd.DataFrame(places, known.index, ["x", "y"]).assign(family=[family(model) for model in known.index])
-        table = table.join(study.accuracy).rename(columns={eps: f"accuracy at {show(eps)}" for eps in study.radii})
+        table = table.join(study.accuracy).rename(columns={eps: f"accuracy at {outcome_label(eps)}" for eps in study.radii})
         left = study.scores.index.difference(known.index)
-        caption = (f"t-SNE (perplexity {perplexity:.3g}, seed {SEED}) of {known.shape[1]} benchmarks (no averages), each scaled to "
+        caption = (f"t-SNE (perplexity {perplexity:.3g}, seed {TSNE_SEED}) of {known.shape[1]} benchmarks (no averages), each scaled to "
                    f"unit variance. Missing scores are not filled in: the distance of two models is that over the benchmarks "
                    f"that both have, scaled up (Dixon 1979). Left out: benchmarks known of fewer than {COMPARABLE:.0%} of the "
                    f"models, and {len(left)} models with fewer than {COMPARABLE:.0%} of the rest; from a panel, models that "
@@ -221,9 +207,9 @@ def tsne_plot(results: Results) -> Iterator[Drawing]:
 
 def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
     """The same map once by family and once per radius."""
-    radii = drawn(study)
+    radii = drawn_radii(study)
     rows = -(-(1 + len(radii)) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(PAGE, min(2.7 * rows, 8.6) + 0.5), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(rows, 2, figsize=(PAGE_WIDTH, min(2.7 * rows, 8.6) + 0.5), layout="constrained", squeeze=False)
     for name in [name for name in FAMILIES if name in set(table["family"])]:
         part = table[table["family"] == name]
         axes.flat[0].scatter(part["x"], part["y"], s=10, color=FAMILIES[name][0], label=name, linewidth=0, alpha=0.8)
@@ -231,9 +217,9 @@ def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
                   columnspacing=1.5)
     axes.flat[0].set_title("family", loc="left")
     for ax, eps in zip(axes.flat[1:], radii):
-        dots = ax.scatter(table["x"], table["y"], s=10, c=100 * table[f"accuracy at {show(eps)}"], cmap=SEQUENTIAL, linewidth=0)
+        dots = ax.scatter(table["x"], table["y"], s=10, c=100 * table[f"accuracy at {outcome_label(eps)}"], cmap=SEQUENTIAL, linewidth=0)
         figure.colorbar(dots, ax=ax, aspect=30).set_label("accuracy under attack (%)", size=7)
-        ax.set_title(show(eps), loc="left")
+        ax.set_title(outcome_label(eps), loc="left")
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.set_axis_off() if not ax.collections else ax.spines[:].set_visible(True)
@@ -241,10 +227,10 @@ def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
     return figure
 
 
-NEEDS = (f"needs at least {MIN_MODELS} models (tsne_plot: with half of the scores; variance_explained: {2 * MIN_MODELS} with all "
+NEEDED_DATA = (f"needs at least {MIN_MODELS} models (tsne_plot: with half of the scores; variance_explained: {2 * MIN_MODELS} with all "
          f"averages; leave_one_family_out: {MIN_FAMILIES} families) that have accuracies under attack (`python "
          "evaluate_robustness.py --model_name MODEL --results_dir {} Linf --eps 1/255`, then `python utilities.py merge "
          "--results_dir {}`) and scores (`python -c \"from utilities import setup_scores; setup_scores()\"`)")
-FIGURES = {name: (function, NEEDS) for name, function in {
+FIGURES = {name: (function, NEEDED_DATA) for name, function in {
     "robust_only_correlation": robust_only_correlation, "partial_correlation": partial_correlation,
     "avg_alignment_vs_robust": avg_alignment_vs_robust, "tsne_plot": tsne_plot}.items()}

@@ -8,31 +8,39 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis.feng2025 import PUBLISHED, Source, sources
-from alignment_security.models.families import FAMILIES, family
-from alignment_security.plots.feng2025 import FEWEST, correlation, rho_text
-from alignment_security.plots.style import (
-    COLUMN,
-    MAX_NAMED,
-    PAGE,
-    Drawing,
+from alignment_security.analysis.feng2025 import (
+    FEWEST,
+    PUBLISHED,
+    NormTable,
+    correlation,
+    norm_tables,
+    rho_text,
+)
+from alignment_security.analysis.results import (
     NothingToDraw,
     Results,
-    budget,
-    describe,
-    finished,
-    folder,
+    describe_runs,
+    group_finished,
+    read_finished_rows,
+    run_budget,
+    run_folder,
+)
+from alignment_security.models.families import FAMILIES, family
+from alignment_security.plots.style import (
+    COLUMN_WIDTH,
+    MAX_NAMED,
+    PAGE_WIDTH,
+    Drawing,
     legend_handles,
     model_styles,
     panels,
     radius_axis,
-    read_rows,
 )
-from alignment_security.records import metrics
+from alignment_security.records.metrics import accuracy_interval, spearman
 
 NORM_COLUMNS = {"L2": "l2", "Linf": "linf"}      # norm of a threat -> column of its records
 POINTS = 100            # of a curve
-LETTERS = 34            # of a name
+MAX_LETTERS = 34            # of a name
 NOT_MINIMAL = "feng2025"                    # the protocol whose norms are no minima (README, Threats)
 
 
@@ -40,7 +48,7 @@ NOT_MINIMAL = "feng2025"                    # the protocol whose norms are no mi
 
 def image_norms(run: dict) -> pd.Series:
     """Minimal norm by image: -inf for a misclassified one, inf where nothing was found."""
-    rows = read_rows(run).set_index("image_id")
+    rows = read_finished_rows(run).set_index("image_id")
     found = rows[NORM_COLUMNS[norm_of(run)]].astype(float).where(rows["success"] == 1, np.inf)
     return found.where(rows["clean_correct"] == 1, -np.inf)
 
@@ -59,8 +67,8 @@ def curve(run: dict) -> pd.DataFrame:
     if len(radii) > POINTS:
         radii = np.quantile(radii, np.linspace(0, 1, POINTS), method="nearest")
     correct = (norms[None] > radii[:, None]).sum(axis=1)
-    low, high = np.transpose([metrics.accuracy_interval(count, len(norms)) for count in correct.tolist()])
-    return pd.DataFrame({"image_set": run["image_set"], "threat": run["threat"], "budget": budget(run), "model": run["model"],
+    low, high = np.transpose([accuracy_interval(count, len(norms)) for count in correct.tolist()])
+    return pd.DataFrame({"image_set": run["image_set"], "threat": run["threat"], "budget": run_budget(run), "model": run["model"],
                          "eps": radii, "correct": correct, "n": len(norms), "accuracy": correct / len(norms), "low": low,
                          "high": high})
 
@@ -68,7 +76,7 @@ def curve(run: dict) -> pd.DataFrame:
 def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
     """Accuracy against eps from minimal norms: a panel per image set and protocol, a line per model."""
     runs = [run for run in results.runs if norm_of(run) in NORM_COLUMNS]
-    if not (groups := finished(runs, ("minimum_norm",), lambda run: (*folder(run), budget(run)))):
+    if not (groups := group_finished(runs, ("minimum_norm",), lambda run: (*run_folder(run), run_budget(run)))):
         return
     styles = model_styles({run["model"] for group in groups for run in group})
     plain = {model: style | {"marker": ""} for model, style in styles.items()}
@@ -82,12 +90,12 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
         ticks = np.asarray(plt.MaxNLocator(5).tick_values(0, unit * largest)) / unit
         radius_axis(ax, ticks[ticks <= largest], norm_of(group[0]))
         ax.set(ylim=(0, 100), xlim=(0, 1.04 * largest), ylabel="accuracy (%)")
-        ax.set_title(f"{', '.join(folder(group[0]))} (n = {group[0]['images']})\n{budget(group[0])}", loc="left")
+        ax.set_title(f"{', '.join(run_folder(group[0]))} (n = {group[0]['images']})\n{run_budget(group[0])}", loc="left")
     caption = "\n".join([
         "Accuracy against eps from minimal norms: the share of all images that are right and whose smallest perturbation found "
         f"is larger than eps; {'bands: 95 % Wilson intervals; ' if len(styles) <= MAX_NAMED else ''}an upper bound of robust "
         f"accuracy, far above it where norms are not minimal (protocol {NOT_MINIMAL}).",
-        *(describe(group, results.runs) for group in groups)])
+        *(describe_runs(group, results.runs) for group in groups)])
     yield "accuracy_vs_norm", figure, pd.concat(tables, ignore_index=True), caption
 
 
@@ -101,9 +109,9 @@ def draw_curves(ax, table: pd.DataFrame, styles: dict[str, dict]) -> None:
 
 # ---- ranks under two protocols ---------------------------------------------------------------------------------
 
-def protocol_pairs(results: Results) -> Iterator[tuple[Source, Source, pd.DataFrame]]:
+def protocol_pairs(results: Results) -> Iterator[tuple[NormTable, NormTable, pd.DataFrame]]:
     """Sources with the second paper's norms and ours, and the models that have both: a row each, with both ranks."""
-    tables = [source for source in sources(results) if source.rows["pt"].notna().any()]
+    tables = [source for source in norm_tables(results) if source.rows["pt"].notna().any()]
     theirs = [source for source in tables if source.name == PUBLISHED or source.threat == f"L2-{NOT_MINIMAL}"]
     for a, b in product(theirs, [source for source in tables if source not in theirs]):
         if a.name != PUBLISHED and a.image_set != b.image_set:
@@ -117,28 +125,28 @@ def protocol_pairs(results: Results) -> Iterator[tuple[Source, Source, pd.DataFr
                             for model in both["model"]])
 
 
-def image_correlation(results: Results, model: str, *pair: Source) -> float:
+def image_correlation(results: Results, model: str, *pair: NormTable) -> float:
     """Spearman of one model's norms of the images that have one in both sources; nan without both records."""
     runs = [run for source in pair for run in results.runs if run["model"] == model and run["status"] == "done"
-            and folder(run) == (source.image_set, source.threat)]
+            and run_folder(run) == (source.image_set, source.threat)]
     if len(runs) != 2:
         return np.nan
     norms = pd.concat([image_norms(run) for run in runs], axis=1, join="inner").to_numpy()
     norms = norms[np.isfinite(norms).all(axis=1)]
-    return metrics.spearman(*norms.T) if len(norms) >= FEWEST else np.nan
+    return spearman(*norms.T) if len(norms) >= FEWEST else np.nan
 
 
 def rank_change(results: Results) -> Iterator[Drawing]:
     """Ranks of models by Perturbation Tolerance under feng2025 and under fmn or crossing, a panel per pair."""
     if not (pairs := list(protocol_pairs(results))):
-        if sources(results):
+        if norm_tables(results):
             raise NothingToDraw(f"two models with norms under {NOT_MINIMAL} and under fmn or crossing are needed")
         return
     columns = min(2, len(pairs))
     rows = -(-len(pairs) // columns)
     height = 0.9 + 0.13 * min(MAX_NAMED, max(len(both) for *_, both in pairs))
     figure, axes = plt.subplots(rows, columns, squeeze=False, layout="constrained", figsize=(
-        PAGE if columns > 1 else COLUMN, rows * height))
+        PAGE_WIDTH if columns > 1 else COLUMN_WIDTH, rows * height))
     for ax in axes.flat[len(pairs):]:
         ax.set_axis_off()
     kinds = model_styles({model for *_, both in pairs for model in both["model"]})
@@ -163,7 +171,7 @@ def draw_ranks(ax, both: pd.DataFrame) -> None:
                                             both["rho_images"]):
         ax.plot([0, 1], [left, right], marker="o", color=FAMILIES[kin][0], linewidth=0.8, markersize=3)
         if few:
-            name = (model if len(model) <= LETTERS else f"{model[:LETTERS - 1]}…") + ("" if np.isnan(rho) else f" ({rho:.2f})")
+            name = (model if len(model) <= MAX_LETTERS else f"{model[:MAX_LETTERS - 1]}…") + ("" if np.isnan(rho) else f" ({rho:.2f})")
             ax.annotate(name, (1, right), (5, 0), textcoords="offset points", va="center", fontsize=6)
     ax.set(xlim=(-0.1, 3.3 if few else 1.1), ylim=(len(both) + 0.5, 0.5), ylabel="rank", xticks=[])
     ax.yaxis.set_major_locator(plt.MaxNLocator(integer=True))

@@ -11,27 +11,34 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from alignment_security.analysis.results import (
+    Results,
+    describe_runs,
+    group_finished,
+    norm_means,
+    read_finished_rows,
+    run_budget,
+    run_folder,
+)
 from alignment_security.models.families import family
 from alignment_security.plots.style import (
-    COLUMN,
+    COLUMN_WIDTH,
     MARKERS,
     MAX_NAMED,
-    NORMS,
-    PAGE,
+    NORM_SYMBOLS,
+    PAGE_WIDTH,
     Drawing,
-    Results,
-    budget,
-    describe,
-    finished,
-    folder,
     legend_handles,
     model_styles,
-    norm_means,
     panels,
     radius_axis,
-    read_rows,
 )
-from alignment_security.records import metrics
+from alignment_security.records.metrics import (
+    ALEXNET_ERRORS,
+    SEVERITIES,
+    accuracy_interval,
+    mean_corruption_error,
+)
 
 PROTOCOL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")      # Okabe and Ito
 
@@ -40,13 +47,13 @@ PROTOCOL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B
 
 def accuracy_table(run: dict) -> pd.DataFrame:
     """Accuracy on all images and its 95 % Wilson interval, a row per eps; at eps 0 it is clean accuracy."""
-    rows, table = read_rows(run), []
+    rows, table = read_finished_rows(run), []
     hits: list[tuple[Any, Any]] = [(0.0, rows.drop_duplicates("image_id")["clean_correct"])]
     hits += [(eps, part["robust"]) for eps, part in rows.groupby("eps") if eps != 0]
     for eps, hit in hits:
         correct, n = int(hit.sum()), len(hit)
-        low, high = metrics.accuracy_interval(correct, n)
-        table.append({"image_set": run["image_set"], "threat": run["threat"], "budget": budget(run), "model": run["model"],
+        low, high = accuracy_interval(correct, n)
+        table.append({"image_set": run["image_set"], "threat": run["threat"], "budget": run_budget(run), "model": run["model"],
                       "family": family(run["model"]), "eps": eps, "correct": correct, "n": n, "accuracy": correct / n,
                       "low": low, "high": high})
     return pd.DataFrame(table)
@@ -55,8 +62,8 @@ def accuracy_table(run: dict) -> pd.DataFrame:
 def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
     """Accuracy under attack against eps: a panel per image set, threat and budget, a line per model."""
     def panel(run):     # its models share every setting of the run but the list of eps
-        return *folder(run), json.dumps(run["settings"]["run"] | {"eps": None}, sort_keys=True)
-    if not (groups := finished(results.runs, ("ball",), panel)):
+        return *run_folder(run), json.dumps(run["settings"]["run"] | {"eps": None}, sort_keys=True)
+    if not (groups := group_finished(results.runs, ("ball",), panel)):
         return
     tables = [pd.concat(map(accuracy_table, group)).assign(panel=i) for i, group in enumerate(groups, start=1)]
     styles = model_styles({run["model"] for group in groups for run in group})
@@ -67,18 +74,18 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
     bars = ("Bars: 95 % Wilson intervals; models stand a little apart along the axis so that their bars can be told apart."
             if len(styles) <= MAX_NAMED else "The 95 % Wilson intervals are in the table.")
     caption = "\n".join([f"Accuracy under attack, of all images, against the radius eps (at 0: without attack). {bars}",
-                         *(describe(group, results.runs) for group in groups)])
+                         *(describe_runs(group, results.runs) for group in groups)])
     yield "accuracy_vs_eps", figure, pd.concat(tables, ignore_index=True), caption
 
 
 def panel_title(run: dict, groups: list[list[dict]]) -> str:
     """Image set, threat and n; below it the budget, and what else tells panels of the same name apart."""
     settings = run["settings"]["run"]
-    others = [group[0]["settings"]["run"] for group in groups if folder(group[0]) == folder(run)]
+    others = [group[0]["settings"]["run"] for group in groups if run_folder(group[0]) == run_folder(run)]
     facts = [f"{name} {str(value)[:12]}" for name, value in settings.items() if name not in ("attack", "attacks", "eps")
              and any(other.get(name) != value for other in [*others, settings | {"head": "none"}])]
-    below = textwrap.fill(", ".join([budget(run), *facts]), 46)
-    return f"{run['image_set']}, {NORMS.get(run['threat'], run['threat'])} (n = {run['images']})\n{below}"
+    below = textwrap.fill(", ".join([run_budget(run), *facts]), 46)
+    return f"{run['image_set']}, {NORM_SYMBOLS.get(run['threat'], run['threat'])} (n = {run['images']})\n{below}"
 
 
 def draw_accuracy(ax, table: pd.DataFrame, styles: dict[str, dict], norm: str) -> None:
@@ -100,7 +107,7 @@ def draw_accuracy(ax, table: pd.DataFrame, styles: dict[str, dict], norm: str) -
 def corruption_table(runs: list[dict]) -> pd.DataFrame:
     """Top-1 error of each model, corruption type and severity that was run."""
     return pd.DataFrame([{"image_set": run["image_set"], "model": run["model"], "type": kind, "severity": int(severity),
-                          "n": run["images"], "error": 1 - read_rows(run)["clean_correct"].mean()}
+                          "n": run["images"], "error": 1 - read_finished_rows(run)["clean_correct"].mean()}
                          for run in runs for _, kind, severity in [run["threat"].rsplit("-", 2)]])
 
 
@@ -109,21 +116,21 @@ def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = {}
     for model, part in table.groupby("model"):
         errors = {kind: dict(zip(cells["severity"], cells["error"])) for kind, cells in part.groupby("type")}
-        whole = all(set(cells) == set(metrics.SEVERITIES) for cells in errors.values())
-        comparable = whole and set(errors) <= set(metrics.ALEXNET_ERRORS) and set(part["image_set"]) == {"imagenet-c"}
-        rows[model] = metrics.mean_corruption_error(errors, metrics.ALEXNET_ERRORS if comparable else None)
+        whole = all(set(cells) == set(SEVERITIES) for cells in errors.values())
+        comparable = whole and set(errors) <= set(ALEXNET_ERRORS) and set(part["image_set"]) == {"imagenet-c"}
+        rows[model] = mean_corruption_error(errors, ALEXNET_ERRORS if comparable else None)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def corruption_errors(results: Results) -> Iterator[Drawing]:
     """Error under each corruption, mean over the severities run, and the mean over types; a row per model."""
     runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
-    for group in finished(runs, ("clean",), lambda run: run["image_set"]):
+    for group in group_finished(runs, ("clean",), lambda run: run["image_set"]):
         image_set, table = group[0]["image_set"], corruption_table(group)
         summary = corruption_summary(table)
         shown = table.pivot_table(index="model", columns="type", values="error")        # mean over severities
         shown["mean"] = summary["mean_error"]
-        figure, ax = plt.subplots(figsize=(max(COLUMN, 1.6 + 0.36 * shown.shape[1]), 1.5 + 0.2 * len(shown)), layout="constrained")
+        figure, ax = plt.subplots(figsize=(max(COLUMN_WIDTH, 1.6 + 0.36 * shown.shape[1]), 1.5 + 0.2 * len(shown)), layout="constrained")
         draw_cells(ax, 100 * shown)
         ax.set_title(f"{image_set}: error (%), mean over severities", loc="left")
         yield (f"corruption_errors_{image_set}", figure, table.join(summary[["mean_error", "mce"]], on="model"),
@@ -158,13 +165,13 @@ def protocols_compared(results: Results) -> Iterator[Drawing]:
     def same(run):
         return run["image_set"], run["settings"]["run"].get("head", "none")
     runs = [run for run in results.runs if run["threat"].startswith("L2-")]
-    for group in finished(runs, ("minimum_norm",), same):
+    for group in group_finished(runs, ("minimum_norm",), same):
         table = pd.DataFrame([{"image_set": run["image_set"], "head": same(run)[1], "model": run["model"],
-                               "threat": run["threat"], "attack": budget(run)} | norm_means(read_rows(run)) for run in group])
+                               "threat": run["threat"], "attack": run_budget(run)} | norm_means(read_finished_rows(run)) for run in group])
         if "L2-feng2025" not in set(table["threat"]) or table["threat"].nunique() < 2:
             continue
         height = 1.3 + 0.26 * table["model"].nunique()
-        figure, axes = plt.subplots(1, 2, figsize=(PAGE, height), sharey=True, layout="constrained")
+        figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, height), sharey=True, layout="constrained")
         for ax, value, label in zip(axes, ("l2", "alignment"), ("Perturbation Tolerance ($L_2$, log scale)", "human alignment")):
             draw_protocols(ax, table, value)
             ax.set_xlabel(label)
@@ -177,7 +184,7 @@ def protocols_compared(results: Results) -> Iterator[Drawing]:
         caption = "\n".join(["The same models, photographs and head under each protocol: mean and standard error over the "
                              "correctly classified images. feng2025: foolbox's L2 FMN as published: never projects, stretched "
                              "pixels, norms that are not minimal.",
-                             *(describe([run for run in group if run["threat"] == threat], results.runs)
+                             *(describe_runs([run for run in group if run["threat"] == threat], results.runs)
                                for threat in table["threat"].unique())])
         yield "_".join(filter(None, ["protocols_compared", *same(group[0])])), figure, table, caption
 

@@ -16,13 +16,13 @@ from urllib.parse import quote
 
 import pandas as pd
 
-import utilities
-from alignment_security.analysis.feng2025 import PUBLISHED, sources, summary
-from alignment_security.plots.style import Results
-from alignment_security.records import run as records
+from alignment_security.analysis.feng2025 import PUBLISHED, norm_tables, read_summary
+from alignment_security.analysis.results import Results
+from alignment_security.common.files import UserError, safe_file_name, write_atomic
+from alignment_security.common.settings import format_eps
 
-NAME = "report.html"
-PAGE = Template("""<!DOCTYPE html>
+REPORT_NAME = "report.html"
+PAGE_TEMPLATE = Template("""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>alignment-security: results</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
@@ -116,7 +116,7 @@ def frame_html(name: str, table: pd.DataFrame) -> str:
 
 def record_link(results: Results, folder: Path, image_set: str, threat: str, model: str) -> str:
     """Address of a record seen from the page; empty where there is no such file."""
-    path = results.folder / "records" / image_set / threat / f"{records.file_name(model)}.csv"
+    path = results.folder / "records" / image_set / threat / f"{safe_file_name(model)}.csv"
     return quote(Path(os.path.relpath(path, folder)).as_posix()) if path.exists() else ""
 
 
@@ -126,7 +126,7 @@ def measured(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], str, pd.Dat
         small = "" if pd.isna(attack) else str(attack)
         for eps, rows in part.groupby("eps"):
             if rows["robust_acc"].notna().any():
-                yield (f"{threat} ε = {utilities.format_eps(eps)} (%)", small), "robust_acc", rows, 1, 100
+                yield (f"{threat} ε = {format_eps(eps)} (%)", small), "robust_acc", rows, 1, 100
         for column, word, digits, factor in (("l2_mean", "L2 norm", 3, 1), ("human_alignment", "alignment (%)", 1, 100)):
             if part[column].notna().any():
                 yield (f"{threat} {word}", small), column, part, digits, factor
@@ -134,7 +134,7 @@ def measured(table: pd.DataFrame) -> Iterator[tuple[tuple[str, str], str, pd.Dat
 
 def leaderboard_html(results: Results, folder: Path) -> str:
     """A row per model and image set: clean accuracy, and a column per threat, budget and eps; every value links its record."""
-    table = summary(results)
+    table = read_summary(results)
     if table.empty:
         return ""
     columns = [(header, column, rows.drop_duplicates(["model", "image_set"]).set_index(["model", "image_set"]), digits, factor)
@@ -154,7 +154,7 @@ def leaderboard_html(results: Results, folder: Path) -> str:
 
 def published_html(results: Results) -> str:
     """The second paper's models, where --published gives them."""
-    tables = [source for source in sources(results) if source.name == PUBLISHED]
+    tables = [source for source in norm_tables(results) if source.name == PUBLISHED]
     if not tables:
         return ""
     header = [("model", ""), ("family", ""), ("group", ""), ("Perturbation Tolerance", "L2, protocol feng2025"), ("SEM", ""),
@@ -176,7 +176,7 @@ def drawing_html(name: str, files: dict[str, Path]) -> str:
     return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{picture}">{caption}</figure>'
 
 
-def write(results: Results, files: list[Path], folder: Path) -> Path:
+def write_report(results: Results, files: list[Path], folder: Path) -> Path:
     """Write the page of the files that plotting.py has just written (of each drawing .csv, .txt and .png or .tex)."""
     drawings: dict[str, dict[str, Path]] = {}
     for path in files:
@@ -186,10 +186,10 @@ def write(results: Results, files: list[Path], folder: Path) -> Path:
     sections |= {name.replace("_", " "): drawing_html(name, parts) for name, parts in drawings.items()}
     shown = [(f"s{i}", title, content) for i, (title, content) in enumerate(sections.items()) if content]
     if not shown:
-        raise records.RecordError(f"{results.folder}: nothing to report; evaluate a model, then `python utilities.py merge "
+        raise UserError(f"{results.folder}: nothing to report; evaluate a model, then `python utilities.py merge "
                                   f"--results_dir {results.folder}`, or name published numbers with --published DIR")
-    page = PAGE.substitute(
+    page = PAGE_TEMPLATE.substitute(
         links=" ".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in shown),
         sections="\n".join(f'<h2 id="{key}">{escape(title)}</h2>\n{content}' for key, title, content in shown))
-    records.write_atomic(folder / NAME, page)
-    return folder / NAME
+    write_atomic(folder / REPORT_NAME, page)
+    return folder / REPORT_NAME

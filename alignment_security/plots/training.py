@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.plots.style import Drawing, Results, legend_handles, model_styles, panels
-from alignment_security.records import run as records
+from alignment_security.analysis.results import Results
+from alignment_security.common.files import UserError
+from alignment_security.plots.style import Drawing, legend_handles, model_styles, panels
 
 OBJECTIVE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps")
 
@@ -20,7 +21,7 @@ def read_training(folder: Path) -> tuple[dict, pd.DataFrame] | None:
         if not {"name", "status", "settings", "sessions"} <= run.keys() or not {"epoch", "loss", "accuracy"} <= set(rows):
             raise ValueError("keys or columns are missing")
     except (OSError, ValueError, AttributeError) as error:
-        raise records.RecordError(f"{folder}: no training that can be drawn ({error}); train it again with --overwrite") from None
+        raise UserError(f"{folder}: no training that can be drawn ({error}); train it again with --overwrite") from None
     return (run, rows) if len(rows) else None
 
 

@@ -9,7 +9,6 @@ Exit status of audit: 0 nothing found, 1 findings, 2 the request is wrong. Only 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,17 +16,24 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignment_security.records import run as records
-from alignment_security.records import trace as trace_figure
-from alignment_security.records.run import RecordError
+from alignment_security.common.files import UserError
+from alignment_security.records.record import (
+    CLEAN_COLUMNS,
+    check_complete,
+    check_record_sha256,
+    first_difference,
+    read_record,
+    read_run_file,
+)
+from alignment_security.records.summary import SUMMARY_KEY, SUMMARY_NAME, differing_runs, summarise
 
-AGAIN = "evaluate it again with --overwrite"
-GO_ON = "run the same command again to finish it"
-MERGE = "run `python utilities.py merge` again"
+EVALUATE_AGAIN = "evaluate it again with --overwrite"
+FINISH_IT = "run the same command again to finish it"
+MERGE_AGAIN = "run `python utilities.py merge` again"
 STANDARD = {"attacks": ["apgd-ce", "apgd-t", "fab-t", "square"], "steps": 100, "targets": 9, "queries": 5000}   # AutoAttack
 # x + delta is stored in float32: attacks.confirm_in_float32 grants a ball this much, relative and absolute
 RELATIVE, ABSOLUTE = 1e-5, 1e-7
-NEEDED = {"clean": [], "ball": ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"],
+NEEDED_COLUMNS = {"clean": [], "ball": ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"],
           "minimum_norm": ["success", "adv_pred", "l2", "linf", "human_alignment_raw", "human_alignment"]}
 
 
@@ -56,11 +62,11 @@ def audit(results_dir) -> list[str]:
             record = finished_record(path.with_suffix(".csv"), run)
             lines = [f"{record.path}: {line}" for line in check_record(record)]
             whole.append(record)
-        except RecordError as error:
+        except UserError as error:
             lines = [str(error)]
         found += lines
     found += [f"{path}: not comparable with {other.name}, whose settings differ ({what}); evaluate one of them again with "
-              "--overwrite" for path, other, what in records.mixed(runs)]
+              "--overwrite" for path, other, what in differing_runs(runs)]
     return list(dict.fromkeys([*found, *check_models(whole), *check_lists(whole), *check_code(root, whole),
                                *check_summary(Path(results_dir))]))
 
@@ -70,24 +76,24 @@ def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
     runs, found = {}, []
     for path in sorted(root.glob("*/*/*.json")):
         try:
-            runs[path] = records.read_run(path)
-        except RecordError as error:
+            runs[path] = read_run_file(path)
+        except UserError as error:
             found.append(str(error))
     found += [f"{path}: a record without its run file; bring the .json, or remove it" for path in sorted(root.glob("*/*/*.csv"))
               if not path.with_suffix(".json").exists()]
     if not runs and not found:
-        raise RecordError(f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes the first")
+        raise UserError(f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes the first")
     return runs, found
 
 
 def finished_record(path: Path, run: dict) -> Record:
     """Raises RecordError for a run that is not finished, and for a record that changed since or lacks columns."""
     if run["status"] != "done":
-        raise RecordError(f"{path}: unfinished (status {run['status']}); {GO_ON}")
-    records.check_sha256(path, run)
-    rows = records.read_record(path)
-    if missing := [name for name in [*records.CLEAN, *NEEDED.get(run["kind"], [f"of kind {run['kind']}"])] if name not in rows]:
-        raise RecordError(f"{path}: has no column {', '.join(missing)}; {AGAIN}")
+        raise UserError(f"{path}: unfinished (status {run['status']}); {FINISH_IT}")
+    check_record_sha256(path, run)
+    rows = read_record(path)
+    if missing := [name for name in [*CLEAN_COLUMNS, *NEEDED_COLUMNS.get(run["kind"], [f"of kind {run['kind']}"])] if name not in rows]:
+        raise UserError(f"{path}: has no column {', '.join(missing)}; {EVALUATE_AGAIN}")
     return Record(path, run, rows)
 
 
@@ -101,10 +107,10 @@ def check_record(record: Record) -> Iterator[str]:
                           "clean_correct is not clean_pred == label")
     yield from {"clean": lambda _: [], "ball": check_ball, "minimum_norm": check_norms}[record.run["kind"]](record)
     for warning in [text for text in record.run["warnings"] if "batch size is now" not in text]:    # which changes no verdict
-        yield f"its run warned: {warning}; mend the cause and {AGAIN}, or report it"
+        yield f"its run warned: {warning}; mend the cause and {EVALUATE_AGAIN}, or report it"
 
 
-def wrong_rows(wrong: pd.Series, rows: pd.DataFrame, what: str, remedy: str = AGAIN) -> Iterator[str]:
+def wrong_rows(wrong: pd.Series, rows: pd.DataFrame, what: str, remedy: str = EVALUATE_AGAIN) -> Iterator[str]:
     """One sentence about the rows where `wrong` is true, with the first of them; none where there is no such row."""
     if wrong.any():
         first = rows[wrong].iloc[0]
@@ -117,18 +123,18 @@ def check_images(record: Record) -> Iterator[str]:
     rows, settings = record.rows, record.settings
     names = list(dict.fromkeys(rows["image_id"]))
     try:
-        records.check_complete(rows, names, settings.get("eps"), record.path)
-    except RecordError as error:
+        check_complete(rows, names, settings.get("eps"), record.path)
+    except UserError as error:
         yield str(error).removeprefix(f"{record.path}: ")
     if {len(names), record.run.get("images")} != {settings.get("images")}:
-        yield f"{len(names)} images, its settings say {settings.get('images')}, its run {record.run.get('images')}; {AGAIN}"
+        yield f"{len(names)} images, its settings say {settings.get('images')}, its run {record.run.get('images')}; {EVALUATE_AGAIN}"
     if not settings.get("list_sha256"):
-        yield f"no sha256 of its image list; {AGAIN}"
-    elif settings.get("head", "none") == "none" and list_sha256(rows) != settings["list_sha256"]:
-        yield f"its images and labels are not those of the list that its settings name (list_sha256 differs); {AGAIN}"
+        yield f"no sha256 of its image list; {EVALUATE_AGAIN}"
+    elif settings.get("head", "none") == "none" and record_list_sha256(rows) != settings["list_sha256"]:
+        yield f"its images and labels are not those of the list that its settings name (list_sha256 differs); {EVALUATE_AGAIN}"
 
 
-def list_sha256(rows: pd.DataFrame) -> str:
+def record_list_sha256(rows: pd.DataFrame) -> str:
     """image_sets.ImageSet.list_sha256 of the images of a finished record, which are in the order of the list."""
     pairs = rows.drop_duplicates("image_id")[["image_id", "label"]]
     return hashlib.sha256("".join(f"{name} {label}\n" for name, label in pairs.to_numpy()).encode()).hexdigest()
@@ -138,13 +144,13 @@ def check_settings(record: Record) -> Iterator[str]:
     """Weights that can be told, a budget that bears its own name, a seed."""
     settings, attack = record.settings, str(record.settings.get("attack"))
     if not record.model.get("weights_sha256"):
-        yield f"no sha256 of its weights; {AGAIN}"
+        yield f"no sha256 of its weights; {EVALUATE_AGAIN}"
     standard = all(settings.get(name) == value for name, value in STANDARD.items())
     if "autoattack" in attack.lower() and not standard:
         less = ", ".join(f"{name} {settings.get(name)}" for name, value in STANDARD.items() if settings.get(name) != value)
-        yield f"a budget called {attack!r} that is not AutoAttack's ({less}); {AGAIN}, or never call it AutoAttack"
+        yield f"a budget called {attack!r} that is not AutoAttack's ({less}); {EVALUATE_AGAIN}, or never call it AutoAttack"
     if record.run["kind"] != "clean" and settings.get("seed") is None:
-        yield f"no seed; {AGAIN}"
+        yield f"no seed; {EVALUATE_AGAIN}"
 
 
 def check_ball(record: Record) -> Iterator[str]:
@@ -200,7 +206,7 @@ def check_models(whole: list[Record]) -> Iterator[str]:
     for record in whole:
         other = first.setdefault(record.run["model"], record)
         a, b = ({k: v for k, v in r.model.items() if k != "head"} for r in (other, record))
-        if found := records.first_difference(a, b):
+        if found := first_difference(a, b):
             yield f"{record.path}: not the model of {other.path} though it bears its name ({found}); evaluate one of them again"
     seen: dict[tuple, tuple[Record, pd.Series]] = {}
     for record in whole:
@@ -231,7 +237,7 @@ def check_code(root: Path, whole: list[Record]) -> Iterator[str]:
         for session in record.run["sessions"]:
             git = session.get("git") or "unknown"
             if git == "unknown" or git.endswith("-dirty"):
-                yield f"{record.path}: made by code that no commit holds (git {git}); commit (or set GIT_COMMIT) and {AGAIN}"
+                yield f"{record.path}: made by code that no commit holds (git {git}); commit (or set GIT_COMMIT) and {EVALUATE_AGAIN}"
             versions = " ".join(f"{name} {version}" for name, version in session.get("versions", {}).items())
             for folder, fact in (record.path.parent, f"git {git.removesuffix('-dirty')}"), (root, versions or "versions unknown"):
                 commits.setdefault(folder, {}).setdefault(fact, record.path)
@@ -255,23 +261,23 @@ def differing(a: str, b: str) -> tuple[str, str]:
 
 def check_summary(results_dir: Path) -> Iterator[str]:
     """The summary is what the records give today. Says nothing where they cannot be summarised: that is found elsewhere."""
-    path = results_dir / records.SUMMARY_NAME
+    path = results_dir / SUMMARY_NAME
     try:
-        fresh = records.summarise(results_dir, allow_partial=True)
-    except RecordError:
+        fresh = summarise(results_dir, allow_partial=True)
+    except UserError:
         return
     try:
         written = pd.read_csv(path, dtype={"model": str}, float_precision="round_trip")
     except (OSError, ValueError) as error:
-        yield f"{path}: {'missing' if isinstance(error, FileNotFoundError) else f'not a table ({error})'}; {MERGE}"
+        yield f"{path}: {'missing' if isinstance(error, FileNotFoundError) else f'not a table ({error})'}; {MERGE_AGAIN}"
         return
-    if missing := [name for name in records.SUMMARY_KEY if name not in written]:
-        yield f"{path}: no column {', '.join(missing)}; {MERGE}"
+    if missing := [name for name in SUMMARY_KEY if name not in written]:
+        yield f"{path}: no column {', '.join(missing)}; {MERGE_AGAIN}"
         return
-    keyed = [table.astype({"eps": float}).fillna({"eps": -1.0}).set_index(records.SUMMARY_KEY) for table in (written, fresh)]
+    keyed = [table.astype({"eps": float}).fillna({"eps": -1.0}).set_index(SUMMARY_KEY) for table in (written, fresh)]
     for a, b, what in ((*keyed, "a row that no record gives"), (*keyed[::-1], "no row for a record")):
         for key in a.index.difference(b.index)[:1]:
-            yield f"{path}: {what} ({' '.join(map(str, key[:2]))}); {MERGE}"
+            yield f"{path}: {what} ({' '.join(map(str, key[:2]))}); {MERGE_AGAIN}"
     yield from changed_cells(path, *keyed)
 
 
@@ -288,35 +294,4 @@ def changed_cells(path: Path, written: pd.DataFrame, fresh: pd.DataFrame) -> Ite
         if not same.all():
             at = int(np.argmin(same))
             whose = " ".join(map(str, common[at][:2]))
-            yield f"{path}: {name} of {whose} is {a.iloc[at]}, its record gives {b.iloc[at]}; {MERGE}"
-
-
-# ---- commands --------------------------------------------------------------------------------------------------
-
-def audit_command(args) -> None:
-    found = audit(args.results_dir)
-    if args.reattack:
-        from alignment_security.evaluation import reattack  # torch and timm, for this option alone
-
-        lines, told = reattack.confirm_examples(Path(args.results_dir), args.reattack, args.seed, args.checkpoint_dir)
-        found += lines
-        print(told, file=sys.stderr)
-    print("\n".join([*found, f"{len(found)} finding(s)"] if found else [f"{args.results_dir}: nothing found"]))
-    if found:
-        raise SystemExit(1)
-
-
-def add_commands(commands, checkpoint_dir: str | None) -> None:
-    """The sub-commands `audit` and `trace` of utilities.py; `checkpoint_dir` as .env gives it."""
-    check = commands.add_parser("audit", help="what of a results folder would not stand up in review")
-    check.add_argument("results_dir", nargs="?", default="results")
-    check.add_argument("--reattack", type=int, default=0, metavar="K", help="confirm the verdicts of K random kept examples")
-    check.add_argument("--seed", type=int, default=0, help="of the choice of examples")
-    check.add_argument("--checkpoint_dir", type=Path, default=checkpoint_dir, metavar="DIR",
-                       help="folder of the checkpoints that runs name by file; default CHECKPOINT_DIR of .env")
-    check.set_defaults(run=audit_command)
-    trace = commands.add_parser("trace", help="the runs, weights and commits behind the numbers of a figure")
-    trace.add_argument("figure", type=Path, metavar="FIGURE.csv")
-    trace.add_argument("--line", type=int, help="only that line of the file (its header is line 1)")
-    trace.add_argument("--results_dir", type=Path, default=Path("results"))
-    trace.set_defaults(run=lambda args: trace_figure.trace_command(args.figure, args.results_dir, args.line))
+            yield f"{path}: {name} of {whose} is {a.iloc[at]}, its record gives {b.iloc[at]}; {MERGE_AGAIN}"

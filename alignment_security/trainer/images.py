@@ -19,14 +19,21 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from alignment_security.images import human_maps
-from alignment_security.images import loading as dataloading
+from alignment_security.images.clickme import is_clickme
+from alignment_security.images.human_maps import drawings, harmonization_blur, original_map
 from alignment_security.images.image_sets import DataError, ImageSet
+from alignment_security.images.loading import (
+    in_unit_range,
+    leave_the_group,
+    load_photograph,
+    read_image,
+    set_preprocessing,
+)
 
 MAP_ENDING = ".png"
 
 
-class Batch(NamedTuple):
+class TrainingBatch(NamedTuple):
     """Images of one step. positions in the list; x (B, 3, H, W) uint8 or [0, 1]; maps (B, H, W), zeros where has_map is not."""
     positions: list[int]
     x: Tensor
@@ -34,13 +41,13 @@ class Batch(NamedTuple):
     maps: Tensor
     has_map: Tensor
 
-    def part(self, rows: slice) -> Batch:
-        return Batch(self.positions[rows], self.x[rows], self.labels[rows], self.maps[rows], self.has_map[rows])
+    def part(self, rows: slice) -> TrainingBatch:
+        return TrainingBatch(self.positions[rows], self.x[rows], self.labels[rows], self.maps[rows], self.has_map[rows])
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> TrainingBatch:
         x, labels, maps, has_map = (field.to(device, non_blocking=True) for field in self[1:])
-        x = dataloading.in_unit_range(x).to(memory_format=torch.channels_last)
-        return Batch(self.positions, x, labels, maps, has_map)
+        x = in_unit_range(x).to(memory_format=torch.channels_last)
+        return TrainingBatch(self.positions, x, labels, maps, has_map)
 
 
 def seed_of(*key) -> int:
@@ -71,26 +78,26 @@ def map_file(images: ImageSet, i: int, map_dir: Path) -> Path:
 
 def has_map(images: ImageSet, i: int, map_dir: Path | None) -> bool:
     """Whether image i has a map, without decoding it: what comes with ClickMe, its file in map_dir, or the sample's drawing."""
-    if human_maps.is_clickme(images):
+    if is_clickme(images):
         return True
     if map_dir is not None:
         return map_file(images, i, map_dir).is_file()
-    return images.name == "sample" and images.ids[i] in human_maps.drawings()
+    return images.name == "sample" and images.ids[i] in drawings()
 
 
 def drawn_map(images: ImageSet, i: int, size: tuple[int, int], map_dir: Path | None, blur: bool) -> Image.Image | None:
     """The human map of image i as a float image of the photograph's (width, height); None where there is none."""
     if not has_map(images, i, map_dir):
         return None
-    if map_dir is None or human_maps.is_clickme(images):
-        drawn = human_maps.map_as_drawn(images, i)
+    if map_dir is None or is_clickme(images):
+        drawn = original_map(images, i)
         assert drawn is not None
     else:
-        drawn = np.asarray(dataloading.read_image(map_file(images, i, map_dir)).convert("F"))
+        drawn = np.asarray(read_image(map_file(images, i, map_dir)).convert("F"))
         if drawn.shape != size[::-1]:
             raise DataError(f"{map_file(images, i, map_dir)}: {drawn.shape[1]} x {drawn.shape[0]} pixels, its photograph has "
                             f"{size[0]} x {size[1]}; a map has to lie over it")
-    found = Image.fromarray(human_maps.harmonized(drawn) if blur else drawn)
+    found = Image.fromarray(harmonization_blur(drawn) if blur else drawn)
     return found if found.size == size else found.resize(size, Image.Resampling.BILINEAR)
 
 
@@ -133,7 +140,7 @@ class Augmented(Dataset):
         self.size = tuple(preprocessing["input_size"][1:])
         self.ids = tuple(name for images in sets for name in images.ids)
         self.begins = np.cumsum([0, *map(len, sets)])
-        self.transforms = [transforms(dataloading.shown(images, preprocessing), augmentation) for images in sets]
+        self.transforms = [transforms(set_preprocessing(images, preprocessing), augmentation) for images in sets]
 
     def __getitem__(self, key: tuple[int, int]):
         epoch, position = key
@@ -141,7 +148,7 @@ class Augmented(Dataset):
         images, i, (geometry, over_map, finish) = self.sets[k], position - int(self.begins[k]), self.transforms[k]
         seed = seed_of(self.seed, epoch, self.ids[position])
         try:
-            photograph = dataloading.photograph(images, i)
+            photograph = load_photograph(images, i)
             drawn = drawn_map(images, i, photograph.size, self.map_dir, self.blur) if self.with_maps else None
         except DataError as error:
             return error
@@ -154,13 +161,13 @@ class Augmented(Dataset):
         return position, x, images.labels[i], seen, bool(seen.amax() > seen.amin())
 
 
-def collate(rows: list) -> Batch | DataError:
+def collate(rows: list) -> TrainingBatch | DataError:
     """One batch, or the first error: raised in a worker it would arrive as a traceback instead of a line."""
     for row in rows:
         if isinstance(row, DataError):
             return row
     positions, x, labels, maps, known = zip(*rows)
-    return Batch(list(positions), torch.stack(x), torch.tensor(labels), torch.stack(maps), torch.tensor(known))
+    return TrainingBatch(list(positions), torch.stack(x), torch.tensor(labels), torch.stack(maps), torch.tensor(known))
 
 
 # ---- order -----------------------------------------------------------------------------------------------------
@@ -181,7 +188,6 @@ def shares(n: int, batch_size: int, seed: int, start: int, stop: int, rank: int 
         yield [(epoch, int(i)) for i in order[begin:begin + share]]
 
 
-def loader(data: Dataset, order: Iterator[list[tuple[int, int]]], workers: int, pin: bool) -> DataLoader:
+def batch_loader(data: Dataset, order: Iterator[list[tuple[int, int]]], workers: int, pin: bool) -> DataLoader:
     return DataLoader(data, batch_sampler=order, collate_fn=collate, num_workers=workers, pin_memory=pin,
-                      worker_init_fn=dataloading.leave_the_group)
-
+                      worker_init_fn=leave_the_group)

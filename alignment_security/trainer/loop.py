@@ -25,12 +25,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from alignment_security.attacks import engine
-from alignment_security.records import run as records
-from alignment_security.trainer import images as training_images
-from alignment_security.trainer import objectives
-from alignment_security.trainer.images import Batch, DataError, seed_of
-from alignment_security.trainer.run import LOG, TrainingError, TrainingRun
+from alignment_security.common.files import utc_now, write_atomic
+from alignment_security.images.image_sets import DataError
+from alignment_security.models.forward import device_of
+from alignment_security.trainer.images import TrainingBatch, batch_loader, seed_of, shares
+from alignment_security.trainer.objectives import (
+    ObjectiveError,
+    forward_logits,
+    harmonizer_loss,
+    pgd,
+)
+from alignment_security.trainer.run import LOG_COLUMNS, TrainingError, TrainingRun
 
 PROGRESS_SECONDS = 60
 SUMS = ("loss", "cross_entropy", "harmonizer", "accuracy")      # of a step, over images
@@ -40,14 +45,14 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def shared(value):
+def broadcast(value):
     """What the first process says, in every process; all of them wait for it."""
     said = [value]
-    if world() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(said, src=0)
     return said[0]
 
@@ -77,11 +82,11 @@ def make_learner(args, net: nn.Module, steps_per_epoch: int, device: torch.devic
         optimiser, args.schedule, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
         warmup_epochs=args.warmup_epochs, warmup_lr=args.lr / 100, step_on_epochs=False, updates_per_epoch=steps_per_epoch)
     ema = ModelEmaV3(net, args.ema, use_warmup=True) if args.ema else None
-    parallel = DistributedDataParallel(net, [device.index] if device.type == "cuda" else None) if world() > 1 else net
+    parallel = DistributedDataParallel(net, [device.index] if device.type == "cuda" else None) if world_size() > 1 else net
     return Learner(net, parallel, optimiser, schedule, ema)
 
 
-def state_of(learner: Learner) -> dict:
+def learner_state(learner: Learner) -> dict:
     """Everything that the next step depends on; the order of images and every random number follow from the step."""
     weights = getattr(learner.net, "net", learner.net)
     average = None if learner.ema is None else getattr(learner.ema.module, "net", learner.ema.module).state_dict()
@@ -89,7 +94,7 @@ def state_of(learner: Learner) -> dict:
             "step": learner.step, "window": learner.window}
 
 
-def take_up(learner: Learner, state: dict) -> None:
+def resume(learner: Learner, state: dict) -> None:
     getattr(learner.net, "net", learner.net).load_state_dict(state["state_dict"])
     if learner.ema is not None:
         getattr(learner.ema.module, "net", learner.ema.module).load_state_dict(state["ema"])
@@ -99,25 +104,25 @@ def take_up(learner: Learner, state: dict) -> None:
 
 # ---- a step ----------------------------------------------------------------------------------------------------
 
-def losses(args, learner: Learner, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def losses(args, learner: Learner, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy and harmonizer's loss per image (B,), and whether each is right. `both` harmonizes at the adversarial point."""
     x = batch.x
     if args.objective in ("adversarial", "both"):
         learner.net.eval()
-        x = objectives.pgd(learner.net, x, batch.labels, args.norm, args.eps, args.attack_steps, args.attack_step,
+        x = pgd(learner.net, x, batch.labels, args.norm, args.eps, args.attack_steps, args.attack_step,
                            args.random_start, args.precision)
         learner.net.train()
     if args.objective in ("harmonizer", "both"):
-        logits, far = objectives.harmonized(learner.parallel, x, batch.labels, batch.maps, batch.has_map, args.form,
+        logits, far = harmonizer_loss(learner.parallel, x, batch.labels, batch.maps, batch.has_map, args.form,
                                             args.precision)
     else:
-        logits = objectives.forward(learner.parallel, x, args.precision)
+        logits = forward_logits(learner.parallel, x, args.precision)
         far = torch.zeros(len(x), device=x.device)
     entropy = functional.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=args.smoothing)
     return entropy, far, (logits.argmax(1) == batch.labels).float()
 
 
-def backward(args, learner: Learner, batch: Batch) -> Tensor:
+def backward(args, learner: Learner, batch: TrainingBatch) -> Tensor:
     """Gradients of the mean loss of this process's images, --pass_size at a time; returns the sums of SUMS over them."""
     size, sums = args.pass_size or len(batch.x), torch.zeros(len(SUMS), device=batch.x.device)
     for begin in range(0, len(batch.x), size):
@@ -136,12 +141,12 @@ def differentiate(loss: Tensor) -> None:
         loss.backward()
     except RuntimeError as error:
         if "derivative for" in str(error) or "differentiate twice" in str(error):
-            raise objectives.ObjectiveError(f"this net cannot be harmonized, it has an operation without a second derivative "
+            raise ObjectiveError(f"this net cannot be harmonized, it has an operation without a second derivative "
                                             f"({str(error).splitlines()[0][:120]})") from None
         raise
 
 
-def train_step(args, learner: Learner, batch: Batch, stop: bool = False) -> tuple[list[float], bool]:
+def train_step(args, learner: Learner, batch: TrainingBatch, stop: bool = False) -> tuple[list[float], bool]:
     """One update of the weights. ([mean of SUMS over all processes, norm of the gradient], whether any process was told to stop).
 
     Raises TrainingError, before the weights are touched, when the loss or the gradient is not finite.
@@ -149,7 +154,7 @@ def train_step(args, learner: Learner, batch: Batch, stop: bool = False) -> tupl
     learner.schedule.step_update(learner.step)
     learner.optimiser.zero_grad()
     sums = torch.cat([backward(args, learner, batch), torch.tensor([len(batch.x), stop], device=batch.x.device)])
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(sums)
     size = nn.utils.clip_grad_norm_(learner.net.parameters(), args.clip_grad or math.inf)
     *total, images, stopping, length = torch.cat([sums, size.detach()[None]]).tolist()
@@ -172,10 +177,10 @@ def fit(args, learner: Learner, data: Dataset, ids: tuple[str, ...], run: Traini
     data   (epoch, position) -> a row that training_images.collate takes; ids are the names of the positions
     Raises DataError for an image that cannot be decoded, TrainingError for a loss or gradient that is not finite.
     """
-    device, per_epoch = engine.device_of(learner.net), len(ids) // args.batch_size
-    order = training_images.shares(len(ids), args.batch_size, args.seed, learner.step, args.epochs * per_epoch, rank(), world())
+    device, per_epoch = device_of(learner.net), len(ids) // args.batch_size
+    order = shares(len(ids), args.batch_size, args.seed, learner.step, args.epochs * per_epoch, rank(), world_size())
     saved, progress = time.monotonic(), Progress(args, learner.step, args.epochs * per_epoch)
-    for batch in training_images.loader(data, order, args.workers, pin=device.type == "cuda"):
+    for batch in batch_loader(data, order, args.workers, pin=device.type == "cuda"):
         if isinstance(batch, DataError):
             raise batch
         torch.manual_seed(seed_of(args.seed, learner.step, rank()))     # dropout, random starts
@@ -191,7 +196,7 @@ def fit(args, learner: Learner, data: Dataset, ids: tuple[str, ...], run: Traini
             if run:
                 run.log(row)
         if run and (epoch_over or stopping or time.monotonic() - saved > args.save_every):
-            run.checkpoint(state_of(learner))
+            run.checkpoint(learner_state(learner))
             saved = time.monotonic()
         if stopping and learner.step < args.epochs * per_epoch:
             return False
@@ -202,16 +207,16 @@ def log_row(learner: Learner, per_epoch: int, val_accuracy: float | None) -> dic
     """Means over the steps since the last row; empties the window."""
     means = [sum(column) / len(learner.window) for column in zip(*learner.window)]
     learner.window.clear()
-    return dict(zip(LOG, [learner.step, learner.step / per_epoch, learner.optimiser.param_groups[0]["lr"], *means, val_accuracy]))
+    return dict(zip(LOG_COLUMNS, [learner.step, learner.step / per_epoch, learner.optimiser.param_groups[0]["lr"], *means, val_accuracy]))
 
 
 def keep_ids(args, run: TrainingRun | None, step: int, ids: tuple[str, ...]) -> str:
     """Save which images a bad step saw, in all processes; returns the end of the message."""
-    (keys,) = training_images.shares(len(ids), args.batch_size, args.seed, step, step + 1)
+    (keys,) = shares(len(ids), args.batch_size, args.seed, step, step + 1)
     names = [ids[i] for _, i in keys]
     if run is None:
         return f"its images begin with {names[0]}"
-    records.write_atomic(run.bad, json.dumps({"step": step, "image_ids": names}, indent=1) + "\n")
+    write_atomic(run.bad, json.dumps({"step": step, "image_ids": names}, indent=1) + "\n")
     kept = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
     return f"its images are listed in {run.bad}, {kept}; a smaller --lr or --clip_grad may mend it"
 
@@ -229,4 +234,4 @@ class Progress:
         self.bar.update(row["step"] - self.bar.n)
         if self.bar.disable and rank() == 0 and time.monotonic() - self.shown > PROGRESS_SECONDS:
             self.shown = time.monotonic()
-            print(f"{records.now()} {self.name}: step {row['step']}, epoch {row['epoch']:.2f}, {text}", file=sys.stderr, flush=True)
+            print(f"{utc_now()} {self.name}: step {row['step']}, epoch {row['epoch']:.2f}, {text}", file=sys.stderr, flush=True)

@@ -19,8 +19,8 @@ from torch.overrides import TorchFunctionMode
 LEVELS = 5                              # of the pyramid (Fel et al. 2022)
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 FLAT = 1e-5                             # a map whose standard deviation is less of its peak is rounding: its z is 0
-STEPS, STEP = 3, 2 / 3                  # PGD: steps, and their length over eps (microsoft/robust-models-transfer)
-NORMS = ("Linf", "L2")
+PGD_STEPS, PGD_STEP_SHARE = 3, 2 / 3                  # PGD: steps, and their length over eps (microsoft/robust-models-transfer)
+PGD_NORMS = ("Linf", "L2")
 OBJECTIVES = ("plain", "harmonizer", "adversarial", "both")
 
 
@@ -43,7 +43,7 @@ def pyramid(maps: Tensor, levels: int = LEVELS) -> list[Tensor]:
     return found
 
 
-def z(maps: Tensor) -> Tensor:
+def standardise(maps: Tensor) -> Tensor:
     """Zero mean and unit standard deviation (of the population) per map (B, H, W); zeros where a map is flat."""
     maps = maps / maps.detach().abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)    # no square underflows
     centred = maps - maps.mean((1, 2), keepdim=True)
@@ -60,7 +60,7 @@ def norm_over_levels(gradient: Tensor, maps: Tensor) -> Tensor:
     Returns (B,), zero where g is the map up to a positive scale.
     """
     pairs = zip(pyramid(gradient.abs().amax(1)), pyramid(maps))
-    return torch.stack([torch.linalg.vector_norm(z(g).relu() - z(phi).relu(), dim=(1, 2)) for g, phi in pairs]).sum(0)
+    return torch.stack([torch.linalg.vector_norm(standardise(g).relu() - standardise(phi).relu(), dim=(1, 2)) for g, phi in pairs]).sum(0)
 
 
 def mean_square_over_levels(gradient: Tensor, maps: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def mean_square_over_levels(gradient: Tensor, maps: Tensor) -> Tensor:
     It differs from the equation: g is the mean over channels; z comes before the pyramid; the human map is scaled to the
     maximum of the model's; differences are averaged as squares over pixels and levels. Shapes as above.
     """
-    g, phi = z(gradient.mean(1)).relu(), z(maps).relu()
+    g, phi = standardise(gradient.mean(1)).relu(), standardise(maps).relu()
     phi = phi * (g.amax((1, 2), keepdim=True).detach() / phi.amax((1, 2), keepdim=True).clamp_min(FLAT))
     return torch.stack([(a - b).square().mean((1, 2)) for a, b in zip(pyramid(g), pyramid(phi))]).mean(0)
 
@@ -121,7 +121,7 @@ class OwnConvolutions(TorchFunctionMode):
         return out if bias is None else out + bias[:, None, None]
 
 
-def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_map: Tensor, form: str = "equation",
+def harmonizer_loss(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_map: Tensor, form: str = "equation",
                precision: str = "float32") -> tuple[Tensor, Tensor]:
     """Logits (B, K), and the harmonizer's loss (B,), zero for images without a map; one forward pass.
 
@@ -132,7 +132,7 @@ def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_ma
     """
     x = x.detach().requires_grad_()
     with sdpa_kernel(SDPBackend.MATH), OwnConvolutions() as convolutions:
-        logits = forward(model, x, precision)
+        logits = forward_logits(model, x, precision)
     found = logits.new_zeros(len(x))
     if not has_map.any():
         return logits, found
@@ -145,7 +145,7 @@ def harmonized(model: nn.Module, x: Tensor, labels: Tensor, maps: Tensor, has_ma
     return logits, found.index_put((has_map,), FORMS[form](gradient[has_map], maps[has_map]))
 
 
-def forward(model: nn.Module, x: Tensor, precision: str) -> Tensor:
+def forward_logits(model: nn.Module, x: Tensor, precision: str) -> Tensor:
     """Logits (B, K); bf16 runs the net under autocast, and its logits and input gradients are float32 again."""
     if precision != "bf16":
         return model(x)
@@ -155,20 +155,20 @@ def forward(model: nn.Module, x: Tensor, precision: str) -> Tensor:
 
 # ---- adversarial examples --------------------------------------------------------------------------------------
 
-def lengths(delta: Tensor) -> Tensor:
+def row_lengths(delta: Tensor) -> Tensor:
     """L2 norm of each image's perturbation, (B, 1, 1, 1)."""
     return torch.linalg.vector_norm(delta.flatten(1), dim=1).view(-1, 1, 1, 1)
 
 
-def uphill(gradient: Tensor, norm: str) -> Tensor:
+def ascent_direction(gradient: Tensor, norm: str) -> Tensor:
     """The direction of unit norm in which the loss grows fastest; zero where the gradient is."""
-    return gradient.sign() if norm == "Linf" else gradient / lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return gradient.sign() if norm == "Linf" else gradient / row_lengths(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
 
 def into_ball(delta: Tensor, norm: str, eps: float) -> Tensor:
     if norm == "Linf":
         return delta.clamp(-eps, eps)
-    return delta * (eps / lengths(delta).clamp_min(max(eps, torch.finfo(delta.dtype).tiny)))
+    return delta * (eps / row_lengths(delta).clamp_min(max(eps, torch.finfo(delta.dtype).tiny)))
 
 
 def random_point(x: Tensor, norm: str, eps: float) -> Tensor:
@@ -176,10 +176,10 @@ def random_point(x: Tensor, norm: str, eps: float) -> Tensor:
     if norm == "Linf":
         return torch.empty_like(x).uniform_(-eps, eps)
     size = torch.rand(len(x), 1, 1, 1, device=x.device) ** (1 / math.prod(x.shape[1:]))
-    return uphill(torch.randn_like(x), norm) * size * eps
+    return ascent_direction(torch.randn_like(x), norm) * size * eps
 
 
-def pgd(model: nn.Module, x: Tensor, labels: Tensor, norm: str, eps: float, steps: int = STEPS, step: float | None = None,
+def pgd(model: nn.Module, x: Tensor, labels: Tensor, norm: str, eps: float, steps: int = PGD_STEPS, step: float | None = None,
         random_start: bool = False, precision: str = "float32") -> Tensor:
     """x moved inside its ball and [0, 1] to where cross-entropy is large (Madry et al. 2018; Feng et al. 2025, equation 5).
 
@@ -187,11 +187,11 @@ def pgd(model: nn.Module, x: Tensor, labels: Tensor, norm: str, eps: float, step
     model   in eval mode, as in the robustness package: the attack must not move the statistics of batch normalisation
     Returns points (B, C, H, W) without a graph. Clipping to [0, 1] moves a point towards x, so that it stays in the ball.
     """
-    step = STEP * eps if step is None else step
+    step = PGD_STEP_SHARE * eps if step is None else step
     point = (x + random_point(x, norm, eps)).clamp(0, 1) if random_start else x
     for _ in range(steps):
         point = point.detach().requires_grad_()
-        loss = functional.cross_entropy(forward(model, point, precision), labels, reduction="sum")
+        loss = functional.cross_entropy(forward_logits(model, point, precision), labels, reduction="sum")
         gradient, = torch.autograd.grad(loss, point)
-        point = (x + into_ball(point.detach() - x + step * uphill(gradient, norm), norm, eps)).clamp(0, 1)
+        point = (x + into_ball(point.detach() - x + step * ascent_direction(gradient, norm), norm, eps)).clamp(0, 1)
     return point.detach()

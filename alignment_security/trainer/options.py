@@ -8,23 +8,23 @@ from pathlib import Path
 
 from timm.optim import list_optimizers
 
-import utilities
-from alignment_security.evaluation.options import Parser, argument, natural, positive, set_name
-from alignment_security.models import fast as passes
-from alignment_security.trainer import objectives
+from alignment_security.common.command_line import (
+    Parser,
+    argument,
+    non_negative,
+    positive_int,
+    set_name,
+    whole_number,
+)
+from alignment_security.common.settings import parse_radius
+from alignment_security.models.fast import PRECISIONS
+from alignment_security.trainer.objectives import FORMS, OBJECTIVES, PGD_NORMS, PGD_STEPS
 
 # what changes the weights, besides images, maps and augmentation: compared when a training is taken up again
-RECIPE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps", "attack_steps", "attack_step", "random_start", "epochs",
+RECIPE_OPTIONS = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps", "attack_steps", "attack_step", "random_start", "epochs",
           "batch_size", "optimizer", "lr", "momentum", "schedule", "decay_epochs", "decay_rate", "warmup_epochs", "clip_grad",
           "smoothing", "ema", "precision", "seed", "log_every", "allow_missing_maps")
 GEOMETRIC = ("rand", "augmix", "v0", "original")    # timm's policies that move an image, and would leave its map behind
-
-
-def at_least_0(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{text} has to be a number of at least 0")
-    return value
 
 
 def recipe_options(reference: str) -> list[str]:
@@ -45,7 +45,7 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--name", help="folder of results/training; default <model>-<objective>")
     parser.add_argument("--model_name", required=True, help="a timm name")
     parser.add_argument("--init", default="random", help="random, pretrained, or a checkpoint FILE to begin with")
-    parser.add_argument("--num_classes", type=argument(positive), default=1000, help="outputs of the net")
+    parser.add_argument("--num_classes", type=argument(positive_int), default=1000, help="outputs of the net")
     add_objective(parser.add_argument_group("objective"))
     add_images(parser.add_argument_group("images"))
     add_optimisation(parser.add_argument_group("optimisation"))
@@ -54,19 +54,19 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_objective(group) -> None:
-    group.add_argument("--objective", choices=objectives.OBJECTIVES, default="plain")
-    group.add_argument("--lambda_1", type=argument(at_least_0), help="weight of the harmonizer's loss; no default: see --form")
-    group.add_argument("--form", choices=list(objectives.FORMS), default="equation",
+    group.add_argument("--objective", choices=OBJECTIVES, default="plain")
+    group.add_argument("--lambda_1", type=argument(non_negative), help="weight of the harmonizer's loss; no default: see --form")
+    group.add_argument("--form", choices=list(FORMS), default="equation",
                        help="equation: norms summed over levels, growing with the image's side; code: the authors' mean squares, "
                             "whose lambda_1 is 1")
-    group.add_argument("--lambda_2", type=argument(at_least_0), default=1e-4,
+    group.add_argument("--lambda_2", type=argument(non_negative), default=1e-4,
                        help="weight decay as the optimiser has it (sgd: lambda_2 / 2 of the squared weights); none on biases")
-    group.add_argument("--norm", choices=objectives.NORMS, help="of the adversarial examples")
-    group.add_argument("--eps", type=argument(utilities.parse_radius), help="their radius in pixel units of [0, 1]: 4/255 or 0.5")
-    group.add_argument("--attack_steps", type=argument(positive), default=objectives.STEPS, help="of PGD")
-    group.add_argument("--attack_step", type=argument(utilities.parse_radius), help="length of a step; default 2/3 eps")
+    group.add_argument("--norm", choices=PGD_NORMS, help="of the adversarial examples")
+    group.add_argument("--eps", type=argument(parse_radius), help="their radius in pixel units of [0, 1]: 4/255 or 0.5")
+    group.add_argument("--attack_steps", type=argument(positive_int), default=PGD_STEPS, help="of PGD")
+    group.add_argument("--attack_step", type=argument(parse_radius), help="length of a step; default 2/3 eps")
     group.add_argument("--random_start", action="store_true", help="PGD begins at a random point of the ball, not at the image")
-    group.add_argument("--smoothing", type=argument(at_least_0), default=0.0, help="label smoothing")
+    group.add_argument("--smoothing", type=argument(non_negative), default=0.0, help="label smoothing")
 
 
 def add_images(group) -> None:
@@ -88,30 +88,30 @@ def add_images(group) -> None:
 
 
 def add_optimisation(group) -> None:
-    group.add_argument("--epochs", type=argument(positive), default=90)
-    group.add_argument("--batch_size", type=argument(positive), default=256, help="images of a step, over all processes")
-    group.add_argument("--pass_size", type=argument(positive), help="images through the net at once, where a step does not fit; "
+    group.add_argument("--epochs", type=argument(positive_int), default=90)
+    group.add_argument("--batch_size", type=argument(positive_int), default=256, help="images of a step, over all processes")
+    group.add_argument("--pass_size", type=argument(positive_int), help="images through the net at once, where a step does not fit; "
                        "batch normalisation sees these (default: all of this process)")
     group.add_argument("--optimizer", default="sgd", help="of timm: sgd (Nesterov), momentum, adamw, lamb, ...")
-    group.add_argument("--lr", type=argument(at_least_0), default=0.1)
+    group.add_argument("--lr", type=argument(non_negative), default=0.1)
     group.add_argument("--momentum", type=float, default=0.9)
     group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine")
-    group.add_argument("--decay_epochs", type=argument(positive), default=30, help="step: epochs between decays")
+    group.add_argument("--decay_epochs", type=argument(positive_int), default=30, help="step: epochs between decays")
     group.add_argument("--decay_rate", type=float, default=0.1)
-    group.add_argument("--warmup_epochs", type=argument(natural), default=0)
-    group.add_argument("--clip_grad", type=argument(at_least_0), help="largest norm of the gradient; 0 or none: not clipped")
-    group.add_argument("--ema", type=argument(at_least_0), default=0.0, help="decay of the average of weights; 0: no average")
-    group.add_argument("--precision", choices=passes.PRECISIONS, default="float32")
+    group.add_argument("--warmup_epochs", type=argument(whole_number), default=0)
+    group.add_argument("--clip_grad", type=argument(non_negative), help="largest norm of the gradient; 0 or none: not clipped")
+    group.add_argument("--ema", type=argument(non_negative), default=0.0, help="decay of the average of weights; 0: no average")
+    group.add_argument("--precision", choices=PRECISIONS, default="float32")
     group.add_argument("--seed", type=int, default=0)
 
 
 def add_process(group) -> None:
-    group.add_argument("--processes", type=argument(positive), default=1, help="GPUs of this machine, a process each (torchrun)")
+    group.add_argument("--processes", type=argument(positive_int), default=1, help="GPUs of this machine, a process each (torchrun)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...; several processes take the GPUs there are")
-    group.add_argument("--workers", type=argument(natural), default=min(8, (os.cpu_count() or 2) // 2),
+    group.add_argument("--workers", type=argument(whole_number), default=min(8, (os.cpu_count() or 2) // 2),
                        help="processes that decode images, for each process")
     group.add_argument("--results_dir", default="results")
-    group.add_argument("--log_every", type=argument(positive), default=50, help="steps a row of log.csv stands for")
+    group.add_argument("--log_every", type=argument(positive_int), default=50, help="steps a row of log.csv stands for")
     group.add_argument("--save_every", type=float, default=600, help="seconds between checkpoints, besides those of each epoch")
     group.add_argument("--stop_after", type=float, help="checkpoint and exit 85 after so many seconds")
     group.add_argument("--chtc", action="store_true",
@@ -120,7 +120,7 @@ def add_process(group) -> None:
     group.add_argument("--dry_run", action="store_true", help="print the recipe; write nothing")
 
 
-def parse(argv: list[str], description: str = "") -> argparse.Namespace:
+def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     parser = get_args_parser(description)
     only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     only.add_argument("--recipe")
@@ -129,14 +129,14 @@ def parse(argv: list[str], description: str = "") -> argparse.Namespace:
         args = parser.parse_args([*(recipe_options(recipe) if recipe else []), *argv])
     except ValueError as error:
         parser.error(str(error))
-    check(args, parser)
+    check_args(args, parser)
     args.name = args.name or f"{args.model_name}-{args.objective}"
     args.augmentation = None if args.no_augmentation else {
         name: getattr(args, name) for name in ("scale", "hflip", "color_jitter", "auto_augment")}
     return args
 
 
-def check(args, parser: argparse.ArgumentParser) -> None:
+def check_args(args, parser: argparse.ArgumentParser) -> None:
     """Requests that make no sense, before anything is loaded."""
     mapped, attacked = args.objective in ("harmonizer", "both"), args.objective in ("adversarial", "both")
     if mapped and args.lambda_1 is None:

@@ -21,26 +21,27 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from alignment_security.common import torch_files as checkpoints
-from alignment_security.records import run as records
+from alignment_security.common.files import safe_file_name, sha256_file, utc_now, write_atomic
+from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
+from alignment_security.records.record import first_difference
 
-LOG = ["step", "epoch", "lr", "loss", "cross_entropy", "harmonizer", "accuracy", "gradient_norm", "val_accuracy"]
-HEADER, LAST = ",".join(LOG) + "\n", "last.pth"
+LOG_COLUMNS = ["step", "epoch", "lr", "loss", "cross_entropy", "harmonizer", "accuracy", "gradient_norm", "val_accuracy"]
+HEADER, LAST = ",".join(LOG_COLUMNS) + "\n", "last.pth"
 
 
 class TrainingError(ValueError):
     """A training that cannot begin or go on; the message says what mends it."""
 
 
-def folder_of(results_dir, name: str) -> Path:
-    return Path(results_dir) / "training" / records.file_name(name)
+def training_folder(results_dir, name: str) -> Path:
+    return Path(results_dir) / "training" / safe_file_name(name)
 
 
 class TrainingRun:
     """The open folder of one training: locked, resumable. Settings and session as in records.Run. Raises TrainingError."""
 
     def __init__(self, results_dir, name: str, settings: dict, session: dict | None = None, overwrite: bool = False):
-        self.folder = folder_of(results_dir, name)
+        self.folder = training_folder(results_dir, name)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.json, self.csv, self.last, self.final, self.bad = (
             self.folder / file for file in ("run.json", "log.csv", LAST, "model.safetensors", "not_finite.json"))
@@ -60,8 +61,8 @@ class TrainingRun:
             for path in (self.json, self.csv, self.last, self.final, self.bad):
                 path.unlink(missing_ok=True)
         if self.json.exists():
-            self.info = read_run(self.json)
-            if found := records.first_difference(self.info["settings"], settings):
+            self.info = read_training_run(self.json)
+            if found := first_difference(self.info["settings"], settings):
                 raise TrainingError(f"{self.json}: begun with another recipe ({found}); train it with the old one, give "
                                     "another --name, or start anew with --overwrite")
         elif self.last.exists():
@@ -69,7 +70,7 @@ class TrainingRun:
         else:
             self.info = {"name": name, "settings": settings, "status": "running", "step": 0, "sessions": [], "warnings": []}
         if not self.done:
-            self.info["sessions"].append({"started": records.now(), "pid": os.getpid(), "host": os.uname().nodename,
+            self.info["sessions"].append({"started": utc_now(), "pid": os.getpid(), "host": os.uname().nodename,
                                           "seconds": 0.0, **session})
             self.save(status="running", error=None)
 
@@ -82,29 +83,29 @@ class TrainingRun:
         if "seconds" in facts:
             self.info["sessions"][-1]["seconds"] = round(facts.pop("seconds"), 3)
         self.info.update(facts)
-        records.write_atomic(self.json, json.dumps(self.info, indent=1) + "\n")
+        write_atomic(self.json, json.dumps(self.info, indent=1) + "\n")
 
     def cut_log(self, step: int) -> None:
         """Keep the rows up to a step; what was logged after the checkpoint is done again."""
         lines = self.csv.read_text().splitlines(keepends=True)[1:] if self.csv.exists() else []
         kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
-        records.write_atomic(self.csv, HEADER + "".join(kept))
+        write_atomic(self.csv, HEADER + "".join(kept))
 
     def log(self, row: dict) -> None:
         with open(self.csv, "a") as file:
-            file.write(pd.DataFrame([row], columns=LOG).to_csv(header=False, index=False, lineterminator="\n"))
+            file.write(pd.DataFrame([row], columns=LOG_COLUMNS).to_csv(header=False, index=False, lineterminator="\n"))
 
     def checkpoint(self, state: dict) -> None:
         """Write last.pth with the recipe that it belongs to; a failure leaves the one before."""
         buffer = io.BytesIO()
         torch.save(state | {"settings": json.dumps(self.info["settings"])}, buffer)
-        records.write_atomic(self.last, buffer.getvalue())
+        write_atomic(self.last, buffer.getvalue())
         self.save(step=state["step"])
 
     def finish(self, weights: dict[str, Tensor], **facts) -> None:
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
-        records.write_atomic(self.final, safetensors.torch.save(tensors))
-        self.save(status="done", file_sha256=records.sha256_file(self.final), **facts)
+        write_atomic(self.final, safetensors.torch.save(tensors))
+        self.save(status="done", file_sha256=sha256_file(self.final), **facts)
 
     def discard_if_untrained(self) -> None:
         """Take back the files of a training that never got to a checkpoint; the images of a bad step stay."""
@@ -122,7 +123,7 @@ class TrainingRun:
         self.close()
 
 
-def read_run(path: Path) -> dict:
+def read_training_run(path: Path) -> dict:
     """A run file as a dict. Raises TrainingError when it is not one."""
     try:
         run = json.loads(path.read_text())
@@ -141,11 +142,11 @@ def read_state(path: Path, settings: dict) -> dict | None:
     if not path.is_file():
         return None
     try:
-        state = checkpoints.load(path)
+        state = load_torch_file(path)
         theirs = json.loads(state["settings"])
-    except checkpoints.UNREADABLE as error:
-        raise TrainingError(f"{path}: not a readable checkpoint ({checkpoints.reason(error)}); remove it to train from the "
+    except TORCH_FILE_ERRORS as error:
+        raise TrainingError(f"{path}: not a readable checkpoint ({error_reason(error)}); remove it to train from the "
                             "start, or bring back a whole one") from None
-    if found := records.first_difference(theirs, json.loads(json.dumps(settings))):
+    if found := first_difference(theirs, json.loads(json.dumps(settings))):
         raise TrainingError(f"{path}: checkpoint of another recipe ({found}); remove it, or train it under its own --name")
     return state

@@ -1,0 +1,63 @@
+"""alignment_security.common.files."""
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """A record, run file or request that cannot be used as it is; the message names the file and what mends it."""
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file beside `path` and rename it into place; a failure leaves the old file as it was."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safe_file_name(name: str) -> str:
+    """A model's name made safe for a file: letters, digits, `.`, `_`, `-`; distinct names stay distinct.
+
+    A name that has to change, or that looks as if it had been, gets eight hex digits of its sha256, so that `a/b`, `a:b`
+    and `a--b` do not meet.
+    """
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".-")[:150] or "_"
+    if safe == name and not re.search(r"-[0-9a-f]{8}$", name):
+        return name
+    return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def utc_now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
