@@ -12,7 +12,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from alignment_security.images.image_sets import DataError, existing_folder
+from alignment_security.common.files import UserError
+from alignment_security.images.image_sets import existing_folder
 from alignment_security.images.subsets import BIG12_PER_CLASS, export_subset, groupings, load_subset
 
 
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = get_args_parser().parse_args(argv)
     try:
         args.run(args)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

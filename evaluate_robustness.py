@@ -18,11 +18,11 @@ import torch
 
 from alignment_security.cluster.job import DamagedTar
 from alignment_security.common.command_line import CHECKPOINTED, on_stop, print_line
+from alignment_security.common.files import UserError
 from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import CLEAN_THREATS, parse_args, parse_corruption
 from alignment_security.evaluation.published import read_published
 from alignment_security.evaluation.run import (
-    REQUEST_ERRORS,
     Stopped,
     attacked_module,
     evaluate_images,
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     on_stop(stop)
     try:
         return evaluate(args)
-    except REQUEST_ERRORS as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DamagedTar) else 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:

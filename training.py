@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from alignment_security.attacks.attack import AttackError
 from alignment_security.cluster.job import DamagedTar
 from alignment_security.common.command_line import CHECKPOINTED, on_stop
 from alignment_security.common.files import UserError
@@ -33,10 +32,9 @@ from alignment_security.common.settings import version_drift
 from alignment_security.images.image_sets import DataError, ImageSet
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.forward import pick_device, session_facts, tune_process
-from alignment_security.models.heads import Model, ModelError
+from alignment_security.models.heads import Model
 from alignment_security.trainer.images import Augmented
 from alignment_security.trainer.loop import broadcast, fit, make_learner, rank, resume, world_size
-from alignment_security.trainer.objectives import ObjectiveError
 from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.run import (
     LAST,
@@ -54,9 +52,6 @@ from alignment_security.trainer.setup import (
     unpack_staged,
     validation,
 )
-
-REQUEST_ERRORS = (ModelError, DataError, AttackError, UserError, TrainingError,
-                  ObjectiveError)
 
 
 def join(device_name: str) -> torch.device | None:
@@ -140,7 +135,7 @@ def work(args, model: Model, sets: list[ImageSet], settings: dict, device: torch
                 run.info["warnings"].append(warning)
         finished = fit(args, learner, data, data.ids, run, validation(args, model, device), stop)
         status = "running" if finished else "checkpointed"
-    except REQUEST_ERRORS:
+    except UserError:
         if run:
             run.save(status=status, seconds=time.monotonic() - begin)
             run.discard_if_untrained()
@@ -186,7 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.processes > 1 and "LOCAL_RANK" not in os.environ:
             return launch(argv, args.processes)
         return train(args)
-    except REQUEST_ERRORS as error:
+    except UserError as error:
         if rank() == 0 or isinstance(error, DataError):     # the others refuse the same, but each decodes its own images
             print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DamagedTar) else 2

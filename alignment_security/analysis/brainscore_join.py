@@ -21,7 +21,7 @@ MAX_SHOWN = 20      # models without results that are printed; the file has all
 def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
     """The summary of our results with each model's scores: writes JOINED and, beside it, UNMATCHED; prints the latter.
 
-    Returns the joined table. Raises RecordError where a table is missing; then nothing is written.
+    Returns the joined table. Raises UserError where a table is missing; then nothing is written.
     """
     folder = Path(results_dir)
     results = read_written(folder / SUMMARY_NAME, f"python utilities.py merge --results_dir {folder}")
@@ -35,7 +35,7 @@ def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
 
 
 def read_written(path: Path, command: str) -> pd.DataFrame:
-    """A table that a command of ours writes; RecordError with that command where it is missing or empty."""
+    """A table that a command of ours writes; UserError with that command where it is missing or empty."""
     try:
         return pd.read_csv(path)
     except (FileNotFoundError, pd.errors.EmptyDataError):

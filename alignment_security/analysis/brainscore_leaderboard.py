@@ -54,7 +54,7 @@ def leaf_benchmarks(columns: Iterable[str]) -> list[str]:
 
 
 def read_bounded(file: IO[bytes], where: Path) -> bytes:
-    """All bytes of an open file; RecordError past MAX_BYTES, before more is read or unpacked."""
+    """All bytes of an open file; UserError past MAX_BYTES, before more is read or unpacked."""
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise UserError(f"{where}: larger than {MAX_BYTES // 2**20} MiB, which no leaderboard is; {DOWNLOAD_AGAIN}")
@@ -62,7 +62,7 @@ def read_bounded(file: IO[bytes], where: Path) -> bytes:
 
 
 def leaderboard_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
-    """The one leaderboard in a ZIP; RecordError if there is not one, or an entry would leave the folder."""
+    """The one leaderboard in a ZIP; UserError if there is not one, or an entry would leave the folder."""
     found = []
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
@@ -88,8 +88,6 @@ def read_leaderboard_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data[:error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: neither UTF-8 nor marked UTF-16; save it as UTF-8") from error
-    except UserError:
-        raise
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:     # ValueError: a damaged ZIP
         raise UserError(f"{path}: {error}; {DOWNLOAD_AGAIN}") from error
     if "\0" in text:
@@ -134,7 +132,7 @@ def model_column(path: Path, columns: list[str]) -> tuple[str, int]:
 
 
 def check_cells(path: Path, table: pd.DataFrame, column: str) -> None:
-    """RecordError naming line and column for a second header, a row without a model, a cell that is no score."""
+    """UserError naming line and column for a second header, a row without a model, a cell that is no score."""
     for line, name in table[column].items():
         if name.strip() in ("", column):
             what = "a second header" if name.strip() else "no model name"

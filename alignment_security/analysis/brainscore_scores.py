@@ -79,7 +79,7 @@ def merge_leaderboard(package_path: str | Path | None = None, scores_path: str |
     A score joins the registry key that equals its name, spaces around it aside; the .json tells which, per row.
     Columns: og_model_name (plugin folder), model_registry_name, timm_name ("" where it cannot be told),
     model_name and layers (the first paper's scripts drop both by name), benchmarks (floats; nan for failed and
-    for not run). Raises RecordError before anything is written. Source: kyangl/alignment-security, utilities.py.
+    for not run). Raises UserError before anything is written. Source: kyangl/alignment-security, utilities.py.
     """
     folder, package = Path(results_dir) / "benchmark_scores", find_package(package_path)
     path = Path(scores_path) if scores_path else newest_scores(folder)

@@ -76,7 +76,7 @@ def norm_tables(results: Results) -> list[NormTable]:
 # ---- published -------------------------------------------------------------------------------------------------
 
 def read_number_table(path: Path, columns: list[str], mend: str, text: Collection[str] = WORD_COLUMNS, **options) -> pd.DataFrame:
-    """A CSV that has these columns, numbers in all but those of `text`. Raises RecordError naming the file and what is wrong."""
+    """A CSV that has these columns, numbers in all but those of `text`. Raises UserError naming the file and what is wrong."""
     try:
         table = pd.read_csv(path, **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -87,7 +87,7 @@ def read_number_table(path: Path, columns: list[str], mend: str, text: Collectio
 
 
 def as_numbers(path: Path, table: pd.DataFrame, columns: Iterable[str], mend: str) -> pd.DataFrame:
-    """The table with these columns as numbers. Raises RecordError with the first cell that is none."""
+    """The table with these columns as numbers. Raises UserError with the first cell that is none."""
     for column in columns:
         values = pd.to_numeric(table[column], errors="coerce")
         if (wrong := values.isna() & table[column].notna()).any():
@@ -186,7 +186,7 @@ def published_norms(results: Results) -> Iterator[NormTable]:
 # ---- ours ------------------------------------------------------------------------------------------------------
 
 def read_summary(results: Results) -> pd.DataFrame:
-    """results/evaluation_results.csv, of the models asked for; empty where there is none. Raises RecordError."""
+    """results/evaluation_results.csv, of the models asked for; empty where there is none. Raises UserError."""
     path = results.folder / SUMMARY_NAME
     if not path.exists():
         return pd.DataFrame(columns=SUMMARY_COLUMNS)

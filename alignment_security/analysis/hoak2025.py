@@ -105,7 +105,7 @@ def melt_wide_table(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.D
 
 
 def read_text_table(path: Path, made_by: str, columns: list[str]) -> pd.DataFrame:
-    """A CSV whose cells are all text. Raises RecordError, naming the command that made it, where it is none or lacks columns."""
+    """A CSV whose cells are all text. Raises UserError, naming the command that made it, where it is none or lacks columns."""
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
@@ -130,7 +130,7 @@ def numeric_columns(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.D
 
 
 def accuracy_table(rows: pd.DataFrame, key: dict) -> pd.DataFrame:
-    """(models, `clean` and each eps) of the rows of one study. Raises RecordError where a model has two values."""
+    """(models, `clean` and each eps) of the rows of one study. Raises UserError where a model has two values."""
     if (twice := rows.duplicated(["model", "eps"])).any():
         model, eps = rows.loc[twice, ["model", "eps"]].iloc[0]
         raise UserError(f"{model}: two accuracies at eps {format_eps(eps)} under {key['attack']}; keep one of them")

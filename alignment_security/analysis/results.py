@@ -28,7 +28,7 @@ class Results:
 # ---- what is drawn ---------------------------------------------------------------------------------------------
 
 def load_results(results_dir, models: list[str] | None = None, published=None) -> Results:
-    """Every run file, those of some models if `models` is given. Raises RecordError when one of them has none."""
+    """Every run file, those of some models if `models` is given. Raises UserError when one of them has none."""
     root = Path(results_dir) / "records"
     runs = [read_run_file(path) | {"csv": path.with_suffix(".csv")} for path in sorted(root.glob("*/*/*.json"))]
     have = sorted({run["model"] for run in runs})
@@ -39,7 +39,7 @@ def load_results(results_dir, models: list[str] | None = None, published=None) -
 
 
 def read_finished_rows(run: dict) -> pd.DataFrame:
-    """Rows of a finished record. Raises RecordError when the file is not the one that the run finished with."""
+    """Rows of a finished record. Raises UserError when the file is not the one that the run finished with."""
     check_record_sha256(run["csv"], run)
     return read_record(run["csv"])
 

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from alignment_security.common.files import UserError
+
 
 def initial_state(jobs: list[AttackedImage]) -> State:
     """What every attack keeps of an image: x (B, C, H, W), y (B,), eps (B,), it (B,) on the CPU."""
@@ -26,7 +28,7 @@ def target_classes(jobs: list[AttackedImage]) -> Tensor:
 State = dict[str, Tensor]   # every tensor has a leading dimension of rows; `it` lives on the CPU
 
 
-class AttackError(ValueError):
+class AttackError(UserError):
     """An input no attack can work on; the message says which."""
 
 

@@ -57,7 +57,7 @@ class WantedModel(NamedTuple):
 def read_wanted(path: str | Path) -> list[WantedModel]:
     """Models of a list: one of lists/models/ by its name, a file like them, or a file with a name a line.
 
-    source or weights `timm:NET` names timm's net, weights `file:NAME` a checkpoint. Raises RecordError.
+    source or weights `timm:NET` names timm's net, weights `file:NAME` a checkpoint. Raises UserError.
     """
     file = model_list_path(path)
     lines = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A record, run file or request that cannot be used as it is; the message names the file and what mends it."""
 
 

@@ -52,7 +52,7 @@ def read_published(path: str | Path) -> pd.DataFrame:
     """Accuracies from a CSV with columns `model` and `top1` (percent) and, where a model stands there once per test size,
     `img_size`: timm's results/results-imagenet.csv, or a table of one's own. Other columns are ignored.
 
-    Returns model, img_size (0 where not given), top1 in [0, 1]. Raises RecordError naming the file and the cell.
+    Returns model, img_size (0 where not given), top1 in [0, 1]. Raises UserError naming the file and the cell.
     """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -17,7 +17,6 @@ import torch
 from timm.data import ImageNetInfo
 from tqdm import tqdm
 
-from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import masked_gradient_warnings, run_autoattack
 from alignment_security.attacks.clean import run_clean
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox, run_pyautoattack
@@ -41,7 +40,7 @@ from alignment_security.evaluation.threats import (
     map_reduce,
 )
 from alignment_security.images.human_maps import human_map
-from alignment_security.images.image_sets import DataError, ImageSet, default_dir
+from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.labels import multilabel_correct, real_correct
 from alignment_security.images.loading import PixelDataset, stream_images
 from alignment_security.models.fast import WithoutTF32, fast_copy
@@ -51,7 +50,6 @@ from alignment_security.models.heads import (
     HEADS,
     IMAGENET_CLASSES,
     Model,
-    ModelError,
     smooth_head,
 )
 from alignment_security.models.loading import check_model, load_model
@@ -69,7 +67,6 @@ def load_staged(staging: Path, name: str, head: str, device) -> Any:
         raise StagingError(f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage again")
     return replace(model, settings=model.settings | {"weights": staged.facts["weights"]})
 
-REQUEST_ERRORS = (ModelError, DataError, AttackError, UserError)
 PROGRESS_SECONDS = 60       # between lines when the output is no terminal
 
 
@@ -168,7 +165,7 @@ def evaluate_images(args, model: Model, images: ImageSet, batch_size: int, run: 
         with suppress(OSError):     # a full disk: what is told is what happened first
             run.save(status="checkpointed" if isinstance(error, (Stopped, KeyboardInterrupt)) else "failed",
                      error=repr(error)[:500], seconds=time.monotonic() - begin)
-        if isinstance(error, REQUEST_ERRORS):
+        if isinstance(error, UserError):
             run.discard_if_empty()
         raise
     run.finish(list(images.ids), eps, seconds=time.monotonic() - begin, error=None)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from timm.data import ImageNetInfo
 
-from alignment_security.common.files import sha256_file
+from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.settings import ROOT, setting
 
 IMAGE_LISTS = ROOT / "lists" / "images"
@@ -28,7 +28,7 @@ SLICE_SEED = 42     # the permutation behind -s, as in the first paper's scripts
 GROUND_TRUTH_FILES = ("LOC_val_solution.csv", "val.txt", "ILSVRC2012_validation_ground_truth.txt")
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """An image set or image that cannot be used; the message names the file or folder and what mends it."""
 
 
@@ -216,8 +216,6 @@ def read_ground_truth(path: Path, names: list[str]) -> dict[str, int]:
         order = devkit_synsets(path.parent / "meta.mat")
         return {name: index[order[int(line)]] for name, line in zip(sorted(names), lines)}
     except (KeyError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: not a ground-truth file of ImageNet ({error!r})") from None
 
 

@@ -63,8 +63,6 @@ def read_image(path: Path) -> Image.Image:
                 raise DataError(f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; shrink it first")
             return to_rgb(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: cannot be decoded ({error}); fetch it again or take it off the list") from None
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from alignment_security.common.files import UserError
+
 IMAGENET_CLASSES = 1000
 ANIMATE_CLASSES = 398   # ImageNet classes 0-397 are animals
 HEAD_TEMPERATURE = 0.2            # temperature of the smoothed head's gradient, in standard deviations of the logits
@@ -111,5 +113,5 @@ def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[n
     return nn.Sequential(module, AnimateHead(reduce)), 2
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model that cannot be had or used as asked; the message names it and what mends it."""

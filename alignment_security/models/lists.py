@@ -32,7 +32,7 @@ def model_list_path(name: str | Path) -> Path:
 
 
 def read_model_list(name: str | Path) -> pd.DataFrame:
-    """A model list as text, columns COLUMNS, in the order of the file. RecordError names the line that is wrong."""
+    """A model list as text, columns COLUMNS, in the order of the file. UserError names the line that is wrong."""
     path, rows, seen = model_list_path(name), list[list[str]](), dict[str, int]()
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         cells = [cell.strip() for cell in line.split("\t")]

@@ -15,7 +15,7 @@ OBJECTIVE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps")
 
 
 def read_training(folder: Path) -> tuple[dict, pd.DataFrame] | None:
-    """Run file and learning curve of a training; None where no row is logged yet. Raises records.RecordError."""
+    """Run file and learning curve of a training; None where no row is logged yet. Raises UserError."""
     try:
         run, rows = json.loads((folder / "run.json").read_text()), pd.read_csv(folder / "log.csv", float_precision="round_trip")
         if not {"name", "status", "settings", "sessions"} <= run.keys() or not {"epoch", "loss", "accuracy"} <= set(rows):

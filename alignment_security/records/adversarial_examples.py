@@ -22,7 +22,7 @@ def example_path(csv: Path, image_id: str) -> Path:
 
 def load_example(path: Path) -> dict:
     """An example's arrays and values: image (H, W, 3) uint8, delta (H, W, 3) float16, classes, eps and norms; human_map and
-    human_alignment where the image set has maps. Raises RecordError."""
+    human_alignment where the image set has maps. Raises UserError."""
     try:
         with np.load(path) as file:
             example = {name: file[name] if file[name].ndim else file[name].item() for name in file.files}

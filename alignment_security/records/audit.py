@@ -53,7 +53,7 @@ class Record(NamedTuple):
 
 
 def audit(results_dir) -> list[str]:
-    """Everything that would not stand up in review, a line each. Raises RecordError where there is no record at all."""
+    """Everything that would not stand up in review, a line each. Raises UserError where there is no record at all."""
     root = Path(results_dir) / "records"
     runs, found = read_runs(root)
     whole = []
@@ -87,7 +87,7 @@ def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
 
 
 def finished_record(path: Path, run: dict) -> Record:
-    """Raises RecordError for a run that is not finished, and for a record that changed since or lacks columns."""
+    """Raises UserError for a run that is not finished, and for a record that changed since or lacks columns."""
     if run["status"] != "done":
         raise UserError(f"{path}: unfinished (status {run['status']}); {FINISH_IT}")
     check_record_sha256(path, run)

@@ -27,7 +27,7 @@ RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessi
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 def read_run_file(path: Path) -> dict:
-    """The run file as a dict. Raises RecordError when it is missing or not JSON."""
+    """The run file as a dict. Raises UserError when it is missing or not JSON."""
     try:
         run = json.loads(Path(path).read_text())
         if lacking := RUN_KEYS - run.keys() or {"model", "run"} - run["settings"].keys():
@@ -40,7 +40,7 @@ def read_run_file(path: Path) -> dict:
 
 
 def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
-    """Rows with exact floats, empty cells as missing; `torn` leaves out a last line without an end. Raises RecordError."""
+    """Rows with exact floats, empty cells as missing; `torn` leaves out a last line without an end. Raises UserError."""
     try:
         data = Path(path).read_bytes()
         text = (data[: data.rfind(b"\n") + 1] if torn else data).decode()
@@ -56,7 +56,7 @@ def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
 
 
 def check_record_sha256(path: Path, run: dict) -> None:
-    """Raise RecordError unless the record at `path` is, byte for byte, the one that its run finished with."""
+    """Raise UserError unless the record at `path` is, byte for byte, the one that its run finished with."""
     if not path.exists() or sha256_file(path) != run.get("record_sha256"):
         raise UserError(f"{path}: not the file that the run finished with (sha256 differs); evaluate it again with --overwrite")
 
@@ -80,7 +80,7 @@ def first_difference(old: dict, new: dict, path: str = "") -> str | None:
 
 
 def check_complete(rows: pd.DataFrame, image_ids: list[str], eps: list[float] | None, path: Path) -> None:
-    """Raise RecordError unless `rows` holds each image of the list (at each eps) exactly once and nothing else."""
+    """Raise UserError unless `rows` holds each image of the list (at each eps) exactly once and nothing else."""
     levels: list[float | None] = list(eps) if eps else [None]
     want = {(i, e) for i in image_ids for e in levels}
     have = Counter(zip(rows["image_id"], rows["eps"] if "eps" in rows else [None] * len(rows)))

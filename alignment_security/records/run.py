@@ -42,7 +42,7 @@ class Run:
 
     settings   {"model": {...}, "run": {...}}: everything that changes a row. Resuming with others is refused.
     session    facts of this process (versions, git, device): appended to the run file, never compared.
-    Raises RecordError when another process holds the run, the settings differ or the file's columns are others.
+    Raises UserError when another process holds the run, the settings differ or the file's columns are others.
     """
 
     def __init__(self, results_dir, image_set: str, threat: str, model: str, kind: str, settings: dict,

@@ -31,7 +31,7 @@ def merge_records(results_dir, allow_partial: bool = False) -> pd.DataFrame:
 def summarise(results_dir, allow_partial: bool = False) -> pd.DataFrame:
     """One row per model x threat x eps x image set x protocol, of every finished record under results_dir/records.
 
-    Raises RecordError on an unfinished or damaged record (with allow_partial it is summarised over the rows it has and marked
+    Raises UserError on an unfinished or damaged record (with allow_partial it is summarised over the rows it has and marked
     `partial=1`), and when two models of one threat and image set were run with different settings.
     """
     root = Path(results_dir) / "records"

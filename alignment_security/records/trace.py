@@ -24,7 +24,7 @@ UNDER_ATTACK = ("ball",)      # correlations and maps of models are of accuracie
 
 
 def print_trace(figure: Path, results_dir: Path, line: int | None = None) -> None:
-    """Print the runs behind each line of a figure's table. Raises RecordError for a file that is no such table, and
+    """Print the runs behind each line of a figure's table. Raises UserError for a file that is no such table, and
     SystemExit(1) where some line has no run behind it."""
     table, caption = read_figure(figure, line)
     runs = finished_runs(results_dir)

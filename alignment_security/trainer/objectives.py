@@ -16,6 +16,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from alignment_security.common.files import UserError
+
 LEVELS = 5                              # of the pyramid (Fel et al. 2022)
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 FLAT = 1e-5                             # a map whose standard deviation is less of its peak is rounding: its z is 0
@@ -24,7 +26,7 @@ PGD_NORMS = ("Linf", "L2")
 OBJECTIVES = ("plain", "harmonizer", "adversarial", "both")
 
 
-class ObjectiveError(ValueError):
+class ObjectiveError(UserError):
     """A net that an objective cannot be computed for; the message says why."""
 
 

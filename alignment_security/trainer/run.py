@@ -21,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from alignment_security.common.files import safe_file_name, sha256_file, utc_now, write_atomic
+from alignment_security.common.files import UserError, safe_file_name, sha256_file, utc_now, write_atomic
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.records.record import first_difference
 
@@ -29,7 +29,7 @@ LOG_COLUMNS = ["step", "epoch", "lr", "loss", "cross_entropy", "harmonizer", "ac
 HEADER, LAST = ",".join(LOG_COLUMNS) + "\n", "last.pth"
 
 
-class TrainingError(ValueError):
+class TrainingError(UserError):
     """A training that cannot begin or go on; the message says what mends it."""
 
 
