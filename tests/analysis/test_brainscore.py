@@ -38,7 +38,7 @@ from alignment_security.analysis.brainscore_registry import (
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
 from alignment_security.common.files import UserError
 
-PROJECT = Path(__file__).resolve().parents[1]
+PROJECT = Path(__file__).resolve().parents[2]
 DATA = PROJECT.parent / "shared" / "data" / "brainscore"
 NEW = DATA / "new_leaderboard_19103cff.csv"          # of 2025-05-07
 

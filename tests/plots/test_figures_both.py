@@ -5,7 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_measurements import DATA, needs_data, write_published, write_summary
+from norm_tables import DATA, make_norms, needs_data, write_published, write_summary
 
 import plotting
 from alignment_security.analysis.feng2025 import PUBLISHED
@@ -17,7 +17,6 @@ from alignment_security.plots.both import (
     timm_names,
 )
 from alignment_security.plots.norms import POINTS, accuracy_vs_norm, rank_change
-from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
 
 
@@ -30,18 +29,6 @@ def draw(results, *plots):
 def close_figures():
     yield
     plt.close("all")
-
-
-def make_norms(results, model, norms, threat="L2-crossing", image_set="mine", finish=True):
-    """A record of minimal norms: None is a misclassified image, inf one that nothing fools."""
-    settings = {"protocol": threat.split("-")[1], "norm": threat.split("-")[0], "attack": f"{threat} 9 steps"}
-    column = threat.split("-")[0].lower()
-    with Run(results, image_set, threat, model, "minimum_norm", {"model": {"name": model}, "run": settings}) as run:
-        run.append([{"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0 if norm else 1, "clean_correct": int(norm is not None),
-                     "success": None if norm is None else int(norm < np.inf), "adv_pred": 1,
-                     column: norm if norm and norm < np.inf else None} for i, norm in enumerate(norms)])
-        if finish:
-            run.finish([f"{i}.jpg" for i in range(len(norms))])
 
 
 # ---- curves from norms -----------------------------------------------------------------------------------------

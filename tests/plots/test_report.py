@@ -6,8 +6,7 @@ from html.parser import HTMLParser
 from urllib.parse import unquote
 
 import pytest
-from test_figures_both import make_norms
-from test_measurements import write_published, write_summary
+from norm_tables import make_norms, write_published, write_summary
 
 import plotting
 from alignment_security.records.summary import merge_records

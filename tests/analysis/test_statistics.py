@@ -26,7 +26,7 @@ from alignment_security.analysis.statistics import (
 )
 from alignment_security.records.metrics import spearman
 
-FENG = Path(__file__).resolve().parents[2] / "shared" / "data" / "feng2025"
+FENG = Path(__file__).resolve().parents[3] / "shared" / "data" / "feng2025"
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from test_measurements import DATA, needs_data, write_published, write_summary
+from norm_tables import DATA, needs_data, write_published, write_summary
 
 import plotting
 from alignment_security.analysis.feng2025 import PUBLISHED, paired_test
