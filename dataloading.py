@@ -6,6 +6,7 @@
 
 The source is never altered. What --out made is an image set: --dataset NAME --data_dir DIR2.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,20 +23,38 @@ def big12_command(args) -> None:
     if args.out:
         export_subset(images, args.out, args.imagenet, args.copy)
     groups = len(set(images.groups))
-    print(f"{images.name}: all {len(images)} images are there, {groups} superclasses x {len(set(images.labels)) // groups} "
-          f"classes x {args.per_class}\n  sha256 of the list   {images.list_sha256}\n"
-          f"  sha256 of the images {images.contents_sha256()}" + (f"\n  {args.out}" if args.out else ""))
+    print(
+        f"{images.name}: all {len(images)} images are there, {groups} superclasses x {len(set(images.labels)) // groups} "
+        f"classes x {args.per_class}\n  sha256 of the list   {images.list_sha256}\n"
+        f"  sha256 of the images {images.contents_sha256()}"
+        + (f"\n  {args.out}" if args.out else "")
+    )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("big12", help="verify the 960 images in an ImageNet validation folder, or build them")
-    build.add_argument("--imagenet", type=Path, required=True, help="ImageNet validation: 1000 synset folders, or flat")
-    build.add_argument("--out", type=Path, help="make this folder of synset folders, of symbolic links")
+    build = commands.add_parser(
+        "big12", help="verify the 960 images in an ImageNet validation folder, or build them"
+    )
+    build.add_argument(
+        "--imagenet",
+        type=Path,
+        required=True,
+        help="ImageNet validation: 1000 synset folders, or flat",
+    )
+    build.add_argument(
+        "--out", type=Path, help="make this folder of synset folders, of symbolic links"
+    )
     build.add_argument("--copy", action="store_true", help="copies instead of links")
-    build.add_argument("--per_class", type=int, default=BIG12_PER_CLASS, help="images of each class")
-    build.add_argument("--grouping", choices=list(groupings()), default="big_12", help="superclasses")
+    build.add_argument(
+        "--per_class", type=int, default=BIG12_PER_CLASS, help="images of each class"
+    )
+    build.add_argument(
+        "--grouping", choices=list(groupings()), default="big_12", help="superclasses"
+    )
     build.set_defaults(run=big12_command)
     return parser
 

@@ -8,6 +8,7 @@
 Start it again after an interruption and it goes on at the next image; with other settings it refuses. Exit status:
 0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM, SIGHUP), anything else is worth another try.
 """
+
 from __future__ import annotations
 
 import errno
@@ -52,24 +53,49 @@ def evaluate(args) -> int:
     model = load_requested_model(args, device)
     model.module.to(memory_format=torch.channels_last)
     images = load_image_set(
-        args.dataset, requested_data_dir(args), model.n_outputs if args.head == "none" else IMAGENET_CLASSES,
-        parse_corruption(args), args.seed)
+        args.dataset,
+        requested_data_dir(args),
+        model.n_outputs if args.head == "none" else IMAGENET_CLASSES,
+        parse_corruption(args),
+        args.seed,
+    )
     model = restrict_classes(model, images.restrict_to)
     if args.slice:
         images = take_slice(images, *args.slice)
     settings = {"model": model.settings, "run": run_settings(args, images)}
     if args.published_accuracy:
-        read_published(args.published_accuracy)   # a table that cannot be read is refused before anything is written
+        read_published(
+            args.published_accuracy
+        )  # a table that cannot be read is refused before anything is written
     if args.threat not in CLEAN_THREATS and args.protocol == "autoattack":
         budget_of(args).check(model.n_outputs)
-    batch_size = (auto_batch_size(model.module, model.preprocessing["input_size"], device) if args.batch_size == "auto"
-                  else args.batch_size)
+    batch_size = (
+        auto_batch_size(model.module, model.preprocessing["input_size"], device)
+        if args.batch_size == "auto"
+        else args.batch_size
+    )
     if args.dry_run:
-        print(describe_dry_run(model, images, threat_name(args), settings["run"], attacked_module(args, model), batch_size))
+        print(
+            describe_dry_run(
+                model,
+                images,
+                threat_name(args),
+                settings["run"],
+                attacked_module(args, model),
+                batch_size,
+            )
+        )
         return 0
-    with Run(args.results_dir, images.name, threat_name(args), args.model_name,
-                     {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"), settings,
-                     session_facts(device, batch_size), args.overwrite) as run:
+    with Run(
+        args.results_dir,
+        images.name,
+        threat_name(args),
+        args.model_name,
+        {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"),
+        settings,
+        session_facts(device, batch_size),
+        args.overwrite,
+    ) as run:
         if args.overwrite:
             shutil.rmtree(examples_folder(run.csv), ignore_errors=True)
         if not run.done:
@@ -83,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def stop(*_):
         raise Stopped
+
     on_stop(stop)
     try:
         return evaluate(args)
@@ -90,13 +117,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DamagedTar) else 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)
+        print(
+            f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir",
+            file=sys.stderr,
+        )
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"error: {error.filename or args.results_dir}: {str(error.strerror).partition(';')[0]}; what is written stays, make "
-              "room and run the same command again", file=sys.stderr)
+        print(
+            f"error: {error.filename or args.results_dir}: {str(error.strerror).partition(';')[0]}; what is written stays, make "
+            "room and run the same command again",
+            file=sys.stderr,
+        )
         return 1
     except Stopped:
         print_line("checkpointed: run the same command again to go on", sys.stderr)

@@ -10,6 +10,7 @@ A figure is written four times: PDF (vector, fonts embedded), PNG, the table it 
 table three times: LaTeX (for \usepackage{booktabs}), CSV and caption.
 Only finished records are drawn; the others are named on the screen and in the caption. Exit status 2: nothing to draw.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -54,7 +55,9 @@ def rendered(figure: Figure) -> dict[str, bytes]:
 
 def latex(table: pd.DataFrame) -> str:
     """A table for a paper: booktabs, floats with three significant digits, empty where there is no value."""
-    styles = table.reset_index(drop=True).style.hide(axis="index").format_index(escape="latex", axis=1)
+    styles = (
+        table.reset_index(drop=True).style.hide(axis="index").format_index(escape="latex", axis=1)
+    )
     short = dict.fromkeys(table.select_dtypes("float"), "{:.3g}")
     return styles.format(short, na_rep="", escape="latex").to_latex(hrules=True)
 
@@ -65,7 +68,9 @@ def write(args, name: str, figure: Figure | None, table: pd.DataFrame, caption: 
     kind = next(iter(contents))
     contents |= {"csv": table.to_csv(index=False, lineterminator="\n"), "txt": f"{caption}\n"}
     name = "_".join(filter(None, [name, args.specifier]))
-    files = {Path(args.figures_dir) / f"{name}.{kind}": content for kind, content in contents.items()}
+    files = {
+        Path(args.figures_dir) / f"{name}.{kind}": content for kind, content in contents.items()
+    }
     if args.save_to_paper:
         files[Path(args.save_to_paper) / f"{name}.{kind}"] = contents[kind]
     for path, content in files.items():
@@ -76,8 +81,10 @@ def write(args, name: str, figure: Figure | None, table: pd.DataFrame, caption: 
 def draw(args) -> int:
     """Every figure asked for. One that has nothing to draw says so; the exit status is 2 when that is true of all."""
     results, drawn, files = load_results(args.results_dir, args.models, args.published), [], []
-    lacking: dict[str, list[str]] = {}      # command that makes it -> figures
-    if unfinished := [f"{run['csv']} ({run['status']})" for run in results.runs if run["status"] != "done"]:
+    lacking: dict[str, list[str]] = {}  # command that makes it -> figures
+    if unfinished := [
+        f"{run['csv']} ({run['status']})" for run in results.runs if run["status"] != "done"
+    ]:
         print(f"unfinished, not drawn: {', '.join(unfinished)}", file=sys.stderr)
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
@@ -105,21 +112,44 @@ def draw(args) -> int:
 
 # ---- command line ----------------------------------------------------------------------------------------------
 
+
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plots", nargs="+", choices=[*FIGURES, "all"], default=["all"], metavar="NAME",
-                        help=f"any of {', '.join(FIGURES)}; default all")
-    parser.add_argument("--models", nargs="+", metavar="MODEL", help="only these; default every model with a record")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--plots",
+        nargs="+",
+        choices=[*FIGURES, "all"],
+        default=["all"],
+        metavar="NAME",
+        help=f"any of {', '.join(FIGURES)}; default all",
+    )
+    parser.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="only these; default every model with a record"
+    )
     parser.add_argument("--results_dir", default="results")
     parser.add_argument("--figures_dir", default="figures")
-    parser.add_argument("--published", default=setting("PUBLISHED_DIR"), metavar="DIR",
-                        help="published numbers, laid out as results/README.md says; default PUBLISHED_DIR of .env")
+    parser.add_argument(
+        "--published",
+        default=setting("PUBLISHED_DIR"),
+        metavar="DIR",
+        help="published numbers, laid out as results/README.md says; default PUBLISHED_DIR of .env",
+    )
     parser.add_argument("--specifier", help="a word added to the names of the files")
-    parser.add_argument("--save_to_paper", metavar="DIR", help="write each PDF (of a table, its .tex) to that folder too")
+    parser.add_argument(
+        "--save_to_paper",
+        metavar="DIR",
+        help="write each PDF (of a table, its .tex) to that folder too",
+    )
     parser.add_argument("--show_plots", action="store_true", help="open a window with each figure")
     saving = parser.add_mutually_exclusive_group()
     saving.add_argument("--no_save", action="store_true", help="write no file")
-    saving.add_argument("--report", action="store_true", help="write FIGURES_DIR/report.html too: leaderboard, figures")
+    saving.add_argument(
+        "--report",
+        action="store_true",
+        help="write FIGURES_DIR/report.html too: leaderboard, figures",
+    )
     return parser
 
 

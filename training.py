@@ -11,6 +11,7 @@ it refuses. `evaluate_robustness.py --checkpoint results/training/<name>/model.s
 GPUs: --processes N, which is torchrun with exit status, or torchrun itself. Exit status: 0 done, 2 the request is wrong or
 training diverged (the last good checkpoint is kept), 85 checkpointed (--stop_after, SIGTERM), else worth another try.
 """
+
 from __future__ import annotations
 
 import json
@@ -60,8 +61,10 @@ def join(device_name: str) -> torch.device | None:
         return None
     local, gpu = int(os.environ["LOCAL_RANK"]), torch.cuda.is_available() and device_name != "cpu"
     if gpu and local >= torch.cuda.device_count():
-        raise TrainingError(f"process {local + 1} has no GPU, this machine has {torch.cuda.device_count()}; --processes "
-                            f"{torch.cuda.device_count()}, or --device cpu")
+        raise TrainingError(
+            f"process {local + 1} has no GPU, this machine has {torch.cuda.device_count()}; --processes "
+            f"{torch.cuda.device_count()}, or --device cpu"
+        )
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
@@ -96,8 +99,15 @@ def train(args) -> int:
         if rank() == 0:
             print(json.dumps(settings, indent=1))
         return 0
-    with open_run(args, settings, session_facts(device, args.batch_size) | {"processes": world_size()}) or nullcontext() as run:
-        if not broadcast(run and run.done) and not work(args, model, sets, settings, device, run, stop):
+    with (
+        open_run(
+            args, settings, session_facts(device, args.batch_size) | {"processes": world_size()}
+        )
+        or nullcontext() as run
+    ):
+        if not broadcast(run and run.done) and not work(
+            args, model, sets, settings, device, run, stop
+        ):
             if rank() == 0:
                 print("checkpointed: run the same command again to go on", file=sys.stderr)
             return CHECKPOINTED
@@ -119,12 +129,26 @@ def open_run(args, settings: dict, facts: dict) -> TrainingRun | None:
     return run
 
 
-def work(args, model: Model, sets: list[ImageSet], settings: dict, device: torch.device,
-         run: TrainingRun | None, stop: Stop) -> bool:
+def work(
+    args,
+    model: Model,
+    sets: list[ImageSet],
+    settings: dict,
+    device: torch.device,
+    run: TrainingRun | None,
+    stop: Stop,
+) -> bool:
     """Train from the last checkpoint on, and hand the weights over. Returns False when stopped before the end."""
     begin, status = time.monotonic(), "failed"
-    data = Augmented(sets, model.preprocessing, args.augmentation, args.seed, args.objective in ("harmonizer", "both"),
-                     args.map_dir, args.blur_maps)
+    data = Augmented(
+        sets,
+        model.preprocessing,
+        args.augmentation,
+        args.seed,
+        args.objective in ("harmonizer", "both"),
+        args.map_dir,
+        args.blur_maps,
+    )
     try:
         learner = make_learner(args, model.module, len(data.ids) // args.batch_size, device)
         if state := read_state(training_folder(args.results_dir, args.name) / LAST, settings):
@@ -151,19 +175,37 @@ def work(args, model: Model, sets: list[ImageSet], settings: dict, device: torch
 
 def report(args, run: TrainingRun) -> str:
     last = run.csv.read_text().splitlines()[-1].split(",")
-    shown = ", ".join(f"{name} {float(value):.4g}" for name, value in zip(LOG_COLUMNS, last) if value)
-    return "\n".join([f"{args.name}: {shown}", *(f"  warning: {w}" for w in run.info["warnings"]), f"  {run.final}"])
+    shown = ", ".join(
+        f"{name} {float(value):.4g}" for name, value in zip(LOG_COLUMNS, last) if value
+    )
+    return "\n".join(
+        [
+            f"{args.name}: {shown}",
+            *(f"  warning: {w}" for w in run.info["warnings"]),
+            f"  {run.final}",
+        ]
+    )
 
 
 # ---- command line ----------------------------------------------------------------------------------------------
+
 
 def launch(argv: list[str], processes: int) -> int:
     """torchrun on this machine, with the exit status of its processes: torchrun itself ends with 1 whatever theirs was."""
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        torchrun.main(["--standalone", "--nproc_per_node", str(processes), str(Path(__file__).resolve()), *argv])
+        torchrun.main(
+            [
+                "--standalone",
+                "--nproc_per_node",
+                str(processes),
+                str(Path(__file__).resolve()),
+                *argv,
+            ]
+        )
         return 0
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
@@ -176,24 +218,35 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv, __doc__ or "")
     try:
-        if args.chtc:                                       # before there are several processes, which find the folders then
+        if args.chtc:  # before there are several processes, which find the folders then
             unpack_staged(args)
         if args.processes > 1 and "LOCAL_RANK" not in os.environ:
             return launch(argv, args.processes)
         return train(args)
     except UserError as error:
-        if rank() == 0 or isinstance(error, DataError):     # the others refuse the same, but each decodes its own images
+        if rank() == 0 or isinstance(
+            error, DataError
+        ):  # the others refuse the same, but each decodes its own images
             print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DamagedTar) else 2
     except torch.OutOfMemoryError:
-        print(f"error: {args.pass_size or args.batch_size // world_size()} images at once do not fit on the device; a smaller "
-              "--pass_size takes a step in parts, --precision bf16 about half the memory", file=sys.stderr)
+        print(
+            f"error: {args.pass_size or args.batch_size // world_size()} images at once do not fit on the device; a smaller "
+            "--pass_size takes a step in parts, --precision bf16 about half the memory",
+            file=sys.stderr,
+        )
         return 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir", file=sys.stderr)
+        print(
+            f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted: run the same command again to go on from the last checkpoint",
+            file=sys.stderr,
+        )
         return 130
     finally:
         if dist.is_initialized():

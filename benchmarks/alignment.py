@@ -4,6 +4,7 @@
 
 Maps are smooth (the sample's drawings are), perturbations are continuous: the slow case, for ties sort faster.
 """
+
 from __future__ import annotations
 
 import json
@@ -26,9 +27,18 @@ IMAGES, SIDE, BATCH = 960, 224, 96
 def machine() -> dict:
     """Processor, cores that this process may use, and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"processor": name, "cores": len(os.sched_getaffinity(0)), "load": round(os.getloadavg()[0], 1),
-            "python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__}
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    return {
+        "processor": name,
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+    }
 
 
 def seconds(threads: int) -> float:
@@ -44,8 +54,12 @@ def seconds(threads: int) -> float:
 
 
 def main() -> None:
-    found = {"images": IMAGES, "side": SIDE, "machine": machine(),
-             "seconds": {f"{threads} threads": round(seconds(threads), 2) for threads in (1, 2)}}
+    found = {
+        "images": IMAGES,
+        "side": SIDE,
+        "machine": machine(),
+        "seconds": {f"{threads} threads": round(seconds(threads), 2) for threads in (1, 2)},
+    }
     (HERE / "alignment.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

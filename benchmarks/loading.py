@@ -5,6 +5,7 @@
 The list: 50,000 entries, the 20 photographs of the sample again and again under ids of their own: as they are
 (512 x 512), and at 500 x 375, which is what most of ImageNet's are.
 """
+
 from __future__ import annotations
 
 import json
@@ -28,14 +29,24 @@ from alignment_security.images.loading import load_image_set, read_image, stream
 from alignment_security.models.loading import load_model
 
 ENTRIES, TIMED, WATCHED = 50_000, 600, 3000
-PREPROCESSING = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
+PREPROCESSING = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
 
 
 def long_list(paths: tuple[Path, ...]) -> ImageSet:
     sample = load_image_set("sample")
     rows = range(ENTRIES)
-    return replace(sample, name="long", ids=tuple(f"{i:05d}.jpg" for i in rows), paths=tuple(paths[i % 20] for i in rows),
-                   labels=tuple(sample.labels[i % 20] for i in rows))
+    return replace(
+        sample,
+        name="long",
+        ids=tuple(f"{i:05d}.jpg" for i in rows),
+        paths=tuple(paths[i % 20] for i in rows),
+        labels=tuple(sample.labels[i % 20] for i in rows),
+    )
 
 
 def shrunk(folder: Path) -> tuple[Path, ...]:
@@ -79,18 +90,32 @@ def memory(images: ImageSet, workers: int) -> dict:
     seen = {}
     for i, _ in enumerate(islice(stream_images(images, PREPROCESSING, workers), WATCHED + 1)):
         if i % (WATCHED // 6) == 0:
-            seen[str(i)] = round(sum(pss(pid) for pid in ["self", *(p.pid for p in multiprocessing.active_children())]) / 1024)
+            seen[str(i)] = round(
+                sum(
+                    pss(pid)
+                    for pid in ["self", *(p.pid for p in multiprocessing.active_children())]
+                )
+                / 1024
+            )
     return seen
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        lists = {"512 x 512": long_list(load_image_set("sample").paths), "500 x 375": long_list(shrunk(Path(folder)))}
-        found = {"entries": ENTRIES, "machine": machine(),
-                 "images_per_second": {name: {f"{w} workers": round(rate(images, w)) for w in (0, 1, 2)}
-                                       for name, images in lists.items()},
-                 "mib_after_images": {f"{w} workers": memory(lists["512 x 512"], w) for w in (0, 2)},
-                 "lite0_forwards_per_second": round(model_rate())}
+        lists = {
+            "512 x 512": long_list(load_image_set("sample").paths),
+            "500 x 375": long_list(shrunk(Path(folder))),
+        }
+        found = {
+            "entries": ENTRIES,
+            "machine": machine(),
+            "images_per_second": {
+                name: {f"{w} workers": round(rate(images, w)) for w in (0, 1, 2)}
+                for name, images in lists.items()
+            },
+            "mib_after_images": {f"{w} workers": memory(lists["512 x 512"], w) for w in (0, 2)},
+            "lite0_forwards_per_second": round(model_rate()),
+        }
     (HERE / "loading.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -6,6 +6,7 @@
 
 On a CPU one thread is timed by the processor's seconds, which other work on the machine does not stretch.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,9 +33,13 @@ from alignment_security.trainer.loop import make_learner, train_step
 from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.setup import starting_model
 
-OBJECTIVES = {"plain": "", "harmonizer": "--objective harmonizer --lambda_1 0.01", "adversarial":
-              "--objective adversarial --norm Linf --eps 4/255", "both": "--objective both --norm Linf --eps 4/255 --lambda_1 0.01"}
-ROUNDS, WARM = 7, 2     # steps of each objective in turn; the first are not counted
+OBJECTIVES = {
+    "plain": "",
+    "harmonizer": "--objective harmonizer --lambda_1 0.01",
+    "adversarial": "--objective adversarial --norm Linf --eps 4/255",
+    "both": "--objective both --norm Linf --eps 4/255 --lambda_1 0.01",
+}
+ROUNDS, WARM = 7, 2  # steps of each objective in turn; the first are not counted
 
 
 def seconds_of(step, device: torch.device) -> float:
@@ -49,25 +54,41 @@ def seconds_of(step, device: torch.device) -> float:
 
 def speed_of(name: str, batch_size: int, device: torch.device, precision: str) -> dict:
     """Median seconds of a step and images a second, objectives in turn on one net and batch; every image has a map."""
-    args = parse_args(["--model_name", name, "--batch_size", str(batch_size), "--precision", precision])
+    args = parse_args(
+        ["--model_name", name, "--batch_size", str(batch_size), "--precision", precision]
+    )
     model: Model = starting_model(args, 1000)
     student = make_learner(args, model.module, 1000, device)
     side = model.preprocessing["input_size"]
     torch.manual_seed(0)
-    batch = TrainingBatch(list(range(batch_size)), torch.rand(batch_size, *side), torch.arange(batch_size),
-                  torch.rand(batch_size, *side[1:]),
-                  torch.ones(batch_size, dtype=torch.bool)).to(device)
-    each = {key: parse_args(["--model_name", name, "--precision", precision, "--lr", "0", *options.split()])
-            for key, options in OBJECTIVES.items()}
+    batch = TrainingBatch(
+        list(range(batch_size)),
+        torch.rand(batch_size, *side),
+        torch.arange(batch_size),
+        torch.rand(batch_size, *side[1:]),
+        torch.ones(batch_size, dtype=torch.bool),
+    ).to(device)
+    each = {
+        key: parse_args(
+            ["--model_name", name, "--precision", precision, "--lr", "0", *options.split()]
+        )
+        for key, options in OBJECTIVES.items()
+    }
     spent: dict[str, list[float]] = {key: [] for key in each}
     for _ in range(ROUNDS):
         for key, recipe in each.items():
             student.step = 0
-            spent[key].append(seconds_of(lambda recipe=recipe: train_step(recipe, student, batch), device))
+            spent[key].append(
+                seconds_of(lambda recipe=recipe: train_step(recipe, student, batch), device)
+            )
     medians = {key: statistics.median(values[WARM:]) for key, values in spent.items()}
-    return {"batch_size": batch_size, "input_size": side, "precision": precision, "images_per_second": {
-        key: batch_size / value for key, value in medians.items()}, "times_plain": {
-        key: value / medians["plain"] for key, value in medians.items()}}
+    return {
+        "batch_size": batch_size,
+        "input_size": side,
+        "precision": precision,
+        "images_per_second": {key: batch_size / value for key, value in medians.items()},
+        "times_plain": {key: value / medians["plain"] for key, value in medians.items()},
+    }
 
 
 def speed(args) -> dict:
@@ -77,34 +98,58 @@ def speed(args) -> dict:
 
 def digits(args) -> dict:
     """Clean accuracy, and AutoAttack's (Linf 0.12, standard budget) on 100 held-out digits; rank agreement with maps on 200."""
-    nets = {"plain": ("", False), "adversarial": (digits_training.ADVERSARIAL, False),
-            "harmonizer": ("--objective harmonizer --lambda_1 0.1", True),
-            "both": (digits_training.ADVERSARIAL.replace("adversarial", "both") + " --lambda_1 0.005", True)}
+    nets = {
+        "plain": ("", False),
+        "adversarial": (digits_training.ADVERSARIAL, False),
+        "harmonizer": ("--objective harmonizer --lambda_1 0.1", True),
+        "both": (
+            digits_training.ADVERSARIAL.replace("adversarial", "both") + " --lambda_1 0.005",
+            True,
+        ),
+    }
     found = {}
     for key, (options, maps) in nets.items():
         net = digits_training.trained(options, maps)
         clean, robust = digits_training.verdicts(net, Budget(), digits_training.HELD_OUT[:100])
-        found[key] = {"options": options, "clean": clean, "robust": robust, "rank_agreement": digits_training.agreement(net)}
+        found[key] = {
+            "options": options,
+            "clean": clean,
+            "robust": robust,
+            "rank_agreement": digits_training.agreement(net),
+        }
         print(key, found[key], flush=True)
     return found
 
 
 def machine(device: str) -> dict:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    name = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        "unknown",
+    )
     facts = session_facts(torch.device(device), 0)
-    return {"processor": name, "device": facts["device"], "threads": facts["threads"], "git": facts["git"], "date": utc_now(),
-            "versions": facts["versions"]}
+    return {
+        "processor": name,
+        "device": facts["device"],
+        "threads": facts["threads"],
+        "git": facts["git"],
+        "date": utc_now(),
+        "versions": facts["versions"],
+    }
 
 
 TABLES = {"speed": speed, "digits": digits}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], help="which (default: all)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--models", nargs="+", default=["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+    parser.add_argument(
+        "--models", nargs="+", default=["resnet18", "tf_efficientnet_lite0", "vit_tiny_patch16_224"]
+    )
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))

@@ -4,6 +4,7 @@ Its tensors say that they lie on torch.device("meta"), which autograd knows and 
 CPU tensor that the operations work on. An operation that takes tensors of both sides raises, as it does with CUDA, but
 for copies, and for CPU tensors as indices or without a dimension. Speed, precision and memory are the CPU's.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -19,13 +20,20 @@ COPIES, INDEXING = {"copy_", "_to_copy"}, {"index", "index_put", "index_put_"}
 
 class Pretended(torch.Tensor):
     """A tensor on the pretended accelerator; `behind` is what it stands for."""
+
     behind: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, behind):
-        return torch.Tensor._make_wrapper_subclass(cls, behind.shape, strides=behind.stride(), dtype=behind.dtype, device=DEVICE,
-                                                   storage_offset=behind.storage_offset())
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            behind.shape,
+            strides=behind.stride(),
+            dtype=behind.dtype,
+            device=DEVICE,
+            storage_offset=behind.storage_offset(),
+        )
 
     def __init__(self, behind):
         self.behind = behind
@@ -58,12 +66,16 @@ def check(func, args, kwargs) -> None:
         return
     if name in INDEXING:
         checked = (args[0], args[2:])
-        if not isinstance(args[0], Pretended) and any(isinstance(part, Pretended) for part in tree_leaves(args[1])):
+        if not isinstance(args[0], Pretended) and any(
+            isinstance(part, Pretended) for part in tree_leaves(args[1])
+        ):
             raise RuntimeError(f"{func}: a CPU tensor indexed by one of the accelerator")
     tensors = [part for part in tree_leaves(checked) if isinstance(part, torch.Tensor)]
     ours = [part for part in tensors if isinstance(part, Pretended)]
     if ours and any(part.dim() for part in tensors if not isinstance(part, Pretended)):
-        raise RuntimeError(f"{func}: tensors on two devices, {[(tuple(t.shape), str(t.device)) for t in tensors]}")
+        raise RuntimeError(
+            f"{func}: tensors on two devices, {[(tuple(t.shape), str(t.device)) for t in tensors]}"
+        )
     if kwargs.get("generator") is not None and (ours or kwargs.get("device") == DEVICE):
         raise RuntimeError(f"{func}: a CPU generator for the accelerator")
 
@@ -72,14 +84,20 @@ def run(func, args, kwargs):
     """The operation on what its tensors stand for; the result lies where CUDA would put it."""
     check(func, args, kwargs)
     tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, torch.Tensor)]
-    assert all(isinstance(part, Pretended) for part in tensors if part.is_meta), f"{func}: a real meta tensor"
+    assert all(isinstance(part, Pretended) for part in tensors if part.is_meta), (
+        f"{func}: a real meta tensor"
+    )
     wrapper = {id(part.behind): part for part in tensors if isinstance(part, Pretended)}
 
     def real(part):
         if isinstance(part, Pretended):
             return part.behind
         return torch.device("cpu") if isinstance(part, torch.device) else part
-    out = func(*(tree_map(real, arg) for arg in args), **{key: tree_map(real, value) for key, value in kwargs.items()})
+
+    out = func(
+        *(tree_map(real, arg) for arg in args),
+        **{key: tree_map(real, value) for key, value in kwargs.items()},
+    )
     device = kwargs.get("device")
     if func.overloadpacket.__name__ == "copy_":
         return args[0]
@@ -90,6 +108,7 @@ def run(func, args, kwargs):
         if not isinstance(part, torch.Tensor):
             return part
         return wrapper[id(part)] if id(part) in wrapper else Pretended(part)
+
     return tree_map(placed, out)
 
 
@@ -107,7 +126,15 @@ def pretended():
         def on_device(*args, device=None, **options):
             made = make(*args, **options)
             return made if device is None else made.to(device)
+
         return on_device
-    with (mock.patch.object(torch, "tensor", placed(tensor)), mock.patch.object(torch, "as_tensor", placed(as_tensor)),
-          mock.patch.object(torch.Tensor, "tolist", lambda self: tolist(getattr(self, "behind", self))), Mode()):
+
+    with (
+        mock.patch.object(torch, "tensor", placed(tensor)),
+        mock.patch.object(torch, "as_tensor", placed(as_tensor)),
+        mock.patch.object(
+            torch.Tensor, "tolist", lambda self: tolist(getattr(self, "behind", self))
+        ),
+        Mode(),
+    ):
         yield DEVICE

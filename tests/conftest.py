@@ -1,4 +1,5 @@
 """What the tests share: one thread and no hub, two real or tiny models, small records, and the script as a function."""
+
 from __future__ import annotations
 
 import os
@@ -50,14 +51,29 @@ def sample() -> ImageSet:
 @dataclass(frozen=True)
 class Tiny:
     """A net of random weights, and photographs in the folders of the classes that it sees in them: all are right."""
+
     name: str
     checkpoint: Path
     data: Path
     images: int
 
     def arguments(self, results) -> list[str]:
-        return ["--model_name", self.name, "--checkpoint", str(self.checkpoint), "--dataset", "mine", "--data_dir",
-                str(self.data), "--results_dir", str(results), "--device", "cpu", "--batch_size", "4"]
+        return [
+            "--model_name",
+            self.name,
+            "--checkpoint",
+            str(self.checkpoint),
+            "--dataset",
+            "mine",
+            "--data_dir",
+            str(self.data),
+            "--results_dir",
+            str(results),
+            "--device",
+            "cpu",
+            "--batch_size",
+            "4",
+        ]
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +83,9 @@ def tiny(tmp_path_factory, sample) -> Tiny:
         torch.manual_seed(0)
         torch.save(timm.create_model("test_resnet").state_dict(), root / "net.pth")
     model = load_model("test_resnet", root / "net.pth")
-    for (_, x, _), path in zip(stream_images(sample.take(range(12)), model.preprocessing), sample.paths):
+    for (_, x, _), path in zip(
+        stream_images(sample.take(range(12)), model.preprocessing), sample.paths
+    ):
         folder = root / "data" / synsets()[int(model.module(x[None]).argmax())]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
@@ -90,18 +108,21 @@ def mapped(tmp_path_factory):
 @pytest.fixture(scope="session")
 def signals_kept():
     """A context that gives back the handlers which a script's main replaces."""
+
     @contextmanager
     def context():
         handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
         yield
         for name, handler in handlers.items():
             signal.signal(name, handler)
+
     return context
 
 
 @pytest.fixture
 def cli(capsys, signals_kept):
     """evaluate_robustness.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
+
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
@@ -109,6 +130,7 @@ def cli(capsys, signals_kept):
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()
+
     with signals_kept():
         yield call
 
@@ -116,20 +138,44 @@ def cli(capsys, signals_kept):
 @pytest.fixture
 def open_run(tmp_path):
     """Opens a records.Run under tmp_path; keywords beyond the names replace settings of the run."""
-    def call(model="net", kind="minimum_norm", threat="L2-fmn", weights="w", overwrite=False, **settings) -> Run:
-        run = {"protocol": "fmn", "attack": "FMN 10 steps", "steps": 10, "list_sha256": "l", "seed": 0} | settings
-        return Run(tmp_path, "sample", threat, model, kind, {"model": {"weights_sha256": weights}, "run": run},
-                           {"git": "abc", "device": "cpu"}, overwrite)
+
+    def call(
+        model="net", kind="minimum_norm", threat="L2-fmn", weights="w", overwrite=False, **settings
+    ) -> Run:
+        run = {
+            "protocol": "fmn",
+            "attack": "FMN 10 steps",
+            "steps": 10,
+            "list_sha256": "l",
+            "seed": 0,
+        } | settings
+        return Run(
+            tmp_path,
+            "sample",
+            threat,
+            model,
+            kind,
+            {"model": {"weights_sha256": weights}, "run": run},
+            {"git": "abc", "device": "cpu"},
+            overwrite,
+        )
+
     return call
 
 
 @pytest.fixture
 def tiny_record(open_run):
     """Writes a record, finished unless `done` is false: (rows, image_ids, eps, **of open_run) -> Run."""
+
     def call(rows, image_ids=None, eps=None, done=True, **names) -> Run:
         with open_run(**names) as run:
             run.append(rows)
             if done:
-                run.finish(image_ids or list(dict.fromkeys(row["image_id"] for row in rows)), eps, seconds=2.0)
+                run.finish(
+                    image_ids or list(dict.fromkeys(row["image_id"] for row in rows)),
+                    eps,
+                    seconds=2.0,
+                )
             return run
+
     return call

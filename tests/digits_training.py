@@ -1,4 +1,5 @@
 """The digits net trained by each objective, and what can be said of it; shared by tests and benchmarks/training.py."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -27,17 +28,31 @@ def trained(options: str = "", maps: bool = False, **net):
 
 def verdicts(net, budget: Budget, rows) -> tuple[float, float]:
     """Clean and robust accuracy in percent, in Linf at 0.12."""
-    found = [row for some in run_autoattack(net, iter(rows), "Linf", [0.12], 10, budget, batch_size=64) for row in some]
-    return tuple(100 * sum(row[column] for row in found) / len(rows) for column in ("clean_correct", "robust"))
+    found = [
+        row
+        for some in run_autoattack(net, iter(rows), "Linf", [0.12], 10, budget, batch_size=64)
+        for row in some
+    ]
+    return tuple(
+        100 * sum(row[column] for row in found) / len(rows)
+        for column in ("clean_correct", "robust")
+    )
 
 
 def agreement(net) -> float:
     """Mean rank agreement of the true logit's gradient with the maps of digits that were not trained on."""
     x = torch.stack([row[1] for row in HELD_OUT]).requires_grad_()
     own = net(x).gather(1, torch.tensor([[row[2]] for row in HELD_OUT]))
-    gradient, = torch.autograd.grad(own.sum(), x)
+    (gradient,) = torch.autograd.grad(own.sum(), x)
     return float(np.nanmean(rank_agreement(ink_maps(HELD_OUT).numpy(), gradient.numpy())))
 
 
 def accuracy(net) -> float:
-    return float((net(torch.stack([r[1] for r in HELD_OUT])).argmax(1) == torch.tensor([r[2] for r in HELD_OUT])).float().mean())
+    return float(
+        (
+            net(torch.stack([r[1] for r in HELD_OUT])).argmax(1)
+            == torch.tensor([r[2] for r in HELD_OUT])
+        )
+        .float()
+        .mean()
+    )

@@ -1,4 +1,5 @@
 """Results folders for tests: a leaderboard, small and drawn at random or the real dump, and accuracies that are MADE UP."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,20 +15,52 @@ from alignment_security.analysis.brainscore_leaderboard import (
     score_numbers,
 )
 
-DUMP = Path(__file__).resolve().parents[2] / "shared" / "data" / "brainscore" / "new_leaderboard_19103cff.csv"
+DUMP = (
+    Path(__file__).resolve().parents[2]
+    / "shared"
+    / "data"
+    / "brainscore"
+    / "new_leaderboard_19103cff.csv"
+)
 RADII = [0.25 / 255, 0.5 / 255, 1 / 255]
 MADE_UP = "MADE-UP accuracies of a test"
-KINDS = ("resnet", "vit", "convnext", "vgg", "mobilenet", "alexnet", "bagnet", "cornet", "hmax", "grcnn")
+KINDS = (
+    "resnet",
+    "vit",
+    "convnext",
+    "vgg",
+    "mobilenet",
+    "alexnet",
+    "bagnet",
+    "cornet",
+    "hmax",
+    "grcnn",
+)
 # averages and benchmarks in the order of the leaderboard; `lab.Half2020-pls` is known of three models in five
-BENCHMARKS = ["average_vision", "neural_vision", "V1", "Marques2020_A1999-peak_sf", "Marques2020_B2013-texture_sparseness",
-              "lab.Half2020-pls", "behavior_vision", "Null2021-i2n", "Family2021-consistency", "engineering_vision",
-              "ImageNet-top1", "Against2020-top1"]
+BENCHMARKS = [
+    "average_vision",
+    "neural_vision",
+    "V1",
+    "Marques2020_A1999-peak_sf",
+    "Marques2020_B2013-texture_sparseness",
+    "lab.Half2020-pls",
+    "behavior_vision",
+    "Null2021-i2n",
+    "Family2021-consistency",
+    "engineering_vision",
+    "ImageNet-top1",
+    "Against2020-top1",
+]
 
 
 def random_scores(n: int = 120, seed: int = 0) -> pd.DataFrame:
     """(models, BENCHMARKS), independent and standard normal; models of ten families in turn."""
     rng = np.random.default_rng(seed)
-    scores = pd.DataFrame(rng.normal(size=(n, len(BENCHMARKS))), [f"{KINDS[i % 10]}_{i:03d}" for i in range(n)], BENCHMARKS)
+    scores = pd.DataFrame(
+        rng.normal(size=(n, len(BENCHMARKS))),
+        [f"{KINDS[i % 10]}_{i:03d}" for i in range(n)],
+        BENCHMARKS,
+    )
     scores.loc[rng.random(n) < 0.4, "lab.Half2020-pls"] = np.nan
     return scores
 
@@ -44,19 +77,42 @@ def write_scores(results: Path, scores: pd.DataFrame) -> None:
     folder = results / "benchmark_scores"
     folder.mkdir(parents=True, exist_ok=True)
     names = dict.fromkeys(["og_model_name", "model_registry_name", "model_name"], scores.index)
-    table = pd.concat([pd.DataFrame(names | {"timm_name": "", "layers": ""}, scores.index), scores], axis=1)
+    table = pd.concat(
+        [pd.DataFrame(names | {"timm_name": "", "layers": ""}, scores.index), scores], axis=1
+    )
     table.to_csv(folder / f"{MERGED_SCORES}.csv", index=False)
-    (folder / f"{MERGED_SCORES}.json").write_text('{"date": "2025-05-07", "source": "leaderboard.csv"}')
+    (folder / f"{MERGED_SCORES}.json").write_text(
+        '{"date": "2025-05-07", "source": "leaderboard.csv"}'
+    )
 
 
 def made_up(clean: pd.Series, robust: pd.Series, radii=RADII) -> pd.DataFrame:
     """Rows of a summary: accuracies that fall with eps, monotone in what is given, so that ranks are those of `robust`."""
+
     def squash(values):
         return 1 / (1 + np.exp(-values))
-    constants = {"threat": "Linf", "image_set": "imagenet-val", "protocol": "autoattack", "attack": MADE_UP, "n": 1000,
-                 "partial": 0}
-    return pd.concat([pd.DataFrame({"model": clean.index, "eps": eps, "clean_acc": squash(clean), "robust_acc":
-                                    squash(robust - i)}).assign(**constants) for i, eps in enumerate(radii)])
+
+    constants = {
+        "threat": "Linf",
+        "image_set": "imagenet-val",
+        "protocol": "autoattack",
+        "attack": MADE_UP,
+        "n": 1000,
+        "partial": 0,
+    }
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "model": clean.index,
+                    "eps": eps,
+                    "clean_acc": squash(clean),
+                    "robust_acc": squash(robust - i),
+                }
+            ).assign(**constants)
+            for i, eps in enumerate(radii)
+        ]
+    )
 
 
 def planted(scores: pd.DataFrame, seed: int = 1) -> tuple[pd.Series, pd.Series]:
@@ -64,8 +120,14 @@ def planted(scores: pd.DataFrame, seed: int = 1) -> tuple[pd.Series, pd.Series]:
     filled, rng = scores.fillna(scores.mean()), np.random.default_rng(seed)
     filled = (filled - filled.mean()) / filled.std()
     noise = rng.normal(size=(2, len(scores)))
-    plus, minus = ("Marques2020_B2013-texture_sparseness", "Against2020-top1") if "Against2020-top1" in scores else (
-        "Marques2020_FreemanZiemba2013-texture_sparseness", "Hermann2020cueconflict-shape_bias")
+    plus, minus = (
+        ("Marques2020_B2013-texture_sparseness", "Against2020-top1")
+        if "Against2020-top1" in scores
+        else (
+            "Marques2020_FreemanZiemba2013-texture_sparseness",
+            "Hermann2020cueconflict-shape_bias",
+        )
+    )
     clean = filled["ImageNet-top1"] + noise[0]
     return clean, filled[plus] - filled[minus] + 0.3 * clean + 0.5 * noise[1]
 

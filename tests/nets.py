@@ -1,4 +1,5 @@
 """Small nets whose answers are known, and the real ones that packages ship."""
+
 import importlib.util
 from pathlib import Path
 
@@ -46,7 +47,9 @@ def two_class(distance: float, norm: str, size=(1, 8, 8), seed: int = 0, middle:
     weight = torch.randn(int(np.prod(size)), generator=torch.Generator().manual_seed(seed))
     dual = {"L2": weight.norm(), "Linf": weight.abs().sum(), "L1": weight.abs().max()}[norm]
     bias = distance * dual - (weight * middle).sum()
-    return Linear(torch.stack([weight, torch.zeros_like(weight)]), torch.stack([bias, torch.tensor(0.0)])), torch.full(size, middle)
+    return Linear(
+        torch.stack([weight, torch.zeros_like(weight)]), torch.stack([bias, torch.tensor(0.0)])
+    ), torch.full(size, middle)
 
 
 def folder_of(package: str) -> Path:
@@ -56,6 +59,7 @@ def folder_of(package: str) -> Path:
 def cifar_resnet18():
     """The CIFAR-10 ResNet-18 inside the pyautoattack wheel (pixels in [0, 1])."""
     import sys
+
     examples = folder_of("pyautoattack") / "examples"
     sys.path.insert(0, str(examples))
     try:
@@ -72,7 +76,10 @@ def cifar_photographs(net=None):
     """The 20 CIFAR-10 photographs of the foolbox wheel as (name, image, label); only the right ones of `net`."""
     rows = []
     for path in sorted((folder_of("foolbox") / "data").glob("cifar10_*.png")):
-        x = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
+        x = (
+            torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float()
+            / 255
+        )
         rows.append((path.name, x, int(path.stem.split("_")[-1])))
     if net is None:
         return rows
@@ -83,6 +90,7 @@ def cifar_photographs(net=None):
 def digits():
     """scikit-learn's 1797 8x8 digits as (name, image (1, 8, 8) in [0, 1], label)."""
     from sklearn.datasets import load_digits
+
     data = load_digits()
     x = torch.from_numpy(data.images / 16).float()[:, None]
     return [(f"digit{i:04d}", x[i], int(data.target[i])) for i in range(len(x))]
@@ -93,15 +101,25 @@ def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 1
     torch.manual_seed(seed)
     rows = digits()[:1200]
     x, y = torch.stack([r[1] for r in rows]), torch.tensor([r[2] for r in rows])
-    net = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
-                        nn.ReLU(), nn.Flatten(), nn.Linear(2 * width * 16, 64), nn.ReLU(), nn.Linear(64, 10))
+    net = nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * 16, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
     optimiser = torch.optim.Adam(net.parameters(), 2e-3)
     for _ in range(epochs):
         for batch in torch.randperm(len(x)).split(64):
             z = x[batch]
             for _ in range(3 if eps else 0):
                 leaf = z.clone().requires_grad_()
-                grad, = torch.autograd.grad(nn.functional.cross_entropy(net(leaf), y[batch]), leaf)
+                (grad,) = torch.autograd.grad(
+                    nn.functional.cross_entropy(net(leaf), y[batch]), leaf
+                )
                 z = (z + 0.67 * eps * grad.sign()).clamp(x[batch] - eps, x[batch] + eps).clamp(0, 1)
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(z), y[batch]).backward()
@@ -133,5 +151,13 @@ def untrained_digits_net(seed: int = 0, width: int = 16, activation=nn.ReLU):
     """The architecture of digits_net with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Conv2d(1, width, 3, padding=1), activation(), nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
-                             activation(), nn.Flatten(), nn.Linear(2 * width * 16, 64), activation(), nn.Linear(64, 10))
+        return nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1),
+            activation(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            activation(),
+            nn.Flatten(),
+            nn.Linear(2 * width * 16, 64),
+            activation(),
+            nn.Linear(64, 10),
+        )

@@ -1,4 +1,5 @@
 """Made-up and published tables of norms that several tests read."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,7 +12,9 @@ from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not (DATA / "feng2025").is_dir(), reason="no ../shared/data: the published numbers are not here")
+needs_data = pytest.mark.skipif(
+    not (DATA / "feng2025").is_dir(), reason="no ../shared/data: the published numbers are not here"
+)
 MODELS = ["vgg11.tv_in1k", "resnet50.tv_in1k", "resnet18.a3_in1k", "nobody_knows.it"]
 
 
@@ -20,24 +23,54 @@ def write_published(folder: Path, cubic=(1e-4, 0, 0, 20.0)) -> Path:
     for name in ("feng2025", "multilabel", "timm"):
         (folder / name).mkdir(parents=True)
     robust = ["resnet18_l2_eps0.01", "resnet18_linf_eps8.0"]
-    pd.DataFrame({"model": MODELS + robust, "pt": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "aa": np.linspace(0.3, -0.2, 6), "pt_sem": 0.1,
-                  "aa_sem": 0.01}).to_csv(folder / "feng2025" / "adversarial_alignment_x.csv", index=False)
+    pd.DataFrame(
+        {
+            "model": MODELS + robust,
+            "pt": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            "aa": np.linspace(0.3, -0.2, 6),
+            "pt_sem": 0.1,
+            "aa_sem": 0.01,
+        }
+    ).to_csv(folder / "feng2025" / "adversarial_alignment_x.csv", index=False)
     top1 = np.array([70.0, 80.9, 68.0, 60.0, 90.0, 50.0])
-    ids = ["torchvision--vgg11", "torchvision--resnet50", "timm--resnet18.a3_in1k", "timm--a", "timm--b", "timm--c"]
-    pd.DataFrame({"model_dir_id": ids, "top1_val_acc": top1, "imagenet_mla_val_acc": np.polyval(cubic, top1)}).to_csv(
-        folder / "multilabel" / "stats-imagenet_x.csv", index=False)
+    ids = [
+        "torchvision--vgg11",
+        "torchvision--resnet50",
+        "timm--resnet18.a3_in1k",
+        "timm--a",
+        "timm--b",
+        "timm--c",
+    ]
+    pd.DataFrame(
+        {"model_dir_id": ids, "top1_val_acc": top1, "imagenet_mla_val_acc": np.polyval(cubic, top1)}
+    ).to_csv(folder / "multilabel" / "stats-imagenet_x.csv", index=False)
     pd.DataFrame({"model": ["vgg11.tv_in1k", "resnet50.tv_in1k"], "top1": [70.1, 76.0]}).to_csv(
-        folder / "timm" / "results-imagenet_x.csv", index=False)
-    pd.DataFrame({"model": ["resnet50", "resnet18_l2_eps0.01", "resnet18_linf_eps8.0_255"], "pt": [2.5, 5.0, 6.00004],
-                  "ps": [0.2, 0.1, 0.1], "aa": [40.0, -10.0, -20.0], "as_": [2.0, 1.0, 1.0]}).to_csv(
-        folder / "feng2025" / "seed_tables_1_2.csv", index=False)
+        folder / "timm" / "results-imagenet_x.csv", index=False
+    )
+    pd.DataFrame(
+        {
+            "model": ["resnet50", "resnet18_l2_eps0.01", "resnet18_linf_eps8.0_255"],
+            "pt": [2.5, 5.0, 6.00004],
+            "ps": [0.2, 0.1, 0.1],
+            "aa": [40.0, -10.0, -20.0],
+            "as_": [2.0, 1.0, 1.0],
+        }
+    ).to_csv(folder / "feng2025" / "seed_tables_1_2.csv", index=False)
     return folder
 
 
 def write_summary(folder: Path, rows: list[dict]) -> Path:
     """A summary of made-up numbers."""
-    common = {"threat": "L2-crossing", "eps": None, "image_set": "mine", "protocol": "crossing", "attack": "crossing 9 steps",
-              "n": 20, "clean_acc": 0.5, "partial": 0}
+    common = {
+        "threat": "L2-crossing",
+        "eps": None,
+        "image_set": "mine",
+        "protocol": "crossing",
+        "attack": "crossing 9 steps",
+        "n": 20,
+        "clean_acc": 0.5,
+        "partial": 0,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     pd.DataFrame([common | row for row in rows]).to_csv(folder / SUMMARY_NAME, index=False)
     return folder
@@ -45,11 +78,33 @@ def write_summary(folder: Path, rows: list[dict]) -> Path:
 
 def make_norms(results, model, norms, threat="L2-crossing", image_set="mine", finish=True):
     """A record of minimal norms: None is a misclassified image, inf one that nothing fools."""
-    settings = {"protocol": threat.split("-")[1], "norm": threat.split("-")[0], "attack": f"{threat} 9 steps"}
+    settings = {
+        "protocol": threat.split("-")[1],
+        "norm": threat.split("-")[0],
+        "attack": f"{threat} 9 steps",
+    }
     column = threat.split("-")[0].lower()
-    with Run(results, image_set, threat, model, "minimum_norm", {"model": {"name": model}, "run": settings}) as run:
-        run.append([{"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0 if norm else 1, "clean_correct": int(norm is not None),
-                     "success": None if norm is None else int(norm < np.inf), "adv_pred": 1,
-                     column: norm if norm and norm < np.inf else None} for i, norm in enumerate(norms)])
+    with Run(
+        results,
+        image_set,
+        threat,
+        model,
+        "minimum_norm",
+        {"model": {"name": model}, "run": settings},
+    ) as run:
+        run.append(
+            [
+                {
+                    "image_id": f"{i}.jpg",
+                    "label": 0,
+                    "clean_pred": 0 if norm else 1,
+                    "clean_correct": int(norm is not None),
+                    "success": None if norm is None else int(norm < np.inf),
+                    "adv_pred": 1,
+                    column: norm if norm and norm < np.inf else None,
+                }
+                for i, norm in enumerate(norms)
+            ]
+        )
         if finish:
             run.finish([f"{i}.jpg" for i in range(len(norms))])

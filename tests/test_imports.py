@@ -96,7 +96,9 @@ def test_a_package_imports_what_the_table_allows(package):
         if not name.startswith(f"{PACKAGE}.{package}."):
             continue
         ours = imports(name) & set(FILES)
-        wrong = {other for other in ours if not f"{other}.".startswith(tuple(f"{a}." for a in allowed))}
+        wrong = {
+            other for other in ours if not f"{other}.".startswith(tuple(f"{a}." for a in allowed))
+        }
         assert wrong == set(), f"{name} imports {wrong}"
 
 

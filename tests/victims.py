@@ -1,4 +1,5 @@
 """What runs in processes that the tests kill, starve and hang up on. Imported by a fork server, once."""
+
 from __future__ import annotations
 
 import ctypes
@@ -9,7 +10,9 @@ import sys
 
 import evaluate_robustness
 
-OVERRIDES = 1 << 1 | 1 << 2     # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets root write into a read-only folder
+OVERRIDES = (
+    1 << 1 | 1 << 2
+)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets root write into a read-only folder
 
 
 def script(argv: list[str], said: str, prepare=None) -> None:

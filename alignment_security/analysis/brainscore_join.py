@@ -1,7 +1,8 @@
 """The summary of our results with the Brain-Score scores of each model (brainscore.join_scores).
 
-    python utilities.py join            results/evaluation_results.csv + the merged scores -> JOINED and UNMATCHED
+python utilities.py join            results/evaluation_results.csv + the merged scores -> JOINED and UNMATCHED
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -15,7 +16,7 @@ from alignment_security.common.files import UserError, write_atomic
 from alignment_security.records.summary import SUMMARY_NAME
 
 JOINED, UNMATCHED = "evaluation_results_scores.csv", "evaluation_results_unmatched.csv"
-MAX_SHOWN = 20      # models without results that are printed; the file has all
+MAX_SHOWN = 20  # models without results that are printed; the file has all
 
 
 def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
@@ -24,13 +25,20 @@ def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
     Returns the joined table. Raises UserError where a table is missing; then nothing is written.
     """
     folder = Path(results_dir)
-    results = read_written(folder / SUMMARY_NAME, f"python utilities.py merge --results_dir {folder}")
-    scores = read_written(folder / "benchmark_scores" / f"{MERGED_SCORES}.csv", f"python utilities.py setup_scores --results_dir {folder}")
+    results = read_written(
+        folder / SUMMARY_NAME, f"python utilities.py merge --results_dir {folder}"
+    )
+    scores = read_written(
+        folder / "benchmark_scores" / f"{MERGED_SCORES}.csv",
+        f"python utilities.py setup_scores --results_dir {folder}",
+    )
     joined, unmatched = join_scores(scores, results)
     for name, table in ((JOINED, joined), (UNMATCHED, unmatched)):
         write_atomic(folder / name, table.to_csv(index=False, lineterminator="\n"))
-    print(f"{len(joined)} of {len(results)} rows joined ({joined['model'].nunique()} models): {folder / JOINED}\n"
-          f"{len(unmatched)} models without a partner: {folder / UNMATCHED}\n{unmatched_text(unmatched)}")
+    print(
+        f"{len(joined)} of {len(results)} rows joined ({joined['model'].nunique()} models): {folder / JOINED}\n"
+        f"{len(unmatched)} models without a partner: {folder / UNMATCHED}\n{unmatched_text(unmatched)}"
+    )
     return joined
 
 
@@ -47,7 +55,11 @@ def unmatched_text(unmatched: pd.DataFrame) -> str:
     of_scores = unmatched[unmatched["side"] == "scores"]
     table = pd.concat([unmatched[unmatched["side"] == "results"], of_scores.head(MAX_SHOWN)])
     more = len(of_scores) - MAX_SHOWN
-    return (table.to_string(index=False) if len(table) else "") + (f"\n... and {more} more of the scores" if more > 0 else "")
+    return (table.to_string(index=False) if len(table) else "") + (
+        f"\n... and {more} more of the scores" if more > 0 else ""
+    )
+
+
 OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"
 
 
@@ -62,8 +74,11 @@ def candidates(name: str, scores: pd.DataFrame, weights: str = "") -> tuple[list
     same, own = keys == name, timm == ""
     if weights.startswith(("timm:", "pypi:")) and (same & own).any():
         return [], OTHER_WEIGHTS
-    for rule, hit in (("registry name", same), ("timm name", alike & (timm == name)),
-                      ("timm name without tag", alike & untagged)):
+    for rule, hit in (
+        ("registry name", same),
+        ("timm name", alike & (timm == name)),
+        ("timm name without tag", alike & untagged),
+    ):
         if hit.any():
             return list(keys[hit]), rule
     return [], "no scores under this name"
@@ -77,12 +92,25 @@ def join_scores(scores: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFra
     timm's weights (column `weights`, where there is one) join a net of that name that is Brain-Score's own.
     Returns (joined: results' columns, `match`, scores' columns; unmatched: `side, model, reason`).
     """
-    if "model" not in results or not set(NAME_COLUMNS[1:]) <= set(scores) or {*scores, "match"} & set(results):
-        raise UserError(f"joining needs results with a column model and none of {', '.join(NAME_COLUMNS)}, match or "
-                          f"the benchmarks, and scores as setup_scores writes them")
+    if (
+        "model" not in results
+        or not set(NAME_COLUMNS[1:]) <= set(scores)
+        or {*scores, "match"} & set(results)
+    ):
+        raise UserError(
+            f"joining needs results with a column model and none of {', '.join(NAME_COLUMNS)}, match or "
+            f"the benchmarks, and scores as setup_scores writes them"
+        )
     scores = scores.assign(timm_name=scores["timm_name"].fillna("").astype(str))
-    weights = dict(zip(results["model"], results["weights"].fillna("").astype(str))) if "weights" in results else {}
-    names = {name: candidates(str(name).strip(), scores, weights.get(name, "")) for name in results["model"].unique()}
+    weights = (
+        dict(zip(results["model"], results["weights"].fillna("").astype(str)))
+        if "weights" in results
+        else {}
+    )
+    names = {
+        name: candidates(str(name).strip(), scores, weights.get(name, ""))
+        for name in results["model"].unique()
+    }
     claims = Counter(keys[0] for keys, _ in names.values() if len(keys) == 1)
     matched, unmatched = {}, []
     for name, (keys, rule) in names.items():
@@ -92,8 +120,16 @@ def join_scores(scores: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFra
             reason = f"ambiguous {rule}: {', '.join(keys)}" if keys else rule
             unmatched.append(("results", name, reason))
     used = {key for key, _ in matched.values()}
-    unmatched += [("scores", key, "no results under this name or its timm name")
-                  for key in scores["model_registry_name"] if key not in used]
-    link = pd.DataFrame([(name, *match) for name, match in matched.items()], columns=["model", NAME_COLUMNS[1], "match"])
-    joined = results.merge(link, on="model").merge(scores, on=NAME_COLUMNS[1], validate="many_to_one")
+    unmatched += [
+        ("scores", key, "no results under this name or its timm name")
+        for key in scores["model_registry_name"]
+        if key not in used
+    ]
+    link = pd.DataFrame(
+        [(name, *match) for name, match in matched.items()],
+        columns=["model", NAME_COLUMNS[1], "match"],
+    )
+    joined = results.merge(link, on="model").merge(
+        scores, on=NAME_COLUMNS[1], validate="many_to_one"
+    )
     return joined, pd.DataFrame(unmatched, columns=["side", "model", "reason"])

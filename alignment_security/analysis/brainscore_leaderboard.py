@@ -6,6 +6,7 @@
 `setup_scores` writes results/model_names_translated.csv, results/benchmark_scores/<MERGED>.csv and, beside it, a
 .json that lists all that was repeated, did not match or could not be read.
 """
+
 from __future__ import annotations
 
 import codecs
@@ -26,16 +27,49 @@ from alignment_security.common.files import UserError, sha256_file
 
 # The leaderboard's averages: parents in brain-score.org's benchmark tree, the columns that the first paper's
 # plotting drops before its t-SNE. No CSV marks them: a group added after 2025-05 has to be added here.
-AGGREGATES = frozenset([
-    "average_vision", "neural_vision", "behavior_vision", "engineering_vision", "V1", "V2", "V4", "IT",
-    "Marques2020", "V1-orientation", "V1-receptive_field_size", "V1-response_magnitude",
-    "V1-response_selectivity", "V1-spatial_frequency", "V1-surround_modulation", "V1-texture_modulation",
-    "Geirhos2021-error_consistency", "Geirhos2021-top1", "Maniquet2024", "Ferguson2024", "Baker2022", "BMD2024",
-    "ImageNet-C-top1", "Hermann2020"])
-NOT_BENCHMARKS = {*NAME_COLUMNS, "model_name", "model", "model_id", "rank", "layers", "filtered_score"}
-FAILED, NOT_RUN = ["X"], ["", "null"]   # "null": a score that the site's JavaScript export does not have
+AGGREGATES = frozenset(
+    [
+        "average_vision",
+        "neural_vision",
+        "behavior_vision",
+        "engineering_vision",
+        "V1",
+        "V2",
+        "V4",
+        "IT",
+        "Marques2020",
+        "V1-orientation",
+        "V1-receptive_field_size",
+        "V1-response_magnitude",
+        "V1-response_selectivity",
+        "V1-spatial_frequency",
+        "V1-surround_modulation",
+        "V1-texture_modulation",
+        "Geirhos2021-error_consistency",
+        "Geirhos2021-top1",
+        "Maniquet2024",
+        "Ferguson2024",
+        "Baker2022",
+        "BMD2024",
+        "ImageNet-C-top1",
+        "Hermann2020",
+    ]
+)
+NOT_BENCHMARKS = {
+    *NAME_COLUMNS,
+    "model_name",
+    "model",
+    "model_id",
+    "rank",
+    "layers",
+    "filtered_score",
+}
+FAILED, NOT_RUN = (
+    ["X"],
+    ["", "null"],
+)  # "null": a score that the site's JavaScript export does not have
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-MAX_BYTES = 64 * 2**20                  # of one file, unpacked; the 2025-05-07 leaderboard has 0.3 MB
+MAX_BYTES = 64 * 2**20  # of one file, unpacked; the 2025-05-07 leaderboard has 0.3 MB
 LEADERBOARD = "https://www.brain-score.org/vision/leaderboard"
 DOWNLOAD_AGAIN = f"download it again from {LEADERBOARD}"
 MERGED_SCORES = "benchmark_scores_registry_merged"
@@ -43,9 +77,14 @@ MERGED_SCORES = "benchmark_scores_registry_merged"
 
 # ---- leaderboard files ------------------------------------------------------------------------------------
 
+
 def benchmark_columns(scores: pd.DataFrame) -> list[str]:
     """Columns of a score table that are benchmarks: not names, rank, model_id or layers."""
-    return [column for column in scores.columns if column.lower().replace(" ", "_") not in NOT_BENCHMARKS]
+    return [
+        column
+        for column in scores.columns
+        if column.lower().replace(" ", "_") not in NOT_BENCHMARKS
+    ]
 
 
 def leaf_benchmarks(columns: Iterable[str]) -> list[str]:
@@ -57,7 +96,9 @@ def read_bounded(file: IO[bytes], where: Path) -> bytes:
     """All bytes of an open file; UserError past MAX_BYTES, before more is read or unpacked."""
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise UserError(f"{where}: larger than {MAX_BYTES // 2**20} MiB, which no leaderboard is; {DOWNLOAD_AGAIN}")
+        raise UserError(
+            f"{where}: larger than {MAX_BYTES // 2**20} MiB, which no leaderboard is; {DOWNLOAD_AGAIN}"
+        )
     return data
 
 
@@ -67,10 +108,16 @@ def leaderboard_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in str(name):
-            raise UserError(f"{path}: its entry {member.filename!r} leaves the folder; {DOWNLOAD_AGAIN}")
-        found += [member] if name.suffix.lower() == ".csv" and name.name != "plugin-info.csv" else []
+            raise UserError(
+                f"{path}: its entry {member.filename!r} leaves the folder; {DOWNLOAD_AGAIN}"
+            )
+        found += (
+            [member] if name.suffix.lower() == ".csv" and name.name != "plugin-info.csv" else []
+        )
     if len(found) != 1 or found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError(f"{path}: {len(found)} CSVs beside plugin-info.csv, not one leaderboard.csv; {DOWNLOAD_AGAIN}")
+        raise UserError(
+            f"{path}: {len(found)} CSVs beside plugin-info.csv, not one leaderboard.csv; {DOWNLOAD_AGAIN}"
+        )
     return found[0]
 
 
@@ -86,12 +133,23 @@ def read_leaderboard_text(path: Path) -> str:
         wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[:error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: neither UTF-8 nor marked UTF-16; save it as UTF-8") from error
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:     # ValueError: a damaged ZIP
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {line}: neither UTF-8 nor marked UTF-16; save it as UTF-8"
+        ) from error
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # ValueError: a damaged ZIP
         raise UserError(f"{path}: {error}; {DOWNLOAD_AGAIN}") from error
     if "\0" in text:
-        raise UserError(f"{path}: zero bytes in the text (UTF-16 without its mark?); save it as UTF-8")
+        raise UserError(
+            f"{path}: zero bytes in the text (UTF-16 without its mark?); save it as UTF-8"
+        )
     if text.lstrip().startswith("<"):
         raise UserError(f"{path}: a web page, not a CSV; use the export button of {LEADERBOARD}")
     return text
@@ -108,15 +166,19 @@ def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
             elif not header:
                 header = [cell.strip() for cell in cells]
             elif len(cells) != len(header):
-                raise UserError(f"{path}, line {reader.line_num}: {len(cells)} cells under {len(header)} "
-                                  f"column names, cut off or edited; {DOWNLOAD_AGAIN}")
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells under {len(header)} "
+                    f"column names, cut off or edited; {DOWNLOAD_AGAIN}"
+                )
             else:
                 rows[reader.line_num] = cells
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {error}; {DOWNLOAD_AGAIN}") from error
     wrong = [repr(name) for name, count in Counter(header).items() if count > 1 or not name]
     if wrong:
-        raise UserError(f"{path}: repeated or empty column names {', '.join(wrong[:5])}; keep one of each")
+        raise UserError(
+            f"{path}: repeated or empty column names {', '.join(wrong[:5])}; keep one of each"
+        )
     return comments, pd.DataFrame(list(rows.values()), list(rows), header, dtype=object)
 
 
@@ -127,8 +189,10 @@ def model_column(path: Path, columns: list[str]) -> tuple[str, int]:
         return known["model_name"], 2 if {"model_id", "rank"} & set(known) else 1
     if {"model", "model_id"} <= set(known):
         return known["model"], 3
-    raise UserError(f"{path}: neither model_name nor Model and Model ID in its header "
-                      f"({', '.join(columns)[:80] or 'nothing'}); {DOWNLOAD_AGAIN}")
+    raise UserError(
+        f"{path}: neither model_name nor Model and Model ID in its header "
+        f"({', '.join(columns)[:80] or 'nothing'}); {DOWNLOAD_AGAIN}"
+    )
 
 
 def check_cells(path: Path, table: pd.DataFrame, column: str) -> None:
@@ -140,8 +204,10 @@ def check_cells(path: Path, table: pd.DataFrame, column: str) -> None:
     for benchmark in benchmark_columns(table):
         for line, cell in table[benchmark].items():
             if cell not in FAILED + NOT_RUN and not NUMBER.fullmatch(cell):
-                raise UserError(f"{path}, line {line}, column {benchmark}: {cell!r} is no score; write a "
-                                  f"number without thousands or decimal commas, X (failed) or nothing (not run)")
+                raise UserError(
+                    f"{path}, line {line}, column {benchmark}: {cell!r} is no score; write a "
+                    f"number without thousands or decimal commas, X (failed) or nothing (not run)"
+                )
 
 
 def read_leaderboard(path: str | Path) -> tuple[pd.DataFrame, dict]:
@@ -156,12 +222,22 @@ def read_leaderboard(path: str | Path) -> tuple[pd.DataFrame, dict]:
     check_cells(path, table, column)
     benchmarks = benchmark_columns(table)
     if table.empty or not benchmarks:
-        raise UserError(f"{path}: {len(table)} models and {len(benchmarks)} benchmarks; {DOWNLOAD_AGAIN}")
-    dates = re.findall(r"\d{4}-\d\d-\d\d", " ".join(comments))      # the first is that of `# Generated on`
+        raise UserError(
+            f"{path}: {len(table)} models and {len(benchmarks)} benchmarks; {DOWNLOAD_AGAIN}"
+        )
+    dates = re.findall(
+        r"\d{4}-\d\d-\d\d", " ".join(comments)
+    )  # the first is that of `# Generated on`
     stripped = {line: name for line, name in table[column].items() if name != name.strip()}
     names = {"model_name": table[column].str.strip(), "layers": table.get("layers", "")}
-    facts = {"source": path.name, "sha256": sha256_file(path), "date": dates[0] if dates else None,
-             "shape": shape, "comments": comments, "stripped_names": stripped}
+    facts = {
+        "source": path.name,
+        "sha256": sha256_file(path),
+        "date": dates[0] if dates else None,
+        "shape": shape,
+        "comments": comments,
+        "stripped_names": stripped,
+    }
     return pd.concat([pd.DataFrame(names, table.index), table[benchmarks]], axis=1), facts
 
 
@@ -174,9 +250,14 @@ def drop_repeats(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
         keep.append(counts.idxmax())
         if len(lines) > 1:
             alone = (counts == counts.max()).sum() == 1
-            repeated.append({"model_name": name, "kept_line": int(counts.idxmax()),
-                             "reason": "most scores" if alone else "first of those with most scores",
-                             "scores_by_line": {int(line): int(count) for line, count in counts.items()}})
+            repeated.append(
+                {
+                    "model_name": name,
+                    "kept_line": int(counts.idxmax()),
+                    "reason": "most scores" if alone else "first of those with most scores",
+                    "scores_by_line": {int(line): int(count) for line, count in counts.items()},
+                }
+            )
     return scores.loc[sorted(keep)], repeated
 
 

@@ -1,4 +1,5 @@
 """Brain-Score's model registry, read from the files of the package with `ast`: nothing of it is imported or run."""
+
 from __future__ import annotations
 
 import ast
@@ -17,11 +18,13 @@ import pandas as pd
 from alignment_security.common.files import UserError
 
 NAME_COLUMNS = ["og_model_name", "model_registry_name", "timm_name"]
-MAX_ITEMS = 10_000                      # of one loop in a plugin
-UNKNOWN: Any = object()                 # value of an expression that only running the plugin would tell
+MAX_ITEMS = 10_000  # of one loop in a plugin
+UNKNOWN: Any = object()  # value of an expression that only running the plugin would tell
 VIEWS = ("items", "keys", "values")
 USES_TIMM = re.compile(r"^(import|from) .*\btimm\b", re.MULTILINE)
-ALTERED = re.compile(r"load_state_dict|GaussianBlur|\.half\(")  # then the net, or its input, is not timm's
+ALTERED = re.compile(
+    r"load_state_dict|GaussianBlur|\.half\("
+)  # then the net, or its input, is not timm's
 PACKAGE = "brainscore_vision"
 INSTALL = "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and pass package_path=ITS_FOLDER"
 
@@ -42,7 +45,10 @@ def evaluate_node(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
             case ast.List(elts=items) | ast.Tuple(elts=items):
                 return [evaluate_node(item, names) for item in items]
             case ast.Dict(keys=keys, values=values):
-                return {evaluate_node(key, names): evaluate_node(value, names) for key, value in zip(keys, values)}
+                return {
+                    evaluate_node(key, names): evaluate_node(value, names)
+                    for key, value in zip(keys, values)
+                }
             case ast.BinOp(left=left, op=ast.Add(), right=right):
                 return evaluate_node(left, names) + evaluate_node(right, names)
             case ast.Subscript(value=container, slice=index):
@@ -63,34 +69,56 @@ def definitions(tree: ast.Module, folder: Path | None = None) -> dict[str, ast.A
     With a folder, also for what the file imports from files beside it (`from .model import NAME`).
     """
     nodes = list(ast.walk(tree))
-    stored = (node for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load))
+    stored = (
+        node for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
+    )
     bound = Counter(node.id for node in stored)
     bound.update(node.arg for node in nodes if isinstance(node, ast.arg))
-    bound.update(node.value.id for node in nodes if isinstance(node, (ast.Attribute, ast.Subscript))
-                 and isinstance(node.value, ast.Name)
-                 and not (isinstance(node.ctx, ast.Load) and getattr(node, "attr", VIEWS[0]) in VIEWS))
-    names: dict[str, ast.AST] = {target.id: node.value for node in nodes if isinstance(node, ast.Assign)
-                                 for target in node.targets if isinstance(target, ast.Name) and bound[target.id] == 1}
+    bound.update(
+        node.value.id
+        for node in nodes
+        if isinstance(node, (ast.Attribute, ast.Subscript))
+        and isinstance(node.value, ast.Name)
+        and not (isinstance(node.ctx, ast.Load) and getattr(node, "attr", VIEWS[0]) in VIEWS)
+    )
+    names: dict[str, ast.AST] = {
+        target.id: node.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and bound[target.id] == 1
+    }
     for node in nodes:
         if folder and isinstance(node, ast.ImportFrom) and node.level == 1:
-            with suppress(ValueError):      # no such file: its names stay unknown, keys made of them are listed
+            with suppress(
+                ValueError
+            ):  # no such file: its names stay unknown, keys made of them are listed
                 there = definitions(parse_file(folder / f"{node.module}.py"))
-                names |= {alias.asname or alias.name: ast.Constant(evaluate_node(ast.Name(alias.name), there))
-                          for alias in node.names}
+                names |= {
+                    alias.asname or alias.name: ast.Constant(
+                        evaluate_node(ast.Name(alias.name), there)
+                    )
+                    for alias in node.names
+                }
     return names
 
 
 def loop_rounds(loop: ast.For, names: dict[str, ast.AST]) -> list[dict[str, ast.AST]]:
     """The names known in each round of a `for`; one round, its own names unknown, where rounds cannot be told."""
     items = evaluate_node(loop.iter, names)
-    conditional = any(isinstance(node, (ast.If, ast.Break, ast.Continue)) for node in ast.walk(loop))
+    conditional = any(
+        isinstance(node, (ast.If, ast.Break, ast.Continue)) for node in ast.walk(loop)
+    )
     if not isinstance(items, (list, dict, range)) or conditional:
         items = [UNKNOWN]
     match loop.target:
         case ast.Name(id=name):
             return [names | {name: ast.Constant(item)} for item in items]
         case ast.Tuple(elts=[ast.Name(id=first), ast.Name(id=second)]):
-            pairs = [item if isinstance(item, (list, tuple)) and len(item) == 2 else (UNKNOWN, UNKNOWN) for item in items]
+            pairs = [
+                item if isinstance(item, (list, tuple)) and len(item) == 2 else (UNKNOWN, UNKNOWN)
+                for item in items
+            ]
             return [names | {first: ast.Constant(a), second: ast.Constant(b)} for a, b in pairs]
     return [names]
 
@@ -102,8 +130,11 @@ def is_registry(node: ast.AST | None) -> bool:
 def registered(node: ast.AST, names: dict[str, ast.AST]) -> Iterator[tuple[Any, int, str]]:
     """Yield (key or UNKNOWN, line, source) for each use of model_registry below a node; loops are unrolled."""
     for child in ast.iter_child_nodes(node):
-        keys: list[ast.expr] = [target.slice for target in getattr(child, "targets", [])
-                                if isinstance(target, ast.Subscript) and is_registry(target.value)]
+        keys: list[ast.expr] = [
+            target.slice
+            for target in getattr(child, "targets", [])
+            if isinstance(target, ast.Subscript) and is_registry(target.value)
+        ]
         if isinstance(child, ast.For):
             for known in loop_rounds(child, names):
                 yield from registered(child, known)
@@ -121,7 +152,7 @@ def parse_file(path: Path) -> ast.Module:
     """Syntax tree of a Python file; ValueError naming the file and what is wrong if it has none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # invalid escapes in other people's docstrings
+            warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
             return ast.parse(path.read_bytes(), filename=path.name)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
         raise ValueError(f"{'/'.join(path.parts[-3:])}: {type(error).__name__}: {error}") from error
@@ -142,13 +173,25 @@ def timm_names(folder: Path, keys: list[str]) -> dict[str, str]:
         return {key: entries[key].get("timm_model_name") or "" for key in keys if key in entries}
     tree = parse_file(path)
     names, made = definitions(tree), set()
-    for node in (node for part in tree.body if not isinstance(part, ast.ClassDef) for node in ast.walk(part)):
+    for node in (
+        node for part in tree.body if not isinstance(part, ast.ClassDef) for node in ast.walk(part)
+    ):
         match node:
-            case ast.Call(func=ast.Name(id="create_model") | ast.Attribute(attr="create_model"), args=arguments):
-                options = {option.arg: evaluate_node(option.value, names) for option in node.keywords}
+            case ast.Call(
+                func=ast.Name(id="create_model") | ast.Attribute(attr="create_model"),
+                args=arguments,
+            ):
+                options = {
+                    option.arg: evaluate_node(option.value, names) for option in node.keywords
+                }
                 plain = len(arguments) == 1 and options == {"pretrained": True}
                 made.add(evaluate_node(arguments[0], names) if plain else UNKNOWN)
-    return {key: name for key in keys for name in made if len(keys) == len(made) == 1 and name is not UNKNOWN}
+    return {
+        key: name
+        for key in keys
+        for name in made
+        if len(keys) == len(made) == 1 and name is not UNKNOWN
+    }
 
 
 def find_package(package_path: str | Path | None) -> Path:
@@ -175,7 +218,11 @@ def package_version(package: Path) -> str | None:
 def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
     """Every registered model (columns NAMES, in order of folder), and a report of what could not be read."""
     rows: list[tuple[str, str, str]] = []
-    report: dict[str, list] = {"files_not_parsed": [], "unresolved_keys": [], "plugins_without_keys": []}
+    report: dict[str, list] = {
+        "files_not_parsed": [],
+        "unresolved_keys": [],
+        "plugins_without_keys": [],
+    }
     for path in sorted((package / "models").glob("*/__init__.py")):
         folder, found, timm = path.parent, [], {}
         try:
@@ -183,13 +230,23 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
             found = list(registered(tree, definitions(tree, folder)))
             report["plugins_without_keys"] += [] if found else [folder.name]
             timm = timm_names(folder, [key for key, _, _ in found])
-        except (ValueError, RecursionError, TypeError, AttributeError) as error:    # the last two: a strange JSON
+        except (
+            ValueError,
+            RecursionError,
+            TypeError,
+            AttributeError,
+        ) as error:  # the last two: a strange JSON
             report["files_not_parsed"].append(f"{folder.name}: {error}")
         rows += [(folder.name, key, timm.get(key, "")) for key, _, _ in found if key is not UNKNOWN]
-        report["unresolved_keys"] += [{"plugin": folder.name, "line": line, "key": source}
-                                      for key, line, source in found if key is UNKNOWN]
+        report["unresolved_keys"] += [
+            {"plugin": folder.name, "line": line, "key": source}
+            for key, line, source in found
+            if key is UNKNOWN
+        ]
     if not rows:
         raise UserError(f"{package / 'models'}: no plugin there registers a model: {INSTALL}")
     registry = pd.DataFrame(rows, columns=NAME_COLUMNS)
     repeated = registry["model_registry_name"].duplicated(keep=False)
-    return registry, report | {"repeated_keys": registry.loc[repeated, NAME_COLUMNS[:2]].to_dict("records")}
+    return registry, report | {
+        "repeated_keys": registry.loc[repeated, NAME_COLUMNS[:2]].to_dict("records")
+    }

@@ -3,6 +3,7 @@
 Arrays in, numbers out. A model is a sampling unit; models of a family resemble each other, so a second interval resamples
 whole families (Field & Welsh 2007), and every correlation is looked at with each family left out.
 """
+
 from __future__ import annotations
 
 import warnings
@@ -17,10 +18,11 @@ from statsmodels.stats.multitest import fdrcorrection
 from statsmodels.tools import add_constant
 
 RESAMPLES = 1000
-BLOCK = 256         # resamples at a time: what fits a processor's cache
+BLOCK = 256  # resamples at a time: what fits a processor's cache
 
 
 # ---- tests and intervals ---------------------------------------------------------------------------------------
+
 
 def welch_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     """Welch's t-test of two samples of unequal variance (Welch 1947; scipy).
@@ -36,8 +38,14 @@ def welch_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     return float(result.statistic), float(result.df), float(result.pvalue)
 
 
-def bootstrap_interval(*samples: np.ndarray, statistic: Callable = np.mean, confidence: float = 0.95,
-                       resamples: int = 10_000, seed: int = 0, method: str = "BCa") -> tuple[float, float]:
+def bootstrap_interval(
+    *samples: np.ndarray,
+    statistic: Callable = np.mean,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+    method: str = "BCa",
+) -> tuple[float, float]:
     """Bootstrap interval of a statistic of one or more samples whose values belong together (Efron 1987; scipy).
 
     samples     (n,) each, resampled together (scipy's paired=True); a place where any is nan is left out of all
@@ -49,8 +57,15 @@ def bootstrap_interval(*samples: np.ndarray, statistic: Callable = np.mean, conf
     arrays = [array[whole] for array in arrays]
     if whole.sum() < 2 or any(np.ptp(array) == 0 for array in arrays):
         return np.nan, np.nan
-    interval = stats.bootstrap(arrays, statistic, paired=True, confidence_level=confidence, n_resamples=resamples,
-                               method=method, rng=seed).confidence_interval
+    interval = stats.bootstrap(
+        arrays,
+        statistic,
+        paired=True,
+        confidence_level=confidence,
+        n_resamples=resamples,
+        method=method,
+        rng=seed,
+    ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
@@ -69,13 +84,16 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 # ---- rank correlations of many resamples -----------------------------------------------------------------------
 
+
 def weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Ranks of resampled values, less their mean: value i occurs weights[i, r] times in resample r; ties share ranks.
 
     values (n,), weights (n, r) counts -> (n, r). One sort serves all resamples: the rest is a cumulative sum.
     """
     _, place, repeats = np.unique(values, return_inverse=True, return_counts=True)
-    below = np.cumsum(weights[np.argsort(place, kind="stable")], axis=0)[np.cumsum(repeats) - 1]    # (distinct, r), itself too
+    below = np.cumsum(weights[np.argsort(place, kind="stable")], axis=0)[
+        np.cumsum(repeats) - 1
+    ]  # (distinct, r), itself too
     middle = below - below[-1]
     middle[1:] += below[:-1]
     return middle[place] / 2
@@ -89,7 +107,12 @@ def rank_correlations(columns: np.ndarray, weights: np.ndarray | None = None) ->
     n, c = columns.shape
     weights = np.ones((1, n)) if weights is None else weights
     if len(weights) > BLOCK:
-        return np.concatenate([rank_correlations(columns, weights[i:i + BLOCK]) for i in range(0, len(weights), BLOCK)])
+        return np.concatenate(
+            [
+                rank_correlations(columns, weights[i : i + BLOCK])
+                for i in range(0, len(weights), BLOCK)
+            ]
+        )
     counts = np.ascontiguousarray(weights.T, dtype=np.float64)
     ranks = [weighted_ranks(column, counts) for column in columns.T]
     products = np.empty((counts.shape[1], c, c))
@@ -99,7 +122,9 @@ def rank_correlations(columns: np.ndarray, weights: np.ndarray | None = None) ->
             products[:, i, j] = products[:, j, i] = np.einsum("nr,nr->r", counted, ranks[j])
     norms = np.sqrt(np.diagonal(products, axis1=1, axis2=2))
     scale = norms[:, :, None] * norms[:, None, :]
-    return np.clip(np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 1e-9), -1, 1)
+    return np.clip(
+        np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 1e-9), -1, 1
+    )
 
 
 def partial_correlation(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.ndarray:
@@ -119,9 +144,13 @@ def correlation_p(rho: float, n: int, given: int = 0) -> float:
 
 # ---- resamples as counts ---------------------------------------------------------------------------------------
 
+
 def resample_counts(n: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """(resamples, n): how often each of n units is drawn when n are drawn with replacement."""
-    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    drawn = (
+        np.random.default_rng(seed).integers(0, n, (resamples, n))
+        + n * np.arange(resamples)[:, None]
+    )
     return np.bincount(drawn.ravel(), minlength=n * resamples).reshape(resamples, n)
 
 
@@ -148,7 +177,10 @@ def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[f
 
 # ---- regression ------------------------------------------------------------------------------------------------
 
-def linear_regression(x: np.ndarray, y: np.ndarray, families: np.ndarray | None = None) -> dict[str, float]:
+
+def linear_regression(
+    x: np.ndarray, y: np.ndarray, families: np.ndarray | None = None
+) -> dict[str, float]:
     """Least squares line of y (n,) on x (n,): slope, intercept, r2, p of the slope, n (statsmodels).
 
     With families (n,): p_family too, its covariance summed over families (Liang & Zeger 1986), on families - 1 degrees
@@ -158,26 +190,36 @@ def linear_regression(x: np.ndarray, y: np.ndarray, families: np.ndarray | None 
     if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return none | {"n": n}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)     # of a perfect fit, whose p is 0
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a perfect fit, whose p is 0
         fit, p_family = OLS(y, add_constant(x)).fit(), np.nan
         if families is not None and len(labels := np.unique(families)) > 2:
             groups = np.searchsorted(labels, families)
             p_family = fit.get_robustcov_results("cluster", groups=groups, use_t=True).pvalues[1]
-        return {"slope": fit.params[1], "intercept": fit.params[0], "r2": fit.rsquared, "p": fit.pvalues[1],
-                "p_family": p_family, "n": n}
+        return {
+            "slope": fit.params[1],
+            "intercept": fit.params[0],
+            "r2": fit.rsquared,
+            "p": fit.pvalues[1],
+            "p_family": p_family,
+            "n": n,
+        }
 
 
-def cross_validation_folds(families: np.ndarray, whole_families: bool, splits: int = 10, repeats: int = 5,
-          seed: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def cross_validation_folds(
+    families: np.ndarray, whole_families: bool, splits: int = 10, repeats: int = 5, seed: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(train, test) indices: folds of models drawn at random, several times over, or folds of whole families, once."""
     if whole_families:
         splitter = GroupKFold(n_splits=min(splits, len(np.unique(families))))
         return splitter.split(families, groups=families)
-    return RepeatedKFold(n_splits=min(splits, len(families)), n_repeats=repeats, random_state=seed).split(families)
+    return RepeatedKFold(
+        n_splits=min(splits, len(families)), n_repeats=repeats, random_state=seed
+    ).split(families)
 
 
-def cross_validated_r2(estimator, x: np.ndarray, y: np.ndarray,
-                       splits: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def cross_validated_r2(
+    estimator, x: np.ndarray, y: np.ndarray, splits: Iterable[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
     """Variance of unseen models explained: 1 - squared errors / squared distances from the mean of the models seen.
 
     estimator   of scikit-learn, fitted anew on each training part

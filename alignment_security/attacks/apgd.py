@@ -9,6 +9,7 @@ distribution, per image instead of per batch.
              one ball is kept for the larger ones
     Square   random search (Andriushchenko et al. 2020), margin loss
 """
+
 from __future__ import annotations
 
 import torch
@@ -20,6 +21,7 @@ from alignment_security.attacks.geometry import TINY, per_row, project_onto_ball
 
 # ---- APGD ------------------------------------------------------------------------------------------------------
 
+
 class APGD:
     """Auto-PGD (Croce & Hein 2020, Algorithm 1): momentum 0.75, step 2 eps halved at checkpoints, back to the best point.
 
@@ -29,7 +31,9 @@ class APGD:
     def __init__(self, norm: str, steps: int, targeted: bool, runs: int = 1, rho: float = 0.75):
         self.norm, self.steps, self.targeted, self.runs, self.rho = norm, steps, targeted, runs, rho
         self.name = "apgd-t" if targeted else "apgd-ce"
-        self.window = torch.zeros(steps + 2, dtype=torch.long)    # window[i]: length of the check after iterate i, or 0
+        self.window = torch.zeros(
+            steps + 2, dtype=torch.long
+        )  # window[i]: length of the check after iterate i, or 0
         k, at = max(int(0.22 * steps), 1), 0
         while at + k <= steps:
             at += k
@@ -40,26 +44,36 @@ class APGD:
         s = initial_state(jobs)
         zero = torch.zeros_like(s["eps"])
         draw = torch.rand if self.norm == "Linf" else torch.randn
-        noise = torch.stack([draw(job.x.shape, generator=job.generator(self.name)) for job in jobs]).to(s["x"])
+        noise = torch.stack(
+            [draw(job.x.shape, generator=job.generator(self.name)) for job in jobs]
+        ).to(s["x"])
         noise = 2 * noise - 1 if self.norm == "Linf" else noise
-        s |= {"x_adv": (s["x"] + per_row(s["eps"]) * unit_norm(noise, self.norm)).clamp_(0, 1),
-              "x_best": torch.empty_like(s["x"]), "grad_best": torch.empty_like(s["x"]),
-              "loss_best": zero - torch.inf, "loss_check": zero.clone(), "loss_before": zero.clone(),
-              "rises": zero.clone(), "reduced": torch.ones_like(zero, dtype=torch.bool),
-              "step": 2 * s["eps"], "blind": torch.zeros_like(zero, dtype=torch.bool)}
+        s |= {
+            "x_adv": (s["x"] + per_row(s["eps"]) * unit_norm(noise, self.norm)).clamp_(0, 1),
+            "x_best": torch.empty_like(s["x"]),
+            "grad_best": torch.empty_like(s["x"]),
+            "loss_best": zero - torch.inf,
+            "loss_check": zero.clone(),
+            "loss_before": zero.clone(),
+            "rises": zero.clone(),
+            "reduced": torch.ones_like(zero, dtype=torch.bool),
+            "step": 2 * s["eps"],
+            "blind": torch.zeros_like(zero, dtype=torch.bool),
+        }
         s["x_before"] = s["x_adv"].clone()
         return s | ({"target": target_classes(jobs)} if self.targeted else {})
 
     def wants_gradient(self, s: State) -> Tensor:
-        return s["it"] < self.steps     # the gradient at the last iterate is never used
+        return s["it"] < self.steps  # the gradient at the last iterate is never used
 
     def loss(self, s: State, logits: Tensor, rows) -> Tensor:
         y = s["y"][rows]
         if not self.targeted:
             return F.cross_entropy(logits, y, reduction="none")
         top = logits.topk(4, dim=1)[0]
-        return ((logits.gather(1, s["target"][rows][:, None]) - logits.gather(1, y[:, None])).squeeze(1)
-                / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY))
+        return (
+            logits.gather(1, s["target"][rows][:, None]) - logits.gather(1, y[:, None])
+        ).squeeze(1) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
 
     def claims(self, s: State, logits: Tensor) -> Tensor:
         return logits.argmax(1) != s["y"]
@@ -73,7 +87,9 @@ class APGD:
         if first.any():
             s["blind"] |= first.to(loss.device) & (grad.flatten(1).abs().amax(1) == 0)
         self._checkpoint(s, grad)
-        momentum = (s["x_adv"] - s["x_before"]).mul_(per_row(torch.where(first, 0.0, 0.25)).to(loss.device))
+        momentum = (s["x_adv"] - s["x_before"]).mul_(
+            per_row(torch.where(first, 0.0, 0.25)).to(loss.device)
+        )
         s["x_before"], s["x_adv"] = s["x_adv"], self._step(s, grad, momentum, first)
         s["it"] += 1
         return over
@@ -103,9 +119,16 @@ class APGD:
 
     def _step(self, s: State, grad: Tensor, momentum: Tensor, first: Tensor) -> Tensor:
         direction = grad.sign_() if self.norm == "Linf" else unit_norm(grad, "L2")
-        z = project_onto_ball(direction.mul_(per_row(s["step"])).add_(s["x_adv"]), s["x"], s["eps"], self.norm)
+        z = project_onto_ball(
+            direction.mul_(per_row(s["step"])).add_(s["x_adv"]), s["x"], s["eps"], self.norm
+        )
         weight = per_row(torch.where(first, 1.0, 0.75)).to(z.device)
-        return project_onto_ball(z.sub_(s["x_adv"]).mul_(weight).add_(s["x_adv"]).add_(momentum), s["x"], s["eps"], self.norm)
+        return project_onto_ball(
+            z.sub_(s["x_adv"]).mul_(weight).add_(s["x_adv"]).add_(momentum),
+            s["x"],
+            s["eps"],
+            self.norm,
+        )
 
     def leave(self, s: State, row: int, job: AttackedImage) -> None:
         job.known["blind"] = job.known.get("blind", False) or bool(s["blind"][row])

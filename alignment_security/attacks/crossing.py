@@ -1,4 +1,5 @@
 """alignment_security.attacks.crossing."""
+
 from __future__ import annotations
 
 import torch
@@ -17,8 +18,11 @@ from alignment_security.attacks.geometry import (
 )
 from alignment_security.attacks.minimum_norm import BestSoFar, keep_smaller
 
-OVERSHOOT, UNDER = 1e-3, 2e-4   # share by which a crossing is overstepped; by which the best norm is undercut
-WALK_STEPS = 50     # a walk has converged by then
+OVERSHOOT, UNDER = (
+    1e-3,
+    2e-4,
+)  # share by which a crossing is overstepped; by which the best norm is undercut
+WALK_STEPS = 50  # a walk has converged by then
 
 
 class BoundaryCrossing(BestSoFar):
@@ -43,8 +47,12 @@ class BoundaryCrossing(BestSoFar):
 
     def start(self, jobs: list[AttackedImage]) -> State:
         s = initial_state(jobs)
-        return s | {"x_adv": s["x"].clone(), "best": s["x"].clone(), "size": torch.full_like(s["eps"], torch.inf),
-                    "walk_size": torch.full_like(s["eps"], torch.inf)}
+        return s | {
+            "x_adv": s["x"].clone(),
+            "best": s["x"].clone(),
+            "size": torch.full_like(s["eps"], torch.inf),
+            "walk_size": torch.full_like(s["eps"], torch.inf),
+        }
 
     def _place(self, it: Tensor) -> tuple[Tensor, Tensor]:
         """(walk, share of it that is done) of each row."""
@@ -60,12 +68,16 @@ class BoundaryCrossing(BestSoFar):
         if not smooth.any():
             return hard
         others = logits.scatter(1, y[:, None], -torch.inf)
-        return torch.where(smooth, others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1), hard)
+        return torch.where(
+            smooth, others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1), hard
+        )
 
     def claims(self, s: State, logits: Tensor) -> Tensor:
         size, adversarial = lp_norm(s["x_adv"] - s["x"], self.p), logits.argmax(1) != s["y"]
         keep_smaller(s, s["x_adv"], adversarial, size)
-        s["walk_size"] = torch.where(adversarial, torch.minimum(s["walk_size"], size), s["walk_size"])
+        s["walk_size"] = torch.where(
+            adversarial, torch.minimum(s["walk_size"], size), s["walk_size"]
+        )
         return self.hand_in(s, logits.device)
 
     def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
@@ -74,13 +86,19 @@ class BoundaryCrossing(BestSoFar):
             return over
         delta, m = s["x_adv"] - s["x"], margin(logits, s["y"])
         size, gained = lp_norm(delta, self.p), (grad * delta).flatten(1).sum(1)
-        rise = torch.maximum(gained + m, 0.05 * lp_norm(grad, DUAL_ORDER[self.norm]) * size) * (1 + OVERSHOOT) + OVERSHOOT ** 3
-        d0 = project_onto_hyperplane(s["x"].flatten(1), grad.flatten(1), -rise, self.norm).view_as(delta)
+        rise = (
+            torch.maximum(gained + m, 0.05 * lp_norm(grad, DUAL_ORDER[self.norm]) * size)
+            * (1 + OVERSHOOT)
+            + OVERSHOOT**3
+        )
+        d0 = project_onto_hyperplane(s["x"].flatten(1), grad.flatten(1), -rise, self.norm).view_as(
+            delta
+        )
         shortest = lp_norm(d0, self.p) + TINY
         slope = torch.maximum(gained / (size + TINY), 0.2 * rise / shortest) + TINY
         radius = (size + m / slope + OVERSHOOT * size).clamp(0.7 * size, 1.3 * size)
         radius = torch.where(size > 0, radius, shortest).minimum(s["walk_size"] * (1 - UNDER))
-        fresh = 1 + (logits.shape[1] > 2)    # walks that start at the image
+        fresh = 1 + (logits.shape[1] > 2)  # walks that start at the image
         walk, done = self._place(s["it"])
         share = cosine_schedule(done, 1, torch.where(walk < fresh, 1.0, 0.5), 0.03).to(grad.device)
         s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(share) * (d0 - delta), radius)
@@ -92,11 +110,17 @@ class BoundaryCrossing(BestSoFar):
         """Rows whose walk is over begin the next: at the image while that is one of the `fresh`, else at their best point."""
         begin, again = torch.isin(s["it"], self.begin[1:-1]), self._place(s["it"])[0] >= fresh
         anew, onward = ((begin & rows).to(s["x"].device) for rows in (~again, again))
-        s["x_adv"] = torch.where(per_row(anew), s["x"], torch.where(per_row(onward), s["best"], s["x_adv"]))
-        s["walk_size"] = torch.where(anew, torch.inf, torch.where(onward, s["size"], s["walk_size"]))
+        s["x_adv"] = torch.where(
+            per_row(anew), s["x"], torch.where(per_row(onward), s["best"], s["x_adv"])
+        )
+        s["walk_size"] = torch.where(
+            anew, torch.inf, torch.where(onward, s["size"], s["walk_size"])
+        )
 
     def _on_sphere(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
         """delta rescaled to the radius inside the box: what clipping takes away, the free pixels make up for."""
         for _ in range(3):
-            delta = (x + delta * per_row(radius / (lp_norm(delta, self.p) + TINY))).clamp_(0, 1).sub_(x)
+            delta = (
+                (x + delta * per_row(radius / (lp_norm(delta, self.p) + TINY))).clamp_(0, 1).sub_(x)
+            )
         return delta

@@ -5,6 +5,7 @@ row of an image that leaves to one that waits; `run_stages` always steps the lat
 few images are under way at any time (an eviction loses little) and the accelerator sees full batches to the end.
 Nothing an image goes through depends on the images beside it: its randomness comes from (seed, image id, attack, run).
 """
+
 from __future__ import annotations
 
 from collections import deque
@@ -18,6 +19,7 @@ from alignment_security.attacks.attack import Attack, AttackedImage, AttackError
 from alignment_security.models.forward import Forward
 
 # ---- slots -----------------------------------------------------------------------------------------------------
+
 
 class AttackBatch:
     """One attack's batch: at most `capacity` rows under way, and the images that wait for one."""
@@ -38,16 +40,18 @@ class AttackBatch:
         room = self.capacity - len(self.jobs) + len(self.free)
         new = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
         rows = self.attack.start(new) if new else {}
-        reused, self.free = self.free[:len(new)], self.free[len(new):]
+        reused, self.free = self.free[: len(new)], self.free[len(new) :]
         for row, job in zip(reused, new):
             self.jobs[row] = job
         if reused:
             for name, tensor in self.state.items():
-                tensor[reused] = rows[name][:len(reused)]
+                tensor[reused] = rows[name][: len(reused)]
         if len(new) > len(reused):
-            self.jobs += new[len(reused):]
-            self.state = {name: torch.cat([self.state[name], t[len(reused):]]) if self.state else t
-                          for name, t in rows.items()}
+            self.jobs += new[len(reused) :]
+            self.state = {
+                name: torch.cat([self.state[name], t[len(reused) :]]) if self.state else t
+                for name, t in rows.items()
+            }
         if self.free:
             keep = [row for row in range(len(self.jobs)) if row not in set(self.free)]
             self.jobs = [self.jobs[row] for row in keep]
@@ -63,16 +67,22 @@ class AttackBatch:
         if not want.any():
             return passes.logits(s["x_adv"]), None
         if want.all():
-            return passes.gradient(s["x_adv"], lambda logits, rows: self.attack.loss(s, logits, rows))
+            return passes.gradient(
+                s["x_adv"], lambda logits, rows: self.attack.loss(s, logits, rows)
+            )
         on, off = (mask.nonzero().squeeze(1).to(s["x_adv"].device) for mask in (want, ~want))
-        some, grads = passes.gradient(s["x_adv"][on], lambda logits, rows: self.attack.loss(s, logits, on[rows]))
+        some, grads = passes.gradient(
+            s["x_adv"][on], lambda logits, rows: self.attack.loss(s, logits, on[rows])
+        )
         logits = some.new_empty(len(want), some.shape[1])
         logits[on], logits[off] = some, passes.logits(s["x_adv"][off])
         grad = torch.zeros_like(s["x_adv"])
         grad[on] = grads
         return logits, grad
 
-    def step(self, passes: Forward, confirm: Callable) -> Iterator[tuple[AttackedImage, dict | None]]:
+    def step(
+        self, passes: Forward, confirm: Callable
+    ) -> Iterator[tuple[AttackedImage, dict | None]]:
         """One evaluation of every row; yields the images whose run is over, with the finding that ended it or None.
 
         confirm(jobs, points) is asked about the points that rows claim; a finding it denies is no finding.
@@ -81,12 +91,18 @@ class AttackBatch:
         logits, grad = self.evaluate(passes)
         if not torch.isfinite(logits).all():
             bad = self.jobs[int((~torch.isfinite(logits).all(1)).nonzero()[0])]
-            raise AttackError(f"{bad.image_id}: the model gives NaN or infinite logits under {self.attack.name}")
+            raise AttackError(
+                f"{bad.image_id}: the model gives NaN or infinite logits under {self.attack.name}"
+            )
         rows = self.attack.claims(self.state, logits).nonzero().squeeze(1).tolist()
         found: dict[int, dict] = {}
         if rows:
             findings = confirm([self.jobs[row] for row in rows], self.state["x_adv"][rows])
-            found = {row: finding | {"by": self.attack.name} for row, finding in zip(rows, findings) if finding}
+            found = {
+                row: finding | {"by": self.attack.name}
+                for row, finding in zip(rows, findings)
+                if finding
+            }
         over = self.attack.update(self.state, logits, grad)
         for row in sorted({*over.nonzero().squeeze(1).tolist(), *found}):
             self.attack.leave(self.state, row, self.jobs[row])
@@ -94,8 +110,15 @@ class AttackBatch:
             yield self.jobs[row], found.get(row)
 
 
-def run_stages(source: Iterable, attacks: list[Attack], passes: Forward, confirm: Callable, admit: Callable,
-               survived: Callable, found: Callable) -> Iterator[list[dict]]:
+def run_stages(
+    source: Iterable,
+    attacks: list[Attack],
+    passes: Forward,
+    confirm: Callable,
+    admit: Callable,
+    survived: Callable,
+    found: Callable,
+) -> Iterator[list[dict]]:
     """Drive every image of `source` through `attacks`; yields record rows as they become known.
 
     admit(batch)          -> (rows of images that need no attack, jobs for stage 0)
@@ -130,4 +153,4 @@ def run_stages(source: Iterable, attacks: list[Attack], passes: Forward, confirm
                 pools[onward].waiting.append(job)
             if rows:
                 yield rows
-        yield []    # a moment for the caller to look at the clock
+        yield []  # a moment for the caller to look at the clock

@@ -1,4 +1,5 @@
 """alignment_security.attacks.fab."""
+
 from __future__ import annotations
 
 import math
@@ -17,18 +18,33 @@ class FAB:
     (forward), since its gradient is needed after it has been shrunk. Expected is what came last time after a point like
     the one before: on most nets adversarial points alternate with others, on robust ones nearly all are.
     """
+
     name = "fab-t"
 
-    def __init__(self, norm: str, steps: int, runs: int, alpha_max: float = 0.1, eta: float = 1.05, beta: float = 0.9):
+    def __init__(
+        self,
+        norm: str,
+        steps: int,
+        runs: int,
+        alpha_max: float = 0.1,
+        eta: float = 1.05,
+        beta: float = 0.9,
+    ):
         self.norm, self.steps, self.runs = norm, steps, runs
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
     def start(self, jobs: list[AttackedImage]) -> State:
         s = initial_state(jobs)
         no = torch.zeros(len(jobs), 4, dtype=torch.bool)
-        return s | {"x_adv": s["x"].clone(), "target": target_classes(jobs), "nearest": s["x"].clone(),
-                    "distance": torch.full_like(s["eps"], torch.inf),
-                    "check": no[:, 0].clone(), "last": no[:, 1].clone(), "after": no[:, 2:].clone()}
+        return s | {
+            "x_adv": s["x"].clone(),
+            "target": target_classes(jobs),
+            "nearest": s["x"].clone(),
+            "distance": torch.full_like(s["eps"], torch.inf),
+            "check": no[:, 0].clone(),
+            "last": no[:, 1].clone(),
+            "after": no[:, 2:].clone(),
+        }
 
     def wants_gradient(self, s: State) -> Tensor:
         # the last point is only looked at
@@ -36,7 +52,9 @@ class FAB:
         return ~s["check"] | (~expected & (s["it"] < self.steps - 1))
 
     def loss(self, s: State, logits: Tensor, rows) -> Tensor:
-        return (logits.gather(1, s["target"][rows][:, None]) - logits.gather(1, s["y"][rows][:, None])).squeeze(1)
+        return (
+            logits.gather(1, s["target"][rows][:, None]) - logits.gather(1, s["y"][rows][:, None])
+        ).squeeze(1)
 
     def claims(self, s: State, logits: Tensor) -> Tensor:
         inside = row_norm(s["x_adv"] - s["x"], self.norm) <= s["eps"]
@@ -56,11 +74,15 @@ class FAB:
         s["after"][seen, s["last"][seen].long()] = hit[seen]
         s["last"][seen] = hit[seen]
         over = s["it"] >= self.steps
-        s["x_adv"] = torch.where(per_row(crossed), s["x"] + (s["x_adv"] - s["x"]) * self.beta, s["x_adv"])
+        s["x_adv"] = torch.where(
+            per_row(crossed), s["x"] + (s["x_adv"] - s["x"]) * self.beta, s["x_adv"]
+        )
         go = asked & ~hit & ~over
         if go.any() and grad is not None:
             rows = go.nonzero().squeeze(1).to(device)
-            s["x_adv"][rows] = self._step(s, rows, self.loss(s, logits, slice(None))[rows], grad[rows])
+            s["x_adv"][rows] = self._step(
+                s, rows, self.loss(s, logits, slice(None))[rows], grad[rows]
+            )
         s["check"] = go
         return over
 
@@ -73,8 +95,10 @@ class FAB:
     def _step(self, s: State, rows: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
         """From x1 and from the image to the hyperplane loss + grad.(z - x1) = 0, mixed by how far each has to go."""
         x0, x1, w = s["x"][rows], s["x_adv"][rows], grad.flatten(1)
-        c0 = gap + ((x0 - x1).flatten(1) * w).sum(1)    # the linear model's value at the image
-        both = project_onto_hyperplane(torch.cat([x1, x0]).flatten(1), torch.cat([w, w]), torch.cat([gap, c0]), self.norm)
+        c0 = gap + ((x0 - x1).flatten(1) * w).sum(1)  # the linear model's value at the image
+        both = project_onto_hyperplane(
+            torch.cat([x1, x0]).flatten(1), torch.cat([w, w]), torch.cat([gap, c0]), self.norm
+        )
         d1, d0 = both.view(2, *x0.shape)
         a1, a0 = (row_norm(d, self.norm).clamp(min=1e-8) for d in (d1, d0))
         alpha = per_row((a1 / (a1 + a0)).clamp(0, self.alpha_max))
@@ -84,4 +108,8 @@ class FAB:
         """What was found outside this ball decides the larger ones: FAB would find it there again."""
         distance = float(s["distance"][row])
         if distance < job.known.get("distance", math.inf):
-            job.known |= {"distance": distance, "nearest": s["nearest"][row].clone(), "found_at": job.eps}
+            job.known |= {
+                "distance": distance,
+                "nearest": s["nearest"][row].clone(),
+                "found_at": job.eps,
+            }

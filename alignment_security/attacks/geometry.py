@@ -1,4 +1,5 @@
 """alignment_security.attacks.geometry."""
+
 from __future__ import annotations
 
 import math
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 TINY = 1e-12
-CACHED_FLOATS = 2 ** 14    # floats; a row above it is worth its own loop on a CPU (2.7 times faster at 3 x 224 x 224)
+CACHED_FLOATS = (
+    2**14
+)  # floats; a row above it is worth its own loop on a CPU (2.7 times faster at 3 x 224 x 224)
 # a float32 sum x + eps is off by at most half a unit in the last place of 1.0
 ROUNDING = 1e-7
 
@@ -45,26 +48,36 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 # ---- FAB -------------------------------------------------------------------------------------------------------
 
+
 def project_onto_hyperplane(t: Tensor, w: Tensor, c: Tensor, norm: str) -> Tensor:
     """The smallest d with w.(t + d) = w.t - c and t + d in [0, 1]; all the way to the faces where there is none.
 
     t, w (B, D), c (B,). What a pixel gives at multiplier lambda grows as `give` until lambda reaches its `limit` (the box),
     so the sum is concave and piecewise linear: Newton from 0 climbs it from the left and ends exactly, without a sort.
     """
-    if t.device.type == "cpu" and len(t) > 1 and t.shape[1] > CACHED_FLOATS:      # row by row what is read ten times stays in cache
-        return torch.cat([project_onto_hyperplane(*row, norm) for row in zip(t.split(1), w.split(1), c.split(1))])
+    if (
+        t.device.type == "cpu" and len(t) > 1 and t.shape[1] > CACHED_FLOATS
+    ):  # row by row what is read ten times stays in cache
+        return torch.cat(
+            [project_onto_hyperplane(*row, norm) for row in zip(t.split(1), w.split(1), c.split(1))]
+        )
     v = w * torch.where(c >= 0, -1.0, 1.0)[:, None]
     size, room = v.abs(), torch.where(v > 0, 1 - t, t)
-    give, limit = (size, room) if norm == "Linf" else (size.square(), room.div_(size.clamp(min=1e-30)))
+    give, limit = (
+        (size, room) if norm == "Linf" else (size.square(), room.div_(size.clamp(min=1e-30)))
+    )
     goal, lam = c.abs(), torch.zeros_like(c)
     for _ in range(64):
         gap = goal - torch.einsum("ij,ij->i", give, torch.minimum(limit, lam[:, None]))
         slope = torch.einsum("ij,ij->i", give, (limit > lam[:, None]).to(give))
-        step = torch.where(gap > 0, gap / slope, 0.0)       # no slope left: inf, all the way to the faces
+        step = torch.where(
+            gap > 0, gap / slope, 0.0
+        )  # no slope left: inf, all the way to the faces
         lam += step
         if not ((step > 1e-6 * lam) & (slope > 0)).any():
             break
     return torch.minimum(limit, lam[:, None], out=limit).mul_(v.sign_() if norm == "Linf" else v)
+
 
 DUAL_ORDER = {"L1": torch.inf, "L2": 2, "Linf": 1}
 ORDER = {"L1": 1, "L2": 2, "Linf": torch.inf}

@@ -2,6 +2,7 @@
 foolbox's minimum-norm attacks, among them the one behind the published norms (`--protocol feng2025`). The only file that
 imports an attack library.
 """
+
 from __future__ import annotations
 
 import logging
@@ -26,17 +27,41 @@ from alignment_security.models.forward import Forward
 # pass the closed-form tests as they stand here: CW's default step of 0.01 does not (1.97 times the distance at 0.02), and
 # its early abort would let a result depend on the batch
 FOOLBOX: dict[str, tuple[str, dict[str, Any]]] = {
-    "feng2025": ("L2FMNAttack", {"steps": 1000, "max_stepsize": 1.0, "min_stepsize": 1e-5, "gamma": 10.0}),
+    "feng2025": (
+        "L2FMNAttack",
+        {"steps": 1000, "max_stepsize": 1.0, "min_stepsize": 1e-5, "gamma": 10.0},
+    ),
     "ddn": ("DDNAttack", {"steps": 1000, "init_epsilon": 1.0, "gamma": 0.05}),
-    "cw": ("L2CarliniWagnerAttack", {"steps": 1000, "binary_search_steps": 9, "stepsize": 2e-3, "initial_const": 0.1,
-                                     "confidence": 0.0, "abort_early": False}),
-    "deepfool": ("L2DeepFoolAttack", {"steps": 50, "candidates": 10, "overshoot": 0.02, "loss": "logits"}),
+    "cw": (
+        "L2CarliniWagnerAttack",
+        {
+            "steps": 1000,
+            "binary_search_steps": 9,
+            "stepsize": 2e-3,
+            "initial_const": 0.1,
+            "confidence": 0.0,
+            "abort_early": False,
+        },
+    ),
+    "deepfool": (
+        "L2DeepFoolAttack",
+        {"steps": 50, "candidates": 10, "overshoot": 0.02, "loss": "logits"},
+    ),
 }
 
 
-def run_pyautoattack(module: nn.Module, source: ImageStream, norm: str, eps: list[float], n_outputs: int, budget: Budget,
-                    seed: int = 0, batch_size: int = 8, begun: dict | None = None,
-                    log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
+def run_pyautoattack(
+    module: nn.Module,
+    source: ImageStream,
+    norm: str,
+    eps: list[float],
+    n_outputs: int,
+    budget: Budget,
+    seed: int = 0,
+    batch_size: int = 8,
+    begun: dict | None = None,
+    log: Callable[[str], None] = lambda m: None,
+) -> Iterator[list[dict]]:
     """The same rows by pyautoattack's own attack classes, batch by batch, eps ascending, each image while it stands.
 
     Its random numbers are drawn per batch (seeded with `seed`), and its passes are counted per batch and shared out
@@ -46,14 +71,26 @@ def run_pyautoattack(module: nn.Module, source: ImageStream, norm: str, eps: lis
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     counted = CountedModule(module)
     passes = Forward(counted, batch_size, log)
-    ladder = EpsSearch(budget.build(norm), sorted(eps), norm, seed, n_outputs, passes, confirm_in_float32(passes, norm), begun=begun)
+    ladder = EpsSearch(
+        budget.build(norm),
+        sorted(eps),
+        norm,
+        seed,
+        n_outputs,
+        passes,
+        confirm_in_float32(passes, norm),
+        begun=begun,
+    )
     source = iter(source)
     while batch := list(islice(source, batch_size)):
         rows, jobs = ladder.admit(batch)
         yield rows
         while jobs:
             at = min(job.known["at"] for job in jobs)
-            rung, jobs = ([job for job in jobs if (job.known["at"] == at) is lowest] for lowest in (True, False))
+            rung, jobs = (
+                [job for job in jobs if (job.known["at"] == at) is lowest]
+                for lowest in (True, False)
+            )
             for job, finding in zip(rung, _reference_findings(rung, ladder, counted, budget)):
                 rows, onward = ladder.found(job, finding) if finding else ladder.settle(job, low=at)
                 yield rows
@@ -79,7 +116,9 @@ class CountedModule(nn.Module):
         self.backwards += len(grad)
 
 
-def _reference_findings(rung: list[AttackedImage], ladder: EpsSearch, counted: CountedModule, budget: Budget) -> list[dict | None]:
+def _reference_findings(
+    rung: list[AttackedImage], ladder: EpsSearch, counted: CountedModule, budget: Budget
+) -> list[dict | None]:
     """What the reference's attacks find for these images at their eps, each only on the images still standing."""
     findings: list[dict | None] = [None] * len(rung)
     before = counted.forwards, counted.backwards
@@ -89,7 +128,9 @@ def _reference_findings(rung: list[AttackedImage], ladder: EpsSearch, counted: C
             break
         x = torch.stack([rung[i].x for i in left])
         y = torch.tensor([rung[i].label for i in left], device=x.device)
-        points = reference_attack(name, counted, ladder.norm, rung[0].eps, budget, ladder.seed).perturb(x, y)
+        points = reference_attack(
+            name, counted, ladder.norm, rung[0].eps, budget, ladder.seed
+        ).perturb(x, y)
         for i, finding in zip(left, ladder.confirm([rung[i] for i in left], points.detach())):
             findings[i] = finding and finding | {"by": name}
     for job in rung:
@@ -98,7 +139,9 @@ def _reference_findings(rung: list[AttackedImage], ladder: EpsSearch, counted: C
     return findings
 
 
-def reference_attack(name: str, module: nn.Module, norm: str, eps: float, budget: Budget, seed: int):
+def reference_attack(
+    name: str, module: nn.Module, norm: str, eps: float, budget: Budget, seed: int
+):
     """One of pyautoattack's attack objects with the settings of its standard version."""
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
     from pyautoattack.fab_pt import FABAttack_PT
@@ -108,13 +151,18 @@ def reference_attack(name: str, module: nn.Module, norm: str, eps: float, budget
     if name == "apgd-ce":
         return APGDAttack(module, n_iter=budget.steps, loss="ce", **common)
     if name == "apgd-t":
-        return APGDAttack_targeted(module, n_iter=budget.steps, n_target_classes=budget.targets, **common)
+        return APGDAttack_targeted(
+            module, n_iter=budget.steps, n_target_classes=budget.targets, **common
+        )
     if name == "fab-t":
-        return FABAttack_PT(module, n_iter=budget.steps, targeted=True, n_target_classes=budget.targets, **common)
+        return FABAttack_PT(
+            module, n_iter=budget.steps, targeted=True, n_target_classes=budget.targets, **common
+        )
     return SquareAttack(module, n_queries=budget.queries, p_init=0.8, resc_schedule=False, **common)
 
 
 # ---- minimal norms by foolbox ----------------------------------------------------------------------------------
+
 
 def stretch(x: Tensor) -> Tensor:
     """Each image's darkest value to 0 and its brightest to 1, as the published experiment did; a constant image stays.
@@ -125,8 +173,15 @@ def stretch(x: Tensor) -> Tensor:
     return torch.where(high > low, (x - low) / (high - low).clamp(min=1e-12), x)
 
 
-def run_foolbox(module: nn.Module, source: ImageStream, protocol: str, steps: int, n_outputs: int, batch_size: int = 8,
-                 log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
+def run_foolbox(
+    module: nn.Module,
+    source: ImageStream,
+    protocol: str,
+    steps: int,
+    n_outputs: int,
+    batch_size: int = 8,
+    log: Callable[[str], None] = lambda m: None,
+) -> Iterator[list[dict]]:
     """Minimal L2 norms by a class of foolbox (FOOLBOX), batch by batch.
 
     feng2025 attacks stretched images, is comparable with the published norms, and is not minimal (traps 1 to 3).
@@ -143,16 +198,31 @@ def run_foolbox(module: nn.Module, source: ImageStream, protocol: str, steps: in
         if protocol == "feng2025":
             batch = [(name, stretch(x[None])[0], label) for name, x, label in batch]
         x, logits = clean_pass(passes, batch, n_outputs)
-        rows = [clean_columns(name, label, z) | {"forwards": 1, "backwards": 0} for (name, _, label), z in zip(batch, logits)]
+        rows = [
+            clean_columns(name, label, z) | {"forwards": 1, "backwards": 0}
+            for (name, _, label), z in zip(batch, logits)
+        ]
         right = [i for i, row in enumerate(rows) if row["clean_correct"]]
         if right:
-            jobs = [AttackedImage(batch[i][0], x[i], batch[i][2], logits[i], eps=float("inf"), forwards=1) for i in right]
+            jobs = [
+                AttackedImage(
+                    batch[i][0], x[i], batch[i][2], logits[i], eps=float("inf"), forwards=1
+                )
+                for i in right
+            ]
             before = counted.forwards, counted.backwards
             labels = torch.tensor([job.label for job in jobs], device=x.device)
             model = foolbox.PyTorchModel(counted, bounds=(0, 1), device=x.device)
             points = attack(model, x[right], labels, epsilons=None)[1].detach()
-            spent = [(now - then) / len(right) for now, then in zip((counted.forwards, counted.backwards), before)]
+            spent = [
+                (now - then) / len(right)
+                for now, then in zip((counted.forwards, counted.backwards), before)
+            ]
             for i, job, finding in zip(right, jobs, confirm_in_float32(passes, "L2")(jobs, points)):
-                rows[i] |= {"success": int(finding is not None), "forwards": job.forwards + spent[0], "backwards": spent[1]}
+                rows[i] |= {
+                    "success": int(finding is not None),
+                    "forwards": job.forwards + spent[0],
+                    "backwards": spent[1],
+                }
                 rows[i] |= finding or {}
         yield rows

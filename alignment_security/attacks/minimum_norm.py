@@ -1,8 +1,9 @@
 """Minimum-norm attacks as rows of a struct of arrays: the smallest perturbation of an image that fools the model.
 
-    FMN        Fast Minimum-Norm (Pintor et al. 2021), the authors' algorithm with a projection that only shrinks
-    Crossing   our own: the next radius is where the model, linearised along the perturbation, crosses the boundary
+FMN        Fast Minimum-Norm (Pintor et al. 2021), the authors' algorithm with a projection that only shrinks
+Crossing   our own: the next radius is where the model, linearised along the perturbation, crosses the boundary
 """
+
 from __future__ import annotations
 
 import math
@@ -24,21 +25,38 @@ from alignment_security.models.forward import Forward
 
 # ---- minimal norms ---------------------------------------------------------------------------------------------
 
-NUDGES = [1e-5 * 4 ** k for k in range(8)]   # a point on the boundary that rounding puts back is moved out by these
+NUDGES = [
+    1e-5 * 4**k for k in range(8)
+]  # a point on the boundary that rounding puts back is moved out by these
 
 
 class MinimumNorm:
     """Every correctly classified image through one minimum-norm attack; one row per image."""
 
     def __init__(self, norm: str, seed: int, n_outputs: int, passes: Forward, confirm: Callable):
-        self.norm, self.seed, self.n_outputs, self.passes, self.confirm = norm, seed, n_outputs, passes, confirm
+        self.norm, self.seed, self.n_outputs, self.passes, self.confirm = (
+            norm,
+            seed,
+            n_outputs,
+            passes,
+            confirm,
+        )
 
     def admit(self, batch: list) -> tuple[list[dict], list[AttackedImage]]:
         x, logits = clean_pass(self.passes, batch, self.n_outputs)
         rows, jobs = [], []
         for (name, _, label), image, z in zip(batch, x, logits):
             clean = clean_columns(name, label, z)
-            job = AttackedImage(name, image.clone(), label, z, seed=self.seed, eps=math.inf, forwards=1, known={"clean": clean})
+            job = AttackedImage(
+                name,
+                image.clone(),
+                label,
+                z,
+                seed=self.seed,
+                eps=math.inf,
+                forwards=1,
+                known={"clean": clean},
+            )
             if clean["clean_correct"]:
                 jobs.append(job)
             else:
@@ -61,9 +79,16 @@ class MinimumNorm:
         return job.known["clean"] | outcome | {"forwards": job.forwards, "backwards": job.backwards}
 
 
-def run_minimum_norm(module: nn.Module, source: ImageStream, attack, n_outputs: int, seed: int = 0, batch_size: int = 8,
-                        exact: nn.Module | None = None,
-                        log: Callable[[str], None] = lambda m: None) -> Iterator[list[dict]]:
+def run_minimum_norm(
+    module: nn.Module,
+    source: ImageStream,
+    attack,
+    n_outputs: int,
+    seed: int = 0,
+    batch_size: int = 8,
+    exact: nn.Module | None = None,
+    log: Callable[[str], None] = lambda m: None,
+) -> Iterator[list[dict]]:
     """The smallest perturbation that `attack` (FMN, ...) finds for each image. Yields `minimum_norm` record rows.
 
     A misclassified image gets a row without a norm. Every reported point is misclassified by the float32 model
@@ -84,6 +109,7 @@ def keep_smaller(s: State, points: Tensor, adversarial: Tensor, size: Tensor) ->
 
 class BestSoFar:
     """What minimum-norm attacks share: `steps` points with a gradient, one more to look at, then the best is handed in."""
+
     runs, steps = 1, 0
 
     def wants_gradient(self, s: State) -> Tensor:

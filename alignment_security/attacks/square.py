@@ -1,4 +1,5 @@
 """alignment_security.attacks.square."""
+
 from __future__ import annotations
 
 import math
@@ -11,13 +12,17 @@ from alignment_security.attacks.geometry import TINY, margin, per_row, row_norm,
 
 # ---- Square ----------------------------------------------------------------------------------------------------
 
+
 def square_fraction(query: int) -> float:
     """Share of the image's area that proposal `query` changes: 0.8, halved on a fixed schedule (not rescaled)."""
-    return 0.8 / 2 ** sum(query > bound for bound in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+    return 0.8 / 2 ** sum(
+        query > bound for bound in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+    )
 
 
 class Square:
     """Square attack: stripes (Linf) or tiles (L2), then squares of random place and sign, kept when the margin falls."""
+
     name = "square"
     runs = 1
 
@@ -27,7 +32,9 @@ class Square:
     def start(self, jobs: list[AttackedImage]) -> State:
         s = initial_state(jobs)
         c, h, w = jobs[0].x.shape
-        places = 2 if self.norm == "Linf" else 5    # row and column of the window(s), and whether to transpose (L2)
+        places = (
+            2 if self.norm == "Linf" else 5
+        )  # row and column of the window(s), and whether to transpose (L2)
         draws, begin = [], []
         for job in jobs:
             generator = job.generator(self.name)
@@ -35,7 +42,9 @@ class Square:
             draws.append(torch.rand(self.queries, places + c, generator=generator))
         delta = torch.stack(begin).to(s["x"])
         s["draws"] = torch.stack(draws).to(s["x"])
-        s["x_adv"] = (s["x"] + per_row(s["eps"]) * (delta if self.norm == "Linf" else unit_norm(delta, "L2"))).clamp_(0, 1)
+        s["x_adv"] = (
+            s["x"] + per_row(s["eps"]) * (delta if self.norm == "Linf" else unit_norm(delta, "L2"))
+        ).clamp_(0, 1)
         return s | {"x_best": s["x_adv"].clone(), "margin": torch.full_like(s["eps"], torch.inf)}
 
     def _begin(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -49,8 +58,8 @@ class Square:
             for left in range(first, first + (w // size) * size, size):
                 tile = bump(size, bool(torch.rand(1, generator=generator) > 0.5))
                 sign = (2 * torch.rand(c, 1, 1, generator=generator) - 1).sign()
-                window = delta[:, top:top + size, left:left + size]
-                window += (tile * sign)[:, :window.shape[1], :window.shape[2]]
+                window = delta[:, top : top + size, left : left + size]
+                window += (tile * sign)[:, : window.shape[1], : window.shape[2]]
         return delta
 
     def wants_gradient(self, s: State) -> Tensor:
@@ -91,8 +100,12 @@ class Square:
         c, h, w = s["x"].shape[1:]
         grid, channels = torch.arange(size, device=rows.device), torch.arange(c, device=rows.device)
         top, left = ((span - size) * u for span, u in ((h, draw[:, 0]), (w, draw[:, 1])))
-        return (per_row(rows), channels.view(1, -1, 1, 1), top.long()[:, None, None, None] + grid.view(1, 1, -1, 1),
-                left.long()[:, None, None, None] + grid.view(1, 1, 1, -1))
+        return (
+            per_row(rows),
+            channels.view(1, -1, 1, 1),
+            top.long()[:, None, None, None] + grid.view(1, 1, -1, 1),
+            left.long()[:, None, None, None] + grid.view(1, 1, 1, -1),
+        )
 
     def _propose_linf(self, s: State, size: int, rows: Tensor) -> None:
         draw = s["draws"][rows, s["it"].to(rows.device)[rows]]
@@ -108,7 +121,7 @@ class Square:
         x, eps, c = s["x"][rows], per_row(s["eps"][rows]), s["x"].shape[1]
         delta = s["x_best"][rows] - x
         local = torch.arange(len(rows), device=rows.device)
-        at, other = (self._window({"x": x}, local, size, draw[:, k:k + 2]) for k in (0, 2))
+        at, other = (self._window({"x": x}, local, size, draw[:, k : k + 2]) for k in (0, 2))
         mask = torch.zeros_like(delta)
         mask[at] = mask[other] = 1.0
         image = per_row(row_norm(delta, "L2"))
@@ -116,9 +129,10 @@ class Square:
         bumps = torch.stack([bump(size, bool(t)) for t in draw[:, 4] > 0.5]).to(x)[:, None]
         old = delta[at]
         new = bumps * (2 * draw[:, 5:] - 1).sign()[:, :, None, None] + old / (
-            TINY + old.square().sum(dim=(2, 3), keepdim=True).sqrt())
+            TINY + old.square().sum(dim=(2, 3), keepdim=True).sqrt()
+        )
         new = new / (TINY + new.square().sum(dim=(2, 3), keepdim=True).sqrt())
-        new = new * ((eps ** 2 - image ** 2).clamp(min=0) / c + windows ** 2).sqrt()
+        new = new * ((eps**2 - image**2).clamp(min=0) / c + windows**2).sqrt()
         delta[other] = 0.0
         delta[at] = new
         s["x_adv"][rows] = (x + eps * unit_norm(delta, "L2")).clamp_(0, 1)
@@ -139,5 +153,7 @@ def pyramid(height: int, width: int) -> Tensor:
     """Nested rectangles around the middle, the k-th adding 1 / k^2; unit L2 norm: (height, width)."""
     value, row, column = torch.zeros(height, width), height // 2, width // 2
     for k in range(max(height // 2, width // 2) + 1):
-        value[max(row - k, 0):max(row + k + 1, 0), max(column - k, 0):max(column + k + 1, 0)] += 1 / (k + 1) ** 2
+        value[
+            max(row - k, 0) : max(row + k + 1, 0), max(column - k, 0) : max(column + k + 1, 0)
+        ] += 1 / (k + 1) ** 2
     return value / value.norm()

@@ -3,6 +3,7 @@
 A tar of the same weights has the same bytes wherever it is made. Tars that staged.tsv lists already are left alone, so that
 an interrupted prestage goes on.
 """
+
 from __future__ import annotations
 
 import io
@@ -41,12 +42,15 @@ from alignment_security.models.names import listed_checkpoint
 # What is asked of a GPU: two copies of the weights, what autograd keeps for a batch of engine.FIRST_CUDA_BATCH, a margin
 # (APGD on Lite0 at batch 16 peaked at 1.32 times what autograd keeps, on a CPU), and the CUDA context (a choice)
 WEIGHT_COPIES, MARGIN, CONTEXT_MB = 2, 1.4, 1500
-LARGEST_ASK_MB = 40_000     # larger GPUs are few: a net that needs more gets smaller batches, if one image fits
+LARGEST_ASK_MB = (
+    40_000  # larger GPUs are few: a net that needs more gets smaller batches, if one image fits
+)
 
 
 class WantedModel(NamedTuple):
     """A line of a model list: the name of the record, timm's name of the net (None: timm does not build it), and a
     checkpoint file where there is one."""
+
     name: str
     net: str | None
     checkpoint: str | None = None
@@ -54,13 +58,18 @@ class WantedModel(NamedTuple):
 
 # ---- lists -----------------------------------------------------------------------------------------------------
 
+
 def read_wanted(path: str | Path) -> list[WantedModel]:
     """Models of a list: one of lists/models/ by its name, a file like them, or a file with a name a line.
 
     source or weights `timm:NET` names timm's net, weights `file:NAME` a checkpoint. Raises UserError.
     """
     file = model_list_path(path)
-    lines = [line.strip() for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line.strip()
+        for line in file.read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     if any("\t" in line for line in lines) or not lines:
         return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
     twice = {name for name in lines if lines.count(name) > 1}
@@ -71,11 +80,16 @@ def read_wanted(path: str | Path) -> list[WantedModel]:
 
 def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
     """In a table timm has to be named: a plugin's net may share the name of timm's and not its weights."""
-    net = next((cell.removeprefix("timm:") for cell in (source, weights) if cell.startswith("timm:")), None)
-    return WantedModel(name, net, weights.removeprefix("file:") if weights.startswith("file:") else None)
+    net = next(
+        (cell.removeprefix("timm:") for cell in (source, weights) if cell.startswith("timm:")), None
+    )
+    return WantedModel(
+        name, net, weights.removeprefix("file:") if weights.startswith("file:") else None
+    )
 
 
 # ---- GPU memory ------------------------------------------------------------------------------------------------
+
 
 def kept_for_backward(module: nn.Module, shape: tuple[int, int, int]) -> int:
     """Bytes that autograd keeps for the input gradient of one image, measured: each storage once, without the weights.
@@ -90,20 +104,28 @@ def kept_for_backward(module: nn.Module, shape: tuple[int, int, int]) -> int:
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
+
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = module(torch.rand(1, *shape).requires_grad_())     # held, so that no address is used twice
+        logits = module(
+            torch.rand(1, *shape).requires_grad_()
+        )  # held, so that no address is used twice
     del logits
     return sum(kept.values())
 
 
 def gpu_memory_mb(weight_bytes: int, image_bytes: int) -> int:
     """What a job asks for as gpus_minimum_memory, in MB of 10**6 bytes: a batch of FIRST_CUDA_BATCH, or LARGEST_ASK_MB."""
+
     def ask(batch: int) -> int:
-        return math.ceil(CONTEXT_MB + (WEIGHT_COPIES * weight_bytes + MARGIN * batch * image_bytes) / 1e6)
+        return math.ceil(
+            CONTEXT_MB + (WEIGHT_COPIES * weight_bytes + MARGIN * batch * image_bytes) / 1e6
+        )
+
     return min(ask(FIRST_CUDA_BATCH), max(LARGEST_ASK_MB, ask(1)))
 
 
 # ---- tars ------------------------------------------------------------------------------------------------------
+
 
 def reproducible_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """A member without what differs from machine to machine."""
@@ -117,7 +139,9 @@ def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
     """An uncompressed tar of plain files, in that order, written beside `path` and renamed; links are followed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tar-") as temporary:
-        with tarfile.open(Path(temporary) / path.name, "w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
+        with tarfile.open(
+            Path(temporary) / path.name, "w", format=tarfile.PAX_FORMAT, dereference=True
+        ) as archive:
             for name, content in files:
                 if isinstance(content, bytes):
                     member = tarfile.TarInfo(name)
@@ -131,39 +155,74 @@ def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
 def pack_model(wanted: WantedModel, path: Path, checkpoints: Path) -> dict:
     """Load a model as an evaluation would, write its tar, and return its line of staged.tsv."""
     if wanted.net is None:
-        raise StagingError("its list names no timm net (timm:NAME) to build it from; it cannot be staged")
-    checkpoint = checkpoints / wanted.checkpoint if wanted.checkpoint else listed_checkpoint(wanted.name, checkpoints)
-    model = load_model(wanted.name, checkpoint, architecture=wanted.net if wanted.net != wanted.name else None)
+        raise StagingError(
+            "its list names no timm net (timm:NAME) to build it from; it cannot be staged"
+        )
+    checkpoint = (
+        checkpoints / wanted.checkpoint
+        if wanted.checkpoint
+        else listed_checkpoint(wanted.name, checkpoints)
+    )
+    model = load_model(
+        wanted.name, checkpoint, architecture=wanted.net if wanted.net != wanted.name else None
+    )
     net = model.module.net
-    state = {name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()}
+    state = {
+        name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()
+    }
     # a net that was trained behind a normaliser of its own keeps it, under the names that models.own_normalisation reads
     if any(model.settings[kind] != net.pretrained_cfg.get(kind) for kind in ("mean", "std")):
-        state |= {f"normalizer.{kind}": torch.tensor(model.settings[kind]) for kind in ("mean", "std")}
-    facts = {"name": wanted.name, "net": model.settings.get("architecture", wanted.name), "weights": model.settings["weights"],
-             "weights_sha256": model.settings["weights_sha256"]}
+        state |= {
+            f"normalizer.{kind}": torch.tensor(model.settings[kind]) for kind in ("mean", "std")
+        }
+    facts = {
+        "name": wanted.name,
+        "net": model.settings.get("architecture", wanted.name),
+        "weights": model.settings["weights"],
+        "weights_sha256": model.settings["weights_sha256"],
+    }
     about = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
     write_tar(path, [(STAGED_STATE, safetensors.torch.save(state)), (STAGED_FACTS, about.encode())])
     weight_bytes = sum(tensor.nbytes for tensor in state.values())
-    memory = gpu_memory_mb(weight_bytes, kept_for_backward(model.module, model.preprocessing["input_size"]))
-    return line_of(path, wanted.name) | {k: facts[k] for k in ("weights", "weights_sha256")} | {"gpu_memory_mb": memory}
+    memory = gpu_memory_mb(
+        weight_bytes, kept_for_backward(model.module, model.preprocessing["input_size"])
+    )
+    return (
+        line_of(path, wanted.name)
+        | {k: facts[k] for k in ("weights", "weights_sha256")}
+        | {"gpu_memory_mb": memory}
+    )
 
 
 def pack_images(folder: Path, path: Path) -> dict:
     """Write the tar of an image folder (links followed) and return its line of staged.tsv."""
-    files: list[tuple[str, Path | bytes]] = [(file.relative_to(folder).as_posix(), file)
-                                             for file in sorted(folder.rglob("*")) if file.is_file()]
+    files: list[tuple[str, Path | bytes]] = [
+        (file.relative_to(folder).as_posix(), file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    ]
     if not files:
-        raise StagingError(f"{folder}: no files in it; --images has to be the folder that --data_dir would be")
+        raise StagingError(
+            f"{folder}: no files in it; --images has to be the folder that --data_dir would be"
+        )
     write_tar(path, files)
     return line_of(path, "")
 
 
 def line_of(path: Path, name: str) -> dict:
-    return {"sha256": sha256_file(path), "tar": path.name, "name": name, "bytes": path.stat().st_size,
-            "weights": "", "weights_sha256": "", "gpu_memory_mb": ""}
+    return {
+        "sha256": sha256_file(path),
+        "tar": path.name,
+        "name": name,
+        "bytes": path.stat().st_size,
+        "weights": "",
+        "weights_sha256": "",
+        "gpu_memory_mb": "",
+    }
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
+
 
 def staged_so_far(out: Path) -> pd.DataFrame:
     """The table of `out` without tars that are gone."""
@@ -173,20 +232,36 @@ def staged_so_far(out: Path) -> pd.DataFrame:
     return table[table["tar"].map(lambda tar: (out / tar).is_file())]
 
 
-def prestage(wanted: list[WantedModel], out: Path, images: Sequence[Path] = (),
-             checkpoints: Path = Path()) -> dict[str, str]:
+def prestage(
+    wanted: list[WantedModel], out: Path, images: Sequence[Path] = (), checkpoints: Path = Path()
+) -> dict[str, str]:
     """Make every tar that is not there yet, one after the other; returns what failed, as name -> reason. Raises StagingError.
 
     out          gets <model>.tar, images-<folder>.tar and staged.tsv
     checkpoints  folder of the files that a model list names
     """
     table, failed = staged_so_far(out), {}
-    tasks = [(w.name, out / f"{safe_file_name(w.name)}.tar", lambda path, w=w: pack_model(w, path, checkpoints)) for w in wanted]
-    tasks += [(str(f), out / f"images-{safe_file_name(f.absolute().name)}.tar", lambda path, f=f: pack_images(f, path))
-              for f in images]     # a link keeps its own name
+    tasks = [
+        (
+            w.name,
+            out / f"{safe_file_name(w.name)}.tar",
+            lambda path, w=w: pack_model(w, path, checkpoints),
+        )
+        for w in wanted
+    ]
+    tasks += [
+        (
+            str(f),
+            out / f"images-{safe_file_name(f.absolute().name)}.tar",
+            lambda path, f=f: pack_images(f, path),
+        )
+        for f in images
+    ]  # a link keeps its own name
     tars = [path.name for _, path, _ in tasks]
     if twice := {tar for tar in tars if tars.count(tar) > 1}:
-        raise StagingError(f"{min(twice)}: two folders would be this tar; give one of them as a link of another name")
+        raise StagingError(
+            f"{min(twice)}: two folders would be this tar; give one of them as a link of another name"
+        )
     for name, path, pack in tqdm(tasks, unit="tar", disable=not sys.stderr.isatty()):
         if path.name in set(table["tar"]):
             continue

@@ -1,4 +1,5 @@
 """alignment_security.common.command_line."""
+
 from __future__ import annotations
 
 import argparse
@@ -18,11 +19,13 @@ class Parser(argparse.ArgumentParser):
 
 def argument(parse):
     """A parser of one value whose ValueError text reaches the user."""
+
     def checked(text: str):
         try:
             return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+
     return checked
 
 
@@ -40,10 +43,13 @@ def whole_number(text: str) -> int:
 
 def set_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text):
-        raise ValueError(f"{text!r} names a folder of results: letters, digits, '.', '_' and '-' only")
+        raise ValueError(
+            f"{text!r} names a folder of results: letters, digits, '.', '_' and '-' only"
+        )
     return text
 
-CHECKPOINTED = 85       # exit status: the state is on disk, run the same command again
+
+CHECKPOINTED = 85  # exit status: the state is on disk, run the same command again
 
 
 def on_stop(handler: Callable) -> None:

@@ -1,4 +1,5 @@
 """alignment_security.common.files."""
+
 from __future__ import annotations
 
 import hashlib
@@ -15,6 +16,7 @@ class UserError(Exception):
 
 
 # ---- files -----------------------------------------------------------------------------------------------------
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a whole file beside `path` and rename it into place; a failure leaves the old file as it was."""

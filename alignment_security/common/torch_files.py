@@ -1,4 +1,5 @@
 """Reading what torch.save wrote, by whom so ever: nothing in the file is run, and nothing in it grows."""
+
 from __future__ import annotations
 
 import pickle
@@ -8,7 +9,15 @@ from pathlib import Path
 import torch
 
 # what torch.load raises for files that are damaged, hold code, or are something else
-TORCH_FILE_ERRORS = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError)
+TORCH_FILE_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    KeyError,
+    TypeError,
+    ValueError,
+)
 
 
 def load_torch_file(path: Path, trust: bool = False):
@@ -24,8 +33,10 @@ def load_torch_file(path: Path, trust: bool = False):
         except zipfile.BadZipFile as error:
             raise pickle.UnpicklingError(f"damaged archive: {error}") from None
         if packed := [part for part in parts if part.compress_type != zipfile.ZIP_STORED]:
-            raise pickle.UnpicklingError(f"{packed[0].filename} is compressed to {packed[0].compress_size} of "
-                                         f"{packed[0].file_size} bytes; torch.save compresses nothing")
+            raise pickle.UnpicklingError(
+                f"{packed[0].filename} is compressed to {packed[0].compress_size} of "
+                f"{packed[0].file_size} bytes; torch.save compresses nothing"
+            )
     return torch.load(path, map_location="cpu", weights_only=not trust)
 
 

@@ -1,4 +1,5 @@
 """alignment_security.evaluation.threats."""
+
 from __future__ import annotations
 
 from alignment_security.attacks.autoattack import Budget
@@ -12,6 +13,7 @@ from alignment_security.models.heads import HEAD_TEMPERATURE
 from alignment_security.records.metrics import HUMAN_CEILING
 
 # ---- settings --------------------------------------------------------------------------------------------------
+
 
 def threat_name(args) -> str:
     """The folder of the record: `clean`, `Linf`, `L2-fmn`, `corruptions-fog-3`, ..."""
@@ -33,27 +35,65 @@ def attack_settings(args) -> dict:
     common = {"protocol": args.protocol, "norm": args.threat, "seed": args.seed}
     if args.protocol == "autoattack":
         budget = budget_of(args)
-        return common | {"attack": budget.name, "eps": sorted(set(args.eps)), "engine": args.engine,
-                         "ladder": "bisect" if args.bisect else "ascending", "attacks": budget.attacks,
-                         "steps": budget.steps, "targets": budget.targets, "queries": budget.queries}
+        return common | {
+            "attack": budget.name,
+            "eps": sorted(set(args.eps)),
+            "engine": args.engine,
+            "ladder": "bisect" if args.bisect else "ascending",
+            "attacks": budget.attacks,
+            "steps": budget.steps,
+            "targets": budget.targets,
+            "queries": budget.queries,
+        }
     if args.protocol in FOOLBOX:
         name, settings = FOOLBOX[args.protocol]
-        return common | {"attack": f"foolbox {name} {args.steps} steps", **settings, "steps": args.steps,
-                         **({"pixels": "stretched to [0, 1]"} if args.protocol == "feng2025" else {})}
+        return common | {
+            "attack": f"foolbox {name} {args.steps} steps",
+            **settings,
+            "steps": args.steps,
+            **({"pixels": "stretched to [0, 1]"} if args.protocol == "feng2025" else {}),
+        }
     if args.protocol == "crossing":
-        return common | {"attack": f"crossing {args.steps} steps", "steps": args.steps,
-                         **({"head_gradient": f"log-sum-exp at {HEAD_TEMPERATURE} std"} if args.head == "animate" else {})}
-    return common | {"attack": f"FMN {args.steps} steps", "steps": args.steps, "step_size": args.step_size,
-                     "final_step_size": args.final_step_size, "gamma": args.gamma}
+        return common | {
+            "attack": f"crossing {args.steps} steps",
+            "steps": args.steps,
+            **(
+                {"head_gradient": f"log-sum-exp at {HEAD_TEMPERATURE} std"}
+                if args.head == "animate"
+                else {}
+            ),
+        }
+    return common | {
+        "attack": f"FMN {args.steps} steps",
+        "steps": args.steps,
+        "step_size": args.step_size,
+        "final_step_size": args.final_step_size,
+        "gamma": args.gamma,
+    }
 
 
 def run_settings(args, images: ImageSet) -> dict:
-    return {**attack_settings(args), "precision": args.precision, "head": args.head, "image_set": images.name,
-            "images": len(images), "list_sha256": images.list_sha256, "slice": args.slice, **images.facts,
-            **({"contents_sha256": images.contents_sha256()} if images.name == "big12" else {}),
-            **({"multilabel_sha256": sha256_file(args.multilabel)} if accepted_labels(args) else {}),
-            **({"human_map": map_source(images), "map_reduce": map_reduce(args),
-                "human_ceiling": HUMAN_CEILING} if has_alignment(args) and map_source(images) else {})}
+    return {
+        **attack_settings(args),
+        "precision": args.precision,
+        "head": args.head,
+        "image_set": images.name,
+        "images": len(images),
+        "list_sha256": images.list_sha256,
+        "slice": args.slice,
+        **images.facts,
+        **({"contents_sha256": images.contents_sha256()} if images.name == "big12" else {}),
+        **({"multilabel_sha256": sha256_file(args.multilabel)} if accepted_labels(args) else {}),
+        **(
+            {
+                "human_map": map_source(images),
+                "map_reduce": map_reduce(args),
+                "human_ceiling": HUMAN_CEILING,
+            }
+            if has_alignment(args) and map_source(images)
+            else {}
+        ),
+    }
 
 
 def accepted_labels(args) -> dict[str, frozenset[int]]:

@@ -1,4 +1,5 @@
 """alignment_security.images.corruptions."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,6 +27,7 @@ TINY_IMAGENET_CLASSES = 200
 
 # ---- corruptions on disk ---------------------------------------------------------------------------------------
 
+
 def corruption_set(name: str, root: Path, corruption: tuple[str, int] | None) -> ImageSet:
     """ImageNet-C or Tiny-ImageNet-C at one type and severity (Hendrycks & Dietterich 2019).
 
@@ -34,34 +36,49 @@ def corruption_set(name: str, root: Path, corruption: tuple[str, int] | None) ->
     """
     types = sorted(p.name for p in root.iterdir() if p.is_dir())
     if corruption is None or corruption[0] not in types:
-        asked = "no corruption was named" if corruption is None else f"no corruption {corruption[0]!r}"
+        asked = (
+            "no corruption was named" if corruption is None else f"no corruption {corruption[0]!r}"
+        )
         raise DataError(f"{root}: {asked}; in the folder: {', '.join(types) or 'nothing'}")
     kind, severity = corruption
     folder = root / kind / str(severity)
     if severity not in SEVERITIES or not folder.is_dir():
         there = sorted(p.name for p in (root / kind).iterdir() if p.is_dir())
-        raise DataError(f"{root / kind}: no severity {severity}; in the folder: {', '.join(there) or 'nothing'}")
+        raise DataError(
+            f"{root / kind}: no severity {severity}; in the folder: {', '.join(there) or 'nothing'}"
+        )
     what: dict = {"corruption": Corruption(kind, severity), "cropped": True}
     if name == "imagenet-c":
         return replace(imagenet_folders(folder, name), **what)
     images, classes = folder_set(name, folder, 1000), [p for p in folder.iterdir() if p.is_dir()]
     if len(classes) != TINY_IMAGENET_CLASSES:
-        raise DataError(f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has {TINY_IMAGENET_CLASSES}; extract it again")
+        raise DataError(
+            f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has {TINY_IMAGENET_CLASSES}; extract it again"
+        )
     index = {synset: i for i, synset in enumerate(synsets())}
     return replace(images, restrict_to=tuple(sorted(index[p.name] for p in classes)), **what)
-CORRUPTION_PACKAGE = "imagecorruptions-imaug"      # on PyPI; imports as imagecorruptions
-IMAGENET_C_SIZE, IMAGENET_C_CROP, IMAGENET_C_QUALITY = 256, 224, 85    # hendrycks/robustness, ImageNet-C/create_c
+
+
+CORRUPTION_PACKAGE = "imagecorruptions-imaug"  # on PyPI; imports as imagecorruptions
+IMAGENET_C_SIZE, IMAGENET_C_CROP, IMAGENET_C_QUALITY = (
+    256,
+    224,
+    85,
+)  # hendrycks/robustness, ImageNet-C/create_c
 
 
 # ---- corruptions made while loading ----------------------------------------------------------------------------
+
 
 def corruption_library():
     """The imagecorruptions package, or a DataError that says how to get it."""
     try:
         import imagecorruptions
     except ImportError as error:
-        raise DataError(f"corruptions are made by {CORRUPTION_PACKAGE}, which cannot be imported ({error}); `pip install "
-                        f"{CORRUPTION_PACKAGE}` (its OpenCV needs the system's libGL), or give the folder of ImageNet-C") from None
+        raise DataError(
+            f"corruptions are made by {CORRUPTION_PACKAGE}, which cannot be imported ({error}); `pip install "
+            f"{CORRUPTION_PACKAGE}` (its OpenCV needs the system's libGL), or give the folder of ImageNet-C"
+        ) from None
     return imagecorruptions
 
 
@@ -85,8 +102,10 @@ def corrupt(image: Image.Image, how: Corruption, image_id: str) -> Image.Image:
     own_seed = {"seed": seed} if how.type in ("impulse_noise", "glass_blur") else {}
     state = np.random.get_state()
     try:
-        np.random.seed(seed)    # the package draws from numpy's global generator
-        pixels = corruption_library().corrupt(np.asarray(crop), corruption_name=how.type, severity=how.severity, **own_seed)
+        np.random.seed(seed)  # the package draws from numpy's global generator
+        pixels = corruption_library().corrupt(
+            np.asarray(crop), corruption_name=how.type, severity=how.severity, **own_seed
+        )
     finally:
         np.random.set_state(state)
     file = io.BytesIO()

@@ -2,6 +2,7 @@
 
 A map goes through the resize and crop of its photograph, so that it lies over the image that the model sees.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,10 +19,15 @@ from alignment_security.images.clickme import clickme_sample, is_clickme
 from alignment_security.images.image_sets import ImageSet
 
 SAMPLE_MAPS = ROOT / "lists" / "maps" / "sample_hand_drawn.json"
-BLUR_SIDE, BLUR_KERNEL, BLUR_SIGMA = 64, 10, 10.0     # serre-lab/Harmonization, harmonization/common/blur.py
+BLUR_SIDE, BLUR_KERNEL, BLUR_SIGMA = (
+    64,
+    10,
+    10.0,
+)  # serre-lab/Harmonization, harmonization/common/blur.py
 
 
 # ---- maps ------------------------------------------------------------------------------------------------------
+
 
 @cache
 def drawings() -> dict[str, list[list[float]]]:
@@ -47,7 +53,9 @@ def map_source(images: ImageSet) -> str | None:
     """What the maps of a set are, for the run file; None for a set without."""
     if is_clickme(images):
         return "ClickMe"
-    return f"hand-drawn, sha256 {sha256_file(SAMPLE_MAPS)[:12]}" if images.name == "sample" else None
+    return (
+        f"hand-drawn, sha256 {sha256_file(SAMPLE_MAPS)[:12]}" if images.name == "sample" else None
+    )
 
 
 def original_map(images: ImageSet, i: int) -> np.ndarray | None:
@@ -61,7 +69,9 @@ def original_map(images: ImageSet, i: int) -> np.ndarray | None:
         return draw_ellipses(ellipses, image.height, image.width)
 
 
-def human_map(images: ImageSet, i: int, preprocessing: dict, blur: bool = False) -> np.ndarray | None:
+def human_map(
+    images: ImageSet, i: int, preprocessing: dict, blur: bool = False
+) -> np.ndarray | None:
     """The map of image i over the pixels that the model sees, float32 (H, W), or None: no map, or one of zeros.
 
     preprocessing   of the model: the same size, crop and crop mode as the photograph goes through, always bilinear
@@ -72,8 +82,14 @@ def human_map(images: ImageSet, i: int, preprocessing: dict, blur: bool = False)
     if drawn is None or not drawn.any():
         return None
     size = preprocessing["input_size"]
-    geometry = preprocessing | {"interpolation": "bilinear"} | ({"crop_pct": 1.0} if images.cropped else {})
-    transform = create_transform(**geometry, is_training=False, normalize=False, mean=(0.0,))    # 0 where `border` pads
+    geometry = (
+        preprocessing
+        | {"interpolation": "bilinear"}
+        | ({"crop_pct": 1.0} if images.cropped else {})
+    )
+    transform = create_transform(
+        **geometry, is_training=False, normalize=False, mean=(0.0,)
+    )  # 0 where `border` pads
     seen = transform(Image.fromarray(harmonization_blur(drawn) if blur else drawn))[0].numpy()
     assert seen.shape == tuple(size[1:])
     return seen if seen.any() else None
@@ -84,14 +100,21 @@ def harmonization_blur(drawn: np.ndarray) -> np.ndarray:
     TensorFlow (4 before, 5 after). tf.image.resize does not antialias, nor does this.
     """
     side = torch.from_numpy(drawn)[None, None]
-    small = torch.nn.functional.interpolate(side, size=(BLUR_SIDE, BLUR_SIDE), mode="bilinear", align_corners=False)
+    small = torch.nn.functional.interpolate(
+        side, size=(BLUR_SIDE, BLUR_SIDE), mode="bilinear", align_corners=False
+    )
     at = torch.arange(BLUR_KERNEL, dtype=torch.float32) - BLUR_KERNEL // 2
-    line = torch.exp(-at ** 2 / (2 * BLUR_SIGMA ** 2))
-    kernel = torch.outer(line.flip(0), line)    # rows count down from 4 in the source, columns up from -5
+    line = torch.exp(-(at**2) / (2 * BLUR_SIGMA**2))
+    kernel = torch.outer(
+        line.flip(0), line
+    )  # rows count down from 4 in the source, columns up from -5
     padded = torch.nn.functional.pad(small, ((BLUR_KERNEL - 1) // 2, BLUR_KERNEL // 2) * 2)
     return torch.nn.functional.conv2d(padded, (kernel / kernel.sum())[None, None])[0, 0].numpy()
 
 
 def count_without_map(images: ImageSet) -> int:
     """How many images of a set with maps have none, or one of zeros."""
-    return sum(drawn is None or not drawn.any() for drawn in (original_map(images, i) for i in range(len(images))))
+    return sum(
+        drawn is None or not drawn.any()
+        for drawn in (original_map(images, i) for i in range(len(images)))
+    )

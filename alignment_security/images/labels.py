@@ -1,4 +1,5 @@
 """alignment_security.images.labels."""
+
 from __future__ import annotations
 
 import json
@@ -10,6 +11,7 @@ from timm.data import RealLabelsImagenet
 from alignment_security.images.image_sets import DataError, synsets
 
 # ---- labels that fit besides the one of ImageNet ---------------------------------------------------------------
+
 
 @cache
 def real_labels() -> dict[str, list[int]]:
@@ -35,14 +37,20 @@ def read_multilabels(path: Path) -> dict[str, frozenset[int]]:
     try:
         loaded = json.loads(Path(path).read_text())
         index = {synset: k for k, synset in enumerate(synsets())}
-        return {name: frozenset(index[s] for mark in ("correct", "unclear") for s in marks.get(mark, []))
-                for name, marks in loaded["initial_annots"].items()
-                if name.startswith("ILSVRC2012_val_") and name not in loaded["problematic_images"]}
+        return {
+            name: frozenset(
+                index[s] for mark in ("correct", "unclear") for s in marks.get(mark, [])
+            )
+            for name, marks in loaded["initial_annots"].items()
+            if name.startswith("ILSVRC2012_val_") and name not in loaded["problematic_images"]
+        }
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not human_accuracy_v3.0.0.json ({type(error).__name__}: {str(error)[:80]}); the pickle of "
-                        "the first release is not read") from None
+        raise DataError(
+            f"{path}: not human_accuracy_v3.0.0.json ({type(error).__name__}: {str(error)[:80]}); the pickle of "
+            "the first release is not read"
+        ) from None
 
 
 def multilabel_correct(labels: dict[str, frozenset[int]], file_name: str, pred: int) -> int | None:

@@ -1,4 +1,5 @@
 """Load image sets by name, and stream their images as float32 in [0, 1]."""
+
 from __future__ import annotations
 
 import os
@@ -26,11 +27,16 @@ from alignment_security.images.image_sets import (
 from alignment_security.images.subsets import big12_set
 
 MAX_PIXELS = 100_000_000
-CHUNK = 16      # images that a worker sends at once
+CHUNK = 16  # images that a worker sends at once
 
 
-def load_image_set(name: str, data_dir: str | None = None, n_outputs: int = 1000,
-                   corruption: tuple[str, int] | None = None, seed: int = 0) -> ImageSet:
+def load_image_set(
+    name: str,
+    data_dir: str | None = None,
+    n_outputs: int = 1000,
+    corruption: tuple[str, int] | None = None,
+    seed: int = 0,
+) -> ImageSet:
     """The image set called `name`. Raises DataError for data that is missing, incomplete or out of order.
 
     data_dir    folder of the images; not needed for `sample`
@@ -47,12 +53,19 @@ def load_image_set(name: str, data_dir: str | None = None, n_outputs: int = 1000
         known = {"imagenet-val": imagenet_set, "big12": big12_set, "clickme": clickme_set}
         images = known[name](root) if name in known else folder_set(name, root, n_outputs)
     if images.n_classes != n_outputs:
-        raise DataError(f"{name}: has {images.n_classes} classes, the model {n_outputs} outputs, so that its classes are others; "
-                        "take a model of these classes, or put images of its own into --data_dir under another --dataset name")
-    return images if corruption is None or images.corruption else with_corruption(images, *corruption, seed)
+        raise DataError(
+            f"{name}: has {images.n_classes} classes, the model {n_outputs} outputs, so that its classes are others; "
+            "take a model of these classes, or put images of its own into --data_dir under another --dataset name"
+        )
+    return (
+        images
+        if corruption is None or images.corruption
+        else with_corruption(images, *corruption, seed)
+    )
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------
+
 
 def read_image(path: Path) -> Image.Image:
     """A file as an RGB image. Raises DataError naming the file when it cannot be decoded whole."""
@@ -60,10 +73,20 @@ def read_image(path: Path) -> Image.Image:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; shrink it first")
+                raise DataError(
+                    f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; shrink it first"
+                )
             return to_rgb(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}); fetch it again or take it off the list") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise DataError(
+            f"{path}: cannot be decoded ({error}); fetch it again or take it off the list"
+        ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -71,7 +94,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image, dtype=np.float64)
         top = 1.0 if image.mode == "F" else 65535.0
-        return Image.fromarray((grey / top * 255).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((grey / top * 255).clip(0, 255).round().astype(np.uint8)).convert(
+            "RGB"
+        )
     return image.convert("RGB")
 
 
@@ -97,7 +122,9 @@ class PixelDataset(Dataset):
 
     def __init__(self, images: ImageSet, preprocessing: dict, as_bytes: bool = False):
         self.images, self.as_bytes = images, as_bytes
-        self.transform = create_transform(**set_preprocessing(images, preprocessing), is_training=False, normalize=False)
+        self.transform = create_transform(
+            **set_preprocessing(images, preprocessing), is_training=False, normalize=False
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -114,7 +141,9 @@ def in_unit_range(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
-def stack_chunk(rows: list[tuple[int, Tensor | DataError]]) -> tuple[list[int], Tensor, DataError | None]:
+def stack_chunk(
+    rows: list[tuple[int, Tensor | DataError]],
+) -> tuple[list[int], Tensor, DataError | None]:
     """(positions, images (n, 3, H, W), None), up to the first bad image, whose error then comes last."""
     good: list[Tensor] = []
     error = None
@@ -123,17 +152,28 @@ def stack_chunk(rows: list[tuple[int, Tensor | DataError]]) -> tuple[list[int], 
             error = x
             break
         good.append(x)
-    return [i for i, _ in rows[:len(good)]], torch.stack(good) if good else torch.empty(0), error
+    return [i for i, _ in rows[: len(good)]], torch.stack(good) if good else torch.empty(0), error
 
 
-def stream_images(images: ImageSet, preprocessing: dict, workers: int = 0) -> Iterator[tuple[str, Tensor, int]]:
+def stream_images(
+    images: ImageSet, preprocessing: dict, workers: int = 0
+) -> Iterator[tuple[str, Tensor, int]]:
     """(image_id, image, label) in list order, decoded ahead by `workers` processes; a few dozen images are in memory.
 
     Workers send chunks: sixteen images in one message cost this process a third of sixteen messages.
     """
     pixels = PixelDataset(images, preprocessing, as_bytes=True)
-    chunks = (DataLoader(pixels, CHUNK, collate_fn=stack_chunk, num_workers=workers, worker_init_fn=leave_the_group) if workers
-              else (stack_chunk([pixels[i]]) for i in range(len(images))))
+    chunks = (
+        DataLoader(
+            pixels,
+            CHUNK,
+            collate_fn=stack_chunk,
+            num_workers=workers,
+            worker_init_fn=leave_the_group,
+        )
+        if workers
+        else (stack_chunk([pixels[i]]) for i in range(len(images)))
+    )
     for rows, x, error in chunks:
         for i, image in zip(rows, x):
             yield images.ids[i], in_unit_range(image), images.labels[i]

@@ -1,4 +1,5 @@
 """alignment_security.images.subsets."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,11 +21,12 @@ from alignment_security.images.image_sets import (
     synsets,
 )
 
-BIG12_SEED = 0      # of the hash that draws the images of a class
+BIG12_SEED = 0  # of the hash that draws the images of a class
 BIG12_PER_CLASS = 4
 
 
 # ---- Big-12 and its variants -----------------------------------------------------------------------------------
+
 
 @cache
 def groupings() -> dict[str, dict[str, list[int]]]:
@@ -32,8 +34,9 @@ def groupings() -> dict[str, dict[str, list[int]]]:
     return json.loads((IMAGE_LISTS / "groupings.json").read_text())["groupings"]
 
 
-def draw_subset(labelled: Iterable[tuple[str, int]], grouping: str = "big_12",
-         per_class: int = BIG12_PER_CLASS) -> list[tuple[str, int, str]]:
+def draw_subset(
+    labelled: Iterable[tuple[str, int]], grouping: str = "big_12", per_class: int = BIG12_PER_CLASS
+) -> list[tuple[str, int, str]]:
     """(file name, label, superclass) of per_class images of each class, in the order superclass, class, file name.
 
     Of a class come the file names with the smallest sha256 of `seed:file name`: the draw depends on neither the order
@@ -48,9 +51,14 @@ def draw_subset(labelled: Iterable[tuple[str, int]], grouping: str = "big_12",
     rows = []
     for group, classes in groupings()[grouping].items():
         for label in classes:
-            names = sorted(of_class.get(label, []), key=lambda n: hashlib.sha256(f"{BIG12_SEED}:{n}".encode()).hexdigest())
+            names = sorted(
+                of_class.get(label, []),
+                key=lambda n: hashlib.sha256(f"{BIG12_SEED}:{n}".encode()).hexdigest(),
+            )
             if len(names) < per_class or per_class < 1:
-                raise DataError(f"{per_class} images per class: class {label} ({group}) has {len(names)}")
+                raise DataError(
+                    f"{per_class} images per class: class {label} ({group}) has {len(names)}"
+                )
             rows += [(name, label, group) for name in sorted(names[:per_class])]
     return rows
 
@@ -58,22 +66,38 @@ def draw_subset(labelled: Iterable[tuple[str, int]], grouping: str = "big_12",
 def locate_images(root: Path, rows: list[tuple[str, int, str]]) -> list[Path]:
     """Where the listed files lie, in synset folders or flat. Raises DataError with what is missing."""
     names = synsets()
-    found = [next((p for p in (root / names[label] / name, root / name) if p.is_file()), None) for name, label, _ in rows]
-    missing = [f"{names[label]}/{name}" for (name, label, _), path in zip(rows, found) if path is None]
+    found = [
+        next((p for p in (root / names[label] / name, root / name) if p.is_file()), None)
+        for name, label, _ in rows
+    ]
+    missing = [
+        f"{names[label]}/{name}" for (name, label, _), path in zip(rows, found) if path is None
+    ]
     if missing:
-        raise DataError(f"{root}: {len(missing)} of the {len(rows)} listed images are missing, e.g. "
-                        f"{', '.join(missing[:3])}; it has to be the ImageNet validation folder (synset folders or flat)")
+        raise DataError(
+            f"{root}: {len(missing)} of the {len(rows)} listed images are missing, e.g. "
+            f"{', '.join(missing[:3])}; it has to be the ImageNet validation folder (synset folders or flat)"
+        )
     return [path for path in found if path is not None]
 
 
 def big12_set(root: Path) -> ImageSet:
     """The 960 images of the committed list, out of an ImageNet validation folder; labels are ImageNet's 1000."""
-    rows = [(name, int(label), group) for name, label, group in read_list_fields(IMAGE_LISTS / "big12.txt")]
-    return checked_set("big12", [r[0] for r in rows], locate_images(root, rows), [r[1] for r in rows],
-                       groups=tuple(r[2] for r in rows))
+    rows = [
+        (name, int(label), group)
+        for name, label, group in read_list_fields(IMAGE_LISTS / "big12.txt")
+    ]
+    return checked_set(
+        "big12",
+        [r[0] for r in rows],
+        locate_images(root, rows),
+        [r[1] for r in rows],
+        groups=tuple(r[2] for r in rows),
+    )
 
 
 # ---- command line ----------------------------------------------------------------------------------------------
+
 
 def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
     """A variant of Big-12: the committed list where it suffices, else a draw from the labels of the folder itself."""
@@ -83,15 +107,26 @@ def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
         images = imagenet_set(root)
         labelled = list(zip(images.ids, images.labels))
     rows = draw_subset(labelled, grouping, per_class)
-    name = "big12" if (grouping, per_class) == ("big_12", BIG12_PER_CLASS) else f"{grouping}-{per_class}"
-    return checked_set(name, [r[0] for r in rows], locate_images(root, rows), [r[1] for r in rows],
-                       groups=tuple(r[2] for r in rows))
+    name = (
+        "big12"
+        if (grouping, per_class) == ("big_12", BIG12_PER_CLASS)
+        else f"{grouping}-{per_class}"
+    )
+    return checked_set(
+        name,
+        [r[0] for r in rows],
+        locate_images(root, rows),
+        [r[1] for r in rows],
+        groups=tuple(r[2] for r in rows),
+    )
 
 
 def export_subset(images: ImageSet, out: Path, source: Path, copy: bool = False) -> None:
     """out/<synset>/<file> as symbolic links (or copies), and out/<set>.txt; what is there already is left as it is."""
     if out.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"{out}: lies inside {source}, which is never altered; choose another --out")
+        raise DataError(
+            f"{out}: lies inside {source}, which is never altered; choose another --out"
+        )
     names = synsets()
     for name, path, label in zip(images.ids, images.paths, images.labels):
         target = out / names[label] / name

@@ -1,4 +1,5 @@
 """Families of vision models, by name: defined once, for figures, tables and model lists."""
+
 from __future__ import annotations
 
 import re
@@ -8,34 +9,176 @@ import re
 FAMILIES = {
     "ConvNeXt": ("#0072B2", ("convnext", "inception_next")),
     "EfficientNet": ("#009E73", ("efficientnet", "effnet")),
-    "Mobile CNN": ("#E69F00", (
-        "mobilenet", "mobileone", "mnasnet", "semnasnet", "spnasnet", "fbnet", "mixnet", "tinynet", "lcnet", "ghostnet",
-        "repghost", "hardcorenas", "rexnet", "shufflenet", "squeezenet", "starnet", "fasternet", "repvit")),
-    "ResNet": ("#D55E00", ("resne", "wide_resne", "seresne", "senet", "ecaresne", "skresne", "res2ne", "tresne", "cspresne",
-                           "gcresne", "antialias", "bit-")),
+    "Mobile CNN": (
+        "#E69F00",
+        (
+            "mobilenet",
+            "mobileone",
+            "mnasnet",
+            "semnasnet",
+            "spnasnet",
+            "fbnet",
+            "mixnet",
+            "tinynet",
+            "lcnet",
+            "ghostnet",
+            "repghost",
+            "hardcorenas",
+            "rexnet",
+            "shufflenet",
+            "squeezenet",
+            "starnet",
+            "fasternet",
+            "repvit",
+        ),
+    ),
+    "ResNet": (
+        "#D55E00",
+        (
+            "resne",
+            "wide_resne",
+            "seresne",
+            "senet",
+            "ecaresne",
+            "skresne",
+            "res2ne",
+            "tresne",
+            "cspresne",
+            "gcresne",
+            "antialias",
+            "bit-",
+        ),
+    ),
     "RegNet, NFNet": ("#332288", ("regnet", "gernet", "repvgg", "byobnet", "nfnet", "nf_")),
-    "Classic CNN": ("#882255", (
-        "vgg", "alexnet", "inception", "googlenet", "xception", "densenet", "rdnet", "nasnet", "pnasnet", "dpn", "dla",
-        "hrnet", "vovnet", "hgnet", "selecsls", "darknet", "cspdarknet", "cs3", "sedarknet", "cspnext")),
-    "Hybrid": ("#661100", (     # convolution and attention
-        "coatnet", "coatnext", "maxvit", "maxxvit", "levit", "mobilevit", "fastvit", "efficientformer", "efficientvit",
-        "edgenext", "nextvit", "tiny_vit", "visformer", "vitamin", "botne", "halo", "lambda", "lamhalobotnet", "sebotnet",
-        "sehalonet", "swiftformer", "convit", "cvt", "coat_", "iformer", "csatv2", "lowformer", "cpubone", "shvit")),
-    "ViT": ("#CC79A7", ("vit", "deit", "flexivit", "naflexvit", "cait", "xcit", "tnt", "volo", "crossvit", "pit_", "aimv2",
-                        "samvit", "dinov2", "qwen3_vit", "gemma4_vit", "deepseek_vit")),
+    "Classic CNN": (
+        "#882255",
+        (
+            "vgg",
+            "alexnet",
+            "inception",
+            "googlenet",
+            "xception",
+            "densenet",
+            "rdnet",
+            "nasnet",
+            "pnasnet",
+            "dpn",
+            "dla",
+            "hrnet",
+            "vovnet",
+            "hgnet",
+            "selecsls",
+            "darknet",
+            "cspdarknet",
+            "cs3",
+            "sedarknet",
+            "cspnext",
+        ),
+    ),
+    "Hybrid": (
+        "#661100",
+        (  # convolution and attention
+            "coatnet",
+            "coatnext",
+            "maxvit",
+            "maxxvit",
+            "levit",
+            "mobilevit",
+            "fastvit",
+            "efficientformer",
+            "efficientvit",
+            "edgenext",
+            "nextvit",
+            "tiny_vit",
+            "visformer",
+            "vitamin",
+            "botne",
+            "halo",
+            "lambda",
+            "lamhalobotnet",
+            "sebotnet",
+            "sehalonet",
+            "swiftformer",
+            "convit",
+            "cvt",
+            "coat_",
+            "iformer",
+            "csatv2",
+            "lowformer",
+            "cpubone",
+            "shvit",
+        ),
+    ),
+    "ViT": (
+        "#CC79A7",
+        (
+            "vit",
+            "deit",
+            "flexivit",
+            "naflexvit",
+            "cait",
+            "xcit",
+            "tnt",
+            "volo",
+            "crossvit",
+            "pit_",
+            "aimv2",
+            "samvit",
+            "dinov2",
+            "qwen3_vit",
+            "gemma4_vit",
+            "deepseek_vit",
+        ),
+    ),
     "BEiT, EVA": ("#000000", ("beit", "eva")),
-    "Swin, hierarchical": ("#56B4E9", ("swin", "hiera", "sam2_hiera", "mvit", "pvt", "twins", "nest", "davit", "focalnet",
-                                       "gcvit")),
-    "MLP, MetaFormer": ("#DDCC77", ("mixer", "gmixer", "gmlp", "resmlp", "poolformer", "caformer", "convformer", "convmixer",
-                                    "sequencer", "mambaout", "efficientvim")),
+    "Swin, hierarchical": (
+        "#56B4E9",
+        (
+            "swin",
+            "hiera",
+            "sam2_hiera",
+            "mvit",
+            "pvt",
+            "twins",
+            "nest",
+            "davit",
+            "focalnet",
+            "gcvit",
+        ),
+    ),
+    "MLP, MetaFormer": (
+        "#DDCC77",
+        (
+            "mixer",
+            "gmixer",
+            "gmlp",
+            "resmlp",
+            "poolformer",
+            "caformer",
+            "convformer",
+            "convmixer",
+            "sequencer",
+            "mambaout",
+            "efficientvim",
+        ),
+    ),
     "Other": ("#C8C8C8", ("",)),
 }
 # who ported, trained or modified a net: tf_efficientnet, gluon_resnet50, eca_nfnet, bat_resnext
-MODIFIERS = re.compile(r"(?:(?:test|tf|tv|gluon|legacy|ig|ssl|swsl|adv|ens|advprop|at|eca|ese|gc|bat|dm)_)*")
+MODIFIERS = re.compile(
+    r"(?:(?:test|tf|tv|gluon|legacy|ig|ssl|swsl|adv|ens|advprop|at|eca|ese|gc|bat|dm)_)*"
+)
 
 
 # families of unlike nets: models of one of their prefixes resemble each other, models of two do not
-MIXED = {"Mobile CNN", "RegNet, NFNet", "Classic CNN", "Hybrid", "Swin, hierarchical", "MLP, MetaFormer"}
+MIXED = {
+    "Mobile CNN",
+    "RegNet, NFNet",
+    "Classic CNN",
+    "Hybrid",
+    "Swin, hierarchical",
+    "MLP, MetaFormer",
+}
 
 
 def family(model: str) -> str:
@@ -45,7 +188,12 @@ def family(model: str) -> str:
 
 def family_and_prefix(model: str) -> tuple[str, str]:
     name = MODIFIERS.sub("", model.lower().split("/")[-1], count=1)
-    return next((key, prefix) for key, (_, prefixes) in FAMILIES.items() for prefix in prefixes if name.startswith(prefix))
+    return next(
+        (key, prefix)
+        for key, (_, prefixes) in FAMILIES.items()
+        for prefix in prefixes
+        if name.startswith(prefix)
+    )
 
 
 def lineage(model: str) -> str:

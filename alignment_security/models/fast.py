@@ -2,6 +2,7 @@
 
 What the attacks run is the fast module; what confirms a finding is always the plain float32 one.
 """
+
 from __future__ import annotations
 
 import copy
@@ -12,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 PRECISIONS = ("float32", "tf32", "bf16")
-FOLD_TOLERANCE = 1e-4   # of the largest logit; folding that changes more than rounding is taken back
+FOLD_TOLERANCE = 1e-4  # of the largest logit; folding that changes more than rounding is taken back
 
 
 class WithoutTF32(nn.Module):
@@ -43,7 +44,9 @@ class BFloat16(nn.Module):
             return self.module(x).float()
 
 
-def fast_copy(module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False) -> nn.Module:
+def fast_copy(
+    module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False
+) -> nn.Module:
     """A copy of a frozen module in eval mode that gives the same logits, to rounding, in less time.
 
     example    (B, 3, H, W) in [0, 1] on the module's device: folding is checked on it, and taken back if it fails
@@ -69,10 +72,15 @@ def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
     """
     for convolution, norm in followed_by_norm(module, example):
         mean, var = norm.running_mean, norm.running_var
-        assert mean is not None and var is not None     # followed_by_norm takes no other
+        assert mean is not None and var is not None  # followed_by_norm takes no other
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, mean, var, norm.eps, norm.weight, norm.bias)
-        kept = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
+            convolution.weight, convolution.bias, mean, var, norm.eps, norm.weight, norm.bias
+        )
+        kept = [
+            part
+            for part in (getattr(norm, "drop", None), getattr(norm, "act", None))
+            if part is not None
+        ]
         for parent in module.modules():
             for name, child in parent.named_children():
                 if child is norm:
@@ -87,10 +95,15 @@ def followed_by_norm(module: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d
     hooks = []
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            hooks.append(part.register_forward_hook(lambda m, i, out: made.update({id(out): (m, out)})))
+            hooks.append(
+                part.register_forward_hook(lambda m, i, out: made.update({id(out): (m, out)}))
+            )
         elif isinstance(part, _BatchNorm) and part.running_mean is not None:
-            hooks.append(part.register_forward_pre_hook(
-                lambda m, i: pairs.append((made[id(i[0])][0], m)) if id(i[0]) in made else None))
+            hooks.append(
+                part.register_forward_pre_hook(
+                    lambda m, i: pairs.append((made[id(i[0])][0], m)) if id(i[0]) in made else None
+                )
+            )
     try:
         with torch.no_grad():
             module(example)

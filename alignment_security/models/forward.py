@@ -1,4 +1,5 @@
 """What the scripts that work on a device share: exit status, where image sets lie, the device, and facts of a process."""
+
 from __future__ import annotations
 
 import ctypes
@@ -23,10 +24,13 @@ def device_of(module: nn.Module) -> torch.device:
 
 # ---- passes ----------------------------------------------------------------------------------------------------
 
+
 class Forward:
     """A model run in chunks of at most `batch_size` rows, halved when the device is out of memory. Counts rows."""
 
-    def __init__(self, module: nn.Module, batch_size: int, log: Callable[[str], None] = lambda message: None):
+    def __init__(
+        self, module: nn.Module, batch_size: int, log: Callable[[str], None] = lambda message: None
+    ):
         self.module, self.batch_size, self.log = module, batch_size, log
         self.forwards = self.backwards = 0
 
@@ -43,9 +47,10 @@ class Forward:
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
                 logits = self.module(leaf).float()
-                grad, = torch.autograd.grad(loss(logits, rows).sum(), leaf)
+                (grad,) = torch.autograd.grad(loss(logits, rows).sum(), leaf)
             out.append(logits.detach())
             return grad
+
         grad = self._chunks(x, one, out)
         self.backwards += len(x)
         return (out[0] if len(out) == 1 else torch.cat(out)), grad
@@ -58,7 +63,7 @@ class Forward:
                 parts.append(evaluate(x[rows], rows))
             except torch.OutOfMemoryError:
                 if done is not None:
-                    del done[len(parts):]
+                    del done[len(parts) :]
                 if self.batch_size == 1:
                     raise
                 self.batch_size = max(1, min(self.batch_size, len(x)) // 2)
@@ -112,8 +117,8 @@ def tune_process(device: torch.device, precision: str) -> None:
     if device.type == "cpu" and platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)           # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)     # M_TRIM_THRESHOLD
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -132,6 +137,16 @@ def pick_device(name: str) -> torch.device:
 
 def session_facts(device: torch.device, batch_size: int) -> dict:
     """What was true of this process; kept per session, not compared."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-    return {"git": git_state(), "device": name, "threads": torch.get_num_threads(), "batch_size": batch_size,
-            "versions": installed_versions(), "argv": sys.argv[1:]}
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type} ({platform.machine()})"
+    )
+    return {
+        "git": git_state(),
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "versions": installed_versions(),
+        "argv": sys.argv[1:],
+    }

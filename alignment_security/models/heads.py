@@ -1,4 +1,5 @@
 """alignment_security.models.heads."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from alignment_security.common.files import UserError
 
 IMAGENET_CLASSES = 1000
-ANIMATE_CLASSES = 398   # ImageNet classes 0-397 are animals
-HEAD_TEMPERATURE = 0.2            # temperature of the smoothed head's gradient, in standard deviations of the logits
+ANIMATE_CLASSES = 398  # ImageNet classes 0-397 are animals
+HEAD_TEMPERATURE = (
+    0.2  # temperature of the smoothed head's gradient, in standard deviations of the logits
+)
 SMALLEST_TEMPERATURE = 1e-12
 HEAD_REDUCTIONS: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "sum": torch.sum}
 HEADS = {"none": None, "animate": "max", "animate-sum": "sum"}
@@ -32,7 +35,10 @@ class PixelModel(nn.Module):
 
 def two_groups(logits: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
     """(B, 1000) -> (B, 2): each group of classes made one number."""
-    return torch.stack([reduce(logits[:, :ANIMATE_CLASSES], dim=1), reduce(logits[:, ANIMATE_CLASSES:], dim=1)], dim=1)
+    return torch.stack(
+        [reduce(logits[:, :ANIMATE_CLASSES], dim=1), reduce(logits[:, ANIMATE_CLASSES:], dim=1)],
+        dim=1,
+    )
 
 
 class AnimateHead(nn.Module):
@@ -52,7 +58,9 @@ class AnimateHead(nn.Module):
         exact = two_groups(logits, self.reduce)
         if not self.smooth:
             return exact
-        temperature = self.smooth * logits.detach().float().std(dim=1, keepdim=True) + SMALLEST_TEMPERATURE
+        temperature = (
+            self.smooth * logits.detach().float().std(dim=1, keepdim=True) + SMALLEST_TEMPERATURE
+        )
         soft = two_groups(logits.float() / temperature, torch.logsumexp) * temperature
         return exact.detach() + (soft - soft.detach())
 
@@ -71,11 +79,17 @@ def smooth_head(module: nn.Module) -> nn.Module:
 
 class RestrictedHead(nn.Module):
     """1000 logits with those outside `classes` below all others, so that an answer is one of them; out (B, 1000)."""
+
     keep: Tensor
 
     def __init__(self, classes):
         super().__init__()
-        self.register_buffer("keep", torch.zeros(IMAGENET_CLASSES, dtype=torch.bool).index_fill(0, torch.tensor(classes), True))
+        self.register_buffer(
+            "keep",
+            torch.zeros(IMAGENET_CLASSES, dtype=torch.bool).index_fill(
+                0, torch.tensor(classes), True
+            ),
+        )
 
     def forward(self, logits: Tensor) -> Tensor:
         return torch.where(self.keep, logits, logits.amin(dim=1, keepdim=True) - 1)
@@ -86,7 +100,9 @@ def restrict_classes(model: Model, classes) -> Model:
     if not classes:
         return model
     if model.n_outputs != IMAGENET_CLASSES:
-        raise ModelError(f"{model.settings['name']}: restricted answers need the {IMAGENET_CLASSES} ImageNet logits")
+        raise ModelError(
+            f"{model.settings['name']}: restricted answers need the {IMAGENET_CLASSES} ImageNet logits"
+        )
     device = next(model.module.buffers()).device
     head = RestrictedHead(list(classes)).to(device)
     return replace(model, module=nn.Sequential(model.module, head).eval())
@@ -95,21 +111,28 @@ def restrict_classes(model: Model, classes) -> Model:
 @dataclass(frozen=True)
 class Model:
     """A ready model. `settings` goes to the run file: name, weights and their hash, preprocessing."""
+
     module: nn.Module
     settings: dict
-    preprocessing: dict     # input_size, interpolation, crop_pct, crop_mode: for timm's create_transform
+    preprocessing: (
+        dict  # input_size, interpolation, crop_pct, crop_mode: for timm's create_transform
+    )
     n_outputs: int
-    notes: list[str] = field(default_factory=list)      # for the run file and the screen
+    notes: list[str] = field(default_factory=list)  # for the run file and the screen
 
 
 def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[nn.Module, int]:
     """The module and its number of outputs, two behind an animate head. Raises ModelError where a head cannot stand."""
     if n_outputs == 0:
-        raise ModelError(f"{name}: gives features, no classes; it needs a head (see `python utilities.py models {name}`)")
+        raise ModelError(
+            f"{name}: gives features, no classes; it needs a head (see `python utilities.py models {name}`)"
+        )
     if not (reduce := HEADS[head]):
         return module, n_outputs
     if n_outputs != IMAGENET_CLASSES:
-        raise ModelError(f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}")
+        raise ModelError(
+            f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}"
+        )
     return nn.Sequential(module, AnimateHead(reduce)), 2
 
 

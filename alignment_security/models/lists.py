@@ -2,6 +2,7 @@
 
 Tab-separated text with `#` comments: `name source weights family group`. A name is what --model_name takes.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -27,7 +28,9 @@ def model_list_path(name: str | Path) -> Path:
     if path.is_file():
         return path
     if not Path(name).is_file():
-        raise UserError(f"{name}: no such model list; give one of {', '.join(available_lists())}, or a file of your own")
+        raise UserError(
+            f"{name}: no such model list; give one of {', '.join(available_lists())}, or a file of your own"
+        )
     return Path(name)
 
 
@@ -43,7 +46,9 @@ def read_model_list(name: str | Path) -> pd.DataFrame:
         seen[cells[0]] = number
         rows.append(cells)
     if not rows:
-        raise UserError(f"{path}: names no model; a line holds {', '.join(LIST_COLUMNS)}, with tabs between them")
+        raise UserError(
+            f"{path}: names no model; a line holds {', '.join(LIST_COLUMNS)}, with tabs between them"
+        )
     return pd.DataFrame(rows, columns=LIST_COLUMNS)
 
 
@@ -56,4 +61,8 @@ def wrong_row(cells: list[str], seen: dict[str, int]) -> str:
         return f"{name} stands on line {seen[name]} too; keep one"
     if not source.startswith(SOURCE_PREFIXES):
         return f"source {source!r}; write timm:NAME or brainscore"
-    return "" if weights.startswith(WEIGHTS_PREFIXES) else f"weights {weights!r}; write hub:REPOSITORY, file:NAME, timm:NAME or plugin"
+    return (
+        ""
+        if weights.startswith(WEIGHTS_PREFIXES)
+        else f"weights {weights!r}; write hub:REPOSITORY, file:NAME, timm:NAME or plugin"
+    )

@@ -1,4 +1,5 @@
 """The photographs and perturbations that a run keeps (--examples): where they lie beside its record, and reading them."""
+
 from __future__ import annotations
 
 import zipfile
@@ -25,7 +26,9 @@ def load_example(path: Path) -> dict:
     human_alignment where the image set has maps. Raises UserError."""
     try:
         with np.load(path) as file:
-            example = {name: file[name] if file[name].ndim else file[name].item() for name in file.files}
+            example = {
+                name: file[name] if file[name].ndim else file[name].item() for name in file.files
+            }
         return example | {name: example[name] for name in EXAMPLE_KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged example ({error}); delete it") from None

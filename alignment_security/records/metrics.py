@@ -2,6 +2,7 @@
 
 Nothing here knows files, models or figures.
 """
+
 from __future__ import annotations
 
 import os
@@ -18,20 +19,33 @@ HUMAN_CEILING = 0.65753
 SEVERITIES = (1, 2, 3, 4, 5)
 # AlexNet's top-1 error on ImageNet-C, mean over the five severities (hendrycks/robustness; as in google-research/augmix)
 ALEXNET_ERRORS = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880,
-    "glass_blur": 0.826268, "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572,
-    "fog": 0.819324, "brightness": 0.564592, "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840,
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
 # (C, H, W) perturbation -> (H, W) map
 REDUCTIONS = {
     "max": lambda delta: np.abs(delta).max(axis=0),
     "l2": lambda delta: np.sqrt(np.square(delta, dtype=np.float64).sum(axis=0)),
-    "feng2025": lambda delta: np.abs(delta.max(axis=0)),    # as published: the sign is dropped after the maximum
+    "feng2025": lambda delta: np.abs(
+        delta.max(axis=0)
+    ),  # as published: the sign is dropped after the maximum
 }
 
 
-@cache      # hundreds of models share a few counts
+@cache  # hundreds of models share a few counts
 def accuracy_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a proportion (Wilson 1927; scipy's binomtest).
 
@@ -56,8 +70,10 @@ def norms(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 # ---- agreement with people -------------------------------------------------------------------------------------
 
-def rank_agreement(human_map: np.ndarray, perturbation: np.ndarray, reduce: str = "max",
-                   threads: int | None = None) -> np.ndarray:
+
+def rank_agreement(
+    human_map: np.ndarray, perturbation: np.ndarray, reduce: str = "max", threads: int | None = None
+) -> np.ndarray:
     """Spearman's correlation between where people look and where the perturbation is, per image; ties share ranks.
 
     human_map      (B, H, W), any scale
@@ -69,11 +85,18 @@ def rank_agreement(human_map: np.ndarray, perturbation: np.ndarray, reduce: str 
     """
     human_map, perturbation = np.asarray(human_map), np.asarray(perturbation)
     b, *size = human_map.shape
-    if human_map.ndim != 3 or perturbation.ndim != 4 or perturbation.shape != (b, perturbation.shape[1], *size):
-        raise ValueError(f"maps {human_map.shape} do not lie over perturbations {perturbation.shape}")
+    if (
+        human_map.ndim != 3
+        or perturbation.ndim != 4
+        or perturbation.shape != (b, perturbation.shape[1], *size)
+    ):
+        raise ValueError(
+            f"maps {human_map.shape} do not lie over perturbations {perturbation.shape}"
+        )
 
     def one(i: int) -> float:
         return spearman(human_map[i], REDUCTIONS[reduce](perturbation[i]))
+
     with ThreadPoolExecutor(threads or min(8, len(os.sched_getaffinity(0)))) as pool:
         return np.fromiter(pool.map(one, range(b)), dtype=np.float64, count=b)
 
@@ -98,7 +121,9 @@ def average_ranks(values: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def over_ceiling(agreement: float | np.ndarray, ceiling: float = HUMAN_CEILING) -> float | np.ndarray:
+def over_ceiling(
+    agreement: float | np.ndarray, ceiling: float = HUMAN_CEILING
+) -> float | np.ndarray:
     """Agreement as a share of what people agree with each other; 1 is as human as a person."""
     if not 0 < ceiling <= 1:
         raise ValueError(f"a ceiling is a correlation in (0, 1], not {ceiling}")
@@ -113,15 +138,20 @@ def pareto_front(values: np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if np.isnan(values).any():
         raise ValueError("a Pareto front of values that hold nan")
-    no_worse = (values[None] >= values[:, None]).all(axis=2)        # (n, n): is column's row as good as row's?
+    no_worse = (values[None] >= values[:, None]).all(
+        axis=2
+    )  # (n, n): is column's row as good as row's?
     better = (values[None] > values[:, None]).any(axis=2)
     return np.logical_not((no_worse & better).any(axis=1))
 
 
 # ---- accuracy over corruptions ---------------------------------------------------------------------------------
 
-def mean_corruption_error(errors: Mapping[str, Mapping[int, float]],
-                          baseline: Mapping[str, Mapping[int, float]] | Mapping[str, float] | None = None) -> dict[str, float]:
+
+def mean_corruption_error(
+    errors: Mapping[str, Mapping[int, float]],
+    baseline: Mapping[str, Mapping[int, float]] | Mapping[str, float] | None = None,
+) -> dict[str, float]:
     """mCE (Hendrycks & Dietterich 2019, section 4): mean over types of sum of errors / sum of the baseline's errors.
 
     errors     type -> severity -> top-1 error in [0, 1], of what was run
@@ -135,13 +165,22 @@ def mean_corruption_error(errors: Mapping[str, Mapping[int, float]],
     lacking = sorted(set(errors) - set(baseline)) if baseline is not None else []
     if lacking:
         raise ValueError(f"the baseline lacks {', '.join(lacking)}")
-    ratios = [sum(cells.values()) / baseline_sum(kind, cells, baseline[kind]) for kind, cells in errors.items() if baseline]
-    return {"mean_error": float(np.mean([np.mean(list(cells.values())) for cells in errors.values()])),
-            "mce": float(np.mean(ratios)) if ratios else float("nan"),
-            "types": len(errors), "cells": sum(len(cells) for cells in errors.values())}
+    ratios = [
+        sum(cells.values()) / baseline_sum(kind, cells, baseline[kind])
+        for kind, cells in errors.items()
+        if baseline
+    ]
+    return {
+        "mean_error": float(np.mean([np.mean(list(cells.values())) for cells in errors.values()])),
+        "mce": float(np.mean(ratios)) if ratios else float("nan"),
+        "types": len(errors),
+        "cells": sum(len(cells) for cells in errors.values()),
+    }
 
 
-def baseline_sum(kind: str, cells: Mapping[int, float], baseline: Mapping[int, float] | float) -> float:
+def baseline_sum(
+    kind: str, cells: Mapping[int, float], baseline: Mapping[int, float] | float
+) -> float:
     """Sum of the baseline's errors at the severities that were run."""
     if isinstance(baseline, Mapping):
         missing = sorted(set(cells) - set(baseline))
@@ -149,5 +188,7 @@ def baseline_sum(kind: str, cells: Mapping[int, float], baseline: Mapping[int, f
             raise ValueError(f"{kind}: the baseline has no severity {missing[0]}")
         return sum(baseline[severity] for severity in cells)
     if set(cells) != set(SEVERITIES):
-        raise ValueError(f"{kind}: severities {sorted(cells)}; the baseline is a mean over 1 to 5, so all five are needed")
+        raise ValueError(
+            f"{kind}: severities {sorted(cells)}; the baseline is a mean over 1 to 5, so all five are needed"
+        )
     return len(SEVERITIES) * baseline

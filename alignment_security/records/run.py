@@ -9,6 +9,7 @@ Rows are appended whole and synced, so a killed process loses at most the rows i
 full disk is cut on resume. A finished record is rewritten in list order and its sha256 goes to the run file.
 `merge` reads finished records only and writes results/evaluation_results.csv.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,6 +38,7 @@ from alignment_security.records.record import (
 
 # ---- one run ---------------------------------------------------------------------------------------------------
 
+
 class Run:
     """The open record of one run: locked, resumable, append-only until `finish`.
 
@@ -45,17 +47,32 @@ class Run:
     Raises UserError when another process holds the run, the settings differ or the file's columns are others.
     """
 
-    def __init__(self, results_dir, image_set: str, threat: str, model: str, kind: str, settings: dict,
-                 session: dict | None = None, overwrite: bool = False):
+    def __init__(
+        self,
+        results_dir,
+        image_set: str,
+        threat: str,
+        model: str,
+        kind: str,
+        settings: dict,
+        session: dict | None = None,
+        overwrite: bool = False,
+    ):
         folder = Path(results_dir) / "records" / image_set / threat
         folder.mkdir(parents=True, exist_ok=True)
-        self.csv, self.json = (folder / f"{safe_file_name(model)}{end}" for end in (".csv", ".json"))
+        self.csv, self.json = (
+            folder / f"{safe_file_name(model)}{end}" for end in (".csv", ".json")
+        )
         self.columns = RECORD_COLUMNS[kind]
         self.lock = self._acquire(folder / f"{safe_file_name(model)}.lock")
         try:
             # a JSON round trip: what is compared is what was written (tuples are lists, keys are strings)
             self.settings = json.loads(json.dumps(settings))
-            self._open({"model": model, "image_set": image_set, "threat": threat, "kind": kind}, session, overwrite)
+            self._open(
+                {"model": model, "image_set": image_set, "threat": threat, "kind": kind},
+                session,
+                overwrite,
+            )
         except BaseException:
             self.close()
             raise
@@ -66,9 +83,13 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            session = (read_run_file(self.json)["sessions"] or [{}])[-1] if self.json.exists() else {}
-            raise UserError(f"{self.csv}: another process is writing it (pid {session.get('pid', '?')} on "
-                              f"{session.get('host', '?')} since {session.get('started', '?')}); wait or stop it") from None
+            session = (
+                (read_run_file(self.json)["sessions"] or [{}])[-1] if self.json.exists() else {}
+            )
+            raise UserError(
+                f"{self.csv}: another process is writing it (pid {session.get('pid', '?')} on "
+                f"{session.get('host', '?')} since {session.get('started', '?')}); wait or stop it"
+            ) from None
         return lock
 
     def _open(self, names: dict, session: dict | None, overwrite: bool) -> None:
@@ -78,19 +99,36 @@ class Run:
         if self.json.exists():
             self.info = read_run_file(self.json)
             if found := first_difference(self.info["settings"], self.settings):
-                raise UserError(f"{self.json}: this record was begun with other settings ({found}); run it with "
-                                  "the old ones, or start anew with --overwrite")
+                raise UserError(
+                    f"{self.json}: this record was begun with other settings ({found}); run it with "
+                    "the old ones, or start anew with --overwrite"
+                )
         elif self.csv.exists():
-            raise UserError(f"{self.csv}: a record without its run file; remove it or pass --overwrite")
+            raise UserError(
+                f"{self.csv}: a record without its run file; remove it or pass --overwrite"
+            )
         else:
-            self.info = {**names, "settings": self.settings, "status": "running", "sessions": [], "warnings": []}
+            self.info = {
+                **names,
+                "settings": self.settings,
+                "status": "running",
+                "sessions": [],
+                "warnings": [],
+            }
         if self.info["status"] != "done":
             if not self.csv.exists():
-                self.save()     # first, for a record without its run file is refused
+                self.save()  # first, for a record without its run file is refused
             self._repair()
             self.info["status"] = "running"
-            self.info["sessions"].append({"started": utc_now(), "pid": os.getpid(), "host": os.uname().nodename,
-                                          "seconds": 0.0, **(session or {})})
+            self.info["sessions"].append(
+                {
+                    "started": utc_now(),
+                    "pid": os.getpid(),
+                    "host": os.uname().nodename,
+                    "seconds": 0.0,
+                    **(session or {}),
+                }
+            )
             self.save()
         else:
             check_record_sha256(self.csv, self.info)
@@ -104,8 +142,10 @@ class Run:
         if not whole:
             write_atomic(self.csv, header)
         elif not whole.startswith(header):
-            raise UserError(f"{self.csv}: columns {whole.splitlines()[0].decode(errors='replace')!r} are not those "
-                              "of this version; remove the record or pass --overwrite")
+            raise UserError(
+                f"{self.csv}: columns {whole.splitlines()[0].decode(errors='replace')!r} are not those "
+                "of this version; remove the record or pass --overwrite"
+            )
         elif whole != text:
             write_atomic(self.csv, whole)
 
@@ -115,7 +155,10 @@ class Run:
 
     def known(self) -> dict[str, list[dict]]:
         """Rows already in the record, by image_id."""
-        return {name: rows.to_dict("records") for name, rows in self.rows.groupby("image_id", sort=False)}
+        return {
+            name: rows.to_dict("records")
+            for name, rows in self.rows.groupby("image_id", sort=False)
+        }
 
     def append(self, rows: list[dict]) -> None:
         """Append rows in one write; a write that does not fit on the disk is taken back and raised."""
@@ -127,12 +170,15 @@ class Run:
             size = os.fstat(handle).st_size
             try:
                 while text:
-                    text = text[os.write(handle, text):]
+                    text = text[os.write(handle, text) :]
                 os.fsync(handle)
             except OSError as error:
                 os.ftruncate(handle, size)
-                raise OSError(error.errno, f"{error.strerror}; no row was lost, free some room and run it again",
-                              str(self.csv)) from None
+                raise OSError(
+                    error.errno,
+                    f"{error.strerror}; no row was lost, free some room and run it again",
+                    str(self.csv),
+                ) from None
         finally:
             os.close(handle)
 
@@ -154,11 +200,16 @@ class Run:
         rows = read_record(self.csv)
         check_complete(rows, image_ids, eps, self.csv)
         place = {name: i for i, name in enumerate(image_ids)}
-        rows = rows.assign(_place=rows["image_id"].map(place)).sort_values(
-            ["_place"] + (["eps"] if eps else []), kind="stable").drop(columns="_place")
+        rows = (
+            rows.assign(_place=rows["image_id"].map(place))
+            .sort_values(["_place"] + (["eps"] if eps else []), kind="stable")
+            .drop(columns="_place")
+        )
         write_atomic(self.csv, rows_to_csv(rows))
         self.rows = rows
-        self.save(status="done", images=len(image_ids), record_sha256=sha256_file(self.csv), **facts)
+        self.save(
+            status="done", images=len(image_ids), record_sha256=sha256_file(self.csv), **facts
+        )
         return rows
 
     def discard_if_empty(self) -> None:

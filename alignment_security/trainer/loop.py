@@ -3,6 +3,7 @@
 Every random number follows from (seed, step, process) or (seed, epoch, image id), the learning rate from the step: what a
 checkpoint holds besides the weights is the optimiser, their average, the step, and the sums of the log's next row.
 """
+
 from __future__ import annotations
 
 import json
@@ -38,7 +39,7 @@ from alignment_security.trainer.objectives import (
 from alignment_security.trainer.run import LOG_COLUMNS, TrainingError, TrainingRun
 
 PROGRESS_SECONDS = 60
-SUMS = ("loss", "cross_entropy", "harmonizer", "accuracy")      # of a step, over images
+SUMS = ("loss", "cross_entropy", "harmonizer", "accuracy")  # of a step, over images
 
 
 def rank() -> int:
@@ -60,13 +61,16 @@ def broadcast(value):
 @dataclass
 class Learner:
     """A net in training. `parallel` is what the loss runs through: the net, or DDP around it."""
+
     net: nn.Module
     parallel: nn.Module
     optimiser: torch.optim.Optimizer
     schedule: Any
     ema: ModelEmaV3 | None
     step: int = 0
-    window: list[list[float]] = field(default_factory=list)     # means of the steps since the last row of the log
+    window: list[list[float]] = field(
+        default_factory=list
+    )  # means of the steps since the last row of the log
 
     @property
     def trained(self) -> nn.Module:
@@ -77,21 +81,44 @@ class Learner:
 def make_learner(args, net: nn.Module, steps_per_epoch: int, device: torch.device) -> Learner:
     """timm's optimiser and schedule, DDP where there are several processes, and the average of weights if asked for."""
     net = net.to(device, memory_format=torch.channels_last).train()
-    optimiser = create_optimizer_v2(net, args.optimizer, lr=args.lr, weight_decay=args.lambda_2, momentum=args.momentum)
+    optimiser = create_optimizer_v2(
+        net, args.optimizer, lr=args.lr, weight_decay=args.lambda_2, momentum=args.momentum
+    )
     schedule, _ = create_scheduler_v2(
-        optimiser, args.schedule, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
-        warmup_epochs=args.warmup_epochs, warmup_lr=args.lr / 100, step_on_epochs=False, updates_per_epoch=steps_per_epoch)
+        optimiser,
+        args.schedule,
+        num_epochs=args.epochs,
+        decay_epochs=args.decay_epochs,
+        decay_rate=args.decay_rate,
+        warmup_epochs=args.warmup_epochs,
+        warmup_lr=args.lr / 100,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
     ema = ModelEmaV3(net, args.ema, use_warmup=True) if args.ema else None
-    parallel = DistributedDataParallel(net, [device.index] if device.type == "cuda" else None) if world_size() > 1 else net
+    parallel = (
+        DistributedDataParallel(net, [device.index] if device.type == "cuda" else None)
+        if world_size() > 1
+        else net
+    )
     return Learner(net, parallel, optimiser, schedule, ema)
 
 
 def learner_state(learner: Learner) -> dict:
     """Everything that the next step depends on; the order of images and every random number follow from the step."""
     weights = getattr(learner.net, "net", learner.net)
-    average = None if learner.ema is None else getattr(learner.ema.module, "net", learner.ema.module).state_dict()
-    return {"state_dict": weights.state_dict(), "ema": average, "optimizer": learner.optimiser.state_dict(),
-            "step": learner.step, "window": learner.window}
+    average = (
+        None
+        if learner.ema is None
+        else getattr(learner.ema.module, "net", learner.ema.module).state_dict()
+    )
+    return {
+        "state_dict": weights.state_dict(),
+        "ema": average,
+        "optimizer": learner.optimiser.state_dict(),
+        "step": learner.step,
+        "window": learner.window,
+    }
 
 
 def resume(learner: Learner, state: dict) -> None:
@@ -104,21 +131,34 @@ def resume(learner: Learner, state: dict) -> None:
 
 # ---- a step ----------------------------------------------------------------------------------------------------
 
+
 def losses(args, learner: Learner, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy and harmonizer's loss per image (B,), and whether each is right. `both` harmonizes at the adversarial point."""
     x = batch.x
     if args.objective in ("adversarial", "both"):
         learner.net.eval()
-        x = pgd(learner.net, x, batch.labels, args.norm, args.eps, args.attack_steps, args.attack_step,
-                           args.random_start, args.precision)
+        x = pgd(
+            learner.net,
+            x,
+            batch.labels,
+            args.norm,
+            args.eps,
+            args.attack_steps,
+            args.attack_step,
+            args.random_start,
+            args.precision,
+        )
         learner.net.train()
     if args.objective in ("harmonizer", "both"):
-        logits, far = harmonizer_loss(learner.parallel, x, batch.labels, batch.maps, batch.has_map, args.form,
-                                            args.precision)
+        logits, far = harmonizer_loss(
+            learner.parallel, x, batch.labels, batch.maps, batch.has_map, args.form, args.precision
+        )
     else:
         logits = forward_logits(learner.parallel, x, args.precision)
         far = torch.zeros(len(x), device=x.device)
-    entropy = functional.cross_entropy(logits, batch.labels, reduction="none", label_smoothing=args.smoothing)
+    entropy = functional.cross_entropy(
+        logits, batch.labels, reduction="none", label_smoothing=args.smoothing
+    )
     return entropy, far, (logits.argmax(1) == batch.labels).float()
 
 
@@ -127,7 +167,9 @@ def backward(args, learner: Learner, batch: TrainingBatch) -> Tensor:
     size, sums = args.pass_size or len(batch.x), torch.zeros(len(SUMS), device=batch.x.device)
     for begin in range(0, len(batch.x), size):
         last = begin + size >= len(batch.x)
-        with nullcontext() if last or learner.parallel is learner.net else learner.parallel.no_sync():
+        with (
+            nullcontext() if last or learner.parallel is learner.net else learner.parallel.no_sync()
+        ):
             entropy, far, right = losses(args, learner, batch.part(slice(begin, begin + size)))
             loss = entropy + (args.lambda_1 or 0) * far
             differentiate(loss.sum() / len(batch.x))
@@ -141,26 +183,34 @@ def differentiate(loss: Tensor) -> None:
         loss.backward()
     except RuntimeError as error:
         if "derivative for" in str(error) or "differentiate twice" in str(error):
-            raise ObjectiveError(f"this net cannot be harmonized, it has an operation without a second derivative "
-                                            f"({str(error).splitlines()[0][:120]})") from None
+            raise ObjectiveError(
+                f"this net cannot be harmonized, it has an operation without a second derivative "
+                f"({str(error).splitlines()[0][:120]})"
+            ) from None
         raise
 
 
-def train_step(args, learner: Learner, batch: TrainingBatch, stop: bool = False) -> tuple[list[float], bool]:
+def train_step(
+    args, learner: Learner, batch: TrainingBatch, stop: bool = False
+) -> tuple[list[float], bool]:
     """One update of the weights. ([mean of SUMS over all processes, norm of the gradient], whether any process was told to stop).
 
     Raises TrainingError, before the weights are touched, when the loss or the gradient is not finite.
     """
     learner.schedule.step_update(learner.step)
     learner.optimiser.zero_grad()
-    sums = torch.cat([backward(args, learner, batch), torch.tensor([len(batch.x), stop], device=batch.x.device)])
+    sums = torch.cat(
+        [backward(args, learner, batch), torch.tensor([len(batch.x), stop], device=batch.x.device)]
+    )
     if world_size() > 1:
         dist.all_reduce(sums)
     size = nn.utils.clip_grad_norm_(learner.net.parameters(), args.clip_grad or math.inf)
     *total, images, stopping, length = torch.cat([sums, size.detach()[None]]).tolist()
     means = [value / images for value in total] + [length]
     if not all(map(math.isfinite, means)):
-        raise TrainingError(f"step {learner.step}: loss {means[0]:.4g}, norm of the gradient {length:.4g}: not finite")
+        raise TrainingError(
+            f"step {learner.step}: loss {means[0]:.4g}, norm of the gradient {length:.4g}: not finite"
+        )
     learner.optimiser.step()
     learner.step += 1
     if learner.ema is not None:
@@ -170,20 +220,36 @@ def train_step(args, learner: Learner, batch: TrainingBatch, stop: bool = False)
 
 # ---- the loop --------------------------------------------------------------------------------------------------
 
-def fit(args, learner: Learner, data: Dataset, ids: tuple[str, ...], run: TrainingRun | None = None,
-        validate: Callable[[nn.Module], float] | None = None, told: Callable[[], bool] = lambda: False) -> bool:
+
+def fit(
+    args,
+    learner: Learner,
+    data: Dataset,
+    ids: tuple[str, ...],
+    run: TrainingRun | None = None,
+    validate: Callable[[nn.Module], float] | None = None,
+    told: Callable[[], bool] = lambda: False,
+) -> bool:
     """Train from learner.step to the end. Returns False when `told` said to stop; what is done is in the checkpoint then.
 
     data   (epoch, position) -> a row that training_images.collate takes; ids are the names of the positions
     Raises DataError for an image that cannot be decoded, TrainingError for a loss or gradient that is not finite.
     """
     device, per_epoch = device_of(learner.net), len(ids) // args.batch_size
-    order = shares(len(ids), args.batch_size, args.seed, learner.step, args.epochs * per_epoch, rank(), world_size())
+    order = shares(
+        len(ids),
+        args.batch_size,
+        args.seed,
+        learner.step,
+        args.epochs * per_epoch,
+        rank(),
+        world_size(),
+    )
     saved, progress = time.monotonic(), Progress(args, learner.step, args.epochs * per_epoch)
     for batch in batch_loader(data, order, args.workers, pin=device.type == "cuda"):
         if isinstance(batch, DataError):
             raise batch
-        torch.manual_seed(seed_of(args.seed, learner.step, rank()))     # dropout, random starts
+        torch.manual_seed(seed_of(args.seed, learner.step, rank()))  # dropout, random starts
         try:
             means, stopping = train_step(args, learner, batch.to(device), told())
         except TrainingError as error:
@@ -191,7 +257,9 @@ def fit(args, learner: Learner, data: Dataset, ids: tuple[str, ...], run: Traini
         learner.window.append(means)
         epoch_over = learner.step % per_epoch == 0
         if epoch_over or len(learner.window) >= args.log_every:
-            row = log_row(learner, per_epoch, validate(learner.trained) if validate and epoch_over else None)
+            row = log_row(
+                learner, per_epoch, validate(learner.trained) if validate and epoch_over else None
+            )
             progress.show(row)
             if run:
                 run.log(row)
@@ -207,7 +275,18 @@ def log_row(learner: Learner, per_epoch: int, val_accuracy: float | None) -> dic
     """Means over the steps since the last row; empties the window."""
     means = [sum(column) / len(learner.window) for column in zip(*learner.window)]
     learner.window.clear()
-    return dict(zip(LOG_COLUMNS, [learner.step, learner.step / per_epoch, learner.optimiser.param_groups[0]["lr"], *means, val_accuracy]))
+    return dict(
+        zip(
+            LOG_COLUMNS,
+            [
+                learner.step,
+                learner.step / per_epoch,
+                learner.optimiser.param_groups[0]["lr"],
+                *means,
+                val_accuracy,
+            ],
+        )
+    )
 
 
 def keep_ids(args, run: TrainingRun | None, step: int, ids: tuple[str, ...]) -> str:
@@ -217,7 +296,11 @@ def keep_ids(args, run: TrainingRun | None, step: int, ids: tuple[str, ...]) -> 
     if run is None:
         return f"its images begin with {names[0]}"
     write_atomic(run.bad, json.dumps({"step": step, "image_ids": names}, indent=1) + "\n")
-    kept = f"the last good checkpoint is {run.last}" if run.last.exists() else "there is no checkpoint yet"
+    kept = (
+        f"the last good checkpoint is {run.last}"
+        if run.last.exists()
+        else "there is no checkpoint yet"
+    )
     return f"its images are listed in {run.bad}, {kept}; a smaller --lr or --clip_grad may mend it"
 
 
@@ -225,7 +308,13 @@ class Progress:
     """A bar on a terminal, else a line a minute; only of the first process."""
 
     def __init__(self, args, begun: int, total: int):
-        self.bar = tqdm(total=total, initial=begun, desc=args.name, unit="step", disable=rank() > 0 or not sys.stderr.isatty())
+        self.bar = tqdm(
+            total=total,
+            initial=begun,
+            desc=args.name,
+            unit="step",
+            disable=rank() > 0 or not sys.stderr.isatty(),
+        )
         self.name, self.shown = args.name, time.monotonic()
 
     def show(self, row: dict) -> None:
@@ -234,4 +323,8 @@ class Progress:
         self.bar.update(row["step"] - self.bar.n)
         if self.bar.disable and rank() == 0 and time.monotonic() - self.shown > PROGRESS_SECONDS:
             self.shown = time.monotonic()
-            print(f"{utc_now()} {self.name}: step {row['step']}, epoch {row['epoch']:.2f}, {text}", file=sys.stderr, flush=True)
+            print(
+                f"{utc_now()} {self.name}: step {row['step']}, epoch {row['epoch']:.2f}, {text}",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -8,6 +8,7 @@
 
 After a kill the log is cut to the step of last.pth, and everything after it is done again in the same way.
 """
+
 from __future__ import annotations
 
 import io
@@ -21,11 +22,27 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from alignment_security.common.files import UserError, safe_file_name, sha256_file, utc_now, write_atomic
+from alignment_security.common.files import (
+    UserError,
+    safe_file_name,
+    sha256_file,
+    utc_now,
+    write_atomic,
+)
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.records.record import first_difference
 
-LOG_COLUMNS = ["step", "epoch", "lr", "loss", "cross_entropy", "harmonizer", "accuracy", "gradient_norm", "val_accuracy"]
+LOG_COLUMNS = [
+    "step",
+    "epoch",
+    "lr",
+    "loss",
+    "cross_entropy",
+    "harmonizer",
+    "accuracy",
+    "gradient_norm",
+    "val_accuracy",
+]
 HEADER, LAST = ",".join(LOG_COLUMNS) + "\n", "last.pth"
 
 
@@ -40,16 +57,27 @@ def training_folder(results_dir, name: str) -> Path:
 class TrainingRun:
     """The open folder of one training: locked, resumable. Settings and session as in records.Run. Raises TrainingError."""
 
-    def __init__(self, results_dir, name: str, settings: dict, session: dict | None = None, overwrite: bool = False):
+    def __init__(
+        self,
+        results_dir,
+        name: str,
+        settings: dict,
+        session: dict | None = None,
+        overwrite: bool = False,
+    ):
         self.folder = training_folder(results_dir, name)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.json, self.csv, self.last, self.final, self.bad = (
-            self.folder / file for file in ("run.json", "log.csv", LAST, "model.safetensors", "not_finite.json"))
+            self.folder / file
+            for file in ("run.json", "log.csv", LAST, "model.safetensors", "not_finite.json")
+        )
         self.lock = FileLock(self.folder / "run.lock")
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise TrainingError(f"{self.folder}: another process is training it; wait or stop it") from None
+            raise TrainingError(
+                f"{self.folder}: another process is training it; wait or stop it"
+            ) from None
         try:
             self._open(name, json.loads(json.dumps(settings)), session or {}, overwrite)
         except BaseException:
@@ -63,15 +91,33 @@ class TrainingRun:
         if self.json.exists():
             self.info = read_training_run(self.json)
             if found := first_difference(self.info["settings"], settings):
-                raise TrainingError(f"{self.json}: begun with another recipe ({found}); train it with the old one, give "
-                                    "another --name, or start anew with --overwrite")
+                raise TrainingError(
+                    f"{self.json}: begun with another recipe ({found}); train it with the old one, give "
+                    "another --name, or start anew with --overwrite"
+                )
         elif self.last.exists():
-            raise TrainingError(f"{self.last}: a checkpoint without its run file; remove it or pass --overwrite")
+            raise TrainingError(
+                f"{self.last}: a checkpoint without its run file; remove it or pass --overwrite"
+            )
         else:
-            self.info = {"name": name, "settings": settings, "status": "running", "step": 0, "sessions": [], "warnings": []}
+            self.info = {
+                "name": name,
+                "settings": settings,
+                "status": "running",
+                "step": 0,
+                "sessions": [],
+                "warnings": [],
+            }
         if not self.done:
-            self.info["sessions"].append({"started": utc_now(), "pid": os.getpid(), "host": os.uname().nodename,
-                                          "seconds": 0.0, **session})
+            self.info["sessions"].append(
+                {
+                    "started": utc_now(),
+                    "pid": os.getpid(),
+                    "host": os.uname().nodename,
+                    "seconds": 0.0,
+                    **session,
+                }
+            )
             self.save(status="running", error=None)
 
     @property
@@ -93,7 +139,11 @@ class TrainingRun:
 
     def log(self, row: dict) -> None:
         with open(self.csv, "a") as file:
-            file.write(pd.DataFrame([row], columns=LOG_COLUMNS).to_csv(header=False, index=False, lineterminator="\n"))
+            file.write(
+                pd.DataFrame([row], columns=LOG_COLUMNS).to_csv(
+                    header=False, index=False, lineterminator="\n"
+                )
+            )
 
     def checkpoint(self, state: dict) -> None:
         """Write last.pth with the recipe that it belongs to; a failure leaves the one before."""
@@ -103,7 +153,9 @@ class TrainingRun:
         self.save(step=state["step"])
 
     def finish(self, weights: dict[str, Tensor], **facts) -> None:
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
+        tensors = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()
+        }
         write_atomic(self.final, safetensors.torch.save(tensors))
         self.save(status="done", file_sha256=sha256_file(self.final), **facts)
 
@@ -131,7 +183,9 @@ def read_training_run(path: Path) -> dict:
             raise ValueError("keys are missing")
         return run
     except (ValueError, AttributeError) as error:
-        raise TrainingError(f"{path}: not a run file ({error}); remove its folder and train again") from None
+        raise TrainingError(
+            f"{path}: not a run file ({error}); remove its folder and train again"
+        ) from None
 
 
 def read_state(path: Path, settings: dict) -> dict | None:
@@ -145,8 +199,12 @@ def read_state(path: Path, settings: dict) -> dict | None:
         state = load_torch_file(path)
         theirs = json.loads(state["settings"])
     except TORCH_FILE_ERRORS as error:
-        raise TrainingError(f"{path}: not a readable checkpoint ({error_reason(error)}); remove it to train from the "
-                            "start, or bring back a whole one") from None
+        raise TrainingError(
+            f"{path}: not a readable checkpoint ({error_reason(error)}); remove it to train from the "
+            "start, or bring back a whole one"
+        ) from None
     if found := first_difference(theirs, json.loads(json.dumps(settings))):
-        raise TrainingError(f"{path}: checkpoint of another recipe ({found}); remove it, or train it under its own --name")
+        raise TrainingError(
+            f"{path}: checkpoint of another recipe ({found}); remove it, or train it under its own --name"
+        )
     return state

@@ -1,4 +1,5 @@
 """Registry, leaderboard files and joins, on trees and tables small enough to join by eye; real counts where data lies."""
+
 import importlib.util
 import json
 import os
@@ -40,7 +41,7 @@ from alignment_security.common.files import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 DATA = PROJECT.parent / "shared" / "data" / "brainscore"
-NEW = DATA / "new_leaderboard_19103cff.csv"          # of 2025-05-07
+NEW = DATA / "new_leaderboard_19103cff.csv"  # of 2025-05-07
 
 # net_a is scored, failed and not run; net_b is there twice; "net c" has a space before it; net_d is not registered
 SHAPE_1 = """\
@@ -66,8 +67,13 @@ SHAPE_3 = """\
 def with_id_and_rank(text):
     lines = text.splitlines()
     rows = [line.partition(",") for line in lines[1:]]
-    return "\n".join([lines[0].replace("model_name,", "model_name,model_id,rank,")]
-                     + [f"{name},{7 + i},{i},{rest}" for i, (name, _, rest) in enumerate(rows)]) + "\n"
+    return (
+        "\n".join(
+            [lines[0].replace("model_name,", "model_name,model_id,rank,")]
+            + [f"{name},{7 + i},{i},{rest}" for i, (name, _, rest) in enumerate(rows)]
+        )
+        + "\n"
+    )
 
 
 SHAPE_2 = with_id_and_rank(SHAPE_1)
@@ -103,7 +109,9 @@ def package(tmp_path):
     plugin(root, "folder_b", "model_registry['net_b'] = model_registry['net:c'] = lambda: 1")
     plugin(root, "unscored", "model_registry['net_e'] = lambda: 1")
     (root / "brainscore_vision-9.8.7.dist-info").mkdir()
-    (root / "brainscore_vision-9.8.7.dist-info" / "METADATA").write_text("Metadata-Version: 2.4\nVersion: 9.8.7\n")
+    (root / "brainscore_vision-9.8.7.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.4\nVersion: 9.8.7\n"
+    )
     return root
 
 
@@ -113,6 +121,7 @@ def scores_file(tmp_path):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
+
     return write
 
 
@@ -124,24 +133,46 @@ def zipped(path, members, **kwargs):
 
 
 def sidecar(results):
-    return json.loads((results / "benchmark_scores" / f"{MERGED_SCORES}.json").read_text(encoding="utf-8"))
+    return json.loads(
+        (results / "benchmark_scores" / f"{MERGED_SCORES}.json").read_text(encoding="utf-8")
+    )
 
 
 # ---- registry --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("init, expected", [
-    ("model_registry['a'] = lambda: 1\nmodel_registry[\"b/1:x\"] = \\\n    lambda: 2", ["a", "b/1:x"]),
-    ("NAME = 'a'\nmodel_registry[NAME] = 1\nmodel_registry[f'{NAME}-v{2}'] = 1\nmodel_registry[NAME + '_x'] = 1",
-     ["a", "a-v2", "a_x"]),
-    ("for n in ['a', 'b']:\n    for i in range(1, 3):\n        key = f'{n}_{i}'\n        model_registry[key] = 1",
-     ["a_1", "a_2", "b_1", "b_2"]),
-    ("NETS = {'a': lambda: 1, 'b': print}\nfor n, make in NETS.items():\n    model_registry[n] = make", ["a", "b"]),
-    ("for n, size in [('a', 1), ('b', 2)]:\n    model_registry[f'{n}{size}'] = 1", ["a1", "b2"]),
-    ("for n in ():\n    model_registry[n] = 1\nmodel_registry['x'] = 1", ["x"]),
-    ("import brainscore_vision\nbrainscore_vision.model_registry['a'] = 1", ["a"]),
-    ("try:\n    import there\nexcept ImportError:\n    pass\nelse:\n    model_registry['a'] = 1", ["a"]),
-    ("NAMES = ['a', 'b']\nmodel_registry[NAMES[1]] = 1", ["b"]),
-])
+
+@pytest.mark.parametrize(
+    "init, expected",
+    [
+        (
+            "model_registry['a'] = lambda: 1\nmodel_registry[\"b/1:x\"] = \\\n    lambda: 2",
+            ["a", "b/1:x"],
+        ),
+        (
+            "NAME = 'a'\nmodel_registry[NAME] = 1\nmodel_registry[f'{NAME}-v{2}'] = 1\nmodel_registry[NAME + '_x'] = 1",
+            ["a", "a-v2", "a_x"],
+        ),
+        (
+            "for n in ['a', 'b']:\n    for i in range(1, 3):\n        key = f'{n}_{i}'\n        model_registry[key] = 1",
+            ["a_1", "a_2", "b_1", "b_2"],
+        ),
+        (
+            "NETS = {'a': lambda: 1, 'b': print}\nfor n, make in NETS.items():\n    model_registry[n] = make",
+            ["a", "b"],
+        ),
+        (
+            "for n, size in [('a', 1), ('b', 2)]:\n    model_registry[f'{n}{size}'] = 1",
+            ["a1", "b2"],
+        ),
+        ("for n in ():\n    model_registry[n] = 1\nmodel_registry['x'] = 1", ["x"]),
+        ("import brainscore_vision\nbrainscore_vision.model_registry['a'] = 1", ["a"]),
+        (
+            "try:\n    import there\nexcept ImportError:\n    pass\nelse:\n    model_registry['a'] = 1",
+            ["a"],
+        ),
+        ("NAMES = ['a', 'b']\nmodel_registry[NAMES[1]] = 1", ["b"]),
+    ],
+)
 def test_keys_that_can_be_told(tmp_path, init, expected):
     keys, report = keys_of(tmp_path, init)
     assert keys == expected
@@ -149,26 +180,35 @@ def test_keys_that_can_be_told(tmp_path, init, expected):
 
 
 def test_keys_from_names_in_the_file_beside(tmp_path):
-    keys, report = keys_of(tmp_path, "from .model import NAME as N, SIZES\nfor s in SIZES:\n    model_registry[N + s] = 1",
-                           model="NAME = 'net'\nSIZES = ['-s', '-l']\n")
+    keys, report = keys_of(
+        tmp_path,
+        "from .model import NAME as N, SIZES\nfor s in SIZES:\n    model_registry[N + s] = 1",
+        model="NAME = 'net'\nSIZES = ['-s', '-l']\n",
+    )
     assert keys == ["net-s", "net-l"] and not report["unresolved_keys"]
 
 
-@pytest.mark.parametrize("init, source", [
-    ("def add(name):\n    model_registry[name] = 1\nadd('a')", "name"),
-    ("import os\nmodel_registry[os.environ['N']] = 1", "os.environ['N']"),
-    ("N = 'a'\nmodel_registry[N] = 1\nN = 'b'", "N"),                                    # bound twice: order matters
-    ("NS = ['a']\nNS.append('b')\nfor n in NS:\n    model_registry[n] = 1", "n"),        # changed in place
-    ("for n in ['a', 'b']:\n    if n == 'b':\n        break\n    model_registry[n] = 1", "n"),
-    ("i = 0\nwhile i < 2:\n    model_registry[f'a{i}'] = 1\n    i += 1", "f'a{i}'"),
-    ("for n in range(10**9):\n    model_registry[f'{n}'] = 1", "f'{n}'"),
-    ("from .model import N\nmodel_registry[N] = 1", "N"),                                # no model.py
-    ("N = N\nmodel_registry[N] = 1", "N"),
-    ("model_registry[7] = 1", "7"),
-    ("model_registry[['a']] = 1", "['a']"),
-    ("model_registry.update(a=1)", "model_registry.update"),
-    ("registry = model_registry\nregistry['a'] = 1", "registry = model_registry"),
-])
+@pytest.mark.parametrize(
+    "init, source",
+    [
+        ("def add(name):\n    model_registry[name] = 1\nadd('a')", "name"),
+        ("import os\nmodel_registry[os.environ['N']] = 1", "os.environ['N']"),
+        ("N = 'a'\nmodel_registry[N] = 1\nN = 'b'", "N"),  # bound twice: order matters
+        (
+            "NS = ['a']\nNS.append('b')\nfor n in NS:\n    model_registry[n] = 1",
+            "n",
+        ),  # changed in place
+        ("for n in ['a', 'b']:\n    if n == 'b':\n        break\n    model_registry[n] = 1", "n"),
+        ("i = 0\nwhile i < 2:\n    model_registry[f'a{i}'] = 1\n    i += 1", "f'a{i}'"),
+        ("for n in range(10**9):\n    model_registry[f'{n}'] = 1", "f'{n}'"),
+        ("from .model import N\nmodel_registry[N] = 1", "N"),  # no model.py
+        ("N = N\nmodel_registry[N] = 1", "N"),
+        ("model_registry[7] = 1", "7"),
+        ("model_registry[['a']] = 1", "['a']"),
+        ("model_registry.update(a=1)", "model_registry.update"),
+        ("registry = model_registry\nregistry['a'] = 1", "registry = model_registry"),
+    ],
+)
 def test_keys_that_cannot_be_told_are_listed(tmp_path, init, source):
     keys, report = keys_of(tmp_path, init)
     assert keys == []
@@ -177,11 +217,15 @@ def test_keys_that_cannot_be_told_are_listed(tmp_path, init, source):
 
 def test_nothing_of_a_plugin_is_run(tmp_path):
     mark = tmp_path / "mark"
-    keys, _ = keys_of(tmp_path, f"open({str(mark)!r}, 'w')\nraise SystemExit\nmodel_registry['a'] = 1")
+    keys, _ = keys_of(
+        tmp_path, f"open({str(mark)!r}, 'w')\nraise SystemExit\nmodel_registry['a'] = 1"
+    )
     assert keys == ["a"] and not mark.exists()
 
 
-@pytest.mark.parametrize("broken", ["def (:", "a = '\0'", "print 'python 2'", "a = " + "-" * 5000 + "1"])
+@pytest.mark.parametrize(
+    "broken", ["def (:", "a = '\0'", "print 'python 2'", "a = " + "-" * 5000 + "1"]
+)
 def test_a_file_that_does_not_parse_is_named_and_skipped(tmp_path, broken):
     keys, report = keys_of(tmp_path, broken)
     assert keys == [] and len(report["files_not_parsed"]) == 1
@@ -189,9 +233,14 @@ def test_a_file_that_does_not_parse_is_named_and_skipped(tmp_path, broken):
 
 
 def test_a_broken_model_file_keeps_its_keys(tmp_path):
-    keys, report = keys_of(tmp_path, "model_registry['a'] = 1", model="import timm\nprint 'python 2'")
+    keys, report = keys_of(
+        tmp_path, "model_registry['a'] = 1", model="import timm\nprint 'python 2'"
+    )
     assert keys == ["a"]
-    assert len(report["files_not_parsed"]) == 1 and "zoo/model.py: SyntaxError" in report["files_not_parsed"][0]
+    assert (
+        len(report["files_not_parsed"]) == 1
+        and "zoo/model.py: SyntaxError" in report["files_not_parsed"][0]
+    )
 
 
 def test_repeated_and_missing_keys_are_reported(tmp_path):
@@ -203,27 +252,52 @@ def test_repeated_and_missing_keys_are_reported(tmp_path):
     assert report["plugins_without_keys"] == ["none"]
 
 
-@pytest.mark.parametrize("model, expected", [
-    ("import timm\ndef get_model(name):\n    return timm.create_model('resnet50.a1_in1k', pretrained=True).eval()",
-     "resnet50.a1_in1k"),
-    ("from timm.models import create_model\nNAME = 'x.y'\nNET = create_model(NAME, pretrained=True)", "x.y"),
-    ("import timm\ntimm.create_model('resnet50', pretrained=False)", ""),                  # not timm's weights
-    ("import timm\ntimm.create_model('resnet50')", ""),
-    ("import timm\ntimm.create_model('resnet50', pretrained=True, num_classes=0)", ""),    # not timm's head
-    ("import timm\nm = timm.create_model('resnet50', pretrained=True)\nm.load_state_dict(w)", ""),
-    ("import timm\nm = timm.create_model('resnet50', pretrained=True).half()", ""),
-    ("import timm\ntimm.create_model('a', pretrained=True)\ntimm.create_model('b', pretrained=True)", ""),
-    ("import timm\ndef get_model(name):\n    return timm.create_model(name, pretrained=True)", ""),
-    ("import timm\nclass Net:\n    m = timm.create_model('resnet50', pretrained=True)", ""),
-    ("from vonenet import create_model\ncreate_model('resnet50', pretrained=True)", ""),   # another create_model
-])
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        (
+            "import timm\ndef get_model(name):\n    return timm.create_model('resnet50.a1_in1k', pretrained=True).eval()",
+            "resnet50.a1_in1k",
+        ),
+        (
+            "from timm.models import create_model\nNAME = 'x.y'\nNET = create_model(NAME, pretrained=True)",
+            "x.y",
+        ),
+        ("import timm\ntimm.create_model('resnet50', pretrained=False)", ""),  # not timm's weights
+        ("import timm\ntimm.create_model('resnet50')", ""),
+        (
+            "import timm\ntimm.create_model('resnet50', pretrained=True, num_classes=0)",
+            "",
+        ),  # not timm's head
+        (
+            "import timm\nm = timm.create_model('resnet50', pretrained=True)\nm.load_state_dict(w)",
+            "",
+        ),
+        ("import timm\nm = timm.create_model('resnet50', pretrained=True).half()", ""),
+        (
+            "import timm\ntimm.create_model('a', pretrained=True)\ntimm.create_model('b', pretrained=True)",
+            "",
+        ),
+        (
+            "import timm\ndef get_model(name):\n    return timm.create_model(name, pretrained=True)",
+            "",
+        ),
+        ("import timm\nclass Net:\n    m = timm.create_model('resnet50', pretrained=True)", ""),
+        (
+            "from vonenet import create_model\ncreate_model('resnet50', pretrained=True)",
+            "",
+        ),  # another create_model
+    ],
+)
 def test_timm_name_only_where_it_can_be_told(tmp_path, model, expected):
     assert timm_of(tmp_path, model) == [expected]
 
 
 def test_timm_name_of_a_plugin_with_several_keys(tmp_path):
     half_told = "model_registry['a'] = 1\nmodel_registry[input()] = 1"
-    assert timm_of(tmp_path / "0", "import timm\ntimm.create_model('resnet50', pretrained=True)", half_told) == [""]
+    assert timm_of(
+        tmp_path / "0", "import timm\ntimm.create_model('resnet50', pretrained=True)", half_told
+    ) == [""]
     two = "model_registry['a:1'] = model_registry['b'] = lambda: 1"
     one_call = "import timm\ntimm.create_model('resnet50', pretrained=True)"
     assert timm_of(tmp_path / "1", one_call, two) == ["", ""]
@@ -260,22 +334,51 @@ def test_two_versions_or_none_are_no_version(package):
 
 # ---- setup_scores ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("shape, text, benchmark, small", [
-    (1, SHAPE_1, "lab.Two2020.V1-pls", -0.007), (2, SHAPE_2, "lab.Two2020.V1-pls", -0.007),
-    (3, SHAPE_3, "Two2020.V1-pls", -0.01)])
+
+@pytest.mark.parametrize(
+    "shape, text, benchmark, small",
+    [
+        (1, SHAPE_1, "lab.Two2020.V1-pls", -0.007),
+        (2, SHAPE_2, "lab.Two2020.V1-pls", -0.007),
+        (3, SHAPE_3, "Two2020.V1-pls", -0.01),
+    ],
+)
 @pytest.mark.parametrize("pack", ["csv", "zip"])
-def test_all_shapes_merge_to_the_same_table(package, tmp_path, scores_file, shape, text, benchmark, small, pack):
+def test_all_shapes_merge_to_the_same_table(
+    package, tmp_path, scores_file, shape, text, benchmark, small, pack
+):
     path = scores_file(text)
     if pack == "zip":
-        path = zipped(tmp_path / "export.zip", {"leaderboard.csv": text, "plugin-info.csv": "plugin_name\nnet_a\n"})
+        path = zipped(
+            tmp_path / "export.zip",
+            {"leaderboard.csv": text, "plugin-info.csv": "plugin_name\nnet_a\n"},
+        )
     table = merge_leaderboard(package, path, tmp_path / "results")
     merged = pd.read_csv(tmp_path / "results" / "benchmark_scores" / f"{MERGED_SCORES}.csv")
-    assert list(merged.columns) == ["og_model_name", "model_registry_name", "timm_name", "model_name", "layers",
-                                    "average_vision", benchmark, "ImageNet-top1"]
+    assert list(merged.columns) == [
+        "og_model_name",
+        "model_registry_name",
+        "timm_name",
+        "model_name",
+        "layers",
+        "average_vision",
+        benchmark,
+        "ImageNet-top1",
+    ]
     assert list(merged["og_model_name"]) == ["folder_a", "folder_b", "folder_b"]
-    assert list(merged["model_registry_name"]) == list(merged["model_name"]) == ["net_a", "net_b", "net:c"]
-    expected = pd.DataFrame({"average_vision": [.5, .4, .3], benchmark: [None, .25, small],
-                             "ImageNet-top1": [None, 1.1, .7]}, dtype=float)
+    assert (
+        list(merged["model_registry_name"])
+        == list(merged["model_name"])
+        == ["net_a", "net_b", "net:c"]
+    )
+    expected = pd.DataFrame(
+        {
+            "average_vision": [0.5, 0.4, 0.3],
+            benchmark: [None, 0.25, small],
+            "ImageNet-top1": [None, 1.1, 0.7],
+        },
+        dtype=float,
+    )
     pd.testing.assert_frame_equal(merged[benchmark_columns(merged)], expected)
     pd.testing.assert_frame_equal(table[benchmark_columns(table)], expected)
     names = pd.read_csv(tmp_path / "results" / "model_names_translated.csv")
@@ -290,33 +393,67 @@ def test_all_shapes_merge_to_the_same_table(package, tmp_path, scores_file, shap
 def test_sidecar_tells_failed_from_not_run_and_which_row_was_kept(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
     side = sidecar(tmp_path)
-    assert side["benchmarks"]["lab.Two2020.V1-pls"] == {"n_scored": 2, "n_failed": 1, "n_not_run": 0}
+    assert side["benchmarks"]["lab.Two2020.V1-pls"] == {
+        "n_scored": 2,
+        "n_failed": 1,
+        "n_not_run": 0,
+    }
     assert side["benchmarks"]["ImageNet-top1"] == {"n_scored": 2, "n_failed": 0, "n_not_run": 1}
-    assert side["repeated_names"] == [{"model_name": "net_b", "kept_line": 4, "reason": "most scores",
-                                       "scores_by_line": {"3": 1, "4": 3}}]
+    assert side["repeated_names"] == [
+        {
+            "model_name": "net_b",
+            "kept_line": 4,
+            "reason": "most scores",
+            "scores_by_line": {"3": 1, "4": 3},
+        }
+    ]
     assert side["stripped_names"] == {"5": " net:c"}
-    assert side["match"][2] == {"model_registry_name": "net:c", "score_name": " net:c", "match": "stripped"}
+    assert side["match"][2] == {
+        "model_registry_name": "net:c",
+        "score_name": " net:c",
+        "match": "stripped",
+    }
     assert {row["match"] for row in side["match"][:2]} == {"exact"}
-    assert side["counts"] == {"registry_keys": 4, "plugins": 3, "score_rows": 5, "score_rows_joined": 4,
-                              "score_rows_joined_exactly": 3, "models": 3, "benchmarks": 3, "leaves": 2}
+    assert side["counts"] == {
+        "registry_keys": 4,
+        "plugins": 3,
+        "score_rows": 5,
+        "score_rows_joined": 4,
+        "score_rows_joined_exactly": 3,
+        "models": 3,
+        "benchmarks": 3,
+        "leaves": 2,
+    }
     assert side["aggregates"] == ["average_vision"]
     assert side["leaves"] == ["lab.Two2020.V1-pls", "ImageNet-top1"]
 
 
 def test_shape_3_does_not_pretend_to_know_what_failed(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_3), tmp_path)
-    assert sidecar(tmp_path)["benchmarks"]["ImageNet-top1"] == {"n_scored": 2, "n_failed": None, "n_not_run": None}
+    assert sidecar(tmp_path)["benchmarks"]["ImageNet-top1"] == {
+        "n_scored": 2,
+        "n_failed": None,
+        "n_not_run": None,
+    }
 
 
 def test_first_of_equal_rows_is_kept(package, tmp_path, scores_file):
-    table = merge_leaderboard(package, scores_file("model_name,V1\nnet_a,\nnet_a,.1\nnet_a,.2\n"), tmp_path)
-    assert list(table["V1"]) == [.1]
+    table = merge_leaderboard(
+        package, scores_file("model_name,V1\nnet_a,\nnet_a,.1\nnet_a,.2\n"), tmp_path
+    )
+    assert list(table["V1"]) == [0.1]
     assert sidecar(tmp_path)["repeated_names"][0]["reason"] == "first of those with most scores"
 
 
-@pytest.mark.parametrize("text, given, expected", [
-    (SHAPE_1, None, None), (SHAPE_1, "2025-05-07", "2025-05-07"), (SHAPE_3, None, "2025-09-02"),
-    (SHAPE_3, "2025-09-03", "2025-09-03")])
+@pytest.mark.parametrize(
+    "text, given, expected",
+    [
+        (SHAPE_1, None, None),
+        (SHAPE_1, "2025-05-07", "2025-05-07"),
+        (SHAPE_3, None, "2025-09-02"),
+        (SHAPE_3, "2025-09-03", "2025-09-03"),
+    ],
+)
 def test_date(package, tmp_path, scores_file, text, given, expected):
     merge_leaderboard(package, scores_file(text), tmp_path, date=given)
     assert sidecar(tmp_path)["date"] == expected
@@ -325,29 +462,52 @@ def test_date(package, tmp_path, scores_file, text, given, expected):
 def test_the_newest_download_is_taken_and_never_our_own_output(package, tmp_path):
     folder = tmp_path / "benchmark_scores"
     folder.mkdir()
-    for seconds, (name, score) in enumerate({"old.csv": .1, "new.CSV": .2, f"{MERGED_SCORES}.csv": .3, f"{MERGED_SCORES}_x.csv": .4,
-                                             "notes.txt": .5}.items()):
+    for seconds, (name, score) in enumerate(
+        {
+            "old.csv": 0.1,
+            "new.CSV": 0.2,
+            f"{MERGED_SCORES}.csv": 0.3,
+            f"{MERGED_SCORES}_x.csv": 0.4,
+            "notes.txt": 0.5,
+        }.items()
+    ):
         (folder / name).write_text(f"model_name,V1\nnet_a,{score}\n")
         os.utime(folder / name, (1e9 + seconds, 1e9 + seconds))
     for _ in range(2):
-        assert list(merge_leaderboard(package, results_dir=tmp_path)["V1"]) == [.2]
+        assert list(merge_leaderboard(package, results_dir=tmp_path)["V1"]) == [0.2]
 
 
 def test_no_download_says_where_to_get_it_and_where_to_put_it(package, tmp_path):
-    with pytest.raises(UserError, match=r"benchmark_scores: open https://www.brain-score.org/vision/leaderboard"):
+    with pytest.raises(
+        UserError, match=r"benchmark_scores: open https://www.brain-score.org/vision/leaderboard"
+    ):
         merge_leaderboard(package, results_dir=tmp_path)
 
 
 def test_the_first_papers_loader_accepts_the_table(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_2), tmp_path)
     merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv")
-    left = merged.drop(columns=["model_name", "og_model_name", "layers"])       # as load_merged_results does
+    left = merged.drop(
+        columns=["model_name", "og_model_name", "layers"]
+    )  # as load_merged_results does
     assert list(left.columns[:3]) == ["model_registry_name", "timm_name", "average_vision"]
 
 
 def test_benchmarks_and_leaves():
-    frame = pd.DataFrame(columns=["og_model_name", "model_name", "Rank", "rank", "Model ID", "model_id", "layers", "V1",
-                                  "Filtered Score", "lab.X2020-pls"])
+    frame = pd.DataFrame(
+        columns=[
+            "og_model_name",
+            "model_name",
+            "Rank",
+            "rank",
+            "Model ID",
+            "model_id",
+            "layers",
+            "V1",
+            "Filtered Score",
+            "lab.X2020-pls",
+        ]
+    )
     assert benchmark_columns(frame) == ["V1", "lab.X2020-pls"]
     assert leaf_benchmarks(benchmark_columns(frame)) == ["lab.X2020-pls"]
     assert len(AGGREGATES) == 24
@@ -355,34 +515,52 @@ def test_benchmarks_and_leaves():
 
 # ---- bad input -------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("content, message", [
-    ("name,V1\nnet_a,.1\n", r"neither model_name nor Model and Model ID in its header \(name, V1\)"),
-    ("model_name;V1\nnet_a;0.1\n", r"in its header \(model_name;V1\)"),
-    ("model_name;V1\nnet_a;0,1\n", "line 2: 2 cells under 1 column names"),
-    ("", r"in its header \(nothing\)"),
-    ("No models submitted yet.", "in its header"),
-    ("<!DOCTYPE html>\n<html></html>", "a web page, not a CSV"),
-    ("\ufeff\n <html>", "a web page, not a CSV"),
-    ("model_name,V1\nmodel_name,V1\nnet_a,.1\n", "line 2, column model_name: a second header; delete"),
-    ("model_name,V1\nmodel,area\nnet_a,.1\n", "line 2, column V1: 'area' is no score"),
-    ("model_name,V1\n ,.1\n", "line 2, column model_name: no model name"),
-    ("model_name,V1,IT,V1\nnet_a,1,1,1\n", "repeated or empty column names 'V1'"),
-    ("model_name,,IT\nnet_a,1,1\n", "repeated or empty column names ''"),
-    ('model_name,V1\nnet_a,.1\nnet_b,"1,234"\n', "line 3, column V1: '1,234' is no score; .*without thousands"),
-    ("model_name,V1\nnet_a,nan\n", "'nan' is no score"),
-    ("model_name,V1\nnet_a,inf\n", "'inf' is no score"),
-    ("model_name,V1\nnet_a,\u0661\n", "is no score"),
-    ("model_name,V1,IT\nnet_a,.1,.2\nnet_b,.1\n", "line 3: 2 cells under 3 column names"),
-    ('model_name,V1\n"net_a,.1\n', "line 2: unexpected end of data"),
-    ("model_name,V1\n", "0 models and 1 benchmarks"),
-    ("model_name,layers\nnet_a,{}\n", "1 models and 0 benchmarks"),
-    ("model_name,V1\nr\u00e9seau,.1\n".encode("latin-1"), "line 2: neither UTF-8 nor marked UTF-16; save it as UTF-8"),
-    ("model_name,V1\nnet_a,.1\n".encode("utf-16-le"), "save it as UTF-8"),
-    ("model_name,V1\nnet_a,.1\n".encode("utf-32"), "save it as UTF-8"),
-    (b"PK\x03\x04 and no more", "download it again"),
-    ("model_name,V1\nnobody,.1\n", "none of its models is registered"),
-])
-def test_bad_files_are_refused_in_one_line_and_nothing_is_written(package, tmp_path, scores_file, content, message):
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (
+            "name,V1\nnet_a,.1\n",
+            r"neither model_name nor Model and Model ID in its header \(name, V1\)",
+        ),
+        ("model_name;V1\nnet_a;0.1\n", r"in its header \(model_name;V1\)"),
+        ("model_name;V1\nnet_a;0,1\n", "line 2: 2 cells under 1 column names"),
+        ("", r"in its header \(nothing\)"),
+        ("No models submitted yet.", "in its header"),
+        ("<!DOCTYPE html>\n<html></html>", "a web page, not a CSV"),
+        ("\ufeff\n <html>", "a web page, not a CSV"),
+        (
+            "model_name,V1\nmodel_name,V1\nnet_a,.1\n",
+            "line 2, column model_name: a second header; delete",
+        ),
+        ("model_name,V1\nmodel,area\nnet_a,.1\n", "line 2, column V1: 'area' is no score"),
+        ("model_name,V1\n ,.1\n", "line 2, column model_name: no model name"),
+        ("model_name,V1,IT,V1\nnet_a,1,1,1\n", "repeated or empty column names 'V1'"),
+        ("model_name,,IT\nnet_a,1,1\n", "repeated or empty column names ''"),
+        (
+            'model_name,V1\nnet_a,.1\nnet_b,"1,234"\n',
+            "line 3, column V1: '1,234' is no score; .*without thousands",
+        ),
+        ("model_name,V1\nnet_a,nan\n", "'nan' is no score"),
+        ("model_name,V1\nnet_a,inf\n", "'inf' is no score"),
+        ("model_name,V1\nnet_a,\u0661\n", "is no score"),
+        ("model_name,V1,IT\nnet_a,.1,.2\nnet_b,.1\n", "line 3: 2 cells under 3 column names"),
+        ('model_name,V1\n"net_a,.1\n', "line 2: unexpected end of data"),
+        ("model_name,V1\n", "0 models and 1 benchmarks"),
+        ("model_name,layers\nnet_a,{}\n", "1 models and 0 benchmarks"),
+        (
+            "model_name,V1\nr\u00e9seau,.1\n".encode("latin-1"),
+            "line 2: neither UTF-8 nor marked UTF-16; save it as UTF-8",
+        ),
+        ("model_name,V1\nnet_a,.1\n".encode("utf-16-le"), "save it as UTF-8"),
+        ("model_name,V1\nnet_a,.1\n".encode("utf-32"), "save it as UTF-8"),
+        (b"PK\x03\x04 and no more", "download it again"),
+        ("model_name,V1\nnobody,.1\n", "none of its models is registered"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line_and_nothing_is_written(
+    package, tmp_path, scores_file, content, message
+):
     path, results = scores_file(content), tmp_path / "results"
     with pytest.raises(UserError, match=message) as error:
         merge_leaderboard(package, path, results)
@@ -392,11 +570,19 @@ def test_bad_files_are_refused_in_one_line_and_nothing_is_written(package, tmp_p
 
 def test_a_refused_file_leaves_the_last_good_outputs(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_1), tmp_path / "results")
-    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
-    for path, date in ((scores_file("<html>", "a.csv"), None), (scores_file(SHAPE_2, "b.csv"), "7 May"), (tmp_path, None)):
+    before = {
+        path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()
+    }
+    for path, date in (
+        (scores_file("<html>", "a.csv"), None),
+        (scores_file(SHAPE_2, "b.csv"), "7 May"),
+        (tmp_path, None),
+    ):
         with pytest.raises(UserError):
             merge_leaderboard(package, path, tmp_path / "results", date=date)
-    assert before == {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()
+    }
     assert len(before) == 3
 
 
@@ -408,12 +594,19 @@ def test_encodings_that_mark_themselves_are_read_right(scores_file, encoding, ne
     assert scores.to_dict("records") == [{"model_name": "r\u00e9seau", "layers": "", "V1": ".1"}]
 
 
-@pytest.mark.parametrize("members, message", [
-    ({"../leaderboard.csv": SHAPE_1}, "leaves the folder"), ({"/tmp/leaderboard.csv": SHAPE_1}, "leaves the folder"),
-    ({"a\\..\\..\\leaderboard.csv": SHAPE_1}, "leaves the folder"), ({"C:\\x.csv": SHAPE_1}, "leaves the folder"),
-    ({"leaderboard.csv": SHAPE_1, "../x.txt": ""}, "leaves the folder"),
-    ({"readme.txt": "x"}, "0 CSVs"), ({"plugin-info.csv": "x"}, "0 CSVs"), ({"a.csv": "x", "b.csv": "x"}, "2 CSVs"),
-])
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        ({"../leaderboard.csv": SHAPE_1}, "leaves the folder"),
+        ({"/tmp/leaderboard.csv": SHAPE_1}, "leaves the folder"),
+        ({"a\\..\\..\\leaderboard.csv": SHAPE_1}, "leaves the folder"),
+        ({"C:\\x.csv": SHAPE_1}, "leaves the folder"),
+        ({"leaderboard.csv": SHAPE_1, "../x.txt": ""}, "leaves the folder"),
+        ({"readme.txt": "x"}, "0 CSVs"),
+        ({"plugin-info.csv": "x"}, "0 CSVs"),
+        ({"a.csv": "x", "b.csv": "x"}, "2 CSVs"),
+    ],
+)
 def test_zips_that_are_refused(tmp_path, members, message):
     with pytest.raises(UserError, match=message):
         read_leaderboard(zipped(tmp_path / "x.zip", members))
@@ -429,7 +622,7 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path):
 def test_a_zip_that_lies_about_its_size_or_is_damaged_is_refused(tmp_path):
     data = bytearray(zipped(tmp_path / "x.zip", {"leaderboard.csv": SHAPE_1 * 100}).read_bytes())
     entry = data.rindex(b"PK\x01\x02")
-    data[entry + 24:entry + 28] = (5).to_bytes(4, "little")                     # uncompressed size
+    data[entry + 24 : entry + 28] = (5).to_bytes(4, "little")  # uncompressed size
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(UserError, match="download it again"):
         read_leaderboard(tmp_path / "x.zip")
@@ -441,27 +634,37 @@ def test_a_file_too_large_is_not_read(scores_file, monkeypatch):
         read_leaderboard(scores_file(SHAPE_1))
 
 
-NAME = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12).filter(
-    lambda name: name not in ("model_name", "<") and not name.startswith("<"))
+NAME = st.text(
+    st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=12
+).filter(lambda name: name not in ("model_name", "<") and not name.startswith("<"))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["", " ", "  ", "\t", "\u00a0"]), NAME), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["", " ", "  ", "\t", "\u00a0"]), NAME), min_size=1, max_size=6
+    )
+)
 def test_any_name_survives_and_joins_but_for_the_space_around_it(tmp_path_factory, rows):
     root = tmp_path_factory.mktemp("names")
     names = list(dict.fromkeys(name for _, name in rows))
     plugin(root, "zoo", "\n".join(f"model_registry[{name!r}] = 1" for name in names))
     path = root / "scores.csv"
-    table = pd.DataFrame({"model_name": [space + name for space, name in rows], "V1": range(len(rows))})
+    table = pd.DataFrame(
+        {"model_name": [space + name for space, name in rows], "V1": range(len(rows))}
+    )
     table.to_csv(path, index=False)
     merged = merge_leaderboard(root, path, root / "results")
     assert list(merged["model_registry_name"]) == names
     firsts = [next(i for i, (_, other) in enumerate(rows) if other == name) for name in names]
     assert list(merged["V1"]) == firsts
-    assert sorted(sidecar(root / "results")["stripped_names"].values()) == sorted(s + n for s, n in rows if s)
+    assert sorted(sidecar(root / "results")["stripped_names"].values()) == sorted(
+        s + n for s, n in rows if s
+    )
 
 
 # ---- comparing and joining -------------------------------------------------------------------------------------
+
 
 def statuses(table):
     return {(row.model, row.benchmark): row.status for row in table.itertuples()}
@@ -471,23 +674,48 @@ def test_compare_tells_what_moved_and_by_how_much(scores_file, capsys):
     a = scores_file("model_name,V1,IT,only\nm,.100,.2,.9\nn,.3,X,\ngone,.5,.5,\n", "a.csv")
     b = scores_file("model_name,rank,IT,V1\nn,1,.4,.3\nm,2,.2,.101\nfresh,3,.1,.1\n", "b.csv")
     table = compare_scores(a, b)
-    assert list(table.columns) == ["model", "benchmark", "score_a", "score_b", "difference", "status"]
+    assert list(table.columns) == [
+        "model",
+        "benchmark",
+        "score_a",
+        "score_b",
+        "difference",
+        "status",
+    ]
     assert statuses(table) == {
-        ("m", "V1"): "moved", ("m", "IT"): "same", ("m", "only"): "only_a", ("n", "V1"): "same", ("n", "IT"): "only_b",
-        ("gone", "V1"): "only_a", ("gone", "IT"): "only_a", ("fresh", "IT"): "only_b", ("fresh", "V1"): "only_b"}
+        ("m", "V1"): "moved",
+        ("m", "IT"): "same",
+        ("m", "only"): "only_a",
+        ("n", "V1"): "same",
+        ("n", "IT"): "only_b",
+        ("gone", "V1"): "only_a",
+        ("gone", "IT"): "only_a",
+        ("fresh", "IT"): "only_b",
+        ("fresh", "V1"): "only_b",
+    }
     moved = table[table["status"] == "moved"].iloc[0]
-    assert (moved["score_a"], moved["score_b"], round(moved["difference"], 9)) == (.1, .101, .001)
+    assert (moved["score_a"], moved["score_b"], round(moved["difference"], 9)) == (
+        0.1,
+        0.101,
+        0.001,
+    )
     printed = capsys.readouterr().out
     assert "only_a" in printed and "moved" in printed and "V1" in printed
 
 
 def test_compare_across_shapes_forgives_rounding_and_lab_prefixes(scores_file):
     a = scores_file("model_name,lab.X2020.V1-pls,IT,V4,V2\nm,.467,.464,1.1,.111\n", "a.csv")
-    b = scores_file("# Generated on 2025-09-02\nRank,Model,Model ID,X2020.V1-pls,IT,V4,V2\n1,m,7,0.47,0.48,1.12,0.11\n",
-                    "b.csv")
+    b = scores_file(
+        "# Generated on 2025-09-02\nRank,Model,Model ID,X2020.V1-pls,IT,V4,V2\n1,m,7,0.47,0.48,1.12,0.11\n",
+        "b.csv",
+    )
     table = compare_scores(a, b)
-    assert statuses(table) == {("m", "lab.X2020.V1-pls"): "same", ("m", "IT"): "moved", ("m", "V4"): "same",
-                               ("m", "V2"): "same"}
+    assert statuses(table) == {
+        ("m", "lab.X2020.V1-pls"): "same",
+        ("m", "IT"): "moved",
+        ("m", "V4"): "same",
+        ("m", "V2"): "same",
+    }
 
 
 def test_compare_a_file_with_itself_and_with_its_merged_table(package, tmp_path, scores_file):
@@ -499,23 +727,38 @@ def test_compare_a_file_with_itself_and_with_its_merged_table(package, tmp_path,
     assert set(merged.loc[merged["status"] == "only_a", "model"]) == {"net_d"}
 
 
-SCORES = pd.DataFrame({
-    "model_registry_name": ["alexnet", "conv:in1k", "half", "whole", "xc", "conv_22k"],
-    "timm_name": [None, "conv.in1k", "pnas.tf", "pnas.tf", "xception", "conv.in22k"],
-    "V1": [.1, .2, .3, .4, .5, .6]})
+SCORES = pd.DataFrame(
+    {
+        "model_registry_name": ["alexnet", "conv:in1k", "half", "whole", "xc", "conv_22k"],
+        "timm_name": [None, "conv.in1k", "pnas.tf", "pnas.tf", "xception", "conv.in22k"],
+        "V1": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6],
+    }
+)
 
 
-@pytest.mark.parametrize("model, key, rule", [
-    ("alexnet", "alexnet", "registry name"), (" alexnet", "alexnet", "registry name"),
-    ("conv:in1k", "conv:in1k", "registry name"), ("conv.in1k", "conv:in1k", "timm name"),
-    ("xception", "xc", "timm name"), ("xception.tf_in1k", "xc", "timm name without tag"),
-    ("conv", None, "ambiguous timm name without tag: conv:in1k, conv_22k"),
-    ("conv.other", None, "no scores"), ("pnas.tf", None, "ambiguous timm name: half, whole"),
-    ("alexnet.tv", None, "no scores"), ("", None, "no scores"), (".x", None, "no scores")])
+@pytest.mark.parametrize(
+    "model, key, rule",
+    [
+        ("alexnet", "alexnet", "registry name"),
+        (" alexnet", "alexnet", "registry name"),
+        ("conv:in1k", "conv:in1k", "registry name"),
+        ("conv.in1k", "conv:in1k", "timm name"),
+        ("xception", "xc", "timm name"),
+        ("xception.tf_in1k", "xc", "timm name without tag"),
+        ("conv", None, "ambiguous timm name without tag: conv:in1k, conv_22k"),
+        ("conv.other", None, "no scores"),
+        ("pnas.tf", None, "ambiguous timm name: half, whole"),
+        ("alexnet.tv", None, "no scores"),
+        ("", None, "no scores"),
+        (".x", None, "no scores"),
+    ],
+)
 def test_join_rules(model, key, rule):
-    joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": [model], "eps": [.5]}))
+    joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": [model], "eps": [0.5]}))
     if key:
-        assert joined[["model", "eps", "model_registry_name", "match"]].values.tolist() == [[model, .5, key, rule]]
+        assert joined[["model", "eps", "model_registry_name", "match"]].values.tolist() == [
+            [model, 0.5, key, rule]
+        ]
         assert key not in set(unmatched["model"])
     else:
         assert joined.empty
@@ -527,65 +770,107 @@ def test_join_rules(model, key, rule):
 def test_join_keeps_every_row_and_loses_nothing():
     results = pd.DataFrame({"model": ["xc", "alexnet", "xc", "who"], "eps": [1, 1, 2, 1]})
     joined, unmatched = join_scores(SCORES, results)
-    assert joined[["model", "eps", "V1"]].values.tolist() == [["xc", 1, .5], ["alexnet", 1, .1], ["xc", 2, .5]]
+    assert joined[["model", "eps", "V1"]].values.tolist() == [
+        ["xc", 1, 0.5],
+        ["alexnet", 1, 0.1],
+        ["xc", 2, 0.5],
+    ]
     assert list(unmatched["model"]) == ["who", "conv:in1k", "half", "whole", "conv_22k"]
     assert list(unmatched["side"]) == ["results"] + ["scores"] * 4
 
 
 def test_two_tags_do_not_share_one_untagged_score():
     joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": ["xception.a", "xception.b"]}))
-    assert joined.empty and list(unmatched["reason"][:2]) == ["ambiguous timm name without tag: xc"] * 2
+    assert (
+        joined.empty
+        and list(unmatched["reason"][:2]) == ["ambiguous timm name without tag: xc"] * 2
+    )
     joined, _ = join_scores(SCORES, pd.DataFrame({"model": ["xception.a", "xception"]}))
     assert list(joined["model"]) == ["xception"]
 
 
 def test_join_works_on_the_files_as_written(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
-    merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv")       # timm_name: an empty column
+    merged = pd.read_csv(
+        tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv"
+    )  # timm_name: an empty column
     joined, unmatched = join_scores(merged, pd.DataFrame({"model": ["net:c"]}))
-    assert list(joined["ImageNet-top1"]) == [.7] and len(unmatched) == 2
+    assert list(joined["ImageNet-top1"]) == [0.7] and len(unmatched) == 2
 
 
-@pytest.mark.parametrize("results", [pd.DataFrame({"name": ["a"]}), pd.DataFrame({"model": ["a"], "V1": [1]})])
+@pytest.mark.parametrize(
+    "results", [pd.DataFrame({"name": ["a"]}), pd.DataFrame({"model": ["a"], "V1": [1]})]
+)
 def test_join_refuses_tables_it_cannot_join(results):
     with pytest.raises(UserError, match="joining needs"):
         join_scores(SCORES, results)
 
 
-@pytest.mark.parametrize("model, weights, joins", [
-    ("alexnet", "timm:timm/alexnet.x", False), ("alexnet", "brainscore:alexnet", True), ("alexnet", None, True),
-    ("conv:in1k", "timm:timm/conv.in1k", True), ("conv.in1k", "timm:timm/conv.in1k", True), ("xception", "pypi:xception", True)])
+@pytest.mark.parametrize(
+    "model, weights, joins",
+    [
+        ("alexnet", "timm:timm/alexnet.x", False),
+        ("alexnet", "brainscore:alexnet", True),
+        ("alexnet", None, True),
+        ("conv:in1k", "timm:timm/conv.in1k", True),
+        ("conv.in1k", "timm:timm/conv.in1k", True),
+        ("xception", "pypi:xception", True),
+    ],
+)
 def test_timms_weights_do_not_join_a_net_of_that_name_that_is_not_timms(model, weights, joins):
     joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": [model], "weights": [weights]}))
     assert len(joined) == joins
     if not joins:
-        assert "Brain-Score's own net" in unmatched["reason"][0] and "alexnet" in set(unmatched["model"][1:])
+        assert "Brain-Score's own net" in unmatched["reason"][0] and "alexnet" in set(
+            unmatched["model"][1:]
+        )
 
 
 # ---- the join command ------------------------------------------------------------------------------------------
 
+
 def join(folder) -> int:
-    return utilities.main(utilities.get_args_parser().parse_args(["join", "--results_dir", str(folder)]))
+    return utilities.main(
+        utilities.get_args_parser().parse_args(["join", "--results_dir", str(folder)])
+    )
 
 
-def test_the_join_writes_what_joins_and_beside_it_what_does_not(package, tmp_path, scores_file, capsys):
+def test_the_join_writes_what_joins_and_beside_it_what_does_not(
+    package, tmp_path, scores_file, capsys
+):
     merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
-    summary = pd.DataFrame({"model": ["net:c", "who", "net:c"], "eps": [.1, .1, .2], "robust_acc": [.5, .4, .3]})
+    summary = pd.DataFrame(
+        {"model": ["net:c", "who", "net:c"], "eps": [0.1, 0.1, 0.2], "robust_acc": [0.5, 0.4, 0.3]}
+    )
     summary.to_csv(tmp_path / "evaluation_results.csv", index=False)
     assert join(tmp_path) == 0
     joined, unmatched = pd.read_csv(tmp_path / JOINED), pd.read_csv(tmp_path / UNMATCHED)
     assert joined[["model", "eps", "robust_acc", "match", "ImageNet-top1"]].values.tolist() == [
-        ["net:c", .1, .5, "registry name", .7], ["net:c", .2, .3, "registry name", .7]]
-    assert unmatched["model"][0] == "who" and unmatched["side"].tolist() == ["results", "scores", "scores"]
+        ["net:c", 0.1, 0.5, "registry name", 0.7],
+        ["net:c", 0.2, 0.3, "registry name", 0.7],
+    ]
+    assert unmatched["model"][0] == "who" and unmatched["side"].tolist() == [
+        "results",
+        "scores",
+        "scores",
+    ]
     out = capsys.readouterr().out
-    assert "2 of 3 rows joined (1 models)" in out and all(str(tmp_path / name) in out for name in (JOINED, UNMATCHED))
+    assert "2 of 3 rows joined (1 models)" in out and all(
+        str(tmp_path / name) in out for name in (JOINED, UNMATCHED)
+    )
     for row in unmatched.itertuples():
         assert re.search(rf"{row.side} +{re.escape(row.model)} +{re.escape(row.reason)}", out)
 
 
 def test_many_scores_without_results_are_in_the_file_and_counted_on_the_screen(tmp_path, capsys):
-    scores = pd.DataFrame({"og_model_name": "", "model_registry_name": [f"net{i}" for i in range(MAX_SHOWN + 7)],
-                           "timm_name": "", "V1": .5})
+    scores = pd.DataFrame(
+        {
+            "og_model_name": "",
+            "model_registry_name": [f"net{i}" for i in range(MAX_SHOWN + 7)],
+            "timm_name": "",
+            "V1": 0.5,
+        }
+    )
     (tmp_path / "benchmark_scores").mkdir()
     scores.to_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv", index=False)
     pd.DataFrame({"model": ["net0"]}).to_csv(tmp_path / "evaluation_results.csv", index=False)
@@ -595,9 +880,16 @@ def test_many_scores_without_results_are_in_the_file_and_counted_on_the_screen(t
     assert "... and 6 more of the scores" in out and out.count("no results under") == MAX_SHOWN
 
 
-@pytest.mark.parametrize("have, message", [([], "evaluation_results.csv: no such table; `python utilities.py merge"),
-                                           (["evaluation_results.csv"], "python utilities.py setup_scores")])
-def test_a_join_without_a_table_names_the_command_and_writes_nothing(tmp_path, capsys, have, message):
+@pytest.mark.parametrize(
+    "have, message",
+    [
+        ([], "evaluation_results.csv: no such table; `python utilities.py merge"),
+        (["evaluation_results.csv"], "python utilities.py setup_scores"),
+    ],
+)
+def test_a_join_without_a_table_names_the_command_and_writes_nothing(
+    tmp_path, capsys, have, message
+):
     for name in have:
         (tmp_path / name).write_text("model\nnet\n")
     assert join(tmp_path) == 2
@@ -606,7 +898,9 @@ def test_a_join_without_a_table_names_the_command_and_writes_nothing(tmp_path, c
     assert sorted(path.name for path in tmp_path.iterdir()) == have
 
 
-def test_the_entry_point_finds_the_package_that_the_environment_names(package, tmp_path, scores_file, monkeypatch):
+def test_the_entry_point_finds_the_package_that_the_environment_names(
+    package, tmp_path, scores_file, monkeypatch
+):
     monkeypatch.setenv("BRAINSCORE_VISION_PATH", str(package))
     assert len(utilities.setup_scores(scores_path=scores_file(SHAPE_1), results_dir=tmp_path)) == 3
 
@@ -614,15 +908,35 @@ def test_the_entry_point_finds_the_package_that_the_environment_names(package, t
 def test_setup_and_compare_as_commands(package, tmp_path, scores_file, capsys):
     path = str(scores_file(SHAPE_1))
     parse = utilities.get_args_parser().parse_args
-    assert utilities.main(parse(["setup_scores", "--package_path", str(package), "--scores_path", path,
-                                 "--results_dir", str(tmp_path), "--date", "2025-05-07"])) == 0
-    assert json.loads((tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.json").read_text())["date"] == "2025-05-07"
+    assert (
+        utilities.main(
+            parse(
+                [
+                    "setup_scores",
+                    "--package_path",
+                    str(package),
+                    "--scores_path",
+                    path,
+                    "--results_dir",
+                    str(tmp_path),
+                    "--date",
+                    "2025-05-07",
+                ]
+            )
+        )
+        == 0
+    )
+    assert (
+        json.loads((tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.json").read_text())["date"]
+        == "2025-05-07"
+    )
     assert utilities.main(parse(["compare_scores", path, path])) == 0
     assert "same" in capsys.readouterr().out
     assert utilities.main(parse(["compare_scores", path, str(tmp_path / "none.csv")])) == 2
 
 
 # ---- the real files --------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def wheel():
@@ -640,8 +954,17 @@ def wheel():
 def test_real_leaderboard_has_130_benchmarks_106_leaves():
     scores, facts = read_leaderboard(NEW)
     benchmarks = benchmark_columns(scores)
-    assert (len(scores), len(benchmarks), len(leaf_benchmarks(benchmarks)), facts["shape"]) == (455, 130, 106, 2)
-    assert sorted(facts["stripped_names"].values()) == [" vonegrcnn_47e", " vonegrcnn_52e_full", " vonegrcnn_62e_nobn"]
+    assert (len(scores), len(benchmarks), len(leaf_benchmarks(benchmarks)), facts["shape"]) == (
+        455,
+        130,
+        106,
+        2,
+    )
+    assert sorted(facts["stripped_names"].values()) == [
+        " vonegrcnn_47e",
+        " vonegrcnn_52e_full",
+        " vonegrcnn_62e_nobn",
+    ]
     assert AGGREGATES < set(benchmarks)
 
 
@@ -649,11 +972,21 @@ def test_real_leaderboard_has_130_benchmarks_106_leaves():
 def test_real_counts(wheel, tmp_path):
     table, side = merge_leaderboard(wheel, NEW, tmp_path), sidecar(tmp_path)
     keys = pd.read_csv(tmp_path / "model_names_translated.csv")["model_registry_name"]
-    lines = sum(file.read_text(encoding="utf-8").count("model_registry[") for file in wheel.glob("models/*/__init__.py"))
-    assert lines == len(keys) == keys.nunique() == 741          # in 2.4.2 every key is a literal
-    assert [side[name] for name in ("files_not_parsed", "unresolved_keys", "plugins_without_keys", "repeated_keys")] == [[]] * 4
+    lines = sum(
+        file.read_text(encoding="utf-8").count("model_registry[")
+        for file in wheel.glob("models/*/__init__.py")
+    )
+    assert lines == len(keys) == keys.nunique() == 741  # in 2.4.2 every key is a literal
+    assert [
+        side[name]
+        for name in ("files_not_parsed", "unresolved_keys", "plugins_without_keys", "repeated_keys")
+    ] == [[]] * 4
     counts = side["counts"]
-    assert (counts["score_rows_joined_exactly"], counts["score_rows_joined"], counts["models"]) == (242, 245, 233)
+    assert (counts["score_rows_joined_exactly"], counts["score_rows_joined"], counts["models"]) == (
+        242,
+        245,
+        233,
+    )
     assert (counts["benchmarks"], counts["leaves"], len(side["aggregates"])) == (130, 106, 24)
     assert len(table) == 233 and table["model_registry_name"].str.contains(":").sum() == 21
     timm = table.set_index("model_registry_name")["timm_name"]
@@ -665,11 +998,16 @@ def test_real_counts(wheel, tmp_path):
 @pytest.mark.skipif(not NEW.is_file(), reason=f"{NEW} is not there")
 def test_real_snapshots_compare():
     table = compare_scores(DATA / "old_leaderboard_19103cff.csv", NEW)
-    a, b = (pd.read_csv(DATA / name, na_values="X") for name in ("old_leaderboard_19103cff.csv", NEW.name))
+    a, b = (
+        pd.read_csv(DATA / name, na_values="X")
+        for name in ("old_leaderboard_19103cff.csv", NEW.name)
+    )
     alone = set(a["model_name"].str.strip().value_counts().loc[lambda n: n == 1].index)
     row = table[(table["status"] == "moved") & table["model"].isin(alone)].iloc[0]
     for frame, column in ((a, "score_a"), (b, "score_b")):
-        assert frame.loc[frame["model_name"] == row["model"], row["benchmark"]].item() == row[column]
+        assert (
+            frame.loc[frame["model_name"] == row["model"], row["benchmark"]].item() == row[column]
+        )
 
 
 CHECK = """
@@ -685,12 +1023,23 @@ print(f"\\n{seconds:.2f} {heavy or 'light'}")
 
 def test_657_plugins_and_455_x_134_cells_take_at_most_5_seconds_without_torch(tmp_path):
     for i in range(657):
-        plugin(tmp_path, f"plugin_{i}", f"from .model import get_model\nmodel_registry['net_{i}'] = lambda: get_model('net')",
-               model="import torch\n" + "def layer(x):\n    return [x + i for i in range(7)]\n" * 60)
-    columns = pd.DataFrame({f"Bench{i}-pls": [".467", "X", "", ".12", "1.1"] * 91 for i in range(130)})
+        plugin(
+            tmp_path,
+            f"plugin_{i}",
+            f"from .model import get_model\nmodel_registry['net_{i}'] = lambda: get_model('net')",
+            model="import torch\n" + "def layer(x):\n    return [x + i for i in range(7)]\n" * 60,
+        )
+    columns = pd.DataFrame(
+        {f"Bench{i}-pls": [".467", "X", "", ".12", "1.1"] * 91 for i in range(130)}
+    )
     columns.insert(0, "model_name", [f"net_{i}" for i in range(455)])
     columns.to_csv(tmp_path / "scores.csv", index=False)
-    done = subprocess.run([sys.executable, "-c", CHECK, tmp_path, tmp_path / "scores.csv", tmp_path / "results"],
-                          cwd=PROJECT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK, tmp_path, tmp_path / "scores.csv", tmp_path / "results"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     seconds, loaded = done.stdout.split("\n")[-2].split(" ", 1)
     assert float(seconds) <= 5 and loaded == "light"

@@ -16,21 +16,33 @@ def of(results_dir, published=None, models=None):
 
 
 def test_accuracies_are_measured_or_estimated_from_top1_and_say_which(tmp_path):
-    source, = of(tmp_path / "none", write_published(tmp_path / "published"))
+    (source,) = of(tmp_path / "none", write_published(tmp_path / "published"))
     rows = source.rows.set_index("model")
-    assert rows.loc["vgg11.tv_in1k", "accuracy"] == pytest.approx(1e-4 * 70.0**3 + 20)     # measured, at the table's own top-1
+    assert rows.loc["vgg11.tv_in1k", "accuracy"] == pytest.approx(
+        1e-4 * 70.0**3 + 20
+    )  # measured, at the table's own top-1
     assert rows.loc["resnet18.a3_in1k", "accuracy"] == pytest.approx(1e-4 * 68.0**3 + 20)
-    assert rows.loc["resnet50.tv_in1k", "accuracy"] == pytest.approx(1e-4 * 76.0**3 + 20)  # torchvision's has 80.9: other weights
-    assert rows["estimated"].to_dict() == dict.fromkeys(rows.index, False) | {"resnet50.tv_in1k": True}
+    assert rows.loc["resnet50.tv_in1k", "accuracy"] == pytest.approx(
+        1e-4 * 76.0**3 + 20
+    )  # torchvision's has 80.9: other weights
+    assert rows["estimated"].to_dict() == dict.fromkeys(rows.index, False) | {
+        "resnet50.tv_in1k": True
+    }
     assert np.isnan(rows.loc["nobody_knows.it", "accuracy"])
 
 
 def test_groups_and_harmonized_nets_under_names_that_join_with_nothing(tmp_path):
-    source, = of(tmp_path / "none", write_published(tmp_path / "published"))
+    (source,) = of(tmp_path / "none", write_published(tmp_path / "published"))
     rows = source.rows.set_index("model")
     assert rows["group"].to_dict() == {
-        "vgg11.tv_in1k": "CNN", "resnet50.tv_in1k": "CNN", "resnet18.a3_in1k": "CNN", "nobody_knows.it": "Other",
-        "resnet18_l2_eps0.01": "robust", "resnet18_linf_eps8.0": "robust", "resnet50 (harmonized)": "harmonized"}
+        "vgg11.tv_in1k": "CNN",
+        "resnet50.tv_in1k": "CNN",
+        "resnet18.a3_in1k": "CNN",
+        "nobody_knows.it": "Other",
+        "resnet18_l2_eps0.01": "robust",
+        "resnet18_linf_eps8.0": "robust",
+        "resnet50 (harmonized)": "harmonized",
+    }
     assert rows.loc["resnet50 (harmonized)", "alignment"] == 0.4
     assert set(source.standard["model"]) == set(MODELS)
 
@@ -38,40 +50,70 @@ def test_groups_and_harmonized_nets_under_names_that_join_with_nothing(tmp_path)
 @needs_data
 def test_the_published_models_have_the_groups_and_accuracies_of_an_earlier_join_by_hand():
     expected = pd.read_csv(DATA / "feng2025" / "derived_309_models.csv").set_index("model")
-    source, = of("no_such_results", DATA)
+    (source,) = of("no_such_results", DATA)
     rows = source.standard.set_index("model")
-    assert len(rows) == 309 and source.rows["group"].value_counts()[["robust", "harmonized"]].tolist() == [42, 9]
+    assert len(rows) == 309 and source.rows["group"].value_counts()[
+        ["robust", "harmonized"]
+    ].tolist() == [42, 9]
     pd.testing.assert_series_equal(rows["accuracy"], expected["mla"], check_names=False, rtol=1e-9)
-    assert (rows["estimated"] == expected["mla_measured"].isna()).all() and rows["estimated"].sum() == 21
+    assert (rows["estimated"] == expected["mla_measured"].isna()).all() and rows[
+        "estimated"
+    ].sum() == 21
     assert (rows["group"] == expected["group"]).all()
     assert (source.rows.loc[source.rows["group"] == "robust", "estimated"]).all()
 
 
 def test_protocols_budgets_and_image_sets_are_sources_of_their_own(tmp_path):
-    write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0}, {"model": "a", "l2_mean": 2.0, "threat": "L2-fmn"},
-                             {"model": "b", "l2_mean": 3.0, "image_set": "yours"}, {"model": "b", "l2_mean": 4.0, "attack": "more"},
-                             {"model": "a", "l2_mean": 5.0, "threat": "Linf-fmn"},
-                             {"model": "a", "robust_acc": 0.1, "threat": "Linf"}])
+    write_summary(
+        tmp_path,
+        [
+            {"model": "a", "l2_mean": 1.0},
+            {"model": "a", "l2_mean": 2.0, "threat": "L2-fmn"},
+            {"model": "b", "l2_mean": 3.0, "image_set": "yours"},
+            {"model": "b", "l2_mean": 4.0, "attack": "more"},
+            {"model": "a", "l2_mean": 5.0, "threat": "Linf-fmn"},
+            {"model": "a", "robust_acc": 0.1, "threat": "Linf"},
+        ],
+    )
     found = of(tmp_path)
     assert sorted((source.name, *source.rows["pt"]) for source in found) == [
-        ("mine, L2-crossing\ncrossing 9 steps", 1.0), ("mine, L2-crossing\nmore", 4.0),
-        ("mine, L2-fmn\ncrossing 9 steps", 2.0), ("yours, L2-crossing\ncrossing 9 steps", 3.0)]
-    assert {source.accuracy_label for source in found} == {"clean accuracy on mine (%)", "clean accuracy on yours (%)"}
+        ("mine, L2-crossing\ncrossing 9 steps", 1.0),
+        ("mine, L2-crossing\nmore", 4.0),
+        ("mine, L2-fmn\ncrossing 9 steps", 2.0),
+        ("yours, L2-crossing\ncrossing 9 steps", 3.0),
+    ]
+    assert {source.accuracy_label for source in found} == {
+        "clean accuracy on mine (%)",
+        "clean accuracy on yours (%)",
+    }
     assert found[0].rows["accuracy"].tolist() == [50.0]
 
 
 def test_our_models_stand_against_multi_label_accuracy_where_it_is_known(tmp_path):
-    write_summary(tmp_path, [{"model": name, "l2_mean": 1.0} for name in ("vgg11.tv_in1k", "mine_v1")])
+    write_summary(
+        tmp_path, [{"model": name, "l2_mean": 1.0} for name in ("vgg11.tv_in1k", "mine_v1")]
+    )
     _, source = of(tmp_path, write_published(tmp_path / "published"))
     assert source.accuracy_label == MULTILABEL
-    assert source.rows["accuracy"].notna().tolist() == [True, False] and "No multi-label accuracy: mine_v1." in source.note
+    assert (
+        source.rows["accuracy"].notna().tolist() == [True, False]
+        and "No multi-label accuracy: mine_v1." in source.note
+    )
 
 
 def test_unfinished_records_are_named_and_not_used_and_models_can_be_chosen(tmp_path):
-    write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0}, {"model": "b", "l2_mean": 2.0, "partial": 1},
-                             {"model": "c", "l2_mean": 3.0}])
-    source, = of(tmp_path)
-    assert source.rows["model"].tolist() == ["a", "c"] and "Unfinished, not drawn: b." in source.note
+    write_summary(
+        tmp_path,
+        [
+            {"model": "a", "l2_mean": 1.0},
+            {"model": "b", "l2_mean": 2.0, "partial": 1},
+            {"model": "c", "l2_mean": 3.0},
+        ],
+    )
+    (source,) = of(tmp_path)
+    assert (
+        source.rows["model"].tolist() == ["a", "c"] and "Unfinished, not drawn: b." in source.note
+    )
     assert of(tmp_path, models=["c"])[0].rows["model"].tolist() == ["c"]
 
 
@@ -80,13 +122,27 @@ def test_nothing_there_is_no_source(tmp_path):
     assert of(tmp_path) == of(tmp_path, tmp_path / "published") == []
 
 
-@pytest.mark.parametrize(("content", "says"), [
-    ("model,threat\na,L2-fmn\n", "no column image_set"), ("", "not a table"), ('a,b\n"', "not a table"),
-    ("model,threat,image_set,protocol,attack,n,clean_acc\na,L2-fmn,s,fmn,x,ten,0.5\n", "column n: 'ten' is no number"),
-    ("model,threat,image_set,protocol,attack,n,clean_acc,l2_mean\na,L2-fmn,s,fmn,x,9,0.5,big\n", "column l2_mean: 'big' is")])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("model,threat\na,L2-fmn\n", "no column image_set"),
+        ("", "not a table"),
+        ('a,b\n"', "not a table"),
+        (
+            "model,threat,image_set,protocol,attack,n,clean_acc\na,L2-fmn,s,fmn,x,ten,0.5\n",
+            "column n: 'ten' is no number",
+        ),
+        (
+            "model,threat,image_set,protocol,attack,n,clean_acc,l2_mean\na,L2-fmn,s,fmn,x,9,0.5,big\n",
+            "column l2_mean: 'big' is",
+        ),
+    ],
+)
 def test_a_summary_that_is_none_names_the_file_and_the_command(tmp_path, content, says):
     (tmp_path / SUMMARY_NAME).write_text(content)
-    with pytest.raises(UserError, match=r"evaluation_results\.csv.*python utilities\.py merge") as error:
+    with pytest.raises(
+        UserError, match=r"evaluation_results\.csv.*python utilities\.py merge"
+    ) as error:
         of(tmp_path)
     assert says in str(error.value)
 
@@ -96,5 +152,7 @@ def test_published_numbers_that_are_not_there_or_lack_a_column(tmp_path):
         of(tmp_path, tmp_path / "elsewhere")
     path = write_published(tmp_path / "published") / "feng2025" / "adversarial_alignment_x.csv"
     pd.read_csv(path).drop(columns="aa_sem").to_csv(path, index=False)
-    with pytest.raises(UserError, match=r"adversarial_alignment_x\.csv: no column aa_sem; bring it again"):
+    with pytest.raises(
+        UserError, match=r"adversarial_alignment_x\.csv: no column aa_sem; bring it again"
+    ):
         of(tmp_path, tmp_path / "published")

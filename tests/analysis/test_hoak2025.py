@@ -1,4 +1,5 @@
 """Reading and joining accuracies with scores; correlations that were planted come back, and those of one family do not."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -49,13 +50,19 @@ def write_summary(results, *tables) -> None:
 
 # ---- what comes back -------------------------------------------------------------------------------------------
 
+
 def test_planted_correlations_come_back(planted_rows):
     table = planted_rows[1]
     robust = table[(table["accuracy"] == RADII[-1]) & (table["leaf"] == 1)].set_index("benchmark")
     assert robust["rho"].idxmax() == PLUS and robust["rho"].idxmin() == MINUS
     assert set(robust.index[robust["survives"] == 1]) == {PLUS, MINUS}
-    assert table[table["accuracy"] == CLEAN_OUTCOME].set_index("benchmark")["rho"].idxmax() == "ImageNet-top1"
-    assert not table.loc[(table["leaf"] == 0) | (table["accuracy"] == CLEAN_OUTCOME), "survives"].any()
+    assert (
+        table[table["accuracy"] == CLEAN_OUTCOME].set_index("benchmark")["rho"].idxmax()
+        == "ImageNet-top1"
+    )
+    assert not table.loc[
+        (table["leaf"] == 0) | (table["accuracy"] == CLEAN_OUTCOME), "survives"
+    ].any()
 
 
 def test_the_size_of_a_planted_correlation_lies_in_its_intervals(tmp_path):
@@ -64,23 +71,35 @@ def test_the_size_of_a_planted_correlation_lies_in_its_intervals(tmp_path):
     noise = np.random.default_rng(5).normal(size=400)
     write_scores(tmp_path, scores)
     write_summary(tmp_path, made_up(scores["ImageNet-top1"], 0.6 * scores[PLUS] + 0.8 * noise))
-    row = correlation_table(*load(tmp_path)).set_index(["benchmark", "accuracy"]).loc[(PLUS, RADII[0])]
+    row = (
+        correlation_table(*load(tmp_path))
+        .set_index(["benchmark", "accuracy"])
+        .loc[(PLUS, RADII[0])]
+    )
     truth = 6 / np.pi * np.arcsin(0.3)
     assert row["rho"] == pytest.approx(truth, abs=0.08)
     assert row["low"] < truth < row["high"] and row["family_low"] < truth < row["family_high"]
-    assert row["high"] - row["low"] == pytest.approx(4 * np.sqrt((1 + truth**2 / 2) / 397) * (1 - truth**2), rel=0.25)
+    assert row["high"] - row["low"] == pytest.approx(
+        4 * np.sqrt((1 + truth**2 / 2) / 397) * (1 - truth**2), rel=0.25
+    )
 
 
 def test_what_only_a_family_shows_does_not_survive(tmp_path):
     """A quarter of the models are VGGs, high on a benchmark and robust; nothing else is related: gone without VGG."""
-    scores = random_scores().rename(index=lambda name: name.replace("alexnet", "vgg").replace("bagnet", "vgg"))
+    scores = random_scores().rename(
+        index=lambda name: name.replace("alexnet", "vgg").replace("bagnet", "vgg")
+    )
     vgg = scores.index.str.startswith("vgg")
     scores.loc[vgg, "Family2021-consistency"] += 8
     write_scores(tmp_path, scores)
     robust = pd.Series(np.random.default_rng(3).normal(size=len(scores)), scores.index) + 8 * vgg
     write_summary(tmp_path, made_up(scores["ImageNet-top1"], robust))
-    row = correlation_table(*load(tmp_path)).set_index(["benchmark", "accuracy"]).loc[("Family2021-consistency", RADII[0])]
-    assert row["q"] < 0.05 and row["low"] > 0           # as if thirty models were independent
+    row = (
+        correlation_table(*load(tmp_path))
+        .set_index(["benchmark", "accuracy"])
+        .loc[("Family2021-consistency", RADII[0])]
+    )
+    assert row["q"] < 0.05 and row["low"] > 0  # as if thirty models were independent
     assert row["left_family"] == "vgg" and row["survives"] == 0
 
 
@@ -88,11 +107,21 @@ def test_every_cell_is_scipys_over_the_models_that_have_both(planted_rows):
     scores, (rows, table) = random_scores(), planted_rows
     assert len(table) == scores.shape[1] * 4
     for cell in table.to_dict("records"):
-        at = rows[rows["eps"] == (RADII[0] if cell["accuracy"] == CLEAN_OUTCOME else cell["accuracy"])].set_index("model")
-        both = pd.concat([scores[cell["benchmark"]], at["clean_acc" if cell["accuracy"] == CLEAN_OUTCOME else "robust_acc"]], axis=1)
+        at = rows[
+            rows["eps"] == (RADII[0] if cell["accuracy"] == CLEAN_OUTCOME else cell["accuracy"])
+        ].set_index("model")
+        both = pd.concat(
+            [
+                scores[cell["benchmark"]],
+                at["clean_acc" if cell["accuracy"] == CLEAN_OUTCOME else "robust_acc"],
+            ],
+            axis=1,
+        )
         both = both.dropna()
         exact = stats.spearmanr(both)
-        assert (cell["n"], cell["rho"], cell["p"]) == pytest.approx((len(both), exact.statistic, exact.pvalue))
+        assert (cell["n"], cell["rho"], cell["p"]) == pytest.approx(
+            (len(both), exact.statistic, exact.pvalue)
+        )
 
 
 def test_q_is_over_the_whole_grid(planted_rows):
@@ -101,7 +130,9 @@ def test_q_is_over_the_whole_grid(planted_rows):
     np.testing.assert_allclose(table["q"], stats.false_discovery_control(table["p"]))
     given = table[table["partial_p"].notna()]
     assert len(given) == len(table) * 3 / 4
-    np.testing.assert_allclose(given["partial_q"], stats.false_discovery_control(given["partial_p"]))
+    np.testing.assert_allclose(
+        given["partial_q"], stats.false_discovery_control(given["partial_p"])
+    )
 
 
 def test_partial_correlation_takes_clean_accuracy_out(tmp_path):
@@ -110,7 +141,11 @@ def test_partial_correlation_takes_clean_accuracy_out(tmp_path):
     clean, _ = planted(scores)
     write_scores(tmp_path, scores)
     write_summary(tmp_path, made_up(clean, clean + np.random.default_rng(4).normal(size=200)))
-    row = correlation_table(*load(tmp_path)).set_index(["benchmark", "accuracy"]).loc[("ImageNet-top1", RADII[0])]
+    row = (
+        correlation_table(*load(tmp_path))
+        .set_index(["benchmark", "accuracy"])
+        .loc[("ImageNet-top1", RADII[0])]
+    )
     assert row["q"] < 1e-6 and row["low"] > 0.3
     assert row["partial_low"] < 0 < row["partial_high"] and abs(row["partial_rho"]) < 0.2
 
@@ -125,34 +160,67 @@ def test_models_without_some_accuracy_are_left_out_of_that_cell_alone(tmp_path):
 
 # ---- tables that are read --------------------------------------------------------------------------------------
 
+
 def test_facts_and_heading(tmp_path):
     rows = write_study(tmp_path)
     scores = random_scores().drop(index=["vit_001", "vgg_003"]).assign(Empty2020=np.nan)
     write_scores(tmp_path, scores)
-    study, = load(tmp_path)
-    assert study.heading == f"imagenet-val (n = 1000), L∞, autoattack, {MADE_UP}" and study.name == ""
-    for fact in (study.heading, "118 models in 10 families", "Brain-Score of 2025-05-07 (leaderboard.csv)",
-                 "Models without scores: vgg_003, vit_001.", "Benchmarks without any score: Empty2020."):
+    (study,) = load(tmp_path)
+    assert (
+        study.heading == f"imagenet-val (n = 1000), L∞, autoattack, {MADE_UP}" and study.name == ""
+    )
+    for fact in (
+        study.heading,
+        "118 models in 10 families",
+        "Brain-Score of 2025-05-07 (leaderboard.csv)",
+        "Models without scores: vgg_003, vit_001.",
+        "Benchmarks without any score: Empty2020.",
+    ):
         assert fact in study.facts
     assert list(study.accuracy) == [CLEAN_OUTCOME, *RADII] and len(rows) == 3 * 120
 
 
 def test_groups_follow_the_order_of_the_leaderboard():
-    found = benchmark_groups(["average_vision", "neural_vision", "V1", "a", "behavior_vision", "b", "engineering_vision"])
-    assert list(found.values()) == ["average", "neural", "neural", "neural", "behavioral", "behavioral", "engineering"]
+    found = benchmark_groups(
+        ["average_vision", "neural_vision", "V1", "a", "behavior_vision", "b", "engineering_vision"]
+    )
+    assert list(found.values()) == [
+        "average",
+        "neural",
+        "neural",
+        "neural",
+        "behavioral",
+        "behavioral",
+        "engineering",
+    ]
     assert benchmark_groups(["x"]) == {"x": "other"}
 
 
-@pytest.mark.parametrize("column, value", [
-    ("image_set", "big12"), ("protocol", "other"), ("attack", "reduced"), ("threat", "L2-autoattack"), ("n", 500),
-    ("list_sha256", "abc")])
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("image_set", "big12"),
+        ("protocol", "other"),
+        ("attack", "reduced"),
+        ("threat", "L2-autoattack"),
+        ("n", 500),
+        ("list_sha256", "abc"),
+    ],
+)
 def test_what_was_measured_differently_is_never_pooled(tmp_path, column, value):
     rows = write_study(tmp_path)
     half = rows["model"] < "m"
-    write_summary(tmp_path, rows[half].assign(list_sha256="l"), rows[~half].assign(list_sha256="l").assign(**{column: value}))
+    write_summary(
+        tmp_path,
+        rows[half].assign(list_sha256="l"),
+        rows[~half].assign(list_sha256="l").assign(**{column: value}),
+    )
     found = load(tmp_path)
     assert len(found) == 2 and len({study.name for study in found}) == 2
-    assert {len(study.scores) for study in found} == {rows[half]["model"].nunique(), rows[~half]["model"].nunique()}
+    assert {len(study.scores) for study in found} == {
+        rows[half]["model"].nunique(),
+        rows[~half]["model"].nunique(),
+    }
     assert not set(found[0].scores.index) & set(found[1].scores.index)
 
 
@@ -161,60 +229,76 @@ def test_unfinished_rows_and_other_threats_are_left_out(tmp_path):
     unfinished = rows["model"] == "vit_001"
     norms = rows[:5].assign(threat="L2-crossing", eps=np.nan, robust_acc=np.nan)
     write_summary(tmp_path, rows.assign(partial=unfinished.astype(int)), norms)
-    study, = load(tmp_path)
+    (study,) = load(tmp_path)
     assert len(study.scores) == 119 and "vit_001" not in study.scores.index
 
 
 def test_a_radius_in_l2_may_be_larger_than_one(tmp_path):
     rows = write_study(tmp_path)
     write_summary(tmp_path, rows.assign(threat="L2-autoattack", eps=rows["eps"] * 510))
-    study, = load(tmp_path)
+    (study,) = load(tmp_path)
     assert study.radii == pytest.approx([0.5, 1, 2]) and "L2-autoattack" in study.heading
 
 
 def test_only_the_models_asked_for(tmp_path):
     write_study(tmp_path)
-    study, = load(tmp_path, [f"{KINDS[i % 10]}_{i:03d}" for i in range(30)])
+    (study,) = load(tmp_path, [f"{KINDS[i % 10]}_{i:03d}" for i in range(30)])
     assert len(study.scores) == 30
 
 
 def legacy(rows: pd.DataFrame) -> pd.DataFrame:
     """The columns of the first paper's table, in the order in which its script writes them."""
-    return pd.DataFrame({"Top-1 Accuracy": rows["robust_acc"], "Top-5 Accuracy": 1.0, "Top-1 Subset Clean Accuracy":
-                         rows["clean_acc"], "Top-5 Subset Clean Accuracy": 1.0, "Model Name": rows["model"],
-                         "Threat Model": "Linf", "Epsilon": rows["eps"]})
+    return pd.DataFrame(
+        {
+            "Top-1 Accuracy": rows["robust_acc"],
+            "Top-5 Accuracy": 1.0,
+            "Top-1 Subset Clean Accuracy": rows["clean_acc"],
+            "Top-5 Subset Clean Accuracy": 1.0,
+            "Model Name": rows["model"],
+            "Threat Model": "Linf",
+            "Epsilon": rows["eps"],
+        }
+    )
 
 
 def test_the_first_papers_table_is_read_as_it_is(tmp_path):
     rows = write_study(tmp_path)
     (tmp_path / "evaluation_results.csv").rename(tmp_path / "kept")
     table = legacy(rows)
-    pd.concat([table, table[:7]]).to_csv(tmp_path / HOAK2025_TABLE, index=False)    # rows that were appended twice
-    study, = load(tmp_path)
+    pd.concat([table, table[:7]]).to_csv(
+        tmp_path / HOAK2025_TABLE, index=False
+    )  # rows that were appended twice
+    (study,) = load(tmp_path)
     (tmp_path / HOAK2025_TABLE).unlink()
     (tmp_path / "kept").rename(tmp_path / "evaluation_results.csv")
-    ours, = load(tmp_path)
+    (ours,) = load(tmp_path)
     pd.testing.assert_frame_equal(study.accuracy, ours.accuracy)
     assert "n = not recorded" in study.heading and "torchattacks" in study.heading
 
 
 def test_its_eps_inside_column_names(tmp_path):
     rows = write_study(tmp_path)
-    wide = rows.assign(eps=rows["eps"].round(5)).pivot(index="model", columns="eps", values="robust_acc")
+    wide = rows.assign(eps=rows["eps"].round(5)).pivot(
+        index="model", columns="eps", values="robust_acc"
+    )
     wide.columns = [f"Top-1 Accuracy Linf {eps}" for eps in wide]
     wide["Top-5 Accuracy Linf 0.00392"] = 1.0
     wide["Top-1 Accuracy Clean"] = rows.groupby("model")["clean_acc"].first()
     wide.rename_axis("model_registry_name").to_csv(tmp_path / HOAK2025_TABLE)
     (tmp_path / "evaluation_results.csv").unlink()
-    study, = load(tmp_path)
+    (study,) = load(tmp_path)
     assert list(study.accuracy) == [CLEAN_OUTCOME, 0.00098, 0.00196, 0.00392]
     ours = rows.pivot(index="model", columns="eps", values="robust_acc")
     np.testing.assert_allclose(study.accuracy[0.00392], ours[RADII[-1]])
 
 
-@pytest.mark.parametrize("header, lacking", [
-    ("Model Name,Top-1 Accuracy,Epsilon", "Threat Model, Top-1 Subset Clean Accuracy"),
-    ("net,Top-1 Accuracy Linf 0.001", "Model Name or model_registry_name")])
+@pytest.mark.parametrize(
+    "header, lacking",
+    [
+        ("Model Name,Top-1 Accuracy,Epsilon", "Threat Model, Top-1 Subset Clean Accuracy"),
+        ("net,Top-1 Accuracy Linf 0.001", "Model Name or model_registry_name"),
+    ],
+)
 def test_other_tables_under_its_name_are_refused(tmp_path, header, lacking):
     (tmp_path / HOAK2025_TABLE).write_text(f"{header}\n")
     with pytest.raises(UserError, match=f"no column {lacking}"):
@@ -224,10 +308,14 @@ def test_other_tables_under_its_name_are_refused(tmp_path, header, lacking):
 def test_it_is_not_pooled_with_our_own(tmp_path):
     rows = write_study(tmp_path)
     legacy(rows).to_csv(tmp_path / HOAK2025_TABLE, index=False)
-    assert [study.name for study in load(tmp_path)] == ["_imagenet-val_Linf_autoattack_1", "_imagenet-val_Linf_torchattacks_2"]
+    assert [study.name for study in load(tmp_path)] == [
+        "_imagenet-val_Linf_autoattack_1",
+        "_imagenet-val_Linf_torchattacks_2",
+    ]
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------
+
 
 def test_no_accuracies_is_no_study(tmp_path):
     assert load(tmp_path) == []
@@ -253,15 +341,24 @@ def test_empty_constant_and_rare_benchmarks_have_empty_cells_that_say_why(tmp_pa
     scores["Rare"] = scores["V1"].where(np.arange(120) < 9)
     write_scores(tmp_path, scores)
     table = correlation_table(*load(tmp_path)).set_index("benchmark")
-    assert table["empty"]["Empty"].unique().tolist() == table["empty"]["Rare"].unique().tolist() == ["fewer than 10 models"]
+    assert (
+        table["empty"]["Empty"].unique().tolist()
+        == table["empty"]["Rare"].unique().tolist()
+        == ["fewer than 10 models"]
+    )
     assert table["empty"]["Constant"].unique().tolist() == ["constant score"]
     assert table.loc[["Empty", "Constant", "Rare"], ["rho", "p", "q", "low"]].isna().all(axis=None)
-    assert table["n"]["Rare"].unique().tolist() == [9] and not table.loc[["Empty", "Constant", "Rare"], "survives"].any()
+    assert (
+        table["n"]["Rare"].unique().tolist() == [9]
+        and not table.loc[["Empty", "Constant", "Rare"], "survives"].any()
+    )
 
 
 def test_an_accuracy_that_never_varies_has_no_correlation(tmp_path):
     rows = write_study(tmp_path)
-    write_summary(tmp_path, rows.assign(robust_acc=rows["robust_acc"].where(rows["eps"] < RADII[2], 0.0)))
+    write_summary(
+        tmp_path, rows.assign(robust_acc=rows["robust_acc"].where(rows["eps"] < RADII[2], 0.0))
+    )
     table = correlation_table(*load(tmp_path))
     assert set(table.loc[table["accuracy"] == RADII[2], "empty"]) == {"constant accuracy"}
     assert set(table.loc[table["accuracy"] == RADII[1], "empty"]) == {""}
@@ -271,16 +368,27 @@ def test_few_families_have_no_interval_over_families(tmp_path):
     rows = write_study(tmp_path)
     write_summary(tmp_path, rows[rows["model"].str.startswith(("vit", "vgg"))])
     table = correlation_table(*load(tmp_path))
-    assert table[["family_low", "family_high"]].isna().all(axis=None) and not table["survives"].any()
+    assert (
+        table[["family_low", "family_high"]].isna().all(axis=None) and not table["survives"].any()
+    )
     assert table.loc[table["benchmark"] == PLUS, "low"].notna().all()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda t: t.assign(robust_acc=100 * t["robust_acc"]), "column robust_acc: .* is no number from 0 to 1;"),
-    (lambda t: t.assign(eps="1/255"), "line 2, column eps: '1/255' is no number"),
-    (lambda t: t.drop(columns="attack"), "no column attack"),
-    (lambda t: pd.concat([t, t[:1].assign(robust_acc=0.123)]), "two accuracies at eps 0.25/255"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda t: t.assign(robust_acc=100 * t["robust_acc"]),
+            "column robust_acc: .* is no number from 0 to 1;",
+        ),
+        (lambda t: t.assign(eps="1/255"), "line 2, column eps: '1/255' is no number"),
+        (lambda t: t.drop(columns="attack"), "no column attack"),
+        (
+            lambda t: pd.concat([t, t[:1].assign(robust_acc=0.123)]),
+            "two accuracies at eps 0.25/255",
+        ),
+    ],
+)
 def test_tables_that_are_wrong_are_refused(tmp_path, change, message):
     write_summary(tmp_path, change(write_study(tmp_path)))
     with pytest.raises(UserError, match=message):
@@ -297,9 +405,12 @@ def test_an_empty_file_is_refused(tmp_path):
 @pytest.mark.skipif(not DUMP.exists(), reason="the leaderboard is not here")
 def test_correlations_planted_in_the_real_leaderboard_come_back(tmp_path):
     write_study(tmp_path, real_scores(351)[::3])
-    study, = load(tmp_path)
+    (study,) = load(tmp_path)
     table = correlation_table(study)
-    assert study.scores.shape == (117, 130) and (table.drop_duplicates("benchmark")["leaf"].sum()) == 106
+    assert (
+        study.scores.shape == (117, 130)
+        and (table.drop_duplicates("benchmark")["leaf"].sum()) == 106
+    )
     robust = table[(table["accuracy"] == RADII[-1]) & (table["leaf"] == 1)].set_index("benchmark")
     assert robust["rho"].idxmax() == "Marques2020_FreemanZiemba2013-texture_sparseness"
     assert robust["rho"].idxmin() == "Hermann2020cueconflict-shape_bias"

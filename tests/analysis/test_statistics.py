@@ -1,4 +1,5 @@
 """Statistics against closed forms, scipy, statsmodels, brute force and, where they are present, the published numbers."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -37,10 +38,13 @@ def rng() -> np.random.Generator:
 @pytest.fixture
 def tied(rng) -> np.ndarray:
     """Three columns of 30 models, two of them full of ties."""
-    return np.column_stack([rng.integers(0, 5, 30), rng.normal(size=30), rng.integers(0, 2, 30)]).astype(float)
+    return np.column_stack(
+        [rng.integers(0, 5, 30), rng.normal(size=30), rng.integers(0, 2, 30)]
+    ).astype(float)
 
 
 # ---- tests and intervals ---------------------------------------------------------------------------------------
+
 
 def test_welch_by_hand():
     """a: mean 2, variance 1, n 3; b: mean 5, variance 4, n 4: t = -3 / sqrt(4/3), df = (4/3)^2 / (1/18 + 1/3) = 32/7."""
@@ -50,7 +54,9 @@ def test_welch_by_hand():
     assert p == pytest.approx(2 * stats.t.sf(abs(t), df))
 
 
-@pytest.mark.parametrize("a, b", [([1.0], [1, 2, 3]), ([], [1, 2]), ([1, 1], [2, 2]), ([np.nan, 1], [1, 2])])
+@pytest.mark.parametrize(
+    "a, b", [([1.0], [1, 2, 3]), ([], [1, 2]), ([1, 1], [2, 2]), ([np.nan, 1], [1, 2])]
+)
 def test_welch_of_too_little_is_undefined(a, b):
     assert np.isnan(welch_test(np.array(a), np.array(b))).all()
 
@@ -61,7 +67,9 @@ def test_welch_gives_the_published_comparison():
     table = pd.read_csv(FENG / "derived_309_models.csv")
     ssl = table["group"] == "SSL"
     for column, claimed in (("pt", (7.845, 65.44)), ("aa", (-7.489, 98.11))):
-        assert welch_test(table[column][ssl], table[column][~ssl])[:2] == pytest.approx(claimed, abs=0.005)
+        assert welch_test(table[column][ssl], table[column][~ssl])[:2] == pytest.approx(
+            claimed, abs=0.005
+        )
 
 
 def test_interval_of_a_mean_is_about_students(rng):
@@ -95,8 +103,11 @@ def test_benjamini_hochberg_by_hand():
 
 # ---- rank correlations -----------------------------------------------------------------------------------------
 
+
 def test_rank_correlations_are_scipys(tied):
-    np.testing.assert_allclose(rank_correlations(tied)[0], stats.spearmanr(tied).statistic, atol=1e-12)
+    np.testing.assert_allclose(
+        rank_correlations(tied)[0], stats.spearmanr(tied).statistic, atol=1e-12
+    )
 
 
 def test_a_weighted_resample_is_the_resample_written_out(tied):
@@ -112,7 +123,9 @@ def test_interval_agrees_with_scipys_bootstrap(rng):
     columns = np.column_stack([x, x + rng.normal(size=80)])
     counts = resample_counts(80, 4000)
     mine = percentile_interval(rank_correlations(columns, counts)[:, 0, 1])
-    scipys = bootstrap_interval(*columns.T, statistic=spearman, resamples=4000, method="percentile", seed=1)
+    scipys = bootstrap_interval(
+        *columns.T, statistic=spearman, resamples=4000, method="percentile", seed=1
+    )
     assert mine == pytest.approx(scipys, abs=0.02)
 
 
@@ -132,15 +145,20 @@ def test_p_is_scipys(rng):
 def test_partial_correlation_is_that_of_the_residuals(rng):
     """Another road to the same number: regress the ranks of x and y on those of z and correlate what is left."""
     z = rng.normal(size=50)
-    ranks = np.apply_along_axis(stats.rankdata, 0, np.column_stack([z + rng.normal(size=50), z + rng.normal(size=50), z]))
+    ranks = np.apply_along_axis(
+        stats.rankdata, 0, np.column_stack([z + rng.normal(size=50), z + rng.normal(size=50), z])
+    )
     line = np.column_stack([np.ones(50), ranks[:, 2]])
     left = ranks[:, :2] - line @ np.linalg.lstsq(line, ranks[:, :2], rcond=None)[0]
     r = rank_correlations(ranks)[0]
-    assert partial_correlation(r[0, 1], r[0, 2], r[1, 2]) == pytest.approx(np.corrcoef(left.T)[0, 1])
+    assert partial_correlation(r[0, 1], r[0, 2], r[1, 2]) == pytest.approx(
+        np.corrcoef(left.T)[0, 1]
+    )
     assert np.isnan(partial_correlation(np.array(0.9), np.array(1.0), np.array(0.9)))
 
 
 # ---- families --------------------------------------------------------------------------------------------------
+
 
 def test_families_are_drawn_whole():
     families = np.array(["vgg", "resnet", "vgg", "vit", "resnet"])
@@ -154,9 +172,11 @@ def test_copies_of_a_model_are_one_model(rng):
     x = rng.normal(size=8)
     columns = np.repeat(np.column_stack([x, 0.5 * x + rng.normal(size=8)]), 30, axis=0)
     families = np.repeat(np.arange(8), 30)
+
     def width(counts):
         low, high = percentile_interval(rank_correlations(columns, counts)[:, 0, 1])
         return high - low
+
     eight = rank_correlations(columns[::30], resample_counts(8))[:, 0, 1]
     low, high = percentile_interval(eight)
     assert width(family_counts(families)) == pytest.approx(high - low, abs=1e-9)
@@ -179,12 +199,14 @@ def test_percentiles():
 
 # ---- regression ------------------------------------------------------------------------------------------------
 
+
 def test_regression_is_scipys(rng):
     x = rng.normal(size=40)
     y = 2 * x + rng.normal(size=40)
     line, fit = stats.linregress(x, y), linear_regression(x, y)
     assert [fit[k] for k in ("slope", "intercept", "r2", "p", "n")] == pytest.approx(
-        [line.slope, line.intercept, line.rvalue**2, line.pvalue, 40])
+        [line.slope, line.intercept, line.rvalue**2, line.pvalue, 40]
+    )
 
 
 def test_copies_do_not_make_a_slope_significant():
@@ -214,8 +236,8 @@ def test_cross_validation_by_brute_force():
     for i in range(5):
         rest = np.arange(5) != i
         slope, intercept = np.polyfit(x[rest], y[rest], 1)
-        errors += (y[i] - slope * x[i] - intercept)**2
-        spread += (y[i] - y[rest].mean())**2
+        errors += (y[i] - slope * x[i] - intercept) ** 2
+        spread += (y[i] - y[rest].mean()) ** 2
     splits = cross_validation_folds(np.arange(5), whole_families=False, repeats=1)
     found = cross_validated_r2(LinearRegression(), x[:, None], y[:, None], splits)
     assert found == pytest.approx([1 - errors / spread])
@@ -225,7 +247,10 @@ def test_noise_explains_nothing_unseen(rng):
     """40 useless predictors of 60 models: much of the variance in the sample, none outside."""
     x, y = rng.normal(size=(60, 40)), rng.normal(size=(60, 2))
     assert LinearRegression().fit(x, y).score(x, y) > 0.5
-    assert (cross_validated_r2(LinearRegression(), x, y, cross_validation_folds(np.arange(60), False)) < 0).all()
+    assert (
+        cross_validated_r2(LinearRegression(), x, y, cross_validation_folds(np.arange(60), False))
+        < 0
+    ).all()
 
 
 def test_folds_of_families_keep_them_whole():

@@ -1,4 +1,5 @@
 """Attacks against answers found another way: closed forms, the reference implementation, and the model's own count."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -29,6 +30,7 @@ def resnet():
 
 # ---- AutoAttack: parity with the reference ---------------------------------------------------------------------
 
+
 class Recorder(nn.Module):
     """Keeps the points a net is asked about."""
 
@@ -58,15 +60,23 @@ def test_apgd_walks_as_the_reference_does(robust_digits, norm, targeted):
     name, x, label = digits()[1203]
     eps = 0.05 if norm == "Linf" else 0.3
     job = AttackedImage(name, x, label, robust_digits(x[None])[0], eps=eps)
-    ours = our_iterates(robust_digits, APGD(norm, 100, targeted, runs=9 if targeted else 1), job, 200)
+    ours = our_iterates(
+        robust_digits, APGD(norm, 100, targeted, runs=9 if targeted else 1), job, 200
+    )
     recorder = Recorder(robust_digits)
-    oracle = reference_attack("apgd-t" if targeted else "apgd-ce", recorder, norm, eps, Budget(), seed=0)
+    oracle = reference_attack(
+        "apgd-t" if targeted else "apgd-ce", recorder, norm, eps, Budget(), seed=0
+    )
     oracle.init_hyperparam(x[None])
     oracle.y_target = job.logits.sort()[1][-2:-1]
     oracle.attack_single_run(x[None], torch.tensor([label]), x_init=ours[0])
     assert len(ours) == 101
-    for k, (ours_at, reference_at) in enumerate(zip(ours, recorder.points)):    # rounding grows along an L2 walk
-        torch.testing.assert_close(ours_at, reference_at, atol=2e-5 if norm == "Linf" or k < 30 else 1e-3, rtol=0)
+    for k, (ours_at, reference_at) in enumerate(
+        zip(ours, recorder.points)
+    ):  # rounding grows along an L2 walk
+        torch.testing.assert_close(
+            ours_at, reference_at, atol=2e-5 if norm == "Linf" or k < 30 else 1e-3, rtol=0
+        )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -79,7 +89,11 @@ def test_fab_walks_as_the_reference_does(robust_digits, norm):
     oracle = reference_attack("fab-t", recorder, norm, 1e-6, Budget(steps=30), seed=0)
     oracle.target_class, oracle.device = 2, torch.device("cpu")
     oracle.attack_single_run(x[None], torch.tensor([label]), is_targeted=True)
-    theirs = [p for i, p in enumerate(recorder.points) if i == 0 or not torch.equal(p, recorder.points[i - 1])]
+    theirs = [
+        p
+        for i, p in enumerate(recorder.points)
+        if i == 0 or not torch.equal(p, recorder.points[i - 1])
+    ]
     mine = [p for i, p in enumerate(ours) if i == 0 or not torch.equal(p, ours[i - 1])]
     assert abs(len(mine) - len(theirs)) <= 1 and len(mine) > 30
     for a, b in zip(mine, theirs):
@@ -103,25 +117,43 @@ class GradientLater(FAB):
 def fab_passes(fab, net, images, monkeypatch):
     monkeypatch.setattr("alignment_security.attacks.autoattack.FAB", fab)
     counter = Counter(net)
-    rows_of(run_autoattack(counter, images, "Linf", [1e-6], 10, Budget(attacks=("fab-t",), steps=30, targets=1), batch_size=64))
+    rows_of(
+        run_autoattack(
+            counter,
+            images,
+            "Linf",
+            [1e-6],
+            10,
+            Budget(attacks=("fab-t",), steps=30, targets=1),
+            batch_size=64,
+        )
+    )
     return counter.forwards + counter.backwards
 
 
 def test_fab_guesses_which_points_need_no_gradient(robust_digits, resnet, monkeypatch):
     """Where what comes is certain the guess costs next to nothing; where it varies it beats both fixed rules."""
-    guess, always, later = (fab_passes(fab, robust_digits, digits()[1200:1220], monkeypatch)
-                            for fab in (FAB, GradientAlways, GradientLater))
+    guess, always, later = (
+        fab_passes(fab, robust_digits, digits()[1200:1220], monkeypatch)
+        for fab in (FAB, GradientAlways, GradientLater)
+    )
     assert guess < 0.8 * always and guess < 1.03 * later
-    guess, always, later = (fab_passes(fab, resnet, cifar_photographs()[:1], monkeypatch)
-                            for fab in (FAB, GradientAlways, GradientLater))
+    guess, always, later = (
+        fab_passes(fab, resnet, cifar_photographs()[:1], monkeypatch)
+        for fab in (FAB, GradientAlways, GradientLater)
+    )
     assert guess < min(always, later)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
 def test_verdicts_of_the_reference(robust_digits, norm, eps):
     """All four attacks, small budget, 40 digits: the same robust images (Square's draws differ: one may)."""
-    ours, theirs = (rows_of(engine(robust_digits, digits()[1200:1240], norm, [eps], 10, SMALL, batch_size=40)
-                            ).set_index("image_id").sort_index() for engine in (run_autoattack, run_pyautoattack))
+    ours, theirs = (
+        rows_of(engine(robust_digits, digits()[1200:1240], norm, [eps], 10, SMALL, batch_size=40))
+        .set_index("image_id")
+        .sort_index()
+        for engine in (run_autoattack, run_pyautoattack)
+    )
     assert (ours.robust != theirs.robust).sum() <= 1
     assert 0.1 < ours.robust.mean() < 0.95
 
@@ -129,28 +161,47 @@ def test_verdicts_of_the_reference(robust_digits, norm, eps):
 @pytest.mark.slow
 def test_verdicts_of_the_reference_on_every_digit(robust_digits):
     """The standard budget on all 1797: what the random draws of both sides may move is half a point."""
-    ours, theirs = (rows_of(engine(robust_digits, digits(), "Linf", [0.12], 10, Budget(), batch_size=256)
-                            ).set_index("image_id").sort_index() for engine in (run_autoattack, run_pyautoattack))
+    ours, theirs = (
+        rows_of(engine(robust_digits, digits(), "Linf", [0.12], 10, Budget(), batch_size=256))
+        .set_index("image_id")
+        .sort_index()
+        for engine in (run_autoattack, run_pyautoattack)
+    )
     assert len(ours) == 1797 and 0.1 < ours.robust.mean() < 0.95
-    assert (ours.robust == theirs.robust).mean() >= 0.995 and abs(ours.robust.mean() - theirs.robust.mean()) <= 0.005
+    assert (ours.robust == theirs.robust).mean() >= 0.995 and abs(
+        ours.robust.mean() - theirs.robust.mean()
+    ) <= 0.005
 
 
 def test_verdicts_of_the_reference_on_real_photographs(resnet):
     images = cifar_photographs(resnet)[:6]
     budget = Budget(attacks=("apgd-ce",), steps=20)
-    ours, theirs = (rows_of(engine(resnet, images, "Linf", [2 / 255], 10, budget, batch_size=6)).set_index("image_id")
-                    for engine in (run_autoattack, run_pyautoattack))
+    ours, theirs = (
+        rows_of(engine(resnet, images, "Linf", [2 / 255], 10, budget, batch_size=6)).set_index(
+            "image_id"
+        )
+        for engine in (run_autoattack, run_pyautoattack)
+    )
     assert ours.robust.to_dict() == theirs.robust.to_dict()
-    assert ours.forwards.sum() + ours.backwards.sum() < (theirs.forwards.sum() + theirs.backwards.sum()) / 2
+    assert (
+        ours.forwards.sum() + ours.backwards.sum()
+        < (theirs.forwards.sum() + theirs.backwards.sum()) / 2
+    )
 
 
 # ---- AutoAttack: what must hold whatever the model -------------------------------------------------------------
 
+
 def test_nothing_depends_on_the_batch(robust_digits):
     images = digits()[1200:1216]
-    whole, sevens, ones = (rows_of(run_autoattack(robust_digits, order, "Linf", [0.08, 0.12], 10, SMALL, batch_size=size))
-                           .set_index(["image_id", "eps"]).sort_index()
-                           for order, size in ((images, 16), (images[::-1], 7), (images, 1)))
+    whole, sevens, ones = (
+        rows_of(
+            run_autoattack(robust_digits, order, "Linf", [0.08, 0.12], 10, SMALL, batch_size=size)
+        )
+        .set_index(["image_id", "eps"])
+        .sort_index()
+        for order, size in ((images, 16), (images[::-1], 7), (images, 1))
+    )
     for other in (sevens, ones):
         columns = ["robust", "broken_by", "forwards", "backwards"]
         pd.testing.assert_frame_equal(other[columns], whole[columns])
@@ -167,7 +218,9 @@ def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits
     assert (rows.groupby("image_id").robust.apply(lambda r: r.is_monotonic_decreasing)).all()
     assert rows.forwards.sum() == net.forwards and rows.backwards.sum() == net.backwards
     attacked = rows[(rows.robust == 0) & (rows.broken_by != "clean")]
-    assert (attacked.linf <= attacked.eps + 1e-7).all() and (attacked.adv_pred != attacked.label).all()
+    assert (attacked.linf <= attacked.eps + 1e-7).all() and (
+        attacked.adv_pred != attacked.label
+    ).all()
     images = {name: x for name, x, _ in digits()}
     for row in attacked.dropna(subset="perturbation").itertuples():
         point = images[row.image_id] + row.perturbation
@@ -178,18 +231,29 @@ def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits
 def test_fab_decides_larger_balls_from_what_it_found_outside_a_smaller_one(robust_digits):
     """Same verdicts as one run per eps, with passes for the first eps only where FAB alone is run."""
     budget, images = Budget(attacks=("fab-t",), steps=30, targets=3), digits()[1200:1220]
-    ladder = rows_of(run_autoattack(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)).set_index(["image_id", "eps"])
+    ladder = rows_of(
+        run_autoattack(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)
+    ).set_index(["image_id", "eps"])
     for eps in (0.05, 0.1, 0.15):
-        alone = rows_of(run_autoattack(robust_digits, images, "Linf", [eps], 10, budget)).set_index("image_id")
+        alone = rows_of(run_autoattack(robust_digits, images, "Linf", [eps], 10, budget)).set_index(
+            "image_id"
+        )
         assert (ladder.xs(eps, level="eps").robust.sort_index() == alone.robust.sort_index()).all()
     later = ladder[ladder.index.get_level_values("eps") > 0.06]
-    assert later.backwards.sum() == 0 and later.robust.mean() < ladder.xs(0.05, level="eps").robust.mean()
+    assert (
+        later.backwards.sum() == 0
+        and later.robust.mean() < ladder.xs(0.05, level="eps").robust.mean()
+    )
 
 
 def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
     eps, images = [0.04, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
-    exact, bisected = (rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
-                       .set_index(["image_id", "eps"]).sort_index() for bisect in (False, True))
+    exact, bisected = (
+        rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
+        .set_index(["image_id", "eps"])
+        .sort_index()
+        for bisect in (False, True)
+    )
     assert (exact.robust == bisected.robust).mean() >= 0.97
     inferred = bisected[bisected.from_eps > bisected.index.get_level_values("eps") + 1e-12]
     assert len(inferred) and (inferred.robust == 1).all()
@@ -198,23 +262,48 @@ def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
 
 def test_a_ladder_goes_on_where_it_was_left(robust_digits):
     images, eps = digits()[1200:1212], [0.05, 0.1, 0.15]
-    whole = rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL)).set_index(["image_id", "eps"]).sort_index()
-    begun = {name: rows.reset_index().sort_values("eps").iloc[:1].to_dict("records")
-             for name, rows in whole.groupby("image_id")}
-    rest = rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, begun=begun)).set_index(["image_id", "eps"])
+    whole = (
+        rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL))
+        .set_index(["image_id", "eps"])
+        .sort_index()
+    )
+    begun = {
+        name: rows.reset_index().sort_values("eps").iloc[:1].to_dict("records")
+        for name, rows in whole.groupby("image_id")
+    }
+    rest = rows_of(
+        run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, begun=begun)
+    ).set_index(["image_id", "eps"])
     assert len(rest) == 2 * len(images)
-    pd.testing.assert_series_equal(rest.robust.sort_index(), whole.robust.loc[rest.index].sort_index(), check_dtype=False)
+    pd.testing.assert_series_equal(
+        rest.robust.sort_index(), whole.robust.loc[rest.index].sort_index(), check_dtype=False
+    )
 
 
 def test_square_breaks_a_net_that_masks_its_gradients():
     """A staircase has no gradient anywhere: only the random search can see it, and the flag says so."""
+
     class Staircase(nn.Module):
         def forward(self, x):
             steps = (x.flatten(1).sum(1) * 4).floor() / 4
-            return torch.stack([9 - steps, torch.zeros_like(steps), steps * 0 - 5, steps * 0 - 6], 1) + 0 * x.flatten(1)[:, :4]
+            return (
+                torch.stack([9 - steps, torch.zeros_like(steps), steps * 0 - 5, steps * 0 - 6], 1)
+                + 0 * x.flatten(1)[:, :4]
+            )
+
     images = [(f"i{k}", torch.full((1, 8, 8), 0.1), 0) for k in range(4)]
     said = []
-    rows = rows_of(run_autoattack(Staircase(), images, "Linf", [0.1], 4, Budget(steps=10, targets=3, queries=300), log=said.append))
+    rows = rows_of(
+        run_autoattack(
+            Staircase(),
+            images,
+            "Linf",
+            [0.1],
+            4,
+            Budget(steps=10, targets=3, queries=300),
+            log=said.append,
+        )
+    )
     assert set(rows.broken_by) == {"square"}
     assert "4 image(s) had a zero gradient" in said[0]
     assert "masked" in masked_gradient_warnings(rows)[0]
@@ -225,8 +314,15 @@ def test_fab_finds_linf_distances_of_a_linear_model(distance):
     net, image = two_class(distance, "Linf")
     job = AttackedImage("a", image, 0, net(image[None])[0], eps=1e-9)
     attack, passes = FAB("Linf", 60, runs=1), Forward(net, 1)
-    for _ in run_stages([0], [attack], passes, lambda jobs, points: [None] * len(jobs), lambda batch: ([], [job]),
-                        lambda job, stage: ([], None), lambda job, finding: ([], None)):
+    for _ in run_stages(
+        [0],
+        [attack],
+        passes,
+        lambda jobs, points: [None] * len(jobs),
+        lambda batch: ([], [job]),
+        lambda job, stage: ([], None),
+        lambda job, finding: ([], None),
+    ):
         pass
     assert job.known["distance"] == pytest.approx(distance, rel=0.01)
 
@@ -235,6 +331,7 @@ def test_fab_finds_linf_distances_of_a_linear_model(distance):
 def test_projection_on_hyperplane_and_box_is_optimal(norm):
     """Against scipy's linear / quadratic solvers."""
     from scipy.optimize import minimize
+
     generator = torch.Generator().manual_seed(1)
     t, w = torch.rand(4, 12, generator=generator), torch.randn(4, 12, generator=generator)
     c = torch.tensor([0.3, -0.8, 2.0, -0.05])
@@ -245,12 +342,23 @@ def test_projection_on_hyperplane_and_box_is_optimal(norm):
         assert (ti + d[i]).min() >= -1e-6 and (ti + d[i]).max() <= 1 + 1e-6
         if norm == "Linf":
             n = len(ti)
-            best = linprog([*[0] * n, 1], A_ub=np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]]),
-                           b_ub=np.zeros(2 * n), A_eq=[[*wi, 0]], b_eq=[goal], bounds=[*zip(-ti, 1 - ti), (0, None)]).fun
+            best = linprog(
+                [*[0] * n, 1],
+                A_ub=np.block([[np.eye(n), -np.ones((n, 1))], [-np.eye(n), -np.ones((n, 1))]]),
+                b_ub=np.zeros(2 * n),
+                A_eq=[[*wi, 0]],
+                b_eq=[goal],
+                bounds=[*zip(-ti, 1 - ti), (0, None)],
+            ).fun
             assert np.abs(d[i]).max() == pytest.approx(best, abs=1e-5)
         else:
-            best = minimize(lambda z: z @ z, np.zeros(len(ti)), jac=lambda z: 2 * z, bounds=list(zip(-ti, 1 - ti)),
-                            constraints={"type": "eq", "fun": lambda z, w=wi, g=goal: z @ w - g}).fun
+            best = minimize(
+                lambda z: z @ z,
+                np.zeros(len(ti)),
+                jac=lambda z: 2 * z,
+                bounds=list(zip(-ti, 1 - ti)),
+                constraints={"type": "eq", "fun": lambda z, w=wi, g=goal: z @ w - g},
+            ).fun
             assert d[i] @ d[i] == pytest.approx(best, abs=1e-4)
 
 
@@ -269,7 +377,10 @@ def test_square_shapes_are_the_references():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_square_never_leaves_its_ball(robust_digits, norm):
     attack, seen = Square(norm, 40), []
-    jobs = [AttackedImage(name, x, label, robust_digits(x[None])[0], eps=0.3) for name, x, label in digits()[1200:1204]]
+    jobs = [
+        AttackedImage(name, x, label, robust_digits(x[None])[0], eps=0.3)
+        for name, x, label in digits()[1200:1204]
+    ]
     state, passes = attack.start(jobs), Forward(robust_digits, 4)
     for _ in range(40):
         seen.append(state["x_adv"].clone())
@@ -281,13 +392,24 @@ def test_square_never_leaves_its_ball(robust_digits, norm):
 
 # ---- inputs ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("image", "label", "says"), [
-    (torch.full((1, 8, 8), 1.5), 0, "pixels are not all in"), (torch.full((1, 8, 8), torch.nan), 0, "pixels are not all in"),
-    (torch.full((1, 8, 8), -0.1), 0, "pixels are not all in"), (torch.full((1, 8, 8), 0.5), 7, "label 7 is outside 0..1")])
+
+@pytest.mark.parametrize(
+    ("image", "label", "says"),
+    [
+        (torch.full((1, 8, 8), 1.5), 0, "pixels are not all in"),
+        (torch.full((1, 8, 8), torch.nan), 0, "pixels are not all in"),
+        (torch.full((1, 8, 8), -0.1), 0, "pixels are not all in"),
+        (torch.full((1, 8, 8), 0.5), 7, "label 7 is outside 0..1"),
+    ],
+)
 def test_bad_images_are_named(image, label, says):
     net, _ = two_class(0.1, "L2")
-    for run in (run_minimum_norm(net, [("photo.jpg", image, label)], FMN("L2", 3), 2),
-                run_autoattack(net, [("photo.jpg", image, label)], "Linf", [0.1], 2, Budget(attacks=("apgd-ce",)))):
+    for run in (
+        run_minimum_norm(net, [("photo.jpg", image, label)], FMN("L2", 3), 2),
+        run_autoattack(
+            net, [("photo.jpg", image, label)], "Linf", [0.1], 2, Budget(attacks=("apgd-ce",))
+        ),
+    ):
         with pytest.raises(AttackError, match=f"photo.jpg: .*{says}"):
             list(run)
 
@@ -295,16 +417,34 @@ def test_bad_images_are_named(image, label, says):
 def test_nan_logits_are_named():
     class Sick(nn.Module):
         def forward(self, x):
-            return x.flatten(1)[:, :4] * torch.where(x.flatten(1).amax(1) > 0.5, torch.nan, 1.0)[:, None]
+            return (
+                x.flatten(1)[:, :4]
+                * torch.where(x.flatten(1).amax(1) > 0.5, torch.nan, 1.0)[:, None]
+            )
+
     image = torch.full((1, 8, 8), 0.5)
     image[0, 0, 0] = 0.49
     with pytest.raises(AttackError, match="NaN"):
-        list(run_autoattack(Sick(), [("photo.jpg", image, 1)], "Linf", [0.1], 4, Budget(steps=5, targets=3, queries=5)))
+        list(
+            run_autoattack(
+                Sick(),
+                [("photo.jpg", image, 1)],
+                "Linf",
+                [0.1],
+                4,
+                Budget(steps=5, targets=3, queries=5),
+            )
+        )
 
 
 def test_budgets_below_the_standard_are_not_called_autoattack():
     assert Budget().name == "AutoAttack standard"
-    for less in (Budget(steps=99), Budget(queries=4999), Budget(targets=8), Budget(attacks=("apgd-ce",))):
+    for less in (
+        Budget(steps=99),
+        Budget(queries=4999),
+        Budget(targets=8),
+        Budget(attacks=("apgd-ce",)),
+    ):
         assert "AutoAttack" not in less.name and less.name.startswith("reduced")
 
 
@@ -323,15 +463,24 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(robust_digits):
             if len(x) > 3:
                 raise torch.OutOfMemoryError("device is full")
             return robust_digits(x)
+
     images, said = digits()[1200:1212], []
-    roomy = rows_of(run_autoattack(robust_digits, images, "Linf", [0.1], 10, SMALL, batch_size=12)).set_index("image_id")
-    tight = rows_of(run_autoattack(Greedy(), images, "Linf", [0.1], 10, SMALL, batch_size=12, log=said.append)).set_index("image_id")
-    assert tight.robust.sort_index().equals(roomy.robust.sort_index()) and "batch size is now" in said[0]
+    roomy = rows_of(
+        run_autoattack(robust_digits, images, "Linf", [0.1], 10, SMALL, batch_size=12)
+    ).set_index("image_id")
+    tight = rows_of(
+        run_autoattack(Greedy(), images, "Linf", [0.1], 10, SMALL, batch_size=12, log=said.append)
+    ).set_index("image_id")
+    assert (
+        tight.robust.sort_index().equals(roomy.robust.sort_index())
+        and "batch size is now" in said[0]
+    )
 
 
 def test_other_errors_are_not_taken_for_memory(robust_digits):
     class Broken(nn.Module):
         def forward(self, x):
             raise RuntimeError("shape mismatch")
+
     with pytest.raises(RuntimeError, match="shape mismatch"):
         Forward(Broken(), 4).logits(torch.zeros(2, 1, 8, 8))

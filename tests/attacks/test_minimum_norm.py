@@ -1,4 +1,5 @@
 """Minimum-norm attacks against closed forms, bisection and linear programming, and each other."""
+
 import math
 
 import numpy as np
@@ -21,7 +22,11 @@ def box_distance(net, distance: float) -> float:
     goal, low, high = distance * np.linalg.norm(weight), 0.0, 1e3
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (low, middle) if (np.abs(weight) * np.minimum(middle * np.abs(weight), 0.5)).sum() > goal else (middle, high)
+        low, high = (
+            (low, middle)
+            if (np.abs(weight) * np.minimum(middle * np.abs(weight), 0.5)).sum() > goal
+            else (middle, high)
+        )
     return float(np.linalg.norm(np.minimum(high * np.abs(weight), 0.5)))
 
 
@@ -52,7 +57,9 @@ def test_fmn_takes_the_nearest_of_ten_classes():
     label = int(logits.argmax())
     gaps = (logits[label] - logits) / (weight[label] - weight).norm(dim=1)
     want = float(gaps[torch.arange(10) != label].min())
-    row = rows_of(run_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)).iloc[0]
+    row = rows_of(
+        run_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)
+    ).iloc[0]
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
 
@@ -70,38 +77,63 @@ def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
 
 def test_a_misclassified_image_has_a_row_and_no_norm(robust_digits):
     name, x, label = digits()[1200]
-    row = rows_of(run_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)).iloc[0]
+    row = rows_of(
+        run_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)
+    ).iloc[0]
     assert row.clean_correct == 0 and "l2" not in row.dropna()
 
 
 def test_a_zero_gradient_is_no_division_by_zero():
     """A constant model cannot be fooled: success 0, and no NaN on the way (trap 5)."""
-    row = rows_of(run_minimum_norm(Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2))
+    row = rows_of(
+        run_minimum_norm(
+            Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2
+        )
+    )
     assert row.success.tolist() == [0]
 
 
 def clipped_distance(net, image):
     """Linf distance to the boundary of a two-class linear model inside the box, by scipy's linear programming."""
-    w, x, gap = net.weight[0].double().numpy(), image.double().flatten().numpy(), float(net(image[None])[0, 0])
+    w, x, gap = (
+        net.weight[0].double().numpy(),
+        image.double().flatten().numpy(),
+        float(net(image[None])[0, 0]),
+    )
     both = np.concatenate([np.eye(len(w)), -np.eye(len(w))])
     # variables d and t: |d| <= t, w.d = -gap, x + d in the box; least t
-    found = linprog([0] * len(w) + [1], np.hstack([both, -np.ones((len(both), 1))]), [0] * len(both), [[*w, 0]], [-gap],
-                    [*zip(-x, 1 - x), (0, None)])
+    found = linprog(
+        [0] * len(w) + [1],
+        np.hstack([both, -np.ones((len(both), 1))]),
+        [0] * len(both),
+        [[*w, 0]],
+        [-gap],
+        [*zip(-x, 1 - x), (0, None)],
+    )
     assert found.success
     return found.fun
 
 
-@pytest.mark.parametrize(("norm", "distance"), [*[("L2", d) for d in (0.02, 0.2, 0.7, 1.3, 2.6)],
-                                                *[("Linf", d) for d in (0.002, 0.02, 0.2, 0.3)]])
+@pytest.mark.parametrize(
+    ("norm", "distance"),
+    [
+        *[("L2", d) for d in (0.02, 0.2, 0.7, 1.3, 2.6)],
+        *[("Linf", d) for d in (0.002, 0.02, 0.2, 0.3)],
+    ],
+)
 def test_crossing_on_linear_models_in_few_passes(norm, distance):
     """Against bisection and linear programming in float64; most pixels clip at L2 2.6, half the image is dark in Linf."""
     net, image = two_class(distance, norm)
-    if norm == "Linf":      # pixels that reach the box at different lengths
-        image = image - torch.linspace(0, 0.4, image.numel()).view_as(image) * (net.weight[0].view_as(image) > 0)
+    if norm == "Linf":  # pixels that reach the box at different lengths
+        image = image - torch.linspace(0, 0.4, image.numel()).view_as(image) * (
+            net.weight[0].view_as(image) > 0
+        )
         net.bias[0] = distance * net.weight[0].abs().sum() - net.weight[0] @ image.flatten()
     want = box_distance(net, distance) if norm == "L2" else clipped_distance(net, image)
     row = rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing(norm, 25), 2)).iloc[0]
-    found = float(torch.linalg.vector_norm(row.perturbation.flatten(), ord={"L2": 2, "Linf": math.inf}[norm]))
+    found = float(
+        torch.linalg.vector_norm(row.perturbation.flatten(), ord={"L2": 2, "Linf": math.inf}[norm])
+    )
     assert want * (1 - 1e-5) <= found <= 1.002 * want and row.backwards == 25
 
 
@@ -117,7 +149,9 @@ class Halves(torch.nn.Module):
 
 
 def norms_found(net, images, attack, n_outputs):
-    rows = rows_of(run_minimum_norm(net, images, attack, n_outputs, batch_size=len(images))).set_index("image_id")
+    rows = rows_of(
+        run_minimum_norm(net, images, attack, n_outputs, batch_size=len(images))
+    ).set_index("image_id")
     return rows[rows.success == 1][attack.norm.lower()]
 
 
@@ -127,7 +161,10 @@ def test_crossing_reaches_the_norms_of_long_fmn(robust_digits, norm, classes):
     """50 passes against 500 steps, on every image together and none much worse."""
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
-    short, long = (norms_found(net, images, attack, classes) for attack in (BoundaryCrossing(norm, 50), FMN(norm, 500)))
+    short, long = (
+        norms_found(net, images, attack, classes)
+        for attack in (BoundaryCrossing(norm, 50), FMN(norm, 500))
+    )
     assert len(short) == len(long) > 20
     assert short.mean() <= 1.002 * long.mean() and (short / long).max() < 1.1
 
@@ -137,7 +174,9 @@ def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
     """Twice the passes begin with the same walk; the second finds something smaller on some images, on two classes too."""
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
-    one, two, three = (norms_found(net, images, BoundaryCrossing("L2", steps), classes) for steps in (50, 100, 150))
+    one, two, three = (
+        norms_found(net, images, BoundaryCrossing("L2", steps), classes) for steps in (50, 100, 150)
+    )
     assert (two < one * (1 - 1e-5)).any()
     for fewer, more in ((one, two), (two, three)):
         assert (more <= fewer * (1 + 1e-6)).all()
@@ -147,10 +186,15 @@ def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
 def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     """The best point of all walks is what is reported."""
     images = digits()[1200:1208]
-    rows = rows_of(run_minimum_norm(robust_digits, images, BoundaryCrossing("L2", 60, walks), 10)).set_index("image_id")
+    rows = rows_of(
+        run_minimum_norm(robust_digits, images, BoundaryCrossing("L2", 60, walks), 10)
+    ).set_index("image_id")
     pixels = {name: x for name, x, _ in images}
     for row in rows[rows.success == 1].reset_index().itertuples():
-        assert int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax()) != row.label
+        assert (
+            int(robust_digits((pixels[row.image_id] + row.perturbation)[None]).argmax())
+            != row.label
+        )
         assert row.forwards == 63 and row.backwards == 60
 
 
@@ -158,22 +202,39 @@ def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
 def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, published):
     """Trap 1: a norm of whole steps of length 1 whatever the true distance, and the point is foolbox's own."""
     import foolbox
+
     net, image = two_class(distance, "L2", size=(3, 16, 16))
-    image = image + torch.linspace(-0.5, 0.5, image.numel()).view_as(image)      # from 0 to 1: stretching changes nothing
+    image = image + torch.linspace(-0.5, 0.5, image.numel()).view_as(
+        image
+    )  # from 0 to 1: stretching changes nothing
     net.bias[0] -= float((net.weight[0] * (image.flatten() - 0.5)).sum())
     row = rows_of(run_foolbox(net, [("a", image, 0)], "feng2025", 1000, 2)).iloc[0]
     theirs = foolbox.attacks.L2FMNAttack(steps=1000, max_stepsize=1, min_stepsize=1e-5, gamma=10)(
-        foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None)[1][0]
+        foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None
+    )[1][0]
     torch.testing.assert_close(row.perturbation, theirs - image)
-    assert row.l2 == pytest.approx(published, abs=0.15)      # whole steps of 1, less what the box takes
-    ours = rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing("L2", 20), 2)).iloc[0].l2
+    assert row.l2 == pytest.approx(published, abs=0.15)  # whole steps of 1, less what the box takes
+    ours = (
+        rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing("L2", 20), 2)).iloc[0].l2
+    )
     assert distance <= ours <= 1.02 * distance
 
 
-@pytest.mark.parametrize(("protocol", "steps", "within", "distance"), [
-    *[(*row, d) for row in (("ddn", 300, 1.002), ("deepfool", 50, 1.026)) for d in (0.02, 0.05, 0.2, 0.7, 1.3)],
-    ("cw", 1000, 1.01, 0.05), *[pytest.param("cw", 1000, 1.01, d, marks=pytest.mark.slow) for d in (0.02, 0.2, 0.7, 1.3)]])
-def test_library_attacks_that_are_offered_find_closed_form_distances(protocol, steps, within, distance):
+@pytest.mark.parametrize(
+    ("protocol", "steps", "within", "distance"),
+    [
+        *[
+            (*row, d)
+            for row in (("ddn", 300, 1.002), ("deepfool", 50, 1.026))
+            for d in (0.02, 0.05, 0.2, 0.7, 1.3)
+        ],
+        ("cw", 1000, 1.01, 0.05),
+        *[pytest.param("cw", 1000, 1.01, d, marks=pytest.mark.slow) for d in (0.02, 0.2, 0.7, 1.3)],
+    ],
+)
+def test_library_attacks_that_are_offered_find_closed_form_distances(
+    protocol, steps, within, distance
+):
     """DeepFool oversteps by 2 %, as its settings say. At 1.3 the box takes part."""
     net, image = two_class(distance, "L2")
     want = box_distance(net, distance)
@@ -183,11 +244,15 @@ def test_library_attacks_that_are_offered_find_closed_form_distances(protocol, s
 
 @pytest.mark.parametrize(("protocol", "steps"), [("ddn", 30), ("cw", 20), ("deepfool", 20)])
 def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, steps):
-    alone, together = (rows_of(run_foolbox(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
-                       for batch_size in (1, 12))
+    alone, together = (
+        rows_of(run_foolbox(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
+        for batch_size in (1, 12)
+    )
     assert alone.success.sum() > 5
     pd.testing.assert_series_equal(alone.l2, together.l2, rtol=1e-3)
-    assert alone.backwards.sum() == pytest.approx(together.backwards.sum(), rel=0.5)     # deepfool ends when all have
+    assert alone.backwards.sum() == pytest.approx(
+        together.backwards.sum(), rel=0.5
+    )  # deepfool ends when all have
 
 
 def test_stretching():
@@ -196,8 +261,17 @@ def test_stretching():
     assert out[0].min() == 0 and out[0].max() == 1 and torch.equal(out[1], x[1])
 
 
-@pytest.mark.parametrize("bad", [{"gamma": 1.0}, {"gamma": 5}, {"gamma": 0}, {"steps": 0}, {"step_size": 0},
-                                 {"step_size": 0.1, "final_step_size": 0.2}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"gamma": 1.0},
+        {"gamma": 5},
+        {"gamma": 0},
+        {"steps": 0},
+        {"step_size": 0},
+        {"step_size": 0.1, "final_step_size": 0.2},
+    ],
+)
 def test_fmn_refuses_settings_that_break_it(bad):
     with pytest.raises(ValueError, match="gamma|steps"):
         FMN("L2", **({"steps": 10} | bad))
@@ -210,13 +284,19 @@ def test_projection_only_shrinks(norm, p):
     size = torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
     out = shrink_onto_ball(delta.clone(), size * torch.tensor([2, 2, 2, 0.5, 0.5, 0.5]), norm)
     assert torch.equal(out[:3], delta[:3])
-    torch.testing.assert_close(torch.linalg.vector_norm(out[3:].flatten(1), ord=p, dim=1), size[3:] / 2)
+    torch.testing.assert_close(
+        torch.linalg.vector_norm(out[3:].flatten(1), ord=p, dim=1), size[3:] / 2
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_norms_do_not_depend_on_the_batch(robust_digits, batch_size):
     images = digits()[1200:1214]
-    whole = rows_of(run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)).set_index("image_id")
-    parts = rows_of(run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)).set_index("image_id")
+    whole = rows_of(
+        run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)
+    ).set_index("image_id")
+    parts = rows_of(
+        run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)
+    ).set_index("image_id")
     np.testing.assert_allclose(parts.l2.loc[whole.index], whole.l2, rtol=1e-4)
     assert (parts.success.loc[whole.index].fillna(-1) == whole.success.fillna(-1)).all()

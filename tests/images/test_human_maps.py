@@ -1,4 +1,5 @@
 """Maps lie over their photographs; ClickMe's records in every encoding, and those that are damaged."""
+
 from __future__ import annotations
 
 import io
@@ -32,32 +33,47 @@ from alignment_security.images.loading import (
 
 tfrecord = pytest.importorskip("tfrecord")
 
-PLAIN = {"input_size": (3, 224, 224), "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center"}
+PLAIN = {
+    "input_size": (3, 224, 224),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def marked(tmp_path, monkeypatch):
     """A 400 x 200 photograph, black but for a bright spot where its one-ellipse map has its peak: (x, y) -> ImageSet."""
+
     def call(x: float, y: float):
         images = load_image_set("sample").take([0])
-        ellipse = [x, y, 0.03, 0.06, 0.0, 1.0]      # a circle in pixels: 12 of them
+        ellipse = [x, y, 0.03, 0.06, 0.0, 1.0]  # a circle in pixels: 12 of them
         spot = (draw_ellipses([ellipse], 200, 400) * 255).astype(np.uint8)
         Image.fromarray(spot).convert("RGB").save(tmp_path / "spot.png")
-        monkeypatch.setattr("alignment_security.images.human_maps.drawings", lambda: {images.ids[0]: [ellipse]})
+        monkeypatch.setattr(
+            "alignment_security.images.human_maps.drawings", lambda: {images.ids[0]: [ellipse]}
+        )
         return replace(images, paths=(tmp_path / "spot.png",))
+
     return call
 
 
-@pytest.mark.parametrize("mode, size", [("center", 224), ("squash", 224), ("border", 224), ("center", 300)])
+@pytest.mark.parametrize(
+    "mode, size", [("center", 224), ("squash", 224), ("border", 224), ("center", 300)]
+)
 @pytest.mark.parametrize("x, y", [(0.5, 0.5), (0.4, 0.3), (0.65, 0.7)])
 def test_a_map_lies_over_its_photograph(marked, mode, size, x, y):
     """The brightest place of the photograph that the model sees is the peak of the map that belongs to it."""
     images, preprocessing = marked(x, y), PLAIN | {"crop_mode": mode, "input_size": (3, size, size)}
-    seen, drawn = PixelDataset(images, preprocessing)[0][1][0].numpy(), human_map(images, 0, preprocessing)
+    seen, drawn = (
+        PixelDataset(images, preprocessing)[0][1][0].numpy(),
+        human_map(images, 0, preprocessing),
+    )
     if mode == "border":
-        seen = seen * (drawn > 0)       # padded with grey, where the map is 0
+        seen = seen * (drawn > 0)  # padded with grey, where the map is 0
     assert drawn.shape == (size, size) and drawn.dtype == np.float32
     peaks = [np.array(np.unravel_index(m.argmax(), m.shape)) for m in (seen, drawn)]
     assert np.abs(peaks[0] - peaks[1]).max() <= 1
@@ -76,8 +92,12 @@ def test_an_ellipse_by_hand():
     """exp(-2) on the rim along both axes of an ellipse turned by 90 degrees; the maximum of two, not their sum."""
     one = draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8]], 1001, 1001)
     assert one[500, 500] == pytest.approx(0.8) and one.dtype == np.float32
-    assert one[700, 500] == pytest.approx(0.8 * np.exp(-2), rel=1e-2) and one[500, 600] == pytest.approx(0.8 * np.exp(-2), rel=1e-2)
-    both = draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8], [0.5, 0.5, 0.1, 0.1, 0.0, 0.5]], 1001, 1001)
+    assert one[700, 500] == pytest.approx(0.8 * np.exp(-2), rel=1e-2) and one[
+        500, 600
+    ] == pytest.approx(0.8 * np.exp(-2), rel=1e-2)
+    both = draw_ellipses(
+        [[0.5, 0.5, 0.2, 0.1, 90.0, 0.8], [0.5, 0.5, 0.1, 0.1, 0.0, 0.5]], 1001, 1001
+    )
     assert both[500, 500] == pytest.approx(0.8) and (both >= one).all()
 
 
@@ -89,6 +109,7 @@ def test_every_photograph_of_the_sample_has_a_map(sample, lite0):
 
 
 # ---- ClickMe ---------------------------------------------------------------------------------------------------
+
 
 def encode(image: np.ndarray, kind: str) -> bytes:
     if kind.startswith("jpeg"):
@@ -104,7 +125,9 @@ def photographs(sample, side: int) -> list[tuple[np.ndarray, np.ndarray]]:
     for i in range(4):
         image = read_image(sample.paths[i]).resize((side, side))
         drawn = Image.fromarray(original_map(sample, i)).resize((side, side))
-        pairs.append((np.asarray(image), (np.asarray(drawn) * 255).round().clip(0, 255).astype(np.uint8)))
+        pairs.append(
+            (np.asarray(image), (np.asarray(drawn) * 255).round().clip(0, 255).astype(np.uint8))
+        )
     return pairs
 
 
@@ -113,13 +136,23 @@ def write_shard(path: Path, pairs, labels, kind="jpeg", **more) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = tfrecord.TFRecordWriter(str(path))
     for (image, heatmap), label in zip(pairs, labels):
-        writer.write({"image": (encode(image, kind), "byte"), "heatmap": (encode(heatmap, kind), "byte"), "label": (label, "int")}
-                     | more)
+        writer.write(
+            {
+                "image": (encode(image, kind), "byte"),
+                "heatmap": (encode(heatmap, kind), "byte"),
+                "label": (label, "int"),
+            }
+            | more
+        )
     writer.close()
 
 
-ENCODINGS = {"jpeg": (256, 3.0, {}), "float 224": (224, 0.5, {}), "float 256": (256, 0.5, {"click_count": (7, "int")}),
-             "float unit": (224, 0.51, {})}
+ENCODINGS = {
+    "jpeg": (256, 3.0, {}),
+    "float 224": (224, 0.5, {}),
+    "float 256": (256, 0.5, {"click_count": (7, "int")}),
+    "float unit": (224, 0.51, {}),
+}
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
@@ -130,7 +163,12 @@ def test_a_shard_in_every_encoding(tmp_path, sample, kind):
     write_shard(tmp_path / "val" / "val-10.tfrecords", pairs[2:], labels[2:], kind, **more)
     write_shard(tmp_path / "val" / "val-2.tfrecords", pairs[:2], labels[:2], kind, **more)
     images = load_image_set("clickme", str(tmp_path / "val"))
-    assert images.ids == ("val-2-00000", "val-2-00001", "val-10-00000", "val-10-00001") and images.labels == tuple(labels)
+    assert images.ids == (
+        "val-2-00000",
+        "val-2-00001",
+        "val-10-00000",
+        "val-10-00001",
+    ) and images.labels == tuple(labels)
     for i in (3, 0, 2):
         found = clickme_sample(images, i)
         assert found.image.dtype == np.uint8 and found.label == labels[i]
@@ -138,19 +176,28 @@ def test_a_shard_in_every_encoding(tmp_path, sample, kind):
         heatmap = found.heatmap * (255 if kind.endswith("unit") else 1)
         assert heatmap.shape == (side, side) and np.abs(heatmap - pairs[i][1]).mean() < near
     streamed = list(stream_images(images.take([2, 1]), PLAIN, workers=1))
-    assert [(name, label) for name, _, label in streamed] == [("val-10-00000", 999), ("val-2-00001", 0)]
-    crop = np.asarray(Image.fromarray(pairs[1][0]).resize((256, 256), Image.Resampling.BICUBIC))[16:240, 16:240]
+    assert [(name, label) for name, _, label in streamed] == [
+        ("val-10-00000", 999),
+        ("val-2-00001", 0),
+    ]
+    crop = np.asarray(Image.fromarray(pairs[1][0]).resize((256, 256), Image.Resampling.BICUBIC))[
+        16:240, 16:240
+    ]
     assert np.abs(streamed[1][1].permute(1, 2, 0).numpy() * 255 - crop).mean() < near + 1
     assert human_map(images, 0, PLAIN).shape == (224, 224) and map_source(images) == "ClickMe"
 
 
 def test_tfrecord_framing_by_hand(tmp_path):
     """Length, masked crc32c, payload, masked crc32c; crc32c("123456789") = 0xE3069283 (RFC 3720's check value)."""
+
     def masked(crc):
         return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
     assert masked_crc(b"123456789") == masked(0xE3069283)
     length = struct.pack("<Q", 9)
-    (tmp_path / "a.tfrecords").write_bytes(2 * (length + masked_crc(length) + b"123456789" + masked(0xE3069283)))
+    (tmp_path / "a.tfrecords").write_bytes(
+        2 * (length + masked_crc(length) + b"123456789" + masked(0xE3069283))
+    )
     assert list(read_tfrecords(tmp_path / "a.tfrecords")) == [(0, b"123456789"), (25, b"123456789")]
 
 
@@ -179,13 +226,18 @@ def test_a_damaged_shard_names_file_and_record(shard, position):
 @pytest.mark.parametrize("label", [1000, -1])
 def test_a_label_out_of_range_is_refused(tmp_path, sample, label):
     write_shard(tmp_path / "val-0.tfrecords", photographs(sample, 256)[:2], [5, label])
-    with pytest.raises(DataError, match=f"val-0.tfrecords: record 1 has label {label}, outside 0..999"):
+    with pytest.raises(
+        DataError, match=f"val-0.tfrecords: record 1 has label {label}, outside 0..999"
+    ):
         load_image_set("clickme", str(tmp_path))
 
 
 def test_a_record_that_is_no_clickme_is_refused(tmp_path):
     odd = {"image": (b"x", "byte"), "heatmap": (b"x", "byte"), "label": (1, "int")}
-    for record, message in (({"image": (b"x", "byte")}, "no feature heatmap, label"), (odd, "neither JPEG nor float32")):
+    for record, message in (
+        ({"image": (b"x", "byte")}, "no feature heatmap, label"),
+        (odd, "neither JPEG nor float32"),
+    ):
         writer = tfrecord.TFRecordWriter(str(tmp_path / "val-0.tfrecords"))
         writer.write(record)
         writer.close()
@@ -218,14 +270,23 @@ def test_folders_that_are_not_one_split_are_refused(tmp_path, sample):
 def test_pth_samples(tmp_path, sample):
     pairs = photographs(sample, 256)
     for k, (image, heatmap) in enumerate(pairs):
-        torch.save({"image": torch.tensor(image).permute(2, 0, 1), "heatmap": torch.tensor(heatmap)[None], "label": 7 + k},
-                   tmp_path / f"{k + 9}.pth")
+        torch.save(
+            {
+                "image": torch.tensor(image).permute(2, 0, 1),
+                "heatmap": torch.tensor(heatmap)[None],
+                "label": 7 + k,
+            },
+            tmp_path / f"{k + 9}.pth",
+        )
     images = load_image_set("clickme", str(tmp_path))
     assert images.ids == ("9", "10", "11", "12") and images.labels == (7, 8, 9, 10)
     found = clickme_sample(images, 2)
     assert (found.image == pairs[2][0]).all() and (found.heatmap == pairs[2][1]).all()
     whole = PLAIN | {"input_size": (3, 256, 256), "crop_pct": 1.0}
-    assert torch.equal(next(stream_images(images.take([2]), whole))[1], torch.tensor(pairs[2][0]).permute(2, 0, 1) / 255)
+    assert torch.equal(
+        next(stream_images(images.take([2]), whole))[1],
+        torch.tensor(pairs[2][0]).permute(2, 0, 1) / 255,
+    )
 
 
 class Code:
@@ -234,15 +295,29 @@ class Code:
 
 
 def pth(image=(3, 8, 8), heatmap=(1, 8, 8), label=1, dtype=torch.uint8) -> dict:
-    return {"image": torch.zeros(image, dtype=dtype), "heatmap": torch.zeros(heatmap, dtype=dtype), "label": label}
+    return {
+        "image": torch.zeros(image, dtype=dtype),
+        "heatmap": torch.zeros(heatmap, dtype=dtype),
+        "label": label,
+    }
 
 
-@pytest.mark.parametrize("loaded, message", [
-    ({"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "label": 1}, "KeyError"), (pth(dtype=torch.float32), "not uint8"),
-    (pth(heatmap=(1, 9, 8)), "not uint8"), (pth(image=(8, 8)), "not uint8"), (pth(label=1000), "label 1000"),
-    (Code(), "UnpicklingError"), (b"", "EOFError|RuntimeError|UnpicklingError")])
+@pytest.mark.parametrize(
+    "loaded, message",
+    [
+        ({"image": torch.zeros(3, 8, 8, dtype=torch.uint8), "label": 1}, "KeyError"),
+        (pth(dtype=torch.float32), "not uint8"),
+        (pth(heatmap=(1, 9, 8)), "not uint8"),
+        (pth(image=(8, 8)), "not uint8"),
+        (pth(label=1000), "label 1000"),
+        (Code(), "UnpicklingError"),
+        (b"", "EOFError|RuntimeError|UnpicklingError"),
+    ],
+)
 def test_another_pth_is_refused_and_runs_nothing(tmp_path, loaded, message, capsys):
-    (tmp_path / "a.pth").write_bytes(loaded) if isinstance(loaded, bytes) else torch.save(loaded, tmp_path / "a.pth")
+    (tmp_path / "a.pth").write_bytes(loaded) if isinstance(loaded, bytes) else torch.save(
+        loaded, tmp_path / "a.pth"
+    )
     with pytest.raises(DataError, match=f"a.pth: .*({message})") as error:
         load_image_set("clickme", str(tmp_path))
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
@@ -253,7 +328,9 @@ def test_harmonizations_blur_is_that_of_a_plain_sum(sample):
     drawn = draw_ellipses([[0.4, 0.6, 0.2, 0.1, 0.0, 1.0]], 64, 64)
     x, y = np.arange(-5, 5), np.arange(4, -6, -1)
     kernel = np.exp(-(x[None] ** 2 + y[:, None] ** 2) / 200)
-    expected = correlate(np.pad(drawn, 10), kernel / kernel.sum(), mode="constant", origin=-1)[10:-10, 10:-10]
+    expected = correlate(np.pad(drawn, 10), kernel / kernel.sum(), mode="constant", origin=-1)[
+        10:-10, 10:-10
+    ]
     np.testing.assert_allclose(harmonization_blur(drawn), expected, atol=1e-6)
 
 

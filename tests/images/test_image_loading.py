@@ -1,4 +1,5 @@
 """Image sets in every layout, with labels known beforehand, and pixels in every mode."""
+
 from __future__ import annotations
 
 import csv
@@ -23,7 +24,12 @@ from alignment_security.images.image_sets import (
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.loading import load_model
 
-PLAIN = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+PLAIN = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 SYNSETS = synsets()
 
 
@@ -52,16 +58,23 @@ def decoded(tmp_path, name: str, content: bytes | Image.Image, **save) -> torch.
 
 # ---- the sample ------------------------------------------------------------------------------------------------
 
+
 def test_the_sample_is_20_photographs_labelled_in_their_names(sample, lite0):
-    assert len(sample) == 20 and [int(name.split("_")[2].removesuffix(".jpg")) for name in sample.ids] == list(sample.labels)
+    assert len(sample) == 20 and [
+        int(name.split("_")[2].removesuffix(".jpg")) for name in sample.ids
+    ] == list(sample.labels)
     streamed = list(stream_images(sample, lite0.preprocessing))
     assert [(name, label) for name, _, label in streamed] == list(zip(sample.ids, sample.labels))
     for _, x, _ in streamed:
-        assert x.shape == (3, 224, 224) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
+        assert (
+            x.shape == (3, 224, 224) and x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1
+        )
     assert min(x.min() for _, x, _ in streamed) == 0 and max(x.max() for _, x, _ in streamed) == 1
 
 
-@pytest.mark.parametrize("name, right", [("tf_efficientnet_lite0", 18), ("tf_efficientnet_lite1", 19)])
+@pytest.mark.parametrize(
+    "name, right", [("tf_efficientnet_lite0", 18), ("tf_efficientnet_lite1", 19)]
+)
 def test_the_models_know_the_photographs_at_224(sample, lite0, name, right):
     model = load_model(name)
     batch = torch.stack([x for _, x, _ in stream_images(sample, lite0.preprocessing)])
@@ -70,6 +83,7 @@ def test_the_models_know_the_photographs_at_224(sample, lite0, name, right):
 
 
 # ---- ImageNet in folders ---------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
@@ -87,14 +101,18 @@ def test_synset_folders_are_in_file_order_with_labels_of_their_folder(imagenet):
     root, folder_of = imagenet
     images = load_image_set("imagenet-val", str(root))
     assert images.ids == tuple(sorted(folder_of)) and len(images) == images.n_classes == 1000
-    assert images.labels == tuple(sorted(SYNSETS).index(folder_of[name]) for name in sorted(folder_of))
+    assert images.labels == tuple(
+        sorted(SYNSETS).index(folder_of[name]) for name in sorted(folder_of)
+    )
 
 
 def test_a_folder_too_few_or_too_many_is_named(imagenet):
     root, _ = imagenet
     (root / SYNSETS[7]).rename(root / "n99999999")
     try:
-        with pytest.raises(DataError, match=rf"{root}: .*1 missing \(.*{SYNSETS[7]}\), 1 unknown \(.*n99999999\)"):
+        with pytest.raises(
+            DataError, match=rf"{root}: .*1 missing \(.*{SYNSETS[7]}\), 1 unknown \(.*n99999999\)"
+        ):
             load_image_set("imagenet-val", str(root))
     finally:
         (root / "n99999999").rename(root / SYNSETS[7])
@@ -102,7 +120,7 @@ def test_a_folder_too_few_or_too_many_is_named(imagenet):
 
 def test_an_empty_synset_folder_is_named(imagenet, tmp_path):
     root, _ = imagenet
-    image, = (root / SYNSETS[3]).iterdir()
+    (image,) = (root / SYNSETS[3]).iterdir()
     image.rename(tmp_path / image.name)
     try:
         with pytest.raises(DataError, match=f"{root / SYNSETS[3]}: no images"):
@@ -119,14 +137,19 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 
 # ---- ImageNet in one flat folder -------------------------------------------------------------------------------
 
-FLAT = {f"ILSVRC2012_val_{k + 1:08d}": label for k, label in enumerate([65, 970, 230, 809, 516, 57])}
+FLAT = {
+    f"ILSVRC2012_val_{k + 1:08d}": label for k, label in enumerate([65, 970, 230, 809, 516, 57])
+}
 
 
 def write_kaggle(folder: Path) -> None:
     with open(folder / "LOC_val_solution.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["ImageId", "PredictionString"])
-        rows.writerows([name, f"{SYNSETS[y]} 1 2 30 40 {SYNSETS[y]} 5 6 70 80 "] for name, y in reversed(FLAT.items()))
+        rows.writerows(
+            [name, f"{SYNSETS[y]} 1 2 30 40 {SYNSETS[y]} 5 6 70 80 "]
+            for name, y in reversed(FLAT.items())
+        )
 
 
 def write_caffe(folder: Path) -> None:
@@ -137,7 +160,10 @@ def write_devkit(folder: Path) -> None:
     """The devkit numbers the synsets in an order of its own, and has inner nodes of WordNet after them."""
     order = np.random.default_rng(0).permutation(1000)
     rows = [(k + 1, SYNSETS[label]) for k, label in enumerate(order)] + [(1001, "n00001740")]
-    savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")])[:, None]})
+    savemat(
+        folder / "meta.mat",
+        {"synsets": np.array(rows, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")])[:, None]},
+    )
     ids = [int(np.flatnonzero(order == y)[0]) + 1 for y in FLAT.values()]
     assert ids != [y + 1 for y in FLAT.values()]
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{k}\n" for k in ids))
@@ -162,7 +188,10 @@ def test_a_flat_folder_is_labelled_by_its_ground_truth(flat, write, beside):
 
 
 def test_a_flat_folder_without_labels_is_refused(flat):
-    with pytest.raises(DataError, match=f"{flat}: .*LOC_val_solution.csv, val.txt, ILSVRC2012_validation_ground_truth.txt"):
+    with pytest.raises(
+        DataError,
+        match=f"{flat}: .*LOC_val_solution.csv, val.txt, ILSVRC2012_validation_ground_truth.txt",
+    ):
         load_image_set("imagenet-val", str(flat))
 
 
@@ -173,13 +202,30 @@ def test_an_image_without_a_label_is_named(flat):
         load_image_set("imagenet-val", str(flat))
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("val.txt", "a.JPEG\n", "val.txt: not a ground-truth file"), ("val.txt", "a.JPEG x\n", "val.txt: not a ground-truth file"),
-    ("LOC_val_solution.csv", "Id,Label\n1,2\n", "LOC_val_solution.csv: not a ground-truth file"),
-    ("LOC_val_solution.csv", "ImageId,PredictionString\na\n", "LOC_val_solution.csv: not a ground-truth file"),
-    ("LOC_val_solution.csv", "ImageId,PredictionString\na,n00000000 1\n", "LOC_val_solution.csv: not a ground-truth file"),
-    ("ILSVRC2012_validation_ground_truth.txt", "1\n2\n", "2 labels for 6 images"),
-    ("ILSVRC2012_validation_ground_truth.txt", "1\n" * 6, "meta.mat: missing")])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("val.txt", "a.JPEG\n", "val.txt: not a ground-truth file"),
+        ("val.txt", "a.JPEG x\n", "val.txt: not a ground-truth file"),
+        (
+            "LOC_val_solution.csv",
+            "Id,Label\n1,2\n",
+            "LOC_val_solution.csv: not a ground-truth file",
+        ),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\na\n",
+            "LOC_val_solution.csv: not a ground-truth file",
+        ),
+        (
+            "LOC_val_solution.csv",
+            "ImageId,PredictionString\na,n00000000 1\n",
+            "LOC_val_solution.csv: not a ground-truth file",
+        ),
+        ("ILSVRC2012_validation_ground_truth.txt", "1\n2\n", "2 labels for 6 images"),
+        ("ILSVRC2012_validation_ground_truth.txt", "1\n" * 6, "meta.mat: missing"),
+    ],
+)
 def test_a_ground_truth_that_is_none_is_named(flat, name, text, message):
     (flat / name).write_text(text)
     with pytest.raises(DataError, match=message):
@@ -195,12 +241,15 @@ def test_a_damaged_meta_mat_is_named(flat):
 
 # ---- any folder ------------------------------------------------------------------------------------------------
 
+
 def test_200_synset_folders_keep_their_labels_among_1000(tmp_path):
     """Trap 16: sorted folder numbers 0..199 would give accuracies near chance in silence."""
     classes = sorted(np.random.default_rng(1).choice(SYNSETS, 200, replace=False).tolist())
     folder_of = write_folders(tmp_path, classes)
     images = load_image_set("imagenet-a", str(tmp_path))
-    assert images.n_classes == 1000 and images.labels == tuple(SYNSETS.index(folder) for folder in classes)
+    assert images.n_classes == 1000 and images.labels == tuple(
+        SYNSETS.index(folder) for folder in classes
+    )
     assert images.ids == tuple(f"{folder}/{name}" for name, folder in folder_of.items())
 
 
@@ -218,7 +267,10 @@ def test_other_folders_are_taken_when_they_are_as_many_as_the_outputs(tmp_path):
     assert images.labels == (0, 1, 2) and images.n_classes == 3
 
 
-@pytest.mark.parametrize("folder, message", [(None, "needs --data_dir"), ("/nowhere/val", "/nowhere/val: no such folder")])
+@pytest.mark.parametrize(
+    "folder, message",
+    [(None, "needs --data_dir"), ("/nowhere/val", "/nowhere/val: no such folder")],
+)
 def test_a_missing_folder_is_named(folder, message):
     with pytest.raises(DataError, match=message):
         load_image_set("imagenet-val", folder)
@@ -233,6 +285,7 @@ def test_checked_set_refuses_what_is_not_there_or_out_of_range(tmp_path):
 
 
 # ---- slices and hashes -----------------------------------------------------------------------------------------
+
 
 def made_up(n: int) -> ImageSet:
     ids = tuple(f"{i}.jpg" for i in range(n))
@@ -267,12 +320,17 @@ def test_a_slice_of_nothing_is_refused(start, stop):
 
 def test_the_list_hash_is_that_of_its_lines(sample):
     lines = "".join(f"{name} {label}\n" for name, label in zip(sample.ids, sample.labels))
-    hashes = [sample.list_sha256, sample.take([1, 0, *range(2, 20)]).list_sha256, sample.take(range(19)).list_sha256,
-              replace(sample, labels=(0, *sample.labels[1:])).list_sha256]
+    hashes = [
+        sample.list_sha256,
+        sample.take([1, 0, *range(2, 20)]).list_sha256,
+        sample.take(range(19)).list_sha256,
+        replace(sample, labels=(0, *sample.labels[1:])).list_sha256,
+    ]
     assert hashes[0] == hashlib.sha256(lines.encode()).hexdigest() and len(set(hashes)) == 4
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------
+
 
 def noise(mode="RGB", size=(64, 64)) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -285,10 +343,16 @@ def encoded(**save) -> bytes:
     return file.getvalue()
 
 
-BAD = {"zero bytes.jpg": b"", "text.jpg": b"<html>404</html>", "half.jpg": encoded(format="JPEG")[:1500],
-       "half.png": encoded(format="PNG")[:6000], "half.tif": encoded(format="TIFF")[:6000],
-       "wrong checksum.png": encoded(format="PNG").replace(b"IDAT", b"IDAX"), "noise.jpeg": bytes(range(256)) * 20,
-       "half.webp": encoded(format="WEBP")[:300]}
+BAD = {
+    "zero bytes.jpg": b"",
+    "text.jpg": b"<html>404</html>",
+    "half.jpg": encoded(format="JPEG")[:1500],
+    "half.png": encoded(format="PNG")[:6000],
+    "half.tif": encoded(format="TIFF")[:6000],
+    "wrong checksum.png": encoded(format="PNG").replace(b"IDAT", b"IDAX"),
+    "noise.jpeg": bytes(range(256)) * 20,
+    "half.webp": encoded(format="WEBP")[:300],
+}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -297,7 +361,9 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, name, workers):
     """After a good one, and out of a worker process as one line."""
     (tmp_path / "good.jpg").write_bytes(jpeg())
     (tmp_path / name).write_bytes(BAD[name])
-    images = checked_set("mine", ["good.jpg", name], [tmp_path / "good.jpg", tmp_path / name], [0, 0])
+    images = checked_set(
+        "mine", ["good.jpg", name], [tmp_path / "good.jpg", tmp_path / name], [0, 0]
+    )
     source = stream_images(images, PLAIN, workers)
     assert next(source)[0] == "good.jpg"
     with pytest.raises(DataError, match=f"^{tmp_path / name}: cannot be decoded") as error:
@@ -306,7 +372,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, name, workers):
 
 
 def test_half_an_image_stays_an_error_where_pillow_would_fill_it_up(tmp_path):
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False     # some library that we import could have set it
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # some library that we import could have set it
 
 
 def test_workers_keep_the_order_of_the_list(sample):
@@ -317,13 +383,17 @@ def test_workers_keep_the_order_of_the_list(sample):
 
 
 GREY = np.full((32, 32), 51)
-COLORS = {      # file name -> (image, (red, green, blue) in [0, 1], how to save it)
+COLORS = {  # file name -> (image, (red, green, blue) in [0, 1], how to save it)
     "grey.png": (Image.fromarray(GREY.astype(np.uint8)), (0.2, 0.2, 0.2), {}),
     "grey.jpg": (Image.new("L", (32, 32), 51), (0.2, 0.2, 0.2), {}),
     "grey and alpha.png": (Image.new("LA", (32, 32), (51, 9)), (0.2, 0.2, 0.2), {}),
     "16 bits.png": (Image.fromarray(np.full((32, 32), 32768, np.uint16)), (0.5, 0.5, 0.5), {}),
     "16 bits.tif": (Image.fromarray(np.full((32, 32), 32768, np.uint16)), (0.5, 0.5, 0.5), {}),
-    "dark 16 bits.png": (Image.fromarray(np.full((32, 32), 257, np.uint16)), (1 / 255, 1 / 255, 1 / 255), {}),
+    "dark 16 bits.png": (
+        Image.fromarray(np.full((32, 32), 257, np.uint16)),
+        (1 / 255, 1 / 255, 1 / 255),
+        {},
+    ),
     "float.tif": (Image.fromarray(np.full((32, 32), 0.25, np.float32)), (0.25, 0.25, 0.25), {}),
     "one bit.png": (Image.new("1", (32, 32), 1), (1, 1, 1), {}),
     "palette.png": (Image.new("RGB", (32, 32), (255, 0, 51)).quantize(4), (1, 0, 0.2), {}),
@@ -346,17 +416,24 @@ def test_every_mode_becomes_three_channels_with_its_values(tmp_path, name):
 
 def test_pixels_are_those_of_the_file(tmp_path):
     image = noise(size=(32, 32))
-    assert torch.equal(decoded(tmp_path, "noise.png", image),
-                       torch.tensor(np.asarray(image)).permute(2, 0, 1).to(torch.float32) / 255)
+    assert torch.equal(
+        decoded(tmp_path, "noise.png", image),
+        torch.tensor(np.asarray(image)).permute(2, 0, 1).to(torch.float32) / 255,
+    )
 
 
 def test_resizing_keeps_the_aspect_ratio(tmp_path):
     """Trap 15: of a 2 : 1 image the centre square is seen; squashed, its red ends would be."""
     image = Image.new("RGB", (128, 64), (255, 0, 0))
     image.paste((0, 255, 0), (30, 0, 98, 64))
-    assert torch.equal(decoded(tmp_path, "wide.png", image), torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(3, 32, 32))
-    assert torch.equal(decoded(tmp_path, "high.png", image.rotate(90, expand=True)),
-                       torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(3, 32, 32))
+    assert torch.equal(
+        decoded(tmp_path, "wide.png", image),
+        torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(3, 32, 32),
+    )
+    assert torch.equal(
+        decoded(tmp_path, "high.png", image.rotate(90, expand=True)),
+        torch.tensor([0.0, 1, 0]).view(3, 1, 1).expand(3, 32, 32),
+    )
 
 
 @pytest.mark.parametrize("size, refused", [((40, 25), False), ((40, 26), True)])

@@ -1,4 +1,5 @@
 """Big-12 and its variants, the sample's hashes, and corruptions on disk and while loading."""
+
 from __future__ import annotations
 
 import csv
@@ -36,10 +37,22 @@ from alignment_security.images.subsets import draw_subset, groupings
 
 SYNSETS = synsets()
 LIST = read_list_fields(IMAGE_LISTS / "big12.txt")
-FACTS = Path(os.environ.get("BRAINSCORE_VISION_PATH", "/nowhere")) / "benchmarks" / "imagenet" / "imagenet2012.csv"
+FACTS = (
+    Path(os.environ.get("BRAINSCORE_VISION_PATH", "/nowhere"))
+    / "benchmarks"
+    / "imagenet"
+    / "imagenet2012.csv"
+)
 WORDNET = Path(os.environ.get("WORDNET_DIR", "/nowhere"))
-PLAIN = {"input_size": (3, 64, 64), "interpolation": "bilinear", "crop_pct": 0.875, "crop_mode": "center"}
-needs_corruptions = pytest.mark.skipif(not importlib.util.find_spec("imagecorruptions"), reason="no imagecorruptions")
+PLAIN = {
+    "input_size": (3, 64, 64),
+    "interpolation": "bilinear",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+needs_corruptions = pytest.mark.skipif(
+    not importlib.util.find_spec("imagecorruptions"), reason="no imagecorruptions"
+)
 
 
 def jpeg(color=(10, 200, 30), size=(8, 8)) -> bytes:
@@ -58,14 +71,29 @@ def write_big12(root: Path, flat: bool = False, skip: int = 0) -> Path:
 
 # ---- the table and the list ------------------------------------------------------------------------------------
 
+
 def test_big12_is_the_table_of_the_design():
     """Ranges that can be read off the design, and animate/inanimate at class 398."""
     big12 = groupings()["big_12"]
-    assert list(big12) == ["dog", "bird", "reptile", "carnivore", "insect", "primate", "structure", "clothing",
-                           "wheeled_vehicle", "musical_instrument", "food", "furniture"]
+    assert list(big12) == [
+        "dog",
+        "bird",
+        "reptile",
+        "carnivore",
+        "insect",
+        "primate",
+        "structure",
+        "clothing",
+        "wheeled_vehicle",
+        "musical_instrument",
+        "food",
+        "furniture",
+    ]
     assert all(len(set(classes)) == 20 for classes in big12.values())
     assert big12["dog"] == list(range(151, 171)) and big12["bird"] == [*range(7, 25), 87, 88]
-    assert big12["carnivore"] == [*range(269, 281), *range(286, 294)] and big12["primate"] == list(range(365, 385))
+    assert big12["carnivore"] == [*range(269, 281), *range(286, 294)] and big12["primate"] == list(
+        range(365, 385)
+    )
     assert big12["food"] == [930, 931, 932, *range(936, 948), *range(949, 954)]
     assert [all(c < 398 for c in classes) for classes in big12.values()] == [True] * 6 + [False] * 6
     assert len({c for classes in big12.values() for c in classes}) == 240
@@ -73,11 +101,15 @@ def test_big12_is_the_table_of_the_design():
 
 def test_the_committed_list_is_12_x_20_x_4():
     assert len(LIST) == len({name for name, *_ in LIST}) == 960
-    assert Counter(int(label) for _, label, _ in LIST) == {c: 4 for classes in groupings()["big_12"].values() for c in classes}
+    assert Counter(int(label) for _, label, _ in LIST) == {
+        c: 4 for classes in groupings()["big_12"].values() for c in classes
+    }
     assert all(int(label) in groupings()["big_12"][group] for _, label, group in LIST)
 
 
-@pytest.mark.skipif(not FACTS.is_file(), reason="BRAINSCORE_VISION_PATH has no benchmarks/imagenet/imagenet2012.csv")
+@pytest.mark.skipif(
+    not FACTS.is_file(), reason="BRAINSCORE_VISION_PATH has no benchmarks/imagenet/imagenet2012.csv"
+)
 def test_the_committed_list_is_what_is_drawn():
     with open(FACTS, newline="") as file:
         labelled = [(row["filename"], int(row["label"])) for row in csv.DictReader(file)]
@@ -86,8 +118,13 @@ def test_the_committed_list_is_what_is_drawn():
     assert [[n, str(y), g] for n, y, g in draw_subset([(n, int(y)) for n, y in labelled])] == LIST
 
 
-@pytest.mark.skipif(not (WORDNET / "wordnet.is_a.txt").is_file(), reason="WORDNET_DIR has no wordnet.is_a.txt, words.txt")
-@pytest.mark.parametrize("grouping", ["big_12", "mid_12", "living_9", "mixed_10", "mixed_13", "geirhos_16"])
+@pytest.mark.skipif(
+    not (WORDNET / "wordnet.is_a.txt").is_file(),
+    reason="WORDNET_DIR has no wordnet.is_a.txt, words.txt",
+)
+@pytest.mark.parametrize(
+    "grouping", ["big_12", "mid_12", "living_9", "mixed_10", "mixed_13", "geirhos_16"]
+)
 def test_superclasses_are_those_of_the_robustness_package(tmp_path, grouping):
     from robustness.tools.imagenet_helpers import ImageNetHierarchy, common_superclass_wnid
 
@@ -95,21 +132,38 @@ def test_superclasses_are_those_of_the_robustness_package(tmp_path, grouping):
         (tmp_path / "train" / synset).mkdir(parents=True)
     for name in ("wordnet.is_a.txt", "words.txt"):
         (tmp_path / name).symlink_to(WORDNET / name)
-    (tmp_path / "imagenet_class_index.json").write_text(json.dumps({k: [s, s] for k, s in enumerate(SYNSETS)}))
-    ranges, names = ImageNetHierarchy(tmp_path, tmp_path).get_subclasses(common_superclass_wnid(grouping), balanced=True)
-    want = {names[k].split(",")[0].replace(" ", "_"): sorted(found) for k, found in enumerate(ranges)}
+    (tmp_path / "imagenet_class_index.json").write_text(
+        json.dumps({k: [s, s] for k, s in enumerate(SYNSETS)})
+    )
+    ranges, names = ImageNetHierarchy(tmp_path, tmp_path).get_subclasses(
+        common_superclass_wnid(grouping), balanced=True
+    )
+    want = {
+        names[k].split(",")[0].replace(" ", "_"): sorted(found) for k, found in enumerate(ranges)
+    }
     assert groupings()[grouping] == want
 
 
 def made_up() -> list[tuple[str, int]]:
-    return [(f"ILSVRC2012_val_{50 * y + k + 1:08d}.JPEG", y) for y in range(1000) for k in range(50)]
+    return [
+        (f"ILSVRC2012_val_{50 * y + k + 1:08d}.JPEG", y) for y in range(1000) for k in range(50)
+    ]
 
 
 def test_a_draw_depends_on_the_names_alone_and_smaller_ones_are_part_of_it():
     labelled = made_up()
-    assert draw_subset(labelled) == draw_subset(labelled[::-1]) and len(draw_subset(labelled)) == 960
-    assert set(draw_subset(labelled, per_class=2)) < set(draw_subset(labelled)) < set(draw_subset(labelled, per_class=50))
-    assert [len(draw_subset(labelled, grouping=g, per_class=1)) for g in ("mid_12", "living_9", "geirhos_16")] == [192, 72, 32]
+    assert (
+        draw_subset(labelled) == draw_subset(labelled[::-1]) and len(draw_subset(labelled)) == 960
+    )
+    assert (
+        set(draw_subset(labelled, per_class=2))
+        < set(draw_subset(labelled))
+        < set(draw_subset(labelled, per_class=50))
+    )
+    assert [
+        len(draw_subset(labelled, grouping=g, per_class=1))
+        for g in ("mid_12", "living_9", "geirhos_16")
+    ] == [192, 72, 32]
 
 
 def test_a_draw_is_uniform():
@@ -126,6 +180,7 @@ def test_a_draw_that_cannot_be_is_refused(request_):
 
 # ---- the set ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("flat", [False, True])
 def test_big12_is_found_in_both_layouts(tmp_path, flat):
     images = load_image_set("big12", str(write_big12(tmp_path / "val", flat)))
@@ -137,19 +192,34 @@ def test_big12_is_found_in_both_layouts(tmp_path, flat):
 
 def test_an_incomplete_imagenet_is_refused_with_what_is_missing(tmp_path):
     root = write_big12(tmp_path / "val", skip=7)
-    with pytest.raises(DataError, match=rf"{root}: 7 of the 960 listed images are missing, e.g. n02085620/{LIST[0][0]}"):
+    with pytest.raises(
+        DataError,
+        match=rf"{root}: 7 of the 960 listed images are missing, e.g. n02085620/{LIST[0][0]}",
+    ):
         load_image_set("big12", str(root))
 
 
 def test_the_command_verifies_builds_and_leaves_the_source_alone(tmp_path, capsys):
     root = write_big12(tmp_path / "val")
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
-    assert dataloading.main(["big12", "--imagenet", str(root), "--out", str(tmp_path / "links")]) == 0
-    assert dataloading.main(["big12", "--imagenet", str(root), "--out", str(tmp_path / "copies"), "--copy"]) == 0
+    assert (
+        dataloading.main(["big12", "--imagenet", str(root), "--out", str(tmp_path / "links")]) == 0
+    )
+    assert (
+        dataloading.main(
+            ["big12", "--imagenet", str(root), "--out", str(tmp_path / "copies"), "--copy"]
+        )
+        == 0
+    )
     assert "all 960 images are there, 12 superclasses x 20 classes x 4" in capsys.readouterr().out
-    sets = [load_image_set("big12", str(folder)) for folder in (root, tmp_path / "links", tmp_path / "copies")]
+    sets = [
+        load_image_set("big12", str(folder))
+        for folder in (root, tmp_path / "links", tmp_path / "copies")
+    ]
     assert len({s.list_sha256 for s in sets}) == len({s.contents_sha256() for s in sets}) == 1
-    assert all(p.is_symlink() for p in sets[1].paths) and not any(p.is_symlink() for p in sets[2].paths)
+    assert all(p.is_symlink() for p in sets[1].paths) and not any(
+        p.is_symlink() for p in sets[2].paths
+    )
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
     assert read_list_fields(tmp_path / "links" / "big12.txt") == LIST
     sets[2].paths[5].write_bytes(jpeg((0, 0, 99)))
@@ -158,14 +228,19 @@ def test_the_command_verifies_builds_and_leaves_the_source_alone(tmp_path, capsy
 
 def test_the_command_builds_a_smaller_set_that_is_one_of_its_own(tmp_path, capsys):
     root, out = write_big12(tmp_path / "val"), tmp_path / "small"
-    assert dataloading.main(["big12", "--imagenet", str(root), "--out", str(out), "--per_class", "1"]) == 0
+    assert (
+        dataloading.main(["big12", "--imagenet", str(root), "--out", str(out), "--per_class", "1"])
+        == 0
+    )
     assert "big_12-1: all 240 images" in capsys.readouterr().out
     images = load_image_set("small", str(out))
     assert len(images) == 240 and set(images.labels) == {int(label) for _, label, _ in LIST}
 
 
-@pytest.mark.parametrize("change, message", [(["--out", "{root}/new"], "never altered"),
-                                             (["--imagenet", "/nowhere"], "no such folder")])
+@pytest.mark.parametrize(
+    "change, message",
+    [(["--out", "{root}/new"], "never altered"), (["--imagenet", "/nowhere"], "no such folder")],
+)
 def test_the_command_refuses(tmp_path, capsys, change, message):
     root = write_big12(tmp_path / "val")
     arguments = ["big12", "--imagenet", str(root), *(part.format(root=root) for part in change)]
@@ -175,8 +250,12 @@ def test_the_command_refuses(tmp_path, capsys, change, message):
 def test_two_orders_of_classes_are_noticed(tmp_path):
     """A flat folder whose labels run in the order of names, not of synsets."""
     root = write_big12(tmp_path, flat=True)
-    (root / "val.txt").write_text("".join(f"{name} {999 - int(label)}\n" for name, label, _ in LIST))
-    with pytest.raises(DataError, match=f"val.txt: its classes are in another order.* {min(LIST)[0]} class"):
+    (root / "val.txt").write_text(
+        "".join(f"{name} {999 - int(label)}\n" for name, label, _ in LIST)
+    )
+    with pytest.raises(
+        DataError, match=f"val.txt: its classes are in another order.* {min(LIST)[0]} class"
+    ):
         load_image_set("imagenet-val", str(root))
 
 
@@ -194,6 +273,7 @@ def test_a_photograph_that_changed_is_named(tmp_path, monkeypatch, sample):
 
 # ---- corruptions on disk ---------------------------------------------------------------------------------------
 
+
 def write_corrupted(root: Path, classes, kind="fog", severity=3) -> Path:
     for k, synset in enumerate(classes):
         folder = root / kind / str(severity) / synset
@@ -203,37 +283,63 @@ def write_corrupted(root: Path, classes, kind="fog", severity=3) -> Path:
 
 
 def test_imagenet_c_keeps_the_ids_of_the_clean_images(tmp_path):
-    images = load_image_set("imagenet-c", str(write_corrupted(tmp_path, SYNSETS)), corruption=("fog", 3))
-    assert len(images) == 1000 and images.labels == tuple(range(1000)) and images.ids[0] == "ILSVRC2012_val_00000001.JPEG"
-    assert images.facts == {"corruption": {"type": "fog", "severity": 3, "source": "folder", "seed": 0}, "crop_pct": 1.0}
+    images = load_image_set(
+        "imagenet-c", str(write_corrupted(tmp_path, SYNSETS)), corruption=("fog", 3)
+    )
+    assert (
+        len(images) == 1000
+        and images.labels == tuple(range(1000))
+        and images.ids[0] == "ILSVRC2012_val_00000001.JPEG"
+    )
+    assert images.facts == {
+        "corruption": {"type": "fog", "severity": 3, "source": "folder", "seed": 0},
+        "crop_pct": 1.0,
+    }
     assert set_preprocessing(images, PLAIN) == PLAIN | {"crop_pct": 1.0}
 
 
 def test_tiny_imagenet_c_restricts_the_answers(tmp_path):
     classes = sorted(np.random.default_rng(0).choice(SYNSETS, 200, replace=False).tolist())
-    images = load_image_set("tiny-imagenet-c", str(write_corrupted(tmp_path, classes)), corruption=("fog", 3))
+    images = load_image_set(
+        "tiny-imagenet-c", str(write_corrupted(tmp_path, classes)), corruption=("fog", 3)
+    )
     assert images.restrict_to == images.labels == tuple(SYNSETS.index(c) for c in classes)
     assert images.n_classes == 1000 and images.facts["restricted_to"] == 200
 
 
-@pytest.mark.parametrize("asked, message", [
-    (None, "no corruption was named; in the folder: fog, snow"), (("mist", 3), "no corruption 'mist'; in the folder: fog, snow"),
-    (("fog", 6), "no severity 6; in the folder: 3"), (("fog", 2), "no severity 2; in the folder: 3"),
-    (("snow", 1), "no severity 1; in the folder: nothing"), (("fog", 3), "not the 1000 ImageNet folders: 990 missing")])
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (None, "no corruption was named; in the folder: fog, snow"),
+        (("mist", 3), "no corruption 'mist'; in the folder: fog, snow"),
+        (("fog", 6), "no severity 6; in the folder: 3"),
+        (("fog", 2), "no severity 2; in the folder: 3"),
+        (("snow", 1), "no severity 1; in the folder: nothing"),
+        (("fog", 3), "not the 1000 ImageNet folders: 990 missing"),
+    ],
+)
 def test_a_corruption_that_is_not_on_disk_is_refused(tmp_path, asked, message):
     (write_corrupted(tmp_path, SYNSETS[:10]) / "snow").mkdir()
     with pytest.raises(DataError, match=message):
         load_image_set("imagenet-c", str(tmp_path), corruption=asked)
 
 
-@pytest.mark.parametrize("classes, message", [(SYNSETS[:199], "199 class folders, Tiny-ImageNet-C has 200"),
-                                              (["cat", *SYNSETS[:199]], "not ImageNet synsets")])
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (SYNSETS[:199], "199 class folders, Tiny-ImageNet-C has 200"),
+        (["cat", *SYNSETS[:199]], "not ImageNet synsets"),
+    ],
+)
 def test_a_tiny_imagenet_c_of_other_classes_is_refused(tmp_path, classes, message):
     with pytest.raises(DataError, match=message):
-        load_image_set("tiny-imagenet-c", str(write_corrupted(tmp_path, classes)), corruption=("fog", 3))
+        load_image_set(
+            "tiny-imagenet-c", str(write_corrupted(tmp_path, classes)), corruption=("fog", 3)
+        )
 
 
 # ---- corruptions while loading ---------------------------------------------------------------------------------
+
 
 @needs_corruptions
 @pytest.mark.parametrize("kind", ["gaussian_noise", "impulse_noise", "glass_blur", "frost"])
@@ -245,10 +351,15 @@ def test_a_corruption_depends_on_seed_and_image_alone(sample, kind):
     after = np.random.random()
     np.random.seed(1)
     assert np.random.random() == after
-    assert all(torch.equal(whole[name], x) for name, x, _ in stream_images(images.take([9, 3, 0]), PLAIN, workers=2))
+    assert all(
+        torch.equal(whole[name], x)
+        for name, x, _ in stream_images(images.take([9, 3, 0]), PLAIN, workers=2)
+    )
     other = load_image_set("sample", corruption=(kind, 3), seed=1)
     assert not torch.equal(next(stream_images(other, PLAIN))[1], whole[images.ids[0]])
-    assert images.list_sha256 == sample.list_sha256 and images.facts["corruption"]["source"].startswith("imagecorruptions-imaug 1")
+    assert images.list_sha256 == sample.list_sha256 and images.facts["corruption"][
+        "source"
+    ].startswith("imagecorruptions-imaug 1")
 
 
 @needs_corruptions
@@ -259,12 +370,20 @@ def test_gaussian_noise_has_the_published_strength():
     for severity, c in ((1, 0.08), (2, 0.12)):
         noisy = corrupt(grey, Corruption("gaussian_noise", severity, "made"), "x")
         assert noisy.size == (224, 224)
-        assert np.asarray(noisy.convert("L"), dtype=float).std() / 255 == pytest.approx(0.6686 * c, rel=0.1)
+        assert np.asarray(noisy.convert("L"), dtype=float).std() / 255 == pytest.approx(
+            0.6686 * c, rel=0.1
+        )
 
 
 @needs_corruptions
-@pytest.mark.parametrize("asked, message", [(("mist", 3), "no corruption 'mist'; there are gaussian_noise, "),
-                                            (("fog", 6), "fog: no severity 6"), (("fog", 0), "fog: no severity 0")])
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        (("mist", 3), "no corruption 'mist'; there are gaussian_noise, "),
+        (("fog", 6), "fog: no severity 6"),
+        (("fog", 0), "fog: no severity 0"),
+    ],
+)
 def test_an_unknown_corruption_is_refused(asked, message):
     with pytest.raises(DataError, match=message):
         load_image_set("sample", corruption=asked)
@@ -278,11 +397,15 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
 
 # ---- labels that fit besides -----------------------------------------------------------------------------------
 
+
 def test_real_labels_are_those_of_timms_evaluator():
     """timm's own RealLabelsImagenet, fed one-hot outputs, counts the same images."""
     from timm.data import RealLabelsImagenet
 
-    rng, names = np.random.default_rng(0), [f"ILSVRC2012_val_{k + 1:08d}.JPEG" for k in range(50_000)]
+    rng, names = (
+        np.random.default_rng(0),
+        [f"ILSVRC2012_val_{k + 1:08d}.JPEG" for k in range(50_000)],
+    )
     judge, preds = RealLabelsImagenet(names, topk=(1,)), rng.integers(0, 1000, 2000)
     preds[:1000] = [(real_labels()[name] or [0])[-1] for name in names[:1000]]
     judge.add_result(torch.nn.functional.one_hot(torch.from_numpy(preds), 1000).float())
@@ -294,25 +417,49 @@ def test_images_without_real_labels_have_no_verdict():
     assert real_correct("imagenet_00_243.jpg", 243) is None
     assert real_correct("ILSVRC2012_val_00000001.JPEG", 65) is None
     assert [real_correct("ILSVRC2012_val_00000002.JPEG", k) for k in (970, 795, 65)] == [1, 1, 0]
-    assert sum(not labels for labels in real_labels().values()) == 50_000 - 46_837   # Beyer et al. 2020
+    assert (
+        sum(not labels for labels in real_labels().values()) == 50_000 - 46_837
+    )  # Beyer et al. 2020
 
 
-ANNOTATED = {"initial_annots": {
-    "ILSVRC2012_val_00000001.JPEG": {"correct": ["n01440764"], "wrong": ["n01443537"], "unclear": ["n01484850"]},
-    "ILSVRC2012_val_00000002.JPEG": {"correct": ["n01440764"]}, "imagenetv2_x.JPEG": {"correct": ["n01440764"]}},
-    "problematic_images": {"ILSVRC2012_val_00000002.JPEG": "drawing"}, "imagenet_m": []}
+ANNOTATED = {
+    "initial_annots": {
+        "ILSVRC2012_val_00000001.JPEG": {
+            "correct": ["n01440764"],
+            "wrong": ["n01443537"],
+            "unclear": ["n01484850"],
+        },
+        "ILSVRC2012_val_00000002.JPEG": {"correct": ["n01440764"]},
+        "imagenetv2_x.JPEG": {"correct": ["n01440764"]},
+    },
+    "problematic_images": {"ILSVRC2012_val_00000002.JPEG": "drawing"},
+    "imagenet_m": [],
+}
 
 
 def test_human_annotations_accept_correct_and_unclear_labels(tmp_path):
     (tmp_path / "human_accuracy.json").write_text(json.dumps(ANNOTATED))
     labels = read_multilabels(tmp_path / "human_accuracy.json")
     assert labels == {"ILSVRC2012_val_00000001.JPEG": frozenset({0, 2})}
-    assert [multilabel_correct(labels, "x/ILSVRC2012_val_00000001.JPEG", k) for k in range(4)] == [1, 0, 1, 0]
+    assert [multilabel_correct(labels, "x/ILSVRC2012_val_00000001.JPEG", k) for k in range(4)] == [
+        1,
+        0,
+        1,
+        0,
+    ]
     assert multilabel_correct(labels, "ILSVRC2012_val_00000002.JPEG", 0) is None
 
 
-@pytest.mark.parametrize("content", [b"\x80\x04pickle", b"[]", b"{}", b'{"initial_annots": {"ILSVRC2012_val_1": 3}}',
-                                     b'{"initial_annots": {"ILSVRC2012_val_1": {"correct": ["n0"]}}, "problematic_images": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04pickle",
+        b"[]",
+        b"{}",
+        b'{"initial_annots": {"ILSVRC2012_val_1": 3}}',
+        b'{"initial_annots": {"ILSVRC2012_val_1": {"correct": ["n0"]}}, "problematic_images": {}}',
+    ],
+)
 def test_another_file_of_annotations_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match="a.json: not human_accuracy"):

@@ -2,6 +2,7 @@
 
 The tests of the package run in the environment of requirements-brainscore.txt and skip in any other.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -23,7 +24,10 @@ from alignment_security.models.heads import ModelError, PixelModel
 from alignment_security.models.loading import check_model, load_model
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-installed = pytest.mark.skipif(importlib.util.find_spec("brainscore_vision") is None, reason="brainscore-vision is not installed")
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("brainscore_vision") is None,
+    reason="brainscore-vision is not installed",
+)
 
 
 def preprocessing(*steps, mean=IMAGENET["mean"], std=IMAGENET["std"], out=np.stack):
@@ -35,28 +39,59 @@ def preprocessing(*steps, mean=IMAGENET["mean"], std=IMAGENET["std"], out=np.sta
 # ---- what is told ----------------------------------------------------------------------------------------------
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
-RESIZINGS = {       # id -> (torchvision's steps, what timm calls them)
+RESIZINGS = {  # id -> (torchvision's steps, what timm calls them)
     "squash": ([transforms.Resize((224, 224))], ((3, 224, 224), "bilinear", "squash", 1.0)),
-    "crop": ([transforms.Resize(256), transforms.CenterCrop(224)], ((3, 224, 224), "bilinear", "center", 0.875)),
-    "inception": ([transforms.Resize(341), transforms.CenterCrop(299)], ((3, 299, 299), "bilinear", "center", 299 / 341)),
-    "bicubic": ([transforms.Resize(128, BICUBIC), transforms.CenterCrop(112)], ((3, 112, 112), "bicubic", "center", 0.875)),
-    "whole": ([transforms.Resize(160, BICUBIC), transforms.CenterCrop(160)], ((3, 160, 160), "bicubic", "center", 1.0)),
-    "bicubic squash": ([transforms.Resize((64, 64), BICUBIC)], ((3, 64, 64), "bicubic", "squash", 1.0)),
+    "crop": (
+        [transforms.Resize(256), transforms.CenterCrop(224)],
+        ((3, 224, 224), "bilinear", "center", 0.875),
+    ),
+    "inception": (
+        [transforms.Resize(341), transforms.CenterCrop(299)],
+        ((3, 299, 299), "bilinear", "center", 299 / 341),
+    ),
+    "bicubic": (
+        [transforms.Resize(128, BICUBIC), transforms.CenterCrop(112)],
+        ((3, 112, 112), "bicubic", "center", 0.875),
+    ),
+    "whole": (
+        [transforms.Resize(160, BICUBIC), transforms.CenterCrop(160)],
+        ((3, 160, 160), "bicubic", "center", 1.0),
+    ),
+    "bicubic squash": (
+        [transforms.Resize((64, 64), BICUBIC)],
+        ((3, 64, 64), "bicubic", "squash", 1.0),
+    ),
 }
 
 
 @pytest.mark.parametrize("case", RESIZINGS)
-@pytest.mark.parametrize("mean, std", [(IMAGENET["mean"], IMAGENET["std"]), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))])
+@pytest.mark.parametrize(
+    "mean, std", [(IMAGENET["mean"], IMAGENET["std"]), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))]
+)
 def test_a_preprocessing_is_told(case, mean, std):
     steps, (size, interpolation, mode, share) = RESIZINGS[case]
     found = measured_preprocessing(preprocessing(*steps, mean=mean, std=std), "net")
-    assert (found["input_size"], found["interpolation"], found["crop_mode"]) == (size, interpolation, mode)
-    assert found["mean"] == pytest.approx(mean, abs=1e-6) and found["std"] == pytest.approx(std, abs=1e-6)
+    assert (found["input_size"], found["interpolation"], found["crop_mode"]) == (
+        size,
+        interpolation,
+        mode,
+    )
+    assert found["mean"] == pytest.approx(mean, abs=1e-6) and found["std"] == pytest.approx(
+        std, abs=1e-6
+    )
     assert found["crop_pct"] == pytest.approx(share, abs=0.0002)
 
 
-@pytest.mark.parametrize("out", [list, np.stack, lambda parts: torch.tensor(np.stack(parts)),
-                                 lambda parts: [torch.tensor(part) for part in parts]], ids=["list", "array", "tensor", "tensors"])
+@pytest.mark.parametrize(
+    "out",
+    [
+        list,
+        np.stack,
+        lambda parts: torch.tensor(np.stack(parts)),
+        lambda parts: [torch.tensor(part) for part in parts],
+    ],
+    ids=["list", "array", "tensor", "tensors"],
+)
 def test_lists_arrays_and_tensors_are_taken(out):
     found = measured_preprocessing(preprocessing(transforms.Resize((64, 64)), out=out), "net")
     assert found["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
@@ -64,11 +99,19 @@ def test_lists_arrays_and_tensors_are_taken(out):
 
 def test_pixels_without_a_normalisation_are_told():
     """A net that normalises itself, and one that wants 0 to 255."""
-    unit = measured_preprocessing(preprocessing(transforms.Resize((64, 64)), mean=(0, 0, 0), std=(1, 1, 1)), "net")
+    unit = measured_preprocessing(
+        preprocessing(transforms.Resize((64, 64)), mean=(0, 0, 0), std=(1, 1, 1)), "net"
+    )
     assert unit["mean"] == (0, 0, 0) and unit["std"] == (1, 1, 1)
 
     def levels(paths):
-        return [np.asarray(Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)).transpose(2, 0, 1) for path in paths]
+        return [
+            np.asarray(Image.open(path).resize((64, 64), Image.Resampling.BILINEAR)).transpose(
+                2, 0, 1
+            )
+            for path in paths
+        ]
+
     raw = measured_preprocessing(levels, "net")
     assert raw["mean"] == (0, 0, 0) and raw["std"] == pytest.approx([1 / 255] * 3, abs=1e-6)
 
@@ -77,23 +120,53 @@ def test_pixels_without_a_normalisation_are_told():
 
 SQUASH = transforms.Resize((64, 64))
 REFUSED = {
-    "channels swapped": (lambda p: [x[::-1].copy() for x in preprocessing(SQUASH)(p)], "no mean and std"),
+    "channels swapped": (
+        lambda p: [x[::-1].copy() for x in preprocessing(SQUASH)(p)],
+        "no mean and std",
+    ),
     "grey": (preprocessing(SQUASH, transforms.Grayscale(3)), "no mean and std"),
-    "gamma": (lambda p: [np.sqrt(np.abs(x)) for x in preprocessing(SQUASH, mean=(0, 0, 0), std=(1, 1, 1))(p)], "no mean and std"),
+    "gamma": (
+        lambda p: [
+            np.sqrt(np.abs(x)) for x in preprocessing(SQUASH, mean=(0, 0, 0), std=(1, 1, 1))(p)
+        ],
+        "no mean and std",
+    ),
     "constant": (lambda p: [np.zeros((3, 8, 8)) for _ in p], "no mean and std"),
     "negative": (lambda p: [-x for x in preprocessing(SQUASH)(p)], "no mean and std"),
-    "each image by its own mean": (lambda p: [x - x.mean() for x in preprocessing(SQUASH)(p)], "no mean and std"),
+    "each image by its own mean": (
+        lambda p: [x - x.mean() for x in preprocessing(SQUASH)(p)],
+        "no mean and std",
+    ),
     "padded": (preprocessing(transforms.Resize(48), transforms.CenterCrop(64)), "no mean and std"),
-    "a crop alone": (preprocessing(transforms.CenterCrop(64)), "neither a squash nor a central crop"),
-    "nearest": (preprocessing(transforms.Resize((64, 64), transforms.InterpolationMode.NEAREST)), "neither a squash nor"),
-    "blurred": (preprocessing(SQUASH, transforms.GaussianBlur(7, 2.0)), "neither a squash nor a central crop"),
-    "a corner": (preprocessing(transforms.Resize(96), transforms.Lambda(lambda i: i.crop((0, 0, 64, 64)))), "neither a squash"),
+    "a crop alone": (
+        preprocessing(transforms.CenterCrop(64)),
+        "neither a squash nor a central crop",
+    ),
+    "nearest": (
+        preprocessing(transforms.Resize((64, 64), transforms.InterpolationMode.NEAREST)),
+        "neither a squash nor",
+    ),
+    "blurred": (
+        preprocessing(SQUASH, transforms.GaussianBlur(7, 2.0)),
+        "neither a squash nor a central crop",
+    ),
+    "a corner": (
+        preprocessing(transforms.Resize(96), transforms.Lambda(lambda i: i.crop((0, 0, 64, 64)))),
+        "neither a squash",
+    ),
     "random": (preprocessing(transforms.RandomCrop(64)), "neither a squash"),
-    "not square": (preprocessing(transforms.Resize((48, 64)), transforms.CenterCrop((40, 64))), "neither a squash"),
+    "not square": (
+        preprocessing(transforms.Resize((48, 64)), transforms.CenterCrop((40, 64))),
+        "neither a squash",
+    ),
     "no resizing": (preprocessing(), "fails on a PNG .*same shape"),
-    "paths": (lambda p: p, "fails on a PNG"), "nothing": (lambda p: None, "fails on a PNG"),
+    "paths": (lambda p: p, "fails on a PNG"),
+    "nothing": (lambda p: None, "fails on a PNG"),
     "fails": (lambda p: 1 / 0, "fails on a PNG .ZeroDivisionError"),
-    "one channel": (lambda p: [x[:1] for x in preprocessing(SQUASH)(p)], r"gives \(6, 1, 64, 64\), not an image"),
+    "one channel": (
+        lambda p: [x[:1] for x in preprocessing(SQUASH)(p)],
+        r"gives \(6, 1, 64, 64\), not an image",
+    ),
     "another count": (lambda p: preprocessing(SQUASH)(p[:2]), r"gives \(2, 3, 64, 64\)"),
 }
 
@@ -127,6 +200,7 @@ def plugin(monkeypatch):
 
     def load_model(name):
         raise AssertionError(f"No registrations found for {name}")
+
     package.load_model = load_model
     monkeypatch.setitem(sys.modules, "brainscore_vision", package)
 
@@ -134,6 +208,7 @@ def plugin(monkeypatch):
         extractor = types.SimpleNamespace(preprocess=preprocessing(transforms.Resize((8, 8))))
         wrapper = types.SimpleNamespace(_model=net, _extractor=extractor, **options)
         package.model_registry["mine"] = lambda: types.SimpleNamespace(activations_model=wrapper)
+
     return register
 
 
@@ -143,7 +218,11 @@ def test_a_registered_net_is_a_model_of_pixels(plugin):
     model, x = load_model("mine", source="brainscore"), torch.rand(2, 3, 8, 8)
     mean, std = (torch.tensor(IMAGENET[key]).view(3, 1, 1) for key in ("mean", "std"))
     torch.testing.assert_close(model.module(x), net((x - mean) / std), atol=1e-5, rtol=1e-5)
-    assert model.settings["weights"] == "brainscore:mine" and model.n_outputs == 1000 and "architecture" not in model.settings
+    assert (
+        model.settings["weights"] == "brainscore:mine"
+        and model.n_outputs == 1000
+        and "architecture" not in model.settings
+    )
     assert model.settings["weights_sha256"] == weights_sha256(net) and json.dumps(model.settings)
     assert check_model(model.module, x, 1000, "mine") == []
     two = load_model("mine", source="brainscore", head="animate")
@@ -157,7 +236,11 @@ def test_a_net_behind_data_parallel_is_the_bare_net(plugin):
 
 
 NETS = {
-    "stochastic": (Net(lambda z: z + torch.rand_like(z)), {}, "other logits for the same image.*VOneNets"),
+    "stochastic": (
+        Net(lambda z: z + torch.rand_like(z)),
+        {},
+        "other logits for the same image.*VOneNets",
+    ),
     "ten classes": (Net(outputs=10), {}, r"gives \(10,\), not the 1000 logits"),
     "two outputs": (Net(lambda z: (z, z)), {}, "gives tuple, not the 1000 logits"),
     "half precision": (Net().half(), {}, "weights are torch.float16; attacks need float32"),
@@ -176,7 +259,10 @@ def test_a_net_that_no_attack_can_be_trusted_on_is_refused(plugin, case):
 
 
 def test_an_unknown_name_is_one_line(plugin):
-    with pytest.raises(ModelError, match="^nobody: brainscore-vision cannot load it .AssertionError: No registrations found"):
+    with pytest.raises(
+        ModelError,
+        match="^nobody: brainscore-vision cannot load it .AssertionError: No registrations found",
+    ):
         load_model("nobody", source="brainscore")
 
 
@@ -186,16 +272,29 @@ def test_without_the_package_the_environment_is_named(monkeypatch):
         load_model("alexnet", source="brainscore")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ("--source brainscore --checkpoint x.pth", "leave out --checkpoint"),
-    ("--source brainscore --architecture resnet18", "leave out --checkpoint"),
-    ("--architecture resnet18", "needs its weights, --checkpoint FILE"), ("--source hub", "invalid choice")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--source brainscore --checkpoint x.pth", "leave out --checkpoint"),
+        ("--source brainscore --architecture resnet18", "leave out --checkpoint"),
+        ("--architecture resnet18", "needs its weights, --checkpoint FILE"),
+        ("--source hub", "invalid choice"),
+    ],
+)
 def test_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments, message):
-    status, out, err = cli("--model_name", "alexnet", "--results_dir", tmp_path, *arguments.split(), "clean")
-    assert (status, out) == (2, "") and err.count("\n") == 1 and message in err and not list(tmp_path.iterdir())
+    status, out, err = cli(
+        "--model_name", "alexnet", "--results_dir", tmp_path, *arguments.split(), "clean"
+    )
+    assert (
+        (status, out) == (2, "")
+        and err.count("\n") == 1
+        and message in err
+        and not list(tmp_path.iterdir())
+    )
 
 
 # ---- the package -----------------------------------------------------------------------------------------------
+
 
 @installed
 def test_a_small_model_registered_with_the_package(cli, tmp_path):
@@ -203,27 +302,63 @@ def test_a_small_model_registered_with_the_package(cli, tmp_path):
     import functools
 
     import brainscore_vision
-    from brainscore_vision.model_helpers.activations.pytorch import PytorchWrapper, load_preprocess_images
+    from brainscore_vision.model_helpers.activations.pytorch import (
+        PytorchWrapper,
+        load_preprocess_images,
+    )
     from brainscore_vision.model_helpers.brain_transformation import ModelCommitment
 
     net = timm.create_model("test_resnet")
     preprocess = functools.partial(load_preprocess_images, image_size=160)
     brainscore_vision.model_registry["small"] = lambda: ModelCommitment(
-        identifier="small", activations_model=PytorchWrapper(identifier="small", model=net, preprocessing=preprocess),
-        layers=["conv1.0"], region_layer_map={})
+        identifier="small",
+        activations_model=PytorchWrapper(identifier="small", model=net, preprocessing=preprocess),
+        layers=["conv1.0"],
+        region_layer_map={},
+    )
     model, x = load_model("small", source="brainscore"), torch.rand(2, 3, 160, 160)
-    assert model.preprocessing == {"input_size": (3, 160, 160), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
-    torch.testing.assert_close(model.module(x), PixelModel(net, **IMAGENET).eval()(x), atol=1e-5, rtol=1e-5)
-    status, out, _ = cli("--model_name", "small", "--source", "brainscore", "-s", "4", "--device", "cpu", "--batch_size", "4",
-                         "--results_dir", tmp_path, "Linf", "--eps", "1/255", "--attacks", "apgd-ce", "--steps", "3")
-    path, = tmp_path.glob("records/sample/Linf/small.json")
-    assert status == 0 and json.loads(path.read_text())["settings"]["model"]["weights"] == "brainscore:small"
+    assert model.preprocessing == {
+        "input_size": (3, 160, 160),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    torch.testing.assert_close(
+        model.module(x), PixelModel(net, **IMAGENET).eval()(x), atol=1e-5, rtol=1e-5
+    )
+    status, out, _ = cli(
+        "--model_name",
+        "small",
+        "--source",
+        "brainscore",
+        "-s",
+        "4",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "4",
+        "--results_dir",
+        tmp_path,
+        "Linf",
+        "--eps",
+        "1/255",
+        "--attacks",
+        "apgd-ce",
+        "--steps",
+        "3",
+    )
+    (path,) = tmp_path.glob("records/sample/Linf/small.json")
+    assert (
+        status == 0
+        and json.loads(path.read_text())["settings"]["model"]["weights"] == "brainscore:small"
+    )
 
 
 @installed
 def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
     """The real plugin with a state dict in torch's hub cache; logits are torchvision's, behind the plugin's own preprocessing."""
     from torchvision.models import AlexNet_Weights, alexnet
+
     torch.manual_seed(0)
     net = alexnet().eval()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -231,15 +366,24 @@ def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
     file.parent.mkdir(parents=True)
     torch.save(net.state_dict(), file)
     model = load_model("alexnet", source="brainscore")
-    assert model.preprocessing == {"input_size": (3, 224, 224), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}
+    assert model.preprocessing == {
+        "input_size": (3, 224, 224),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
     assert model.settings["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
     assert model.settings["weights_sha256"] == weights_sha256(net)
     x = torch.rand(1, 3, 224, 224)
-    torch.testing.assert_close(model.module(x), PixelModel(net, **IMAGENET)(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.module(x), PixelModel(net, **IMAGENET)(x), atol=1e-5, rtol=1e-5
+    )
 
 
 @installed
-@pytest.mark.parametrize("name, message", [("pixels", "is no PyTorch net"), ("no_such_model", "No registrations found")])
+@pytest.mark.parametrize(
+    "name, message", [("pixels", "is no PyTorch net"), ("no_such_model", "No registrations found")]
+)
 def test_the_package_has_models_that_are_refused(name, message):
     with pytest.raises(ModelError, match=f"^{name}: .*{message}"):
         load_model(name, source="brainscore")

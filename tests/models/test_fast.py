@@ -1,4 +1,5 @@
 """The cheap pass gives what the plain one gives."""
+
 import pandas as pd
 import pytest
 import timm
@@ -23,7 +24,9 @@ def with_statistics(name: str) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(("name", "left"), [("resnet18", 0), ("tf_efficientnet_lite0", 0), ("convnext_atto", 0)])
+@pytest.mark.parametrize(
+    ("name", "left"), [("resnet18", 0), ("tf_efficientnet_lite0", 0), ("convnext_atto", 0)]
+)
 def test_folding_changes_rounding_only(name, left):
     net, x = with_statistics(name), torch.rand(2, 3, 96, 96)
     fast = fast_copy(net, x)
@@ -42,6 +45,7 @@ def test_a_convolution_that_runs_twice_is_not_folded():
 
         def forward(self, x):
             return self.norm(self.conv(self.norm(self.conv(x)))).mean((2, 3))
+
     net, x = Twice().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
     assert followed_by_norm(net, x) == []
     torch.testing.assert_close(fast_copy(net, x)(x), net(x))
@@ -49,6 +53,7 @@ def test_a_convolution_that_runs_twice_is_not_folded():
 
 def test_folding_that_changes_the_logits_is_taken_back():
     """The convolution's output is also used beside its norm: folding would change that use too."""
+
     class Beside(nn.Module):
         def __init__(self):
             super().__init__()
@@ -58,6 +63,7 @@ def test_folding_that_changes_the_logits_is_taken_back():
         def forward(self, x):
             out = self.conv(x)
             return (out + self.norm(out)).mean((2, 3))
+
     net, x = Beside().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(fast_copy(net, x)(x), net(x))
 
@@ -67,13 +73,26 @@ def test_bf16_verdicts_are_confirmed_in_float32():
     images = cifar_photographs(net)[:8]
     budget = Budget(attacks=("apgd-ce",), steps=15)
     common = {"norm": "Linf", "eps": [2 / 255], "n_outputs": 10, "budget": budget, "batch_size": 8}
-    plain, half = (pd.DataFrame([row for rows in run_autoattack(module, images, exact=WithoutTF32(net), **common) for row in rows]
-                                ).set_index("image_id").sort_index()
-                   for module in (net, fast_copy(net, torch.rand(2, 3, 32, 32), "bf16")))
+    plain, half = (
+        pd.DataFrame(
+            [
+                row
+                for rows in run_autoattack(module, images, exact=WithoutTF32(net), **common)
+                for row in rows
+            ]
+        )
+        .set_index("image_id")
+        .sort_index()
+        for module in (net, fast_copy(net, torch.rand(2, 3, 32, 32), "bf16"))
+    )
     assert (plain.robust == half.robust).mean() >= 7 / 8
     pixels = {name: x for name, x, _ in images}
     for row in half[half.robust == 0].reset_index().itertuples():
-        assert int(net((pixels[row.image_id] + row.perturbation)[None]).argmax()) == row.adv_pred != row.label
+        assert (
+            int(net((pixels[row.image_id] + row.perturbation)[None]).argmax())
+            == row.adv_pred
+            != row.label
+        )
 
 
 def test_strict_puts_the_flags_back():
@@ -85,6 +104,7 @@ def test_strict_puts_the_flags_back():
         def forward(self, x):
             seen.append(torch.backends.cudnn.allow_tf32)
             return x
+
     try:
         WithoutTF32(Spy())(torch.zeros(1))
         assert seen == [False] and torch.backends.cudnn.allow_tf32 is True

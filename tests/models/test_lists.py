@@ -1,4 +1,5 @@
 """Model lists against what was published, families against timm's zoo, and lists that are refused."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -24,6 +25,7 @@ published = pytest.mark.skipif(not FENG2025.is_dir(), reason="the published numb
 
 # ---- the committed lists ---------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("name", available_lists())
 def test_families_are_those_of_the_rule(name):
     for row in read_model_list(name).itertuples():
@@ -37,10 +39,15 @@ def test_feng2025_has_the_groups_of_the_paper():
     assert len(table) == 351 and groups["SSL"] == 54 and groups["robust"] == 42
     robust = table[table["group"] == "robust"]
     assert Counter(source.partition(":")[2] for source in robust["source"]) == {
-        "resnet18.tv_in1k": 14, "resnet50.tv_in1k": 14, "wide_resnet50_2.tv_in1k": 14}
+        "resnet18.tv_in1k": 14,
+        "resnet50.tv_in1k": 14,
+        "wide_resnet50_2.tv_in1k": 14,
+    }
     assert (robust["weights"] == "file:" + robust["name"] + ".ckpt").all()
     plain = table[table["group"] != "robust"]
-    assert (plain["source"] == "timm:" + plain["name"]).all() and (plain["weights"] == "hub:timm/" + plain["name"]).all()
+    assert (plain["source"] == "timm:" + plain["name"]).all() and (
+        plain["weights"] == "hub:timm/" + plain["name"]
+    ).all()
 
 
 def test_every_net_of_feng2025_is_in_the_installed_timm():
@@ -58,34 +65,61 @@ def test_feng2025_has_the_published_names():
 
 
 @published
-@pytest.mark.parametrize("group, column, statistic, df", [
-    ("SSL", "pt", 7.85, 65), ("SSL", "aa", -7.49, 98), ("robust", "pt", 6.41, 41), ("robust", "aa", 20.85, 106)])
+@pytest.mark.parametrize(
+    "group, column, statistic, df",
+    [
+        ("SSL", "pt", 7.85, 65),
+        ("SSL", "aa", -7.49, 98),
+        ("robust", "pt", 6.41, 41),
+        ("robust", "aa", 20.85, 106),
+    ],
+)
 def test_the_groups_give_the_published_t_tests(group, column, statistic, df):
     """Welch's test against the rest of the 309 standard models, as the paper prints it."""
     rows = pd.read_csv(next(FENG2025.glob("adversarial_alignment_*.csv"))).set_index("model")
     groups = read_model_list("feng2025").set_index("name")["group"]
-    a, b = rows[column][groups == group], rows[column][~groups.isin(["SSL", "robust"])] if group == "SSL" else rows[column][
-        groups != "robust"]
-    found = ttest_ind_from_stats(a.mean(), a.std(), len(a), b.mean(), b.std(), len(b), equal_var=False)
+    a, b = (
+        rows[column][groups == group],
+        rows[column][~groups.isin(["SSL", "robust"])]
+        if group == "SSL"
+        else rows[column][groups != "robust"],
+    )
+    found = ttest_ind_from_stats(
+        a.mean(), a.std(), len(a), b.mean(), b.std(), len(b), equal_var=False
+    )
     assert found.statistic == pytest.approx(statistic, abs=0.006)
     spread = a.var() / len(a), b.var() / len(b)
-    assert int(sum(spread) ** 2 / (spread[0] ** 2 / (len(a) - 1) + spread[1] ** 2 / (len(b) - 1))) == df
+    assert (
+        int(sum(spread) ** 2 / (spread[0] ** 2 / (len(a) - 1) + spread[1] ** 2 / (len(b) - 1)))
+        == df
+    )
 
 
 def test_brainscore_has_the_registry_and_timm_names_that_exist():
     table = read_model_list("brainscore")
     timms = table[table["weights"].str.startswith("timm:")]
     assert len(table) == 741 and len(timms) == 44 and set(table["source"]) == {"brainscore"}
-    known = set(timm.list_models() + timm.list_models(pretrained=True) + ["xception"])      # xception: renamed by timm
+    known = set(
+        timm.list_models() + timm.list_models(pretrained=True) + ["xception"]
+    )  # xception: renamed by timm
     assert set(timms["weights"].str.removeprefix("timm:")) <= known
 
 
-@pytest.mark.skipif(importlib.util.find_spec("brainscore_vision") is None, reason="brainscore-vision is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("brainscore_vision") is None,
+    reason="brainscore-vision is not installed",
+)
 def test_brainscore_is_what_the_installed_package_registers():
     registry, _ = read_registry(find_package(None))
     table = read_model_list("brainscore")
-    want = {(row.model_registry_name, f"timm:{row.timm_name}" if row.timm_name else "plugin", row.og_model_name)
-            for row in registry.itertuples()}
+    want = {
+        (
+            row.model_registry_name,
+            f"timm:{row.timm_name}" if row.timm_name else "plugin",
+            row.og_model_name,
+        )
+        for row in registry.itertuples()
+    }
     assert set(table[["name", "weights", "group"]].itertuples(index=False, name=None)) == want
 
 
@@ -96,15 +130,27 @@ GOOD = "resnet18\ttimm:resnet18.a1_in1k\thub:timm/resnet18.a1_in1k\tResNet\tmine
 
 def test_a_list_of_ones_own(tmp_path):
     (tmp_path / "mine.txt").write_text("# why\n" + "\t".join(LIST_COLUMNS) + f"\n\n{GOOD}\n")
-    row, = read_model_list(tmp_path / "mine.txt").to_dict("records")
-    assert row == {"name": "resnet18", "source": "timm:resnet18.a1_in1k", "weights": "hub:timm/resnet18.a1_in1k",
-                   "family": "ResNet", "group": "mine"}
+    (row,) = read_model_list(tmp_path / "mine.txt").to_dict("records")
+    assert row == {
+        "name": "resnet18",
+        "source": "timm:resnet18.a1_in1k",
+        "weights": "hub:timm/resnet18.a1_in1k",
+        "family": "ResNet",
+        "group": "mine",
+    }
 
 
-@pytest.mark.parametrize("text, message", [
-    (f"{GOOD}\n{GOOD}\n", "line 2: resnet18 stands on line 1 too"), ("resnet18\n", "line 1: 1 cells"),
-    (GOOD.replace("mine", ""), "line 1: 5 cells"), (GOOD.replace("timm:resnet18.a", "hub:a"), "source 'hub:a1_in1k'"),
-    (GOOD.replace("hub:", "web:"), "weights 'web:"), ("# nothing\n", "names no model")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (f"{GOOD}\n{GOOD}\n", "line 2: resnet18 stands on line 1 too"),
+        ("resnet18\n", "line 1: 1 cells"),
+        (GOOD.replace("mine", ""), "line 1: 5 cells"),
+        (GOOD.replace("timm:resnet18.a", "hub:a"), "source 'hub:a1_in1k'"),
+        (GOOD.replace("hub:", "web:"), "weights 'web:"),
+        ("# nothing\n", "names no model"),
+    ],
+)
 def test_a_wrong_list_names_its_line(tmp_path, text, message):
     (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(UserError, match=f"mine.txt.*{message}"):
@@ -112,20 +158,41 @@ def test_a_wrong_list_names_its_line(tmp_path, text, message):
 
 
 def test_a_list_that_is_not_there_names_those_that_are():
-    with pytest.raises(UserError, match="nolist: no such model list; give one of brainscore, feng2025"):
+    with pytest.raises(
+        UserError, match="nolist: no such model list; give one of brainscore, feng2025"
+    ):
         read_model_list("nolist")
 
 
 # ---- families --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("model, name", [
-    ("tf_efficientnet_lite0", "EfficientNet"), ("convnextv2_tiny.fcmae", "ConvNeXt"), ("timm/vit_base_patch16_224", "ViT"),
-    ("deit3_small", "ViT"), ("resnext50_32x4d", "ResNet"), ("tv_resnet50", "ResNet"), ("eva02_base", "BEiT, EVA"),
-    ("mobilevit_s", "Hybrid"), ("mobilenetv4_conv_small", "Mobile CNN"), ("alexnet", "Classic CNN"), ("VGG16", "Classic CNN"),
-    ("swinv2_cr_small_224.sw_in1k", "Swin, hierarchical"), ("wide_resnet50_2_linf_eps4.0", "ResNet"),
-    ("ecaresnet50t.a1_in1k", "ResNet"), ("eca_nfnet_l0", "RegNet, NFNet"), ("caformer_s18", "MLP, MetaFormer"),
-    ("inception_next_tiny", "ConvNeXt"), ("inception_v3", "Classic CNN"), ("vitamin_small_224", "Hybrid"),
-    ("model-lecs", "Other"), ("", "Other")])
+
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("tf_efficientnet_lite0", "EfficientNet"),
+        ("convnextv2_tiny.fcmae", "ConvNeXt"),
+        ("timm/vit_base_patch16_224", "ViT"),
+        ("deit3_small", "ViT"),
+        ("resnext50_32x4d", "ResNet"),
+        ("tv_resnet50", "ResNet"),
+        ("eva02_base", "BEiT, EVA"),
+        ("mobilevit_s", "Hybrid"),
+        ("mobilenetv4_conv_small", "Mobile CNN"),
+        ("alexnet", "Classic CNN"),
+        ("VGG16", "Classic CNN"),
+        ("swinv2_cr_small_224.sw_in1k", "Swin, hierarchical"),
+        ("wide_resnet50_2_linf_eps4.0", "ResNet"),
+        ("ecaresnet50t.a1_in1k", "ResNet"),
+        ("eca_nfnet_l0", "RegNet, NFNet"),
+        ("caformer_s18", "MLP, MetaFormer"),
+        ("inception_next_tiny", "ConvNeXt"),
+        ("inception_v3", "Classic CNN"),
+        ("vitamin_small_224", "Hybrid"),
+        ("model-lecs", "Other"),
+        ("", "Other"),
+    ],
+)
 def test_families(model, name):
     assert family(model) == name
 
@@ -138,22 +205,42 @@ def test_other_is_small():
 
 def lab(rgb) -> np.ndarray:
     """CIELAB (D65) of linear RGB in [0, 1]."""
-    to_xyz = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+    to_xyz = np.array(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ]
+    )
     t = to_xyz @ np.clip(rgb, 0, 1) / [0.95047, 1, 1.08883]
     f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t * (29 / 6) ** 2 / 3 + 4 / 29)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
-@pytest.mark.parametrize("seen", [
-    np.eye(3),
-    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
-    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]],
-    ids=["all three cones", "protanopia", "deuteranopia"])
+@pytest.mark.parametrize(
+    "seen",
+    [
+        np.eye(3),
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ],
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ],
+    ],
+    ids=["all three cones", "protanopia", "deuteranopia"],
+)
 def test_colours_of_families_can_be_told_apart(seen):
     """As colour-blind people see them: Machado, Oliveira & Fernandes (2009), severity 1, on linear RGB."""
     colours = {}
     for name, (colour, _) in FAMILIES.items():
         rgb = np.array(to_rgb(colour))
-        colours[name] = lab(np.asarray(seen) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4))
+        colours[name] = lab(
+            np.asarray(seen) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        )
     for one, other in combinations(colours, 2):
         assert np.linalg.norm(colours[one] - colours[other]) > 17, (one, other)

@@ -1,4 +1,5 @@
 """Models: normalisation inside, every way to the same weights, and what is refused before an attack starts."""
+
 from __future__ import annotations
 
 import argparse
@@ -31,7 +32,9 @@ from alignment_security.models.heads import (
 )
 from alignment_security.models.loading import check_model, load_model
 
-LITE0_SHA256 = "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"    # of 18.7 MB that pip pins
+LITE0_SHA256 = (
+    "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"  # of 18.7 MB that pip pins
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,7 @@ def small() -> dict[str, torch.Tensor]:
 
 # ---- normalisation and head ------------------------------------------------------------------------------------
 
+
 def test_normalisation_is_the_first_layer():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     net, x = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
@@ -68,8 +72,12 @@ def test_lite0_normalises_with_one_half(lite0, photograph):
 def test_preprocessing_comes_from_the_model():
     """Trap 14: 224 / 0.875 is what a name instead of the model object would give."""
     lite1 = load_model("tf_efficientnet_lite1")
-    assert lite1.preprocessing == {"input_size": (3, 240, 240), "interpolation": "bicubic", "crop_pct": 0.882,
-                                   "crop_mode": "center"}
+    assert lite1.preprocessing == {
+        "input_size": (3, 240, 240),
+        "interpolation": "bicubic",
+        "crop_pct": 0.882,
+        "crop_mode": "center",
+    }
     assert lite1.settings["preprocessing"] == lite1.preprocessing
 
 
@@ -81,21 +89,35 @@ def test_animate_head_by_hand():
     assert AnimateHead("sum")(logits).tolist() == [[animate, inanimate], [-animate, -inanimate]]
 
 
-@pytest.mark.parametrize("logits", [torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 3, torch.zeros(2, 1000),
-                                    torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)) * 1e4])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)) * 3,
+        torch.zeros(2, 1000),
+        torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)) * 1e4,
+    ],
+)
 def test_smoothing_a_head_changes_its_gradient_alone(logits):
     """Values bit for bit; the gradient is a softmax over each group at 0.2 standard deviations of the logits."""
     net = torch.nn.Sequential(torch.nn.Identity(), AnimateHead("max"))
     smooth, leaf = smooth_head(net), logits.clone().requires_grad_()
     assert smooth(leaf).equal(net(logits)) and not smooth.training and net[-1].smooth == 0
-    grad, = torch.autograd.grad(smooth(leaf)[:, 0].sum() - smooth(leaf)[:, 1].sum(), leaf)
+    (grad,) = torch.autograd.grad(smooth(leaf)[:, 0].sum() - smooth(leaf)[:, 1].sum(), leaf)
     temperature = 0.2 * logits.std(dim=1, keepdim=True) + 1e-12
-    animate, inanimate = ((group / temperature).softmax(1) for group in (logits[:, :398], logits[:, 398:]))
+    animate, inanimate = (
+        (group / temperature).softmax(1) for group in (logits[:, :398], logits[:, 398:])
+    )
     torch.testing.assert_close(grad, torch.cat([animate, -inanimate], dim=1), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("net", [torch.nn.Linear(3, 2), torch.nn.Sequential(torch.nn.Identity(), AnimateHead("sum")),
-                                 torch.nn.Sequential(torch.nn.Identity())])
+@pytest.mark.parametrize(
+    "net",
+    [
+        torch.nn.Linear(3, 2),
+        torch.nn.Sequential(torch.nn.Identity(), AnimateHead("sum")),
+        torch.nn.Sequential(torch.nn.Identity()),
+    ],
+)
 def test_what_has_no_kinks_of_ours_is_not_smoothed(net):
     assert smooth_head(net) is net
 
@@ -103,10 +125,14 @@ def test_what_has_no_kinks_of_ours_is_not_smoothed(net):
 def test_a_head_makes_two_outputs(photograph, lite0):
     two = load_model("tf_efficientnet_lite0", head="animate")
     logits = lite0.module(photograph)[0]
-    assert two.n_outputs == 2 and two.module(photograph)[0].tolist() == [logits[:398].max(), logits[398:].max()]
+    assert two.n_outputs == 2 and two.module(photograph)[0].tolist() == [
+        logits[:398].max(),
+        logits[398:].max(),
+    ]
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------
+
 
 def test_lite0_from_its_package(lite0, state):
     assert len(state) == 296 and lite0.n_outputs == 1000
@@ -119,22 +145,45 @@ def test_lite0_from_its_package(lite0, state):
 def robustness_layout(state: dict, mean: float = 0.5) -> dict:
     """As the robustness package and microsoft/robust-models-transfer save it (trap 25): robustness.attacker.AttackerModel
     under DataParallel, its InputNormalize beside it, what the trainer keeps around it (robustness/train.py)."""
-    twice = {f"module.{part}.{name}": tensor for part in ("model", "attacker.model") for name, tensor in state.items()}
-    extra = {f"module.{part}.new_{kind}": torch.full((3, 1, 1), value) for part in ("normalizer", "attacker.normalize")
-             for kind, value in (("mean", mean), ("std", 0.5))}
+    twice = {
+        f"module.{part}.{name}": tensor
+        for part in ("model", "attacker.model")
+        for name, tensor in state.items()
+    }
+    extra = {
+        f"module.{part}.new_{kind}": torch.full((3, 1, 1), value)
+        for part in ("normalizer", "attacker.normalize")
+        for kind, value in (("mean", mean), ("std", 0.5))
+    }
     weight = nn.Parameter(torch.zeros(2))
     optimiser = torch.optim.SGD([weight], 0.1, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 0.1 ** epoch)
-    return {"model": twice | extra, "optimizer": optimiser.state_dict(), "schedule": schedule.state_dict(), "epoch": 90,
-            "nat_prec1": torch.tensor(53.1)}
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda epoch: 0.1**epoch)
+    return {
+        "model": twice | extra,
+        "optimizer": optimiser.state_dict(),
+        "schedule": schedule.state_dict(),
+        "epoch": 90,
+        "nat_prec1": torch.tensor(53.1),
+    }
 
 
-LAYOUTS = {"plain": dict, "module.": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
-           "state_dict": lambda s: {"state_dict": s, "epoch": 3}, "robustness": robustness_layout,
-           "harmonized": lambda s: {"epoch": 89, "arch": "net", "best_acc1": torch.tensor(70.0), "optimizer": {"state": {}},
-                                    "state_dict": {f"module.{name}": tensor for name, tensor in s.items()}},
-           "without counters": lambda s: {name: tensor for name, tensor in s.items() if "num_batches" not in name},
-           "reversed": lambda s: dict(reversed(s.items()))}
+LAYOUTS = {
+    "plain": dict,
+    "module.": lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3},
+    "robustness": robustness_layout,
+    "harmonized": lambda s: {
+        "epoch": 89,
+        "arch": "net",
+        "best_acc1": torch.tensor(70.0),
+        "optimizer": {"state": {}},
+        "state_dict": {f"module.{name}": tensor for name, tensor in s.items()},
+    },
+    "without counters": lambda s: {
+        name: tensor for name, tensor in s.items() if "num_batches" not in name
+    },
+    "reversed": lambda s: dict(reversed(s.items())),
+}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -147,8 +196,11 @@ def test_the_robustness_package_writes_the_layout_that_is_tested(small):
     """Names and pickle of the real classes: `robustness.attacker` with a net of torchvision's names, saved with dill."""
     import dill
     from robustness.attacker import AttackerModel
+
     net = nn.Sequential(nn.Conv2d(3, 5, 3))
-    imagenet = types.SimpleNamespace(mean=torch.tensor([0.485, 0.456, 0.406]), std=torch.tensor([0.229, 0.224, 0.225]))
+    imagenet = types.SimpleNamespace(
+        mean=torch.tensor([0.485, 0.456, 0.406]), std=torch.tensor([0.229, 0.224, 0.225])
+    )
     saved = nn.DataParallel(AttackerModel(net, imagenet)).state_dict()
     assert saved.keys() == robustness_layout(net.state_dict())["model"].keys()
     file = io.BytesIO()
@@ -167,22 +219,35 @@ def test_a_net_is_normalised_as_it_was_trained(tmp_path, small):
     torch.testing.assert_close(model.module(x), model.module.net((x - 0.25) / 0.5))
 
 
-@pytest.mark.parametrize("change", [lambda s: s.pop("module.normalizer.new_std"),
-                                    lambda s: s.update({"module.normalizer.new_mean": torch.zeros(1)}),
-                                    lambda s: s.update({"module.normalizer.new_std": torch.zeros(3, 1, 1)})])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.pop("module.normalizer.new_std"),
+        lambda s: s.update({"module.normalizer.new_mean": torch.zeros(1)}),
+        lambda s: s.update({"module.normalizer.new_std": torch.zeros(3, 1, 1)}),
+    ],
+)
 def test_half_a_normaliser_is_refused(tmp_path, small, change):
     layout = robustness_layout(small)
     change(layout["model"])
     torch.save(layout, tmp_path / "net.ckpt")
-    with pytest.raises(ModelError, match="net.ckpt: its normaliser is not three means and three positive stds"):
+    with pytest.raises(
+        ModelError, match="net.ckpt: its normaliser is not three means and three positive stds"
+    ):
         load_model("test_resnet", tmp_path / "net.ckpt")
 
 
 def facebook_layout(state: dict) -> dict:
     """ConvNeXt as its authors' repository names it (facebookresearch/ConvNeXt, models/convnext.py)."""
-    rules = [(r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
-             (r"\.blocks\.", "."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"), (r"^head\.norm\.", "norm."),
-             (r"^head\.fc\.", "head.")]
+    rules = [
+        (r"^stem\.", "downsample_layers.0."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+        (r"\.blocks\.", "."),
+        ("conv_dw", "dwconv"),
+        (r"mlp\.fc", "pwconv"),
+        (r"^head\.norm\.", "norm."),
+        (r"^head\.fc\.", "head."),
+    ]
     renamed = {}
     for name, tensor in state.items():
         for pattern, to in rules:
@@ -194,13 +259,21 @@ def facebook_layout(state: dict) -> dict:
 def test_a_layout_that_timm_can_rewrite_is_rewritten(tmp_path):
     state = timm.create_model("test_convnext").state_dict()
     theirs = facebook_layout(state)
-    assert "downsample_layers.0.0.weight" in theirs and not set(theirs) & {"head.fc.weight", "stem.0.weight"}
+    assert "downsample_layers.0.0.weight" in theirs and not set(theirs) & {
+        "head.fc.weight",
+        "stem.0.weight",
+    }
     torch.save({"model": theirs}, tmp_path / "net.pth")
     loaded = load_model("test_convnext", tmp_path / "net.pth").module.net.state_dict()
-    assert loaded.keys() == state.keys() and all(torch.equal(loaded[name], state[name]) for name in state)
+    assert loaded.keys() == state.keys() and all(
+        torch.equal(loaded[name], state[name]) for name in state
+    )
 
 
-@pytest.mark.parametrize("change", [lambda s: s.update({"projectors.weight": torch.zeros(2)}), lambda s: s.pop("head.bias")])
+@pytest.mark.parametrize(
+    "change",
+    [lambda s: s.update({"projectors.weight": torch.zeros(2)}), lambda s: s.pop("head.bias")],
+)
 def test_a_rewriting_that_would_lose_or_add_a_tensor_is_refused(tmp_path, change):
     """timm's rule drops `projectors.`; a checkpoint that has one is not the net."""
     theirs = facebook_layout(timm.create_model("test_convnext").state_dict())
@@ -216,7 +289,9 @@ def test_safetensors_gives_the_same_weights(tmp_path, photograph, lite0, state):
 
 
 def check_same(model: Model, lite0: Model, photograph: torch.Tensor) -> None:
-    assert model.settings["weights_sha256"] == LITE0_SHA256 and model.settings["weights"].startswith("file:net.")
+    assert model.settings["weights_sha256"] == LITE0_SHA256 and model.settings[
+        "weights"
+    ].startswith("file:net.")
     assert torch.equal(model.module(photograph), lite0.module(photograph))
 
 
@@ -232,10 +307,18 @@ def test_the_hash_sees_one_bit(small):
 
 # ---- checkpoints that are refused ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s.pop("fc.bias"), r"lacks 'fc.bias' \(1 such"),
-    (lambda s: s.update(extra=torch.zeros(1)), r"has unknown 'extra' \(1 such"),
-    (lambda s: s.update({"fc.weight": s["fc.weight"][:10]}), r"has another shape of 'fc.weight' \(1 such")])
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda s: s.pop("fc.bias"), r"lacks 'fc.bias' \(1 such"),
+        (lambda s: s.update(extra=torch.zeros(1)), r"has unknown 'extra' \(1 such"),
+        (
+            lambda s: s.update({"fc.weight": s["fc.weight"][:10]}),
+            r"has another shape of 'fc.weight' \(1 such",
+        ),
+    ],
+)
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, small, change, message):
     change(small)
     torch.save(small, tmp_path / "net.pth")
@@ -245,7 +328,9 @@ def test_a_tensor_that_does_not_fit_is_named(tmp_path, small, change, message):
 
 def test_another_architecture_is_refused_naming_a_tensor(tmp_path, small):
     torch.save(small, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="does not fit this architecture, it lacks 'cls_token'.*--model_name"):
+    with pytest.raises(
+        ModelError, match="does not fit this architecture, it lacks 'cls_token'.*--model_name"
+    ):
         load_model("test_vit", tmp_path / "net.pth")
 
 
@@ -273,13 +358,18 @@ class Command:
 
 def test_the_code_in_a_checkpoint_is_named(tmp_path, small):
     torch.save({"state_dict": small, "extra": Command()}, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match=r"more than tensors \(posix.system\), and loading that runs code"):
+    with pytest.raises(
+        ModelError, match=r"more than tensors \(posix.system\), and loading that runs code"
+    ):
         load_model("test_resnet", tmp_path / "net.pth")
 
 
 def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
     torch.save({"state_dict": small, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
-    with pytest.raises(ModelError, match=r"more than tensors \(argparse.Namespace\), and .* runs code.*--trust_checkpoint"):
+    with pytest.raises(
+        ModelError,
+        match=r"more than tensors \(argparse.Namespace\), and .* runs code.*--trust_checkpoint",
+    ):
         load_model("test_resnet", tmp_path / "net.pth")
     model = load_model("test_resnet", tmp_path / "net.pth", trust_checkpoint=True)
     assert torch.equal(model.module.net.fc.weight, small["fc.weight"])
@@ -288,10 +378,15 @@ def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
 def test_a_zip_bomb_is_not_unpacked(tmp_path, small):
     """Three hundred megabytes of zeros for one tensor, in a file of 0.3: torch alone would unpack them all."""
     torch.save(small, tmp_path / "whole.pth")
-    with (zipfile.ZipFile(tmp_path / "whole.pth") as whole,
-          zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as bomb):
+    with (
+        zipfile.ZipFile(tmp_path / "whole.pth") as whole,
+        zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
         for part in whole.infolist():
-            bomb.writestr(part.filename, bytes(300_000_000) if part.filename.endswith("data/0") else whole.read(part))
+            bomb.writestr(
+                part.filename,
+                bytes(300_000_000) if part.filename.endswith("data/0") else whole.read(part),
+            )
     for trust in (False, True):
         with pytest.raises(ModelError, match="net.pth: not a readable checkpoint.*is compressed"):
             load_model("test_resnet", tmp_path / "net.pth", trust)
@@ -309,8 +404,11 @@ def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, 
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:20], lambda b: b"", lambda b: b"<html>404</html>"],
-                         ids=["half", "20 bytes", "empty", "a web page"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[: len(b) // 2], lambda b: b[:20], lambda b: b"", lambda b: b"<html>404</html>"],
+    ids=["half", "20 bytes", "empty", "a web page"],
+)
 def test_a_damaged_checkpoint_is_one_line(tmp_path, small, name, damage):
     path = tmp_path / name
     (safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save)(small, path)
@@ -336,8 +434,16 @@ def test_a_checkpoint_that_is_not_there():
 
 # ---- names and the hub -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, near", [("resnt50", "resnet50"), ("tf_efficientnet_lite9", "tf_efficientnet_lite"),
-                                        ("resnet50.a1_in1", "resnet50.a1_in1k"), ("resnet50_l2_eps33", "resnet50_l2_eps3")])
+
+@pytest.mark.parametrize(
+    "name, near",
+    [
+        ("resnt50", "resnet50"),
+        ("tf_efficientnet_lite9", "tf_efficientnet_lite"),
+        ("resnet50.a1_in1", "resnet50.a1_in1k"),
+        ("resnet50_l2_eps33", "resnet50_l2_eps3"),
+    ],
+)
 def test_an_unknown_name_gets_the_nearest(name, near):
     with pytest.raises(ModelError, match=f"^{name}: .*nearest names: .*{near}"):
         load_model(name)
@@ -351,7 +457,10 @@ def test_a_model_without_weights_is_refused():
 
 
 def test_a_model_whose_weights_are_a_file_asks_for_it():
-    with pytest.raises(ModelError, match="^resnet18_l2_eps3: its weights are a file, resnet18_l2_eps3.ckpt; pass --checkpoint"):
+    with pytest.raises(
+        ModelError,
+        match="^resnet18_l2_eps3: its weights are a file, resnet18_l2_eps3.ckpt; pass --checkpoint",
+    ):
         load_model("resnet18_l2_eps3")
 
 
@@ -361,14 +470,22 @@ def test_a_robust_net_by_its_published_name(tmp_path):
     torch.save(robustness_layout(state), tmp_path / "resnet18_l2_eps3.ckpt")
     model = load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
     assert torch.equal(model.module.net.fc.weight, state["fc.weight"]) and model.notes == []
-    assert model.settings["name"] == "resnet18_l2_eps3" and model.settings["architecture"] == "resnet18.tv_in1k"
-    assert (model.preprocessing["crop_pct"], model.preprocessing["interpolation"]) == (0.875, "bilinear")
+    assert (
+        model.settings["name"] == "resnet18_l2_eps3"
+        and model.settings["architecture"] == "resnet18.tv_in1k"
+    )
+    assert (model.preprocessing["crop_pct"], model.preprocessing["interpolation"]) == (
+        0.875,
+        "bilinear",
+    )
 
 
 def test_a_net_under_a_name_of_ones_own(tmp_path, small):
     torch.save(small, tmp_path / "net.pth")
     model = load_model("harmonized", tmp_path / "net.pth", architecture="test_resnet")
-    assert model.settings["name"] == "harmonized" and model.settings["architecture"] == "test_resnet"
+    assert (
+        model.settings["name"] == "harmonized" and model.settings["architecture"] == "test_resnet"
+    )
     with pytest.raises(ModelError, match="^harmonized: .*--architecture"):
         load_model("harmonized", tmp_path / "net.pth")
     with pytest.raises(ModelError, match="^tst_resnet: .*nearest names: .*test_resnet"):
@@ -410,16 +527,33 @@ def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line
     for folder in ("refs", f"snapshots/{commit}"):
         (repository / folder).mkdir(parents=True)
     (repository / "refs" / "main").write_text(commit)
-    safetensors.torch.save_file(net.state_dict(), repository / "snapshots" / commit / "model.safetensors")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))}
-    process = subprocess.run([sys.executable, "-c", LOADS], cwd=ROOT, capture_output=True, text=True, check=True,
-                             env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+    safetensors.torch.save_file(
+        net.state_dict(), repository / "snapshots" / commit / "model.safetensors"
+    )
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", LOADS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
     cached, same, missing = process.stdout.splitlines()
     assert cached == same == f"{weights_sha256(net)} timm:timm/test_resnet.r160_in1k"
-    assert missing.startswith("test_vit.r160_in1k: ") and "--checkpoint" in missing and "HF_HOME" in missing
+    assert (
+        missing.startswith("test_vit.r160_in1k: ")
+        and "--checkpoint" in missing
+        and "HF_HOME" in missing
+    )
 
 
 # ---- checks before an attack -----------------------------------------------------------------------------------
+
 
 class Net(nn.Module):
     """logits = f(scores) of a linear layer, (B, 3, 4, 4) -> (B, 5)."""
@@ -443,23 +577,36 @@ def test_a_sound_model_passes_without_a_warning():
     assert check_model(Net(), IMAGES, 5, "net") == []
 
 
-@pytest.mark.parametrize("net, message", [
-    (Net().train(), "train mode"),
-    (nn.Sequential(Net(), nn.Dropout()).eval().append(nn.ReLU().train()), "train mode"),
-    (Net().requires_grad_(True), "ask for gradients"),
-    (Net(lambda z: z / 0), "NaN or infinite"), (Net(lambda z: z * torch.nan), "NaN or infinite"),
-    (Net(lambda z: z[:, :4]), r"\(4,\) outputs an image, 5 are wanted"), (Net(lambda z: z.mean()), "outputs an image"),
-    (Net(lambda z: nn.functional.dropout(z, 0.5, training=True)), "other logits for the same images"),
-    (Net(lambda z: z + 0.01 * torch.rand_like(z)), "other logits for the same images")])
+@pytest.mark.parametrize(
+    "net, message",
+    [
+        (Net().train(), "train mode"),
+        (nn.Sequential(Net(), nn.Dropout()).eval().append(nn.ReLU().train()), "train mode"),
+        (Net().requires_grad_(True), "ask for gradients"),
+        (Net(lambda z: z / 0), "NaN or infinite"),
+        (Net(lambda z: z * torch.nan), "NaN or infinite"),
+        (Net(lambda z: z[:, :4]), r"\(4,\) outputs an image, 5 are wanted"),
+        (Net(lambda z: z.mean()), "outputs an image"),
+        (
+            Net(lambda z: nn.functional.dropout(z, 0.5, training=True)),
+            "other logits for the same images",
+        ),
+        (Net(lambda z: z + 0.01 * torch.rand_like(z)), "other logits for the same images"),
+    ],
+)
 def test_a_model_that_no_attack_can_be_trusted_on_is_refused(net, message):
     with pytest.raises(ModelError, match=f"^net: .*{message}"):
         check_model(net, IMAGES, 5, "net")
 
 
-@pytest.mark.parametrize("f, message", [
-    (lambda z: z.softmax(1), "look like probabilities"),
-    (lambda z: z.detach(), "not depend on the image"),
-    (lambda z: z.sign() * 1.0, "2 of 2 images have a zero input gradient")])
+@pytest.mark.parametrize(
+    "f, message",
+    [
+        (lambda z: z.softmax(1), "look like probabilities"),
+        (lambda z: z.detach(), "not depend on the image"),
+        (lambda z: z.sign() * 1.0, "2 of 2 images have a zero input gradient"),
+    ],
+)
 def test_an_odd_model_is_warned_about(f, message):
     warnings = check_model(Net(f), IMAGES, 5, "net")
     assert len(warnings) == 1 and message in warnings[0]

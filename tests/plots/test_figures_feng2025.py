@@ -1,4 +1,5 @@
 """Figures, tables and statistics of the second paper: against its claims where its numbers are here, else against hand counts."""
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -36,13 +37,24 @@ def published():
 def made_up(tmp_path):
     """Eight models of ours whose alignment falls with their tolerance but for one, and a published folder of four."""
     norms, alignments = [1, 2, 3, 4, 5, 6, 7, 8], [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.9]
-    write_summary(tmp_path, [{"model": f"m{i}", "l2_mean": norm, "l2_sem": 0.1, "human_alignment": value, "clean_acc": norm / 10}
-                             for i, (norm, value) in enumerate(zip(norms, alignments))])
+    write_summary(
+        tmp_path,
+        [
+            {
+                "model": f"m{i}",
+                "l2_mean": norm,
+                "l2_sem": 0.1,
+                "human_alignment": value,
+                "clean_acc": norm / 10,
+            }
+            for i, (norm, value) in enumerate(zip(norms, alignments))
+        ],
+    )
     return load_results(tmp_path, None, write_published(tmp_path / "published"))
 
 
 def statistics_of(results) -> pd.DataFrame:
-    (_, figure, table, caption), = text_statistics(results)
+    ((_, figure, table, caption),) = text_statistics(results)
     assert figure is None
     table.attrs["caption"] = caption
     return table
@@ -50,21 +62,41 @@ def statistics_of(results) -> pd.DataFrame:
 
 # ---- the paper's claims ----------------------------------------------------------------------------------------
 
+
 @needs_data
-@pytest.mark.parametrize(("statistic", "measure", "claim", "value", "df", "n"), [
-    ("SSL vs Other", "Perturbation Tolerance", "T(65) = 7.85", 7.845, 65.44, "54, 255"),
-    ("SSL vs Other", "human alignment", "T(98) = -7.49", -7.489, 98.11, "54, 255"),
-    ("robust vs Other", "Perturbation Tolerance", "T(41) = 6.41", 6.412, 41.40, "42, 309"),
-    ("robust vs Other", "human alignment", "T(106) = 20.85", 20.851, 106.64, "42, 309"),
-    ("Spearman with multi-label accuracy", "Perturbation Tolerance", "0.81", 0.807, None, "309"),
-    ("Spearman with multi-label accuracy", "human alignment", "-0.74", -0.739, None, "309"),
-    ("most accurate model", "human alignment", "-0.03", -0.0343, None, "1"),
-    ("least accurate model", "human alignment", "0.22", 0.2171, None, "1"),
-    ("Table 2, rows equal", "both", "33", 33, None, "33")])
-def test_a_claim_comes_out_of_the_published_numbers(published, statistic, measure, claim, value, df, n):
+@pytest.mark.parametrize(
+    ("statistic", "measure", "claim", "value", "df", "n"),
+    [
+        ("SSL vs Other", "Perturbation Tolerance", "T(65) = 7.85", 7.845, 65.44, "54, 255"),
+        ("SSL vs Other", "human alignment", "T(98) = -7.49", -7.489, 98.11, "54, 255"),
+        ("robust vs Other", "Perturbation Tolerance", "T(41) = 6.41", 6.412, 41.40, "42, 309"),
+        ("robust vs Other", "human alignment", "T(106) = 20.85", 20.851, 106.64, "42, 309"),
+        (
+            "Spearman with multi-label accuracy",
+            "Perturbation Tolerance",
+            "0.81",
+            0.807,
+            None,
+            "309",
+        ),
+        ("Spearman with multi-label accuracy", "human alignment", "-0.74", -0.739, None, "309"),
+        ("most accurate model", "human alignment", "-0.03", -0.0343, None, "1"),
+        ("least accurate model", "human alignment", "0.22", 0.2171, None, "1"),
+        ("Table 2, rows equal", "both", "33", 33, None, "33"),
+    ],
+)
+def test_a_claim_comes_out_of_the_published_numbers(
+    published, statistic, measure, claim, value, df, n
+):
     table = statistics_of(published)
-    row, = table[(table["statistic"] == statistic) & (table["measure"] == measure)].to_dict("records")
-    assert row["claimed"] == row["recomputed"] == claim and row["reproduces"] == "yes" and row["n"] == n
+    (row,) = table[(table["statistic"] == statistic) & (table["measure"] == measure)].to_dict(
+        "records"
+    )
+    assert (
+        row["claimed"] == row["recomputed"] == claim
+        and row["reproduces"] == "yes"
+        and row["n"] == n
+    )
     assert row["value"] == pytest.approx(value, abs=5e-4)
     assert np.isnan(row["df"]) if df is None else row["df"] == pytest.approx(df, abs=5e-3)
 
@@ -73,12 +105,21 @@ def test_a_claim_comes_out_of_the_published_numbers(published, statistic, measur
 def test_the_table_says_what_does_not_reproduce(published):
     table = statistics_of(published).set_index(["statistic", "measure"])
     row = table.loc[("ViT vs CNN", "Perturbation Tolerance")]
-    assert (row["claimed"], row["recomputed"], row["reproduces"]) == ("T(163) = 9.11", "T(168) = 11.61", "no")
+    assert (row["claimed"], row["recomputed"], row["reproduces"]) == (
+        "T(163) = 9.11",
+        "T(168) = 11.61",
+        "no",
+    )
     assert table.loc["Big Data vs Other", "reproduces"].tolist() == ["not public"]
-    assert table.loc["harmonized vs baseline (Figures 6 and 7)", "reproduces"].tolist() == ["not public"] * 2
+    assert (
+        table.loc["harmonized vs baseline (Figures 6 and 7)", "reproduces"].tolist()
+        == ["not public"] * 2
+    )
     caption = statistics_of(published).attrs["caption"]
-    assert ("Does not reproduce from public numbers: ViT vs CNN, harmonized vs baseline (Figures 6 and 7), Big Data vs Other."
-            in caption)
+    assert (
+        "Does not reproduce from public numbers: ViT vs CNN, harmonized vs baseline (Figures 6 and 7), Big Data vs Other."
+        in caption
+    )
     measured = table.loc["Spearman with multi-label accuracy, measured accuracies only", "value"]
     np.testing.assert_allclose(measured, [0.818, -0.734], atol=5e-4)
 
@@ -91,36 +132,63 @@ def test_table_2_row_for_row_and_table_1_as_printed(published):
     assert (robust["Perturbation Tolerance"] == robust["Perturbation Tolerance, public file"]).all()
     assert (robust["human alignment (%)"] == robust["human alignment (%), public file"]).all()
     assert robust.iloc[-1, :3].tolist() == ["wide_resnet50_2", "Linf", "8.0"]
-    assert drawn["table_1_harmonized"].iloc[0].tolist() == ["resnetv2_50", "2.9369 ± 0.0785", "36.62 ± 1.44"]
+    assert drawn["table_1_harmonized"].iloc[0].tolist() == [
+        "resnetv2_50",
+        "2.9369 ± 0.0785",
+        "36.62 ± 1.44",
+    ]
 
 
 @needs_data
 def test_harmonized_nets_against_the_public_models_of_their_architecture(published):
-    (_, figure, table, caption), = figure_6_7(published)
+    ((_, figure, table, caption),) = figure_6_7(published)
     assert table.groupby("net")["model"].count().to_dict() == {
-        "resnet18": 5, "resnet34": 2, "resnet50": 4, "resnet101": 1, "resnet152": 1, "vit_tiny_patch16_224": 1,
-        "resnetv2_50": 0, "convnext_tiny": 0, "mobilenetv3_small_050": 0}
+        "resnet18": 5,
+        "resnet34": 2,
+        "resnet50": 4,
+        "resnet101": 1,
+        "resnet152": 1,
+        "vit_tiny_patch16_224": 1,
+        "resnetv2_50": 0,
+        "convnext_tiny": 0,
+        "mobilenetv3_small_050": 0,
+    }
     test = paired_test(table, "alignment")
-    assert test["n"] == 6 and test["p"] == 2 / 2**6     # all six differences are positive: the smallest p that six allow
-    assert "nor are there public numbers for mobilenetv3_small_050, convnext_tiny, resnetv2_50." in caption
+    assert (
+        test["n"] == 6 and test["p"] == 2 / 2**6
+    )  # all six differences are positive: the smallest p that six allow
+    assert (
+        "nor are there public numbers for mobilenetv3_small_050, convnext_tiny, resnetv2_50."
+        in caption
+    )
 
 
 @needs_data
 def test_every_figure_of_the_paper_shows_every_model(published, tmp_path):
-    (_, figure, table, _), = perturbation_tolerance(published)
+    ((_, figure, table, _),) = perturbation_tolerance(published)
     assert len(table) == 351 and "n = 309" in figure.axes[0].get_title(loc="left")
-    (_, figure, table, caption), = tradeoff(published)
+    ((_, figure, table, caption),) = tradeoff(published)
     assert len(figure.axes) == 2 and len(table) == 360 and "21 are estimated" in caption
     front = table[table["front"]].sort_values("pt")
-    assert (np.diff(front["alignment"]) < 0).all() and set(front["group"]) <= {"CNN", "ViT", "Hybrid", "SSL"}
+    assert (np.diff(front["alignment"]) < 0).all() and set(front["group"]) <= {
+        "CNN",
+        "ViT",
+        "Hybrid",
+        "SSL",
+    }
 
 
 # ---- made-up numbers -------------------------------------------------------------------------------------------
 
+
 def test_a_source_is_a_panel_and_the_rank_correlation_is_that_of_a_hand_count(made_up):
-    (_, figure, table, caption), = tradeoff(made_up)
+    ((_, figure, table, caption),) = tradeoff(made_up)
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
-    assert [title.split("\n")[0] for title in titles] == [PUBLISHED, f"{PUBLISHED}, all models", "mine, L2-crossing"]
+    assert [title.split("\n")[0] for title in titles] == [
+        PUBLISHED,
+        f"{PUBLISHED}, all models",
+        "mine, L2-crossing",
+    ]
     # ranks 1..8 against 7 6 5 4 3 2 1 8: squared differences 36 + 16 + 4 + 0 + 4 + 16 + 36 + 0 = 112, rho = 1 - 6 * 112 / 504
     assert "ρ = -0.33 [" in titles[2] and "n = 8" in titles[2]
     assert table.groupby("panel").size().to_dict() == {1: 7, 2: 8}
@@ -129,10 +197,12 @@ def test_a_source_is_a_panel_and_the_rank_correlation_is_that_of_a_hand_count(ma
 
 
 def test_a_model_alone_is_drawn_without_a_fit_or_a_correlation(tmp_path):
-    write_summary(tmp_path, [{"model": "resnet18", "l2_mean": 1.0, "l2_sem": 0.1, "human_alignment": 0.3}])
+    write_summary(
+        tmp_path, [{"model": "resnet18", "l2_mean": 1.0, "l2_sem": 0.1, "human_alignment": 0.3}]
+    )
     results = load_results(tmp_path)
     for function in (perturbation_tolerance, human_alignment, tradeoff):
-        (_, figure, table, _), = function(results)
+        ((_, figure, table, _),) = function(results)
         assert len(table) == 1 and figure.axes[0].get_title(loc="left").endswith("\nn = 1")
         assert "resnet18" in [text.get_text() for text in figure.axes[0].texts]
     assert list(text_statistics(results)) == []
@@ -147,13 +217,18 @@ def test_a_source_without_human_maps_is_left_out_where_they_are_drawn(tmp_path):
 
 def test_table_2_tells_a_row_that_differs_from_one_that_is_rounded(made_up):
     drawn = {name: table for name, _, table, _ in paper_drawings(made_up)}
-    assert drawn["table_2_robust"]["equal"].tolist() == ["yes", "yes"]      # printed 6.0000, in the file 6.00004
+    assert drawn["table_2_robust"]["equal"].tolist() == [
+        "yes",
+        "yes",
+    ]  # printed 6.0000, in the file 6.00004
     path = made_up.published / "feng2025" / "seed_tables_1_2.csv"
     path.write_text(path.read_text().replace("6.00004", "6.0002"))
     results = load_results(made_up.folder, None, made_up.published)
     drawn = {name: table for name, _, table, _ in paper_drawings(results)}
     assert drawn["table_2_robust"]["equal"].tolist() == ["yes", "no"]
-    assert drawn["table_mine_L2-crossing"]["Perturbation Tolerance"].tolist()[0] == "8.0000 ± 0.1000"
+    assert (
+        drawn["table_mine_L2-crossing"]["Perturbation Tolerance"].tolist()[0] == "8.0000 ± 0.1000"
+    )
 
 
 def test_degrees_of_freedom_are_truncated_not_rounded():
@@ -167,28 +242,60 @@ def test_pareto_front_by_hand():
         pareto_front(np.array([[1, np.nan]]))
 
 
-def test_tables_are_latex_csv_and_caption_and_without_numbers_the_option_is_named(made_up, tmp_path, capsys):
+def test_tables_are_latex_csv_and_caption_and_without_numbers_the_option_is_named(
+    made_up, tmp_path, capsys
+):
     options = ["--figures_dir", str(tmp_path / "figures"), "--plots", "tables_1_2", "harmonized"]
-    assert plotting.main(["--results_dir", str(made_up.folder), "--published", str(made_up.published), *options]) == 0
+    assert (
+        plotting.main(
+            ["--results_dir", str(made_up.folder), "--published", str(made_up.published), *options]
+        )
+        == 0
+    )
     latex = (tmp_path / "figures" / "table_2_robust.tex").read_text()
     assert r"\toprule" in latex and "5.0000 ± 0.1000" in latex and r"human alignment (\%)" in latex
     capsys.readouterr()
-    assert plotting.main(["--published", "", "--results_dir", str(tmp_path / "none"), *options]) == 2
+    assert (
+        plotting.main(["--published", "", "--results_dir", str(tmp_path / "none"), *options]) == 2
+    )
     error = capsys.readouterr().err
     assert "--published DIR" in error and "python utilities.py merge" in error
 
 
 def test_letters_are_large_enough_and_names_do_not_lie_on_each_other(tmp_path):
-    names = ["resnet18.tv_in1k", "resnet50.tv_in1k", "vgg11.tv_in1k", "vgg13.tv_in1k", "a_name_too_long_for_a_panel_of_a_column.x"]
-    write_summary(tmp_path, [{"model": name, "l2_mean": 1 + i / 50, "l2_sem": 0.01, "human_alignment": 0.3 + i % 2 / 100,
-                              "human_alignment_sem": 0.01, "clean_acc": 0.7 + i / 500} for i, name in enumerate(names)])
+    names = [
+        "resnet18.tv_in1k",
+        "resnet50.tv_in1k",
+        "vgg11.tv_in1k",
+        "vgg13.tv_in1k",
+        "a_name_too_long_for_a_panel_of_a_column.x",
+    ]
+    write_summary(
+        tmp_path,
+        [
+            {
+                "model": name,
+                "l2_mean": 1 + i / 50,
+                "l2_sem": 0.01,
+                "human_alignment": 0.3 + i % 2 / 100,
+                "human_alignment_sem": 0.01,
+                "clean_acc": 0.7 + i / 500,
+            }
+            for i, name in enumerate(names)
+        ],
+    )
     results = load_results(tmp_path)
     with plt.rc_context(STYLE):
         for function in (perturbation_tolerance, human_alignment, tradeoff):
-            (_, figure, _, _), = function(results)
-            assert min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text()) >= 6
+            ((_, figure, _, _),) = function(results)
+            assert (
+                min(text.get_fontsize() for text in figure.findobj(plt.Text) if text.get_text())
+                >= 6
+            )
             figure.canvas.draw()
             labels = [text for text in figure.axes[0].texts if text.get_text()]
-            assert len(labels) == 5 and "a_name_too_long_for_a_pane" in [text.get_text() for text in labels]
+            assert len(labels) == 5 and "a_name_too_long_for_a_pane" in [
+                text.get_text() for text in labels
+            ]
             boxes = [text.get_window_extent().shrunk(0.9, 0.7) for text in labels]
             assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

@@ -1,4 +1,5 @@
 """Figures from tiny records whose numbers can be counted by hand: the table drawn, the files, captions and errors."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +26,43 @@ from alignment_security.records.run import Run
 EPS = [1 / 255, 2 / 255]
 # verdicts per image: clean, robust at 1/255, robust at 2/255 -> 3, 2 and 1 of 4
 VERDICTS = {"a.jpg": (1, 1, 1), "b.jpg": (1, 1, 0), "c.jpg": (1, 0, 0), "d.jpg": (0, 0, 0)}
-WILSON = {3: (0.300642, 0.954413), 2: (0.150039, 0.849961), 1: (0.045587, 0.699358)}    # of 4, z = 1.959964, by hand
+WILSON = {
+    3: (0.300642, 0.954413),
+    2: (0.150039, 0.849961),
+    1: (0.045587, 0.699358),
+}  # of 4, z = 1.959964, by hand
 
 
-def make_ball(results, model, image_set="tiny", finish=True, examples=(), verdicts=VERDICTS, **settings):
+def make_ball(
+    results, model, image_set="tiny", finish=True, examples=(), verdicts=VERDICTS, **settings
+):
     """A ball record; image b is fooled at 2/255, c and everything after it at 1/255."""
-    run_settings = {"protocol": "autoattack", "norm": "Linf", "attack": "reduced: apgd-ce(5)", "eps": EPS, **settings}
-    with Run(results, image_set, "Linf", model, "ball", {"model": {"name": model}, "run": run_settings}) as run:
-        run.append([{"image_id": name, "label": 0, "clean_pred": 0 if v[0] else 7, "clean_correct": v[0], "eps": eps,
-                     "robust": v[i], "adv_pred": 0 if v[i] else 7, "l2": 0.5 if v[0] and not v[i] else None}
-                    for name, v in verdicts.items() for i, eps in enumerate(EPS, start=1)])
+    run_settings = {
+        "protocol": "autoattack",
+        "norm": "Linf",
+        "attack": "reduced: apgd-ce(5)",
+        "eps": EPS,
+        **settings,
+    }
+    with Run(
+        results, image_set, "Linf", model, "ball", {"model": {"name": model}, "run": run_settings}
+    ) as run:
+        run.append(
+            [
+                {
+                    "image_id": name,
+                    "label": 0,
+                    "clean_pred": 0 if v[0] else 7,
+                    "clean_correct": v[0],
+                    "eps": eps,
+                    "robust": v[i],
+                    "adv_pred": 0 if v[i] else 7,
+                    "l2": 0.5 if v[0] and not v[i] else None,
+                }
+                for name, v in verdicts.items()
+                for i, eps in enumerate(EPS, start=1)
+            ]
+        )
         if finish:
             run.finish(list(verdicts), EPS)
     for name in examples:
@@ -42,11 +70,26 @@ def make_ball(results, model, image_set="tiny", finish=True, examples=(), verdic
 
 
 def keep_example(results, model, name, l2=0.5, image_set="tiny"):
-    path = Path(results) / "examples" / image_set / "Linf" / safe_file_name(model) / f"{safe_file_name(name)}.npz"
+    path = (
+        Path(results)
+        / "examples"
+        / image_set
+        / "Linf"
+        / safe_file_name(model)
+        / f"{safe_file_name(name)}.npz"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     delta = np.full((8, 8, 3), 1 / 255, np.float16)
-    np.savez_compressed(path, image=np.zeros((8, 8, 3), np.uint8), delta=delta, label="tabby", pred="tiger cat", eps=EPS[0],
-                        l2=l2, linf=EPS[0])
+    np.savez_compressed(
+        path,
+        image=np.zeros((8, 8, 3), np.uint8),
+        delta=delta,
+        label="tabby",
+        pred="tiger cat",
+        eps=EPS[0],
+        l2=l2,
+        linf=EPS[0],
+    )
     return path
 
 
@@ -68,7 +111,7 @@ def test_accuracies_drawn_are_those_counted_by_hand(tmp_path):
 
 def test_the_line_drawn_is_the_table(tmp_path):
     make_ball(tmp_path, "resnet18")
-    (_, figure, table, _), = accuracy_vs_eps(load_results(tmp_path))
+    ((_, figure, table, _),) = accuracy_vs_eps(load_results(tmp_path))
     line = figure.axes[0].get_lines()[0]
     np.testing.assert_array_equal(line.get_xdata().astype(float), table["eps"])
     np.testing.assert_allclose(line.get_ydata().astype(float), [75, 50, 25])
@@ -78,12 +121,25 @@ def test_the_line_drawn_is_the_table(tmp_path):
 
 def test_four_files_with_embedded_fonts_the_same_every_time(tmp_path, capsys):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
-    assert draw(tmp_path, tmp_path / "one", "--save_to_paper", str(tmp_path / "paper"), "--specifier", "x") == 0
+    assert (
+        draw(
+            tmp_path,
+            tmp_path / "one",
+            "--save_to_paper",
+            str(tmp_path / "paper"),
+            "--specifier",
+            "x",
+        )
+        == 0
+    )
     printed = [Path(line) for line in capsys.readouterr().out.split()]
     names = {"accuracy_vs_eps_x", "adversarial_examples_tiny_Linf_x"}
     assert {path.name for path in printed if path.parent.name == "one"} == {
-        f"{name}.{end}" for name in names for end in ("pdf", "png", "csv", "txt")}
-    assert {path.name for path in printed if path.parent.name == "paper"} == {f"{name}.pdf" for name in names}
+        f"{name}.{end}" for name in names for end in ("pdf", "png", "csv", "txt")
+    }
+    assert {path.name for path in printed if path.parent.name == "paper"} == {
+        f"{name}.pdf" for name in names
+    }
     draw(tmp_path, tmp_path / "two", "--specifier", "x")
     for path in printed:
         content = path.read_bytes()
@@ -93,20 +149,47 @@ def test_four_files_with_embedded_fonts_the_same_every_time(tmp_path, capsys):
 
 def test_a_table_is_written_as_latex_csv_and_caption(tmp_path, monkeypatch):
     table = pd.DataFrame({"model_name": ["net_1", "50%"], "R2": [0.123456789, np.nan], "n": [3, 4]})
-    monkeypatch.setitem(plotting.FIGURES, "a_table", (lambda results: [("a_table", None, table, "two models")], ""))
-    assert draw(tmp_path, tmp_path / "figures", "--plots", "a_table", "--save_to_paper", str(tmp_path / "paper")) == 0
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"a_table.tex", "a_table.csv", "a_table.txt"}
+    monkeypatch.setitem(
+        plotting.FIGURES, "a_table", (lambda results: [("a_table", None, table, "two models")], "")
+    )
+    assert (
+        draw(
+            tmp_path,
+            tmp_path / "figures",
+            "--plots",
+            "a_table",
+            "--save_to_paper",
+            str(tmp_path / "paper"),
+        )
+        == 0
+    )
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {
+        "a_table.tex",
+        "a_table.csv",
+        "a_table.txt",
+    }
     lines = (tmp_path / "paper" / "a_table.tex").read_text().splitlines()
-    assert [line for line in lines if "&" in line] == [r"model\_name & R2 & n \\", r"net\_1 & 0.123 & 3 \\", r"50\% &  & 4 \\"]
-    assert pd.read_csv(tmp_path / "figures" / "a_table.csv", float_precision="round_trip")["R2"][0] == 0.123456789
+    assert [line for line in lines if "&" in line] == [
+        r"model\_name & R2 & n \\",
+        r"net\_1 & 0.123 & 3 \\",
+        r"50\% &  & 4 \\",
+    ]
+    assert (
+        pd.read_csv(tmp_path / "figures" / "a_table.csv", float_precision="round_trip")["R2"][0]
+        == 0.123456789
+    )
 
 
 def test_a_figure_may_say_what_it_lacks(tmp_path, capsys, monkeypatch):
     def function(results):
         raise NothingToDraw("2 models, 10 are needed")
+
     monkeypatch.setitem(plotting.FIGURES, "picky", (function, "`more models in {}`"))
     assert draw("here", tmp_path / "figures", "--plots", "picky") == 2
-    assert capsys.readouterr().err == "nothing to draw for picky: 2 models, 10 are needed; `more models in here`\n"
+    assert (
+        capsys.readouterr().err
+        == "nothing to draw for picky: 2 models, 10 are needed; `more models in here`\n"
+    )
 
 
 def test_no_save_writes_nothing(tmp_path):
@@ -120,12 +203,14 @@ def test_image_sets_and_budgets_are_never_pooled(tmp_path):
     make_ball(tmp_path, "vgg11", attack="AutoAttack (standard)")
     make_ball(tmp_path, "vgg13", seed=1)
     make_ball(tmp_path, "resnet18", image_set="other")
-    (_, figure, table, _), = accuracy_vs_eps(load_results(tmp_path))
+    ((_, figure, table, _),) = accuracy_vs_eps(load_results(tmp_path))
     assert table.groupby(["image_set", "budget", "model"])["panel"].nunique().eq(1).all()
     assert table["panel"].nunique() == 4
     titles = [ax.get_title(loc="left") for ax in figure.axes]
     assert len(set(titles)) == 4 and all("(n = 4)" in title for title in titles)
-    assert any("AutoAttack (standard)" in title for title in titles) and any("seed 1" in title for title in titles)
+    assert any("AutoAttack (standard)" in title for title in titles) and any(
+        "seed 1" in title for title in titles
+    )
     plt.close(figure)
 
 
@@ -135,7 +220,11 @@ def test_an_unfinished_record_is_named_and_not_drawn(tmp_path, capsys):
     assert draw(tmp_path, tmp_path / "figures", "--plots", "accuracy_vs_eps") == 0
     assert "vgg11.csv (running)" in capsys.readouterr().err
     caption = (tmp_path / "figures" / "accuracy_vs_eps.txt").read_text()
-    assert "Missing (running): vgg11." in caption and "n = 4" in caption and "budget reduced: apgd-ce(5)" in caption
+    assert (
+        "Missing (running): vgg11." in caption
+        and "n = 4" in caption
+        and "budget reduced: apgd-ce(5)" in caption
+    )
     assert utc_now()[:4] in caption and "protocol autoattack" in caption
     assert set(pd.read_csv(tmp_path / "figures" / "accuracy_vs_eps.csv")["model"]) == {"resnet18"}
 
@@ -143,25 +232,27 @@ def test_an_unfinished_record_is_named_and_not_drawn(tmp_path, capsys):
 def test_examples_say_why_a_model_has_none(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg", "c.jpg"])
     make_ball(tmp_path, "vgg11", verdicts=VERDICTS | {"b.jpg": (1, 1, 1), "c.jpg": (0, 0, 0)})
-    make_ball(tmp_path, "vgg13")        # was run without --examples
-    (name, figure, table, caption), = adversarial_examples(load_results(tmp_path))
+    make_ball(tmp_path, "vgg13")  # was run without --examples
+    ((name, figure, table, caption),) = adversarial_examples(load_results(tmp_path))
     assert name == "adversarial_examples_tiny_Linf"
     verdicts = table.set_index(["model", "image_id"])["verdict"]
     assert verdicts["resnet18"].tolist() == ["tabby → tiger cat"] * 2
     assert verdicts["vgg11"].tolist() == ["robust at ε = 2/255", "misclassified without attack"]
     assert len(figure.axes) == 2 * (1 + 2)
     assert "vgg13" not in verdicts and "(see --models): vgg13." in caption
-    assert table["factor"].dropna().tolist() == [130, 130]      # 0.5 * 255 = 127.5, to two digits
+    assert table["factor"].dropna().tolist() == [130, 130]  # 0.5 * 255 = 127.5, to two digits
     texts = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert "tabby → tiger cat\nε = 1/255, ×130" in texts and "misclassified\nwithout attack" in texts
+    assert (
+        "tabby → tiger cat\nε = 1/255, ×130" in texts and "misclassified\nwithout attack" in texts
+    )
     plt.close(figure)
 
 
 def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
-    keep_example(tmp_path, "resnet18", "c.jpg", l2=0.7)     # the record says 0.5
-    keep_example(tmp_path, "resnet18", "a.jpg")             # the record says robust
-    (_, figure, table, _), = adversarial_examples(load_results(tmp_path))
+    keep_example(tmp_path, "resnet18", "c.jpg", l2=0.7)  # the record says 0.5
+    keep_example(tmp_path, "resnet18", "a.jpg")  # the record says robust
+    ((_, figure, table, _),) = adversarial_examples(load_results(tmp_path))
     assert table["image_id"].tolist() == ["b.jpg"]
     plt.close(figure)
 
@@ -169,9 +260,9 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
 def test_models_beyond_the_room_are_named(tmp_path):
     for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
         make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg19" else ["b.jpg", "c.jpg"])
-    (_, figure, table, caption), = adversarial_examples(load_results(tmp_path))
+    ((_, figure, table, caption),) = adversarial_examples(load_results(tmp_path))
     assert set(table["model"]) == {"vgg11", "vgg13", "vgg16"} and "--models): vgg19." in caption
-    (_, chosen, table, _), = adversarial_examples(load_results(tmp_path, ["vgg19", "vgg11"]))
+    ((_, chosen, table, _),) = adversarial_examples(load_results(tmp_path, ["vgg19", "vgg11"]))
     assert set(table["model"]) == {"vgg11", "vgg19"}
     plt.close("all")
 
@@ -182,10 +273,20 @@ def test_many_models_are_drawn_by_family(tmp_path):
     assert labels == ["ResNet", "Classic CNN"]
 
 
-@pytest.mark.parametrize("model, name", [
-    ("tf_efficientnet_lite0", "EfficientNet"), ("AT_efficientnet-b0", "EfficientNet"), ("yudixie_resnet18_random_0", "ResNet"),
-    ("alexnet_training_seed_01", "alexnet"), ("AlexNet_SIN", "alexnet"), ("ReAlnet07_cornet", "realnet"),
-    ("convnext_large_mlp:clip_laion2b", "ConvNeXt"), ("0.5x_resnet-18", "ResNet"), ("123", "123")])
+@pytest.mark.parametrize(
+    "model, name",
+    [
+        ("tf_efficientnet_lite0", "EfficientNet"),
+        ("AT_efficientnet-b0", "EfficientNet"),
+        ("yudixie_resnet18_random_0", "ResNet"),
+        ("alexnet_training_seed_01", "alexnet"),
+        ("AlexNet_SIN", "alexnet"),
+        ("ReAlnet07_cornet", "realnet"),
+        ("convnext_large_mlp:clip_laion2b", "ConvNeXt"),
+        ("0.5x_resnet-18", "ResNet"),
+        ("123", "123"),
+    ],
+)
 def test_models_that_resemble_each_other_are_resampled_together(model, name):
     assert lineage(model) == name
 
@@ -196,12 +297,17 @@ def test_models_of_a_family_share_a_colour_and_nothing_else():
     assert styles["resnet18"]["marker"] != styles["resnet50"]["marker"]
 
 
-@pytest.mark.parametrize("prepare", [lambda path: None, lambda path: make_ball(path, "resnet18", finish=False)])
+@pytest.mark.parametrize(
+    "prepare", [lambda path: None, lambda path: make_ball(path, "resnet18", finish=False)]
+)
 def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
     prepare(tmp_path)
     assert draw(tmp_path, tmp_path / "figures") == 2
     error = capsys.readouterr().err
-    assert error.count("nothing to draw for accuracy_vs_eps") == 1 and "python evaluate_robustness.py --model_name" in error
+    assert (
+        error.count("nothing to draw for accuracy_vs_eps") == 1
+        and "python evaluate_robustness.py --model_name" in error
+    )
     assert not (tmp_path / "figures").exists()
 
 
@@ -223,7 +329,9 @@ def test_bad_requests(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         draw(tmp_path, tmp_path / "figures", "--plots", "pie_chart")
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and all(name in error for name in ["pie_chart", *plotting.FIGURES, "all"])
+    assert stop.value.code == 2 and all(
+        name in error for name in ["pie_chart", *plotting.FIGURES, "all"]
+    )
     assert draw(tmp_path, tmp_path / "figures", "--models", "resnet81") == 2
     assert "no record of resnet81; --models takes resnet18" in capsys.readouterr().err
     keep_example(tmp_path, "resnet18", "b.jpg").write_bytes(b"PK torn")
@@ -241,22 +349,34 @@ def test_a_record_that_was_changed_is_refused(tmp_path, capsys):
 
 def test_figures_need_no_torch(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
-    code = ("import sys, plotting; code = plotting.main(sys.argv[1:]); "
-            "loaded = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not loaded, loaded; sys.exit(code)")
+    code = (
+        "import sys, plotting; code = plotting.main(sys.argv[1:]); "
+        "loaded = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not loaded, loaded; sys.exit(code)"
+    )
     options = ["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "figures")]
-    done = subprocess.run([sys.executable, "-c", code, *options], cwd=Path(plotting.__file__).parent,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options],
+        cwd=Path(plotting.__file__).parent,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 8
 
 
 # ---- corruptions, protocols, maps ------------------------------------------------------------------------------
 
+
 def make_record(results, threat, model, rows, kind, image_set="tiny", **settings):
     """A finished record of these rows (`image_id` is added) and the path of its example folder."""
     run_settings = {"protocol": threat, "attack": "none", **settings}
-    rows = [{"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0, "clean_correct": 1} | row for i, row in enumerate(rows)]
-    with Run(results, image_set, threat, model, kind, {"model": {"name": model}, "run": run_settings}) as run:
+    rows = [
+        {"image_id": f"{i}.jpg", "label": 0, "clean_pred": 0, "clean_correct": 1} | row
+        for i, row in enumerate(rows)
+    ]
+    with Run(
+        results, image_set, threat, model, kind, {"model": {"name": model}, "run": run_settings}
+    ) as run:
         run.append(rows)
         run.finish([row["image_id"] for row in rows])
     return Path(results) / "examples" / image_set / threat / safe_file_name(model)
@@ -266,16 +386,28 @@ def test_corruption_errors_and_mce_by_hand(tmp_path):
     """fog: 1 of 4 wrong at every severity; noise: 2 of 4. mCE = mean(0.25 / 0.819324, 0.5 / 0.886428)."""
     for kind, wrong in (("fog", 1), ("gaussian_noise", 2)):
         for severity in range(1, 6):
-            make_record(tmp_path, f"corruptions-{kind}-{severity}", "resnet18",
-                        [{"clean_correct": int(i >= wrong)} for i in range(4)], "clean", "imagenet-c")
-    make_record(tmp_path, "corruptions-fog-3", "resnet18", [{}, {"clean_correct": 0}], "clean", "sample")
-    drawn = {name: (table, caption) for name, _, table, caption in
-             corruption_errors(load_results(tmp_path))}
+            make_record(
+                tmp_path,
+                f"corruptions-{kind}-{severity}",
+                "resnet18",
+                [{"clean_correct": int(i >= wrong)} for i in range(4)],
+                "clean",
+                "imagenet-c",
+            )
+    make_record(
+        tmp_path, "corruptions-fog-3", "resnet18", [{}, {"clean_correct": 0}], "clean", "sample"
+    )
+    drawn = {
+        name: (table, caption)
+        for name, _, table, caption in corruption_errors(load_results(tmp_path))
+    }
     plt.close("all")
     table, caption = drawn["corruption_errors_imagenet-c"]
     assert len(table) == 10 and set(table["error"]) == {0.25, 0.5}
-    np.testing.assert_allclose(table[["mean_error", "mce"]].drop_duplicates(),
-                               [[0.375, (0.25 / 0.819324 + 0.5 / 0.886428) / 2]])
+    np.testing.assert_allclose(
+        table[["mean_error", "mce"]].drop_duplicates(),
+        [[0.375, (0.25 / 0.819324 + 0.5 / 0.886428) / 2]],
+    )
     assert "mCE 43.5 (AlexNet 100)" in caption and "2 types and 10 cells" in caption
     table, caption = drawn["corruption_errors_sample"]
     assert table["error"].tolist() == [0.5] and table["mce"].isna().all() and "no mCE" in caption
@@ -284,35 +416,73 @@ def test_corruption_errors_and_mce_by_hand(tmp_path):
 def test_both_protocols_side_by_side(tmp_path):
     norms = {"L2-feng2025": (1.0, 2.0), "L2-fmn": (0.1, 0.3)}
     for threat, (first, second) in norms.items():
-        make_record(tmp_path, threat, "resnet18", [{"success": 1, "l2": first, "human_alignment": 0.5},
-                                                   {"success": 1, "l2": second, "human_alignment": 0.1},
-                                                   {"clean_correct": 0}], "minimum_norm")
-    make_record(tmp_path, "L2-fmn", "vgg11", [{"success": 1, "l2": 0.2}], "minimum_norm", "other")    # one protocol alone
-    (name, figure, table, caption), = protocols_compared(load_results(tmp_path))
+        make_record(
+            tmp_path,
+            threat,
+            "resnet18",
+            [
+                {"success": 1, "l2": first, "human_alignment": 0.5},
+                {"success": 1, "l2": second, "human_alignment": 0.1},
+                {"clean_correct": 0},
+            ],
+            "minimum_norm",
+        )
+    make_record(
+        tmp_path, "L2-fmn", "vgg11", [{"success": 1, "l2": 0.2}], "minimum_norm", "other"
+    )  # one protocol alone
+    ((name, figure, table, caption),) = protocols_compared(load_results(tmp_path))
     assert name == "protocols_compared_tiny_none" and "not minimal" in caption
     table = table.set_index("threat")
     assert table["l2"].to_dict() == {"L2-feng2025": 1.5, "L2-fmn": 0.2} and set(table["n"]) == {2}
-    np.testing.assert_allclose(table.loc["L2-fmn", ["l2_sem", "alignment", "alignment_sem"]].astype(float), [0.1, 0.3, 0.2])
+    np.testing.assert_allclose(
+        table.loc["L2-fmn", ["l2_sem", "alignment", "alignment_sem"]].astype(float), [0.1, 0.3, 0.2]
+    )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["feng2025", "fmn"]
     plt.close(figure)
 
 
 def test_maps_of_people_and_perturbations(tmp_path):
     """Perturbation Tolerance and alignment beside the model are those of the record, not of the examples kept."""
-    folder = make_record(tmp_path, "L2-crossing", "resnet18", [{"success": 1, "l2": 0.5, "human_alignment": 0.25},
-                                                               {"success": 1, "l2": 1.5, "human_alignment": 0.75}],
-                         "minimum_norm", human_map="hand-drawn, sha256 0")
+    folder = make_record(
+        tmp_path,
+        "L2-crossing",
+        "resnet18",
+        [
+            {"success": 1, "l2": 0.5, "human_alignment": 0.25},
+            {"success": 1, "l2": 1.5, "human_alignment": 0.75},
+        ],
+        "minimum_norm",
+        human_map="hand-drawn, sha256 0",
+    )
     folder.mkdir(parents=True)
     delta, people = np.zeros((8, 8, 3), np.float16), np.zeros((8, 8), np.float16)
     delta[2, 3, 1], people[4:, :] = -0.5, 0.5
-    np.savez_compressed(folder / "0.jpg.npz", image=np.zeros((8, 8, 3), np.uint8), delta=delta, human_map=people, label="tabby",
-                        human_alignment=0.25, pred="tiger cat", eps=np.nan, l2=0.5, linf=0.5)
-    (name, figure, table, caption), = human_alignment_examples(load_results(tmp_path))
-    assert name == "human_alignment_examples_tiny_L2-crossing" and "source: hand-drawn, sha256 0" in caption
+    np.savez_compressed(
+        folder / "0.jpg.npz",
+        image=np.zeros((8, 8, 3), np.uint8),
+        delta=delta,
+        human_map=people,
+        label="tabby",
+        human_alignment=0.25,
+        pred="tiger cat",
+        eps=np.nan,
+        l2=0.5,
+        linf=0.5,
+    )
+    ((name, figure, table, caption),) = human_alignment_examples(load_results(tmp_path))
+    assert (
+        name == "human_alignment_examples_tiny_L2-crossing"
+        and "source: hand-drawn, sha256 0" in caption
+    )
     assert table[["l2", "human_alignment"]].to_numpy().tolist() == [[0.5, 0.25]]
     texts = [text.get_text() for text in figure.texts]
-    assert "where people look\n(hand-drawn)" in texts and "resnet18\nPT 1 ± 0.5, r 0.50 (n = 2)" in texts
+    assert (
+        "where people look\n(hand-drawn)" in texts
+        and "resnet18\nPT 1 ± 0.5, r 0.50 (n = 2)" in texts
+    )
     shown = figure.axes[2].images[0].get_array()
-    assert np.argwhere(np.asarray(shown, int).sum(axis=2) > 100).tolist() == [[2, 3]]      # the one pixel that was changed
+    assert np.argwhere(np.asarray(shown, int).sum(axis=2) > 100).tolist() == [
+        [2, 3]
+    ]  # the one pixel that was changed
     assert "r = 0.25" in figure.axes[2].texts[0].get_text()
     plt.close(figure)

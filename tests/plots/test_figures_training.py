@@ -1,4 +1,5 @@
 """Learning curves from logs that can be counted by hand."""
+
 from __future__ import annotations
 
 import json
@@ -22,10 +23,26 @@ LOG = """step,epoch,lr,loss,cross_entropy,harmonizer,accuracy,gradient_norm,val_
 def make_training(results, name="net", log=LOG, status="checkpointed"):
     folder = results / "training" / name
     folder.mkdir(parents=True)
-    recipe = {"objective": "harmonizer", "form": "equation", "lambda_1": 0.1, "lambda_2": 0.0001, "norm": None, "eps": None,
-              "epochs": 3}
-    (folder / "run.json").write_text(json.dumps({"name": name, "settings": {"run": recipe}, "status": status, "step": 2,
-                                                 "sessions": [{"started": "2026-01-02T03:04:05+00:00"}]}))
+    recipe = {
+        "objective": "harmonizer",
+        "form": "equation",
+        "lambda_1": 0.1,
+        "lambda_2": 0.0001,
+        "norm": None,
+        "eps": None,
+        "epochs": 3,
+    }
+    (folder / "run.json").write_text(
+        json.dumps(
+            {
+                "name": name,
+                "settings": {"run": recipe},
+                "status": status,
+                "step": 2,
+                "sessions": [{"started": "2026-01-02T03:04:05+00:00"}],
+            }
+        )
+    )
     (folder / "log.csv").write_text(log)
     return folder
 
@@ -36,10 +53,16 @@ def test_the_log_here_has_the_columns_of_training():
 
 def test_the_lines_drawn_are_the_log(tmp_path):
     make_training(tmp_path)
-    (name, figure, table, caption), = learning_curves(load_results(tmp_path))
+    ((name, figure, table, caption),) = learning_curves(load_results(tmp_path))
     loss, accuracy = figure.axes
-    assert name == "learning_curves" and loss.get_lines()[0].get_xydata().tolist() == [[0.5, 3.5], [1, 2.5]]
-    assert [line.get_xydata().tolist() for line in accuracy.get_lines()] == [[[0.5, 25], [1, 50]], [[1, 12.5]]]
+    assert name == "learning_curves" and loss.get_lines()[0].get_xydata().tolist() == [
+        [0.5, 3.5],
+        [1, 2.5],
+    ]
+    assert [line.get_xydata().tolist() for line in accuracy.get_lines()] == [
+        [[0.5, 25], [1, 50]],
+        [[1, 12.5]],
+    ]
     assert table["name"].tolist() == ["net", "net"] and table["loss"].tolist() == [3.5, 2.5]
     objective = "objective harmonizer, form equation, lambda_1 0.1, lambda_2 0.0001"
     assert f"net: {objective}; checkpointed, epoch 1 of 3, begun 2026-01-02." in caption
@@ -49,14 +72,42 @@ def test_the_lines_drawn_are_the_log(tmp_path):
 def test_the_script_writes_the_four_files(tmp_path):
     make_training(tmp_path)
     make_training(tmp_path, "begun", LOG.splitlines()[0] + "\n", "running")
-    assert plotting.main(["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "figures"), "--plots",
-                          "learning_curves"]) == 0
-    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".pdf", ".png", ".csv", ".txt"}
+    assert (
+        plotting.main(
+            [
+                "--results_dir",
+                str(tmp_path),
+                "--figures_dir",
+                str(tmp_path / "figures"),
+                "--plots",
+                "learning_curves",
+            ]
+        )
+        == 0
+    )
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {
+        ".pdf",
+        ".png",
+        ".csv",
+        ".txt",
+    }
     assert set(pd.read_csv(tmp_path / "figures" / "learning_curves.csv")["name"]) == {"net"}
 
 
 def test_nothing_to_draw_and_what_cannot_be_read(tmp_path, capsys):
-    assert plotting.main(["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "f"), "--plots", "learning_curves"]) == 2
+    assert (
+        plotting.main(
+            [
+                "--results_dir",
+                str(tmp_path),
+                "--figures_dir",
+                str(tmp_path / "f"),
+                "--plots",
+                "learning_curves",
+            ]
+        )
+        == 2
+    )
     assert "training.py" in capsys.readouterr().err
     (make_training(tmp_path) / "log.csv").unlink()
     with pytest.raises(UserError, match="net: no training that can be drawn"):

@@ -2,6 +2,7 @@
 
 osdf_plugin.py ROOT -classad | -infile F -outfile F [-upload]
 """
+
 import os
 import re
 import shutil
@@ -23,8 +24,10 @@ def ads(path):
 
 def main(root, args):
     if "-classad" in args:
-        print('MultipleFileSupport = true\nPluginVersion = "0.1"\nPluginType = "FileTransfer"\n'
-              'ProtocolVersion = 2\nSupportedMethods = "osdf"')
+        print(
+            'MultipleFileSupport = true\nPluginVersion = "0.1"\nPluginType = "FileTransfer"\n'
+            'ProtocolVersion = 2\nSupportedMethods = "osdf"'
+        )
         return 0
     infile, outfile = (args[args.index(o) + 1] for o in ("-infile", "-outfile"))
     upload, failed, out = "-upload" in args, False, []
@@ -32,18 +35,30 @@ def main(root, args):
         start, url, local = time.time(), ad["Url"], ad["LocalFileName"]
         parts = urlsplit(url)
         remote = os.path.join(root, os.path.relpath(parts.path, "/chtc"))
-        res = {"TransferProtocol": '"osdf"', "TransferUrl": f'"{url}"', "TransferFileName": f'"{os.path.basename(local)}"',
-               "TransferType": '"upload"' if upload else '"download"', "TransferStartTime": int(start)}
+        res = {
+            "TransferProtocol": '"osdf"',
+            "TransferUrl": f'"{url}"',
+            "TransferFileName": f'"{os.path.basename(local)}"',
+            "TransferType": '"upload"' if upload else '"download"',
+            "TransferStartTime": int(start),
+        }
         try:
             src, dst = (local, remote) if upload else (remote, local)
             Path(dst).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(src, dst)
             size = os.path.getsize(src)
-            res |= {"TransferSuccess": "true", "TransferFileBytes": size, "TransferTotalBytes": size}
+            res |= {
+                "TransferSuccess": "true",
+                "TransferFileBytes": size,
+                "TransferTotalBytes": size,
+            }
         except OSError as e:
             failed, message = True, str(e).replace('"', "'")
             res |= {"TransferSuccess": "false", "TransferError": f'"{message}"'}
-        res |= {"TransferEndTime": int(time.time()), "ConnectionTimeSeconds": round(time.time() - start, 3)}
+        res |= {
+            "TransferEndTime": int(time.time()),
+            "ConnectionTimeSeconds": round(time.time() - start, 3),
+        }
         out.append("[ " + "; ".join(f"{k} = {v}" for k, v in res.items()) + "; ]")
     with open(outfile, "w") as f:
         f.write("\n".join(out) + "\n")

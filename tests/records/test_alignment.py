@@ -1,4 +1,5 @@
 """Agreement of perturbations with people, against scipy and by hand; accuracy over classes and corruptions."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -23,15 +24,22 @@ def blocks(b: int, values: int, side: int = 60) -> np.ndarray:
 
 
 @pytest.mark.parametrize("values", [2, 3, 50, 10**6])
-@pytest.mark.parametrize("reduce, by_hand", [("max", lambda d: abs(d).max(axis=1)),
-                                             ("l2", lambda d: (d.astype(float) ** 2).sum(axis=1) ** 0.5),
-                                             ("feng2025", lambda d: abs(d.max(axis=1)))])
+@pytest.mark.parametrize(
+    "reduce, by_hand",
+    [
+        ("max", lambda d: abs(d).max(axis=1)),
+        ("l2", lambda d: (d.astype(float) ** 2).sum(axis=1) ** 0.5),
+        ("feng2025", lambda d: abs(d.max(axis=1))),
+    ],
+)
 def test_agreement_is_scipys_spearman(values, reduce, by_hand):
     human = blocks(5, values)
     delta = (RNG.standard_normal((5, 3, 60, 60)) * 1e-3).astype(np.float32)
-    delta[:, :, 20:40] = 0      # untouched pixels: ties there too
+    delta[:, :, 20:40] = 0  # untouched pixels: ties there too
     delta[0, 0] += human[0] * 1e-3
-    expected = [stats.spearmanr(h.ravel(), d.ravel()).statistic for h, d in zip(human, by_hand(delta))]
+    expected = [
+        stats.spearmanr(h.ravel(), d.ravel()).statistic for h, d in zip(human, by_hand(delta))
+    ]
     found = rank_agreement(human, delta, reduce)
     assert found.shape == (5,) and found.dtype == np.float64
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
@@ -48,7 +56,7 @@ def test_agreement_by_hand():
 def test_agreement_does_not_see_scale_nor_any_rising_function():
     human, delta = RNG.random((3, 16, 16)), RNG.standard_normal((3, 1, 16, 16))
     once = rank_agreement(human, delta)
-    np.testing.assert_array_equal(rank_agreement(1e6 * human ** 3, 1e-6 * delta), once)
+    np.testing.assert_array_equal(rank_agreement(1e6 * human**3, 1e-6 * delta), once)
     np.testing.assert_array_equal(rank_agreement(human, delta[:, [0, 0, 0]], "l2", threads=1), once)
 
 
@@ -66,10 +74,15 @@ def test_the_published_map_is_another_one():
     assert REDUCTIONS["max"](delta[0]).tolist() == [[3.0, 1.0]]
 
 
-@pytest.mark.parametrize("human, delta, message", [
-    (np.zeros((2, 4, 4)), np.zeros((3, 3, 4, 4)), "do not lie over"),
-    (np.zeros((2, 4, 4)), np.zeros((2, 3, 4, 5)), "do not lie over"),
-    (np.zeros((4, 4)), np.zeros((3, 4, 4)), "do not lie over"), (np.full((1, 2, 2), np.nan), np.ones((1, 3, 2, 2)), "not finite")])
+@pytest.mark.parametrize(
+    "human, delta, message",
+    [
+        (np.zeros((2, 4, 4)), np.zeros((3, 3, 4, 4)), "do not lie over"),
+        (np.zeros((2, 4, 4)), np.zeros((2, 3, 4, 5)), "do not lie over"),
+        (np.zeros((4, 4)), np.zeros((3, 4, 4)), "do not lie over"),
+        (np.full((1, 2, 2), np.nan), np.ones((1, 3, 2, 2)), "not finite"),
+    ],
+)
 def test_maps_that_do_not_fit_are_refused(human, delta, message):
     with pytest.raises(ValueError, match=message):
         rank_agreement(human, delta)
@@ -87,7 +100,12 @@ def test_mean_corruption_error_by_hand():
     errors = {"fog": {1: 0.2, 2: 0.4}, "snow": {3: 0.5}}
     baseline = {"fog": {1: 0.4, 2: 0.4, 3: 0.9}, "snow": {3: 0.4}}
     found = mean_corruption_error(errors, baseline)
-    assert found == {"mean_error": pytest.approx(0.4), "mce": pytest.approx((0.6 / 0.8 + 0.5 / 0.4) / 2), "types": 2, "cells": 3}
+    assert found == {
+        "mean_error": pytest.approx(0.4),
+        "mce": pytest.approx((0.6 / 0.8 + 0.5 / 0.4) / 2),
+        "types": 2,
+        "cells": 3,
+    }
     assert np.isnan(mean_corruption_error(errors)["mce"])
 
 
@@ -98,9 +116,16 @@ def test_alexnet_has_an_mce_of_1_and_the_published_mean_error():
     assert found["mce"] == pytest.approx(1) and found["types"] == 15 and found["cells"] == 75
 
 
-@pytest.mark.parametrize("errors, baseline, message", [
-    ({}, None, "no errors"), ({"fog": {}}, None, "no errors"), ({"mist": {1: 0.5}}, ALEXNET_ERRORS, "lacks mist"),
-    ({"fog": {1: 0.5}}, ALEXNET_ERRORS, "all five are needed"), ({"fog": {1: 0.5}}, {"fog": {2: 0.5}}, "no severity 1")])
+@pytest.mark.parametrize(
+    "errors, baseline, message",
+    [
+        ({}, None, "no errors"),
+        ({"fog": {}}, None, "no errors"),
+        ({"mist": {1: 0.5}}, ALEXNET_ERRORS, "lacks mist"),
+        ({"fog": {1: 0.5}}, ALEXNET_ERRORS, "all five are needed"),
+        ({"fog": {1: 0.5}}, {"fog": {2: 0.5}}, "no severity 1"),
+    ],
+)
 def test_errors_that_cannot_be_averaged_are_refused(errors, baseline, message):
     with pytest.raises(ValueError, match=message):
         mean_corruption_error(errors, baseline)

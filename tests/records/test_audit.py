@@ -1,4 +1,5 @@
 """The audit finds each thing that was planted in a sound results folder, and nothing else; figures lead back to their runs."""
+
 from __future__ import annotations
 
 import hashlib
@@ -23,7 +24,7 @@ from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME, merge_records
 from alignment_security.records.trace import describe_run, finished_runs
 
-IMAGES = {"a.jpg": 3, "b.jpg": 5, "c.jpg": 7, "d.jpg": 9}      # a to c are right, d is not
+IMAGES = {"a.jpg": 3, "b.jpg": 5, "c.jpg": 7, "d.jpg": 9}  # a to c are right, d is not
 LIST = hashlib.sha256(b"a.jpg 3\nb.jpg 5\nc.jpg 7\nd.jpg 9\n").hexdigest()
 EPS = [1 / 255, 2 / 255]
 VERDICTS = {"a.jpg": (1, 1), "b.jpg": (1, 0), "c.jpg": (0, 0), "d.jpg": (0, 0)}
@@ -32,40 +33,108 @@ SESSION = {"git": "c0ffee", "device": "cpu", "versions": {"python": "3.12.1", "t
 
 def clean_columns(name: str) -> dict:
     label = IMAGES[name]
-    return {"image_id": name, "label": label, "clean_pred": label if name != "d.jpg" else 0, "clean_correct": int(name != "d.jpg")}
+    return {
+        "image_id": name,
+        "label": label,
+        "clean_pred": label if name != "d.jpg" else 0,
+        "clean_correct": int(name != "d.jpg"),
+    }
 
 
 def ball_rows() -> list[dict]:
     rows = []
     for name, verdicts in VERDICTS.items():
-        at = next((eps for eps, robust in zip(EPS, verdicts) if not robust), 0.0) if name != "d.jpg" else 0.0
+        at = (
+            next((eps for eps, robust in zip(EPS, verdicts) if not robust), 0.0)
+            if name != "d.jpg"
+            else 0.0
+        )
         for eps, robust in zip(EPS, verdicts):
-            outcome = ({"adv_pred": IMAGES[name], "from_eps": eps} if robust else
-                       {"adv_pred": 0, "broken_by": "clean", "from_eps": at} if name == "d.jpg" else
-                       {"adv_pred": 0, "broken_by": "apgd-ce", "from_eps": at, "linf": at, "l2": 10 * at})
-            rows.append(clean_columns(name) | outcome | {"eps": eps, "robust": robust, "forwards": 5, "backwards": 4})
+            outcome = (
+                {"adv_pred": IMAGES[name], "from_eps": eps}
+                if robust
+                else {"adv_pred": 0, "broken_by": "clean", "from_eps": at}
+                if name == "d.jpg"
+                else {
+                    "adv_pred": 0,
+                    "broken_by": "apgd-ce",
+                    "from_eps": at,
+                    "linf": at,
+                    "l2": 10 * at,
+                }
+            )
+            rows.append(
+                clean_columns(name)
+                | outcome
+                | {"eps": eps, "robust": robust, "forwards": 5, "backwards": 4}
+            )
     return rows
 
 
 def norm_rows() -> list[dict]:
-    return [clean_columns(name) | ({"success": 1, "adv_pred": 0, "l2": 0.5, "linf": 0.1, "human_alignment_raw": 0.2,
-                                    "human_alignment": 0.2 / 0.65753} if name != "d.jpg" else {}) | {"forwards": 5, "backwards": 4}
-            for name in IMAGES]
+    return [
+        clean_columns(name)
+        | (
+            {
+                "success": 1,
+                "adv_pred": 0,
+                "l2": 0.5,
+                "linf": 0.1,
+                "human_alignment_raw": 0.2,
+                "human_alignment": 0.2 / 0.65753,
+            }
+            if name != "d.jpg"
+            else {}
+        )
+        | {"forwards": 5, "backwards": 4}
+        for name in IMAGES
+    ]
 
 
-AUTOATTACK = {"attack": "AutoAttack standard", "attacks": ["apgd-ce", "apgd-t", "fab-t", "square"], "steps": 100, "targets": 9,
-              "queries": 5000}
+AUTOATTACK = {
+    "attack": "AutoAttack standard",
+    "attacks": ["apgd-ce", "apgd-t", "fab-t", "square"],
+    "steps": 100,
+    "targets": 9,
+    "queries": 5000,
+}
 THREATS = {
-    "clean": ("clean", lambda: [clean_columns(name) for name in IMAGES], {"protocol": "clean", "attack": "none"}),
-    "Linf": ("ball", ball_rows, {"protocol": "autoattack", "norm": "Linf", "eps": EPS, "seed": 0, **AUTOATTACK}),
-    "L2-fmn": ("minimum_norm", norm_rows, {"protocol": "fmn", "attack": "FMN 9 steps", "seed": 0, "human_ceiling": 0.65753})}
+    "clean": (
+        "clean",
+        lambda: [clean_columns(name) for name in IMAGES],
+        {"protocol": "clean", "attack": "none"},
+    ),
+    "Linf": (
+        "ball",
+        ball_rows,
+        {"protocol": "autoattack", "norm": "Linf", "eps": EPS, "seed": 0, **AUTOATTACK},
+    ),
+    "L2-fmn": (
+        "minimum_norm",
+        norm_rows,
+        {"protocol": "fmn", "attack": "FMN 9 steps", "seed": 0, "human_ceiling": 0.65753},
+    ),
+}
 
 
 def write(results, model: str, threat: str) -> None:
     kind, rows, settings = THREATS[threat]
-    common = {"images": 4, "list_sha256": LIST, "head": "none", "precision": "float32", "slice": None}
-    whole = {"model": {"name": model, "weights": "file:net.pth", "weights_sha256": f"w-{model}", "head": "none"},
-             "run": settings | common}
+    common = {
+        "images": 4,
+        "list_sha256": LIST,
+        "head": "none",
+        "precision": "float32",
+        "slice": None,
+    }
+    whole = {
+        "model": {
+            "name": model,
+            "weights": "file:net.pth",
+            "weights_sha256": f"w-{model}",
+            "head": "none",
+        },
+        "run": settings | common,
+    }
     with Run(results, "mine", threat, model, kind, whole, SESSION) as run:
         run.append(rows())
         run.finish(list(IMAGES), settings.get("eps"), seconds=1.0)
@@ -89,11 +158,13 @@ def results(sound, tmp_path) -> Path:
 
 def change_rows(threat: str, change):
     """A change of the rows of `net` that also signs them, as somebody would who edits results."""
+
     def plant(results):
         path = results / "records" / "mine" / threat / "net.csv"
         rows = read_record(path)
         path.write_text(rows_to_csv(change(rows)))
         change_run(threat, lambda run: run.update(record_sha256=sha256_file(path)))(results)
+
     return plant
 
 
@@ -104,14 +175,18 @@ def change_run(threat: str, change, models=("net",)):
             run = json.loads(path.read_text())
             change(run)
             path.write_text(json.dumps(run))
+
     return plant
 
 
 def cell(threat: str, name: str, column: str, value, eps=None):
     def change(rows):
         rows = rows.astype({column: object})
-        rows.loc[(rows["image_id"] == name) & ((rows["eps"] == eps) if eps else True), column] = value
+        rows.loc[(rows["image_id"] == name) & ((rows["eps"] == eps) if eps else True), column] = (
+            value
+        )
         return rows
+
     return change_rows(threat, change)
 
 
@@ -127,6 +202,7 @@ def in_summary(change):
     def plant(results):
         path = results / SUMMARY_NAME
         path.write_text(change(path.read_text()))
+
     return plant
 
 
@@ -134,77 +210,218 @@ def unlink(name: str):
     return lambda results: (results / "records" / "mine" / name).unlink()
 
 
-PLANTED = {     # what was done -> (how, what the only finding says)
-    "an edited record": (lambda r: (p := r / "records/mine/clean/net.csv").write_text(p.read_text().replace("a.jpg,3", "a.jpg,4")),
-                         "clean/net.csv: not the file that the run finished with"),
-    "a cut record": (lambda r: (p := r / "records/mine/Linf/net.csv").write_bytes(p.read_bytes()[:-60]), "sha256 differs"),
+PLANTED = {  # what was done -> (how, what the only finding says)
+    "an edited record": (
+        lambda r: (p := r / "records/mine/clean/net.csv").write_text(
+            p.read_text().replace("a.jpg,3", "a.jpg,4")
+        ),
+        "clean/net.csv: not the file that the run finished with",
+    ),
+    "a cut record": (
+        lambda r: (p := r / "records/mine/Linf/net.csv").write_bytes(p.read_bytes()[:-60]),
+        "sha256 differs",
+    ),
     "no record": (unlink("Linf/net.csv"), "Linf/net.csv: not the file"),
     "no run file": (unlink("Linf/net.json"), "Linf/net.csv: a record without its run file"),
-    "a damaged run file": (lambda r: (r / "records/mine/Linf/net.json").write_text("{"), "Linf/net.json: not a run file"),
-    "a run file without settings": (change_run("Linf", lambda run: run["settings"].pop("run")), "Linf/net.json: not a run file"),
-    "not finished": (change_run("Linf", lambda run: run.update(status="checkpointed")),
-                     r"Linf/net.csv: unfinished \(status checkpointed\); run the same command again"),
-    "a missing column": (change_rows("Linf", lambda rows: rows.drop(columns="broken_by")), "has no column broken_by"),
-    "an image less": (change_rows("clean", lambda rows: rows[rows["image_id"] != "d.jpg"]), "3 images, its settings say 4",
-                      "not those of the list"),
-    "an image twice": (change_rows("clean", lambda rows: pd.concat([rows, rows[:1]])), r"1 row\(s\) twice, e.g. a.jpg"),
-    "an eps less": (change_rows("Linf", lambda rows: rows[:-1]), r"1 row\(s\) missing, e.g. d.jpg at eps 0.0078"),
-    "another image": (cell("clean", "b.jpg", "image_id", "x.jpg"), "not those of the list that its settings name"),
-    "two images in another order": (change_rows("clean", lambda rows: rows.iloc[[1, 0, 2, 3]]), "not those of the list"),
-    "right though wrong": (cell("clean", "d.jpg", "clean_correct", 1), "clean_correct is not clean_pred == label, e.g. d.jpg"),
-    "a misclassified robust one": (cell("Linf", "d.jpg", "robust", 1), "a misclassified image counts as robust, e.g. d.jpg",
-                                   "a robust image was broken by something", "so at a smaller one"),
-    "robust and broken": (cell("Linf", "a.jpg", "broken_by", "apgd-t"), "a robust image was broken by something"),
-    "broken by what was not run": (cell("Linf", "c.jpg", "broken_by", "pgd"), "no attack of the budget broke the image"),
-    "broken by nothing": (cell("Linf", "c.jpg", "broken_by", None), "no attack of the budget broke the image"),
-    "fooled into the label": (cell("Linf", "c.jpg", "adv_pred", 7), "the adversarial class is the label, e.g. c.jpg at eps"),
-    "outside the ball": (cell("Linf", "c.jpg", "linf", 1.001 / 255, EPS[0]), "the Linf norm is not within eps, e.g. c.jpg"),
+    "a damaged run file": (
+        lambda r: (r / "records/mine/Linf/net.json").write_text("{"),
+        "Linf/net.json: not a run file",
+    ),
+    "a run file without settings": (
+        change_run("Linf", lambda run: run["settings"].pop("run")),
+        "Linf/net.json: not a run file",
+    ),
+    "not finished": (
+        change_run("Linf", lambda run: run.update(status="checkpointed")),
+        r"Linf/net.csv: unfinished \(status checkpointed\); run the same command again",
+    ),
+    "a missing column": (
+        change_rows("Linf", lambda rows: rows.drop(columns="broken_by")),
+        "has no column broken_by",
+    ),
+    "an image less": (
+        change_rows("clean", lambda rows: rows[rows["image_id"] != "d.jpg"]),
+        "3 images, its settings say 4",
+        "not those of the list",
+    ),
+    "an image twice": (
+        change_rows("clean", lambda rows: pd.concat([rows, rows[:1]])),
+        r"1 row\(s\) twice, e.g. a.jpg",
+    ),
+    "an eps less": (
+        change_rows("Linf", lambda rows: rows[:-1]),
+        r"1 row\(s\) missing, e.g. d.jpg at eps 0.0078",
+    ),
+    "another image": (
+        cell("clean", "b.jpg", "image_id", "x.jpg"),
+        "not those of the list that its settings name",
+    ),
+    "two images in another order": (
+        change_rows("clean", lambda rows: rows.iloc[[1, 0, 2, 3]]),
+        "not those of the list",
+    ),
+    "right though wrong": (
+        cell("clean", "d.jpg", "clean_correct", 1),
+        "clean_correct is not clean_pred == label, e.g. d.jpg",
+    ),
+    "a misclassified robust one": (
+        cell("Linf", "d.jpg", "robust", 1),
+        "a misclassified image counts as robust, e.g. d.jpg",
+        "a robust image was broken by something",
+        "so at a smaller one",
+    ),
+    "robust and broken": (
+        cell("Linf", "a.jpg", "broken_by", "apgd-t"),
+        "a robust image was broken by something",
+    ),
+    "broken by what was not run": (
+        cell("Linf", "c.jpg", "broken_by", "pgd"),
+        "no attack of the budget broke the image",
+    ),
+    "broken by nothing": (
+        cell("Linf", "c.jpg", "broken_by", None),
+        "no attack of the budget broke the image",
+    ),
+    "fooled into the label": (
+        cell("Linf", "c.jpg", "adv_pred", 7),
+        "the adversarial class is the label, e.g. c.jpg at eps",
+    ),
+    "outside the ball": (
+        cell("Linf", "c.jpg", "linf", 1.001 / 255, EPS[0]),
+        "the Linf norm is not within eps, e.g. c.jpg",
+    ),
     "no norm in the ball": (cell("Linf", "c.jpg", "linf", None), "the Linf norm is not within eps"),
-    "not monotone": (change_rows("Linf", lambda rows: rows.assign(robust=[1, 1, 0, 1, 0, 0, 0, 0], broken_by=[
-        *[None] * 2, "apgd-ce", None, *rows["broken_by"][4:]], linf=rows["linf"].shift(-1).where(rows.index == 2, rows["linf"]) / 2,
-        from_eps=[*EPS, *EPS, EPS[0], EPS[0], 0, 0], adv_pred=[3, 3, 0, 5, 0, 0, 0, 0])),
-        "an image is robust that is broken at a smaller eps, e.g. b.jpg"),
-    "broken from above": (cell("Linf", "c.jpg", "from_eps", EPS[1], EPS[0]), "broken at a larger one"),
+    "not monotone": (
+        change_rows(
+            "Linf",
+            lambda rows: rows.assign(
+                robust=[1, 1, 0, 1, 0, 0, 0, 0],
+                broken_by=[*[None] * 2, "apgd-ce", None, *rows["broken_by"][4:]],
+                linf=rows["linf"].shift(-1).where(rows.index == 2, rows["linf"]) / 2,
+                from_eps=[*EPS, *EPS, EPS[0], EPS[0], 0, 0],
+                adv_pred=[3, 3, 0, 5, 0, 0, 0, 0],
+            ),
+        ),
+        "an image is robust that is broken at a smaller eps, e.g. b.jpg",
+    ),
+    "broken from above": (
+        cell("Linf", "c.jpg", "from_eps", EPS[1], EPS[0]),
+        "broken at a larger one",
+    ),
     "robust from below": (cell("Linf", "a.jpg", "from_eps", EPS[0], EPS[1]), "so at a smaller one"),
     "linf above l2": (cell("L2-fmn", "a.jpg", "linf", 0.6), "linf is above 1 or above l2"),
-    "a norm of a misclassified image": (cell("L2-fmn", "d.jpg", "success", 1), "a misclassified image has a minimal norm",
-                                        "fooled by no perturbation"),
-    "no norm of a right one": (change_rows("L2-fmn", lambda rows: rows.assign(
-        **{name: rows[name].where(rows["image_id"] != "a.jpg") for name in NEEDED_COLUMNS["minimum_norm"][2:]},
-        success=[0, 1, 1, None])), "leaves out the hardest, e.g. a.jpg; give it more --steps"),
-    "a norm of 0": (change_rows("L2-fmn", lambda rows: rows.assign(l2=rows["l2"] * [0, 1, 1, 1], linf=rows["linf"] * [0, 1, 1, 1])),
-                    "fooled by no perturbation"),
-    "another ceiling": (cell("L2-fmn", "b.jpg", "human_alignment", 0.2), "no correlation over its ceiling, e.g. b.jpg"),
-    "a warning": (change_run("Linf", lambda run: run["warnings"].append("masked gradients?")), "its run warned: masked gradients?"),
-    "no weights hash": (lambda r: [in_settings(threat, "model", weights_sha256=None)(r) for threat in THREATS],
-                        "net.csv: no sha256 of its weights"),
-    "other weights": (in_settings("Linf", "model", weights_sha256="v"),
-                      "not the model of .*/net.csv though it bears its name .*weights_sha256"),
-    "other preprocessing": (in_settings("clean", "model", preprocessing={"crop_pct": 1}), "not the model .*preprocessing"),
-    "another seed": (in_settings("Linf", "run", seed=1), r"not comparable with net.json, whose settings differ \(seed: 1 -> 0\)"),
-    "a small budget of a great name": (lambda r: [in_settings("Linf", "run", steps=10)(r), (
-        p := r / "records/mine/Linf/other.json").write_text(p.read_text().replace('"steps": 100', '"steps": 10'))],
-        r"a budget called 'AutoAttack standard' that is not AutoAttack's \(steps 10\)"),
-    "no seed": (change_run("L2-fmn", lambda run: run["settings"]["run"].pop("seed"), ("net", "other")), "csv: no seed"),
-    "no list hash": (change_run("clean", lambda run: run["settings"]["run"].pop("list_sha256"), ("net", "other")),
-                     "no sha256 of its image list", "clean/.*another image list than .*/L2-fmn/net.csv"),
-    "another list under one threat": (change_run("Linf", lambda run: run["settings"]["run"].update(list_sha256="l"), (
-        "net", "other")), "another image list than", "not those of the list that its settings name"),
-    "other clean predictions": (cell("L2-fmn", "d.jpg", "clean_pred", 1),
-                                "1 of 4 clean predictions differ from those of .*e.g. d.jpg"),
-    "code of no commit": (in_session("Linf", git="c0ffee-dirty"), r"made by code that no commit holds \(git c0ffee-dirty\)"),
-    "another commit": (in_session("Linf", git="beef"), "Linf: net.csv was made with git beef, other.csv with git c0ffee"),
-    "another version": (in_session("Linf", versions={"python": "3.12.1", "torch": "2.10.0"}),
-                        "records: net.csv was made with torch 2.11.0, net.csv with torch 2.10.0"),
+    "a norm of a misclassified image": (
+        cell("L2-fmn", "d.jpg", "success", 1),
+        "a misclassified image has a minimal norm",
+        "fooled by no perturbation",
+    ),
+    "no norm of a right one": (
+        change_rows(
+            "L2-fmn",
+            lambda rows: rows.assign(
+                **{
+                    name: rows[name].where(rows["image_id"] != "a.jpg")
+                    for name in NEEDED_COLUMNS["minimum_norm"][2:]
+                },
+                success=[0, 1, 1, None],
+            ),
+        ),
+        "leaves out the hardest, e.g. a.jpg; give it more --steps",
+    ),
+    "a norm of 0": (
+        change_rows(
+            "L2-fmn",
+            lambda rows: rows.assign(
+                l2=rows["l2"] * [0, 1, 1, 1], linf=rows["linf"] * [0, 1, 1, 1]
+            ),
+        ),
+        "fooled by no perturbation",
+    ),
+    "another ceiling": (
+        cell("L2-fmn", "b.jpg", "human_alignment", 0.2),
+        "no correlation over its ceiling, e.g. b.jpg",
+    ),
+    "a warning": (
+        change_run("Linf", lambda run: run["warnings"].append("masked gradients?")),
+        "its run warned: masked gradients?",
+    ),
+    "no weights hash": (
+        lambda r: [in_settings(threat, "model", weights_sha256=None)(r) for threat in THREATS],
+        "net.csv: no sha256 of its weights",
+    ),
+    "other weights": (
+        in_settings("Linf", "model", weights_sha256="v"),
+        "not the model of .*/net.csv though it bears its name .*weights_sha256",
+    ),
+    "other preprocessing": (
+        in_settings("clean", "model", preprocessing={"crop_pct": 1}),
+        "not the model .*preprocessing",
+    ),
+    "another seed": (
+        in_settings("Linf", "run", seed=1),
+        r"not comparable with net.json, whose settings differ \(seed: 1 -> 0\)",
+    ),
+    "a small budget of a great name": (
+        lambda r: [
+            in_settings("Linf", "run", steps=10)(r),
+            (p := r / "records/mine/Linf/other.json").write_text(
+                p.read_text().replace('"steps": 100', '"steps": 10')
+            ),
+        ],
+        r"a budget called 'AutoAttack standard' that is not AutoAttack's \(steps 10\)",
+    ),
+    "no seed": (
+        change_run("L2-fmn", lambda run: run["settings"]["run"].pop("seed"), ("net", "other")),
+        "csv: no seed",
+    ),
+    "no list hash": (
+        change_run(
+            "clean", lambda run: run["settings"]["run"].pop("list_sha256"), ("net", "other")
+        ),
+        "no sha256 of its image list",
+        "clean/.*another image list than .*/L2-fmn/net.csv",
+    ),
+    "another list under one threat": (
+        change_run(
+            "Linf", lambda run: run["settings"]["run"].update(list_sha256="l"), ("net", "other")
+        ),
+        "another image list than",
+        "not those of the list that its settings name",
+    ),
+    "other clean predictions": (
+        cell("L2-fmn", "d.jpg", "clean_pred", 1),
+        "1 of 4 clean predictions differ from those of .*e.g. d.jpg",
+    ),
+    "code of no commit": (
+        in_session("Linf", git="c0ffee-dirty"),
+        r"made by code that no commit holds \(git c0ffee-dirty\)",
+    ),
+    "another commit": (
+        in_session("Linf", git="beef"),
+        "Linf: net.csv was made with git beef, other.csv with git c0ffee",
+    ),
+    "another version": (
+        in_session("Linf", versions={"python": "3.12.1", "torch": "2.10.0"}),
+        "records: net.csv was made with torch 2.11.0, net.csv with torch 2.10.0",
+    ),
     "no summary": (lambda r: (r / SUMMARY_NAME).unlink(), "evaluation_results.csv: missing"),
-    "an edited summary": (in_summary(lambda text: text.replace("0.75", "0.76", 1)),
-                          "clean_acc of net .* is 0.76, its record gives 0.75"),
-    "a row too few in the summary": (in_summary(lambda text: text[:text[:-1].rindex("\n") + 1]),
-                                    "no row for a record .other clean"),
-    "a stale row in the summary": (in_summary(lambda text: text.replace("other,clean", "gone,clean")), "a row that no record gives",
-                                   "no row for a record"),
+    "an edited summary": (
+        in_summary(lambda text: text.replace("0.75", "0.76", 1)),
+        "clean_acc of net .* is 0.76, its record gives 0.75",
+    ),
+    "a row too few in the summary": (
+        in_summary(lambda text: text[: text[:-1].rindex("\n") + 1]),
+        "no row for a record .other clean",
+    ),
+    "a stale row in the summary": (
+        in_summary(lambda text: text.replace("other,clean", "gone,clean")),
+        "a row that no record gives",
+        "no row for a record",
+    ),
     "no summary but a web page": (in_summary(lambda text: "<html>"), "no column model"),
 }
+
+
 def test_a_sound_folder_has_nothing_to_find(results):
     assert audit(results) == []
 
@@ -214,12 +431,16 @@ def test_what_was_planted_is_found_and_nothing_else(results, case):
     plant, *messages = PLANTED[case]
     plant(results)
     if "summary" not in case:
-        with suppress(UserError):     # the planter makes it again; where merge refuses, audit says nothing of it
+        with suppress(
+            UserError
+        ):  # the planter makes it again; where merge refuses, audit says nothing of it
             merge_records(results, allow_partial=True)
     found = audit(results)
     assert all(any(re.search(message, line) for line in found) for message in messages), found
     assert all(any(re.search(message, line) for message in messages) for line in found), found
-    assert all(line.startswith(str(results)) and "; " in line and "\n" not in line for line in found)
+    assert all(
+        line.startswith(str(results)) and "; " in line and "\n" not in line for line in found
+    )
 
 
 def test_the_budget_and_the_rounding_are_those_of_the_attacks():
@@ -245,6 +466,7 @@ def test_the_command_says_what_and_exits_0_1_2(results, tmp_path_factory, capsys
 
 # ---- a real run, and its examples put before the model again ---------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def evaluated(tiny, tmp_path_factory) -> Path:
     """Three threats of a real net, by the script, as at a clean commit with the pinned versions."""
@@ -254,7 +476,11 @@ def evaluated(tiny, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("alignment_security.models.forward.git_state", lambda: "c0ffee")
         patch.setattr("alignment_security.evaluation.run.version_drift", list)
-        for threat in ("clean", "Linf --eps 8/255 64/255 --attacks apgd-ce --steps 5", "L2 --protocol crossing --steps 20"):
+        for threat in (
+            "clean",
+            "Linf --eps 8/255 64/255 --attacks apgd-ce --steps 5",
+            "L2 --protocol crossing --steps 20",
+        ):
             options = ["--workers", "0", "--examples", "12", "-s", "5", *threat.split()]
             assert evaluate_robustness.main([*tiny.arguments(root), *options]) == 0
     merge_records(root)
@@ -271,24 +497,36 @@ def test_kept_examples_fool_the_model_again_and_others_are_found(evaluated, tiny
     for path in evaluated.glob("examples/*/*/*/*.npz"):
         with np.load(path) as file:
             arrays = dict(file)
-        np.savez_compressed(path, **arrays | {"delta": -arrays["delta"]})      # of the same length, and it fools nobody
+        np.savez_compressed(
+            path, **arrays | {"delta": -arrays["delta"]}
+        )  # of the same length, and it fools nobody
     assert command(*again) == 1
     out = capsys.readouterr().out
     assert "does not fool test_resnet, its record says that it does" in out
     np.savez_compressed(path, **arrays | {"delta": arrays["delta"] * 2})
-    assert command("audit", evaluated, "--reattack", 999, "--checkpoint_dir", tiny.checkpoint.parent) == 1
+    assert (
+        command("audit", evaluated, "--reattack", 999, "--checkpoint_dir", tiny.checkpoint.parent)
+        == 1
+    )
     assert f"{path}: not the perturbation of its record" in capsys.readouterr().out
     path.write_bytes(b"")
-    assert command("audit", evaluated, "--reattack", 999, "--checkpoint_dir", tiny.checkpoint.parent) == 1
+    assert (
+        command("audit", evaluated, "--reattack", 999, "--checkpoint_dir", tiny.checkpoint.parent)
+        == 1
+    )
     assert f"{path}: damaged example" in capsys.readouterr().out
 
 
 def test_a_model_that_is_not_at_hand_is_no_finding(evaluated, capsys):
     assert command("audit", evaluated, "--reattack", 3) == 0
-    assert "0 of 3 examples confirmed" in (err := capsys.readouterr().err) and "give --checkpoint_dir" in err
+    assert (
+        "0 of 3 examples confirmed" in (err := capsys.readouterr().err)
+        and "give --checkpoint_dir" in err
+    )
 
 
 # ---- from a figure to its runs ---------------------------------------------------------------------------------
+
 
 def traced(capsys, *arguments) -> tuple[int, str, str]:
     capsys.readouterr()
@@ -297,14 +535,29 @@ def traced(capsys, *arguments) -> tuple[int, str, str]:
 
 def test_every_number_of_a_figure_leads_to_its_run(results, tmp_path_factory, capsys):
     figures = tmp_path_factory.mktemp("figures")
-    plotting.main(["--results_dir", str(results), "--figures_dir", str(figures), "--plots", "accuracy_vs_eps"])
+    plotting.main(
+        ["--results_dir", str(results), "--figures_dir", str(figures), "--plots", "accuracy_vs_eps"]
+    )
     figure = figures / "accuracy_vs_eps.csv"
     status, out, _ = traced(capsys, figure, "--results_dir", results)
     blocks = out.strip().split("\n\n")
-    assert status == 0 and len(blocks) == 2 and "line(s) 2-4\n" in blocks[0] and "line(s) 5-7\n" in blocks[1]
+    assert (
+        status == 0
+        and len(blocks) == 2
+        and "line(s) 2-4\n" in blocks[0]
+        and "line(s) 5-7\n" in blocks[1]
+    )
     path = results / "records/mine/Linf/net.csv"
-    for fact in (path, sha256_file(path), "weights file:net.pth, sha256 w-net", "git c0ffee", "torch 2.11.0", "seed 0",
-                 LIST, path.with_suffix(".json")):
+    for fact in (
+        path,
+        sha256_file(path),
+        "weights file:net.pth, sha256 w-net",
+        "git c0ffee",
+        "torch 2.11.0",
+        "seed 0",
+        LIST,
+        path.with_suffix(".json"),
+    ):
         assert str(fact) in blocks[0]
     status, out, _ = traced(capsys, figure, "--results_dir", results, "--line", 6)
     assert status == 0 and "w-other" in out and "w-net" not in out
@@ -312,9 +565,15 @@ def test_every_number_of_a_figure_leads_to_its_run(results, tmp_path_factory, ca
 
 def test_a_figure_older_than_its_record_is_told(results, tmp_path, capsys):
     figure = tmp_path / "figure.csv"
-    figure.write_text(f"image_set,threat,model,eps,accuracy\nmine,Linf,net,{EPS[0]!r},0.5\nmine,Linf,net,0.0,0.7\n")
+    figure.write_text(
+        f"image_set,threat,model,eps,accuracy\nmine,Linf,net,{EPS[0]!r},0.5\nmine,Linf,net,0.0,0.7\n"
+    )
     status, out, _ = traced(capsys, figure, "--results_dir", results)
-    assert status == 0 and "line 2: accuracy" not in out and "line 3: accuracy 0.7, its record gives 0.75; draw it again" in out
+    assert (
+        status == 0
+        and "line 2: accuracy" not in out
+        and "line 3: accuracy 0.7, its record gives 0.75; draw it again" in out
+    )
     path = results / "records/mine/Linf/net.csv"
     path.write_text(path.read_text() + "e")
     assert "WHICH IT NO LONGER HAS" in describe_run(path, finished_runs(results)[path])
@@ -328,7 +587,9 @@ def test_numbers_of_others_are_told_and_status_1(results, tmp_path, capsys):
 
 def test_a_correlation_leads_to_every_model_that_its_caption_speaks_of(results, tmp_path, capsys):
     (tmp_path / "f.csv").write_text("benchmark,accuracy,rho\nV1,clean,0.3\nIT,0.0039,0.5\n")
-    (tmp_path / "f.txt").write_text("Correlation.\nmine (n = 4), L∞, autoattack, AutoAttack standard: 2 models")
+    (tmp_path / "f.txt").write_text(
+        "Correlation.\nmine (n = 4), L∞, autoattack, AutoAttack standard: 2 models"
+    )
     status, out, _ = traced(capsys, tmp_path / "f.csv", "--results_dir", results)
     assert status == 0 and out.count("line(s) 2-3") == 2 and "L2-fmn" not in out
     assert "Linf/net.csv" in out and "Linf/other.csv" in out
@@ -337,25 +598,39 @@ def test_a_correlation_leads_to_every_model_that_its_caption_speaks_of(results, 
 
 
 def test_a_row_of_two_sources_leads_to_both_runs_of_its_model(results, tmp_path, capsys):
-    (tmp_path / "f.csv").write_text('model,source,ball\nnet,"mine, L2-fmn, FMN 9 steps","mine, Linf, AutoAttack standard"\n')
+    (tmp_path / "f.csv").write_text(
+        'model,source,ball\nnet,"mine, L2-fmn, FMN 9 steps","mine, Linf, AutoAttack standard"\n'
+    )
     status, out, _ = traced(capsys, tmp_path / "f.csv", "--results_dir", results)
     assert status == 0 and out.count("line(s) 2\n") == 2 and "other" not in out
     assert "L2-fmn/net.csv" in out and "Linf/net.csv" in out
 
 
-def test_an_error_under_a_corruption_leads_to_the_run_of_that_type_and_severity(tmp_path, open_run, capsys):
+def test_an_error_under_a_corruption_leads_to_the_run_of_that_type_and_severity(
+    tmp_path, open_run, capsys
+):
     for severity in (1, 2):
         with open_run(kind="clean", threat=f"corruptions-fog-{severity}") as run:
             run.append([clean_columns("a.jpg")])
             run.finish(["a.jpg"])
-    (tmp_path / "f.csv").write_text("image_set,model,type,severity,n,error\nsample,net,fog,2,1,0.0\n")
+    (tmp_path / "f.csv").write_text(
+        "image_set,model,type,severity,n,error\nsample,net,fog,2,1,0.0\n"
+    )
     status, out, _ = traced(capsys, tmp_path / "f.csv", "--results_dir", tmp_path)
     assert status == 0 and "corruptions-fog-2/net.csv" in out and "corruptions-fog-1" not in out
 
 
-@pytest.mark.parametrize("content, line, message", [("", None, "not the table"), ("a\n1\n", 9, "has no line 9"),
-                                                    (b"\xff\xfe\0", None, "not the table")])
+@pytest.mark.parametrize(
+    "content, line, message",
+    [
+        ("", None, "not the table"),
+        ("a\n1\n", 9, "has no line 9"),
+        (b"\xff\xfe\0", None, "not the table"),
+    ],
+)
 def test_what_is_no_figure_is_refused(results, tmp_path, capsys, content, line, message):
     (tmp_path / "f.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    status, out, err = traced(capsys, tmp_path / "f.csv", "--results_dir", results, *(["--line", line] if line else []))
+    status, out, err = traced(
+        capsys, tmp_path / "f.csv", "--results_dir", results, *(["--line", line] if line else [])
+    )
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1

@@ -1,4 +1,5 @@
 """Numbers that can be checked by hand, and against numpy in double precision."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from alignment_security.records.metrics import accuracy_interval, norms
 
-Z = 1.959963984540054    # the 97.5 % point of the normal distribution
+Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
 @pytest.mark.parametrize("correct, n", [(18, 20), (0, 20), (20, 20), (1, 1), (37_500, 50_000)])
@@ -14,7 +15,10 @@ def test_interval_is_wilsons(correct, n):
     """(p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), Wilson 1927."""
     p = correct / n
     half = Z * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    low, high = (p + Z**2 / (2 * n) - half) / (1 + Z**2 / n), (p + Z**2 / (2 * n) + half) / (1 + Z**2 / n)
+    low, high = (
+        (p + Z**2 / (2 * n) - half) / (1 + Z**2 / n),
+        (p + Z**2 / (2 * n) + half) / (1 + Z**2 / n),
+    )
     assert accuracy_interval(correct, n) == pytest.approx((low, high), abs=1e-12)
 
 

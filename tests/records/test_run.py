@@ -1,4 +1,5 @@
 """A record survives what happens to it: kills, full disks, other settings, second writers, edits, and merging."""
+
 from __future__ import annotations
 
 import errno
@@ -26,7 +27,12 @@ EPS = [1 / 255, 2 / 255]
 
 
 def row(name: str, correct: int = 1, **more) -> dict:
-    return {"image_id": name, "label": 7, "clean_pred": 7 if correct else 3, "clean_correct": correct} | more
+    return {
+        "image_id": name,
+        "label": 7,
+        "clean_pred": 7 if correct else 3,
+        "clean_correct": correct,
+    } | more
 
 
 def rungs(name: str, *robust: int) -> list[dict]:
@@ -35,6 +41,7 @@ def rungs(name: str, *robust: int) -> list[dict]:
 
 # ---- a run -----------------------------------------------------------------------------------------------------
 
+
 def test_a_run_from_its_first_row_to_done(open_run):
     with open_run() as run:
         assert run.known() == {} and not run.done
@@ -42,12 +49,21 @@ def test_a_run_from_its_first_row_to_done(open_run):
         run.append([])
         run.append([row("b.jpg", l2=0.25, success=1)])
     with open_run() as run:
-        assert list(run.known()) == ["a.jpg", "c.jpg", "b.jpg"] and run.known()["b.jpg"][0]["l2"] == 0.25
+        assert (
+            list(run.known()) == ["a.jpg", "c.jpg", "b.jpg"]
+            and run.known()["b.jpg"][0]["l2"] == 0.25
+        )
         run.finish(IDS, seconds=1.5)
     lines = run.csv.read_text().splitlines()
-    assert lines[0] == ("image_id,label,clean_pred,clean_correct,success,adv_pred,l2,linf,human_alignment_raw,"
-                        "human_alignment,forwards,backwards")
-    assert lines[1:] == ["b.jpg,7,7,1,1,,0.25,,,,,", "a.jpg,7,7,1,1,,0.5,,,,,", "c.jpg,7,3,0,,,,,,,,"]
+    assert lines[0] == (
+        "image_id,label,clean_pred,clean_correct,success,adv_pred,l2,linf,human_alignment_raw,"
+        "human_alignment,forwards,backwards"
+    )
+    assert lines[1:] == [
+        "b.jpg,7,7,1,1,,0.25,,,,,",
+        "a.jpg,7,7,1,1,,0.5,,,,,",
+        "c.jpg,7,3,0,,,,,,,,",
+    ]
     info = json.loads(run.json.read_text())
     assert (info["status"], info["images"], len(info["sessions"])) == ("done", 3, 2)
     assert info["record_sha256"] == hashlib.sha256(run.csv.read_bytes()).hexdigest()
@@ -60,7 +76,9 @@ def test_final_order_is_the_lists_and_eps_ascending(open_run):
         for name in ("c.jpg", "a.jpg"):
             run.append(rungs(name, 1, 0)[::-1])
         rows = run.finish(["a.jpg", "c.jpg"], EPS)
-    assert list(zip(rows["image_id"], rows["eps"])) == [(name, eps) for name in ("a.jpg", "c.jpg") for eps in EPS]
+    assert list(zip(rows["image_id"], rows["eps"])) == [
+        (name, eps) for name in ("a.jpg", "c.jpg") for eps in EPS
+    ]
 
 
 @pytest.mark.parametrize("tail", [b"c.jpg,7,7,1,1,,0.", b'"c', b"\0\0\0\0", b"c"])
@@ -93,8 +111,14 @@ def test_other_columns_are_refused(open_run):
     assert run.csv.read_bytes() == other
 
 
-@pytest.mark.parametrize("changed, name", [({"steps": 20}, "run.steps: 10 -> 20"), ({"weights": "v"}, "model.weights_sha256"),
-                                           ({"eps": [0.1]}, r"run.eps: None -> \[0.1\]")])
+@pytest.mark.parametrize(
+    "changed, name",
+    [
+        ({"steps": 20}, "run.steps: 10 -> 20"),
+        ({"weights": "v"}, "model.weights_sha256"),
+        ({"eps": [0.1]}, r"run.eps: None -> \[0.1\]"),
+    ],
+)
 def test_other_settings_are_refused_by_name(open_run, changed, name):
     with open_run() as run:
         run.append([row("a.jpg")])
@@ -144,11 +168,14 @@ time.sleep(600)
 
 @pytest.mark.parametrize("fork", ["fork", "alone"])
 def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path, fork):
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, tmp_path, fork], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, tmp_path, fork], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     last = int(owner.stdout.readline())
 
     def open_again():
         Run(tmp_path, "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}}).close()
+
     try:
         with pytest.raises(UserError, match=f"another process.*pid {owner.pid}"):
             open_again()
@@ -161,6 +188,7 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path, fork):
 
 
 # ---- the disk --------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("content", ["text\n", b"\x00bytes"])
 def test_write_atomic_writes_the_whole_file(tmp_path, content):
@@ -177,6 +205,7 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch, s
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
+
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(os, step, full)
         write_atomic(path, "new")
@@ -192,13 +221,21 @@ def test_a_full_disk_takes_no_row(open_run, monkeypatch):
         if len(calls) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(handle, data[:9])
+
     with open_run() as run:
         run.append([row("b.jpg", l2=0.5)])
         before = run.csv.read_bytes()
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*free some room") as error:
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(OSError, match="No space left.*free some room") as error,
+        ):
             patch.setattr(os, "write", full)
             run.append([row("a.jpg"), row("c.jpg")])
-        assert error.value.errno == errno.ENOSPC and error.value.filename == str(run.csv) and len(calls) == 2
+        assert (
+            error.value.errno == errno.ENOSPC
+            and error.value.filename == str(run.csv)
+            and len(calls) == 2
+        )
         assert run.csv.read_bytes() == before
         run.append([row("a.jpg"), row("c.jpg")])
         run.finish(IDS)
@@ -215,16 +252,24 @@ def test_a_short_write_is_gone_on_with(open_run, monkeypatch):
 
 # ---- complete and exact ----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("names, message", [(["a.jpg", "b.jpg"], r"1 row\(s\) missing, e.g. c.jpg"),
-                                            ([*IDS, "a.jpg"], r"1 row\(s\) twice, e.g. a.jpg"),
-                                            ([*IDS, "x.jpg"], r"1 row\(s\) not in the image list, e.g. x.jpg")])
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["a.jpg", "b.jpg"], r"1 row\(s\) missing, e.g. c.jpg"),
+        ([*IDS, "a.jpg"], r"1 row\(s\) twice, e.g. a.jpg"),
+        ([*IDS, "x.jpg"], r"1 row\(s\) not in the image list, e.g. x.jpg"),
+    ],
+)
 def test_finish_refuses_gaps_duplicates_and_strangers(open_run, names, message):
     with open_run() as run:
         run.append([row(name) for name in names])
         before = run.csv.read_bytes()
         with pytest.raises(UserError, match=message):
             run.finish(IDS)
-    assert json.loads(run.json.read_text())["status"] == "running" and run.csv.read_bytes() == before
+    assert (
+        json.loads(run.json.read_text())["status"] == "running" and run.csv.read_bytes() == before
+    )
 
 
 def test_finish_wants_every_eps_of_every_image(open_run):
@@ -234,17 +279,23 @@ def test_finish_wants_every_eps_of_every_image(open_run):
             run.finish(["a.jpg", "b.jpg"], EPS)
 
 
-FILE_NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=20)
+FILE_NAMES = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=20
+)
 
 
 @given(st.lists(st.tuples(FILE_NAMES, st.floats(allow_nan=False)), min_size=1, max_size=8))
 def test_text_and_floats_come_back_exactly(tmp_path_factory, pairs):
     path = tmp_path_factory.getbasetemp() / "round_trip.csv"
-    rows = pd.DataFrame([row(name, l2=value) for name, value in pairs], columns=RECORD_COLUMNS["minimum_norm"])
+    rows = pd.DataFrame(
+        [row(name, l2=value) for name, value in pairs], columns=RECORD_COLUMNS["minimum_norm"]
+    )
     path.write_bytes(rows_to_csv(rows).encode())
     back = read_record(path)
     assert list(back["image_id"]) == [name for name, _ in pairs]
-    np.testing.assert_array_equal(back["l2"].to_numpy(float).view(np.int64), np.array([v for _, v in pairs]).view(np.int64))
+    np.testing.assert_array_equal(
+        back["l2"].to_numpy(float).view(np.int64), np.array([v for _, v in pairs]).view(np.int64)
+    )
 
 
 def test_integers_stay_integers_beside_empty_cells(open_run):
@@ -257,7 +308,9 @@ def test_integers_stay_integers_beside_empty_cells(open_run):
 
 # ---- names -----------------------------------------------------------------------------------------------------
 
-MODEL_NAMES = st.text(st.sampled_from("ab/:.- _\\*\n\0é~"), min_size=1, max_size=8) | st.text(min_size=1, max_size=300)
+MODEL_NAMES = st.text(st.sampled_from("ab/:.- _\\*\n\0é~"), min_size=1, max_size=8) | st.text(
+    min_size=1, max_size=300
+)
 
 
 @given(MODEL_NAMES, MODEL_NAMES)
@@ -271,19 +324,29 @@ def test_a_safe_name_stays(name):
     assert safe_file_name(name) == name
 
 
-@pytest.mark.parametrize("names", [["a/b", "a:b", "a--b", "a b", " a b"], ["..", ".", "-", "...."], ["x" * 200, "x" * 201],
-                                   ["a/b", safe_file_name("a/b")]], ids=["signs", "dots", "long", "its own file name"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a/b", "a:b", "a--b", "a b", " a b"],
+        ["..", ".", "-", "...."],
+        ["x" * 200, "x" * 201],
+        ["a/b", safe_file_name("a/b")],
+    ],
+    ids=["signs", "dots", "long", "its own file name"],
+)
 def test_names_that_look_alike_do_not_meet(names):
     assert len({safe_file_name(name) for name in names}) == len(names)
 
 
 # ---- merge -----------------------------------------------------------------------------------------------------
 
-NORMS = [row("a", success=1, l2=1.0, linf=0.1, human_alignment=0.2, forwards=10, backwards=9),
-         row("b", success=1, l2=2.0, linf=0.2, human_alignment=0.6, forwards=10, backwards=9),
-         row("c", success=1, l2=6.0, linf=0.6, forwards=10, backwards=9),
-         row("d", success=0, forwards=10, backwards=9),
-         row("e", correct=0, success=1, l2=0.0, linf=0.0, forwards=1, backwards=0)]     # trap 5: no norm to average
+NORMS = [
+    row("a", success=1, l2=1.0, linf=0.1, human_alignment=0.2, forwards=10, backwards=9),
+    row("b", success=1, l2=2.0, linf=0.2, human_alignment=0.6, forwards=10, backwards=9),
+    row("c", success=1, l2=6.0, linf=0.6, forwards=10, backwards=9),
+    row("d", success=0, forwards=10, backwards=9),
+    row("e", correct=0, success=1, l2=0.0, linf=0.0, forwards=1, backwards=0),
+]  # trap 5: no norm to average
 
 
 def test_merge_of_norms_by_hand(tiny_record, tmp_path):
@@ -291,25 +354,59 @@ def test_merge_of_norms_by_hand(tiny_record, tmp_path):
     tiny_record(NORMS)
     summary = merge_records(tmp_path)
     assert len(summary) == 1
-    expected = {"model": "net", "threat": "L2-fmn", "image_set": "sample", "protocol": "fmn", "n": 5, "clean_correct": 4,
-                "clean_acc": 0.8, "n_norm": 3, "success_rate": 0.75, "l2_mean": 3.0, "l2_sem": np.sqrt(7 / 3), "l2_median": 2.0,
-                "linf_mean": 0.3, "linf_median": 0.2, "human_alignment": 0.4, "human_alignment_sem": 0.2, "n_alignment": 2,
-                "forwards_per_image": 41 / 5, "backwards_per_image": 36 / 5, "partial": 0, "weights_sha256": "w",
-                "seconds": 2.0}
+    expected = {
+        "model": "net",
+        "threat": "L2-fmn",
+        "image_set": "sample",
+        "protocol": "fmn",
+        "n": 5,
+        "clean_correct": 4,
+        "clean_acc": 0.8,
+        "n_norm": 3,
+        "success_rate": 0.75,
+        "l2_mean": 3.0,
+        "l2_sem": np.sqrt(7 / 3),
+        "l2_median": 2.0,
+        "linf_mean": 0.3,
+        "linf_median": 0.2,
+        "human_alignment": 0.4,
+        "human_alignment_sem": 0.2,
+        "n_alignment": 2,
+        "forwards_per_image": 41 / 5,
+        "backwards_per_image": 36 / 5,
+        "partial": 0,
+        "weights_sha256": "w",
+        "seconds": 2.0,
+    }
     found = summary.iloc[0].to_dict()
-    assert {key: found[key] for key in expected} == {key: pytest.approx(value) for key, value in expected.items()}
+    assert {key: found[key] for key in expected} == {
+        key: pytest.approx(value) for key, value in expected.items()
+    }
     written = pd.read_csv(tmp_path / "evaluation_results.csv", float_precision="round_trip")
-    pd.testing.assert_frame_equal(written, summary.astype({"eps": float}), check_dtype=False, check_exact=True)
+    pd.testing.assert_frame_equal(
+        written, summary.astype({"eps": float}), check_dtype=False, check_exact=True
+    )
 
 
 def test_merge_of_balls_by_hand(tiny_record, tmp_path):
     for model, verdicts in {"m": [(1, 1), (1, 0)], "k": [(0, 0), (1, 1)]}.items():
         rows = [r for name, robust in zip("ab", verdicts) for r in rungs(name, *robust)]
-        tiny_record([*rows, *(row("c", 0, eps=eps, robust=0) for eps in EPS)], eps=EPS, kind="ball", threat="Linf", model=model)
+        tiny_record(
+            [*rows, *(row("c", 0, eps=eps, robust=0) for eps in EPS)],
+            eps=EPS,
+            kind="ball",
+            threat="Linf",
+            model=model,
+        )
     summary = merge_records(tmp_path)
-    assert summary[["model", "eps", "n", "robust", "robust_acc", "clean_acc"]].to_numpy().tolist() == [
-        ["k", EPS[0], 3, 1, 1 / 3, 2 / 3], ["k", EPS[1], 3, 1, 1 / 3, 2 / 3],
-        ["m", EPS[0], 3, 2, 2 / 3, 2 / 3], ["m", EPS[1], 3, 1, 1 / 3, 2 / 3]]
+    assert summary[
+        ["model", "eps", "n", "robust", "robust_acc", "clean_acc"]
+    ].to_numpy().tolist() == [
+        ["k", EPS[0], 3, 1, 1 / 3, 2 / 3],
+        ["k", EPS[1], 3, 1, 1 / 3, 2 / 3],
+        ["m", EPS[0], 3, 2, 2 / 3, 2 / 3],
+        ["m", EPS[1], 3, 1, 1 / 3, 2 / 3],
+    ]
 
 
 def test_merge_refuses_an_unfinished_record_or_marks_it(tiny_record, tmp_path):
@@ -319,14 +416,19 @@ def test_merge_refuses_an_unfinished_record_or_marks_it(tiny_record, tmp_path):
         merge_records(tmp_path)
     assert not (tmp_path / "evaluation_results.csv").exists()
     summary = merge_records(tmp_path, allow_partial=True)
-    assert summary[["model", "partial", "n"]].to_numpy().tolist() == [["net", 0, 5], ["other", 1, 2]]
+    assert summary[["model", "partial", "n"]].to_numpy().tolist() == [
+        ["net", 0, 5],
+        ["other", 1, 2],
+    ]
 
 
 def test_a_torn_tail_is_no_row_of_a_partial_merge(tiny_record, tmp_path):
     run = tiny_record(NORMS[:2], done=False)
     with open(run.csv, "ab") as file:
         file.write(b"c,7,7,1,1,,6")
-    assert merge_records(tmp_path, allow_partial=True)[["n", "l2_mean"]].to_numpy().tolist() == [[2, 1.5]]
+    assert merge_records(tmp_path, allow_partial=True)[["n", "l2_mean"]].to_numpy().tolist() == [
+        [2, 1.5]
+    ]
 
 
 def test_a_partial_merge_of_records_without_rows_says_so(tiny_record, tmp_path):
@@ -375,6 +477,18 @@ def test_a_record_without_its_run_file_is_not_dropped_in_silence(tiny_record, tm
 def test_multilabel_accuracy_weighs_classes_not_images(tiny_record, tmp_path):
     """Class 3: 1 of 1, class 7: 1 of 4; nobody was asked about the last image: (1 + 1/4) / 2."""
     verdicts = [(3, 1), (7, 1), (7, 0), (7, 0), (7, 0), (9, None)]
-    tiny_record([{"image_id": f"{i}.jpg", "label": label, "clean_pred": label, "clean_correct": 1, "clean_multilabel": hit}
-                 for i, (label, hit) in enumerate(verdicts)], kind="clean", threat="clean")
+    tiny_record(
+        [
+            {
+                "image_id": f"{i}.jpg",
+                "label": label,
+                "clean_pred": label,
+                "clean_correct": 1,
+                "clean_multilabel": hit,
+            }
+            for i, (label, hit) in enumerate(verdicts)
+        ],
+        kind="clean",
+        threat="clean",
+    )
     assert merge_records(tmp_path)["clean_multilabel"].tolist() == [0.625]

@@ -1,4 +1,5 @@
 """The script as a user meets it: bad requests, interruptions, resuming, and the embedded default."""
+
 from __future__ import annotations
 
 import argparse
@@ -32,21 +33,28 @@ SCRIPT = [sys.executable, str(ROOT / "evaluate_robustness.py")]
 
 
 def written(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix in (".csv", ".json", ".npz", ".tmp"))
+    return sorted(
+        str(p.relative_to(folder))
+        for p in folder.rglob("*")
+        if p.suffix in (".csv", ".json", ".npz", ".tmp")
+    )
 
 
 def record(results: Path) -> tuple[Path, dict]:
     """The only record under a folder, and its run file."""
-    path, = results.glob("records/*/*/*.csv")
+    (path,) = results.glob("records/*/*/*.csv")
     return path, json.loads(path.with_suffix(".json").read_text())
 
 
 # ---- requests that are wrong -----------------------------------------------------------------------------------
 
-WRONG = {       # id -> (arguments after those of a sound request, what the one line says)
+WRONG = {  # id -> (arguments after those of a sound request, what the one line says)
     "model": ("--model_name resnt50 clean", "resnt50: .*nearest names: .*resnet50"),
     "folder": ("--data_dir /nowhere/images clean", "/nowhere/images: no such folder"),
-    "imagenet folder": ("--dataset imagenet-val --data_dir /nowhere/images clean", "/nowhere/images: no such folder"),
+    "imagenet folder": (
+        "--dataset imagenet-val --data_dir /nowhere/images clean",
+        "/nowhere/images: no such folder",
+    ),
     "eps above 1": ("Linf --eps 8", "eps 8 is above 1.*8/255"),
     "eps negative": ("Linf --eps -0.1", "eps -0.1 is negative"),
     "eps negative fraction": ("Linf --eps=-1/255", "eps -1/255 is negative"),
@@ -54,12 +62,18 @@ WRONG = {       # id -> (arguments after those of a sound request, what the one 
     "eps endless": ("Linf --eps 1e400", "1e400"),
     "no eps": ("Linf", "needs --eps"),
     "steps 0": ("L2 --steps 0", "'0' has to be a whole number of at least 1"),
-    "steps 0 in a ball": ("Linf --eps 1/255 --steps 0", "'0' has to be a whole number of at least 1"),
+    "steps 0 in a ball": (
+        "Linf --eps 1/255 --steps 0",
+        "'0' has to be a whole number of at least 1",
+    ),
     "gamma": ("L2 --gamma 1.5", "gamma 1.5.*sign"),
     "gamma nan": ("L2 --gamma nan", "gamma nan"),
     "step size": ("L2 --step_size 0", "step_size 0"),
     "checkpoint": ("--checkpoint /nowhere/net.pth clean", "/nowhere/net.pth: no such checkpoint"),
-    "two classes": ("--head animate Linf --eps 1/255", "apgd-t needs at least 4 classes.*two-class"),
+    "two classes": (
+        "--head animate Linf --eps 1/255",
+        "apgd-t needs at least 4 classes.*two-class",
+    ),
     "targets": ("Linf --eps 1/255 --targets 1000", "1000 targets"),
     "batch size": ("--batch_size 0 clean", "'0' is neither a number of images nor `auto`"),
     "device": ("--device abacus clean", "--device abacus"),
@@ -89,16 +103,28 @@ def test_a_wrong_request_is_one_line_and_status_2(cli, tiny, tmp_path, case):
 
 
 def test_a_checkpoint_of_another_architecture(cli, tiny, tmp_path):
-    safetensors.torch.save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
-    outcome = cli(*tiny.arguments(tmp_path / "results"), "--checkpoint", tmp_path / "vit.safetensors", "clean")
-    refused(outcome, "vit.safetensors: does not fit this architecture, it lacks 'conv1.0.weight'", tmp_path)
+    safetensors.torch.save_file(
+        timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors"
+    )
+    outcome = cli(
+        *tiny.arguments(tmp_path / "results"), "--checkpoint", tmp_path / "vit.safetensors", "clean"
+    )
+    refused(
+        outcome,
+        "vit.safetensors: does not fit this architecture, it lacks 'conv1.0.weight'",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("results", ["file", "file/results"])
 def test_results_that_cannot_be_written(cli, tiny, tmp_path, results):
     """root may write into a read-only folder, but nobody below a file."""
     (tmp_path / "file").write_text("")
-    refused(cli(*tiny.arguments(tmp_path / results), "clean"), f"{tmp_path / 'file'}.*--results_dir", tmp_path)
+    refused(
+        cli(*tiny.arguments(tmp_path / results), "clean"),
+        f"{tmp_path / 'file'}.*--results_dir",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"], ids=["empty", "a web page"])
@@ -107,7 +133,9 @@ def test_an_unreadable_image_leaves_no_record(cli, tiny, tmp_path, content, thre
     bad = tmp_path / "data" / "n01440764" / "bad.jpg"
     bad.parent.mkdir(parents=True)
     bad.write_bytes(content)
-    outcome = cli(*tiny.arguments(tmp_path / "results"), "--data_dir", tmp_path / "data", *threat.split())
+    outcome = cli(
+        *tiny.arguments(tmp_path / "results"), "--data_dir", tmp_path / "data", *threat.split()
+    )
     refused(outcome, f"{bad}: cannot be decoded", tmp_path)
 
 
@@ -115,7 +143,14 @@ def test_an_unreadable_image_mended_is_gone_on_with(cli, tiny, tmp_path):
     """Rows before it stay, and the same command goes on once the file is whole."""
     data = tmp_path / "data"
     data.symlink_to(tiny.data)
-    arguments = [*tiny.arguments(tmp_path / "results"), "--data_dir", data, "--workers", "0", "clean"]
+    arguments = [
+        *tiny.arguments(tmp_path / "results"),
+        "--data_dir",
+        data,
+        "--workers",
+        "0",
+        "clean",
+    ]
     last = max(tiny.data.rglob("*.jpg"))
     whole = last.read_bytes()
     last.write_bytes(whole[:999])
@@ -132,14 +167,24 @@ def test_an_unreadable_image_mended_is_gone_on_with(cli, tiny, tmp_path):
 def test_a_wrong_request_as_a_process(tmp_path):
     command = [*SCRIPT, "--model_name", "resnt50", "--results_dir", tmp_path, "clean"]
     process = subprocess.run(command, capture_output=True, text=True)
-    refused((process.returncode, process.stdout, process.stderr), "nearest names: .*resnet50", tmp_path)
+    refused(
+        (process.returncode, process.stdout, process.stderr), "nearest names: .*resnet50", tmp_path
+    )
 
 
 # ---- requests --------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("arguments, wanted, threat", [
-    ("-s 5 Linf --eps 1/255", (0, 5), "Linf"), ("-s 2 7 clean", (2, 7), "clean"), ("-s 2 7 --seed 3 clean", (2, 7), "clean"),
-    ("--seed 3 -s 960 L2", (0, 960), "L2"), ("clean", None, "clean")])
+
+@pytest.mark.parametrize(
+    "arguments, wanted, threat",
+    [
+        ("-s 5 Linf --eps 1/255", (0, 5), "Linf"),
+        ("-s 2 7 clean", (2, 7), "clean"),
+        ("-s 2 7 --seed 3 clean", (2, 7), "clean"),
+        ("--seed 3 -s 960 L2", (0, 960), "L2"),
+        ("clean", None, "clean"),
+    ],
+)
 def test_a_slice_has_one_number_or_two(arguments, wanted, threat):
     argv = join_slice(["--model_name", "m", *arguments.split()])
     args = get_args_parser("").parse_args(argv)
@@ -149,14 +194,22 @@ def test_a_slice_has_one_number_or_two(arguments, wanted, threat):
 def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
     assert cli(*tiny.arguments(tmp_path), "-s", "2", "7", "clean")[0] == 0
     path, info = record(tmp_path)
-    assert info["settings"]["run"]["slice"] == [2, 7] and len(read_record(path)) == info["images"] == 5
+    assert (
+        info["settings"]["run"]["slice"] == [2, 7] and len(read_record(path)) == info["images"] == 5
+    )
 
 
-@pytest.mark.parametrize("protocol, smooth", [("crossing", HEAD_TEMPERATURE), ("fmn", 0.0), ("autoattack", 0.0)])
+@pytest.mark.parametrize(
+    "protocol, smooth", [("crossing", HEAD_TEMPERATURE), ("fmn", 0.0), ("autoattack", 0.0)]
+)
 def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
     """FMN is the authors' and AutoAttack the reference's: their gradients stay the head's own. The settings tell."""
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), AnimateHead("max")).eval().requires_grad_(False)
-    if protocol != "autoattack":    # whose losses two classes are too few for
+    net = (
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), AnimateHead("max"))
+        .eval()
+        .requires_grad_(False)
+    )
+    if protocol != "autoattack":  # whose losses two classes are too few for
         options = ["--model_name", "m", "--head", "animate", "L2", "--protocol", protocol]
         settings = attack_settings(parse_args(options, ""))
         assert ("head_gradient" in settings) == bool(smooth)
@@ -165,45 +218,106 @@ def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
     assert attacked_module(args, model)[-1].smooth == smooth
 
 
-@pytest.mark.parametrize("threat, said", [("clean", "none"), ("Linf --eps 1/255", "AutoAttack standard"),
-                                          ("Linf --eps 1/255 --steps 3", "reduced"), ("L2 --steps 7", "FMN 7 steps")])
+@pytest.mark.parametrize(
+    "threat, said",
+    [
+        ("clean", "none"),
+        ("Linf --eps 1/255", "AutoAttack standard"),
+        ("Linf --eps 1/255 --steps 3", "reduced"),
+        ("L2 --steps 7", "FMN 7 steps"),
+    ],
+)
 def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, threat, said):
     status, out, err = cli(*tiny.arguments(tmp_path / "results"), "--dry_run", *threat.split())
     assert status == 0 and err == "" and not (tmp_path / "results").exists()
     assert said in out and tiny.name in out and f"{tiny.images} images" in out
-    assert re.search(r"passes +an image takes [\d,]+ forward.*\nspeed .* images a second.*\nestimated time +.*\d:\d\d:\d\d.*\n"
-                     r"peak memory +\d+\.\d\d GiB", out)
+    assert re.search(
+        r"passes +an image takes [\d,]+ forward.*\nspeed .* images a second.*\nestimated time +.*\d:\d\d:\d\d.*\n"
+        r"peak memory +\d+\.\d\d GiB",
+        out,
+    )
 
 
 def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
-    refused(cli(*tiny.arguments(tmp_path / "r"), "--dry_run", "--head", "animate", "Linf", "--eps", "1/255"), "two-class", tmp_path)
-    refused(cli(*tiny.arguments(tmp_path / "r"), "--dry_run", "--model_name", "tst_resnet", "clean"), "knows no such", tmp_path)
+    refused(
+        cli(
+            *tiny.arguments(tmp_path / "r"),
+            "--dry_run",
+            "--head",
+            "animate",
+            "Linf",
+            "--eps",
+            "1/255",
+        ),
+        "two-class",
+        tmp_path,
+    )
+    refused(
+        cli(*tiny.arguments(tmp_path / "r"), "--dry_run", "--model_name", "tst_resnet", "clean"),
+        "knows no such",
+        tmp_path,
+    )
 
 
-@pytest.mark.parametrize("name", ["../../net", "/etc/net", " net", "convnext:in1k", "a/b", "..", "C:\\net"])
+@pytest.mark.parametrize(
+    "name", ["../../net", "/etc/net", " net", "convnext:in1k", "a/b", "..", "C:\\net"]
+)
 def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_path, name):
     """A net of one's own may be called anything: the file lies below the results, the name is kept as it is."""
-    arguments = [*tiny.arguments(tmp_path / "results"), f"--model_name={name}", "--architecture", tiny.name, "-s", "1", "clean"]
+    arguments = [
+        *tiny.arguments(tmp_path / "results"),
+        f"--model_name={name}",
+        "--architecture",
+        tiny.name,
+        "-s",
+        "1",
+        "clean",
+    ]
     assert cli(*arguments)[0] == 0
     path, info = record(tmp_path / "results")
-    assert path.parent == tmp_path / "results/records/mine/clean" and info["model"] == info["settings"]["model"]["name"] == name
+    assert (
+        path.parent == tmp_path / "results/records/mine/clean"
+        and info["model"] == info["settings"]["model"]["name"] == name
+    )
     assert merge_records(tmp_path / "results")["model"].tolist() == [name]
     assert all((tmp_path / "results") in found.parents for found in tmp_path.rglob("*.csv"))
 
 
 def test_a_checkpoint_is_found_in_the_folder_of_checkpoints(cli, tiny, tmp_path, monkeypatch):
     """CHECKPOINT_DIR and a name of lists/models/ are enough."""
-    torch.save({"model": {f"module.model.{name}": tensor for name, tensor in timm.create_model("resnet18").state_dict().items()}},
-               tmp_path / "resnet18_l2_eps3.ckpt")
+    torch.save(
+        {
+            "model": {
+                f"module.model.{name}": tensor
+                for name, tensor in timm.create_model("resnet18").state_dict().items()
+            }
+        },
+        tmp_path / "resnet18_l2_eps3.ckpt",
+    )
     monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
-    status, out, _ = cli("--model_name", "resnet18_l2_eps3", "-s", "1", "--device", "cpu", "--batch_size", "1", "--dry_run",
-                         "clean")
+    status, out, _ = cli(
+        "--model_name",
+        "resnet18_l2_eps3",
+        "-s",
+        "1",
+        "--device",
+        "cpu",
+        "--batch_size",
+        "1",
+        "--dry_run",
+        "clean",
+    )
     assert status == 0 and "resnet18_l2_eps3 (file:resnet18_l2_eps3.ckpt" in out
     monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "empty"))
-    refused(cli("--model_name", "resnet18_l2_eps3", "clean"), "its weights are a file.*CHECKPOINT_DIR", tmp_path)
+    refused(
+        cli("--model_name", "resnet18_l2_eps3", "clean"),
+        "its weights are a file.*CHECKPOINT_DIR",
+        tmp_path,
+    )
 
 
 # ---- the embedded default --------------------------------------------------------------------------------------
+
 
 def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
     """18 of 20; the second time the record is read and no model run."""
@@ -211,9 +325,16 @@ def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
     status, out, _ = cli(*command)
     path, info = record(tmp_path)
     rows = read_record(path)
-    assert status == 0 and path == tmp_path / "records/sample/clean/tf_efficientnet_lite0.csv" and str(path) in out
+    assert (
+        status == 0
+        and path == tmp_path / "records/sample/clean/tf_efficientnet_lite0.csv"
+        and str(path) in out
+    )
     assert list(rows["image_id"]) == list(sample.ids) and list(rows["label"]) == list(sample.labels)
-    assert rows["clean_correct"].sum() == 18 and (rows["clean_correct"] == (rows["clean_pred"] == rows["label"])).all()
+    assert (
+        rows["clean_correct"].sum() == 18
+        and (rows["clean_correct"] == (rows["clean_pred"] == rows["label"])).all()
+    )
     assert (rows["clean_top5"] >= rows["clean_correct"]).all() and "90.0%" in out
     assert info["status"] == "done" and info["settings"]["run"]["list_sha256"] == sample.list_sha256
     before = path.read_bytes()
@@ -240,9 +361,13 @@ def uninterrupted(tiny, tmp_path_factory) -> pd.DataFrame:
 
 def interrupt(command: list[str], results: Path, send) -> tuple[int, str]:
     """Run the script, wait for its first row, and `send(process)`: (exit status, stderr)."""
-    process = subprocess.Popen([*SCRIPT, *command], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [*SCRIPT, *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        while process.poll() is None and not any(p.read_bytes().count(b"\n") > 1 for p in results.glob("records/*/*/*.csv")):
+        while process.poll() is None and not any(
+            p.read_bytes().count(b"\n") > 1 for p in results.glob("records/*/*/*.csv")
+        ):
             time.sleep(0.01)
         send(process)
         _, err = process.communicate()
@@ -255,13 +380,19 @@ def interrupt(command: list[str], results: Path, send) -> tuple[int, str]:
 GO_ON = "checkpointed: run the same command again to go on\n"
 
 
-@pytest.mark.flaky(reruns=2)        # on a busy machine the run may end before it is interrupted
-@pytest.mark.parametrize("send, ends", [
-    (lambda process: process.send_signal(signal.SIGKILL), (-signal.SIGKILL, "", "running")),
-    (lambda process: process.send_signal(signal.SIGTERM), (85, GO_ON, "checkpointed")),
-    (lambda process: os.killpg(process.pid, signal.SIGTERM), (85, GO_ON, "checkpointed"))],
-    ids=["kill -9", "SIGTERM", "SIGTERM to the group"])
-def test_an_interrupted_run_ends_as_the_uninterrupted_one(cli, tiny, tmp_path, uninterrupted, send, ends):
+@pytest.mark.flaky(reruns=2)  # on a busy machine the run may end before it is interrupted
+@pytest.mark.parametrize(
+    "send, ends",
+    [
+        (lambda process: process.send_signal(signal.SIGKILL), (-signal.SIGKILL, "", "running")),
+        (lambda process: process.send_signal(signal.SIGTERM), (85, GO_ON, "checkpointed")),
+        (lambda process: os.killpg(process.pid, signal.SIGTERM), (85, GO_ON, "checkpointed")),
+    ],
+    ids=["kill -9", "SIGTERM", "SIGTERM to the group"],
+)
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(
+    cli, tiny, tmp_path, uninterrupted, send, ends
+):
     """Verdicts and counts equal, the norm to rounding: the last images go on with fewer beside them (measured: 2e-6).
 
     The largest pixel of a smallest L2 norm is not minimised, so that rounding moves it further (2e-3).
@@ -299,7 +430,10 @@ def test_going_on_with_other_settings_is_refused_by_name(cli, tiny, tmp_path):
     assert cli(*begin, "--steps", "2")[0] == 0
     path, _ = record(tmp_path)
     before = path.read_bytes()
-    for changed, name in (["--steps", "3"], "steps"), (["--steps", "2", "--gamma", "0.1"], "gamma: 0.05 -> 0.1"):
+    for changed, name in (
+        (["--steps", "3"], "steps"),
+        (["--steps", "2", "--gamma", "0.1"], "gamma: 0.05 -> 0.1"),
+    ):
         status, _, err = cli(*begin, *changed)
         assert status == 2 and err.count("\n") == 1 and name in err and "--overwrite" in err
     assert cli(*tiny.arguments(tmp_path), "-s", "2", "--seed", "1", "L2", "--steps", "2")[0] == 2
@@ -316,10 +450,20 @@ def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
 
 def test_a_failure_ends_the_process_though_workers_decode(tiny, tmp_path):
     """An unforeseen error while worker processes are alive: exit status 1 at once, not a process that hangs."""
-    code = ("import sys, evaluate_robustness\nfrom alignment_security.evaluation import run\n"
-            "def fails(*a, **k):\n    next(a[1])\n    raise RuntimeError('unforeseen')\n    yield\n"
-            "run.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))")
-    command = [sys.executable, "-c", code, *map(str, tiny.arguments(tmp_path)), "--workers", "2", "clean"]
+    code = (
+        "import sys, evaluate_robustness\nfrom alignment_security.evaluation import run\n"
+        "def fails(*a, **k):\n    next(a[1])\n    raise RuntimeError('unforeseen')\n    yield\n"
+        "run.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        *map(str, tiny.arguments(tmp_path)),
+        "--workers",
+        "2",
+        "clean",
+    ]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert process.returncode == 1 and "unforeseen" in process.stderr
 
@@ -328,14 +472,28 @@ def test_alignment_and_real_labels_reach_the_record(cli, tmp_path):
     """The hand-drawn maps of the sample: the record's cell is scipy's correlation of map and perturbation."""
     import numpy as np
     from scipy.stats import spearmanr
-    common = ["--model_name", "tf_efficientnet_lite0", "-s", "2", "--device", "cpu", "--results_dir", tmp_path]
+
+    common = [
+        "--model_name",
+        "tf_efficientnet_lite0",
+        "-s",
+        "2",
+        "--device",
+        "cpu",
+        "--results_dir",
+        tmp_path,
+    ]
     assert cli(*common, "--examples", "20", "L2", "--protocol", "crossing", "--steps", "3")[0] == 0
-    rows = read_record(next(tmp_path.glob("records/sample/L2-crossing/*.csv"))).set_index("image_id")
+    rows = read_record(next(tmp_path.glob("records/sample/L2-crossing/*.csv"))).set_index(
+        "image_id"
+    )
     seen = 0
     for path in tmp_path.glob("examples/sample/L2-crossing/*/*.npz"):
         kept, row = np.load(path), rows.loc[path.stem]
         want = spearmanr(kept["human_map"].ravel(), np.abs(kept["delta"]).max(axis=2).ravel())[0]
-        assert row.human_alignment_raw == pytest.approx(want, abs=0.01)     # the example is kept in float16
+        assert row.human_alignment_raw == pytest.approx(
+            want, abs=0.01
+        )  # the example is kept in float16
         assert row.human_alignment == pytest.approx(row.human_alignment_raw / 0.65753)
         seen += 1
     assert seen == rows.success.sum() >= 1
@@ -348,10 +506,18 @@ def test_labels_that_people_accept_reach_the_record(cli, tiny, tmp_path):
         names[k] = tmp_path / "data" / path.parent.name / f"ILSVRC2012_val_{k:08d}.JPEG"
         names[k].parent.mkdir(parents=True, exist_ok=True)
         names[k].write_bytes(path.read_bytes())
-    accepted = {names[0].name: {"correct": [names[0].parent.name]}, names[1].name: {"unclear": ["n01440764"]}}
+    accepted = {
+        names[0].name: {"correct": [names[0].parent.name]},
+        names[1].name: {"unclear": ["n01440764"]},
+    }
     file = tmp_path / "human_accuracy.json"
     file.write_text(json.dumps({"initial_annots": accepted, "problematic_images": {}}))
-    arguments = [*tiny.arguments(tmp_path / "results"), "--data_dir", tmp_path / "data", "--multilabel"]
+    arguments = [
+        *tiny.arguments(tmp_path / "results"),
+        "--data_dir",
+        tmp_path / "data",
+        "--multilabel",
+    ]
     assert cli(*arguments, file, "clean")[0] == 0
     csv, run = record(tmp_path / "results")
     rows = pd.read_csv(csv)

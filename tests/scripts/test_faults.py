@@ -1,4 +1,5 @@
 """Faults injected into runs of the script: none loses a row, and none leaves a wrong number. The table: tests/README.md."""
+
 from __future__ import annotations
 
 import itertools
@@ -33,21 +34,44 @@ from alignment_security.models.loading import load_model
 from alignment_security.records.record import CLEAN_COLUMNS, read_record, read_run_file
 from alignment_security.records.run import Run
 
-RUNS = {"clean": ["clean"],
-        "Linf": ["Linf", "--eps", "16/255", "48/255", "96/255", "--steps", "4", "--targets", "2", "--queries", "20"],
-        "L2": ["L2", "--steps", "30"]}
-IMAGES = 8      # of the twelve; four a batch
-MANY_EPS = ["Linf", "--eps", *(f"{8 * k}/255" for k in range(1, 16)), "--attacks", "apgd-ce", "--steps", "2"]   # a long record
+RUNS = {
+    "clean": ["clean"],
+    "Linf": [
+        "Linf",
+        "--eps",
+        "16/255",
+        "48/255",
+        "96/255",
+        "--steps",
+        "4",
+        "--targets",
+        "2",
+        "--queries",
+        "20",
+    ],
+    "L2": ["L2", "--steps", "30"],
+}
+IMAGES = 8  # of the twelve; four a batch
+MANY_EPS = [
+    "Linf",
+    "--eps",
+    *(f"{8 * k}/255" for k in range(1, 16)),
+    "--attacks",
+    "apgd-ce",
+    "--steps",
+    "2",
+]  # a long record
 
 
 def record(results: Path) -> tuple[pd.DataFrame, dict]:
     """Rows of the only record under a folder, whatever state it is in, and its run file."""
-    path, = results.glob("records/*/*/*.json")
+    (path,) = results.glob("records/*/*/*.json")
     csv = path.with_suffix(".csv")
     return read_record(csv, torn=True) if csv.exists() else pd.DataFrame(), read_run_file(path)
 
 
 # ---- processes of their own ------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
@@ -58,12 +82,17 @@ def start(tmp_path_factory):
 
     def call(argv: list[str], prepare=None):
         path = said / str(next(numbers))
-        processes.append(context.Process(target=victims.script, args=(list(map(str, argv)), str(path), prepare)))
+        processes.append(
+            context.Process(target=victims.script, args=(list(map(str, argv)), str(path), prepare))
+        )
         processes[-1].start()
         return processes[-1], path
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
-        context.Process(target=os.getpid).start()       # returns when the server has imported: the runs are timed without it
+        context.Process(
+            target=os.getpid
+        ).start()  # returns when the server has imported: the runs are timed without it
         yield call
     for process in processes:
         process.kill()
@@ -87,11 +116,19 @@ def whole(start, tiny, tmp_path_factory):
             assert ended(start(command(tiny, results, threat)))[0] == 0
             found[threat] = record(results)[0], time.monotonic() - begin
         return found[threat]
+
     return call
 
 
 def command(tiny, results, threat: str) -> list[str]:
-    return [*tiny.arguments(results), "--workers", "0", "-s", str(IMAGES), *(RUNS.get(threat) or MANY_EPS)]
+    return [
+        *tiny.arguments(results),
+        "--workers",
+        "0",
+        "-s",
+        str(IMAGES),
+        *(RUNS.get(threat) or MANY_EPS),
+    ]
 
 
 def same_results(rows: pd.DataFrame, wanted: pd.DataFrame, rtol: float = 1e-4) -> None:
@@ -99,11 +136,19 @@ def same_results(rows: pd.DataFrame, wanted: pd.DataFrame, rtol: float = 1e-4) -
 
     An image whose ladder is taken up again begins its next eps without what FAB remembered: another attack may break it there.
     """
-    exact = [name for name in (*CLEAN_COLUMNS, "clean_top5", "eps", "robust", "success") if name in rows]
+    exact = [
+        name for name in (*CLEAN_COLUMNS, "clean_top5", "eps", "robust", "success") if name in rows
+    ]
     pd.testing.assert_frame_equal(rows[exact], wanted[exact], check_exact=True)
     if "l2" in rows:
-        alike = (rows[["broken_by", "from_eps"]].fillna(0) == wanted[["broken_by", "from_eps"]].fillna(0)).all(axis=1) \
-            if "broken_by" in rows else rows["success"] == 1
+        alike = (
+            (
+                rows[["broken_by", "from_eps"]].fillna(0)
+                == wanted[["broken_by", "from_eps"]].fillna(0)
+            ).all(axis=1)
+            if "broken_by" in rows
+            else rows["success"] == 1
+        )
         assert alike.mean() > 0.8
         pd.testing.assert_series_equal(rows.loc[alike, "l2"], wanted.loc[alike, "l2"], rtol=rtol)
 
@@ -135,7 +180,9 @@ def kill_at_random_moments(start, tiny, whole, root: Path, threat: str, kills: i
             known = watch(process, results, known, moments.uniform(0, seconds))
             process.kill()
             process.join()
-            done = any(results.glob("records/*/*/*.json")) and record(results)[1]["status"] == "done"
+            done = (
+                any(results.glob("records/*/*/*.json")) and record(results)[1]["status"] == "done"
+            )
             landed += not done
             assert process.exitcode in (0, -signal.SIGKILL), said.read_text()
         assert ended(start(command(tiny, results, threat)))[0] == 0
@@ -161,8 +208,10 @@ def test_kill_9_at_twenty_random_moments(start, tiny, whole, tmp_path, threat):
 @pytest.mark.parametrize("step", ["save", "_repair"])
 def test_a_kill_while_the_files_of_a_run_are_made_is_no_obstacle(open_run, monkeypatch, step):
     """A record without its run file would be refused: the run file comes first."""
+
     def dies(*_, **__):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, step, dies)
         open_run()
@@ -174,7 +223,9 @@ def test_a_kill_while_the_files_of_a_run_are_made_is_no_obstacle(open_run, monke
 @pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGHUP", 85)])
 def test_a_signal_ends_a_run_cleanly_and_it_goes_on(start, tiny, whole, tmp_path, name, status):
     running = start(command(tiny, tmp_path, "L2"))
-    while running[0].is_alive() and not any(p.read_bytes().count(b"\n") > 1 for p in tmp_path.glob("records/*/*/*.csv")):
+    while running[0].is_alive() and not any(
+        p.read_bytes().count(b"\n") > 1 for p in tmp_path.glob("records/*/*/*.csv")
+    ):
         time.sleep(0.01)
     os.kill(running[0].pid, getattr(signal, name))
     found, said = ended(running)
@@ -200,13 +251,24 @@ def test_a_pipe_that_nobody_reads_ends_no_run(start, tiny, tmp_path):
 
 # ---- the disk --------------------------------------------------------------------------------------------------
 
+
 def test_a_disk_that_fills_up_in_the_middle(start, tiny, whole, tmp_path):
     """The run file fits, the record does not: one line, whole rows, and the same record when there is room again."""
-    status, said = ended(start(command(tiny, tmp_path, "many eps"), partial(victims.small_files, 6000)))
+    status, said = ended(
+        start(command(tiny, tmp_path, "many eps"), partial(victims.small_files, 6000))
+    )
     rows, info = record(tmp_path)
-    path, = tmp_path.glob("records/*/*/*.csv")
-    assert status == 1 and said.count("\n") == 1 and said.startswith(f"error: {path}: File too large; what is written stays")
-    assert 0 < len(rows) < 15 * IMAGES and info["status"] != "done" and path.read_bytes().endswith(b"\n")
+    (path,) = tmp_path.glob("records/*/*/*.csv")
+    assert (
+        status == 1
+        and said.count("\n") == 1
+        and said.startswith(f"error: {path}: File too large; what is written stays")
+    )
+    assert (
+        0 < len(rows) < 15 * IMAGES
+        and info["status"] != "done"
+        and path.read_bytes().endswith(b"\n")
+    )
     assert not any(tmp_path.rglob("*.tmp"))
     assert ended(start(command(tiny, tmp_path, "many eps")))[0] == 0
     same_results(record(tmp_path)[0], whole("many eps")[0])
@@ -215,11 +277,17 @@ def test_a_disk_that_fills_up_in_the_middle(start, tiny, whole, tmp_path):
 def test_a_small_disk(cli, tiny, tmp_path):
     """A real one, where one can be mounted."""
     (tmp_path / "disk").mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", tmp_path / "disk"], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12k", "tmpfs", tmp_path / "disk"], capture_output=True
+    ).returncode:
         pytest.skip("no right to mount a tmpfs")
     try:
         status, _, err = cli(*command(tiny, tmp_path / "disk", "many eps"))
-        assert status == 1 and err.count("\n") == 1 and "No space left on device; what is written stays" in err
+        assert (
+            status == 1
+            and err.count("\n") == 1
+            and "No space left on device; what is written stays" in err
+        )
         assert not any((tmp_path / "disk").rglob("*.tmp"))
         rows, info = record(tmp_path / "disk")
         assert info["status"] != "done" and not rows.duplicated(["image_id", "eps"]).any()
@@ -233,10 +301,14 @@ def test_a_results_folder_turned_read_only(start, tiny, whole, tmp_path):
     results.mkdir()
     results.chmod(0o555)
     status, said = ended(start(command(tiny, results, "L2"), victims.bound_by_permissions))
-    assert status == 2 and said.count("\n") == 1 and "cannot be written (Permission denied); give another --results_dir" in said
+    assert (
+        status == 2
+        and said.count("\n") == 1
+        and "cannot be written (Permission denied); give another --results_dir" in said
+    )
     results.chmod(0o755)
     assert ended(start(["--stop_after", "1e-9", *command(tiny, results, "L2")]))[0] in (0, 85)
-    folder, = results.glob("records/*/*")
+    (folder,) = results.glob("records/*/*")
     before, info = record(results)
     assert info["status"] == "checkpointed"
     folder.chmod(0o555)
@@ -252,7 +324,7 @@ def test_a_results_folder_turned_read_only(start, tiny, whole, tmp_path):
 
 def test_a_finished_record_that_was_cut_is_never_reported(cli, tiny, tmp_path):
     assert cli(*command(tiny, tmp_path, "clean"))[0] == 0
-    path, = tmp_path.glob("records/*/*/*.csv")
+    (path,) = tmp_path.glob("records/*/*/*.csv")
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]))
     status, out, err = cli(*command(tiny, tmp_path, "clean"))
     assert (status, out) == (2, "") and f"{path}: not the file that the run finished with" in err
@@ -262,7 +334,12 @@ def test_a_finished_record_that_was_cut_is_never_reported(cli, tiny, tmp_path):
 def test_a_row_that_lost_its_end_is_never_filled_up(open_run):
     """In the middle of an unfinished record, where no torn tail is looked for."""
     with open_run() as run:
-        run.append([{"image_id": name, "label": 1, "clean_pred": 1, "clean_correct": 1, "l2": 0.5} for name in "abc"])
+        run.append(
+            [
+                {"image_id": name, "label": 1, "clean_pred": 1, "clean_correct": 1, "l2": 0.5}
+                for name in "abc"
+            ]
+        )
     lines = run.csv.read_text().splitlines()
     run.csv.write_text("\n".join([*lines[:2], lines[2][:9], lines[3], ""]))
     with pytest.raises(UserError, match=f"{run.csv}: damaged record .rows of . and 12 cells"):
@@ -271,7 +348,14 @@ def test_a_row_that_lost_its_end_is_never_filled_up(open_run):
 
 def test_a_list_that_changed_is_refused_and_said_how(cli, tiny, tmp_path):
     data = shutil.copytree(tiny.data, tmp_path / "data")
-    arguments = [*tiny.arguments(tmp_path / "results"), "--workers", "0", "--data_dir", data, "clean"]
+    arguments = [
+        *tiny.arguments(tmp_path / "results"),
+        "--workers",
+        "0",
+        "--data_dir",
+        data,
+        "clean",
+    ]
     assert cli("--stop_after", "1e-9", *arguments)[0] == 85
     image = min(data.rglob("*.jpg"))
     image.rename(image.with_name("another.jpg"))
@@ -280,6 +364,7 @@ def test_a_list_that_changed_is_refused_and_said_how(cli, tiny, tmp_path):
 
 
 # ---- models ----------------------------------------------------------------------------------------------------
+
 
 class Wrapped(nn.Module):
     """f(net, x) in place of net(x)."""
@@ -301,29 +386,39 @@ def with_net(monkeypatch):
         def loaded(*args, **names):
             model = load(*args, **names)
             return replace(model, module=Wrapped(model.module, f).train(train), **changes)
+
         monkeypatch.setattr("alignment_security.evaluation.run.load_model", loaded)
+
     return call
 
 
 @pytest.mark.parametrize("when", ["at the start", "in the middle"])
 @pytest.mark.parametrize("threat", RUNS)
-def test_out_of_memory_halves_the_batch_and_changes_no_verdict(cli, tiny, with_net, whole, tmp_path, monkeypatch, threat, when):
+def test_out_of_memory_halves_the_batch_and_changes_no_verdict(
+    cli, tiny, with_net, whole, tmp_path, monkeypatch, threat, when
+):
     calls = itertools.count()
 
     def greedy(net, x):
         if len(x) > (1 if when == "at the start" or next(calls) > 2 else 4):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return net(x)
+
     with_net(greedy)
     # the fast copy is tried on two images before the attack has a batch to halve
     monkeypatch.setattr("alignment_security.evaluation.run.fast_copy", lambda module, *_: module)
     assert cli(*command(tiny, tmp_path, threat))[0] == 0
     rows, info = record(tmp_path)
-    same_results(rows, whole(threat)[0], rtol=1e-2)     # alone in a batch an image's logits are rounded otherwise at every step
+    same_results(
+        rows, whole(threat)[0], rtol=1e-2
+    )  # alone in a batch an image's logits are rounded otherwise at every step
     assert "out of device memory: batch size is now 1" in info["warnings"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: device-side assert triggered"), MemoryError(), ValueError("odd")])
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA error: device-side assert triggered"), MemoryError(), ValueError("odd")],
+)
 def test_what_is_not_out_of_memory_is_not_swallowed(cli, tiny, with_net, tmp_path, error):
     calls = itertools.count()
 
@@ -331,6 +426,7 @@ def test_what_is_not_out_of_memory_is_not_swallowed(cli, tiny, with_net, tmp_pat
         if next(calls) == 3:
             raise error
         return net(x)
+
     with_net(breaks)
     with pytest.raises(type(error)):
         cli(*command(tiny, tmp_path, "clean"))
@@ -345,20 +441,43 @@ def nan_but_for_the_first(seen=None):
     def f(net, x):
         seen.append(x[:1].detach().clone()) if not seen else None
         return torch.where((x == seen[0]).flatten(1).all(1)[:, None], net(x), torch.nan)
+
     return f
 
 
-REFUSED = {     # id -> (f(net, x), what else is changed, what the one line says)
-    "NaN for some images": (nan_but_for_the_first(), {}, r"\.jpg: the model gives NaN or infinite logits \(3 image"),
+REFUSED = {  # id -> (f(net, x), what else is changed, what the one line says)
+    "NaN for some images": (
+        nan_but_for_the_first(),
+        {},
+        r"\.jpg: the model gives NaN or infinite logits \(3 image",
+    ),
     "infinite": (lambda net, x: net(x) / 0, {}, "NaN or infinite logits"),
-    "random": (lambda net, x: net(x) + torch.randn(len(x), 1000), {}, "other logits for the same images"),
+    "random": (
+        lambda net, x: net(x) + torch.randn(len(x), 1000),
+        {},
+        "other logits for the same images",
+    ),
     "train mode": (lambda net, x: net(x), {"train": True}, "is in train mode"),
-    "999 outputs": (lambda net, x: net(x)[:, 1:], {}, "gives .999,. outputs an image, 1000 are wanted"),
-    "1001 outputs": (lambda net, x: nn.functional.pad(net(x), (1, 0)), {}, "gives .1001,. outputs an image, 1000 are wanted"),
-    "999 outputs and says so": (lambda net, x: net(x)[:, 1:], {"n_outputs": 999},
-                                "sample: has 1000 classes, the model 999 outputs"),
-    "1001 outputs and says so": (lambda net, x: nn.functional.pad(net(x), (1, 0)), {"n_outputs": 1001},
-                                 "sample: has 1000 classes, the model 1001 outputs"),
+    "999 outputs": (
+        lambda net, x: net(x)[:, 1:],
+        {},
+        "gives .999,. outputs an image, 1000 are wanted",
+    ),
+    "1001 outputs": (
+        lambda net, x: nn.functional.pad(net(x), (1, 0)),
+        {},
+        "gives .1001,. outputs an image, 1000 are wanted",
+    ),
+    "999 outputs and says so": (
+        lambda net, x: net(x)[:, 1:],
+        {"n_outputs": 999},
+        "sample: has 1000 classes, the model 999 outputs",
+    ),
+    "1001 outputs and says so": (
+        lambda net, x: nn.functional.pad(net(x), (1, 0)),
+        {"n_outputs": 1001},
+        "sample: has 1000 classes, the model 1001 outputs",
+    ),
 }
 
 
@@ -370,16 +489,27 @@ def test_a_model_that_cannot_be_evaluated_is_refused(cli, tiny, with_net, tmp_pa
     if "says so" in case:
         arguments[arguments.index("--dataset") + 1] = "sample"
     status, out, err = cli(*arguments)
-    assert (status, out) == (2, "") and err.count("\n") == 1 and pd.Series([err]).str.contains(message).all(), err
+    assert (
+        (status, out) == (2, "")
+        and err.count("\n") == 1
+        and pd.Series([err]).str.contains(message).all()
+    ), err
     assert not any(tmp_path.rglob("*.csv"))
 
 
-FLAGGED = {     # id -> (f(net, x), threat, what the run file says)
+FLAGGED = {  # id -> (f(net, x), threat, what the run file says)
     "softmax": (lambda net, x: net(x).softmax(1), ["clean"], ["look like probabilities"]),
     "ignores its input": (lambda net, x: net(0 * x), ["clean"], ["zero input gradient"]),
-    "detached": (lambda net, x: net(x.detach()), ["clean"], ["do not depend on the image in a differentiable way"]),
-    "masked": (lambda net, x: net((8 * x).round() / 8), ["Linf", "--eps", "96/255", "--steps", "2", "--targets", "1", "--queries",
-                                                        "60"], ["zero input gradient", "masked gradients"]),
+    "detached": (
+        lambda net, x: net(x.detach()),
+        ["clean"],
+        ["do not depend on the image in a differentiable way"],
+    ),
+    "masked": (
+        lambda net, x: net((8 * x).round() / 8),
+        ["Linf", "--eps", "96/255", "--steps", "2", "--targets", "1", "--queries", "60"],
+        ["zero input gradient", "masked gradients"],
+    ),
 }
 
 
@@ -396,7 +526,12 @@ def test_a_model_that_attacks_are_weak_on_is_flagged(cli, tiny, with_net, tmp_pa
 
 # ---- images ----------------------------------------------------------------------------------------------------
 
-PLAIN = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
+PLAIN = {
+    "input_size": (3, 32, 32),
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 RED, BLUE = Image.new("RGB", (32, 32), (255, 0, 0)), Image.new("RGB", (32, 32), (0, 0, 255))
 
 
@@ -407,13 +542,20 @@ def pixels(path: Path) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["animated.gif", "animated.png", "animated.webp", "pages.tiff"])
 def test_of_an_animation_the_first_picture_is_seen(tmp_path, name):
     path = tmp_path / name
-    RED.save(path, save_all=True, append_images=[BLUE], **({"lossless": True} if name.endswith("webp") else {}))
+    RED.save(
+        path,
+        save_all=True,
+        append_images=[BLUE],
+        **({"lossless": True} if name.endswith("webp") else {}),
+    )
     assert pixels(path).mean((1, 2)).tolist() == pytest.approx([1, 0, 0], abs=0.01)
 
 
 def test_one_pixel_fills_the_picture(tmp_path):
     Image.new("RGB", (1, 1), (255, 0, 51)).save(tmp_path / "1x1.png")
-    torch.testing.assert_close(pixels(tmp_path / "1x1.png"), torch.tensor([1, 0, 0.2]).view(3, 1, 1).expand(3, 32, 32))
+    torch.testing.assert_close(
+        pixels(tmp_path / "1x1.png"), torch.tensor([1, 0, 0.2]).view(3, 1, 1).expand(3, 32, 32)
+    )
 
 
 @pytest.mark.parametrize("name", ["png.jpg", "png.JPEG", "jpg.png"])
@@ -427,6 +569,7 @@ def test_a_picture_of_20000_x_20000_is_refused_before_it_is_decoded(tmp_path, mo
 
     def decoded(*_):
         raise AssertionError("decoded")
+
     monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
     with pytest.raises(DataError, match=r"huge.png: .*\(400000000 pixels\)"):
         pixels(tmp_path / "huge.png")
@@ -446,11 +589,15 @@ def test_links_are_followed_and_one_to_nowhere_is_named(tmp_path):
 
 # ---- around a run ----------------------------------------------------------------------------------------------
 
+
 def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypatch):
     """An hour back after each look at it, while --stop_after counts."""
     hours = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
-    monkeypatch.setattr("alignment_security.records.run.utc_now", lambda: f"2026-11-{28 - next(hours) % 28:02d}T00:00:00+00:00")
+    monkeypatch.setattr(
+        "alignment_security.records.run.utc_now",
+        lambda: f"2026-11-{28 - next(hours) % 28:02d}T00:00:00+00:00",
+    )
     assert cli("--stop_after", "600", *command(tiny, tmp_path, "clean"))[0] == 0
     rows, info = record(tmp_path)
     same_results(rows, whole("clean")[0])
@@ -460,16 +607,30 @@ def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypa
 def test_without_a_terminal_progress_is_lines(cli, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("alignment_security.evaluation.run.PROGRESS_SECONDS", 0)
     status, _, err = cli(*command(tiny, tmp_path, "clean"))
-    assert status == 0 and "\r" not in err and err.splitlines()[-1].startswith("20") and "8/8" in err.splitlines()[-1]
+    assert (
+        status == 0
+        and "\r" not in err
+        and err.splitlines()[-1].startswith("20")
+        and "8/8" in err.splitlines()[-1]
+    )
 
 
 def test_versions_that_drift_are_recorded_and_warned_of(cli, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("alignment_security.common.settings.pinned_versions", lambda: {"torch": "0.0.1", "timm": timm.__version__})
+    monkeypatch.setattr(
+        "alignment_security.common.settings.pinned_versions",
+        lambda: {"torch": "0.0.1", "timm": timm.__version__},
+    )
     status, out, _ = cli(*command(tiny, tmp_path, "clean"))
     _, info = record(tmp_path)
     sentence = f"torch {torch.__version__.partition('+')[0]}"
-    assert status == 0 and info["sessions"][0]["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
-    assert [w for w in info["warnings"] if w.startswith(sentence) and w.endswith("requirements.txt pins 0.0.1")] and sentence in out
+    assert status == 0 and info["sessions"][0]["versions"]["torch"].startswith(
+        torch.__version__.partition("+")[0]
+    )
+    assert [
+        w
+        for w in info["warnings"]
+        if w.startswith(sentence) and w.endswith("requirements.txt pins 0.0.1")
+    ] and sentence in out
 
 
 LOADS = """
@@ -485,33 +646,67 @@ for name in ("test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r
 
 def test_half_a_download_in_the_cache_names_what_mends_it(tmp_path):
     """Half a safetensors file, half a torch file, and a part that never became a file: no weights, random ones least."""
-    for name, file in {"test_resnet": "model.safetensors", "test_vit": "pytorch_model.bin",
-                       "test_efficientnet": "x.incomplete"}.items():
+    for name, file in {
+        "test_resnet": "model.safetensors",
+        "test_vit": "pytorch_model.bin",
+        "test_efficientnet": "x.incomplete",
+    }.items():
         repository = tmp_path / "hub" / f"models--timm--{name}.r160_in1k"
         for folder in ("refs", "blobs", f"snapshots/{'0' * 40}"):
             (repository / folder).mkdir(parents=True)
         (repository / "refs" / "main").write_text("0" * 40)
         path = repository / ("blobs" if file == "x.incomplete" else f"snapshots/{'0' * 40}") / file
         state = timm.create_model(name).state_dict()
-        safetensors.torch.save_file(state, path) if file.endswith("tensors") else torch.save(state, path)
-        path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))}
-    process = subprocess.run([sys.executable, "-c", LOADS], cwd=ROOT, capture_output=True, text=True, check=True,
-                             env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+        safetensors.torch.save_file(state, path) if file.endswith("tensors") else torch.save(
+            state, path
+        )
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", LOADS],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+    )
     half, torn, absent = process.stdout.splitlines()
     for line, name in ((half, "test_resnet"), (torn, "test_vit")):
-        assert line.startswith(f"{name}.r160_in1k: its file in the cache cannot be loaded (") and "remove its folder" in line
+        assert (
+            line.startswith(f"{name}.r160_in1k: its file in the cache cannot be loaded (")
+            and "remove its folder" in line
+        )
         assert f"timm.create_model('{name}.r160_in1k', pretrained=True)" in line
     assert absent.startswith("test_efficientnet.r160_in1k: its weights are not in the local cache")
 
 
 def test_the_table_of_faults_names_tests_that_exist():
-    known = [name for path in sorted((ROOT / "tests").rglob("test_*.py"))
-             for name in (path.stem, *re.findall(r"def test_(\w+)", path.read_text()))]
-    rows = [line.split(" | ")[2] for line in (ROOT / "tests" / "README.md").read_text().splitlines() if line.startswith("| ")][1:]
+    known = [
+        name
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        for name in (path.stem, *re.findall(r"def test_(\w+)", path.read_text()))
+    ]
+    rows = [
+        line.split(" | ")[2]
+        for line in (ROOT / "tests" / "README.md").read_text().splitlines()
+        if line.startswith("| ")
+    ][1:]
     assert len(rows) > 15 and all(re.findall(r"`(\w+)`", row) for row in rows)
-    assert [name for row in rows for name in re.findall(r"`(\w+)`", row) if not any(
-        name == test or (name == "twenty" and name in test) or (len(name) > 9 and test.startswith(name)) for test in known)] == []
+    assert [
+        name
+        for row in rows
+        for name in re.findall(r"`(\w+)`", row)
+        if not any(
+            name == test
+            or (name == "twenty" and name in test)
+            or (len(name) > 9 and test.startswith(name))
+            for test in known
+        )
+    ] == []
 
 
 def test_a_run_file_never_holds_half_a_session(open_run):
@@ -520,5 +715,7 @@ def test_a_run_file_never_holds_half_a_session(open_run):
         before = run.json.read_text()
         handle = open(run.json)
         run.warn("something")
-        assert handle.read() == before and json.loads(run.json.read_text())["warnings"] == ["something"]
+        assert handle.read() == before and json.loads(run.json.read_text())["warnings"] == [
+            "something"
+        ]
         handle.close()

@@ -2,6 +2,7 @@
 
 Each reader is given damaged copies of good files for a bounded time (FUZZ_SECONDS, 1.5 each); the copies are the same every time.
 """
+
 from __future__ import annotations
 
 import io
@@ -26,8 +27,22 @@ from alignment_security.records.run import Run
 
 tfrecord = pytest.importorskip("tfrecord")
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "1.5"))
-SPLICES = [b"", b"\0", b",", b'"', b"\n", b"\r\n", b"X", b"=1+1", b"1,234", b"nan", b"<html>", b"\xef\xbb\xbf", b"\xff\xfe",
-           b"model_name"]
+SPLICES = [
+    b"",
+    b"\0",
+    b",",
+    b'"',
+    b"\n",
+    b"\r\n",
+    b"X",
+    b"=1+1",
+    b"1,234",
+    b"nan",
+    b"<html>",
+    b"\xef\xbb\xbf",
+    b"\xff\xfe",
+    b"model_name",
+]
 
 
 def damaged(good: list[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -57,7 +72,7 @@ def one_line(error: Exception, path, number: int) -> None:
     assert str(path) in str(error) and "\n" not in str(error), f"copy {number}: {error}"
 
 
-SCORES = "model_name,layers,V1,IT,lab.X2020-pls\nnet_a,{},.467,X,\n\"net,b\",,0.5,0.25,1\nr\u00e9seau,,,-.1,1e-3\n"
+SCORES = 'model_name,layers,V1,IT,lab.X2020-pls\nnet_a,{},.467,X,\n"net,b",,0.5,0.25,1\nr\u00e9seau,,,-.1,1e-3\n'
 DOWNLOAD = "# Generated on 2026-01-20\n# Brain-Score\nRank,Model,Model ID,V1,IT\n1,net a,7,0.47,\n2,net b,8,,0.25\n"
 
 
@@ -71,7 +86,9 @@ def zipped(text: str) -> bytes:
 
 def test_fuzz_the_score_reader(tmp_path):
     path, read, refused = tmp_path / "scores.csv", 0, 0
-    for number, data in damaged([SCORES.encode(), SCORES.encode("utf-16"), DOWNLOAD.encode(), zipped(DOWNLOAD)]):
+    for number, data in damaged(
+        [SCORES.encode(), SCORES.encode("utf-16"), DOWNLOAD.encode(), zipped(DOWNLOAD)]
+    ):
         path.write_bytes(data)
         try:
             scores, _ = read_leaderboard(path)
@@ -80,7 +97,9 @@ def test_fuzz_the_score_reader(tmp_path):
             refused += 1
             continue
         cells = scores[benchmark_columns(scores)].to_numpy().ravel()
-        assert all(cell in ("X", "", "null") or np.isfinite(float(cell)) for cell in cells), f"copy {number}"
+        assert all(cell in ("X", "", "null") or np.isfinite(float(cell)) for cell in cells), (
+            f"copy {number}"
+        )
         read += 1
     assert read and refused
 
@@ -88,9 +107,18 @@ def test_fuzz_the_score_reader(tmp_path):
 @pytest.fixture(scope="module")
 def shard(tmp_path_factory) -> bytes:
     path = tmp_path_factory.mktemp("shard") / "val-0.tfrecords"
-    writer, (image, heatmap) = tfrecord.TFRecordWriter(str(path)), (np.zeros((224, 224, c), "<f4").tobytes() for c in (3, 1))
+    writer, (image, heatmap) = (
+        tfrecord.TFRecordWriter(str(path)),
+        (np.zeros((224, 224, c), "<f4").tobytes() for c in (3, 1)),
+    )
     for label in (5, 7):
-        writer.write({"image": (image[:4000], "byte"), "heatmap": (heatmap[:1000], "byte"), "label": (label, "int")})
+        writer.write(
+            {
+                "image": (image[:4000], "byte"),
+                "heatmap": (heatmap[:1000], "byte"),
+                "label": (label, "int"),
+            }
+        )
     writer.close()
     return path.read_bytes()
 
@@ -107,7 +135,10 @@ def test_fuzz_the_clickme_reader(tmp_path, shard):
             assert str(tmp_path) in str(error) and "\n" not in str(error), f"copy {number}: {error}"
             refused += 1
             continue
-        assert set(images.labels) <= {5, 7} and {payload for _, payload in read_tfrecords(path)} <= good, f"copy {number}"
+        assert (
+            set(images.labels) <= {5, 7}
+            and {payload for _, payload in read_tfrecords(path)} <= good
+        ), f"copy {number}"
         read += 1
     assert refused
 
@@ -133,24 +164,57 @@ def test_fuzz_a_payload_whose_checksum_is_right(tmp_path, shard):
 
 # ---- shapes of CSV ---------------------------------------------------------------------------------------------
 
-CELL = st.one_of(st.sampled_from(["", "X"]), st.floats(-2, 2, allow_nan=False).map(repr), st.integers(-9, 9).map(str))
-NAMES = st.lists(st.text("abcXYZ019.:/-_\u00e9 ,\"'=", min_size=1, max_size=12).map(str.strip).filter(
-    lambda name: name and name not in ("model_name", "Model")), min_size=1, max_size=5, unique=True)
-BENCHMARKS = st.lists(st.text("abcXYZ019.-_", min_size=1, max_size=8).map("b{}".format), min_size=1, max_size=4,
-                      unique_by=str.lower)
+CELL = st.one_of(
+    st.sampled_from(["", "X"]),
+    st.floats(-2, 2, allow_nan=False).map(repr),
+    st.integers(-9, 9).map(str),
+)
+NAMES = st.lists(
+    st.text("abcXYZ019.:/-_\u00e9 ,\"'=", min_size=1, max_size=12)
+    .map(str.strip)
+    .filter(lambda name: name and name not in ("model_name", "Model")),
+    min_size=1,
+    max_size=5,
+    unique=True,
+)
+BENCHMARKS = st.lists(
+    st.text("abcXYZ019.-_", min_size=1, max_size=8).map("b{}".format),
+    min_size=1,
+    max_size=4,
+    unique_by=str.lower,
+)
 
 
 @settings(max_examples=60)
-@given(NAMES, BENCHMARKS, st.data(), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
-       st.sampled_from([1, 2, 3]))
-def test_a_table_is_the_same_in_every_shape_encoding_and_line_ending(tmp_path_factory, models, benchmarks, data, newline, encoding,
-                                                                     shape):
+@given(
+    NAMES,
+    BENCHMARKS,
+    st.data(),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    st.sampled_from([1, 2, 3]),
+)
+def test_a_table_is_the_same_in_every_shape_encoding_and_line_ending(
+    tmp_path_factory, models, benchmarks, data, newline, encoding, shape
+):
     cells = [[data.draw(CELL) for _ in benchmarks] for _ in models]
-    head, comments = {1: (["model_name"], ""), 2: (["model_name", "model_id", "rank"], ""),
-                      3: (["Rank", "Model", "Model ID"], "# Generated on 2026-01-20" + newline)}[shape]
-    names = {1: lambda k, name: [name], 2: lambda k, name: [name, k, k], 3: lambda k, name: [k, name, k]}[shape]
-    rows = [[*head, *benchmarks], *([*names(k, name), *row] for k, (name, row) in enumerate(zip(models, cells)))]
-    text = comments + "".join(",".join('"' + str(cell).replace('"', '""') + '"' for cell in row) + newline for row in rows)
+    head, comments = {
+        1: (["model_name"], ""),
+        2: (["model_name", "model_id", "rank"], ""),
+        3: (["Rank", "Model", "Model ID"], "# Generated on 2026-01-20" + newline),
+    }[shape]
+    names = {
+        1: lambda k, name: [name],
+        2: lambda k, name: [name, k, k],
+        3: lambda k, name: [k, name, k],
+    }[shape]
+    rows = [
+        [*head, *benchmarks],
+        *([*names(k, name), *row] for k, (name, row) in enumerate(zip(models, cells))),
+    ]
+    text = comments + "".join(
+        ",".join('"' + str(cell).replace('"', '""') + '"' for cell in row) + newline for row in rows
+    )
     path = tmp_path_factory.getbasetemp() / "shape.csv"
     path.write_bytes(text.encode(encoding))
     scores, facts = read_leaderboard(path)
@@ -158,7 +222,10 @@ def test_a_table_is_the_same_in_every_shape_encoding_and_line_ending(tmp_path_fa
     assert scores[benchmarks].to_numpy().tolist() == cells
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "+1+1", "-1+1", "=cmd|' /C calc'!A0", "1,5", "1 234", "0x1F", "1_000"])
+@pytest.mark.parametrize(
+    "cell",
+    ["=1+1", "@SUM(A1)", "+1+1", "-1+1", "=cmd|' /C calc'!A0", "1,5", "1 234", "0x1F", "1_000"],
+)
 def test_a_formula_or_foreign_number_in_a_cell_is_refused_with_line_and_column(tmp_path, cell):
     path = tmp_path / "scores.csv"
     path.write_text(f'model_name,V1,IT\nnet_a,.1,.2\nnet_b,.1,"{cell}"\n')
@@ -168,28 +235,49 @@ def test_a_formula_or_foreign_number_in_a_cell_is_refused_with_line_and_column(t
 
 # ---- records ---------------------------------------------------------------------------------------------------
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=12)
+TEXT = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=12
+)
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(TEXT, st.integers(0, 999), st.booleans(), st.floats(0, 1)), min_size=1, max_size=5,
-                unique_by=lambda row: row[0]), st.integers(0, 400))
+@given(
+    st.lists(
+        st.tuples(TEXT, st.integers(0, 999), st.booleans(), st.floats(0, 1)),
+        min_size=1,
+        max_size=5,
+        unique_by=lambda row: row[0],
+    ),
+    st.integers(0, 400),
+)
 def test_a_record_cut_anywhere_keeps_its_whole_rows_and_goes_on(tmp_path_factory, rows, cut):
     """What Run appends, cut at any byte, is opened again with every row that was whole, and finished with the rest."""
     root = tmp_path_factory.mktemp("cut")
-    table = [{"image_id": name, "label": label, "clean_pred": label, "clean_correct": 1, "success": int(fooled),
-              "l2": size if fooled else None} for name, label, fooled, size in rows]
+    table = [
+        {
+            "image_id": name,
+            "label": label,
+            "clean_pred": label,
+            "clean_correct": 1,
+            "success": int(fooled),
+            "l2": size if fooled else None,
+        }
+        for name, label, fooled, size in rows
+    ]
 
     def opened():
         return Run(root, "mine", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}})
+
     with opened() as run:
         run.append(table)
     data = run.csv.read_bytes()
-    run.csv.write_bytes(data[:max(len(data) - cut, 0)])
+    run.csv.write_bytes(data[: max(len(data) - cut, 0)])
     with opened() as run:
         known = run.known()
-        assert list(known) == [name for name, *_ in rows][:len(known)]
+        assert list(known) == [name for name, *_ in rows][: len(known)]
         run.append([row for row in table if row["image_id"] not in known])
         done = run.finish([name for name, *_ in rows])
     assert done["label"].tolist() == [label for _, label, *_ in rows]
-    assert [None if np.isnan(value) else value for value in done["l2"].astype(float)] == [row["l2"] for row in table]
+    assert [None if np.isnan(value) else value for value in done["l2"].astype(float)] == [
+        row["l2"] for row in table
+    ]

@@ -1,4 +1,5 @@
 """What training sees: the order of images, and augmentation that moves a map with its photograph."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -10,11 +11,12 @@ from alignment_security.trainer.images import Augmented, classes_without_map, sh
 
 # ---- order and augmentation ------------------------------------------------------------------------------------
 
+
 def test_every_image_once_an_epoch_whatever_the_processes_and_interruptions():
     whole = list(shares(23, 4, seed=7, start=0, stop=10))
     assert len(whole) == 10 and all(len(batch) == 4 for batch in whole)
     for epoch in (0, 1):
-        seen = [i for batch in whole[5 * epoch:5 * epoch + 5] for e, i in batch if e == epoch]
+        seen = [i for batch in whole[5 * epoch : 5 * epoch + 5] for e, i in batch if e == epoch]
         assert len(seen) == len(set(seen)) == 20
     assert whole[:5] != whole[5:]
     assert list(shares(23, 4, 7, 6, 10)) == whole[6:]
@@ -28,7 +30,12 @@ AUGMENTATION = {"scale": [0.3, 1.0], "hflip": 0.5, "color_jitter": 0.0, "auto_au
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, None], ids=["augmented", "as evaluated"])
 def test_a_map_goes_where_its_photograph_goes(mapped, augmentation):
     images = load_image_set("mine", str(mapped[0]), 2)
-    preprocessing = {"input_size": (3, 64, 64), "interpolation": "bilinear", "crop_pct": 0.9, "crop_mode": "center"}
+    preprocessing = {
+        "input_size": (3, 64, 64),
+        "interpolation": "bilinear",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
     data = Augmented([images], preprocessing, augmentation, 0, True, mapped[1])
     views = [[data[epoch, i] for i in range(8)] for epoch in range(3)]
     for position, x, _, drawn, known in sum(views, []):
@@ -41,7 +48,12 @@ def test_a_map_goes_where_its_photograph_goes(mapped, augmentation):
 
 def test_augmentation_leaves_the_generators_as_they_were(mapped):
     images = load_image_set("mine", str(mapped[0]), 2)
-    preprocessing = {"input_size": (3, 32, 32), "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
+    preprocessing = {
+        "input_size": (3, 32, 32),
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
     data = Augmented([images], preprocessing, AUGMENTATION, 0, False)
     torch.manual_seed(0)
     first = torch.rand(3)
@@ -53,7 +65,12 @@ def test_augmentation_leaves_the_generators_as_they_were(mapped):
 def test_two_lists_are_one(mapped, sample):
     """ImageNet's images without maps beside others that bring theirs."""
     mine = load_image_set("mine", str(mapped[0]), 2)
-    preprocessing = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 0.9, "crop_mode": "center"}
+    preprocessing = {
+        "input_size": (3, 32, 32),
+        "interpolation": "bilinear",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
     data = Augmented([mine, sample.take([3, 4])], preprocessing, None, 0, True)
     rows = [data[0, i] for i in range(10)]
     assert [row[0] for row in rows] == list(range(10)) and data.ids == mine.ids + sample.ids[3:5]

@@ -1,4 +1,5 @@
 """The objectives against closed forms, scipy and finite differences."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -34,12 +35,15 @@ def rand(*shape, seed=0, dtype=torch.float64):
 
 # ---- pyramid and z ---------------------------------------------------------------------------------------------
 
+
 def scipy_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
     found = [image]
     for _ in range(levels - 1):
         blurred = found[-1]
         for axis in (0, 1):
-            blurred = ndimage.correlate1d(blurred, np.array([1, 4, 6, 4, 1]) / 16, axis, mode="constant")
+            blurred = ndimage.correlate1d(
+                blurred, np.array([1, 4, 6, 4, 1]) / 16, axis, mode="constant"
+            )
         found.append(blurred[::2, ::2])
     return found
 
@@ -56,7 +60,9 @@ def test_the_pyramid_is_scipys(size):
 
 def test_z_is_scipys_and_zero_for_a_flat_map():
     maps = rand(3, 9, 11) * 1e-7
-    np.testing.assert_allclose(standardise(maps).flatten(1), stats.zscore(maps.flatten(1).numpy(), axis=1), rtol=1e-9)
+    np.testing.assert_allclose(
+        standardise(maps).flatten(1), stats.zscore(maps.flatten(1).numpy(), axis=1), rtol=1e-9
+    )
     assert (standardise(torch.full((2, 4, 4), 0.3)) == 0).all()
 
 
@@ -68,26 +74,41 @@ def test_z_of_a_flat_map_has_a_finite_gradient():
 
 # ---- the harmonizer's loss -------------------------------------------------------------------------------------
 
+
 def test_the_loss_by_hand():
     """2 x 2: z of (3, 1, 1, 1) is (sqrt 3, -1/sqrt 3, ...), rectified (sqrt 3, 0, 0, 0); the map's peak is elsewhere, and so
     the distance is sqrt 3 sqrt 2; all other levels are one pixel, whose z is 0."""
-    gradient = torch.tensor([[[[-3.0, 1.0], [1.0, 1.0]], [[0.0, 0.5], [-1.0, 1.0]]]])     # (1, 2, 2, 2): |largest| is 3 1 1 1
+    gradient = torch.tensor(
+        [[[[-3.0, 1.0], [1.0, 1.0]], [[0.0, 0.5], [-1.0, 1.0]]]]
+    )  # (1, 2, 2, 2): |largest| is 3 1 1 1
     maps = torch.tensor([[[0.0, 0.0], [0.0, 7.0]]])
-    assert norm_over_levels(gradient, maps).item() == pytest.approx(6 ** 0.5, rel=1e-6)
+    assert norm_over_levels(gradient, maps).item() == pytest.approx(6**0.5, rel=1e-6)
 
 
 def test_the_equation_in_numpy():
     gradient, maps = rand(2, 3, 16, 12) - 0.5, rand(2, 16, 12, seed=1)
     for i, ours in enumerate(norm_over_levels(gradient, maps)):
-        pairs = zip(scipy_pyramid(np.abs(gradient[i].numpy()).max(axis=0), 5), scipy_pyramid(maps[i].numpy(), 5))
-        by_hand = sum(np.linalg.norm(np.maximum(stats.zscore(g, axis=None), 0) - np.maximum(stats.zscore(m, axis=None), 0))
-                      for g, m in pairs if g.size > 1)
+        pairs = zip(
+            scipy_pyramid(np.abs(gradient[i].numpy()).max(axis=0), 5),
+            scipy_pyramid(maps[i].numpy(), 5),
+        )
+        by_hand = sum(
+            np.linalg.norm(
+                np.maximum(stats.zscore(g, axis=None), 0)
+                - np.maximum(stats.zscore(m, axis=None), 0)
+            )
+            for g, m in pairs
+            if g.size > 1
+        )
         assert ours.item() == pytest.approx(by_hand, rel=1e-9)
 
 
 def test_the_published_form_in_numpy():
     gradient, maps = rand(1, 3, 16, 16) - 0.5, rand(1, 16, 16, seed=1)
-    g, phi = (np.maximum(stats.zscore(a, axis=None), 0) for a in (gradient[0].numpy().mean(axis=0), maps[0].numpy()))
+    g, phi = (
+        np.maximum(stats.zscore(a, axis=None), 0)
+        for a in (gradient[0].numpy().mean(axis=0), maps[0].numpy())
+    )
     pairs = zip(scipy_pyramid(g, 5), scipy_pyramid(phi * g.max() / phi.max(), 5))
     by_hand = np.mean([np.square(a - b).mean() for a, b in pairs])
     assert mean_square_over_levels(gradient, maps).item() == pytest.approx(by_hand, rel=1e-9)
@@ -112,7 +133,14 @@ def test_its_gradient_by_finite_differences(activation):
     """A second derivative of the net, for ReLUs by the weights along open paths. (The published form holds a maximum fixed, and
     so has no gradient in this sense.)"""
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), activation(), nn.Flatten(), nn.Linear(108, 8), activation(), nn.Linear(8, 4)).double()
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        activation(),
+        nn.Flatten(),
+        nn.Linear(108, 8),
+        activation(),
+        nn.Linear(8, 4),
+    ).double()
     x, labels, maps = rand(3, 1, 8, 8), torch.tensor([1, 3, 0]), rand(3, 8, 8, seed=2)
     harmonizer_of(net, x, labels, maps).backward()
     largest, h = 0.0, 1e-6
@@ -125,7 +153,9 @@ def test_its_gradient_by_finite_differences(activation):
                     values.append(harmonizer_of_value(net, x, labels, maps))
                     parameter.view(-1)[at] -= sign * h
             numerical = (values[0] - values[1]) / (2 * h)
-            assert parameter.grad.view(-1)[at].item() == pytest.approx(numerical, rel=1e-4, abs=1e-6)
+            assert parameter.grad.view(-1)[at].item() == pytest.approx(
+                numerical, rel=1e-4, abs=1e-6
+            )
             largest = max(largest, abs(numerical))
     assert largest > 1e-3
 
@@ -140,7 +170,9 @@ def test_a_transformer_has_its_second_derivative():
     torch.manual_seed(0)
     net = timm.create_model("test_vit", num_classes=5)
     x, labels = rand(2, 3, 160, 160, dtype=torch.float32), torch.tensor([0, 1])
-    _, far = harmonizer_loss(net, x, labels, rand(2, 160, 160, seed=1, dtype=torch.float32), torch.tensor([True, True]))
+    _, far = harmonizer_loss(
+        net, x, labels, rand(2, 160, 160, seed=1, dtype=torch.float32), torch.tensor([True, True])
+    )
     far.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
     assert net.blocks[0].attn.qkv.weight.grad.abs().max() > 0
@@ -149,8 +181,10 @@ def test_a_transformer_has_its_second_derivative():
 OWN = OwnConvolutions().conv2d
 
 
-@pytest.mark.parametrize("stride, padding, dilation, groups, size", [(1, 1, 1, 4, 5), (2, 1, 1, 4, 6), (2, 0, 1, 2, 8),
-                                                                     ((1, 2), (2, 0), (2, 1), 2, 7)])
+@pytest.mark.parametrize(
+    "stride, padding, dilation, groups, size",
+    [(1, 1, 1, 4, 5), (2, 1, 1, 4, 6), (2, 0, 1, 2, 8), ((1, 2), (2, 0), (2, 1), 2, 7)],
+)
 def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, groups, size):
     """First derivatives are torch's, second ones those of finite differences."""
     x, weight, bias = rand(2, 4, size, size), rand(4, 4 // groups, 3, 3, seed=1), rand(4, seed=2)
@@ -158,13 +192,18 @@ def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, gr
     how = (stride, padding, dilation, groups)
     ours, theirs = OWN(*inputs, *how), torch.nn.functional.conv2d(*inputs, *how)
     torch.testing.assert_close(ours, theirs)
-    for a, b in zip(torch.autograd.grad(ours.square().sum(), inputs), torch.autograd.grad(theirs.square().sum(), inputs)):
+    for a, b in zip(
+        torch.autograd.grad(ours.square().sum(), inputs),
+        torch.autograd.grad(theirs.square().sum(), inputs),
+    ):
         torch.testing.assert_close(a, b)
     if size == 5:
         assert torch.autograd.gradgradcheck(lambda *values: OWN(*values, *how), inputs)
     gradients = []
     for convolve in (OWN, torch.nn.functional.conv2d):
-        gradient, = torch.autograd.grad(convolve(*inputs, *how).pow(3).sum(), x, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            convolve(*inputs, *how).pow(3).sum(), x, create_graph=True
+        )
         gradients.append(torch.autograd.grad(gradient.square().sum(), inputs))
     for a, b in zip(*gradients):
         torch.testing.assert_close(a, b)
@@ -175,18 +214,29 @@ def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
     """A net's own gradient by torch's double backward is the same; under it each group is a convolution of its own."""
     torch.manual_seed(0)
     net = timm.create_model("test_efficientnet", num_classes=5).eval()
-    x, labels, maps, known = rand(2, 3, 64, 64).float(), torch.tensor([0, 1]), rand(2, 64, 64, seed=1).float(), torch.ones(2).bool()
+    x, labels, maps, known = (
+        rand(2, 3, 64, 64).float(),
+        torch.tensor([0, 1]),
+        rand(2, 64, 64, seed=1).float(),
+        torch.ones(2).bool(),
+    )
     with torch.profiler.profile(acc_events=True) as profile:
         harmonizer_loss(net, x, labels, maps, known, precision=precision)[1].sum().backward()
     groups = max(module.groups for module in net.modules() if isinstance(module, nn.Conv2d))
     layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
-    convolutions = sum(event.count for event in profile.key_averages() if event.key == "aten::_convolution")
+    convolutions = sum(
+        event.count for event in profile.key_averages() if event.key == "aten::_convolution"
+    )
     assert groups > 50 and 0 < convolutions < 8 * layers
     if precision == "float32":
-        ours = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+        ours = [
+            parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None
+        ]
         net.zero_grad(set_to_none=True)
         leaf = x.clone().requires_grad_()
-        gradient, = torch.autograd.grad(net(leaf).gather(1, labels[:, None]).sum(), leaf, create_graph=True)
+        (gradient,) = torch.autograd.grad(
+            net(leaf).gather(1, labels[:, None]).sum(), leaf, create_graph=True
+        )
         norm_over_levels(gradient, maps).sum().backward()
         theirs = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
         assert len(ours) == len(theirs)
@@ -213,13 +263,27 @@ class Squared(nn.Module):
         return OnlyOnce.apply(x)
 
 
-@pytest.mark.parametrize("net, message", [
-    (nn.Sequential(nn.Flatten(), nn.Linear(64, 9), Squared(), nn.Linear(9, 10)), "without a second derivative"),
-    (nn.Sequential(nn.Flatten(), Linear(torch.rand(10, 64), torch.zeros(10)), nn.LayerNorm(10)), "nothing to harmonize|cannot")],
-    ids=["once differentiable", "constant gradient"])
+@pytest.mark.parametrize(
+    "net, message",
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 9), Squared(), nn.Linear(9, 10)),
+            "without a second derivative",
+        ),
+        (
+            nn.Sequential(
+                nn.Flatten(), Linear(torch.rand(10, 64), torch.zeros(10)), nn.LayerNorm(10)
+            ),
+            "nothing to harmonize|cannot",
+        ),
+    ],
+    ids=["once differentiable", "constant gradient"],
+)
 def test_a_net_that_cannot_be_harmonized(net, message):
     rows = digits()[:4]
-    args = parse_args("--model_name x --objective harmonizer --lambda_1 1 --batch_size 4 --workers 0".split())
+    args = parse_args(
+        "--model_name x --objective harmonizer --lambda_1 1 --batch_size 4 --workers 0".split()
+    )
     student = make_learner(args, net, 1, torch.device("cpu"))
     maps = rand(4, 8, 8, dtype=torch.float32)
     if "nothing" in message:
@@ -233,11 +297,17 @@ def test_a_net_that_cannot_be_harmonized(net, message):
 SIZE = {"Linf": lambda d: d.abs().flatten(1).amax(1), "L2": lambda d: d.flatten(1).norm(dim=1)}
 
 
-@given(st.sampled_from(PGD_NORMS), st.floats(0, 3), st.integers(1, 4), st.booleans(), st.integers(0, 99))
+@given(
+    st.sampled_from(PGD_NORMS),
+    st.floats(0, 3),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_pgd_stays_in_its_ball_and_among_pixels(norm, eps, steps, random_start, seed):
     net = untrained_digits_net(seed % 3)
     x = rand(4, 1, 8, 8, seed=seed, dtype=torch.float32)
-    x[0] = x[0].round()                     # pixels on the rim
+    x[0] = x[0].round()  # pixels on the rim
     point = pgd(net, x, torch.tensor([0, 1, 2, 3]), norm, eps, steps, random_start=random_start)
     assert point.min() >= 0 and point.max() <= 1 and not point.requires_grad
     assert (SIZE[norm](point - x) <= eps * (1 + 1e-5) + 1e-6).all()
@@ -264,15 +334,26 @@ def test_random_starts_fill_the_ball():
     """Radii of uniform points in d dimensions: P(r < eps t) = t^d. Two pixels, so that the share within half is a quarter."""
     torch.manual_seed(0)
     radius = SIZE["L2"](random_point(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
-    assert radius.max() <= 2 and (radius < 1).float().mean().item() == pytest.approx(0.25, abs=0.025)     # 3.6 standard errors
+    assert radius.max() <= 2 and (radius < 1).float().mean().item() == pytest.approx(
+        0.25, abs=0.025
+    )  # 3.6 standard errors
 
 
 @pytest.mark.parametrize("objective", ["adversarial", "both"])
 def test_the_attack_leaves_batch_statistics_alone(objective):
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    options = "--norm Linf --eps 0.1 --attack_steps 5" + (" --lambda_1 1" if objective == "both" else "")
-    args = parse_args(f"--model_name x --objective {objective} --workers 0 --batch_size 4 --epochs 1 {options}".split())
+    options = "--norm Linf --eps 0.1 --attack_steps 5" + (
+        " --lambda_1 1" if objective == "both" else ""
+    )
+    args = parse_args(
+        f"--model_name x --objective {objective} --workers 0 --batch_size 4 --epochs 1 {options}".split()
+    )
     rows = digits()[:4]
     student = make_learner(args, net, 1, torch.device("cpu"))
-    fit(args, student, DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)), tuple(r[0] for r in rows))
+    fit(
+        args,
+        student,
+        DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)),
+        tuple(r[0] for r in rows),
+    )
     assert net[0].num_batches_tracked == 1 and net.training

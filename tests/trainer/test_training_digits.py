@@ -1,4 +1,5 @@
 """What training achieves on digits with synthetic maps, and what a step does."""
+
 from __future__ import annotations
 
 import pytest
@@ -12,6 +13,7 @@ from alignment_security.trainer.options import parse_args
 
 # ---- what it achieves ------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def plain():
     return trained()
@@ -20,7 +22,9 @@ def plain():
 def test_adversarial_training_makes_digits_robust(plain):
     """Against a reduced budget, which can only overrate robustness: the slow test takes the standard one."""
     budget = Budget(("apgd-ce", "apgd-t"), 20, 3, 100)
-    (clean, robust), (clean_adv, robust_adv) = (verdicts(net, budget, HELD_OUT) for net in (plain, trained(ADVERSARIAL)))
+    (clean, robust), (clean_adv, robust_adv) = (
+        verdicts(net, budget, HELD_OUT) for net in (plain, trained(ADVERSARIAL))
+    )
     assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
 
 
@@ -31,34 +35,56 @@ def test_adversarial_training_makes_digits_robust_by_autoattack(plain):
     assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
 
 
-@pytest.mark.parametrize("options, more", [("--lambda_1 0.1", 0.15), ("--lambda_1 0.5 --form code", 0.03)],
-                         ids=["equation", "code"])
+@pytest.mark.parametrize(
+    "options, more",
+    [("--lambda_1 0.1", 0.15), ("--lambda_1 0.5 --form code", 0.03)],
+    ids=["equation", "code"],
+)
 def test_the_harmonizer_turns_gradients_to_the_maps(plain, options, more):
     harmonized = trained(f"--objective harmonizer {options}", maps=True)
-    assert agreement(harmonized) > agreement(plain) + more and accuracy(harmonized) > accuracy(plain) - 0.05
+    assert (
+        agreement(harmonized) > agreement(plain) + more
+        and accuracy(harmonized) > accuracy(plain) - 0.05
+    )
 
 
 def test_both_together(plain):
     budget = Budget(("apgd-ce",), 20)
     both = trained("--objective both --norm Linf --eps 0.12 --lambda_1 0.005", maps=True)
     assert agreement(both) > agreement(plain) + 0.1
-    assert verdicts(both, budget, HELD_OUT)[1] > verdicts(plain, budget, HELD_OUT)[1] + 20 and accuracy(both) > 0.88
+    assert (
+        verdicts(both, budget, HELD_OUT)[1] > verdicts(plain, budget, HELD_OUT)[1] + 20
+        and accuracy(both) > 0.88
+    )
 
 
 # ---- the step --------------------------------------------------------------------------------------------------
 
+
 def after(options: str, rows, activation=torch.nn.Softplus):
-    args = parse_args(f"--model_name digits --workers 0 --optimizer momentum --epochs 1 {options}".split())
-    student = make_learner(args, untrained_digits_net(activation=activation), 2, torch.device("cpu"))
+    args = parse_args(
+        f"--model_name digits --workers 0 --optimizer momentum --epochs 1 {options}".split()
+    )
+    student = make_learner(
+        args, untrained_digits_net(activation=activation), 2, torch.device("cpu")
+    )
     data = DigitsWithMaps(rows, ink_maps(rows))
     fit(args, student, data, data.ids)
     return student.net.state_dict()
 
 
-@pytest.mark.parametrize("options", ["", "--objective harmonizer --lambda_1 0.1",
-                                     "--objective both --norm L2 --eps 1 --lambda_1 0.1"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "",
+        "--objective harmonizer --lambda_1 0.1",
+        "--objective both --norm L2 --eps 1 --lambda_1 0.1",
+    ],
+)
 def test_a_step_in_parts_is_the_whole_step(options):
-    whole, parts = (after(f"--batch_size 12 {options} {size}", digits()[:24]) for size in ("", "--pass_size 5"))
+    whole, parts = (
+        after(f"--batch_size 12 {options} {size}", digits()[:24]) for size in ("", "--pass_size 5")
+    )
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
 
@@ -67,7 +93,9 @@ def test_images_without_a_map_give_cross_entropy_alone():
     rows = digits()[:24]
     found = []
     for objective in ("", "--objective harmonizer --lambda_1 9"):
-        args = parse_args(f"--model_name x --workers 0 --epochs 1 --batch_size 12 {objective}".split())
+        args = parse_args(
+            f"--model_name x --workers 0 --epochs 1 --batch_size 12 {objective}".split()
+        )
         student = make_learner(args, untrained_digits_net(), 2, torch.device("cpu"))
         data = DigitsWithMaps(rows)
         fit(args, student, data, data.ids)
@@ -86,10 +114,11 @@ def test_the_average_of_weights_is_what_is_handed_on(monkeypatch):
         found = step(*a, **k)
         seen.append(student.net[0].bias.detach().clone())
         return found
+
     monkeypatch.setattr("alignment_security.trainer.loop.train_step", watched)
     data = DigitsWithMaps(rows)
     fit(args, student, data, data.ids)
-    average = seen[0]                       # timm: the first update copies, then decay min(1 - (1 + k)^(-2/3), 0.9)
+    average = seen[0]  # timm: the first update copies, then decay min(1 - (1 + k)^(-2/3), 0.9)
     for k, bias in enumerate(seen[1:], start=1):
         decay = min(1 - (1 + k) ** (-2 / 3), 0.9)
         average = decay * average + (1 - decay) * bias
