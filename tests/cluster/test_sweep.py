@@ -885,7 +885,8 @@ def test_checkpoint_status_is_the_one_that_the_jobs_announce():
 
 def test_the_one_liner_of_the_readme_gives_each_process_a_gpu(tmp_path):
     """With a `python` that only says which GPU it has, and fails for one model."""
-    (block,) = re.findall(r"```\n(grep .*?)```", (ROOT / "README.md").read_text(), re.S)
+    page = ROOT / "docs" / "container-and-clusters.md"
+    (block,) = re.findall(r"```\n(grep .*?)```", page.read_text(), re.S)
     (tmp_path / "models.txt").write_text(
         "# a list\n" + "".join(f"net{k}.v1:x/y\n" for k in range(12))
     )
