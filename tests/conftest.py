@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from made_leaderboard import make_leaderboard
 from nets import digits, digits_net
 from PIL import Image
 
@@ -29,6 +30,8 @@ from alignment_security.models.loading import load_model
 from alignment_security.records.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
+DATA = Path(__file__).resolve().parent / "data"  # published numbers; its README says from where
+PUBLISHED_DIR = os.environ.pop("PUBLISHED_DIR", "")  # else every figure would draw what is there
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("steady")
 
@@ -103,6 +106,24 @@ def mapped(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(big).save(path)
     return root / "images", root / "maps"
+
+
+def published_leaderboard(age: str = "new") -> Path:
+    """Brain-Score's own file of 2025-05-07 in PUBLISHED_DIR; skips the test where there is none."""
+    name = f"brainscore/{age}_leaderboard*.csv"
+    if PUBLISHED_DIR and (found := sorted(Path(PUBLISHED_DIR).resolve().glob(name))):
+        return found[0]
+    pytest.skip(f"no {name} in PUBLISHED_DIR: tests/data/README.md says how to get it")
+
+
+@pytest.fixture(scope="session", params=["made_up", "published"])
+def leaderboard(request, tmp_path_factory) -> Path:
+    """A leaderboard of made-up scores, and Brain-Score's own where PUBLISHED_DIR has it."""
+    if request.param == "published":
+        return published_leaderboard()
+    path = tmp_path_factory.mktemp("leaderboard") / "new_leaderboard_made_up.csv"
+    make_leaderboard().to_csv(path, index=False)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Results folders for tests: a leaderboard, small and drawn at random or the real dump, and accuracies that are MADE UP."""
+"""Results folders for tests: a leaderboard, small or full, and accuracies that are MADE UP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,6 @@ from alignment_security.analysis.brainscore_leaderboard import (
     score_numbers,
 )
 
-DUMP = (
-    Path(__file__).resolve().parents[2]
-    / "shared"
-    / "data"
-    / "brainscore"
-    / "new_leaderboard_19103cff.csv"
-)
 RADII = [0.25 / 255, 0.5 / 255, 1 / 255]
 MADE_UP = "MADE-UP accuracies of a test"
 KINDS = (
@@ -65,9 +58,9 @@ def random_scores(n: int = 120, seed: int = 0) -> pd.DataFrame:
     return scores
 
 
-def real_scores(n: int) -> pd.DataFrame:
-    """(models, 130 benchmarks): the first n models of the leaderboard of 2025-05-07."""
-    kept, _ = drop_repeats(read_leaderboard(DUMP)[0])
+def full_scores(path: Path, n: int) -> pd.DataFrame:
+    """(models, 130 benchmarks): the first n models of a leaderboard file."""
+    kept, _ = drop_repeats(read_leaderboard(path)[0])
     table = score_numbers(kept[benchmark_columns(kept)])
     return table.set_index(kept["model_name"]).rename_axis(None)[:n]
 

@@ -6,15 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not (DATA / "feng2025").is_dir(), reason="no ../shared/data: the published numbers are not here"
-)
 MODELS = ["vgg11.tv_in1k", "resnet50.tv_in1k", "resnet18.a3_in1k", "nobody_knows.it"]
 
 

@@ -1,4 +1,4 @@
-"""Registry, leaderboard files and joins, on trees and tables small enough to join by eye; real counts where data lies."""
+"""Registry, leaderboard files and joins: on tables small enough to join by eye, and full ones."""
 
 import importlib.util
 import json
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import published_leaderboard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_leaderboard import AVERAGES, LEAVES, make_leaderboard, older_leaderboard
 
 import utilities
 from alignment_security.analysis.brainscore_join import (
@@ -28,6 +30,7 @@ from alignment_security.analysis.brainscore_leaderboard import (
     MAX_BYTES,
     MERGED_SCORES,
     benchmark_columns,
+    drop_repeats,
     leaf_benchmarks,
     read_leaderboard,
 )
@@ -38,10 +41,9 @@ from alignment_security.analysis.brainscore_registry import (
 )
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
 from alignment_security.common.files import UserError
+from alignment_security.models.lists import read_model_list
 
 PROJECT = Path(__file__).resolve().parents[2]
-DATA = PROJECT.parent / "shared" / "data" / "brainscore"
-NEW = DATA / "new_leaderboard_19103cff.csv"  # of 2025-05-07
 
 # net_a is scored, failed and not run; net_b is there twice; "net c" has a space before it; net_d is not registered
 SHAPE_1 = """\
@@ -935,24 +937,53 @@ def test_setup_and_compare_as_commands(package, tmp_path, scores_file, capsys):
     assert utilities.main(parse(["compare_scores", path, str(tmp_path / "none.csv")])) == 2
 
 
-# ---- the real files --------------------------------------------------------------------------------------------
+# ---- leaderboards of full size ------------------------------------------------------------------
 
 
-@pytest.fixture
-def wheel():
-    """Folder with brainscore_vision 2.4.2: an unpacked wheel (BRAINSCORE_VISION_PATH) or the installed package."""
+@pytest.fixture(scope="session")
+def listed_package(tmp_path_factory):
+    """Plugins that register the 741 models of lists/models/brainscore.txt under its timm names."""
+    root = tmp_path_factory.mktemp("site-packages")
+    for name, rows in read_model_list("brainscore").groupby("group"):
+        timm = rows["weights"].str.removeprefix("timm:").mask(rows["weights"] == "plugin")
+        configs = {
+            key: {"timm_model_name": model} for key, model in zip(rows["name"], timm.fillna(""))
+        }
+        files = {"model": "import torch"}
+        if timm.notna().any():
+            made = repr(timm.item()) if len(rows) == 1 else "CONFIGS[key]['timm_model_name']"
+            files = {
+                "model": f"import timm\ntimm.create_model({made}, pretrained=True)",
+                "model_configs": json.dumps(configs),
+            }
+        plugin(
+            root,
+            name,
+            "\n".join(f"model_registry[{key!r}] = lambda: 1" for key in rows["name"]),
+            **files,
+        )
+    return root / "brainscore_vision"
+
+
+@pytest.fixture(params=["listed", "wheel"])
+def registry_package(request):
+    """brainscore_vision 2.4.2: made from our list, and the package itself where it is there."""
+    if request.param == "listed":
+        return request.getfixturevalue("listed_package")
     given = os.environ.get("BRAINSCORE_VISION_PATH")
     if not given and importlib.util.find_spec("brainscore_vision") is None:
-        pytest.skip("brainscore_vision is neither installed nor named by BRAINSCORE_VISION_PATH")
+        pytest.skip(
+            "brainscore_vision is neither installed nor named by BRAINSCORE_VISION_PATH: "
+            "pip download --no-deps brainscore-vision==2.4.2"
+        )
     package = find_package(given)
     if package_version(package) != "2.4.2":
         pytest.skip("the counts are those of brainscore_vision 2.4.2")
     return package
 
 
-@pytest.mark.skipif(not NEW.is_file(), reason=f"{NEW} is not there")
-def test_real_leaderboard_has_130_benchmarks_106_leaves():
-    scores, facts = read_leaderboard(NEW)
+def test_a_leaderboard_has_130_benchmarks_106_leaves(leaderboard):
+    scores, facts = read_leaderboard(leaderboard)
     benchmarks = benchmark_columns(scores)
     assert (len(scores), len(benchmarks), len(leaf_benchmarks(benchmarks)), facts["shape"]) == (
         455,
@@ -968,13 +999,40 @@ def test_real_leaderboard_has_130_benchmarks_106_leaves():
     assert AGGREGATES < set(benchmarks)
 
 
-@pytest.mark.skipif(not NEW.is_file(), reason=f"{NEW} is not there")
-def test_real_counts(wheel, tmp_path):
-    table, side = merge_leaderboard(wheel, NEW, tmp_path), sidecar(tmp_path)
+def test_the_made_up_leaderboard_has_the_averages_and_the_oddities_of_the_real_one():
+    table = make_leaderboard()
+    assert table.shape == (455, 134) and AGGREGATES == set(AVERAGES)
+    assert leaf_benchmarks(benchmark_columns(table)) == LEAVES and set(table["Kar2019-ost"]) == {
+        "X",
+        "",
+    }
+    cells = set(table[LEAVES].stack())
+    assert {"X", "", ".467", "1.1"} <= cells and any(cell.startswith("-0.") for cell in cells)
+    counts = table["model_name"].value_counts()
+    assert counts[counts > 1].to_dict() == {"alexnet": 10, "resnet50": 2, "RN50": 2, "my-model": 2}
+    assert "ViT-B/32" in counts and table["model_name"].str.strip().nunique() == 440
+    _, repeated = drop_repeats(table.assign(model_name=table["model_name"].str.strip()))
+    assert {row["model_name"]: row["reason"] for row in repeated} == {
+        "alexnet": "first of those with most scores"
+    } | dict.fromkeys(
+        [
+            "resnet50",
+            "RN50",
+            "my-model",
+            "vonegrcnn_47e",
+            "vonegrcnn_52e_full",
+            "vonegrcnn_62e_nobn",
+        ],
+        "most scores",
+    )
+
+
+def test_counts_of_a_leaderboard_of_full_size(registry_package, leaderboard, tmp_path):
+    table, side = merge_leaderboard(registry_package, leaderboard, tmp_path), sidecar(tmp_path)
     keys = pd.read_csv(tmp_path / "model_names_translated.csv")["model_registry_name"]
     lines = sum(
         file.read_text(encoding="utf-8").count("model_registry[")
-        for file in wheel.glob("models/*/__init__.py")
+        for file in registry_package.glob("models/*/__init__.py")
     )
     assert lines == len(keys) == keys.nunique() == 741  # in 2.4.2 every key is a literal
     assert [
@@ -995,18 +1053,29 @@ def test_real_counts(wheel, tmp_path):
     assert timm["alexnet"] == ""
 
 
-@pytest.mark.skipif(not NEW.is_file(), reason=f"{NEW} is not there")
-def test_real_snapshots_compare():
-    table = compare_scores(DATA / "old_leaderboard_19103cff.csv", NEW)
-    a, b = (
-        pd.read_csv(DATA / name, na_values="X")
-        for name in ("old_leaderboard_19103cff.csv", NEW.name)
-    )
+def test_two_snapshots_compare(leaderboard, tmp_path):
+    if leaderboard.name.endswith("made_up.csv"):
+        older, moved, lost = older_leaderboard(
+            pd.read_csv(leaderboard, dtype=str, keep_default_na=False)
+        )
+        old = tmp_path / "old_leaderboard_made_up.csv"
+        older.to_csv(old, index=False)
+    else:
+        old, moved, lost = published_leaderboard("old"), None, None
+    table = compare_scores(old, leaderboard)
+    a, b = (pd.read_csv(path, na_values="X") for path in (old, leaderboard))
     alone = set(a["model_name"].str.strip().value_counts().loc[lambda n: n == 1].index)
     row = table[(table["status"] == "moved") & table["model"].isin(alone)].iloc[0]
     for frame, column in ((a, "score_a"), (b, "score_b")):
         assert (
             frame.loc[frame["model_name"] == row["model"], row["benchmark"]].item() == row[column]
+        )
+    if moved:
+        cells = table.set_index(["model", "benchmark"])
+        assert cells.loc[cells["status"] == "moved", "difference"].to_dict() == pytest.approx(moved)
+        assert (
+            list(cells.index[cells["status"] == "only_b"]) == sorted(lost)
+            and not (cells["status"] == "only_a").any()
         )
 
 

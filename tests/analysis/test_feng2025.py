@@ -3,7 +3,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from norm_tables import DATA, MODELS, needs_data, write_published, write_summary
+from conftest import DATA
+from norm_tables import MODELS, write_published, write_summary
 
 from alignment_security.analysis.feng2025 import MULTILABEL, norm_tables
 from alignment_security.analysis.results import load_results
@@ -47,7 +48,6 @@ def test_groups_and_harmonized_nets_under_names_that_join_with_nothing(tmp_path)
     assert set(source.standard["model"]) == set(MODELS)
 
 
-@needs_data
 def test_the_published_models_have_the_groups_and_accuracies_of_an_earlier_join_by_hand():
     expected = pd.read_csv(DATA / "feng2025" / "derived_309_models.csv").set_index("model")
     (source,) = of("no_such_results", DATA)

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from leaderboards import (
-    DUMP,
     KINDS,
     MADE_UP,
     RADII,
+    full_scores,
     made_up,
     planted,
     random_scores,
-    real_scores,
     write_scores,
     write_study,
 )
@@ -402,9 +401,8 @@ def test_an_empty_file_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.skipif(not DUMP.exists(), reason="the leaderboard is not here")
-def test_correlations_planted_in_the_real_leaderboard_come_back(tmp_path):
-    write_study(tmp_path, real_scores(351)[::3])
+def test_correlations_planted_in_a_leaderboard_of_full_size_come_back(tmp_path, leaderboard):
+    write_study(tmp_path, full_scores(leaderboard, 351)[::3])
     (study,) = load(tmp_path)
     table = correlation_table(study)
     assert (

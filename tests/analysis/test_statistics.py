@@ -1,12 +1,11 @@
-"""Statistics against closed forms, scipy, statsmodels, brute force and, where they are present, the published numbers."""
+"""Statistics against closed forms, scipy, statsmodels, brute force and the published numbers."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import DATA
 from scipy import stats
 from sklearn.linear_model import LinearRegression
 
@@ -27,7 +26,7 @@ from alignment_security.analysis.statistics import (
 )
 from alignment_security.records.metrics import spearman
 
-FENG = Path(__file__).resolve().parents[3] / "shared" / "data" / "feng2025"
+FENG = DATA / "feng2025"
 
 
 @pytest.fixture
@@ -61,7 +60,6 @@ def test_welch_of_too_little_is_undefined(a, b):
     assert np.isnan(welch_test(np.array(a), np.array(b))).all()
 
 
-@pytest.mark.skipif(not FENG.exists(), reason="the published numbers are not here")
 def test_welch_gives_the_published_comparison():
     """Feng et al. 2025: SSL against the other standard models, T(65) = 7.85 and T(98) = -7.49."""
     table = pd.read_csv(FENG / "derived_309_models.csv")

@@ -1,12 +1,14 @@
 """Figures from minimal norms, and those that join both studies: curves, ranks and joins that can be counted by hand."""
 
 import json
+import shutil
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from norm_tables import DATA, make_norms, needs_data, write_published, write_summary
+from conftest import DATA
+from norm_tables import make_norms, write_published, write_summary
 
 import plotting
 from alignment_security.analysis.feng2025 import PUBLISHED
@@ -183,9 +185,12 @@ def test_benchmarks_of_the_models_that_join_and_no_others(tmp_path):
     assert "Only 6 models have both" in caption
 
 
-@needs_data
-def test_the_published_join_holds_the_models_whose_weights_are_the_same():
-    results = load_results("no_such_results", None, DATA)
+def test_the_published_join_holds_the_models_whose_weights_are_the_same(tmp_path, leaderboard):
+    """17: six deits, densenet-201, focalnet_tiny_lrf_in1k, and nine names of `net:tag`."""
+    shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "brainscore").mkdir()
+    shutil.copy(leaderboard, tmp_path / "brainscore")
+    results = load_results("no_such_results", None, tmp_path)
     ((_, figure, table, caption),) = brainscore_vs_tolerance(results)
     assert table["models"].unique().tolist() == [17] and "(17 models)" in figure.axes[0].get_title(
         loc="left"
@@ -254,7 +259,6 @@ def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
     assert "alignment and accuracy of 5 models are needed" in capsys.readouterr().err
 
 
-@needs_data
 def test_the_slide_shows_all_models():
     ((_, figure, table, _),) = slide(load_results("no_such_results", None, DATA))
     assert len(table) == 360 and "tolerance +0.81, alignment -0.74" in figure.axes[0].get_title(

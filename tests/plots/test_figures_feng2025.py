@@ -1,10 +1,11 @@
-"""Figures, tables and statistics of the second paper: against its claims where its numbers are here, else against hand counts."""
+"""Figures, tables and statistics of Feng 2025: against its claims and against hand counts."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from norm_tables import DATA, needs_data, write_published, write_summary
+from conftest import DATA
+from norm_tables import write_published, write_summary
 
 import plotting
 from alignment_security.analysis.feng2025 import PUBLISHED, paired_test
@@ -63,7 +64,6 @@ def statistics_of(results) -> pd.DataFrame:
 # ---- the paper's claims ----------------------------------------------------------------------------------------
 
 
-@needs_data
 @pytest.mark.parametrize(
     ("statistic", "measure", "claim", "value", "df", "n"),
     [
@@ -101,7 +101,6 @@ def test_a_claim_comes_out_of_the_published_numbers(
     assert np.isnan(row["df"]) if df is None else row["df"] == pytest.approx(df, abs=5e-3)
 
 
-@needs_data
 def test_the_table_says_what_does_not_reproduce(published):
     table = statistics_of(published).set_index(["statistic", "measure"])
     row = table.loc[("ViT vs CNN", "Perturbation Tolerance")]
@@ -124,7 +123,6 @@ def test_the_table_says_what_does_not_reproduce(published):
     np.testing.assert_allclose(measured, [0.818, -0.734], atol=5e-4)
 
 
-@needs_data
 def test_table_2_row_for_row_and_table_1_as_printed(published):
     drawn = {name: table for name, _, table, _ in paper_drawings(published)}
     robust = drawn["table_2_robust"]
@@ -139,7 +137,6 @@ def test_table_2_row_for_row_and_table_1_as_printed(published):
     ]
 
 
-@needs_data
 def test_harmonized_nets_against_the_public_models_of_their_architecture(published):
     ((_, figure, table, caption),) = figure_6_7(published)
     assert table.groupby("net")["model"].count().to_dict() == {
@@ -163,7 +160,6 @@ def test_harmonized_nets_against_the_public_models_of_their_architecture(publish
     )
 
 
-@needs_data
 def test_every_figure_of_the_paper_shows_every_model(published, tmp_path):
     ((_, figure, table, _),) = perturbation_tolerance(published)
     assert len(table) == 351 and "n = 309" in figure.axes[0].get_title(loc="left")

@@ -10,11 +10,10 @@ import pandas as pd
 import pytest
 from leaderboards import (
     BENCHMARKS,
-    DUMP,
     MADE_UP,
     RADII,
+    full_scores,
     random_scores,
-    real_scores,
     write_scores,
     write_study,
 )
@@ -460,10 +459,9 @@ def test_too_few_scores_for_a_map_leave_the_other_figures(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DUMP.exists(), reason="the leaderboard is not here")
-def test_a_paper_in_a_minute(tmp_path):
+def test_a_paper_in_a_minute(tmp_path, leaderboard):
     """351 models x 130 benchmarks x 3 eps: every figure, at most 60 s of one processor (two cores have 120)."""
-    write_study(tmp_path, real_scores(351))
+    write_study(tmp_path, full_scores(leaderboard, 351))
     begun = time.process_time()
     assert draw(tmp_path, tmp_path / "figures", "--plots", *FIGURES) == 0
     assert time.process_time() - begun < 60

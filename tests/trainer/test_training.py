@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import DATA, ROOT
 from nets import digits
 from PIL import Image
 
@@ -32,7 +32,7 @@ from alignment_security.trainer.objectives import pgd
 from alignment_security.trainer.options import parse_args
 
 SCRIPT = [sys.executable, str(ROOT / "training.py")]
-PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
+PUBLISHED = DATA / "feng2025"
 
 
 # ---- the script ------------------------------------------------------------------------------------------------
@@ -543,7 +543,6 @@ def test_a_recipe_by_name_and_what_wins_over_it(monkeypatch):
     )
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="no published numbers here")
 def test_recipes_are_the_rows_of_the_tables():
     robust = recipes("robust.txt")
     for row in csv.DictReader(open(PUBLISHED / "robust_checkpoints_top1.csv")):
