@@ -1,115 +1,74 @@
-"""One model x one threat x one image set -> one record file (and its run file) under results/records/.
+"""Evaluate one model under one threat on one image set -> one record under results/records/.
 
     python evaluate_robustness.py --model_name tf_efficientnet_lite0 clean
-    python evaluate_robustness.py --model_name tf_efficientnet_lite0 Linf --eps 0.25/255 0.5/255 1/255
+    python evaluate_robustness.py --model_name tf_efficientnet_lite0 Linf --eps 0.5/255 1/255
     python evaluate_robustness.py --model_name tf_efficientnet_lite0 --head animate L2 --steps 1000
-    python evaluate_robustness.py --model_name resnet50.a1_in1k --dataset imagenet-val --data_dir DIR -s 960 Linf --eps 1/255
+    python evaluate_robustness.py --model_name resnet50.a1_in1k --dataset imagenet-val \\
+        --data_dir DIR -s 960 Linf --eps 1/255
 
-Start it again after an interruption and it goes on at the next image; with other settings it refuses. Exit status:
-0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM, SIGHUP), anything else is worth another try.
+Start it again after an interruption and it goes on at the next image; with other settings it
+refuses. Exit status: 0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM,
+SIGHUP), anything else is worth another try.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
-import shutil
 import sys
-
-import torch
 
 from alignment_security.cluster.job import DamagedTar
 from alignment_security.common.command_line import CHECKPOINTED, on_stop, print_line
 from alignment_security.common.files import UserError
 from alignment_security.evaluation.dry_run import describe_dry_run
-from alignment_security.evaluation.options import CLEAN_THREATS, parse_args, parse_corruption
-from alignment_security.evaluation.published import read_published
+from alignment_security.evaluation.options import parse_args, threat_from_args
 from alignment_security.evaluation.run import (
     Stopped,
-    attacked_module,
-    evaluate_images,
-    load_requested_model,
+    fill_record,
+    open_record,
+    prepare,
     report_text,
-    requested_data_dir,
 )
-from alignment_security.evaluation.threats import budget_of, run_settings, threat_name
-from alignment_security.images.image_sets import take_slice
-from alignment_security.images.loading import load_image_set
-from alignment_security.models.forward import (
-    auto_batch_size,
-    pick_device,
-    session_facts,
-    tune_process,
-)
-from alignment_security.models.heads import IMAGENET_CLASSES, restrict_classes
-from alignment_security.records.adversarial_examples import examples_folder
-from alignment_security.records.run import Run
+from alignment_security.evaluation.setup import requested_images, requested_model
+from alignment_security.models.forward import pick_device
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
-def evaluate(args) -> int:
-    device = pick_device(args.device)
-    tune_process(device, args.precision)
-    model = load_requested_model(args, device)
-    model.module.to(memory_format=torch.channels_last)
-    images = load_image_set(
-        args.dataset,
-        requested_data_dir(args),
-        model.n_outputs if args.head == "none" else IMAGENET_CLASSES,
-        parse_corruption(args),
-        args.seed,
-    )
-    model = restrict_classes(model, images.restrict_to)
-    if args.slice:
-        images = take_slice(images, *args.slice)
-    settings = {"model": model.settings, "run": run_settings(args, images)}
-    if args.published_accuracy:
-        read_published(
-            args.published_accuracy
-        )  # a table that cannot be read is refused before anything is written
-    if args.threat not in CLEAN_THREATS and args.protocol == "autoattack":
-        budget_of(args).check(model.n_outputs)
-    batch_size = (
-        auto_batch_size(model.module, model.preprocessing["input_size"], device)
-        if args.batch_size == "auto"
-        else args.batch_size
+def evaluate(args: argparse.Namespace) -> int:
+    # what is asked for: the threat, the model with its weights, the images in list order
+    threat = threat_from_args(args)
+    model = requested_model(args, pick_device(args.device))
+    images = requested_images(args, model)
+
+    # check that they fit together, and choose the batch size
+    evaluation = prepare(
+        model,
+        images,
+        threat,
+        args.batch_size,
+        precision=args.precision,
+        compiled=args.compile,
+        workers=args.workers,
+        examples=args.examples,
+        published_accuracy=args.published_accuracy,
+        stop_after=args.stop_after,
     )
     if args.dry_run:
-        print(
-            describe_dry_run(
-                model,
-                images,
-                threat_name(args),
-                settings["run"],
-                attacked_module(args, model),
-                batch_size,
-            )
-        )
+        print(describe_dry_run(evaluation))
         return 0
-    with Run(
-        args.results_dir,
-        images.name,
-        threat_name(args),
-        args.model_name,
-        {"clean": "clean", "autoattack": "ball"}.get(settings["run"]["protocol"], "minimum_norm"),
-        settings,
-        session_facts(device, batch_size),
-        args.overwrite,
-    ) as run:
-        if args.overwrite:
-            shutil.rmtree(examples_folder(run.csv), ignore_errors=True)
+
+    # open the record, lock it, and add the rows that it lacks
+    with open_record(evaluation, args.results_dir, args.overwrite) as run:
         if not run.done:
-            evaluate_images(args, model, images, batch_size, run)
-        print_line(report_text(args, run))
-        return 0
+            fill_record(evaluation, run)
+        print_line(report_text(run))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
-
-    def stop(*_):
-        raise Stopped
-
     on_stop(stop)
     try:
         return evaluate(args)
@@ -118,15 +77,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if isinstance(error, DamagedTar) else 2
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(
-            f"error: {error.filename}: cannot be written ({error.strerror}); give another --results_dir",
+            f"error: {error.filename}: cannot be written ({error.strerror}); give another "
+            "--results_dir",
             file=sys.stderr,
         )
         return 2
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
+        reason = str(error.strerror).partition(";")[0]
         print(
-            f"error: {error.filename or args.results_dir}: {str(error.strerror).partition(';')[0]}; what is written stays, make "
+            f"error: {error.filename or args.results_dir}: {reason}; what is written stays, make "
             "room and run the same command again",
             file=sys.stderr,
         )
@@ -136,7 +97,11 @@ def main(argv: list[str] | None = None) -> int:
         return CHECKPOINTED
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
-        return 130
+        return INTERRUPTED
+
+
+def stop(*_) -> None:
+    raise Stopped
 
 
 if __name__ == "__main__":

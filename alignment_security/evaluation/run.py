@@ -1,352 +1,332 @@
-"""alignment_security.evaluation.run."""
+"""One model, one threat, one image set: from images to the rows of a record.
+
+`evaluate` is the whole of it for a notebook. evaluate_robustness.py calls its steps one by one:
+`prepare`, `open_record`, `fill_record`.
+"""
 
 from __future__ import annotations
 
-import io
 import math
-import sys
+import shutil
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-import numpy as np
+import pandas as pd
 import torch
-from timm.data import ImageNetInfo
-from tqdm import tqdm
+from torch import Tensor
 
-from alignment_security.attacks.autoattack import masked_gradient_warnings, run_autoattack
-from alignment_security.attacks.clean import run_clean
-from alignment_security.attacks.libraries import FOOLBOX, run_foolbox, run_pyautoattack
-from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.cluster.job import (
-    StagingError,
-    report_progress,
-    staged_images,
-    staged_weights,
-    staging_dir,
+from alignment_security.attacks.autoattack import masked_gradient_warnings
+from alignment_security.attacks.clean import ImageStream
+from alignment_security.cluster.job import report_progress
+from alignment_security.common.files import UserError
+from alignment_security.common.progress import ProgressMeter
+from alignment_security.common.settings import format_eps, version_drift
+from alignment_security.evaluation.annotations import add_human_columns, save_examples
+from alignment_security.evaluation.published import compare_with_published, read_published
+from alignment_security.evaluation.threats import Clean, Execution, Threat
+from alignment_security.images.human_maps import map_source
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.images.loading import stream_images
+from alignment_security.models.forward import (
+    auto_batch_size,
+    device_of,
+    session_facts,
+    tune_process,
 )
-from alignment_security.common.command_line import print_line
-from alignment_security.common.files import UserError, utc_now, write_atomic
-from alignment_security.common.settings import format_eps, setting, version_drift
-from alignment_security.evaluation.options import CLEAN_THREATS, minimum_norm_attack
-from alignment_security.evaluation.published import compare_with_published
-from alignment_security.evaluation.threats import (
-    accepted_labels,
-    budget_of,
-    has_alignment,
-    map_reduce,
-)
-from alignment_security.images.human_maps import human_map
-from alignment_security.images.image_sets import ImageSet, default_dir
-from alignment_security.images.labels import multilabel_correct, real_correct
-from alignment_security.images.loading import PixelDataset, stream_images
-from alignment_security.models.fast import WithoutTF32, fast_copy
-from alignment_security.models.forward import device_of
-from alignment_security.models.heads import (
-    ANIMATE_CLASSES,
-    HEADS,
-    IMAGENET_CLASSES,
-    Model,
-    smooth_head,
-)
-from alignment_security.models.loading import check_model, load_model
-from alignment_security.models.names import listed_checkpoint
-from alignment_security.records.adversarial_examples import example_path
-from alignment_security.records.metrics import over_ceiling, rank_agreement
+from alignment_security.models.heads import ANIMATE_CLASSES, HEADS, Model, restrict_classes
+from alignment_security.models.loading import check_model
+from alignment_security.records.adversarial_examples import examples_folder
+from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.run import Run
 
 
-def load_staged(staging: Path, name: str, head: str, device) -> Any:
-    """The models.Model called `name` from its staged weights; refused where they are not the ones that were staged."""
-    staged = staged_weights(staging, name)
-    model = load_model(
-        name, staged.checkpoint, head=head, device=device, architecture=staged.facts["net"]
-    )
-    if model.settings["weights_sha256"] != staged.facts["weights_sha256"]:
-        raise StagingError(
-            f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage again"
-        )
-    return replace(model, settings=model.settings | {"weights": staged.facts["weights"]})
-
-
-PROGRESS_SECONDS = 60  # between lines when the output is no terminal
-
-
 class Stopped(BaseException):
-    """SIGTERM, SIGHUP, or --stop_after is over: rows so far are on disk."""
+    """A signal, or the end of --stop_after: the rows so far are on disk."""
 
 
-# ---- the work --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Evaluation:
+    """One model x one threat x one image set, ready to run.
 
+    batch_size           images a pass
+    precision, compiled  of the attacked copy of the model (threats.Execution)
+    workers              processes that decode images; 0 decodes in this one
+    examples             adversarial examples of the first images of the list to save
+    published_accuracy   CSV of published accuracies to compare the clean accuracy with
+    stop_after           seconds after which no new image is taken
+    """
 
-def with_head_labels(source: Iterator, head: str) -> Generator:
-    """The labels that the head's outputs stand for."""
-    for name, x, label in source:
-        yield name, x, label if HEADS[head] is None else int(label >= ANIMATE_CLASSES)
+    model: Model
+    images: ImageSet
+    threat: Threat
+    batch_size: int
+    precision: str = "float32"
+    compiled: bool = False
+    workers: int = 0
+    examples: int = 0
+    published_accuracy: Path | None = None
+    stop_after: float | None = None
 
-
-def attacked_module(args, model: Model) -> torch.nn.Module:
-    """What the attack runs: the fast copy, but for clean passes and the libraries, which run the plain module."""
-    if (
-        args.threat in CLEAN_THREATS
-        or args.protocol in FOOLBOX
-        or getattr(args, "engine", "own") == "reference"
-    ):
-        return model.module
-    example = torch.rand(2, *model.preprocessing["input_size"], device=device_of(model.module))
-    module = smooth_head(model.module) if args.protocol == "crossing" else model.module
-    return fast_copy(module, example, args.precision, args.compile)
-
-
-def run_attack(
-    args, model: Model, source: Iterator, batch_size: int, run: Run
-) -> Iterator[list[dict]]:
-    """Record rows as the threat's attack finds them."""
-    common: dict[str, Any] = {
-        "n_outputs": model.n_outputs,
-        "batch_size": batch_size,
-        "log": run.warn,
-    }
-    if args.threat in CLEAN_THREATS:
-        return run_clean(model.module, source, **common)
-    if args.protocol in FOOLBOX:
-        return run_foolbox(model.module, source, args.protocol, args.steps, **common)
-    common["seed"] = args.seed
-    if args.protocol == "autoattack":
-        common |= {
-            "norm": args.threat,
-            "eps": sorted(set(args.eps)),
-            "budget": budget_of(args),
-            "begun": run.known(),
+    @property
+    def settings(self) -> dict:
+        """Everything that changes a row: kept in the run file, compared on resume and on merge."""
+        model, images, threat = self.model, self.images, self.threat
+        head = model.settings["head"]
+        run = {
+            **threat.settings(head),
+            "precision": self.precision,
+            "head": head,
+            "image_set": images.name,
+            "images": len(images),
+            "list_sha256": images.list_sha256,
+            "slice": images.slice,
+            **images.facts,
         }
-        if args.engine == "reference":
-            return run_pyautoattack(model.module, source, **common)
-    fast = attacked_module(args, model)
-    common["exact"] = WithoutTF32(model.module)
-    if args.protocol == "autoattack":
-        return run_autoattack(fast, source, bisect=args.bisect, **common)
-    return run_minimum_norm(fast, source, minimum_norm_attack(args), **common)
+        if images.name == "big12":
+            run["contents_sha256"] = images.contents_sha256()
+        if threat.map_reduce and map_source(images):
+            run["human_map"] = map_source(images)
+            run["map_reduce"] = threat.map_reduce
+            run["human_ceiling"] = HUMAN_CEILING
+        return {"model": model.settings, "run": run}
 
 
-def load_requested_model(args, device: torch.device) -> Model:
-    """The model by its name; with --chtc out of its tar in STAGING_DIR."""
-    if args.chtc:
-        return load_staged(staging_dir(setting("STAGING_DIR")), args.model_name, args.head, device)
-    checkpoint = args.checkpoint or listed_checkpoint(args.model_name, setting("CHECKPOINT_DIR"))
-    return load_model(
-        args.model_name,
-        checkpoint,
-        args.trust_checkpoint,
-        args.head,
-        device,
-        args.architecture,
-        args.source,
+def evaluate(
+    model: Model,
+    images: ImageSet,
+    threat: Threat,
+    results_dir: str | Path | None = None,
+    *,
+    batch_size: int | str = "auto",
+    overwrite: bool = False,
+    **options,
+) -> pd.DataFrame:
+    """Evaluate a model on an image set under a threat.
+
+    model        of `alignment_security.models.loading.load_model`
+    images       of `alignment_security.images.loading.load_image_set`
+    threat       `Clean()`, `AutoAttack("Linf", (1 / 255,))`, `Crossing("L2", 50)`, ...
+    results_dir  write the record that evaluate_robustness.py writes, or go on with it; None keeps
+                 no file
+    options      fields of `Evaluation`: precision, workers, examples, stop_after, ...
+
+    Returns a row per image (and eps) in the order of the list; results/README.md explains the
+    columns. Raises UserError for a request that cannot be run, and Stopped after `stop_after`.
+    """
+    if results_dir is None:
+        with TemporaryDirectory() as folder:
+            return evaluate(model, images, threat, folder, batch_size=batch_size, **options)
+    evaluation = prepare(model, images, threat, batch_size, **options)
+    with open_record(evaluation, results_dir, overwrite) as run:
+        if not run.done:
+            fill_record(evaluation, run)
+        return run.rows.reset_index(drop=True)
+
+
+# ---- the steps -----------------------------------------------------------------------------------
+
+
+def prepare(
+    model: Model, images: ImageSet, threat: Threat, batch_size: int | str = "auto", **options
+) -> Evaluation:
+    """Check that model, images and threat fit together, and choose the batch size."""
+    tune_process(device_of(model.module), options.get("precision", "float32"))
+    model.module.to(memory_format=torch.channels_last)
+    model = restrict_classes(model, images.restrict_to)
+    if options.get("published_accuracy"):
+        read_published(options["published_accuracy"])  # refuse a bad table before anything runs
+    threat.check(model, images)
+    if batch_size == "auto":
+        shape = model.preprocessing["input_size"]
+        batch_size = auto_batch_size(model.module, shape, device_of(model.module))
+    return Evaluation(model, images, threat, int(batch_size), **options)
+
+
+def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool = False) -> Run:
+    """The record of an evaluation, new or begun; `overwrite` starts it anew."""
+    run = Run(
+        results_dir,
+        evaluation.images.name,
+        evaluation.threat.name,
+        evaluation.model.settings["name"],
+        evaluation.threat.kind,
+        evaluation.settings,
+        session_facts(device_of(evaluation.model.module), evaluation.batch_size),
+        overwrite,
+    )
+    if overwrite:
+        shutil.rmtree(examples_folder(run.csv), ignore_errors=True)
+    return run
+
+
+def fill_record(evaluation: Evaluation, run: Run) -> None:
+    """Evaluate every image that the record lacks, and finish the record.
+
+    Whatever ends it early leaves the rows so far and a status in the run file. Raises Stopped on a
+    signal or after `stop_after`.
+    """
+    begin = time.monotonic()
+    try:
+        add_missing_rows(evaluation, run, deadline=begin + (evaluation.stop_after or math.inf))
+    except BaseException as error:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        status = "checkpointed" if stopped else "failed"
+        with suppress(OSError):  # on a full disk the first error is the one to report
+            run.save(status=status, error=repr(error)[:500], seconds=time.monotonic() - begin)
+        if isinstance(error, UserError):
+            run.discard_if_empty()
+        raise
+    eps = run.settings["run"].get("eps")
+    run.finish(list(evaluation.images.ids), eps, seconds=time.monotonic() - begin, error=None)
+    if evaluation.threat.name == "clean":
+        check_published(evaluation, run)
+    for warning in masked_gradient_warnings(run.rows):
+        run.warn(warning)
+
+
+def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
+    """Append rows as the attack finds them. Raises Stopped when images are left at the deadline."""
+    model, images, threat = evaluation.model, evaluation.images, evaluation.threat
+    known_rows = run.known()
+    count = Counter({name: len(rows) for name, rows in known_rows.items()})
+
+    def is_done(name: str) -> bool:
+        return count[name] == threat.rows_per_image
+
+    missing = [i for i, name in enumerate(images.ids) if not is_done(name)]
+    todo = images.take(missing)
+    check_before_attack(evaluation, todo, run)
+    execution = Execution(
+        evaluation.batch_size, evaluation.precision, evaluation.compiled, run.warn, known_rows
+    )
+    progress = EvaluationProgress(len(images), len(images) - len(todo), model.settings["name"])
+    decoded = stream_images(todo, model.preprocessing, evaluation.workers)
+    # close the stream before a failure travels on: decoding workers would keep the process alive
+    with closing(with_head_labels(decoded, model.settings["head"])) as source:
+        for rows in threat.run(model, stop_at(source, deadline), execution):
+            add_human_columns(rows, threat, model, images)
+            run.append(rows)
+            save_examples(rows, evaluation.examples, model, images, run)
+            names = {row["image_id"] for row in rows}
+            count.update(row["image_id"] for row in rows)
+            progress.show(sum(map(is_done, names)), rows)
+    progress.close()
+    if time.monotonic() > deadline and not all(map(is_done, images.ids)):
+        raise Stopped
+
+
+def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> None:
+    """Check the model on its first image; warnings go to the run file."""
+    model = evaluation.model
+    for warning in [*version_drift(), *model.notes]:
+        run.warn(warning)
+    if not len(todo):
+        return
+    first = next(stream_images(todo, model.preprocessing))[1][None]
+    first = first.to(device_of(model.module))
+    for warning in check_model(model.module, first, model.n_outputs, model.settings["name"]):
+        run.warn(warning)
+    if not isinstance(evaluation.threat, Clean):
+        check_published(evaluation, run)
+
+
+def check_published(evaluation: Evaluation, run: Run) -> None:
+    compare_with_published(
+        evaluation.published_accuracy,
+        evaluation.model,
+        evaluation.images,
+        evaluation.batch_size,
+        run,
     )
 
 
-def requested_data_dir(args) -> str | None:
-    """--data_dir, or its folder of .env; with --chtc X.tar is the folder inside that tar of STAGING_DIR."""
-    if args.chtc and args.data_dir:
-        return staged_images(staging_dir(setting("STAGING_DIR")), args.data_dir)
-    return args.data_dir or default_dir(args.dataset)
+# ---- the stream of images ------------------------------------------------------------------------
 
 
-def stop_after(source: Iterator, deadline: float) -> Iterator:
-    """Images until the time is over, one at least: those under way are finished, so that nothing is computed twice."""
+def with_head_labels(source: ImageStream, head: str) -> Generator[tuple[str, Tensor, int]]:
+    """Images with the labels that the head's outputs stand for."""
+    for name, image, label in source:
+        if HEADS[head] is not None:
+            label = int(label >= ANIMATE_CLASSES)
+        yield name, image, label
+
+
+def stop_at(source: ImageStream, deadline: float) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield images until the deadline, at least one.
+
+    Attacks finish the images that they have begun, so nothing is computed twice.
+    """
     for item in source:
         yield item
         if time.monotonic() > deadline:
             return
 
 
-def evaluate_images(args, model: Model, images: ImageSet, batch_size: int, run: Run) -> None:
-    """Everything that is not in the record yet, row by row into it. Raises Stopped when told to."""
-    begin, eps = time.monotonic(), run.settings["run"].get("eps")
-    deadline = begin + (args.stop_after or math.inf)
-    counted = Counter({name: len(rows) for name, rows in run.known().items()})
-    todo = images.take([i for i, name in enumerate(images.ids) if counted[name] < len(eps or [0])])
-    for warning in [*version_drift(), *model.notes]:
-        run.warn(warning)
-    try:
-        if len(todo):
-            first = next(stream_images(todo, model.preprocessing))[1][None].to(
-                device_of(model.module)
-            )
-            for warning in check_model(model.module, first, model.n_outputs, args.model_name):
-                run.warn(warning)
-            if args.threat not in CLEAN_THREATS:
-                compare_with_published(args.published_accuracy, model, images, batch_size, run)
-        place = {name: i for i, name in enumerate(images.ids)}
-        progress = Progress(len(images), len(images) - len(todo), args.model_name)
-        # closed before a failure travels on: decoding workers that outlive it would keep the process from ending
-        with closing(
-            with_head_labels(stream_images(todo, model.preprocessing, args.workers), args.head)
-        ) as source:
-            for rows in run_attack(args, model, stop_after(source, deadline), batch_size, run):
-                add_human_columns(args, rows, images, model, place)
-                run.append(rows)
-                save_examples(args, rows, images, run)
-                counted.update(row["image_id"] for row in rows)
-                progress.show(
-                    sum(
-                        counted[name] == len(eps or [0])
-                        for name in {row["image_id"] for row in rows}
-                    ),
-                    rows,
-                )
-        progress.close()
-        if time.monotonic() > deadline and any(
-            counted[name] < len(eps or [0]) for name in images.ids
-        ):
-            raise Stopped
-    except BaseException as error:
-        with suppress(OSError):  # a full disk: what is told is what happened first
-            run.save(
-                status="checkpointed"
-                if isinstance(error, (Stopped, KeyboardInterrupt))
-                else "failed",
-                error=repr(error)[:500],
-                seconds=time.monotonic() - begin,
-            )
-        if isinstance(error, UserError):
-            run.discard_if_empty()
-        raise
-    run.finish(list(images.ids), eps, seconds=time.monotonic() - begin, error=None)
-    if args.threat == "clean":
-        compare_with_published(args.published_accuracy, model, images, batch_size, run)
-    for warning in masked_gradient_warnings(run.rows):
-        run.warn(warning)
+# ---- progress ------------------------------------------------------------------------------------
 
 
-def add_human_columns(args, rows: list[dict], images: ImageSet, model: Model, place: dict) -> None:
-    """Clean predictions against all labels that fit; agreement of perturbations with human maps, no cell where it is undefined."""
-    for row in rows:
-        if args.threat in CLEAN_THREATS and model.n_outputs == IMAGENET_CLASSES:
-            row["clean_real"] = real_correct(row["image_id"], row["clean_pred"])
-            row["clean_multilabel"] = multilabel_correct(
-                accepted_labels(args), row["image_id"], row["clean_pred"]
-            )
-        if row.get("perturbation") is None or not has_alignment(args):
-            continue
-        people = human_map(images, place[row["image_id"]], model.preprocessing)
-        if people is None:
-            continue
-        raw = rank_agreement(
-            people[None], row["perturbation"].cpu().numpy()[None], map_reduce(args)
-        )[0]
-        if not np.isnan(raw):
-            row |= {"human_alignment_raw": float(raw), "human_alignment": float(over_ceiling(raw))}
-
-
-def save_examples(args, rows: list[dict], images: ImageSet, run: Run) -> None:
-    """Photograph and perturbation of the first --examples images that were fooled, one .npz an image, for figures."""
-    for row in rows:
-        if row.get("perturbation") is None or row["image_id"] not in images.ids[: args.examples]:
-            continue
-        at = images.ids.index(row["image_id"])
-        pixels = PixelDataset(images, run.settings["model"]["preprocessing"])[at][1]
-        people = human_map(images, at, run.settings["model"]["preprocessing"])
-        shown: dict[str, Any] = {} if people is None else {"human_map": people.astype(np.float16)}
-        file = io.BytesIO()
-        np.savez_compressed(
-            file,
-            **shown,
-            human_alignment=row.get("human_alignment", np.nan),
-            image=(pixels.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
-            delta=row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
-            label=class_name(row["label"], args.head),
-            pred=class_name(row["adv_pred"], args.head),
-            eps=row.get("eps", np.nan),
-            l2=row["l2"],
-            linf=row["linf"],
-        )
-        write_atomic(example_path(run.csv, row["image_id"]), file.getvalue())
-
-
-def class_name(index: int, head: str) -> str:
-    if HEADS[head]:
-        return ("animate", "inanimate")[index]
-    return (
-        ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]
-        if index < 1000
-        else str(index)
-    )
-
-
-class Progress:
-    """Images done, rate, time left and the verdict so far: a bar on a terminal, else a line a minute."""
+class EvaluationProgress:
+    """Images done and verdicts so far: on the screen, and in the job's ad on HTCondor."""
 
     def __init__(self, total: int, begun: int, name: str):
-        self.bar = tqdm(
-            total=total, initial=begun, desc=name, unit="image", disable=not sys.stderr.isatty()
-        )
-        self.start = self.shown = time.monotonic()
-        self.total, self.begun, self.done, self.name = total, begun, begun, name
+        self.meter = ProgressMeter(name, total, begun, unit="image")
         self.verdicts: dict[str, list[float]] = {}
         report_progress(begun, total, 0)
 
-    def rate(self) -> float:
-        """Images a second of this process."""
-        return (self.done - self.begun) / (time.monotonic() - self.start)
-
     def show(self, finished: int, rows: list[dict]) -> None:
-        self.done += finished
         for row in rows:
-            self.verdicts.setdefault(
-                "correct" if "eps" not in row else f"robust at {format_eps(row['eps'])}", []
-            ).append(row.get("robust", row["clean_correct"]))
-            if row.get("success"):
-                self.verdicts.setdefault("mean L2", []).append(row["l2"])
-        if rows:
-            self.bar.set_postfix_str(self.verdict(), refresh=False)
-        self.bar.update(finished)
-        if self.bar.disable and time.monotonic() - self.shown > PROGRESS_SECONDS:
-            self.shown = time.monotonic()
-            meter = tqdm.format_meter(
-                self.done,
-                self.total,
-                self.shown - self.start,
-                ncols=0,
-                unit="image",
-                initial=self.begun,
-                postfix=self.verdict(),
-            )
-            print_line(f"{utc_now()} {self.name}: {meter}", sys.stderr)
-            report_progress(self.done, self.total, 3600 * self.rate())
+            self._count(row)
+        if self.meter.update(self.meter.done + finished, self.verdict()):
+            self._report()
+
+    def _count(self, row: dict) -> None:
+        name = f"robust at {format_eps(row['eps'])}" if "eps" in row else "correct"
+        self.verdicts.setdefault(name, []).append(row.get("robust", row["clean_correct"]))
+        if row.get("success"):
+            self.verdicts.setdefault("mean L2", []).append(row["l2"])
 
     def verdict(self) -> str:
-        """Counts of what is decided so far: what falls early is decided first, so shares would mislead."""
-        return ", ".join(
-            f"{key} {sum(v) / len(v):.3f}" if key == "mean L2" else f"{key} {sum(v)} of {len(v)}"
-            for key, v in self.verdicts.items()
-        )
+        """Counts, not shares: easily fooled images finish first."""
+        parts = []
+        for name, values in self.verdicts.items():
+            if name == "mean L2":
+                parts.append(f"{name} {sum(values) / len(values):.3f}")
+            else:
+                parts.append(f"{name} {sum(values)} of {len(values)}")
+        return ", ".join(parts)
+
+    def _report(self) -> None:
+        report_progress(self.meter.done, self.meter.total, 3600 * self.meter.per_second())
 
     def close(self) -> None:
-        self.bar.close()
-        report_progress(self.done, self.total, 3600 * self.rate())
+        self.meter.close()
+        self._report()
 
 
-def report_text(args, run: Run) -> str:
-    """What the finished record says, a line per eps, and where it lies."""
-    rows = run.rows
+# ---- the report ----------------------------------------------------------------------------------
+
+
+def report_text(run: Run) -> str:
+    """What a finished record says: clean accuracy, a line per eps or the norms, warnings, path."""
+    rows, name = run.rows, run.info["model"]
     correct = rows[rows["clean_correct"] == 1]
-    n, right = rows["image_id"].nunique(), correct["image_id"].nunique()
-    attack = "" if args.threat == "clean" else f"; {run.settings['run']['attack']}"
-    lines = [
-        f"{args.model_name} on {run.info['image_set']} (n = {n}): clean accuracy {right / n:.1%}{attack}"
-    ]
+    n, n_correct = rows["image_id"].nunique(), correct["image_id"].nunique()
+    attack = run.settings["run"]["attack"]
+    first = f"{name} on {run.info['image_set']} (n = {n}): clean accuracy {n_correct / n:.1%}"
+    lines = [first if run.info["threat"] == "clean" else f"{first}; {attack}"]
     if "robust" in rows:
-        lines += [
-            f"  eps {format_eps(eps)}: robust accuracy {part['robust'].mean():.1%}"
-            for eps, part in rows.groupby("eps")
-        ]
+        for eps, part in rows.groupby("eps"):
+            lines.append(f"  eps {format_eps(eps)}: robust accuracy {part['robust'].mean():.1%}")
     if "success" in rows:
         norms = correct.loc[correct["success"] == 1, "l2"]
         lines.append(
-            f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} over {len(norms)} images"
+            f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} "
+            f"over {len(norms)} images"
         )
-    return "\n".join([*lines, *(f"  warning: {w}" for w in run.info["warnings"]), f"  {run.csv}"])
+    lines += [f"  warning: {warning}" for warning in run.info["warnings"]]
+    return "\n".join([*lines, f"  {run.csv}"])

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,7 @@ class ImageSet:
     cropped: bool = (
         False  # the images are the crop that is judged already: nothing is cut off again
     )
+    slice: tuple[int, int | None] | None = None  # of a larger list, as take_slice made it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,6 +72,14 @@ class ImageSet:
         """sha256 of the list's lines `image_id label`, in order."""
         lines = "".join(f"{name} {label}\n" for name, label in zip(self.ids, self.labels))
         return hashlib.sha256(lines.encode()).hexdigest()
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
+
+    def position(self, image_id: str) -> int:
+        """Where an image is in the list."""
+        return self._positions[image_id]
 
     def contents_sha256(self) -> str:
         """sha256 over the sha256 of every file, in list order: equal exactly where the bytes are."""
@@ -108,7 +118,7 @@ def take_slice(images: ImageSet, start: int, stop: int | None) -> ImageSet:
     rows = np.random.default_rng(SLICE_SEED).permutation(len(images))[start:stop]
     if not len(rows):
         raise DataError(f"-s {start} {stop}: takes no image; {images.name} has {len(images)}")
-    return images.take(sorted(rows.tolist()))
+    return replace(images.take(sorted(rows.tolist())), slice=(start, stop))
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------

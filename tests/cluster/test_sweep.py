@@ -50,7 +50,7 @@ from alignment_security.cluster.sweep import (
 )
 from alignment_security.common.command_line import CHECKPOINTED
 from alignment_security.common.files import UserError, safe_file_name, sha256_file
-from alignment_security.evaluation.run import load_staged
+from alignment_security.evaluation.setup import load_staged
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record

@@ -1,4 +1,4 @@
-"""What a dry run says a run costs, against what runs of that kind were counted to cost."""
+"""The cost that a dry run estimates, against the counted cost of runs of that kind."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from nets import digits, digits_net
 from torch import nn
 
 from alignment_security.attacks.autoattack import AUTOATTACK, Budget, run_autoattack
-from alignment_security.attacks.crossing import BoundaryCrossing
-from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox, run_pyautoattack
 from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.evaluation.dry_run import cost_of, measure, passes_of
+from alignment_security.evaluation.dry_run import Speed, describe_cost, measure
+from alignment_security.evaluation.threats import (
+    AutoAttack,
+    Clean,
+    Crossing,
+    FastMinimumNorm,
+    Foolbox,
+)
 
-TINY_EPS, HUGE_EPS = [1e-4, 2e-4, 3e-4], [1.0]
-BUDGET = {"steps": 10, "targets": 3, "queries": 60}
+TINY_EPS, HUGE_EPS = (1e-4, 2e-4, 3e-4), (1.0,)
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +37,10 @@ def images(net):
     return right[:6]
 
 
-def ball(eps, names=AUTOATTACK, engine="own", ladder="ascending") -> dict:
-    return {
-        "protocol": "autoattack",
-        "attacks": list(names),
-        "eps": eps,
-        "engine": engine,
-        "ladder": ladder,
-        **BUDGET,
-    }
+def small(eps, names=AUTOATTACK, engine="own", bisect=False) -> AutoAttack:
+    """AutoAttack with a budget of few passes."""
+    budget = Budget(tuple(names), steps=10, targets=3, queries=60)
+    return AutoAttack("Linf", tuple(eps), budget, engine, bisect)
 
 
 def counted(rows) -> tuple[float, float]:
@@ -51,41 +50,41 @@ def counted(rows) -> tuple[float, float]:
     return sum(row["forwards"] for row in rows) / n, sum(row["backwards"] for row in rows) / n
 
 
-def own(net, images, run) -> tuple[float, float]:
-    budget = Budget(tuple(run["attacks"]), **BUDGET)
+def own(net, images, threat: AutoAttack) -> tuple[float, float]:
+    eps = list(threat.eps)
     return counted(
-        run_autoattack(
-            net, images, "Linf", run["eps"], 10, budget, bisect=run["ladder"] == "bisect"
-        )
+        run_autoattack(net, images, "Linf", eps, 10, threat.budget, bisect=threat.bisect)
     )
 
 
-# ---- passes ----------------------------------------------------------------------------------------------------
+# ---- passes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK] + [AUTOATTACK], ids="+".join)
 @pytest.mark.parametrize("eps", [TINY_EPS[:1], TINY_EPS])
 def test_nothing_takes_more_passes_than_the_most(net, images, names, eps):
-    """Of what nothing fools: all of it for APGD and Square (but for the confirmation), most of it for FAB."""
-    run = ball(eps, names)
-    forwards, backwards = own(net, images, run)
-    most = passes_of(run)[1]
+    """Images that nothing fools take all of it for APGD and Square (but for the confirmation), and
+    most of it for FAB."""
+    threat = small(eps, names)
+    forwards, backwards = own(net, images, threat)
+    most = threat.cost()[1]
     share = 0.5 if "fab-t" in names else 1
     assert share * most[0] <= forwards + 1 <= most[0] and share * most[1] <= backwards <= most[1]
 
 
 def test_bisection_takes_a_logarithm_of_the_eps(net, images):
-    run = ball([1e-4 * k for k in range(1, 8)], ["apgd-ce"], ladder="bisect")
-    assert own(net, images, run) == (pytest.approx(passes_of(run)[1][0] - 1), 30)
+    threat = small([1e-4 * k for k in range(1, 8)], ["apgd-ce"], bisect=True)
+    assert own(net, images, threat) == (pytest.approx(threat.cost()[1][0] - 1), 30)
 
 
 @pytest.mark.parametrize("names", [["apgd-ce"], ["square"]])
 def test_fooled_at_once_takes_the_least(names):
-    run = ball(HUGE_EPS, names)
+    threat = small(HUGE_EPS, names)
     x = torch.full((1, 8, 8), 0.5)
-    budget = Budget(tuple(names), **BUDGET)
-    found = counted(run_autoattack(AnyChange(x), [("a", x, 0)], "Linf", HUGE_EPS, 4, budget))
-    assert found == passes_of(run)[0]
+    found = counted(
+        run_autoattack(AnyChange(x), [("a", x, 0)], "Linf", list(HUGE_EPS), 4, threat.budget)
+    )
+    assert found == threat.cost()[0]
 
 
 class AnyChange(nn.Module):
@@ -100,45 +99,37 @@ class AnyChange(nn.Module):
         return torch.cat([1 - other, other, 0 * other - 1, 0 * other - 2], dim=1)
 
 
-@pytest.mark.parametrize(
-    "attack, protocol",
-    [
-        (FMN("L2", 10), "fmn"),
-        (FMN("Linf", 10), "fmn"),
-        (BoundaryCrossing("L2", 10), "crossing"),
-        (BoundaryCrossing("Linf", 10), "crossing"),
-    ],
-)
-def test_minimal_norms_take_what_is_said(net, images, attack, protocol):
-    least, most = passes_of({"protocol": protocol, "steps": 10})
-    assert least == most == counted(run_minimum_norm(net, images, attack, 10))
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+@pytest.mark.parametrize("threat_class", [FastMinimumNorm, Crossing])
+def test_minimal_norms_take_the_estimated_passes(net, images, threat_class, norm):
+    threat = threat_class(norm, steps=10)
+    least, most = threat.cost()
+    assert least == most == counted(run_minimum_norm(net, images, threat.attack(), 10))
 
 
 @pytest.mark.parametrize("protocol", FOOLBOX)
-def test_foolboxs_classes_take_what_is_said(net, images, protocol):
-    run = {"protocol": protocol, **FOOLBOX[protocol][1], "steps": 10}
-    least, most = passes_of(run)
+def test_foolboxs_classes_take_the_estimated_passes(net, images, protocol):
+    least, most = Foolbox(protocol, steps=10).cost()
     forwards, backwards = counted(run_foolbox(net, images, protocol, 10, 10))
     assert least[0] <= forwards <= most[0] and least[1] <= backwards <= most[1]
     assert least == most or protocol == "deepfool"
 
 
 @pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK], ids="+".join)
-def test_the_reference_takes_about_what_is_said(net, images, names):
-    run = ball(TINY_EPS[:2], names, engine="reference")
-    budget = Budget(names, **BUDGET)
-    forwards, backwards = counted(run_pyautoattack(net, images, "Linf", TINY_EPS[:2], 10, budget))
-    most = passes_of(run)[1]
-    assert forwards == pytest.approx(most[0], rel=0.15) and backwards == pytest.approx(
-        most[1], rel=0.15
-    )
+def test_the_reference_takes_about_the_estimated_passes(net, images, names):
+    threat = small(TINY_EPS[:2], names, engine="reference")
+    eps = list(threat.eps)
+    forwards, backwards = counted(run_pyautoattack(net, images, "Linf", eps, 10, threat.budget))
+    most = threat.cost()[1]
+    assert forwards == pytest.approx(most[0], rel=0.15)
+    assert backwards == pytest.approx(most[1], rel=0.15)
 
 
 def test_a_clean_pass_is_one():
-    assert passes_of({"protocol": "clean"}) == ((1, 0), (1, 0))
+    assert Clean().cost() == ((1, 0), (1, 0))
 
 
-# ---- time ------------------------------------------------------------------------------------------------------
+# ---- time ----------------------------------------------------------------------------------------
 
 
 class Slow(nn.Module):
@@ -153,30 +144,26 @@ class Slow(nn.Module):
 
 
 def test_times_are_those_of_a_net_that_sleeps(sample, lite0):
-    cost = measure(Slow(), sample, lite0.preprocessing, 2, gradients=True)
-    assert 0.010 <= cost["forward"] < 0.02 and 0.030 <= cost["both"] < 0.045 and cost["decode"] > 0
-    assert cost["peak"] > 100e6 and cost["batch_size"] == 2
+    speed = measure(Slow(), sample, lite0.preprocessing, 2, gradients=True)
+    assert 0.010 <= speed.forward < 0.02 and 0.030 <= speed.both < 0.045 and speed.decode > 0
+    assert speed.peak_bytes > 100e6 and speed.batch_size == 2
 
 
 def test_the_estimate_is_passes_times_seconds():
     """1000 images: 0.1 s to decode; 13 forward passes of 1 s, 10 of which go back in 2 s more."""
-    cost = {"decode": 0.1, "forward": 1.0, "both": 3.0, "peak": 3 * 2**29, "batch_size": 8}
-    lines = cost_of({"protocol": "fmn", "steps": 10}, 1000, cost, on_gpu=True)
-    assert (
-        lines["estimated time"] == "9:11:40" and lines["peak memory"] == "1.50 GiB of the GPU"
-    )  # 33,100 s
-    assert (
-        lines["passes"]
-        == "an image takes 13 forward and 10 backward; a misclassified one 1 forward"
+    speed = Speed(decode=0.1, forward=1.0, both=3.0, batch_size=8, peak_bytes=3 * 2**29)
+    lines = describe_cost(FastMinimumNorm("L2", steps=10), 1000, speed, on_gpu=True)
+    assert lines["estimated time"] == "9:11:40"  # 33,100 s
+    assert lines["peak memory"] == "1.50 GiB of the GPU"
+    assert lines["passes"] == (
+        "an image takes 13 forward and 10 backward; a misclassified one 1 forward"
     )
-    lines = cost_of(ball([0.1], ["apgd-ce"]), 1000, cost, on_gpu=False)
-    assert (
-        lines["estimated time"] == "1:25:00 to 9:11:40"
-        and "to 13 forward and 10 backward (never fooled)" in lines["passes"]
-    )
+    lines = describe_cost(small([0.1], ["apgd-ce"]), 1000, speed, on_gpu=False)
+    assert lines["estimated time"] == "1:25:00 to 9:11:40"
+    assert "to 13 forward and 10 backward (never fooled)" in lines["passes"]
 
 
 def test_a_set_smaller_than_the_batches_is_enough(sample, lite0):
     net = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
     net(torch.zeros(1, 3, 224, 224))
-    assert measure(net, sample.take([0]), lite0.preprocessing, 4, gradients=False)["forward"] > 0
+    assert measure(net, sample.take([0]), lite0.preprocessing, 4, gradients=False).forward > 0

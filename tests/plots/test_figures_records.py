@@ -12,6 +12,7 @@ import pytest
 import plotting
 from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.files import safe_file_name, utc_now
+from alignment_security.evaluation.options import parse_args
 from alignment_security.models.families import lineage
 from alignment_security.plots.examples import adversarial_examples, human_alignment_examples
 from alignment_security.plots.records import (
@@ -312,8 +313,7 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
 
 
 def test_the_command_that_errors_propose_is_one_that_parses():
-    command_line = pytest.importorskip("command_line")
-    args = command_line.parse(EVALUATE.format("here").split()[2:], "")
+    args = parse_args(EVALUATE.format("here").split()[2:], "")
     assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
 
 

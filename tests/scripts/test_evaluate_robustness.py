@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -21,9 +20,13 @@ from conftest import ROOT
 
 import evaluate_robustness
 from alignment_security.common.files import sha256_file
-from alignment_security.evaluation.options import get_args_parser, join_slice, parse_args
-from alignment_security.evaluation.run import attacked_module
-from alignment_security.evaluation.threats import attack_settings
+from alignment_security.evaluation.options import (
+    get_args_parser,
+    join_slice,
+    parse_args,
+    threat_from_args,
+)
+from alignment_security.evaluation.threats import Execution
 from alignment_security.models.heads import HEAD_TEMPERATURE, AnimateHead, Model
 from alignment_security.records.record import read_record
 from alignment_security.records.run import Run
@@ -203,19 +206,19 @@ def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
     "protocol, smooth", [("crossing", HEAD_TEMPERATURE), ("fmn", 0.0), ("autoattack", 0.0)]
 )
 def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
-    """FMN is the authors' and AutoAttack the reference's: their gradients stay the head's own. The settings tell."""
-    net = (
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), AnimateHead("max"))
-        .eval()
-        .requires_grad_(False)
-    )
-    if protocol != "autoattack":  # whose losses two classes are too few for
-        options = ["--model_name", "m", "--head", "animate", "L2", "--protocol", protocol]
-        settings = attack_settings(parse_args(options, ""))
-        assert ("head_gradient" in settings) == bool(smooth)
-    args = argparse.Namespace(threat="L2", protocol=protocol, precision="float32", compile=False)
+    """FMN is the authors' and AutoAttack the reference's: both keep the head's own gradient.
+
+    The settings say which gradient it was.
+    """
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 1000), AnimateHead("max"))
+    net = net.eval().requires_grad_(False)
+    options = ["--model_name", "m", "--head", "animate", "L2", "--protocol", protocol]
+    if protocol == "autoattack":
+        options += ["--eps", "1"]
+    threat = threat_from_args(parse_args(options, ""))
+    assert ("head_gradient" in threat.settings("animate")) == bool(smooth)
     model = Model(net, {}, {"input_size": (3, 2, 2)}, 2)
-    assert attacked_module(args, model)[-1].smooth == smooth
+    assert threat.attacked_module(model, Execution(batch_size=2))[-1].smooth == smooth
 
 
 @pytest.mark.parametrize(
@@ -338,7 +341,7 @@ def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
     assert (rows["clean_top5"] >= rows["clean_correct"]).all() and "90.0%" in out
     assert info["status"] == "done" and info["settings"]["run"]["list_sha256"] == sample.list_sha256
     before = path.read_bytes()
-    monkeypatch.setattr(evaluate_robustness, "evaluate_images", None)
+    monkeypatch.setattr(evaluate_robustness, "fill_record", None)
     assert cli(*command) == (0, out, "")
     assert path.read_bytes() == before and len(record(tmp_path)[1]["sessions"]) == 1
 
@@ -451,9 +454,9 @@ def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
 def test_a_failure_ends_the_process_though_workers_decode(tiny, tmp_path):
     """An unforeseen error while worker processes are alive: exit status 1 at once, not a process that hangs."""
     code = (
-        "import sys, evaluate_robustness\nfrom alignment_security.evaluation import run\n"
+        "import sys, evaluate_robustness\nfrom alignment_security.evaluation import threats\n"
         "def fails(*a, **k):\n    next(a[1])\n    raise RuntimeError('unforeseen')\n    yield\n"
-        "run.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))"
+        "threats.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))"
     )
     command = [
         sys.executable,

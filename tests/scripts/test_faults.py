@@ -387,7 +387,7 @@ def with_net(monkeypatch):
             model = load(*args, **names)
             return replace(model, module=Wrapped(model.module, f).train(train), **changes)
 
-        monkeypatch.setattr("alignment_security.evaluation.run.load_model", loaded)
+        monkeypatch.setattr("alignment_security.evaluation.setup.load_model", loaded)
 
     return call
 
@@ -406,7 +406,9 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(
 
     with_net(greedy)
     # the fast copy is tried on two images before the attack has a batch to halve
-    monkeypatch.setattr("alignment_security.evaluation.run.fast_copy", lambda module, *_: module)
+    monkeypatch.setattr(
+        "alignment_security.evaluation.threats.fast_copy", lambda module, *_: module
+    )
     assert cli(*command(tiny, tmp_path, threat))[0] == 0
     rows, info = record(tmp_path)
     same_results(
@@ -605,7 +607,7 @@ def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypa
 
 
 def test_without_a_terminal_progress_is_lines(cli, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("alignment_security.evaluation.run.PROGRESS_SECONDS", 0)
+    monkeypatch.setattr("alignment_security.common.progress.PROGRESS_SECONDS", 0)
     status, _, err = cli(*command(tiny, tmp_path, "clean"))
     assert (
         status == 0

@@ -1,0 +1,98 @@
+"""What record rows gain after the attack: agreement with people, and saved adversarial examples."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from timm.data import ImageNetInfo
+
+from alignment_security.common.files import write_atomic
+from alignment_security.evaluation.threats import Clean, Threat
+from alignment_security.images.human_maps import human_map
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.images.labels import multilabel_correct, real_correct
+from alignment_security.images.loading import PixelDataset
+from alignment_security.models.heads import HEADS, IMAGENET_CLASSES, Model
+from alignment_security.records.adversarial_examples import example_path
+from alignment_security.records.metrics import over_ceiling, rank_agreement
+from alignment_security.records.run import Run
+
+
+def add_human_columns(rows: list[dict], threat: Threat, model: Model, images: ImageSet) -> None:
+    """Add what people say of an image to its rows.
+
+    Clean rows get `clean_real` and `clean_multilabel`: whether the prediction is among all labels
+    that fit. Rows with a perturbation get its rank agreement with the image's human map. A value
+    that does not exist is no cell.
+    """
+    for row in rows:
+        if isinstance(threat, Clean) and model.n_outputs == IMAGENET_CLASSES:
+            add_accepted_labels(row, threat, model)
+        if threat.map_reduce and row.get("perturbation") is not None:
+            add_alignment(row, threat.map_reduce, model, images)
+
+
+def add_accepted_labels(row: dict, threat: Clean, model: Model) -> None:
+    accepted = threat.accepted_labels(model.settings["head"])
+    row["clean_real"] = real_correct(row["image_id"], row["clean_pred"])
+    row["clean_multilabel"] = multilabel_correct(accepted, row["image_id"], row["clean_pred"])
+
+
+def add_alignment(row: dict, map_reduce: str, model: Model, images: ImageSet) -> None:
+    attention = human_map(images, images.position(row["image_id"]), model.preprocessing)
+    if attention is None:
+        return
+    perturbation = row["perturbation"].cpu().numpy()
+    raw = rank_agreement(attention[None], perturbation[None], map_reduce)[0]
+    if np.isnan(raw):
+        return
+    row["human_alignment_raw"] = float(raw)
+    row["human_alignment"] = float(over_ceiling(raw))
+
+
+def save_examples(
+    rows: list[dict], first_images: int, model: Model, images: ImageSet, run: Run
+) -> None:
+    """Save photograph and perturbation of the first images of the list that were fooled.
+
+    One .npz an image, for figures; see alignment_security/records/adversarial_examples.py.
+    """
+    chosen = images.ids[:first_images]
+    for row in rows:
+        if row.get("perturbation") is None or row["image_id"] not in chosen:
+            continue
+        path = example_path(run.csv, row["image_id"])
+        write_atomic(path, example_bytes(row, model, images))
+
+
+def example_bytes(row: dict, model: Model, images: ImageSet) -> bytes:
+    """The .npz file of one adversarial example."""
+    position = images.position(row["image_id"])
+    image = PixelDataset(images, model.preprocessing)[position][1]
+    attention = human_map(images, position, model.preprocessing)
+    head = model.settings["head"]
+    arrays = {
+        "image": (image.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
+        "delta": row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
+        "label": class_name(row["label"], head),
+        "pred": class_name(row["adv_pred"], head),
+        "eps": row.get("eps", np.nan),
+        "l2": row["l2"],
+        "linf": row["linf"],
+        "human_alignment": row.get("human_alignment", np.nan),
+    }
+    if attention is not None:
+        arrays["human_map"] = attention.astype(np.float16)
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def class_name(index: int, head: str) -> str:
+    """The class that a label or a prediction stands for, in words."""
+    if HEADS[head]:
+        return ("animate", "inanimate")[index]
+    if index >= IMAGENET_CLASSES:
+        return str(index)
+    return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]

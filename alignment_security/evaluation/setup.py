@@ -1,0 +1,72 @@
+"""From a command line to the objects of an evaluation: the model, the images, staged ones too."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from alignment_security.cluster.job import (
+    StagingError,
+    staged_images,
+    staged_weights,
+    staging_dir,
+)
+from alignment_security.common.settings import setting
+from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
+from alignment_security.images.loading import load_image_set
+from alignment_security.models.heads import IMAGENET_CLASSES, Model
+from alignment_security.models.loading import load_model
+from alignment_security.models.names import listed_checkpoint
+
+
+def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
+    """The model called --model_name; with --chtc from its tar in STAGING_DIR."""
+    if args.chtc:
+        staging = staging_dir(setting("STAGING_DIR"))
+        return load_staged(staging, args.model_name, args.head, device)
+    checkpoint = args.checkpoint or listed_checkpoint(args.model_name, setting("CHECKPOINT_DIR"))
+    return load_model(
+        args.model_name,
+        checkpoint,
+        args.trust_checkpoint,
+        args.head,
+        device,
+        args.architecture,
+        args.source,
+    )
+
+
+def load_staged(staging: Path, name: str, head: str, device: str | torch.device) -> Model:
+    """The model called `name` from its staged weights.
+
+    Raises StagingError where they are not the weights that were staged.
+    """
+    staged = staged_weights(staging, name)
+    net = staged.facts["net"]
+    model = load_model(name, staged.checkpoint, head=head, device=device, architecture=net)
+    if model.settings["weights_sha256"] != staged.facts["weights_sha256"]:
+        raise StagingError(
+            f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage "
+            "again"
+        )
+    return replace(model, settings=model.settings | {"weights": staged.facts["weights"]})
+
+
+def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:
+    """The images of --dataset, corrupted where that is the threat, and the slice of -s."""
+    classes = model.n_outputs if args.head == "none" else IMAGENET_CLASSES
+    corruption = None
+    if args.threat == "corruptions":
+        corruption = (args.corruption_type, args.corruption_severity)
+    images = load_image_set(args.dataset, requested_data_dir(args), classes, corruption, args.seed)
+    return take_slice(images, *args.slice) if args.slice else images
+
+
+def requested_data_dir(args: argparse.Namespace) -> str | None:
+    """--data_dir, or the folder of the image set in .env; X.tar with --chtc is a staged folder."""
+    if args.chtc and args.data_dir:
+        return staged_images(staging_dir(setting("STAGING_DIR")), args.data_dir)
+    return args.data_dir or default_dir(args.dataset)

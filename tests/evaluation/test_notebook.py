@@ -1,0 +1,104 @@
+"""`evaluate` as a notebook calls it: the lines of docs/notebook.md, and the script's own record."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from alignment_security.attacks.autoattack import Budget
+from alignment_security.common.files import UserError
+from alignment_security.evaluation import (
+    AutoAttack,
+    Clean,
+    Corruptions,
+    Crossing,
+    FastMinimumNorm,
+    Foolbox,
+    evaluate,
+)
+from alignment_security.images.loading import load_image_set
+from alignment_security.models.loading import load_model
+from alignment_security.records.record import read_record, read_run_file
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny):
+    return load_model(tiny.name, tiny.checkpoint)
+
+
+@pytest.fixture(scope="module")
+def tiny_images(tiny):
+    return load_image_set("mine", str(tiny.data))
+
+
+def test_the_lines_of_the_notebook_page_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "notebook.md").read_text()
+    first, *_ = re.findall(r"```python\n(.*?)```", page, re.S)
+    names: dict = {}
+    exec(first, names)
+    rows = names["rows"]
+    assert set(rows["image_id"]) == set(names["images"].ids)
+    assert rows["robust"].isin([0, 1]).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+THREATS = {
+    "clean": (Clean(), ["clean"]),
+    "Linf": (
+        AutoAttack("Linf", (64 / 255, 16 / 255), Budget(("apgd-ce", "square"), 4, queries=20)),
+        ["Linf", "--eps", "16/255", "64/255", "--attacks", "apgd-ce", "square", "--steps", "4"]
+        + ["--queries", "20"],
+    ),
+    "L2-fmn": (FastMinimumNorm("L2", steps=10), ["L2", "--steps", "10"]),
+    "Linf-crossing": (
+        Crossing("Linf", steps=10),
+        ["Linf", "--protocol", "crossing", "--steps", "10"],
+    ),
+    "L2-ddn": (Foolbox("ddn", steps=10), ["L2", "--protocol", "ddn", "--steps", "10"]),
+}
+
+
+@pytest.mark.parametrize("name", THREATS)
+def test_evaluate_writes_the_record_of_the_script(
+    cli, tiny, tiny_model, tiny_images, tmp_path, name
+):
+    threat, command = THREATS[name]
+    assert cli(*tiny.arguments(tmp_path / "script"), *command)[0] == 0
+    rows = evaluate(tiny_model, tiny_images, threat, tmp_path / "notebook", batch_size=4)
+    relative = f"records/mine/{name}/{tiny.name}"
+    script, notebook = tmp_path / "script" / relative, tmp_path / "notebook" / relative
+    assert threat.name == name
+    assert script.with_suffix(".csv").read_bytes() == notebook.with_suffix(".csv").read_bytes()
+    ours, theirs = (
+        read_run_file(path.with_suffix(".json"))["settings"] for path in (notebook, script)
+    )
+    assert ours == theirs
+    pd.testing.assert_frame_equal(rows, read_record(notebook.with_suffix(".csv")))
+
+
+def test_evaluate_without_a_folder_returns_the_same_rows(tiny_model, tiny_images, tmp_path):
+    threat = Crossing("L2", steps=5)
+    kept = evaluate(tiny_model, tiny_images, threat, tmp_path, batch_size=4)
+    pd.testing.assert_frame_equal(
+        evaluate(tiny_model, tiny_images, threat, batch_size=4), kept, check_dtype=False
+    )
+
+
+def test_evaluate_goes_on_with_a_record(cli, tiny, tiny_model, tiny_images, tmp_path):
+    command = [*tiny.arguments(tmp_path), "--stop_after", "1e-9", "clean"]
+    assert cli(*command)[0] == 85
+    rows = evaluate(tiny_model, tiny_images, Clean(), tmp_path, batch_size=4)
+    assert len(rows) == tiny.images
+
+
+def test_corruptions_need_images_that_are_corrupted(tiny_model, tiny_images):
+    with pytest.raises(UserError, match="not under fog 3"):
+        evaluate(tiny_model, tiny_images, Corruptions(type="fog", severity=3))
+
+
+def test_a_threat_sorts_its_eps_once():
+    assert AutoAttack("Linf", (2 / 255, 1 / 255, 2 / 255)).eps == (1 / 255, 2 / 255)
