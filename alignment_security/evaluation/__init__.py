@@ -1,14 +1,10 @@
 """Evaluate a model under a threat from a notebook; docs/notebook.md shows how."""
 
 from alignment_security.evaluation.run import evaluate
-from alignment_security.evaluation.threats import (
-    AutoAttack,
-    Clean,
-    Corruptions,
-    Crossing,
-    FastMinimumNorm,
-    Foolbox,
-)
+from alignment_security.evaluation.threats.autoattack import AutoAttack
+from alignment_security.evaluation.threats.clean import Clean, Corruptions
+from alignment_security.evaluation.threats.foolbox import Foolbox
+from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
 
 __all__ = [
     "AutoAttack",

@@ -8,7 +8,8 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from alignment_security.common.files import write_atomic
-from alignment_security.evaluation.threats import Clean, Threat
+from alignment_security.evaluation.threats.clean import Clean
+from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.human_maps import human_map
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.labels import multilabel_correct, real_correct

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from alignment_security.evaluation.run import Evaluation
-from alignment_security.evaluation.threats import Clean, Cost, Execution, Threat
+from alignment_security.evaluation.threats.clean import Clean
+from alignment_security.evaluation.threats.threat import Cost, Execution, Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_images
 from alignment_security.models.forward import Forward, device_of

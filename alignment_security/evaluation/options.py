@@ -9,7 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
-from alignment_security.attacks.autoattack import AUTOATTACK, Budget
+from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.libraries import FOOLBOX
 from alignment_security.common.command_line import (
     Parser,
@@ -18,31 +18,40 @@ from alignment_security.common.command_line import (
     set_name,
     whole_number,
 )
-from alignment_security.common.settings import parse_eps, parse_radius, setting
-from alignment_security.evaluation.threats import (
-    ENGINES,
-    AutoAttack,
-    Clean,
-    Corruptions,
+from alignment_security.common.settings import setting
+from alignment_security.evaluation.threats.autoattack import AutoAttack, add_autoattack_options
+from alignment_security.evaluation.threats.clean import Clean, Corruptions
+from alignment_security.evaluation.threats.foolbox import Foolbox
+from alignment_security.evaluation.threats.minimum_norm import (
     Crossing,
     FastMinimumNorm,
-    Foolbox,
     MinimumNormThreat,
-    Threat,
+    add_fmn_options,
 )
+from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.heads import HEADS
 from alignment_security.records.metrics import REDUCTIONS
 
-CLEAN_THREATS = ("clean", "corruptions")
-# norm -> protocols, the default first
-PROTOCOLS = {
+CLEAN_THREATS: dict[str, type[Threat]] = {"clean": Clean, "corruptions": Corruptions}
+PROTOCOLS: dict[str, type[Threat]] = {
+    "autoattack": AutoAttack,
+    "fmn": FastMinimumNorm,
+    "crossing": Crossing,
+    **dict.fromkeys(FOOLBOX, Foolbox),
+}
+# norm -> its protocols, the default first
+NORMS = {
     "Linf": ("autoattack", "fmn", "crossing"),
     "L2": ("fmn", "crossing", *FOOLBOX, "autoattack"),
     "L1": ("fmn",),
 }
-DEFAULT_STEPS = {"autoattack": 100, "fmn": 1000, "crossing": 100}
-DEFAULT_STEPS |= {protocol: settings["steps"] for protocol, (_, settings) in FOOLBOX.items()}
+DEFAULT_STEPS = {
+    "autoattack": Budget().steps,
+    "fmn": FastMinimumNorm.steps,
+    "crossing": Crossing.steps,
+    **{protocol: settings["steps"] for protocol, (_, settings) in FOOLBOX.items()},
+}
 DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
 
 
@@ -92,7 +101,7 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
     threats.add_parser("clean", help="accuracy on the images as they are")
     add_corruptions(threats)
-    for norm in PROTOCOLS:
+    for norm in NORMS:
         add_norm(threats, norm)
     return parser
 
@@ -236,7 +245,7 @@ def add_corruptions(threats: argparse._SubParsersAction) -> None:
 
 def add_norm(threats: argparse._SubParsersAction, norm: str) -> None:
     """AutoAttack within eps, or minimal norms. --protocol decides which options are read."""
-    protocols = PROTOCOLS[norm]
+    protocols = NORMS[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
     parser.add_argument(
         "--protocol",
@@ -250,49 +259,6 @@ def add_norm(threats: argparse._SubParsersAction, norm: str) -> None:
     if "autoattack" in protocols:
         add_autoattack_options(parser, norm)
     add_fmn_options(parser)
-
-
-def add_autoattack_options(parser: argparse.ArgumentParser, norm: str) -> None:
-    group = parser.add_argument_group("autoattack")
-    group.add_argument(
-        "--eps",
-        nargs="+",
-        type=argument(parse_eps if norm == "Linf" else parse_radius),
-        default=[],
-        help="radii in pixel units of [0, 1]: 8/255 or 0.031",
-    )
-    group.add_argument(
-        "--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged"
-    )
-    group.add_argument(
-        "--bisect",
-        action="store_true",
-        help="try the middle eps first; robust there counts as robust below (from_eps says so)",
-    )
-    group.add_argument("--attacks", nargs="+", choices=AUTOATTACK, default=list(AUTOATTACK))
-    group.add_argument(
-        "--targets",
-        type=argument(positive_int),
-        default=Budget().targets,
-        help="classes that apgd-t and fab-t aim at",
-    )
-    group.add_argument(
-        "--queries", type=argument(positive_int), default=Budget().queries, help="queries of square"
-    )
-
-
-def add_fmn_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("fmn")
-    group.add_argument(
-        "--step_size",
-        type=float,
-        default=1.0,
-        help="first step, L2 length in pixel units of [0, 1]",
-    )
-    group.add_argument("--final_step_size", type=float, default=1e-5, help="last step")
-    group.add_argument(
-        "--gamma", type=float, default=0.05, help="first relative change of eps, in (0, 1)"
-    )
 
 
 # ---- a request -----------------------------------------------------------------------------------
@@ -344,24 +310,6 @@ def check_attack_options(args: argparse.Namespace, parser: argparse.ArgumentPars
 
 
 def threat_from_args(args: argparse.Namespace) -> Threat:
-    """The threat that a command line asks for. Raises AttackError for an impossible budget."""
-    if args.threat == "clean":
-        return Clean(args.multilabel)
-    if args.threat == "corruptions":
-        return Corruptions(args.multilabel, args.corruption_type, args.corruption_severity)
-    if args.protocol == "autoattack":
-        budget = Budget(tuple(args.attacks), args.steps, args.targets, args.queries)
-        return AutoAttack(args.threat, tuple(args.eps), budget, args.engine, args.bisect, args.seed)
-    if args.protocol == "fmn":
-        return FastMinimumNorm(
-            args.threat,
-            args.steps,
-            args.step_size,
-            args.final_step_size,
-            args.gamma,
-            args.map_reduce,
-            args.seed,
-        )
-    if args.protocol == "crossing":
-        return Crossing(args.threat, args.steps, args.map_reduce, args.seed)
-    return Foolbox(args.protocol, args.steps, args.map_reduce, args.seed)
+    """The threat that a command line asks for."""
+    threat_class = CLEAN_THREATS.get(args.threat) or PROTOCOLS[args.protocol]
+    return threat_class.from_args(args)

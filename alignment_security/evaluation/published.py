@@ -139,5 +139,6 @@ def comparison_warning(found: dict, image_set: str) -> str:
     interval = f"{CONFIDENCE:.1%} interval {found['low']:.1%} to {found['high']:.1%}"
     return (
         f"clean accuracy {ours}, but {found['top1']:.1%} is published for {found['model']}, "
-        f"outside the {interval}: check the class order of the images, the preprocessing and the weights"
+        f"outside the {interval}: check the class order of the images, the preprocessing and the "
+        "weights"
     )

@@ -28,7 +28,8 @@ from alignment_security.common.progress import ProgressMeter
 from alignment_security.common.settings import format_eps, version_drift
 from alignment_security.evaluation.annotations import add_human_columns, save_examples
 from alignment_security.evaluation.published import compare_with_published, read_published
-from alignment_security.evaluation.threats import Clean, Execution, Threat
+from alignment_security.evaluation.threats.clean import Clean
+from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_images

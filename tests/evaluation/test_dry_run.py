@@ -12,14 +12,14 @@ from torch import nn
 from alignment_security.attacks.autoattack import AUTOATTACK, Budget, run_autoattack
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox, run_pyautoattack
 from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.evaluation.dry_run import Speed, describe_cost, measure
-from alignment_security.evaluation.threats import (
+from alignment_security.evaluation import (
     AutoAttack,
     Clean,
     Crossing,
     FastMinimumNorm,
     Foolbox,
 )
+from alignment_security.evaluation.dry_run import Speed, describe_cost, measure
 
 TINY_EPS, HUGE_EPS = (1e-4, 2e-4, 3e-4), (1.0,)
 

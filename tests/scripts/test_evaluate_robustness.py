@@ -26,7 +26,7 @@ from alignment_security.evaluation.options import (
     parse_args,
     threat_from_args,
 )
-from alignment_security.evaluation.threats import Execution
+from alignment_security.evaluation.threats.threat import Execution
 from alignment_security.models.heads import HEAD_TEMPERATURE, AnimateHead, Model
 from alignment_security.records.record import read_record
 from alignment_security.records.run import Run
@@ -454,9 +454,9 @@ def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
 def test_a_failure_ends_the_process_though_workers_decode(tiny, tmp_path):
     """An unforeseen error while worker processes are alive: exit status 1 at once, not a process that hangs."""
     code = (
-        "import sys, evaluate_robustness\nfrom alignment_security.evaluation import threats\n"
+        "import sys, evaluate_robustness\nfrom alignment_security.evaluation.threats import clean\n"
         "def fails(*a, **k):\n    next(a[1])\n    raise RuntimeError('unforeseen')\n    yield\n"
-        "threats.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))"
+        "clean.run_clean = fails\nsys.exit(evaluate_robustness.main(sys.argv[1:]))"
     )
     command = [
         sys.executable,

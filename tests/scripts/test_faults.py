@@ -407,7 +407,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(
     with_net(greedy)
     # the fast copy is tried on two images before the attack has a batch to halve
     monkeypatch.setattr(
-        "alignment_security.evaluation.threats.fast_copy", lambda module, *_: module
+        "alignment_security.evaluation.threats.threat.fast_copy", lambda module, *_: module
     )
     assert cli(*command(tiny, tmp_path, threat))[0] == 0
     rows, info = record(tmp_path)

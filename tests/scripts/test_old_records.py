@@ -12,6 +12,7 @@ from alignment_security.records.audit import audit
 from alignment_security.records.record import read_record
 
 OLD = DATA / "records_of_e1695b4"
+TORN = "imagenet_12_741.jpg"  # its row at the larger eps is missing
 SMALL = ["--attacks", "apgd-ce", "apgd-t", "fab-t", "square"]
 THREATS = {
     "clean": ["clean"],
@@ -41,7 +42,9 @@ def test_a_record_begun_by_the_flat_layout_is_finished(cli, tmp_path, threat):
     exact += [name for name in ("eps", "robust", "success") if name in rows]
     pd.testing.assert_frame_equal(rows[exact], want[exact])
     norms = [name for name in ("l2", "linf") if name in rows]
-    pd.testing.assert_frame_equal(rows[norms], want[norms], rtol=0.05)
+    # of the image that lacked an eps, another attack breaks it: FAB's memory ended with the process
+    whole = rows["image_id"] != TORN if threat == "Linf" else rows["image_id"] != ""
+    pd.testing.assert_frame_equal(rows.loc[whole, norms], want.loc[whole, norms], rtol=0.05)
 
 
 def test_the_committed_records_are_audited_clean():

@@ -1,0 +1,178 @@
+"""AutoAttack's verdicts within eps, in Linf or L2."""
+
+from __future__ import annotations
+
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from alignment_security.attacks.autoattack import AUTOATTACK, Budget, run_autoattack
+from alignment_security.attacks.clean import ImageStream
+from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.common.command_line import argument, positive_int
+from alignment_security.common.settings import parse_eps, parse_radius
+from alignment_security.evaluation.threats.threat import (
+    Cost,
+    Execution,
+    Rows,
+    Threat,
+    fast_module,
+)
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.models.fast import WithoutTF32
+from alignment_security.models.heads import Model
+
+ENGINES = ("own", "reference")
+
+
+@dataclass(frozen=True)
+class AutoAttack(Threat):
+    """AutoAttack's verdicts at one or more eps (Croce & Hein 2020).
+
+    norm     Linf or L2
+    eps      radii in pixel units of [0, 1]
+    budget   attacks and their steps; only the default is AutoAttack's standard version
+    engine   own, or reference: pyautoattack, unchanged
+    bisect   try the middle eps first
+    """
+
+    norm: str
+    eps: Sequence[float]
+    budget: Budget = Budget()
+    engine: str = "own"
+    bisect: bool = False
+    seed: int = 0
+    kind: ClassVar[str] = "ball"
+
+    def __post_init__(self):
+        object.__setattr__(self, "eps", tuple(sorted(set(self.eps))))
+
+    @property
+    def name(self) -> str:
+        return self.norm if self.norm == "Linf" else f"{self.norm}-autoattack"
+
+    def settings(self, head: str) -> dict:
+        return {
+            "protocol": "autoattack",
+            "norm": self.norm,
+            "seed": self.seed,
+            "attack": self.budget.name,
+            "eps": list(self.eps),
+            "engine": self.engine,
+            "ladder": "bisect" if self.bisect else "ascending",
+            "attacks": self.budget.attacks,
+            "steps": self.budget.steps,
+            "targets": self.budget.targets,
+            "queries": self.budget.queries,
+        }
+
+    def check(self, model: Model, images: ImageSet) -> None:
+        self.budget.check(model.n_outputs)
+
+    def cost(self) -> tuple[Cost, Cost]:
+        first_point = (3, 0 if self.budget.attacks[0] == "square" else 1)
+        forwards, backwards = 2, 0
+        for attack in self.budget.attacks:
+            times = self._times_run(attack)
+            once = self._cost_once(attack)
+            forwards += times * once[0]
+            backwards += times * once[1]
+        return first_point, (forwards, backwards)
+
+    def _times_run(self, attack: str) -> int:
+        """At how many eps an image that survives meets an attack."""
+        if attack == "fab-t" and self.engine == "own":
+            return 1  # FAB ignores eps, so its result settles them all
+        if self.bisect:
+            return math.ceil(math.log2(len(self.eps) + 1))
+        return len(self.eps)
+
+    def _cost_once(self, attack: str) -> Cost:
+        """Passes of one attack at one eps on an image that survives it, counted on both engines."""
+        steps, targets, queries = self.budget.steps, self.budget.targets, self.budget.queries
+        if self.engine == "reference":
+            return {
+                "apgd-ce": (steps + 5, steps + 1),
+                "apgd-t": (targets * (steps + 3) + 1, targets * (steps + 1)),
+                "fab-t": (targets * (2 * steps + 4) + 1, targets * steps),
+                "square": (queries + 6, 0),
+            }[attack]
+        return {
+            "apgd-ce": (steps + 1, steps),
+            "apgd-t": (targets * (steps + 1), targets * steps),
+            "fab-t": (targets * 2 * steps, targets * 2 * steps),
+            "square": (queries + 1, 0),
+        }[attack]
+
+    def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
+        if self.engine == "reference":
+            return model.module
+        return fast_module(model.module, model, execution)
+
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+        if self.engine == "reference":
+            return run_pyautoattack(
+                model.module,
+                images,
+                self.norm,
+                list(self.eps),
+                model.n_outputs,
+                self.budget,
+                seed=self.seed,
+                batch_size=execution.batch_size,
+                begun=execution.known_rows,
+                log=execution.log,
+            )
+        return run_autoattack(
+            self.attacked_module(model, execution),
+            images,
+            self.norm,
+            list(self.eps),
+            model.n_outputs,
+            self.budget,
+            seed=self.seed,
+            batch_size=execution.batch_size,
+            bisect=self.bisect,
+            begun=execution.known_rows,
+            exact=WithoutTF32(model.module),
+            log=execution.log,
+        )
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> AutoAttack:
+        """Raises AttackError for an impossible budget."""
+        budget = Budget(tuple(args.attacks), args.steps, args.targets, args.queries)
+        return cls(args.threat, args.eps, budget, args.engine, args.bisect, args.seed)
+
+
+def add_autoattack_options(parser: ArgumentParser, norm: str) -> None:
+    group = parser.add_argument_group("autoattack")
+    group.add_argument(
+        "--eps",
+        nargs="+",
+        type=argument(parse_eps if norm == "Linf" else parse_radius),
+        default=[],
+        help="radii in pixel units of [0, 1]: 8/255 or 0.031",
+    )
+    group.add_argument(
+        "--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged"
+    )
+    group.add_argument(
+        "--bisect",
+        action="store_true",
+        help="try the middle eps first; robust there counts as robust below (from_eps says so)",
+    )
+    group.add_argument("--attacks", nargs="+", choices=AUTOATTACK, default=list(AUTOATTACK))
+    group.add_argument(
+        "--targets",
+        type=argument(positive_int),
+        default=Budget().targets,
+        help="classes that apgd-t and fab-t aim at",
+    )
+    group.add_argument(
+        "--queries", type=argument(positive_int), default=Budget().queries, help="queries of square"
+    )

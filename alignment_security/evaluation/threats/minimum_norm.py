@@ -1,0 +1,161 @@
+"""Minimal norms by our own attacks: FMN, and walks along the decision boundary."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from alignment_security.attacks.clean import ImageStream
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.evaluation.threats.threat import (
+    Cost,
+    Execution,
+    Rows,
+    Threat,
+    fast_module,
+)
+from alignment_security.models.fast import WithoutTF32
+from alignment_security.models.heads import HEAD_TEMPERATURE, Model, smooth_head
+
+
+class MinimumNormThreat(Threat):
+    """What our own minimum-norm protocols share; subclasses add the attack and its settings."""
+
+    protocol: ClassVar[str]
+    kind: ClassVar[str] = "minimum_norm"
+    norm: str
+    steps: int
+    seed: int
+
+    @abstractmethod
+    def attack(self) -> FMN | BoundaryCrossing:
+        """The attack object. Raises ValueError for settings that it cannot take."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.norm}-{self.protocol}"
+
+    def settings(self, head: str) -> dict:
+        return {"protocol": self.protocol, "norm": self.norm, "seed": self.seed}
+
+    def cost(self) -> tuple[Cost, Cost]:
+        always = (self.steps + 3, self.steps)
+        return always, always
+
+    def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
+        return fast_module(model.module, model, execution)
+
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+        return run_minimum_norm(
+            self.attacked_module(model, execution),
+            images,
+            self.attack(),
+            model.n_outputs,
+            seed=self.seed,
+            batch_size=execution.batch_size,
+            exact=WithoutTF32(model.module),
+            log=execution.log,
+        )
+
+
+@dataclass(frozen=True)
+class FastMinimumNorm(MinimumNormThreat):
+    """Minimal norms by FMN with a projection that only shrinks (Pintor et al. 2021).
+
+    norm                        Linf, L2 or L1
+    step_size, final_step_size  L2 length of the gradient step in pixel units, cosine schedule
+    gamma                       first relative change of eps, in (0, 1)
+    map_reduce                  max or l2: perturbation -> map over channels
+    """
+
+    norm: str
+    steps: int = 1000
+    step_size: float = 1.0
+    final_step_size: float = 1e-5
+    gamma: float = 0.05
+    map_reduce: str = "max"
+    seed: int = 0
+    protocol: ClassVar[str] = "fmn"
+
+    def settings(self, head: str) -> dict:
+        return super().settings(head) | {
+            "attack": f"FMN {self.steps} steps",
+            "steps": self.steps,
+            "step_size": self.step_size,
+            "final_step_size": self.final_step_size,
+            "gamma": self.gamma,
+        }
+
+    def attack(self) -> FMN:
+        return FMN(self.norm, self.steps, self.step_size, self.final_step_size, self.gamma)
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> FastMinimumNorm:
+        return cls(
+            args.threat,
+            args.steps,
+            args.step_size,
+            args.final_step_size,
+            args.gamma,
+            args.map_reduce,
+            args.seed,
+        )
+
+
+def add_fmn_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("fmn")
+    group.add_argument(
+        "--step_size",
+        type=float,
+        default=FastMinimumNorm.step_size,
+        help="first step, L2 length in pixel units of [0, 1]",
+    )
+    group.add_argument(
+        "--final_step_size", type=float, default=FastMinimumNorm.final_step_size, help="last step"
+    )
+    group.add_argument(
+        "--gamma",
+        type=float,
+        default=FastMinimumNorm.gamma,
+        help="first relative change of eps, in (0, 1)",
+    )
+
+
+@dataclass(frozen=True)
+class Crossing(MinimumNormThreat):
+    """Minimal norms by walks along the decision boundary, in a tenth of FMN's passes.
+
+    norm         Linf or L2
+    map_reduce   max or l2: perturbation -> map over channels
+    """
+
+    norm: str
+    steps: int = 100
+    map_reduce: str = "max"
+    seed: int = 0
+    protocol: ClassVar[str] = "crossing"
+
+    def settings(self, head: str) -> dict:
+        settings = super().settings(head) | {
+            "attack": f"crossing {self.steps} steps",
+            "steps": self.steps,
+        }
+        if head == "animate":
+            settings["head_gradient"] = f"log-sum-exp at {HEAD_TEMPERATURE} std"
+        return settings
+
+    def attack(self) -> BoundaryCrossing:
+        return BoundaryCrossing(self.norm, self.steps)
+
+    def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
+        return fast_module(smooth_head(model.module), model, execution)
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> Crossing:
+        return cls(args.threat, args.steps, args.map_reduce, args.seed)

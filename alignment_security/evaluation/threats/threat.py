@@ -1,0 +1,91 @@
+"""What a threat is: the questions that every protocol answers about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from alignment_security.attacks.clean import ImageStream
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.models.fast import fast_copy
+from alignment_security.models.forward import device_of
+from alignment_security.models.heads import Model
+
+# forward passes of one image, and how many of these also go backward
+Cost = tuple[int, int]
+Rows = Iterator[list[dict]]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a threat is run on this machine.
+
+    batch_size    images a pass; halved when the device runs out of memory
+    precision     float32, tf32 or bf16, of the search; findings are confirmed in float32
+    compiled      whether torch.compile compiles the model
+    log           receives warnings
+    known_rows    rows of earlier sessions by image id, for threats with several eps
+    """
+
+    batch_size: int
+    precision: str = "float32"
+    compiled: bool = False
+    log: Callable[[str], None] = lambda message: None
+    known_rows: dict[str, list[dict]] = field(default_factory=dict)
+
+
+class Threat(ABC):
+    """The questions that a threat answers. Subclasses are frozen dataclasses."""
+
+    kind: ClassVar[str]  # columns of its records: clean, ball or minimum_norm
+    eps: Sequence[float] = ()  # radii in pixel units of [0, 1]; a row for each, else one row
+    map_reduce: str | None = None  # perturbation -> map for the agreement with human maps
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Folder of its records: `clean`, `Linf`, `L2-fmn`, `corruptions-fog-3`, ..."""
+
+    @abstractmethod
+    def settings(self, head: str) -> dict:
+        """What changes a row, for the run file; compared on resume and on merge."""
+
+    @abstractmethod
+    def cost(self) -> tuple[Cost, Cost]:
+        """(least, most) passes of one correctly classified image.
+
+        The least is an attack whose first point fools; the most is one that nothing fools, at any
+        eps. A finding is confirmed by one more pass. A misclassified image takes one pass.
+        """
+
+    @abstractmethod
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+        """Record rows as they become known, images in any order."""
+
+    @classmethod
+    @abstractmethod
+    def from_args(cls, args: Namespace) -> Threat:
+        """The threat that a command line asks for."""
+
+    def check(self, model: Model, images: ImageSet) -> None:  # noqa: B027
+        """Raise UserError for a model or images that this threat is not defined on."""
+
+    def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
+        """The module that the attack calls: the model itself, or a faster copy of it."""
+        return model.module
+
+    @property
+    def rows_per_image(self) -> int:
+        return max(1, len(self.eps))
+
+
+def fast_module(module: nn.Module, model: Model, execution: Execution) -> nn.Module:
+    """A faster copy of a module of the model, checked on random pixels."""
+    example = torch.rand(2, *model.preprocessing["input_size"], device=device_of(model.module))
+    return fast_copy(module, example, execution.precision, execution.compiled)
