@@ -1,4 +1,4 @@
-"""What the tests share: one thread and no hub, two real or tiny models, small records, and the script as a function."""
+"""Fixtures of all tests: one thread, no hub, real and tiny models, small records, the script."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# before torch and huggingface_hub are imported: threads that spin for each other on a shared machine cost a factor of
-# four and more, and without this a name that is not in the cache waits a minute for the network
+# Set before torch and huggingface_hub are imported: spinning threads on a shared machine cost a
+# factor of four and more, and a name that is not in the cache would wait a minute for the network.
 os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 import hypothesis
@@ -53,7 +53,7 @@ def sample() -> ImageSet:
 
 @dataclass(frozen=True)
 class Tiny:
-    """A net of random weights, and photographs in the folders of the classes that it sees in them: all are right."""
+    """A net of random weights, and photographs sorted into the classes that it predicts."""
 
     name: str
     checkpoint: Path
@@ -97,7 +97,7 @@ def tiny(tmp_path_factory, sample) -> Tiny:
 
 @pytest.fixture(scope="session")
 def mapped(tmp_path_factory):
-    """Photographs whose map is the photograph: (folder of images, folder of maps). Two classes of four."""
+    """Photographs that are their own maps: (image folder, map folder). Two classes of four."""
     root = tmp_path_factory.mktemp("mapped")
     for k, (name, x, _) in enumerate(digits()[:8]):
         big = np.kron(x[0].numpy() * 255, np.ones((12, 16))).astype(np.uint8)
@@ -186,7 +186,10 @@ def open_run(tmp_path):
 
 @pytest.fixture
 def tiny_record(open_run):
-    """Writes a record, finished unless `done` is false: (rows, image_ids, eps, **of open_run) -> Run."""
+    """Writes a record, finished unless `done` is false.
+
+    (rows, image_ids, eps, **of open_run) -> Run
+    """
 
     def call(rows, image_ids=None, eps=None, done=True, **names) -> Run:
         with open_run(**names) as run:

@@ -29,7 +29,7 @@ KINDS = (
     "hmax",
     "grcnn",
 )
-# averages and benchmarks in the order of the leaderboard; `lab.Half2020-pls` is known of three models in five
+# averages and benchmarks in the leaderboard's order; three models in five have `lab.Half2020-pls`
 BENCHMARKS = [
     "average_vision",
     "neural_vision",
@@ -80,7 +80,7 @@ def write_scores(results: Path, scores: pd.DataFrame) -> None:
 
 
 def made_up(clean: pd.Series, robust: pd.Series, radii=RADII) -> pd.DataFrame:
-    """Rows of a summary: accuracies that fall with eps, monotone in what is given, so that ranks are those of `robust`."""
+    """Rows of a summary: accuracies that fall with eps and keep the ranks of `robust`."""
 
     def squash(values):
         return 1 / (1 + np.exp(-values))
@@ -109,7 +109,7 @@ def made_up(clean: pd.Series, robust: pd.Series, radii=RADII) -> pd.DataFrame:
 
 
 def planted(scores: pd.DataFrame, seed: int = 1) -> tuple[pd.Series, pd.Series]:
-    """Clean accuracy follows ImageNet-top1, robust accuracy one benchmark and the opposite of another, both with noise."""
+    """Clean accuracy follows ImageNet-top1; robust accuracy one benchmark and minus another."""
     filled, rng = scores.fillna(scores.mean()), np.random.default_rng(seed)
     filled = (filled - filled.mean()) / filled.std()
     noise = rng.normal(size=(2, len(scores)))

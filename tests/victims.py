@@ -1,4 +1,7 @@
-"""What runs in processes that the tests kill, starve and hang up on. Imported by a fork server, once."""
+"""Code that runs in processes which the tests kill, starve and hang up on.
+
+A fork server imports it once.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def script(argv: list[str], said: str, prepare=None) -> None:
 
 
 def small_files(limit: int) -> None:
-    """No file may grow past `limit` bytes: the kernel writes what fits, then refuses, as on a full disk."""
+    """Limit files to `limit` bytes: the kernel writes what fits, then refuses, as a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 

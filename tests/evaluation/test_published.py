@@ -1,4 +1,4 @@
-"""Clean accuracy against published accuracy: the table as timm publishes it, the interval, and the warning in the run file."""
+"""Clean against published accuracy: timm's table, the interval, the warning in the run file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def table(tmp_path):
     return tmp_path / "results.csv"
 
 
-# ---- the table -------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def test_a_model_is_taken_at_its_size(table):
@@ -87,7 +87,7 @@ def test_a_table_that_is_not_there_is_named():
         read_published("/nowhere/results.csv")
 
 
-# ---- names and the interval ------------------------------------------------------------------------------------
+# ---- names and the interval ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_far_off_is_wilsons_interval(correct, n, top1, far):
     assert found["low"] <= correct / n <= found["high"]
 
 
-# ---- the script ------------------------------------------------------------------------------------------------
+# ---- the script ----------------------------------------------------------------------------------
 
 
 def run_file(folder) -> dict:

@@ -1,4 +1,4 @@
-"""The script as a user meets it: bad requests, interruptions, resuming, and the embedded default."""
+"""The script as a user meets it: bad requests, interruptions, resuming, the embedded default."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def record(results: Path) -> tuple[Path, dict]:
     return path, json.loads(path.with_suffix(".json").read_text())
 
 
-# ---- requests that are wrong -----------------------------------------------------------------------------------
+# ---- requests that are wrong ---------------------------------------------------------------------
 
 WRONG = {  # id -> (arguments after those of a sound request, what the one line says)
     "model": ("--model_name resnt50 clean", "resnt50: .*nearest names: .*resnet50"),
@@ -175,7 +175,7 @@ def test_a_wrong_request_as_a_process(tmp_path):
     )
 
 
-# ---- requests --------------------------------------------------------------------------------------------------
+# ---- requests ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,8 @@ def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, threat, sai
     assert status == 0 and err == "" and not (tmp_path / "results").exists()
     assert said in out and tiny.name in out and f"{tiny.images} images" in out
     assert re.search(
-        r"passes +an image takes [\d,]+ forward.*\nspeed .* images a second.*\nestimated time +.*\d:\d\d:\d\d.*\n"
+        r"passes +an image takes [\d,]+ forward.*\nspeed .* images a second.*\n"
+        r"estimated time +.*\d:\d\d:\d\d.*\n"
         r"peak memory +\d+\.\d\d GiB",
         out,
     )
@@ -266,7 +267,7 @@ def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
     "name", ["../../net", "/etc/net", " net", "convnext:in1k", "a/b", "..", "C:\\net"]
 )
 def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_path, name):
-    """A net of one's own may be called anything: the file lies below the results, the name is kept as it is."""
+    """Any name may be given to a net: its file stays below the results, its name is kept."""
     arguments = [
         *tiny.arguments(tmp_path / "results"),
         f"--model_name={name}",
@@ -319,7 +320,7 @@ def test_a_checkpoint_is_found_in_the_folder_of_checkpoints(cli, tiny, tmp_path,
     )
 
 
-# ---- the embedded default --------------------------------------------------------------------------------------
+# ---- the embedded default ------------------------------------------------------------------------
 
 
 def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
@@ -346,7 +347,7 @@ def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
     assert path.read_bytes() == before and len(record(tmp_path)[1]["sessions"]) == 1
 
 
-# ---- interruptions ---------------------------------------------------------------------------------------------
+# ---- interruptions -------------------------------------------------------------------------------
 
 FMN = ["L2", "--steps", "30"]
 
@@ -396,9 +397,11 @@ GO_ON = "checkpointed: run the same command again to go on\n"
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(
     cli, tiny, tmp_path, uninterrupted, send, ends
 ):
-    """Verdicts and counts equal, the norm to rounding: the last images go on with fewer beside them (measured: 2e-6).
+    """Verdicts and counts are equal, norms equal to rounding (measured: 2e-6).
 
-    The largest pixel of a smallest L2 norm is not minimised, so that rounding moves it further (2e-3).
+    The last images go on in smaller batches.
+
+    An L2 attack does not minimise the largest pixel, so rounding changes it more (2e-3).
     """
     command = [*tiny.arguments(tmp_path), "--workers", "1", *FMN]
     returncode, err = interrupt(command, tmp_path, send)
@@ -452,7 +455,7 @@ def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
 
 
 def test_a_failure_ends_the_process_though_workers_decode(tiny, tmp_path):
-    """An unforeseen error while worker processes are alive: exit status 1 at once, not a process that hangs."""
+    """An unforeseen error with live workers exits with status 1 at once, and does not hang."""
     code = (
         "import sys, evaluate_robustness\nfrom alignment_security.evaluation.threats import clean\n"
         "def fails(*a, **k):\n    next(a[1])\n    raise RuntimeError('unforeseen')\n    yield\n"
@@ -472,7 +475,7 @@ def test_a_failure_ends_the_process_though_workers_decode(tiny, tmp_path):
 
 
 def test_alignment_and_real_labels_reach_the_record(cli, tmp_path):
-    """The hand-drawn maps of the sample: the record's cell is scipy's correlation of map and perturbation."""
+    """The record's cell is scipy's correlation of hand-drawn map and perturbation."""
     import numpy as np
     from scipy.stats import spearmanr
 
@@ -503,7 +506,10 @@ def test_alignment_and_real_labels_reach_the_record(cli, tmp_path):
 
 
 def test_labels_that_people_accept_reach_the_record(cli, tiny, tmp_path):
-    """Two photographs renamed as of the validation set: one prediction is accepted, one is not, the rest were not asked."""
+    """Two photographs under validation names: one prediction is accepted, one is not.
+
+    For the other photographs people were not asked.
+    """
     names = {}
     for k, path in enumerate(sorted(p for p in tiny.data.rglob("*") if p.is_file())):
         names[k] = tmp_path / "data" / path.parent.name / f"ILSVRC2012_val_{k:08d}.JPEG"

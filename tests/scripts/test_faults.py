@@ -1,4 +1,4 @@
-"""Faults injected into runs of the script: none loses a row, and none leaves a wrong number. The table: tests/README.md."""
+"""Faults injected into runs of the script: no row is lost, no number is wrong (tests/README.md)."""
 
 from __future__ import annotations
 
@@ -70,12 +70,15 @@ def record(results: Path) -> tuple[pd.DataFrame, dict]:
     return read_record(csv, torn=True) if csv.exists() else pd.DataFrame(), read_run_file(path)
 
 
-# ---- processes of their own ------------------------------------------------------------------------------------
+# ---- processes of their own ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Starts the script in a process that has it imported already: (argv, prepare) -> (process, file of what it says)."""
+    """Starts the script in a process that has imported it already.
+
+    (argv, prepare) -> (process, file with its output)
+    """
     said = tmp_path_factory.mktemp("said")
     context, numbers, processes = multiprocessing.get_context("forkserver"), itertools.count(), []
     context.set_forkserver_preload(["victims"])
@@ -132,9 +135,11 @@ def command(tiny, results, threat: str) -> list[str]:
 
 
 def same_results(rows: pd.DataFrame, wanted: pd.DataFrame, rtol: float = 1e-4) -> None:
-    """The same images, clean predictions and verdicts in the same order; norms to rounding where the same attack found them.
+    """The same images, clean predictions and verdicts in the same order.
 
-    An image whose ladder is taken up again begins its next eps without what FAB remembered: another attack may break it there.
+    Norms are equal to rounding where the same attack found them.
+
+    An image that goes on at its next eps has lost FAB's memory: another attack may break it there.
     """
     exact = [
         name for name in (*CLEAN_COLUMNS, "clean_top5", "eps", "robust", "success") if name in rows
@@ -154,7 +159,7 @@ def same_results(rows: pd.DataFrame, wanted: pd.DataFrame, rtol: float = 1e-4) -
 
 
 def watch(process, results: Path, known: set, seconds: float) -> set:
-    """Look at the record until the time is over: it can be read at every moment, and a row that was there stays."""
+    """Read the record until the time is over: it is readable at every moment and loses no row."""
     deadline = time.monotonic() + seconds
     while True:
         last = time.monotonic() > deadline or not process.is_alive()
@@ -171,7 +176,7 @@ def watch(process, results: Path, known: set, seconds: float) -> set:
 
 
 def kill_at_random_moments(start, tiny, whole, root: Path, threat: str, kills: int) -> None:
-    """Runs that are killed, and started again until they are done, until `kills` of the kills came before the end."""
+    """Kill runs and start them again until they are done, with `kills` kills before the end."""
     (wanted, seconds), moments, landed = whole(threat), random.Random(threat), 0
     for number in itertools.count():
         results, known, done = root / str(number), set(), False
@@ -249,11 +254,11 @@ def test_a_pipe_that_nobody_reads_ends_no_run(start, tiny, tmp_path):
     assert (status, said, record(tmp_path)[1]["status"]) == (0, "", "done")
 
 
-# ---- the disk --------------------------------------------------------------------------------------------------
+# ---- the disk ------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_fills_up_in_the_middle(start, tiny, whole, tmp_path):
-    """The run file fits, the record does not: one line, whole rows, and the same record when there is room again."""
+    """The run file fits, the record does not: one line, whole rows, and it goes on with room."""
     status, said = ended(
         start(command(tiny, tmp_path, "many eps"), partial(victims.small_files, 6000))
     )
@@ -363,7 +368,7 @@ def test_a_list_that_changed_is_refused_and_said_how(cli, tiny, tmp_path):
     assert status == 2 and "begun with other settings (run.list_sha256: " in err
 
 
-# ---- models ----------------------------------------------------------------------------------------------------
+# ---- models --------------------------------------------------------------------------------------
 
 
 class Wrapped(nn.Module):
@@ -526,7 +531,7 @@ def test_a_model_that_attacks_are_weak_on_is_flagged(cli, tiny, with_net, tmp_pa
         assert any(message in warning for warning in info["warnings"]) and message in out
 
 
-# ---- images ----------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------
 
 PLAIN = {
     "input_size": (3, 32, 32),
@@ -589,7 +594,7 @@ def test_links_are_followed_and_one_to_nowhere_is_named(tmp_path):
         load_image_set("mine", str(tmp_path / "set"))
 
 
-# ---- around a run ----------------------------------------------------------------------------------------------
+# ---- around a run --------------------------------------------------------------------------------
 
 
 def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypatch):
@@ -647,7 +652,7 @@ for name in ("test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r
 
 
 def test_half_a_download_in_the_cache_names_what_mends_it(tmp_path):
-    """Half a safetensors file, half a torch file, and a part that never became a file: no weights, random ones least."""
+    """Half a safetensors file, half a torch file, an unfinished part: never random weights."""
     for name, file in {
         "test_resnet": "model.safetensors",
         "test_vit": "pytorch_model.bin",
