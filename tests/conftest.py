@@ -149,7 +149,7 @@ def cli(capsys, signals_kept):
         try:
             status = evaluate_robustness.main([str(argument) for argument in arguments])
         except SystemExit as error:
-            status = error.code
+            status = int(error.code or 0)
         return status, *capsys.readouterr()
 
     with signals_kept():

@@ -64,7 +64,7 @@ def imports(name: str, at_import: bool = False) -> frozenset[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively"
+            assert node.level == 0 and node.module, f"{name} imports relatively"
             # `from package import module` imports a file of ours, `from module import name` does not
             files = {f"{node.module}.{alias.name}" for alias in node.names} & set(FILES)
             found |= files or {node.module}

@@ -179,7 +179,8 @@ def kill_at_random_moments(start, tiny, whole, root: Path, threat: str, kills: i
     """Kill runs and start them again until they are done, with `kills` kills before the end."""
     (wanted, seconds), moments, landed = whole(threat), random.Random(threat), 0
     for number in itertools.count():
-        results, known, done = root / str(number), set(), False
+        results, done = root / str(number), False
+        known: set = set()
         while landed < kills and not done:
             process, said = start(command(tiny, results, threat))
             known = watch(process, results, known, moments.uniform(0, seconds))
