@@ -13,6 +13,8 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parents[2]
+IMAGENET_CLASSES = 1000
+SEVERITIES = (1, 2, 3, 4, 5)  # of ImageNet-C's corruptions
 PACKAGES = [
     "torch",
     "torchvision",

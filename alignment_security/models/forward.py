@@ -1,4 +1,11 @@
-"""What the scripts that work on a device share: exit status, where image sets lie, the device, and facts of a process."""
+"""Run a model on a device: passes in chunks, batch size, choice of the device, process settings.
+
+Process-wide state. Apart from random seeds, the project changes these settings of the process:
+
+    tune_process           glibc's malloc thresholds, cuDNN's benchmark mode, the TF32 flags
+    fast.WithoutTF32       switches TF32 off during its forward pass, then restores the flags
+    brainscore.load_plugin sets BS_INSTALL_DEPENDENCIES=no in the environment unless it is set
+"""
 
 from __future__ import annotations
 
@@ -15,18 +22,27 @@ from alignment_security.common.files import UserError
 from alignment_security.common.settings import git_state, installed_versions
 
 CPU_BATCH, FIRST_CUDA_BATCH, LARGEST_BATCH = 8, 32, 1024
+LEAST_GAIN = 1.05  # a doubled batch must be this many times as fast, in images per second
+# glibc, malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module's parameters (or buffers) lie; the CPU when it has none."""
+    """Device of the module's parameters or buffers; the CPU if it has none."""
     return next(chain(module.parameters(), module.buffers()), torch.empty(0)).device
 
 
-# ---- passes ----------------------------------------------------------------------------------------------------
+# ---- passes --------------------------------------------------------------------------------------
 
 
 class Forward:
-    """A model run in chunks of at most `batch_size` rows, halved when the device is out of memory. Counts rows."""
+    """Runs a model's forward and backward passes in chunks of at most `batch_size` rows.
+
+    When the device is out of memory, `batch_size` is halved and `log` is called with a message.
+
+    forwards    images that went through forward passes so far
+    backwards   images that went through backward passes so far
+    """
 
     def __init__(
         self, module: nn.Module, batch_size: int, log: Callable[[str], None] = lambda message: None
@@ -35,96 +51,100 @@ class Forward:
         self.forwards = self.backwards = 0
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits (B, K) float32 without a graph."""
+        """Logits (B, K) float32 of images x (B, C, H, W), without a graph."""
         with torch.no_grad():
-            return self._chunks(x, lambda part, rows: self.module(part).float())
+            (logits,) = self._in_chunks(x, lambda part, rows: (self.module(part).float(),))
+        return logits
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and the gradient of each row's loss at x (B, C, H, W); no gradient reaches the weights."""
-        out: list[Tensor] = []
+        """Logits (B, K) float32 and the gradient (B, C, H, W) of each image's loss at x.
 
-        def one(part: Tensor, rows: slice) -> Tensor:
+        loss   (logits of a chunk, its rows in x as a slice) -> losses (rows,)
+
+        The weights get no gradient.
+        """
+
+        def chunk_gradient(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = part.detach().requires_grad_()
                 logits = self.module(leaf).float()
-                (grad,) = torch.autograd.grad(loss(logits, rows).sum(), leaf)
-            out.append(logits.detach())
-            return grad
+                (gradient,) = torch.autograd.grad(loss(logits, rows).sum(), leaf)
+            return logits.detach(), gradient
 
-        grad = self._chunks(x, one, out)
+        logits, gradient = self._in_chunks(x, chunk_gradient)
         self.backwards += len(x)
-        return (out[0] if len(out) == 1 else torch.cat(out)), grad
+        return logits, gradient
 
-    def _chunks(self, x: Tensor, evaluate, done: list | None = None) -> Tensor:
-        parts, begin = [], 0
+    def _in_chunks(
+        self, x: Tensor, evaluate: Callable[[Tensor, slice], tuple[Tensor, ...]]
+    ) -> list[Tensor]:
+        """Call evaluate(part of x, its rows) for consecutive parts; returns its tensors, joined.
+
+        A part that is out of memory is split in halves. Raises torch.OutOfMemoryError for a part
+        of one row.
+        """
+        results: list[tuple[Tensor, ...]] = []
+        begin = 0
         while begin < len(x):
             rows = slice(begin, begin + self.batch_size)
             try:
-                parts.append(evaluate(x[rows], rows))
+                results.append(evaluate(x[rows], rows))
             except torch.OutOfMemoryError:
-                if done is not None:
-                    del done[len(parts) :]
                 if self.batch_size == 1:
                     raise
                 self.batch_size = max(1, min(self.batch_size, len(x)) // 2)
                 self.log(f"out of device memory: batch size is now {self.batch_size}")
-                torch.cuda.empty_cache() if x.is_cuda else None
+                if x.is_cuda:
+                    torch.cuda.empty_cache()
                 continue
             begin = rows.stop
         self.forwards += len(x)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results)]
 
 
 def auto_batch_size(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
-    """The largest power of two that fits forward and backward and still gains 5 % in images per second.
+    """The largest power of two at which forward and backward fit into memory and still gain speed.
 
-    On a CPU time is linear in the batch, and a small one stays in its caches: CPU_BATCH.
+    On a CPU time is linear in the batch size, and a small batch stays in the caches: CPU_BATCH.
     """
     if device.type != "cuda":
         return CPU_BATCH
-    best, rate, size = 1, 0.0, FIRST_CUDA_BATCH
+    best, best_speed, size = 1, 0.0, FIRST_CUDA_BATCH
     while size <= LARGEST_BATCH:
         try:
-            now = _probe(module, torch.rand(size, *shape, device=device))
+            speed = _probe_speed(module, torch.rand(size, *shape, device=device))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             size //= 2
-            if size <= best or rate:
+            if best_speed > 0 or size <= best:  # a smaller batch has worked, or 1 is left
                 break
             continue
-        if now < 1.05 * rate:
+        if speed < LEAST_GAIN * best_speed:
             break
-        best, rate, size = size, now, size * 2
+        best, best_speed, size = size, speed, size * 2
     return best
 
 
-def _probe(module: nn.Module, x: Tensor) -> float:
-    passes, begin, end = Forward(module, len(x)), torch.cuda.Event(True), torch.cuda.Event(True)
-    passes.gradient(x, lambda logits, rows: logits.amax(1))
+def _probe_speed(module: nn.Module, x: Tensor) -> float:
+    """Images per millisecond in forward and backward on a GPU, measured after a warm-up pass."""
+    forward = Forward(module, len(x))
+    begin, end = torch.cuda.Event(True), torch.cuda.Event(True)
+    forward.gradient(x, lambda logits, rows: logits.amax(1))
     begin.record()
-    passes.gradient(x, lambda logits, rows: logits.amax(1))
+    forward.gradient(x, lambda logits, rows: logits.amax(1))
     end.record()
     torch.cuda.synchronize()
     return len(x) / begin.elapsed_time(end)
 
 
-def tune_process(device: torch.device, precision: str) -> None:
-    """Process-wide settings.
-
-    glibc gives large tensors back to the kernel after every layer and pays a page fault for each page when it takes
-    them again: on two CPU cores EfficientNet-Lite0 at batch 32 took 3 to 6 times as long for it.
-    """
-    if device.type == "cpu" and platform.system() == "Linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+# ---- device and process --------------------------------------------------------------------------
 
 
 def pick_device(name: str) -> torch.device:
+    """The device that --device names; `auto` is the GPU if there is one, else the CPU.
+
+    Raises UserError for a device that does not exist.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -135,16 +155,34 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def tune_process(device: torch.device, precision: str) -> None:
+    """Set the process-wide settings that the speed and precision of passes depend on.
+
+    CPU, Linux   glibc keeps freed memory. By default it returns large tensors to the kernel after
+                 every layer and pays a page fault per page to get them back: on two CPU cores
+                 EfficientNet-Lite0 at batch size 32 took 3 to 6 times as long.
+    CUDA         cuDNN picks the fastest algorithm for each shape.
+    both         TF32 is on for precision `tf32`, and off for all others.
+    """
+    if device.type == "cpu" and platform.system() == "Linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+            libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def session_facts(device: torch.device, batch_size: int) -> dict:
-    """What was true of this process; kept per session, not compared."""
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({platform.machine()})"
-    )
+    """Facts of this process for the run file: recorded per session, never compared."""
+    if device.type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    else:
+        device_name = f"{device.type} ({platform.machine()})"
     return {
         "git": git_state(),
-        "device": name,
+        "device": device_name,
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
         "versions": installed_versions(),

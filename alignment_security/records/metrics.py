@@ -13,10 +13,11 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
+from alignment_security.common.settings import SEVERITIES
+
 # split-half agreement of people on ClickMe maps, Spearman (Fel et al. 2022, "Harmonizing the object recognition
 # strategies of deep neural networks with humans"; the constant of Feng et al. 2025)
 HUMAN_CEILING = 0.65753
-SEVERITIES = (1, 2, 3, 4, 5)
 # AlexNet's top-1 error on ImageNet-C, mean over the five severities (hendrycks/robustness; as in google-research/augmix)
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,

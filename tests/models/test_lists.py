@@ -142,7 +142,7 @@ def test_a_list_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (f"{GOOD}\n{GOOD}\n", "line 2: resnet18 stands on line 1 too"),
+        (f"{GOOD}\n{GOOD}\n", "line 2: resnet18 is on line 1 too"),
         ("resnet18\n", "line 1: 1 cells"),
         (GOOD.replace("mine", ""), "line 1: 5 cells"),
         (GOOD.replace("timm:resnet18.a", "hub:a"), "source 'hub:a1_in1k'"),

@@ -504,7 +504,7 @@ def test_a_net_without_classes_is_refused(tmp_path):
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "net.pth")
     with pytest.raises(ModelError, match="lacks 'head.weight'"):
         load_model("test_vit", tmp_path / "net.pth")
-    with pytest.raises(ModelError, match="net: gives features, no classes"):
+    with pytest.raises(ModelError, match="net: outputs features, not classes"):
         add_head(nn.Identity(), 0, "none", "net")
 
 
