@@ -1,4 +1,7 @@
-"""alignment_security.images.clickme."""
+"""Read ClickMe: images, heat maps and labels from TFRecord shards or from .pth files.
+
+ClickMe: Linsley et al. 2019; the data set as published by Fel et al. 2022.
+"""
 
 from __future__ import annotations
 
@@ -7,76 +10,100 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.images.image_sets import DataError, ImageSet, checked_set
 
 SHARD = re.compile(r"\.tfrecords?$")
+# a record of a TFRecord file: length, its checksum, payload, its checksum
+LENGTH_BYTES, CHECKSUM_BYTES = 8, 4
+HEADER_BYTES = LENGTH_BYTES + CHECKSUM_BYTES
+FRAME_BYTES = HEADER_BYTES + CHECKSUM_BYTES  # of a record besides its payload
 JPEG_START = b"\xff\xd8"
-RAW_SIDES = (224, 256)  # of the older float32 encodings
-CLASSES = 1000
+RAW_SIDES = (224, 256)  # pixels; ClickMe's older float32 encodings
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class ClickMeSample:
-    """One ClickMe image: uint8 (H, W, 3), where people clicked float32 (H, W), and its ImageNet class."""
+    """One ClickMe image.
+
+    image     uint8 (H, W, 3)
+    heatmap   float32 (H, W), where people clicked
+    label     ImageNet class, 0-based
+    """
 
     image: np.ndarray
     heatmap: np.ndarray
     label: int
 
 
-# ---- TFRecord --------------------------------------------------------------------------------------------------
+# ---- TFRecord ------------------------------------------------------------------------------------
 
 
 def read_tfrecords(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, payload) of each record of a TFRecord file; one payload is in memory.
+    """(byte offset, payload) of each record of a TFRecord file; one payload is in memory at a time.
 
-    A record is its length (uint64, little endian), the length's masked crc32c, the payload, and the payload's.
-    Raises DataError naming the file and the record for one that is cut off or damaged.
+    A record is its length (uint64, little endian), the masked crc32c of the length, the payload,
+    and the masked crc32c of the payload. Raises DataError, naming file and record, for a record
+    that is truncated or damaged.
     """
+    size = path.stat().st_size
+    offset, number = 0, 0
     with open(path, "rb") as file:
-        offset, number, size = 0, 0, path.stat().st_size
         while offset < size:
             payload = read_payload(file, offset, size, f"{path}: record {number}")
             yield offset, payload
-            offset, number = offset + len(payload) + 16, number + 1
+            offset += FRAME_BYTES + len(payload)
+            number += 1
 
 
-def read_payload(file, offset: int, size: int, where: str) -> bytes:
+def read_payload(file: BinaryIO, offset: int, size: int, where: str) -> bytes:
+    """The payload of the record at `offset` of a file of `size` bytes, with checksums verified.
+
+    Raises DataError, starting with `where`, for a record that is truncated or damaged.
+    """
     file.seek(offset)
-    header = file.read(12)
-    length = int.from_bytes(header[:8], "little")
-    if (
-        len(header) < 12
-        or (damaged := header[8:] != masked_crc(header[:8]))
-        or offset + length + 16 > size
-    ):
-        what = (
-            "is damaged (checksum of its length)" if len(header) == 12 and damaged else "is cut off"
-        )
-        raise DataError(f"{where} {what}; download the file again")
-    payload, checksum = file.read(length), file.read(4)
+    header = file.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        raise _record_error(where, "is cut off")
+    encoded_length, checksum = header[:LENGTH_BYTES], header[LENGTH_BYTES:]
+    if checksum != masked_crc(encoded_length):
+        raise _record_error(where, "is damaged (checksum of its length)")
+    length = int.from_bytes(encoded_length, "little")
+    if offset + FRAME_BYTES + length > size:
+        raise _record_error(where, "is cut off")
+    payload, checksum = file.read(length), file.read(CHECKSUM_BYTES)
     if checksum != masked_crc(payload):
-        raise DataError(f"{where} is damaged (checksum); download the file again")
+        raise _record_error(where, "is damaged (checksum)")
     return payload
 
 
+def _record_error(where: str, problem: str) -> DataError:
+    return DataError(f"{where} {problem}; download the file again")
+
+
 def masked_crc(data: bytes) -> bytes:
+    """TFRecord's masked crc32c of `data`, 4 bytes, little endian."""
     return tfrecord_library().TFRecordWriter.masked_crc(data)
 
 
 def tfrecord_library():
-    """The tfrecord package, or a DataError that says how to get it. Its own reader checks no checksum: records_of does."""
+    """The tfrecord package. Raises DataError with the command that installs it.
+
+    The package's own reader verifies no checksums; read_tfrecords does.
+    """
     try:
         import tfrecord
     except ImportError as error:
         raise DataError(
-            f"ClickMe's .tfrecords are read with the tfrecord package ({error}); pip install tfrecord"
+            f"the tfrecord package reads ClickMe's .tfrecords ({error}); pip install tfrecord"
         ) from None
     return tfrecord
 
@@ -97,20 +124,38 @@ def parse_example(payload: bytes, where: str) -> dict:
     missing = [name for name, value in values.items() if len(value) != 1]
     if missing:
         raise DataError(
-            f"{where} has no feature {', '.join(missing)}; ClickMe's records hold image, heatmap and label"
+            f"{where} has no feature {', '.join(missing)}; ClickMe's records hold image, heatmap "
+            "and label"
         )
     return {name: value[0] for name, value in values.items()}
 
 
 def decode_feature(data: bytes, channels: int, where: str) -> np.ndarray:
-    """A feature's bytes as uint8 (H, W, channels): JPEG, or raw float32 of 224 or 256 pixels, in [0, 255] or [0, 1]."""
+    """A feature as (H, W, channels), from JPEG or from raw float32 of 224 or 256 pixels a side.
+
+    Images (3 channels) are uint8; raw values may be in [0, 255] or in [0, 1]. Heat maps (1 channel)
+    keep the type and range of the file. Raises DataError.
+    """
     if data.startswith(JPEG_START):
-        try:
-            image = Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")
-        except (UnidentifiedImageError, OSError, ValueError) as error:
-            raise DataError(f"{where} cannot be decoded ({error})") from None
-        return np.asarray(image).reshape(image.height, image.width, channels)
-    side = next((s for s in RAW_SIDES if len(data) == 4 * s * s * channels), None)
+        return _decode_jpeg(data, channels, where)
+    values = _decode_float32(data, channels, where)
+    if channels == 1:
+        return values
+    levels = values * 255 if values.max() <= 1 else values
+    return levels.round().astype(np.uint8)
+
+
+def _decode_jpeg(data: bytes, channels: int, where: str) -> np.ndarray:
+    try:
+        image = Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"{where} cannot be decoded ({error})") from None
+    return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _decode_float32(data: bytes, channels: int, where: str) -> np.ndarray:
+    side_of = {FLOAT32_BYTES * side * side * channels: side for side in RAW_SIDES}
+    side = side_of.get(len(data))
     if side is None:
         raise DataError(
             f"{where} is neither JPEG nor float32 of 224 or 256 pixels a side ({len(data)} bytes)"
@@ -120,58 +165,17 @@ def decode_feature(data: bytes, channels: int, where: str) -> np.ndarray:
         raise DataError(
             f"{where} holds values outside [0, 255] ({values.min():.3g} to {values.max():.3g})"
         )
-    if channels == 1:
-        return values
-    return (values * (255 if values.max() <= 1 else 1)).round().astype(np.uint8)
+    return values
 
 
-# ---- ClickMe ---------------------------------------------------------------------------------------------------
-
-
-def natural_order(path: Path) -> list:
-    """Sort key that puts val-2 before val-10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
-def clickme_set(root: Path) -> ImageSet:
-    """ClickMe (Linsley et al. 2019; Fel et al. 2022) from TFRecord shards, or from one .pth file an image.
-
-    Every record is read once: a damaged one, or a label outside 0..999, is an error before anything is evaluated.
-    image_id is the shard's name and the record's number in it (`val-3-00017`), or the .pth file's name.
-    """
-    shards = sorted(
-        (p for p in root.rglob("*") if p.is_file() and SHARD.search(p.name)), key=natural_order
-    )
-    files = sorted(root.rglob("*.pth"), key=natural_order)
-    folders = sorted({p.parent for p in shards or files})
-    if len(folders) != 1:
-        what = (
-            "no .tfrecords and no .pth files"
-            if not folders
-            else f"files in {len(folders)} folders ({folders[0]}, ...)"
-        )
-        raise DataError(f"{root}: {what}; give one folder of ClickMe, e.g. --data_dir DIR/val")
-    rows = (
-        [row for p in shards for row in shard_rows(p)]
-        if shards
-        else [(p.stem, p, 0, read_pth(p).label) for p in files]
-    )
-    ids, paths, offsets, labels = zip(*rows) if rows else ((), (), (), ())
-    return checked_set("clickme", ids, paths, labels, CLASSES, offsets=offsets)
-
-
-def shard_rows(path: Path) -> Iterator[tuple[str, Path, int, int]]:
-    """(image_id, path, offset, label) of each record."""
-    name = SHARD.sub("", path.name)
-    for number, (offset, payload) in enumerate(read_tfrecords(path)):
-        label = parse_example(payload, f"{path}: record {number}")["label"]
-        if not 0 <= label < CLASSES:
-            raise DataError(f"{path}: record {number} has label {label}, outside 0..{CLASSES - 1}")
-        yield f"{name}-{number:05d}", path, offset, label
+# ---- .pth ----------------------------------------------------------------------------------------
 
 
 def read_pth(path: Path) -> ClickMeSample:
-    """A dict of uint8 `image` (3, H, W), uint8 `heatmap` (1, H, W) and `label`. No code in the file is run."""
+    """A dict of uint8 `image` (3, H, W), uint8 `heatmap` (1, H, W) and `label`.
+
+    No code in the file runs. Raises DataError for another content.
+    """
     try:
         loaded = load_torch_file(path)
         image, heatmap, label = (
@@ -181,41 +185,100 @@ def read_pth(path: Path) -> ClickMeSample:
         raise DataError(
             f"{path}: no ClickMe sample with image, heatmap and label ({error_reason(error)})"
         ) from None
+    right_types = image.dtype == heatmap.dtype == torch.uint8
     right_shapes = (
         image.ndim == heatmap.ndim == 3
         and image.shape == (3, *heatmap.shape[1:])
         and len(heatmap) == 1
     )
-    if (image.dtype, heatmap.dtype) != (torch.uint8, torch.uint8) or not right_shapes:
+    if not right_types or not right_shapes:
         raise DataError(
-            f"{path}: image {image.dtype} {tuple(image.shape)} and heatmap {heatmap.dtype} {tuple(heatmap.shape)}, "
-            "not uint8 (3, H, W) and (1, H, W)"
+            f"{path}: image {image.dtype} {tuple(image.shape)} and heatmap {heatmap.dtype} "
+            f"{tuple(heatmap.shape)}, not uint8 (3, H, W) and (1, H, W)"
         )
-    if not 0 <= int(label) < CLASSES:
-        raise DataError(f"{path}: label {int(label)} is outside 0..{CLASSES - 1}")
+    if not 0 <= int(label) < IMAGENET_CLASSES:
+        raise DataError(f"{path}: label {int(label)} is outside 0..{IMAGENET_CLASSES - 1}")
     return ClickMeSample(image.permute(1, 2, 0).numpy(), heatmap[0].float().numpy(), int(label))
 
 
+# ---- ClickMe as an image set ---------------------------------------------------------------------
+
+
+def natural_order(path: Path) -> list:
+    """Sort key that puts val-2 before val-10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def clickme_set(root: Path) -> ImageSet:
+    """ClickMe from TFRecord shards, or from .pth files with one image each.
+
+    Every record is read once, so a damaged one, or a label outside 0..999, is an error before
+    anything is evaluated. image_id is the shard's name and the record's number in it
+    (`val-3-00017`), or the .pth file's name. Raises DataError.
+    """
+    shards = [path for path in root.rglob("*") if path.is_file() and SHARD.search(path.name)]
+    shards.sort(key=natural_order)
+    files = sorted(root.rglob("*.pth"), key=natural_order)
+    _check_one_folder(root, shards or files)
+    if shards:
+        rows = [row for shard in shards for row in shard_rows(shard)]
+    else:
+        rows = [(path.stem, path, 0, read_pth(path).label) for path in files]
+    return checked_set(
+        "clickme",
+        ids=[image_id for image_id, _, _, _ in rows],
+        paths=[path for _, path, _, _ in rows],
+        labels=[label for _, _, _, label in rows],
+        offsets=tuple(offset for _, _, offset, _ in rows),
+    )
+
+
+def _check_one_folder(root: Path, files: list[Path]) -> None:
+    """Raise DataError unless the files are in one folder: train and val must not be mixed."""
+    folders = sorted({path.parent for path in files})
+    if len(folders) == 1:
+        return
+    if folders:
+        found = f"files in {len(folders)} folders ({folders[0]}, ...)"
+    else:
+        found = "no .tfrecords and no .pth files"
+    raise DataError(f"{root}: {found}; give one folder of ClickMe, e.g. --data_dir DIR/val")
+
+
+def shard_rows(path: Path) -> Iterator[tuple[str, Path, int, int]]:
+    """(image_id, path, byte offset, label) of each record of a shard. Raises DataError."""
+    name = SHARD.sub("", path.name)
+    for number, (offset, payload) in enumerate(read_tfrecords(path)):
+        label = parse_example(payload, f"{path}: record {number}")["label"]
+        if not 0 <= label < IMAGENET_CLASSES:
+            raise DataError(
+                f"{path}: record {number} has label {label}, outside 0..{IMAGENET_CLASSES - 1}"
+            )
+        yield f"{name}-{number:05d}", path, offset, label
+
+
 def is_clickme(images: ImageSet) -> bool:
+    """Whether the images, and with them heat maps, come from ClickMe's files."""
     return bool(images.offsets)
 
 
 def clickme_sample(images: ImageSet, i: int) -> ClickMeSample:
-    """Image i of a ClickMe set, read from its place in the file."""
+    """Image i of a ClickMe set, read from its file. Raises DataError."""
     path = images.paths[i]
     if path.suffix == ".pth":
         return read_pth(path)
     where = f"{path}: {images.ids[i]}"
     with open(path, "rb") as file:
-        example = parse_example(
-            read_payload(file, images.offsets[i], path.stat().st_size, where), where
-        )
+        payload = read_payload(file, images.offsets[i], path.stat().st_size, where)
+    example = parse_example(payload, where)
+    heatmap = decode_feature(example["heatmap"], 1, f"{where}: its heat map")
     return ClickMeSample(
-        decode_feature(example["image"], 3, f"{where}: its image"),
-        decode_feature(example["heatmap"], 1, f"{where}: its heat map")[..., 0].astype(np.float32),
-        example["label"],
+        image=decode_feature(example["image"], 3, f"{where}: its image"),
+        heatmap=heatmap[..., 0].astype(np.float32),
+        label=example["label"],
     )
 
 
 def clickme_image(images: ImageSet, i: int) -> Image.Image:
+    """Image i of a ClickMe set as an RGB image. Raises DataError."""
     return Image.fromarray(clickme_sample(images, i).image)

@@ -1,4 +1,7 @@
-"""alignment_security.images.corruptions."""
+"""Corruptions of ImageNet-C: published folders, or made while loading by imagecorruptions.
+
+ImageNet-C and Tiny-ImageNet-C: Hendrycks & Dietterich 2019.
+"""
 
 from __future__ import annotations
 
@@ -12,102 +15,131 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import functional
 
+from alignment_security.common.settings import IMAGENET_CLASSES, SEVERITIES
 from alignment_security.images.image_sets import (
     Corruption,
     DataError,
     ImageSet,
     folder_set,
-    imagenet_folders,
     synsets,
 )
+from alignment_security.images.imagenet import imagenet_folders
 
-SEVERITIES = (1, 2, 3, 4, 5)
 TINY_IMAGENET_CLASSES = 200
+CORRUPTION_PACKAGE = "imagecorruptions-imaug"  # on PyPI; imports as imagecorruptions
+OWN_GENERATOR = ("impulse_noise", "glass_blur")  # these take a seed instead of numpy's global state
+# hendrycks/robustness, ImageNet-C/create_c: pixels of the shorter side and the crop, JPEG quality
+IMAGENET_C_SIZE, IMAGENET_C_CROP, IMAGENET_C_QUALITY = 256, 224, 85
 
 
-# ---- corruptions on disk ---------------------------------------------------------------------------------------
+# ---- published folders ---------------------------------------------------------------------------
 
 
 def corruption_set(name: str, root: Path, corruption: tuple[str, int] | None) -> ImageSet:
-    """ImageNet-C or Tiny-ImageNet-C at one type and severity (Hendrycks & Dietterich 2019).
+    """ImageNet-C or Tiny-ImageNet-C at one (type, severity).
 
-    Tiny-ImageNet-C's 200 classes keep their indices among the 1000, and `restrict_to` says which they are: a 1000-way
-    model is asked for the best of the 200. Both sets hold crops already, so nothing is cut off again.
+    Both sets hold crops, so they are not cropped again. Tiny-ImageNet-C's 200 classes keep their
+    indices among the 1000. `restrict_to` lists them, and a 1000-way model answers with the best of
+    the 200. Raises DataError, naming what is in the folder.
     """
-    types = sorted(p.name for p in root.iterdir() if p.is_dir())
+    kind, severity = _existing_corruption(root, corruption)
+    folder = root / kind / str(severity)
+    if name == "imagenet-c":
+        images = imagenet_folders(folder, name)
+    else:
+        images = _tiny_imagenet(name, folder)
+    return replace(images, corruption=Corruption(kind, severity), cropped=True)
+
+
+def _existing_corruption(root: Path, corruption: tuple[str, int] | None) -> tuple[str, int]:
+    """The corruption, if root/<type>/<severity> exists. Raises DataError."""
+    types = _folder_names(root)
     if corruption is None or corruption[0] not in types:
-        asked = (
-            "no corruption was named" if corruption is None else f"no corruption {corruption[0]!r}"
-        )
+        asked = "no corruption was named" if not corruption else f"no corruption {corruption[0]!r}"
         raise DataError(f"{root}: {asked}; in the folder: {', '.join(types) or 'nothing'}")
     kind, severity = corruption
-    folder = root / kind / str(severity)
-    if severity not in SEVERITIES or not folder.is_dir():
-        there = sorted(p.name for p in (root / kind).iterdir() if p.is_dir())
-        raise DataError(
-            f"{root / kind}: no severity {severity}; in the folder: {', '.join(there) or 'nothing'}"
-        )
-    what: dict = {"corruption": Corruption(kind, severity), "cropped": True}
-    if name == "imagenet-c":
-        return replace(imagenet_folders(folder, name), **what)
-    images, classes = folder_set(name, folder, 1000), [p for p in folder.iterdir() if p.is_dir()]
+    if severity not in SEVERITIES or not (root / kind / str(severity)).is_dir():
+        there = ", ".join(_folder_names(root / kind)) or "nothing"
+        raise DataError(f"{root / kind}: no severity {severity}; in the folder: {there}")
+    return kind, severity
+
+
+def _folder_names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir())
+
+
+def _tiny_imagenet(name: str, folder: Path) -> ImageSet:
+    """The images of 200 synset folders, with answers restricted to their classes."""
+    images = folder_set(name, folder, IMAGENET_CLASSES)
+    classes = _folder_names(folder)
     if len(classes) != TINY_IMAGENET_CLASSES:
         raise DataError(
-            f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has {TINY_IMAGENET_CLASSES}; extract it again"
+            f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has "
+            f"{TINY_IMAGENET_CLASSES}; extract it again"
         )
     index = {synset: i for i, synset in enumerate(synsets())}
-    return replace(images, restrict_to=tuple(sorted(index[p.name] for p in classes)), **what)
+    return replace(images, restrict_to=tuple(sorted(index[synset] for synset in classes)))
 
 
-CORRUPTION_PACKAGE = "imagecorruptions-imaug"  # on PyPI; imports as imagecorruptions
-IMAGENET_C_SIZE, IMAGENET_C_CROP, IMAGENET_C_QUALITY = (
-    256,
-    224,
-    85,
-)  # hendrycks/robustness, ImageNet-C/create_c
-
-
-# ---- corruptions made while loading ----------------------------------------------------------------------------
+# ---- corruptions made while loading --------------------------------------------------------------
 
 
 def corruption_library():
-    """The imagecorruptions package, or a DataError that says how to get it."""
+    """The imagecorruptions package. Raises DataError with the command that installs it."""
     try:
         import imagecorruptions
     except ImportError as error:
         raise DataError(
-            f"corruptions are made by {CORRUPTION_PACKAGE}, which cannot be imported ({error}); `pip install "
-            f"{CORRUPTION_PACKAGE}` (its OpenCV needs the system's libGL), or give the folder of ImageNet-C"
+            f"corruptions are made by {CORRUPTION_PACKAGE}, which cannot be imported ({error}); "
+            f"`pip install {CORRUPTION_PACKAGE}` (its OpenCV needs the system's libGL), or give "
+            "the folder of ImageNet-C"
         ) from None
     return imagecorruptions
 
 
 def with_corruption(images: ImageSet, kind: str, severity: int, seed: int = 0) -> ImageSet:
-    """`images` with a corruption of ImageNet-C done to each while it is loaded. Raises DataError for an unknown one."""
+    """`images` with a corruption of ImageNet-C, applied to each image while it is loaded.
+
+    Raises DataError for an unknown type or severity.
+    """
     known = corruption_library().get_corruption_names("all")
     if kind not in known:
         raise DataError(f"no corruption {kind!r}; there are {', '.join(known)}")
     if severity not in SEVERITIES:
-        raise DataError(f"{kind}: no severity {severity}; there are 1 to 5")
+        raise DataError(
+            f"{kind}: no severity {severity}; there are {SEVERITIES[0]} to {SEVERITIES[-1]}"
+        )
     source = f"{CORRUPTION_PACKAGE} {metadata.version(CORRUPTION_PACKAGE)}"
     return replace(images, corruption=Corruption(kind, severity, source, seed), cropped=True)
 
 
-def corrupt(image: Image.Image, how: Corruption, image_id: str) -> Image.Image:
-    """One image as ImageNet-C was made (hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py): shorter side to
-    256, centre crop 224, corruption, JPEG of quality 85. Randomness comes from (seed, image id) alone.
+def corrupt(image: Image.Image, corruption: Corruption, image_id: str) -> Image.Image:
+    """One image as ImageNet-C was made: RGB, 224 x 224 pixels.
+
+    Steps, as in hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py: shorter side to 256,
+    centre crop of 224, corruption, JPEG of quality 85. The noise depends on (seed, image_id) only.
     """
-    seed = int.from_bytes(hashlib.sha256(f"{how.seed}:{image_id}".encode()).digest()[:4], "big")
     crop = functional.center_crop(functional.resize(image, IMAGENET_C_SIZE), IMAGENET_C_CROP)
-    own_seed = {"seed": seed} if how.type in ("impulse_noise", "glass_blur") else {}
+    corrupted = _corrupt_pixels(np.asarray(crop), corruption, _noise_seed(corruption, image_id))
+    file = io.BytesIO()
+    Image.fromarray(corrupted).save(file, "JPEG", quality=IMAGENET_C_QUALITY, optimize=True)
+    return Image.open(file).convert("RGB")
+
+
+def _noise_seed(corruption: Corruption, image_id: str) -> int:
+    """A 32-bit seed from the seed of the corruption and the image."""
+    digest = hashlib.sha256(f"{corruption.seed}:{image_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _corrupt_pixels(pixels: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:
+    """imagecorruptions.corrupt of uint8 (H, W, 3); leaves numpy's global generator as it was."""
+    own_seed = {"seed": seed} if corruption.type in OWN_GENERATOR else {}
     state = np.random.get_state()
     try:
         np.random.seed(seed)  # the package draws from numpy's global generator
-        pixels = corruption_library().corrupt(
-            np.asarray(crop), corruption_name=how.type, severity=how.severity, **own_seed
+        return corruption_library().corrupt(
+            pixels, corruption_name=corruption.type, severity=corruption.severity, **own_seed
         )
     finally:
         np.random.set_state(state)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "JPEG", quality=IMAGENET_C_QUALITY, optimize=True)
-    return Image.open(file).convert("RGB")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
 from alignment_security.images.corruptions import corrupt, corruption_set, with_corruption
 from alignment_security.images.image_sets import (
@@ -21,87 +22,100 @@ from alignment_security.images.image_sets import (
     ImageSet,
     existing_folder,
     folder_set,
-    imagenet_set,
     sample_set,
 )
+from alignment_security.images.imagenet import imagenet_set
 from alignment_security.images.subsets import big12_set
 
-MAX_PIXELS = 100_000_000
-CHUNK = 16  # images that a worker sends at once
+NAMED_SETS = {"imagenet-val": imagenet_set, "big12": big12_set, "clickme": clickme_set}
+CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
+MAX_PIXELS = 100_000_000  # of an image file
+LARGEST_16_BIT = 65535.0
+# Images that a worker sends at once: one message of 16 costs the receiving process a third of the
+# time of 16 messages.
+CHUNK_IMAGES = 16
+Chunk = tuple[list[int], Tensor, DataError | None]
+# what PIL raises for files that it cannot decode
+UNDECODABLE = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)
 
 
 def load_image_set(
     name: str,
     data_dir: str | None = None,
-    n_outputs: int = 1000,
+    n_outputs: int = IMAGENET_CLASSES,
     corruption: tuple[str, int] | None = None,
     seed: int = 0,
 ) -> ImageSet:
-    """The image set called `name`. Raises DataError for data that is missing, incomplete or out of order.
+    """The image set called `name`; image_sets.py lists the names.
 
     data_dir    folder of the images; not needed for `sample`
-    n_outputs   of the model: the set has to have as many classes, or its labels would mean other things
-    corruption  (type, severity): which folder of imagenet-c and tiny-imagenet-c; made while loading for other sets
+    n_outputs   of the model; the set must have as many classes
+    corruption  (type, severity): the folder of imagenet-c and tiny-imagenet-c; for other sets, the
+                corruption that is made while loading
     seed        of corruptions made while loading, drawn per image from (seed, image id)
+
+    Raises DataError for data that is missing, incomplete or inconsistent.
     """
-    if name in ("imagenet-c", "tiny-imagenet-c"):
+    if name in CORRUPTED_SETS:
         images = corruption_set(name, existing_folder(name, data_dir), corruption)
     elif name == "sample":
         images = sample_set()
+    elif name in NAMED_SETS:
+        images = NAMED_SETS[name](existing_folder(name, data_dir))
     else:
-        root = existing_folder(name, data_dir)
-        known = {"imagenet-val": imagenet_set, "big12": big12_set, "clickme": clickme_set}
-        images = known[name](root) if name in known else folder_set(name, root, n_outputs)
+        images = folder_set(name, existing_folder(name, data_dir), n_outputs)
     if images.n_classes != n_outputs:
         raise DataError(
-            f"{name}: has {images.n_classes} classes, the model {n_outputs} outputs, so that its classes are others; "
-            "take a model of these classes, or put images of its own into --data_dir under another --dataset name"
+            f"{name}: has {images.n_classes} classes, the model {n_outputs} outputs, so that its "
+            "classes are others; take a model of these classes, or put images of its classes into "
+            "--data_dir under another --dataset name"
         )
-    return (
-        images
-        if corruption is None or images.corruption
-        else with_corruption(images, *corruption, seed)
-    )
+    if corruption is None or images.corruption:
+        return images
+    return with_corruption(images, *corruption, seed)
 
 
-# ---- pixels ----------------------------------------------------------------------------------------------------
+# ---- one image -----------------------------------------------------------------------------------
 
 
 def read_image(path: Path) -> Image.Image:
-    """A file as an RGB image. Raises DataError naming the file when it cannot be decoded whole."""
+    """A file as an RGB image. Raises DataError if it cannot be decoded whole, or is too large."""
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(
-                    f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; shrink it first"
+                    f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; "
+                    "shrink it first"
                 )
             return to_rgb(image)
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        Image.DecompressionBombError,
-    ) as error:
+    except UNDECODABLE as error:
         raise DataError(
             f"{path}: cannot be decoded ({error}); fetch it again or take it off the list"
         ) from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight bits and three channels; PIL would clip 16-bit greys at 255 instead of scaling them."""
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image, dtype=np.float64)
-        top = 1.0 if image.mode == "F" else 65535.0
-        return Image.fromarray((grey / top * 255).clip(0, 255).round().astype(np.uint8)).convert(
-            "RGB"
-        )
-    return image.convert("RGB")
+    """Three channels of eight bits. 16-bit greys are scaled; PIL would clip them at 255."""
+    if not image.mode.startswith("I") and image.mode != "F":
+        return image.convert("RGB")
+    grey = np.asarray(image, dtype=np.float64)
+    white = 1.0 if image.mode == "F" else LARGEST_16_BIT
+    levels = (grey / white * 255).clip(0, 255).round().astype(np.uint8)
+    return Image.fromarray(levels).convert("RGB")
 
 
 def load_photograph(images: ImageSet, i: int) -> Image.Image:
-    """Image i at its own size, RGB, with the set's corruption where that is made while loading."""
+    """Image i at its own size, RGB; corrupted if the set's corruption is made while loading.
+
+    Raises DataError.
+    """
     image = clickme_image(images, i) if is_clickme(images) else read_image(images.paths[i])
     if images.corruption and images.corruption.source != "folder":
         return corrupt(image, images.corruption, images.ids[i])
@@ -109,15 +123,22 @@ def load_photograph(images: ImageSet, i: int) -> Image.Image:
 
 
 def set_preprocessing(images: ImageSet, preprocessing: dict) -> dict:
-    """The model's preprocessing, without its crop for sets that are cropped already."""
+    """The model's preprocessing, without its crop for sets whose images are crops already."""
     return preprocessing | {"crop_pct": 1.0} if images.cropped else preprocessing
 
 
-class PixelDataset(Dataset):
-    """(position, image (3, H, W) float32 in [0, 1]) as the model wants to see it; a DataError in place of a bad image.
+def in_unit_range(x: Tensor) -> Tensor:
+    """uint8 levels as float32 in [0, 1]; other tensors are returned unchanged."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
-    The error is returned, not raised: raised in a worker it would arrive as a traceback instead of a line.
-    as_bytes   leave the image uint8, a quarter of the size on its way out of a worker
+
+class PixelDataset(Dataset):
+    """(position, image (3, H, W) float32 in [0, 1]) after the model's preprocessing.
+
+    as_bytes   leave the image uint8, a quarter of the size when a worker sends it
+
+    For a bad image the DataError is returned in place of the image. Raised in a worker, it would
+    arrive as a traceback instead of one line.
     """
 
     def __init__(self, images: ImageSet, preprocessing: dict, as_bytes: bool = False):
@@ -137,50 +158,55 @@ class PixelDataset(Dataset):
         return i, (x if self.as_bytes else in_unit_range(x))
 
 
-def in_unit_range(x: Tensor) -> Tensor:
-    return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
-def stack_chunk(
-    rows: list[tuple[int, Tensor | DataError]],
-) -> tuple[list[int], Tensor, DataError | None]:
-    """(positions, images (n, 3, H, W), None), up to the first bad image, whose error then comes last."""
-    good: list[Tensor] = []
-    error = None
-    for _, x in rows:
-        if isinstance(x, DataError):
-            error = x
-            break
-        good.append(x)
-    return [i for i, _ in rows[: len(good)]], torch.stack(good) if good else torch.empty(0), error
+# ---- streaming -----------------------------------------------------------------------------------
 
 
 def stream_images(
     images: ImageSet, preprocessing: dict, workers: int = 0
 ) -> Iterator[tuple[str, Tensor, int]]:
-    """(image_id, image, label) in list order, decoded ahead by `workers` processes; a few dozen images are in memory.
+    """(image_id, image (3, H, W) float32 in [0, 1], label) in list order.
 
-    Workers send chunks: sixteen images in one message cost this process a third of sixteen messages.
+    workers   processes that decode ahead; 0 decodes in this process
+
+    A few dozen images are in memory at a time. Raises DataError for a bad image, after the images
+    in front of it.
     """
-    pixels = PixelDataset(images, preprocessing, as_bytes=True)
-    chunks = (
-        DataLoader(
-            pixels,
-            CHUNK,
-            collate_fn=stack_chunk,
-            num_workers=workers,
-            worker_init_fn=leave_the_group,
-        )
-        if workers
-        else (stack_chunk([pixels[i]]) for i in range(len(images)))
-    )
-    for rows, x, error in chunks:
+    for rows, x, error in _chunks(PixelDataset(images, preprocessing, as_bytes=True), workers):
         for i, image in zip(rows, x):
             yield images.ids[i], in_unit_range(image), images.labels[i]
         if error is not None:
             raise error
 
 
+def _chunks(pixels: PixelDataset, workers: int) -> Iterable[Chunk]:
+    """The images as stack_chunk returns them, from worker processes or one by one."""
+    if not workers:
+        return (stack_chunk([pixels[i]]) for i in range(len(pixels)))
+    return DataLoader(
+        pixels,
+        CHUNK_IMAGES,
+        collate_fn=stack_chunk,
+        num_workers=workers,
+        worker_init_fn=leave_the_group,
+    )
+
+
+def stack_chunk(rows: list[tuple[int, Tensor | DataError]]) -> Chunk:
+    """(positions, images (n, 3, H, W), None); or, up to the first bad image, with its error."""
+    positions, good = [], []
+    error = None
+    for i, x in rows:
+        if isinstance(x, DataError):
+            error = x
+            break
+        positions.append(i)
+        good.append(x)
+    return positions, torch.stack(good) if good else torch.empty(0), error
+
+
 def leave_the_group(_: int) -> None:
-    """SIGTERM to the process group is for the script, which ends its workers by itself."""
+    """Leave the process group, so that a SIGTERM to it reaches the script and not its workers.
+
+    The script ends its workers itself.
+    """
     os.setpgrp()

@@ -1,4 +1,7 @@
-"""alignment_security.images.subsets."""
+"""Big-12 and its variants: subsets of ImageNet validation by superclass.
+
+The superclasses are those of the robustness package. `dataloading.py big12` checks and exports.
+"""
 
 from __future__ import annotations
 
@@ -15,46 +18,82 @@ from alignment_security.images.image_sets import (
     DataError,
     ImageSet,
     checked_set,
-    imagenet_set,
     read_image_list,
     read_list_fields,
     synsets,
 )
+from alignment_security.images.imagenet import imagenet_set
 
 BIG12_SEED = 0  # of the hash that draws the images of a class
 BIG12_PER_CLASS = 4
 
 
-# ---- Big-12 and its variants -----------------------------------------------------------------------------------
-
-
 @cache
 def groupings() -> dict[str, dict[str, list[int]]]:
-    """Grouping -> superclass -> ImageNet classes, as the robustness package cuts WordNet (balanced, lowest indices)."""
+    """{grouping: {superclass: ImageNet classes}}, as the robustness package derives from WordNet.
+
+    Its superclasses are balanced: each has the same number of classes, those of lowest index.
+    """
     return json.loads((IMAGE_LISTS / "groupings.json").read_text())["groupings"]
+
+
+def big12_set(root: Path) -> ImageSet:
+    """The 960 images of lists/images/big12.txt from an ImageNet validation folder.
+
+    Labels are ImageNet's 1000. Raises DataError.
+    """
+    fields = read_list_fields(IMAGE_LISTS / "big12.txt")
+    return _subset("big12", root, [(name, int(label), group) for name, label, group in fields])
+
+
+def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
+    """A variant of Big-12: `per_class` images of each class of a grouping. Raises DataError.
+
+    Up to Big-12's four images per class come from its list. Any other subset is drawn from all
+    images of the folder, whose labels are needed for that.
+    """
+    if grouping == "big_12" and per_class <= BIG12_PER_CLASS:
+        labelled = read_image_list(IMAGE_LISTS / "big12.txt")
+    else:
+        images = imagenet_set(root)
+        labelled = list(zip(images.ids, images.labels))
+    rows = draw_subset(labelled, grouping, per_class)
+    is_big12 = grouping == "big_12" and per_class == BIG12_PER_CLASS
+    return _subset("big12" if is_big12 else f"{grouping}-{per_class}", root, rows)
+
+
+def _subset(name: str, root: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
+    """The set of rows (file name, label, superclass). Raises DataError."""
+    return checked_set(
+        name,
+        ids=[file_name for file_name, _, _ in rows],
+        paths=locate_images(root, rows),
+        labels=[label for _, label, _ in rows],
+        groups=tuple(group for _, _, group in rows),
+    )
 
 
 def draw_subset(
     labelled: Iterable[tuple[str, int]], grouping: str = "big_12", per_class: int = BIG12_PER_CLASS
 ) -> list[tuple[str, int, str]]:
-    """(file name, label, superclass) of per_class images of each class, in the order superclass, class, file name.
+    """(file name, label, superclass) of `per_class` images of each class of a grouping.
 
-    Of a class come the file names with the smallest sha256 of `seed:file name`: the draw depends on neither the order
-    of the names nor a library, and a smaller one is part of a larger one.
     labelled   (file name, 0-based ImageNet class) of the images to draw from
+
+    The file names with the smallest sha256 of `seed:file name` are drawn. The draw therefore
+    depends on neither the order of the names nor a library, and a smaller draw is part of a larger
+    one. Rows are ordered by superclass, class and file name. Raises DataError for an unknown
+    grouping, and for a class with too few images.
     """
     if grouping not in groupings():
         raise DataError(f"grouping {grouping!r}: there are {', '.join(groupings())}")
-    of_class: dict[int, list[str]] = {}
+    names_of: dict[int, list[str]] = {}
     for name, label in labelled:
-        of_class.setdefault(label, []).append(name)
+        names_of.setdefault(label, []).append(name)
     rows = []
     for group, classes in groupings()[grouping].items():
         for label in classes:
-            names = sorted(
-                of_class.get(label, []),
-                key=lambda n: hashlib.sha256(f"{BIG12_SEED}:{n}".encode()).hexdigest(),
-            )
+            names = sorted(names_of.get(label, []), key=_draw_order)
             if len(names) < per_class or per_class < 1:
                 raise DataError(
                     f"{per_class} images per class: class {label} ({group}) has {len(names)}"
@@ -63,70 +102,48 @@ def draw_subset(
     return rows
 
 
+def _draw_order(name: str) -> str:
+    return hashlib.sha256(f"{BIG12_SEED}:{name}".encode()).hexdigest()
+
+
 def locate_images(root: Path, rows: list[tuple[str, int, str]]) -> list[Path]:
-    """Where the listed files lie, in synset folders or flat. Raises DataError with what is missing."""
+    """Paths of the images of rows (file name, label, superclass), in synset folders or flat.
+
+    Raises DataError that lists missing images.
+    """
     names = synsets()
-    found = [
-        next((p for p in (root / names[label] / name, root / name) if p.is_file()), None)
-        for name, label, _ in rows
-    ]
-    missing = [
-        f"{names[label]}/{name}" for (name, label, _), path in zip(rows, found) if path is None
-    ]
+    found, missing = [], []
+    for name, label, _ in rows:
+        synset = names[label]
+        path = _find_image(root, synset, name)
+        if path is None:
+            missing.append(f"{synset}/{name}")
+        else:
+            found.append(path)
     if missing:
         raise DataError(
             f"{root}: {len(missing)} of the {len(rows)} listed images are missing, e.g. "
-            f"{', '.join(missing[:3])}; it has to be the ImageNet validation folder (synset folders or flat)"
+            f"{', '.join(missing[:3])}; it has to be the ImageNet validation folder (synset "
+            "folders or flat)"
         )
-    return [path for path in found if path is not None]
+    return found
 
 
-def big12_set(root: Path) -> ImageSet:
-    """The 960 images of the committed list, out of an ImageNet validation folder; labels are ImageNet's 1000."""
-    rows = [
-        (name, int(label), group)
-        for name, label, group in read_list_fields(IMAGE_LISTS / "big12.txt")
-    ]
-    return checked_set(
-        "big12",
-        [r[0] for r in rows],
-        locate_images(root, rows),
-        [r[1] for r in rows],
-        groups=tuple(r[2] for r in rows),
-    )
-
-
-# ---- command line ----------------------------------------------------------------------------------------------
-
-
-def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
-    """A variant of Big-12: the committed list where it suffices, else a draw from the labels of the folder itself."""
-    if grouping == "big_12" and per_class <= BIG12_PER_CLASS:
-        labelled = read_image_list(IMAGE_LISTS / "big12.txt")
-    else:
-        images = imagenet_set(root)
-        labelled = list(zip(images.ids, images.labels))
-    rows = draw_subset(labelled, grouping, per_class)
-    name = (
-        "big12"
-        if (grouping, per_class) == ("big_12", BIG12_PER_CLASS)
-        else f"{grouping}-{per_class}"
-    )
-    return checked_set(
-        name,
-        [r[0] for r in rows],
-        locate_images(root, rows),
-        [r[1] for r in rows],
-        groups=tuple(r[2] for r in rows),
-    )
+def _find_image(root: Path, synset: str, name: str) -> Path | None:
+    for path in (root / synset / name, root / name):
+        if path.is_file():
+            return path
+    return None
 
 
 def export_subset(images: ImageSet, out: Path, source: Path, copy: bool = False) -> None:
-    """out/<synset>/<file> as symbolic links (or copies), and out/<set>.txt; what is there already is left as it is."""
+    """Write out/<synset>/<file> as symbolic links, or as copies, and the list out/<set>.txt.
+
+    Existing files are left as they are; with `copy` only those of the right size. Raises DataError
+    for an `out` inside `source`.
+    """
     if out.resolve().is_relative_to(source.resolve()):
-        raise DataError(
-            f"{out}: lies inside {source}, which is never altered; choose another --out"
-        )
+        raise DataError(f"{out}: is inside {source}, which is never altered; choose another --out")
     names = synsets()
     for name, path, label in zip(images.ids, images.paths, images.labels):
         target = out / names[label] / name
@@ -135,7 +152,10 @@ def export_subset(images: ImageSet, out: Path, source: Path, copy: bool = False)
             continue
         part = target.with_name(f".{name}.part")
         part.unlink(missing_ok=True)
-        shutil.copyfile(path, part) if copy else part.symlink_to(path.resolve())
+        if copy:
+            shutil.copyfile(path, part)
+        else:
+            part.symlink_to(path.resolve())
         part.replace(target)
     lines = "".join(f"{n} {y} {g}\n" for n, y, g in zip(images.ids, images.labels, images.groups))
     write_atomic(out / f"{images.name}.txt", lines)

@@ -56,7 +56,7 @@ def decoded(tmp_path, name: str, content: bytes | Image.Image, **save) -> torch.
     return next(stream_images(images, PLAIN))[1]
 
 
-# ---- the sample ------------------------------------------------------------------------------------------------
+# ---- the sample ----------------------------------------------------------------------------------
 
 
 def test_the_sample_is_20_photographs_labelled_in_their_names(sample, lite0):
@@ -82,7 +82,7 @@ def test_the_models_know_the_photographs_at_224(sample, lite0, name, right):
         assert int((model.module(batch).argmax(1) == torch.tensor(sample.labels)).sum()) == right
 
 
-# ---- ImageNet in folders ---------------------------------------------------------------------------------------
+# ---- ImageNet in folders -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         load_image_set("imagenet-val", str(tmp_path))
 
 
-# ---- ImageNet in one flat folder -------------------------------------------------------------------------------
+# ---- ImageNet in one flat folder -----------------------------------------------------------------
 
 FLAT = {
     f"ILSVRC2012_val_{k + 1:08d}": label for k, label in enumerate([65, 970, 230, 809, 516, 57])
@@ -239,7 +239,7 @@ def test_a_damaged_meta_mat_is_named(flat):
         load_image_set("imagenet-val", str(flat))
 
 
-# ---- any folder ------------------------------------------------------------------------------------------------
+# ---- any folder ----------------------------------------------------------------------------------
 
 
 def test_200_synset_folders_keep_their_labels_among_1000(tmp_path):
@@ -284,7 +284,7 @@ def test_checked_set_refuses_what_is_not_there_or_out_of_range(tmp_path):
         checked_set("mine", ["a.jpg"], [tmp_path / "a.jpg"], [1000])
 
 
-# ---- slices and hashes -----------------------------------------------------------------------------------------
+# ---- slices and hashes ---------------------------------------------------------------------------
 
 
 def made_up(n: int) -> ImageSet:
@@ -329,7 +329,7 @@ def test_the_list_hash_is_that_of_its_lines(sample):
     assert hashes[0] == hashlib.sha256(lines.encode()).hexdigest() and len(set(hashes)) == 4
 
 
-# ---- pixels ----------------------------------------------------------------------------------------------------
+# ---- pixels --------------------------------------------------------------------------------------
 
 
 def noise(mode="RGB", size=(64, 64)) -> Image.Image:

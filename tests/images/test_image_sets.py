@@ -69,7 +69,7 @@ def write_big12(root: Path, flat: bool = False, skip: int = 0) -> Path:
     return root
 
 
-# ---- the table and the list ------------------------------------------------------------------------------------
+# ---- the table and the list ----------------------------------------------------------------------
 
 
 def test_big12_is_the_table_of_the_design():
@@ -178,7 +178,7 @@ def test_a_draw_that_cannot_be_is_refused(request_):
         draw_subset(made_up(), **request_)
 
 
-# ---- the set ---------------------------------------------------------------------------------------------------
+# ---- the set -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -271,7 +271,7 @@ def test_a_photograph_that_changed_is_named(tmp_path, monkeypatch, sample):
         load_image_set("sample")
 
 
-# ---- corruptions on disk ---------------------------------------------------------------------------------------
+# ---- corruptions on disk -------------------------------------------------------------------------
 
 
 def write_corrupted(root: Path, classes, kind="fog", severity=3) -> Path:
@@ -338,7 +338,7 @@ def test_a_tiny_imagenet_c_of_other_classes_is_refused(tmp_path, classes, messag
         )
 
 
-# ---- corruptions while loading ---------------------------------------------------------------------------------
+# ---- corruptions while loading -------------------------------------------------------------------
 
 
 @needs_corruptions
@@ -395,7 +395,7 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch):
         load_image_set("sample", corruption=("fog", 1))
 
 
-# ---- labels that fit besides -----------------------------------------------------------------------------------
+# ---- labels that fit besides ---------------------------------------------------------------------
 
 
 def test_real_labels_are_those_of_timms_evaluator():

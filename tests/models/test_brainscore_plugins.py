@@ -36,7 +36,7 @@ def preprocessing(*steps, mean=IMAGENET["mean"], std=IMAGENET["std"], out=np.sta
     return lambda paths: out([pipeline(Image.open(path).convert("RGB")).numpy() for path in paths])
 
 
-# ---- what is told ----------------------------------------------------------------------------------------------
+# ---- what is told --------------------------------------------------------------------------------
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
 RESIZINGS = {  # id -> (torchvision's steps, what timm calls them)
@@ -116,7 +116,7 @@ def test_pixels_without_a_normalisation_are_told():
     assert raw["mean"] == (0, 0, 0) and raw["std"] == pytest.approx([1 / 255] * 3, abs=1e-6)
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 SQUASH = transforms.Resize((64, 64))
 REFUSED = {
@@ -293,7 +293,7 @@ def test_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments
     )
 
 
-# ---- the package -----------------------------------------------------------------------------------------------
+# ---- the package ---------------------------------------------------------------------------------
 
 
 @installed

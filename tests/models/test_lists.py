@@ -24,7 +24,7 @@ FENG2025 = DATA / "feng2025"
 BRAINSCORE_PACKAGE = os.environ.get("BRAINSCORE_VISION_PATH") or None
 
 
-# ---- the committed lists ---------------------------------------------------------------------------------------
+# ---- the committed lists -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", available_lists())
@@ -122,7 +122,7 @@ def test_brainscore_is_what_the_installed_package_registers():
     assert set(table[["name", "weights", "group"]].itertuples(index=False, name=None)) == want
 
 
-# ---- lists of one's own ----------------------------------------------------------------------------------------
+# ---- lists of one's own --------------------------------------------------------------------------
 
 GOOD = "resnet18\ttimm:resnet18.a1_in1k\thub:timm/resnet18.a1_in1k\tResNet\tmine"
 
@@ -163,7 +163,7 @@ def test_a_list_that_is_not_there_names_those_that_are():
         read_model_list("nolist")
 
 
-# ---- families --------------------------------------------------------------------------------------------------
+# ---- families ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

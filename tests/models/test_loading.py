@@ -52,7 +52,7 @@ def small() -> dict[str, torch.Tensor]:
     return timm.create_model("test_resnet").state_dict()
 
 
-# ---- normalisation and head ------------------------------------------------------------------------------------
+# ---- normalisation and head ----------------------------------------------------------------------
 
 
 def test_normalisation_is_the_first_layer():
@@ -131,7 +131,7 @@ def test_a_head_makes_two_outputs(photograph, lite0):
     ]
 
 
-# ---- weights ---------------------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------
 
 
 def test_lite0_from_its_package(lite0, state):
@@ -305,7 +305,7 @@ def test_the_hash_sees_one_bit(small):
     assert weights_sha256(nets[0]) != weights_sha256(nets[1])
 
 
-# ---- checkpoints that are refused ------------------------------------------------------------------------------
+# ---- checkpoints that are refused ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -432,7 +432,7 @@ def test_a_checkpoint_that_is_not_there():
         load_model("test_resnet", Path("/nowhere/net.pth"))
 
 
-# ---- names and the hub -----------------------------------------------------------------------------------------
+# ---- names and the hub ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -552,7 +552,7 @@ def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line
     )
 
 
-# ---- checks before an attack -----------------------------------------------------------------------------------
+# ---- checks before an attack ---------------------------------------------------------------------
 
 
 class Net(nn.Module):

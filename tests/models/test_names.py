@@ -32,7 +32,7 @@ from alignment_security.models.names import (
     weights_state,
 )
 
-# ---- what a name stands for ------------------------------------------------------------------------------------
+# ---- what a name stands for ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_size_is_that_of_the_net(name):
     )
 
 
-# ---- what is on this machine -----------------------------------------------------------------------------------
+# ---- what is on this machine ---------------------------------------------------------------------
 
 
 def test_states(tmp_path):
@@ -167,7 +167,7 @@ def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
     assert out.splitlines() == [HERE, TO_FETCH, HERE, TO_FETCH]
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def models(*arguments) -> int:
