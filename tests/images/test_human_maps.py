@@ -1,4 +1,4 @@
-"""Maps lie over their photographs; ClickMe's records in every encoding, and those that are damaged."""
+"""Maps align with their photographs; ClickMe's records in every encoding, and damaged ones."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ PLAIN = {
 
 @pytest.fixture
 def marked(tmp_path, monkeypatch):
-    """A 400 x 200 photograph, black but for a bright spot where its one-ellipse map has its peak: (x, y) -> ImageSet."""
+    """(x, y) -> ImageSet of a black 400 x 200 photograph with a bright spot, and its map: both are
+    one ellipse at (x, y)."""
 
     def call(x: float, y: float):
         images = load_image_set("sample").take([0])
@@ -64,8 +65,8 @@ def marked(tmp_path, monkeypatch):
     "mode, size", [("center", 224), ("squash", 224), ("border", 224), ("center", 300)]
 )
 @pytest.mark.parametrize("x, y", [(0.5, 0.5), (0.4, 0.3), (0.65, 0.7)])
-def test_a_map_lies_over_its_photograph(marked, mode, size, x, y):
-    """The brightest place of the photograph that the model sees is the peak of the map that belongs to it."""
+def test_human_map_aligns_with_its_photograph(marked, mode, size, x, y):
+    """The map's peak is at the brightest pixel of the photograph that the model sees."""
     images, preprocessing = marked(x, y), PLAIN | {"crop_mode": mode, "input_size": (3, size, size)}
     seen, drawn = (
         PixelDataset(images, preprocessing)[0][1][0].numpy(),
@@ -79,7 +80,7 @@ def test_a_map_lies_over_its_photograph(marked, mode, size, x, y):
     assert np.corrcoef(seen.ravel(), drawn.ravel())[0, 1] > 0.99
 
 
-def test_a_map_whose_people_look_outside_the_crop_is_none(marked):
+def test_human_map_outside_the_crop_is_none(marked):
     images = marked(0.02, 0.5)
     preprocessing = PLAIN | {"crop_pct": 1.0}
     assert human_map(images, 0, preprocessing) is None
@@ -87,8 +88,8 @@ def test_a_map_whose_people_look_outside_the_crop_is_none(marked):
     assert human_map(zeros, 0, preprocessing) is None
 
 
-def test_an_ellipse_by_hand():
-    """exp(-2) on the rim along both axes of an ellipse turned by 90 degrees; the maximum of two, not their sum."""
+def test_draw_ellipses_by_hand():
+    """exp(-2) on the rim of an ellipse turned by 90 degrees; the maximum of two, not their sum."""
     one = draw_ellipses([[0.5, 0.5, 0.2, 0.1, 90.0, 0.8]], 1001, 1001)
     assert one[500, 500] == pytest.approx(0.8) and one.dtype == np.float32
     assert one[700, 500] == pytest.approx(0.8 * np.exp(-2), rel=1e-2) and one[
@@ -100,7 +101,7 @@ def test_an_ellipse_by_hand():
     assert both[500, 500] == pytest.approx(0.8) and (both >= one).all()
 
 
-def test_every_photograph_of_the_sample_has_a_map(sample, lite0):
+def test_human_map_of_every_photograph_of_the_sample(sample, lite0):
     maps = [human_map(sample, i, lite0.preprocessing) for i in range(len(sample))]
     assert all(m.shape == (224, 224) and 0.5 < m.max() <= 1 and m.min() >= 0 for m in maps)
     assert map_source(sample).startswith("hand-drawn, sha256 ")
@@ -123,10 +124,11 @@ def photographs(sample, side: int) -> list[tuple[np.ndarray, np.ndarray]]:
     pairs = []
     for i in range(4):
         image = read_image(sample.paths[i]).resize((side, side))
-        drawn = Image.fromarray(original_map(sample, i)).resize((side, side))
-        pairs.append(
-            (np.asarray(image), (np.asarray(drawn) * 255).round().clip(0, 255).astype(np.uint8))
-        )
+        drawn = original_map(sample, i)
+        assert drawn is not None
+        heatmap = np.asarray(Image.fromarray(drawn).resize((side, side)))
+        levels = (heatmap * 255).round().clip(0, 255).astype(np.uint8)
+        pairs.append((np.asarray(image), levels))
     return pairs
 
 
@@ -155,8 +157,8 @@ ENCODINGS = {
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
-def test_a_shard_in_every_encoding(tmp_path, sample, kind):
-    """Mean absolute difference from what was written: that of JPEG, or of rounding."""
+def test_clickme_set_reads_every_encoding(tmp_path, sample, kind):
+    """The mean absolute difference from what was written is that of JPEG, or of rounding."""
     side, near, more = ENCODINGS[kind]
     pairs, labels = photographs(sample, side), [243, 0, 999, 990]
     write_shard(tmp_path / "val" / "val-10.tfrecords", pairs[2:], labels[2:], kind, **more)
@@ -186,8 +188,8 @@ def test_a_shard_in_every_encoding(tmp_path, sample, kind):
     assert human_map(images, 0, PLAIN).shape == (224, 224) and map_source(images) == "ClickMe"
 
 
-def test_tfrecord_framing_by_hand(tmp_path):
-    """Length, masked crc32c, payload, masked crc32c; crc32c("123456789") = 0xE3069283 (RFC 3720's check value)."""
+def test_read_tfrecords_by_hand(tmp_path):
+    """Length, masked crc32c, payload, masked crc32c. RFC 3720: crc32c("123456789") = 0xE3069283."""
 
     def masked(crc):
         return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
@@ -223,7 +225,7 @@ def test_a_damaged_shard_names_file_and_record(shard, position):
 
 
 @pytest.mark.parametrize("label", [1000, -1])
-def test_a_label_out_of_range_is_refused(tmp_path, sample, label):
+def test_clickme_set_refuses_a_label_out_of_range(tmp_path, sample, label):
     write_shard(tmp_path / "val-0.tfrecords", photographs(sample, 256)[:2], [5, label])
     with pytest.raises(
         DataError, match=f"val-0.tfrecords: record 1 has label {label}, outside 0..999"
@@ -231,7 +233,7 @@ def test_a_label_out_of_range_is_refused(tmp_path, sample, label):
         load_image_set("clickme", str(tmp_path))
 
 
-def test_a_record_that_is_no_clickme_is_refused(tmp_path):
+def test_clickme_set_refuses_other_records(tmp_path):
     odd = {"image": (b"x", "byte"), "heatmap": (b"x", "byte"), "label": (1, "int")}
     for record, message in (
         ({"image": (b"x", "byte")}, "no feature heatmap, label"),
@@ -244,7 +246,7 @@ def test_a_record_that_is_no_clickme_is_refused(tmp_path):
             next(stream_images(load_image_set("clickme", str(tmp_path)), PLAIN))
 
 
-def test_an_image_with_a_map_of_zeros_stays_in_the_set(tmp_path, sample):
+def test_clickme_set_keeps_an_image_with_a_map_of_zeros(tmp_path, sample):
     pairs = photographs(sample, 256)
     pairs[1] = (pairs[1][0], np.zeros((256, 256), np.uint8))
     write_shard(tmp_path / "val-0.tfrecords", pairs, [1, 2, 3, 4])
@@ -253,7 +255,7 @@ def test_an_image_with_a_map_of_zeros_stays_in_the_set(tmp_path, sample):
     assert [human_map(images, i, PLAIN) is None for i in range(4)] == [False, True, False, False]
 
 
-def test_folders_that_are_not_one_split_are_refused(tmp_path, sample):
+def test_clickme_set_refuses_two_splits_or_none(tmp_path, sample):
     with pytest.raises(DataError, match="no .tfrecords and no .pth files"):
         load_image_set("clickme", str(tmp_path))
     for split in ("train", "val"):
@@ -266,7 +268,7 @@ def test_folders_that_are_not_one_split_are_refused(tmp_path, sample):
         load_image_set("clickme", str(tmp_path / "empty"))
 
 
-def test_pth_samples(tmp_path, sample):
+def test_clickme_set_reads_pth_files(tmp_path, sample):
     pairs = photographs(sample, 256)
     for k, (image, heatmap) in enumerate(pairs):
         torch.save(
@@ -314,16 +316,18 @@ def pth(image=(3, 8, 8), heatmap=(1, 8, 8), label=1, dtype=torch.uint8) -> dict:
     ],
 )
 def test_another_pth_is_refused_and_runs_nothing(tmp_path, loaded, message, capsys):
-    (tmp_path / "a.pth").write_bytes(loaded) if isinstance(loaded, bytes) else torch.save(
-        loaded, tmp_path / "a.pth"
-    )
+    path = tmp_path / "a.pth"
+    if isinstance(loaded, bytes):
+        path.write_bytes(loaded)
+    else:
+        torch.save(loaded, path)
     with pytest.raises(DataError, match=f"a.pth: .*({message})") as error:
         load_image_set("clickme", str(tmp_path))
     assert "\n" not in str(error.value) and capsys.readouterr().out == ""
 
 
-def test_harmonizations_blur_is_that_of_a_plain_sum(sample):
-    """TensorFlow's SAME correlation with the 10 x 10 kernel, as a double loop would do it, on a 64 x 64 map."""
+def test_harmonization_blur_is_a_plain_sum(sample):
+    """TensorFlow's SAME correlation of a 64 x 64 map with the 10 x 10 kernel."""
     drawn = draw_ellipses([[0.4, 0.6, 0.2, 0.1, 0.0, 1.0]], 64, 64)
     x, y = np.arange(-5, 5), np.arange(4, -6, -1)
     kernel = np.exp(-(x[None] ** 2 + y[:, None] ** 2) / 200)
@@ -333,7 +337,7 @@ def test_harmonizations_blur_is_that_of_a_plain_sum(sample):
     np.testing.assert_allclose(harmonization_blur(drawn), expected, atol=1e-6)
 
 
-def test_the_blurred_map_lies_where_the_map_does(sample, lite0):
+def test_human_map_blurred_aligns_with_the_map(sample, lite0):
     plain, blurred = (human_map(sample, 0, lite0.preprocessing, blur=b) for b in (False, True))
     assert blurred.shape == (224, 224)
     near = zoom(zoom(plain, 1 / 14), 14)

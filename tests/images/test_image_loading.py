@@ -1,4 +1,4 @@
-"""Image sets in every layout, with labels known beforehand, and pixels in every mode."""
+"""Image sets in every layout, with known labels, and pixels in every mode."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def jpeg(size=(8, 8), color=(10, 200, 30)) -> bytes:
 
 
 def write_folders(root: Path, classes, names=None) -> dict[str, str]:
-    """One image a class folder; returns file name -> class. Names run against the order of the classes."""
+    """One image per class folder, their names in reverse order; returns {file name: class}."""
     names = names or [f"ILSVRC2012_val_{len(classes) - i:08d}.JPEG" for i in range(len(classes))]
     for name, folder in zip(names, classes):
         (root / folder).mkdir(parents=True)
@@ -49,7 +49,7 @@ def write_folders(root: Path, classes, names=None) -> dict[str, str]:
 
 
 def decoded(tmp_path, name: str, content: bytes | Image.Image, **save) -> torch.Tensor:
-    """A file through the loader without a change of size, (3, 32, 32)."""
+    """The pixels of a file, loaded without a change of size: (3, 32, 32)."""
     path = tmp_path / name
     content.save(path, **save) if isinstance(content, Image.Image) else path.write_bytes(content)
     images = checked_set("mine", [name], [path], [0])
@@ -59,7 +59,7 @@ def decoded(tmp_path, name: str, content: bytes | Image.Image, **save) -> torch.
 # ---- the sample ----------------------------------------------------------------------------------
 
 
-def test_the_sample_is_20_photographs_labelled_in_their_names(sample, lite0):
+def test_sample_set_is_20_photographs_labelled_in_their_names(sample, lite0):
     assert len(sample) == 20 and [
         int(name.split("_")[2].removesuffix(".jpg")) for name in sample.ids
     ] == list(sample.labels)
@@ -75,7 +75,7 @@ def test_the_sample_is_20_photographs_labelled_in_their_names(sample, lite0):
 @pytest.mark.parametrize(
     "name, right", [("tf_efficientnet_lite0", 18), ("tf_efficientnet_lite1", 19)]
 )
-def test_the_models_know_the_photographs_at_224(sample, lite0, name, right):
+def test_models_recognise_the_sample_at_224(sample, lite0, name, right):
     model = load_model(name)
     batch = torch.stack([x for _, x, _ in stream_images(sample, lite0.preprocessing)])
     with torch.no_grad():
@@ -92,12 +92,13 @@ def imagenet(tmp_path_factory):
 
 
 def test_synsets_are_in_the_order_of_the_logits():
-    """ImageNet's classes are its 1000 synsets in the order of their numbers: tench, ..., tabby 281, ..., toilet paper."""
+    """ImageNet's classes are its 1000 synsets in the order of their numbers: tench 0, tabby 281,
+    toilet paper 999."""
     assert len(set(SYNSETS)) == 1000 and sorted(SYNSETS) == SYNSETS
     assert [SYNSETS[k] for k in (0, 281, 999)] == ["n01440764", "n02123045", "n15075141"]
 
 
-def test_synset_folders_are_in_file_order_with_labels_of_their_folder(imagenet):
+def test_imagenet_folders_are_in_file_order_with_labels_of_their_folder(imagenet):
     root, folder_of = imagenet
     images = load_image_set("imagenet-val", str(root))
     assert images.ids == tuple(sorted(folder_of)) and len(images) == images.n_classes == 1000
@@ -106,7 +107,7 @@ def test_synset_folders_are_in_file_order_with_labels_of_their_folder(imagenet):
     )
 
 
-def test_a_folder_too_few_or_too_many_is_named(imagenet):
+def test_imagenet_folders_names_a_missing_or_unknown_folder(imagenet):
     root, _ = imagenet
     (root / SYNSETS[7]).rename(root / "n99999999")
     try:
@@ -157,7 +158,7 @@ def write_caffe(folder: Path) -> None:
 
 
 def write_devkit(folder: Path) -> None:
-    """The devkit numbers the synsets in an order of its own, and has inner nodes of WordNet after them."""
+    """The devkit numbers the synsets in another order, followed by inner nodes of WordNet."""
     order = np.random.default_rng(0).permutation(1000)
     rows = [(k + 1, SYNSETS[label]) for k, label in enumerate(order)] + [(1001, "n00001740")]
     savemat(
@@ -178,16 +179,16 @@ def flat(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("beside", [True, False], ids=["beside the folder", "in the folder"])
+@pytest.mark.parametrize("in_parent", [True, False], ids=["in the parent", "in the folder"])
 @pytest.mark.parametrize("write", [write_kaggle, write_caffe, write_devkit])
-def test_a_flat_folder_is_labelled_by_its_ground_truth(flat, write, beside):
-    write(flat.parent if beside else flat)
+def test_imagenet_flat_is_labelled_by_its_ground_truth(flat, write, in_parent):
+    write(flat.parent if in_parent else flat)
     images = load_image_set("imagenet-val", str(flat))
     assert dict(zip(images.ids, images.labels)) == {f"{name}.JPEG": y for name, y in FLAT.items()}
     assert list(images.ids) == sorted(images.ids)
 
 
-def test_a_flat_folder_without_labels_is_refused(flat):
+def test_imagenet_flat_without_labels_is_refused(flat):
     with pytest.raises(
         DataError,
         match=f"{flat}: .*LOC_val_solution.csv, val.txt, ILSVRC2012_validation_ground_truth.txt",
@@ -195,7 +196,7 @@ def test_a_flat_folder_without_labels_is_refused(flat):
         load_image_set("imagenet-val", str(flat))
 
 
-def test_an_image_without_a_label_is_named(flat):
+def test_imagenet_flat_names_an_image_without_a_label(flat):
     write_caffe(flat.parent)
     (flat / "ILSVRC2012_val_00000007.JPEG").write_bytes(jpeg())
     with pytest.raises(DataError, match="val.txt: has no label for ILSVRC2012_val_00000007.JPEG"):
@@ -226,13 +227,13 @@ def test_an_image_without_a_label_is_named(flat):
         ("ILSVRC2012_validation_ground_truth.txt", "1\n" * 6, "meta.mat: missing"),
     ],
 )
-def test_a_ground_truth_that_is_none_is_named(flat, name, text, message):
+def test_read_ground_truth_names_a_wrong_file(flat, name, text, message):
     (flat / name).write_text(text)
     with pytest.raises(DataError, match=message):
         load_image_set("imagenet-val", str(flat))
 
 
-def test_a_damaged_meta_mat_is_named(flat):
+def test_devkit_synsets_names_a_damaged_meta_mat(flat):
     write_devkit(flat)
     (flat / "meta.mat").write_bytes((flat / "meta.mat").read_bytes()[:200])
     with pytest.raises(DataError, match="meta.mat|ground_truth.txt"):
@@ -242,8 +243,8 @@ def test_a_damaged_meta_mat_is_named(flat):
 # ---- any folder ----------------------------------------------------------------------------------
 
 
-def test_200_synset_folders_keep_their_labels_among_1000(tmp_path):
-    """Trap 16: sorted folder numbers 0..199 would give accuracies near chance in silence."""
+def test_folder_set_of_200_synsets_keeps_labels_among_1000(tmp_path):
+    """Labels 0..199 by sorted folder would give accuracies near chance, without an error."""
     classes = sorted(np.random.default_rng(1).choice(SYNSETS, 200, replace=False).tolist())
     folder_of = write_folders(tmp_path, classes)
     images = load_image_set("imagenet-a", str(tmp_path))
@@ -254,13 +255,13 @@ def test_200_synset_folders_keep_their_labels_among_1000(tmp_path):
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], [*SYNSETS[:3], "cat"], []])
-def test_other_folders_are_refused_for_1000_outputs(tmp_path, classes):
+def test_folder_set_refuses_other_classes_for_1000_outputs(tmp_path, classes):
     write_folders(tmp_path, classes)
     with pytest.raises(DataError, match=f"{len(classes)} class folders .*1000 outputs"):
         load_image_set("mine", str(tmp_path))
 
 
-def test_other_folders_are_taken_when_they_are_as_many_as_the_outputs(tmp_path):
+def test_folder_set_takes_as_many_classes_as_outputs(tmp_path):
     write_folders(tmp_path, ["dog", "cat", "eel"])
     images = load_image_set("mine", str(tmp_path), n_outputs=3)
     assert [name.split("/")[0] for name in images.ids] == ["cat", "dog", "eel"]
@@ -271,7 +272,7 @@ def test_other_folders_are_taken_when_they_are_as_many_as_the_outputs(tmp_path):
     "folder, message",
     [(None, "needs --data_dir"), ("/nowhere/val", "/nowhere/val: no such folder")],
 )
-def test_a_missing_folder_is_named(folder, message):
+def test_existing_folder_names_a_missing_folder(folder, message):
     with pytest.raises(DataError, match=message):
         load_image_set("imagenet-val", folder)
 
@@ -292,13 +293,13 @@ def made_up(n: int) -> ImageSet:
     return ImageSet("made up", ids, tuple(map(Path, ids)), tuple(range(n)))
 
 
-def test_a_slice_is_that_of_numpys_permutation_in_list_order():
+def test_take_slice_is_numpys_permutation_in_list_order():
     images = made_up(1000)
     wanted = sorted(np.random.default_rng(42).permutation(1000)[20:120].tolist())
     assert take_slice(images, 20, 120).labels == tuple(wanted)
 
 
-def test_slices_share_out_the_list():
+def test_take_slice_partitions_the_list():
     images, parts = made_up(100), []
     for start in range(0, 100, 30):
         parts += take_slice(images, start, start + 30).ids
@@ -306,19 +307,19 @@ def test_slices_share_out_the_list():
     assert take_slice(images, 0, None) == take_slice(images, 0, 1000) == images
 
 
-def test_a_slice_is_a_fair_sample():
-    """A list sorted by class: 200 of 1000 have each hundred about 20 times (hypergeometric, SD 3.8)."""
+def test_take_slice_is_a_fair_sample():
+    """200 of 1000 images sorted by class: about 20 of each hundred (hypergeometric, SD 3.8)."""
     counts = np.bincount(np.array(take_slice(made_up(1000), 0, 200).labels) // 100, minlength=10)
     assert counts.sum() == 200 and counts.min() >= 8 and counts.max() <= 32
 
 
 @pytest.mark.parametrize("start, stop", [(0, 0), (5, 5), (7, 2), (20, None), (25, 30), (-1, 5)])
-def test_a_slice_of_nothing_is_refused(start, stop):
+def test_take_slice_of_nothing_is_refused(start, stop):
     with pytest.raises(DataError, match=f"-s {start} {stop}: takes no image; made up has 20"):
         take_slice(made_up(20), start, stop)
 
 
-def test_the_list_hash_is_that_of_its_lines(sample):
+def test_list_sha256_is_that_of_its_lines(sample):
     lines = "".join(f"{name} {label}\n" for name, label in zip(sample.ids, sample.labels))
     hashes = [
         sample.list_sha256,
@@ -358,7 +359,7 @@ BAD = {
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("name", BAD)
 def test_an_image_that_cannot_be_decoded_is_named(tmp_path, name, workers):
-    """After a good one, and out of a worker process as one line."""
+    """After a good image, and from a worker process as one line."""
     (tmp_path / "good.jpg").write_bytes(jpeg())
     (tmp_path / name).write_bytes(BAD[name])
     images = checked_set(
@@ -372,10 +373,11 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, name, workers):
 
 
 def test_half_an_image_stays_an_error_where_pillow_would_fill_it_up(tmp_path):
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # some library that we import could have set it
+    # a library that we import could have set it
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_workers_keep_the_order_of_the_list(sample):
+def test_stream_images_with_workers_keeps_the_order(sample):
     streamed = list(stream_images(sample, PLAIN, workers=2))
     assert [(name, label) for name, _, label in streamed] == list(zip(sample.ids, sample.labels))
     for (_, x, _), (_, same, _) in zip(streamed, stream_images(sample, PLAIN)):
@@ -414,7 +416,7 @@ def test_every_mode_becomes_three_channels_with_its_values(tmp_path, name):
     torch.testing.assert_close(x, expected, rtol=0, atol=0.013 if name.endswith("jpg") else 0.0021)
 
 
-def test_pixels_are_those_of_the_file(tmp_path):
+def test_stream_images_gives_the_pixels_of_the_file(tmp_path):
     image = noise(size=(32, 32))
     assert torch.equal(
         decoded(tmp_path, "noise.png", image),
@@ -422,8 +424,8 @@ def test_pixels_are_those_of_the_file(tmp_path):
     )
 
 
-def test_resizing_keeps_the_aspect_ratio(tmp_path):
-    """Trap 15: of a 2 : 1 image the centre square is seen; squashed, its red ends would be."""
+def test_stream_images_resizes_with_the_aspect_ratio(tmp_path):
+    """The model sees the centre square of a 2 : 1 image; a squash would show its red ends."""
     image = Image.new("RGB", (128, 64), (255, 0, 0))
     image.paste((0, 255, 0), (30, 0, 98, 64))
     assert torch.equal(

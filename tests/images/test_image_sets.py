@@ -1,4 +1,4 @@
-"""Big-12 and its variants, the sample's hashes, and corruptions on disk and while loading."""
+"""Big-12 and its variants, the sample's hashes, corruptions (on disk, while loading), labels."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import importlib.util
 import io
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -72,8 +73,8 @@ def write_big12(root: Path, flat: bool = False, skip: int = 0) -> Path:
 # ---- the table and the list ----------------------------------------------------------------------
 
 
-def test_big12_is_the_table_of_the_design():
-    """Ranges that can be read off the design, and animate/inanimate at class 398."""
+def test_groupings_of_big12():
+    """Known ranges of classes; six superclasses are animate, six inanimate, split at class 398."""
     big12 = groupings()["big_12"]
     assert list(big12) == [
         "dog",
@@ -99,7 +100,7 @@ def test_big12_is_the_table_of_the_design():
     assert len({c for classes in big12.values() for c in classes}) == 240
 
 
-def test_the_committed_list_is_12_x_20_x_4():
+def test_big12_list_is_12_x_20_x_4():
     assert len(LIST) == len({name for name, *_ in LIST}) == 960
     assert Counter(int(label) for _, label, _ in LIST) == {
         c: 4 for classes in groupings()["big_12"].values() for c in classes
@@ -110,7 +111,7 @@ def test_the_committed_list_is_12_x_20_x_4():
 @pytest.mark.skipif(
     not FACTS.is_file(), reason="BRAINSCORE_VISION_PATH has no benchmarks/imagenet/imagenet2012.csv"
 )
-def test_the_committed_list_is_what_is_drawn():
+def test_draw_subset_gives_the_committed_list():
     with open(FACTS, newline="") as file:
         labelled = [(row["filename"], int(row["label"])) for row in csv.DictReader(file)]
     assert len(labelled) == 50_000
@@ -125,7 +126,7 @@ def test_the_committed_list_is_what_is_drawn():
 @pytest.mark.parametrize(
     "grouping", ["big_12", "mid_12", "living_9", "mixed_10", "mixed_13", "geirhos_16"]
 )
-def test_superclasses_are_those_of_the_robustness_package(tmp_path, grouping):
+def test_groupings_are_those_of_the_robustness_package(tmp_path, grouping):
     from robustness.tools.imagenet_helpers import ImageNetHierarchy, common_superclass_wnid
 
     for synset in SYNSETS:
@@ -150,7 +151,7 @@ def made_up() -> list[tuple[str, int]]:
     ]
 
 
-def test_a_draw_depends_on_the_names_alone_and_smaller_ones_are_part_of_it():
+def test_draw_subset_depends_on_names_only_and_is_nested():
     labelled = made_up()
     assert (
         draw_subset(labelled) == draw_subset(labelled[::-1]) and len(draw_subset(labelled)) == 960
@@ -166,14 +167,14 @@ def test_a_draw_depends_on_the_names_alone_and_smaller_ones_are_part_of_it():
     ] == [192, 72, 32]
 
 
-def test_a_draw_is_uniform():
+def test_draw_subset_is_uniform():
     """The number of the image within its class: mean 24.5, SD 14.43 / sqrt(960) = 0.47."""
     numbers = [(int(name[15:23]) - 1) % 50 for name, *_ in draw_subset(made_up())]
     assert abs(np.mean(numbers) - 24.5) < 3 * 0.47
 
 
 @pytest.mark.parametrize("request_", [{"per_class": 51}, {"per_class": 0}, {"grouping": "big_13"}])
-def test_a_draw_that_cannot_be_is_refused(request_):
+def test_draw_subset_refuses_impossible_requests(request_):
     with pytest.raises(DataError, match="has 50|big_13.*big_12, mid_12"):
         draw_subset(made_up(), **request_)
 
@@ -182,7 +183,7 @@ def test_a_draw_that_cannot_be_is_refused(request_):
 
 
 @pytest.mark.parametrize("flat", [False, True])
-def test_big12_is_found_in_both_layouts(tmp_path, flat):
+def test_big12_set_in_both_layouts(tmp_path, flat):
     images = load_image_set("big12", str(write_big12(tmp_path / "val", flat)))
     assert [[n, str(y), g] for n, y, g in zip(images.ids, images.labels, images.groups)] == LIST
     assert images.n_classes == 1000 and images.facts == {}
@@ -190,7 +191,7 @@ def test_big12_is_found_in_both_layouts(tmp_path, flat):
     assert part.groups == ("furniture", "dog") and part.ids == (LIST[959][0], LIST[0][0])
 
 
-def test_an_incomplete_imagenet_is_refused_with_what_is_missing(tmp_path):
+def test_big12_set_names_missing_images(tmp_path):
     root = write_big12(tmp_path / "val", skip=7)
     with pytest.raises(
         DataError,
@@ -199,7 +200,7 @@ def test_an_incomplete_imagenet_is_refused_with_what_is_missing(tmp_path):
         load_image_set("big12", str(root))
 
 
-def test_the_command_verifies_builds_and_leaves_the_source_alone(tmp_path, capsys):
+def test_big12_command_checks_exports_and_leaves_the_source_alone(tmp_path, capsys):
     root = write_big12(tmp_path / "val")
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
     assert (
@@ -226,7 +227,7 @@ def test_the_command_verifies_builds_and_leaves_the_source_alone(tmp_path, capsy
     assert sets[2].contents_sha256() != sets[0].contents_sha256()
 
 
-def test_the_command_builds_a_smaller_set_that_is_one_of_its_own(tmp_path, capsys):
+def test_big12_command_exports_a_smaller_set(tmp_path, capsys):
     root, out = write_big12(tmp_path / "val"), tmp_path / "small"
     assert (
         dataloading.main(["big12", "--imagenet", str(root), "--out", str(out), "--per_class", "1"])
@@ -241,14 +242,14 @@ def test_the_command_builds_a_smaller_set_that_is_one_of_its_own(tmp_path, capsy
     "change, message",
     [(["--out", "{root}/new"], "never altered"), (["--imagenet", "/nowhere"], "no such folder")],
 )
-def test_the_command_refuses(tmp_path, capsys, change, message):
+def test_big12_command_refuses(tmp_path, capsys, change, message):
     root = write_big12(tmp_path / "val")
     arguments = ["big12", "--imagenet", str(root), *(part.format(root=root) for part in change)]
     assert dataloading.main(arguments) == 2 and message in capsys.readouterr().err
 
 
 def test_two_orders_of_classes_are_noticed(tmp_path):
-    """A flat folder whose labels run in the order of names, not of synsets."""
+    """A flat folder whose labels are in the order of names, not of synsets."""
     root = write_big12(tmp_path, flat=True)
     (root / "val.txt").write_text(
         "".join(f"{name} {999 - int(label)}\n" for name, label, _ in LIST)
@@ -282,7 +283,7 @@ def write_corrupted(root: Path, classes, kind="fog", severity=3) -> Path:
     return root
 
 
-def test_imagenet_c_keeps_the_ids_of_the_clean_images(tmp_path):
+def test_corruption_set_keeps_the_ids_of_the_clean_images(tmp_path):
     images = load_image_set(
         "imagenet-c", str(write_corrupted(tmp_path, SYNSETS)), corruption=("fog", 3)
     )
@@ -298,7 +299,7 @@ def test_imagenet_c_keeps_the_ids_of_the_clean_images(tmp_path):
     assert set_preprocessing(images, PLAIN) == PLAIN | {"crop_pct": 1.0}
 
 
-def test_tiny_imagenet_c_restricts_the_answers(tmp_path):
+def test_corruption_set_of_tiny_imagenet_c_restricts_the_answers(tmp_path):
     classes = sorted(np.random.default_rng(0).choice(SYNSETS, 200, replace=False).tolist())
     images = load_image_set(
         "tiny-imagenet-c", str(write_corrupted(tmp_path, classes)), corruption=("fog", 3)
@@ -318,7 +319,7 @@ def test_tiny_imagenet_c_restricts_the_answers(tmp_path):
         (("fog", 3), "not the 1000 ImageNet folders: 990 missing"),
     ],
 )
-def test_a_corruption_that_is_not_on_disk_is_refused(tmp_path, asked, message):
+def test_corruption_set_names_what_is_on_disk(tmp_path, asked, message):
     (write_corrupted(tmp_path, SYNSETS[:10]) / "snow").mkdir()
     with pytest.raises(DataError, match=message):
         load_image_set("imagenet-c", str(tmp_path), corruption=asked)
@@ -331,7 +332,7 @@ def test_a_corruption_that_is_not_on_disk_is_refused(tmp_path, asked, message):
         (["cat", *SYNSETS[:199]], "not ImageNet synsets"),
     ],
 )
-def test_a_tiny_imagenet_c_of_other_classes_is_refused(tmp_path, classes, message):
+def test_corruption_set_refuses_tiny_imagenet_c_of_other_classes(tmp_path, classes, message):
     with pytest.raises(DataError, match=message):
         load_image_set(
             "tiny-imagenet-c", str(write_corrupted(tmp_path, classes)), corruption=("fog", 3)
@@ -343,8 +344,8 @@ def test_a_tiny_imagenet_c_of_other_classes_is_refused(tmp_path, classes, messag
 
 @needs_corruptions
 @pytest.mark.parametrize("kind", ["gaussian_noise", "impulse_noise", "glass_blur", "frost"])
-def test_a_corruption_depends_on_seed_and_image_alone(sample, kind):
-    """Not on order, on workers, nor on what numpy's global generator was used for; and it leaves that as it was."""
+def test_corrupt_depends_on_seed_and_image_only(sample, kind):
+    """Not on the order, the workers or numpy's global generator, which it leaves unchanged."""
     images = load_image_set("sample", corruption=(kind, 3))
     np.random.seed(1)
     whole = {name: x for name, x, _ in stream_images(images, PLAIN)}
@@ -363,9 +364,9 @@ def test_a_corruption_depends_on_seed_and_image_alone(sample, kind):
 
 
 @needs_corruptions
-def test_gaussian_noise_has_the_published_strength():
-    """c = .08, .12, ... of the pixel range (create_c); mid-grey is clipped little. JPEG keeps the luma, whose noise is
-    sqrt(.299^2 + .587^2 + .114^2) = 0.6686 of the channels'."""
+def test_corrupt_has_the_published_strength_of_gaussian_noise():
+    """c = .08, .12, ... of the pixel range (create_c); mid-grey is hardly clipped. JPEG keeps the
+    luma, whose noise is sqrt(.299^2 + .587^2 + .114^2) = 0.6686 of the channels'."""
     grey = Image.new("RGB", (300, 400), (128, 128, 128))
     for severity, c in ((1, 0.08), (2, 0.12)):
         noisy = corrupt(grey, Corruption("gaussian_noise", severity, "made"), "x")
@@ -384,22 +385,22 @@ def test_gaussian_noise_has_the_published_strength():
         (("fog", 0), "fog: no severity 0"),
     ],
 )
-def test_an_unknown_corruption_is_refused(asked, message):
+def test_with_corruption_refuses_an_unknown_one(asked, message):
     with pytest.raises(DataError, match=message):
         load_image_set("sample", corruption=asked)
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "imagecorruptions", None)
+def test_with_corruption_without_the_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     with pytest.raises(DataError, match="pip install imagecorruptions-imaug"):
         load_image_set("sample", corruption=("fog", 1))
 
 
-# ---- labels that fit besides ---------------------------------------------------------------------
+# ---- further labels ------------------------------------------------------------------------------
 
 
 def test_real_labels_are_those_of_timms_evaluator():
-    """timm's own RealLabelsImagenet, fed one-hot outputs, counts the same images."""
+    """timm's RealLabelsImagenet, given one-hot outputs, counts the same images."""
     from timm.data import RealLabelsImagenet
 
     rng, names = (
@@ -413,7 +414,7 @@ def test_real_labels_are_those_of_timms_evaluator():
     assert [bool(v) for v in ours if v is not None] == judge.is_correct[1] and None in ours
 
 
-def test_images_without_real_labels_have_no_verdict():
+def test_real_correct_is_none_without_real_labels():
     assert real_correct("imagenet_00_243.jpg", 243) is None
     assert real_correct("ILSVRC2012_val_00000001.JPEG", 65) is None
     assert [real_correct("ILSVRC2012_val_00000002.JPEG", k) for k in (970, 795, 65)] == [1, 1, 0]
@@ -437,7 +438,7 @@ ANNOTATED = {
 }
 
 
-def test_human_annotations_accept_correct_and_unclear_labels(tmp_path):
+def test_read_multilabels_accepts_correct_and_unclear(tmp_path):
     (tmp_path / "human_accuracy.json").write_text(json.dumps(ANNOTATED))
     labels = read_multilabels(tmp_path / "human_accuracy.json")
     assert labels == {"ILSVRC2012_val_00000001.JPEG": frozenset({0, 2})}
@@ -460,13 +461,13 @@ def test_human_annotations_accept_correct_and_unclear_labels(tmp_path):
         b'{"initial_annots": {"ILSVRC2012_val_1": {"correct": ["n0"]}}, "problematic_images": {}}',
     ],
 )
-def test_another_file_of_annotations_is_refused(tmp_path, content):
+def test_read_multilabels_refuses_another_file(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(DataError, match="a.json: not human_accuracy"):
         read_multilabels(tmp_path / "a.json")
 
 
-def test_the_list_hash_is_recorded_as_text():
-    """The committed list has not changed: its sha256, as every run file of big12 holds it."""
+def test_big12_list_sha256_has_not_changed():
+    """The sha256 of the committed list is the one in every run file of big12."""
     lines = "".join(f"{name} {label}\n" for name, label, _ in LIST)
     assert hashlib.sha256(lines.encode()).hexdigest()[:12] == "c007a418f82d"

@@ -1,6 +1,6 @@
-"""Brain-Score's own models: what is told of a plugin's preprocessing, what is refused, and, where it is installed, the package.
+"""Brain-Score models: preprocessings that are measured, plugins that are refused, the package.
 
-The tests of the package run in the environment of requirements-brainscore.txt and skip in any other.
+The tests of the package run in the environment of requirements-brainscore.txt; elsewhere they skip.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def preprocessing(*steps, mean=IMAGENET["mean"], std=IMAGENET["std"], out=np.sta
     return lambda paths: out([pipeline(Image.open(path).convert("RGB")).numpy() for path in paths])
 
 
-# ---- what is told --------------------------------------------------------------------------------
+# ---- preprocessings that are measured ------------------------------------------------------------
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
 RESIZINGS = {  # id -> (torchvision's steps, what timm calls them)
@@ -68,7 +68,7 @@ RESIZINGS = {  # id -> (torchvision's steps, what timm calls them)
 @pytest.mark.parametrize(
     "mean, std", [(IMAGENET["mean"], IMAGENET["std"]), ((0.5, 0.5, 0.5), (0.25, 0.5, 1.0))]
 )
-def test_a_preprocessing_is_told(case, mean, std):
+def test_measured_preprocessing_finds_normalisation_and_geometry(case, mean, std):
     steps, (size, interpolation, mode, share) = RESIZINGS[case]
     found = measured_preprocessing(preprocessing(*steps, mean=mean, std=std), "net")
     assert (found["input_size"], found["interpolation"], found["crop_mode"]) == (
@@ -92,13 +92,13 @@ def test_a_preprocessing_is_told(case, mean, std):
     ],
     ids=["list", "array", "tensor", "tensors"],
 )
-def test_lists_arrays_and_tensors_are_taken(out):
+def test_measured_preprocessing_takes_lists_arrays_and_tensors(out):
     found = measured_preprocessing(preprocessing(transforms.Resize((64, 64)), out=out), "net")
     assert found["mean"] == pytest.approx(IMAGENET["mean"], abs=1e-6)
 
 
-def test_pixels_without_a_normalisation_are_told():
-    """A net that normalises itself, and one that wants 0 to 255."""
+def test_measured_preprocessing_of_pixels_without_normalisation():
+    """A network that normalises its input itself, and one that expects 0 to 255."""
     unit = measured_preprocessing(
         preprocessing(transforms.Resize((64, 64)), mean=(0, 0, 0), std=(1, 1, 1)), "net"
     )
@@ -116,7 +116,7 @@ def test_pixels_without_a_normalisation_are_told():
     assert raw["mean"] == (0, 0, 0) and raw["std"] == pytest.approx([1 / 255] * 3, abs=1e-6)
 
 
-# ---- what is refused -----------------------------------------------------------------------------
+# ---- preprocessings that are refused -------------------------------------------------------------
 
 SQUASH = transforms.Resize((64, 64))
 REFUSED = {
@@ -172,7 +172,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_told_is_refused(case):
+def test_measured_preprocessing_refuses_other_pipelines(case):
     torch.manual_seed(0)
     preprocess, message = REFUSED[case]
     with pytest.raises(ModelError, match=f"^net: .*{message}") as error:
@@ -181,7 +181,7 @@ def test_what_cannot_be_told_is_refused(case):
 
 
 class Net(nn.Module):
-    """(B, 3, 8, 8) -> f of the scores of `outputs` classes."""
+    """(B, 3, 8, 8) -> f(scores of `outputs` classes)."""
 
     def __init__(self, f=lambda z: z, outputs=1000):
         super().__init__()
@@ -194,7 +194,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def plugin(monkeypatch):
-    """Registers a model with a stand-in for brainscore_vision; with the real one the same is done below."""
+    """Registers a model with a fake brainscore_vision; tests below use the real package."""
     package = types.ModuleType("brainscore_vision")
     package.model_registry = {}
 
@@ -212,7 +212,7 @@ def plugin(monkeypatch):
     return register
 
 
-def test_a_registered_net_is_a_model_of_pixels(plugin):
+def test_load_model_of_a_registered_plugin(plugin):
     net = Net()
     plugin(net.train())
     model, x = load_model("mine", source="brainscore"), torch.rand(2, 3, 8, 8)
@@ -229,7 +229,7 @@ def test_a_registered_net_is_a_model_of_pixels(plugin):
     assert two.n_outputs == 2 and two.module(x).shape == (2, 2)
 
 
-def test_a_net_behind_data_parallel_is_the_bare_net(plugin):
+def test_load_model_unwraps_data_parallel(plugin):
     net = Net()
     plugin(nn.DataParallel(net))
     assert load_model("mine", source="brainscore").module.net is net
@@ -250,7 +250,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("case", NETS)
-def test_a_net_that_no_attack_can_be_trusted_on_is_refused(plugin, case):
+def test_load_model_refuses_plugins_that_cannot_be_attacked(plugin, case):
     net, options, message = NETS[case]
     plugin(net, **options)
     with pytest.raises(ModelError, match=f"^mine: .*{message}") as error:
@@ -258,7 +258,7 @@ def test_a_net_that_no_attack_can_be_trusted_on_is_refused(plugin, case):
     assert "\n" not in str(error.value)
 
 
-def test_an_unknown_name_is_one_line(plugin):
+def test_load_model_of_an_unknown_plugin_is_one_line(plugin):
     with pytest.raises(
         ModelError,
         match="^nobody: brainscore-vision cannot load it .AssertionError: No registrations found",
@@ -266,7 +266,7 @@ def test_an_unknown_name_is_one_line(plugin):
         load_model("nobody", source="brainscore")
 
 
-def test_without_the_package_the_environment_is_named(monkeypatch):
+def test_load_model_without_the_package_names_the_environment(monkeypatch):
     monkeypatch.setitem(sys.modules, "brainscore_vision", None)
     with pytest.raises(ModelError, match="^alexnet: .*pip install -r requirements-brainscore.txt"):
         load_model("alexnet", source="brainscore")
@@ -281,7 +281,7 @@ def test_without_the_package_the_environment_is_named(monkeypatch):
         ("--source hub", "invalid choice"),
     ],
 )
-def test_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments, message):
+def test_source_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments, message):
     status, out, err = cli(
         "--model_name", "alexnet", "--results_dir", tmp_path, *arguments.split(), "clean"
     )
@@ -298,7 +298,7 @@ def test_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments
 
 @installed
 def test_a_small_model_registered_with_the_package(cli, tmp_path):
-    """timm's test_resnet as a plugin would wrap it: the same logits as by its timm name, and a record from the script."""
+    """timm's test_resnet as a plugin: the logits of its timm name, and a record from the script."""
     import functools
 
     import brainscore_vision
@@ -356,7 +356,7 @@ def test_a_small_model_registered_with_the_package(cli, tmp_path):
 
 @installed
 def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
-    """The real plugin with a state dict in torch's hub cache; logits are torchvision's, behind the plugin's own preprocessing."""
+    """The real plugin, with a state dict in torch's hub cache: logits are torchvision's."""
     from torchvision.models import AlexNet_Weights, alexnet
 
     torch.manual_seed(0)
@@ -384,6 +384,6 @@ def test_alexnet_through_its_plugin(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, message", [("pixels", "is no PyTorch net"), ("no_such_model", "No registrations found")]
 )
-def test_the_package_has_models_that_are_refused(name, message):
+def test_load_model_refuses_models_of_the_package(name, message):
     with pytest.raises(ModelError, match=f"^{name}: .*{message}"):
         load_model(name, source="brainscore")

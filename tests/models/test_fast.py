@@ -1,10 +1,10 @@
-"""The cheap pass gives what the plain one gives."""
+"""The fast module gives the logits of the plain one, up to rounding."""
 
 import pandas as pd
 import pytest
 import timm
 import torch
-from nets import cifar_photographs, cifar_resnet18
+from nets import cifar_photographs, cifar_resnet18, rows_of
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -13,7 +13,7 @@ from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_n
 
 
 def with_statistics(name: str) -> nn.Module:
-    """A timm net with batch norms that do something."""
+    """A timm network whose batch norms are not the identity."""
     torch.manual_seed(0)
     net = timm.create_model(name).eval().requires_grad_(False)
     for part in net.modules():
@@ -27,7 +27,7 @@ def with_statistics(name: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "left"), [("resnet18", 0), ("tf_efficientnet_lite0", 0), ("convnext_atto", 0)]
 )
-def test_folding_changes_rounding_only(name, left):
+def test_fast_copy_changes_logits_by_rounding_only(name, left):
     net, x = with_statistics(name), torch.rand(2, 3, 96, 96)
     fast = fast_copy(net, x)
     want, got = net(x), fast(x)
@@ -36,7 +36,7 @@ def test_folding_changes_rounding_only(name, left):
     assert any(isinstance(part, _BatchNorm) for part in net.modules()) == (name != "convnext_atto")
 
 
-def test_a_convolution_that_runs_twice_is_not_folded():
+def test_followed_by_norm_skips_a_convolution_that_runs_twice():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -51,10 +51,10 @@ def test_a_convolution_that_runs_twice_is_not_folded():
     torch.testing.assert_close(fast_copy(net, x)(x), net(x))
 
 
-def test_folding_that_changes_the_logits_is_taken_back():
-    """The convolution's output is also used beside its norm: folding would change that use too."""
+def test_fast_copy_undoes_folding_that_changes_the_logits():
+    """The convolution's output has a second use, which folding would change too."""
 
-    class Beside(nn.Module):
+    class Residual(nn.Module):
         def __init__(self):
             super().__init__()
             self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
@@ -64,7 +64,7 @@ def test_folding_that_changes_the_logits_is_taken_back():
             out = self.conv(x)
             return (out + self.norm(out)).mean((2, 3))
 
-    net, x = Beside().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
+    net, x = Residual().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(fast_copy(net, x)(x), net(x))
 
 
@@ -72,19 +72,22 @@ def test_bf16_verdicts_are_confirmed_in_float32():
     net = cifar_resnet18()
     images = cifar_photographs(net)[:8]
     budget = Budget(attacks=("apgd-ce",), steps=15)
-    common = {"norm": "Linf", "eps": [2 / 255], "n_outputs": 10, "budget": budget, "batch_size": 8}
-    plain, half = (
-        pd.DataFrame(
-            [
-                row
-                for rows in run_autoattack(module, images, exact=WithoutTF32(net), **common)
-                for row in rows
-            ]
+
+    def verdicts(module) -> pd.DataFrame:
+        rows = run_autoattack(
+            module,
+            images,
+            norm="Linf",
+            eps=[2 / 255],
+            n_outputs=10,
+            budget=budget,
+            batch_size=8,
+            exact=WithoutTF32(net),
         )
-        .set_index("image_id")
-        .sort_index()
-        for module in (net, fast_copy(net, torch.rand(2, 3, 32, 32), "bf16"))
-    )
+        return rows_of(rows).set_index("image_id").sort_index()
+
+    plain = verdicts(net)
+    half = verdicts(fast_copy(net, torch.rand(2, 3, 32, 32), "bf16"))
     assert (plain.robust == half.robust).mean() >= 7 / 8
     pixels = {name: x for name, x, _ in images}
     for row in half[half.robust == 0].reset_index().itertuples():
@@ -95,7 +98,7 @@ def test_bf16_verdicts_are_confirmed_in_float32():
         )
 
 
-def test_strict_puts_the_flags_back():
+def test_without_tf32_restores_the_flags():
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = True
     seen = []

@@ -1,4 +1,4 @@
-"""Model lists against what was published, families against timm's zoo, and lists that are refused."""
+"""Model lists against published numbers, families against timm's names, lists that are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BRAINSCORE_PACKAGE = os.environ.get("BRAINSCORE_VISION_PATH") or None
 
 
 @pytest.mark.parametrize("name", available_lists())
-def test_families_are_those_of_the_rule(name):
+def test_families_of_the_lists_follow_the_rule(name):
     for row in read_model_list(name).itertuples():
         called = row.weights.removeprefix("timm:") if row.weights.startswith("timm:") else row.name
         assert row.family == family(called), row.name
@@ -74,7 +74,7 @@ def test_feng2025_has_the_published_names():
     ],
 )
 def test_the_groups_give_the_published_t_tests(group, column, statistic, df):
-    """Welch's test against the rest of the 309 standard models, as the paper prints it."""
+    """Welch's test against the rest of the 309 standard models, as printed by Feng 2025."""
     rows = pd.read_csv(next(FENG2025.glob("adversarial_alignment_*.csv"))).set_index("model")
     groups = read_model_list("feng2025").set_index("name")["group"]
     a, b = (
@@ -122,12 +122,12 @@ def test_brainscore_is_what_the_installed_package_registers():
     assert set(table[["name", "weights", "group"]].itertuples(index=False, name=None)) == want
 
 
-# ---- lists of one's own --------------------------------------------------------------------------
+# ---- lists of a user -----------------------------------------------------------------------------
 
 GOOD = "resnet18\ttimm:resnet18.a1_in1k\thub:timm/resnet18.a1_in1k\tResNet\tmine"
 
 
-def test_a_list_of_ones_own(tmp_path):
+def test_read_model_list_of_a_user(tmp_path):
     (tmp_path / "mine.txt").write_text("# why\n" + "\t".join(LIST_COLUMNS) + f"\n\n{GOOD}\n")
     (row,) = read_model_list(tmp_path / "mine.txt").to_dict("records")
     assert row == {
@@ -150,13 +150,13 @@ def test_a_list_of_ones_own(tmp_path):
         ("# nothing\n", "names no model"),
     ],
 )
-def test_a_wrong_list_names_its_line(tmp_path, text, message):
+def test_read_model_list_names_the_wrong_line(tmp_path, text, message):
     (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(UserError, match=f"mine.txt.*{message}"):
         read_model_list(tmp_path / "mine.txt")
 
 
-def test_a_list_that_is_not_there_names_those_that_are():
+def test_read_model_list_that_does_not_exist_names_those_that_do():
     with pytest.raises(
         UserError, match="nolist: no such model list; give one of brainscore, feng2025"
     ):
@@ -192,12 +192,12 @@ def test_a_list_that_is_not_there_names_those_that_are():
         ("", "Other"),
     ],
 )
-def test_families(model, name):
+def test_family_of_a_name(model, name):
     assert family(model) == name
 
 
-def test_other_is_small():
-    """Every architecture of the installed timm has a family of its own, but for one in a hundred."""
+def test_family_other_is_rare_in_timm():
+    """At most one in a hundred architectures of the installed timm has no family."""
     names = timm.list_models()
     assert len(names) > 1000 and sum(family(name) == "Other" for name in names) <= len(names) / 100
 
@@ -233,13 +233,12 @@ def lab(rgb) -> np.ndarray:
     ],
     ids=["all three cones", "protanopia", "deuteranopia"],
 )
-def test_colours_of_families_can_be_told_apart(seen):
-    """As colour-blind people see them: Machado, Oliveira & Fernandes (2009), severity 1, on linear RGB."""
+def test_family_colours_are_distinguishable(seen):
+    """Also to colour-blind people: Machado, Oliveira & Fernandes (2009), severity 1, linear RGB."""
     colours = {}
     for name, (colour, _) in FAMILIES.items():
         rgb = np.array(to_rgb(colour))
-        colours[name] = lab(
-            np.asarray(seen) @ np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        )
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        colours[name] = lab(np.asarray(seen) @ linear)
     for one, other in combinations(colours, 2):
         assert np.linalg.norm(colours[one] - colours[other]) > 17, (one, other)

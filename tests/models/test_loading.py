@@ -1,4 +1,4 @@
-"""Models: normalisation inside, every way to the same weights, and what is refused before an attack starts."""
+"""Models: normalisation, every source of weights, and models that are refused before an attack."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ from alignment_security.models.heads import (
 )
 from alignment_security.models.loading import check_model, load_model
 
-LITE0_SHA256 = (
-    "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"  # of 18.7 MB that pip pins
-)
+# of the 18.7 MB of weights in the pinned package
+LITE0_SHA256 = "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +54,7 @@ def small() -> dict[str, torch.Tensor]:
 # ---- normalisation and head ----------------------------------------------------------------------
 
 
-def test_normalisation_is_the_first_layer():
+def test_pixel_model_normalises_in_its_first_layer():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
     net, x = nn.Conv2d(3, 5, 3), torch.rand(2, 3, 8, 8)
     by_hand = (x.numpy() - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
@@ -64,13 +63,13 @@ def test_normalisation_is_the_first_layer():
 
 
 def test_lite0_normalises_with_one_half(lite0, photograph):
-    """Trap 13: with ImageNet's mean and std the true eps would be 2.2 times the stated one."""
+    """With ImageNet's mean and std instead, the true eps would be 2.2 times the stated one."""
     assert tuple(lite0.settings["mean"]) == tuple(lite0.settings["std"]) == (0.5, 0.5, 0.5)
     torch.testing.assert_close(lite0.module(photograph), lite0.module.net(2 * photograph - 1))
 
 
 def test_preprocessing_comes_from_the_model():
-    """Trap 14: 224 / 0.875 is what a name instead of the model object would give."""
+    """From a name instead of the model object, timm would give size 224 and crop 0.875."""
     lite1 = load_model("tf_efficientnet_lite1")
     assert lite1.preprocessing == {
         "input_size": (3, 240, 240),
@@ -97,8 +96,9 @@ def test_animate_head_by_hand():
         torch.randn(2, 1000, generator=torch.Generator().manual_seed(1)) * 1e4,
     ],
 )
-def test_smoothing_a_head_changes_its_gradient_alone(logits):
-    """Values bit for bit; the gradient is a softmax over each group at 0.2 standard deviations of the logits."""
+def test_smooth_head_changes_the_gradient_only(logits):
+    """Outputs are equal bit for bit. The gradient is a softmax over each group of classes, at a
+    temperature of 0.2 standard deviations of the logits."""
     net = torch.nn.Sequential(torch.nn.Identity(), AnimateHead("max"))
     smooth, leaf = smooth_head(net), logits.clone().requires_grad_()
     assert smooth(leaf).equal(net(logits)) and not smooth.training and net[-1].smooth == 0
@@ -118,11 +118,11 @@ def test_smoothing_a_head_changes_its_gradient_alone(logits):
         torch.nn.Sequential(torch.nn.Identity()),
     ],
 )
-def test_what_has_no_kinks_of_ours_is_not_smoothed(net):
+def test_smooth_head_returns_other_modules_unchanged(net):
     assert smooth_head(net) is net
 
 
-def test_a_head_makes_two_outputs(photograph, lite0):
+def test_load_model_with_an_animate_head_has_two_outputs(photograph, lite0):
     two = load_model("tf_efficientnet_lite0", head="animate")
     logits = lite0.module(photograph)[0]
     assert two.n_outputs == 2 and two.module(photograph)[0].tolist() == [
@@ -134,7 +134,7 @@ def test_a_head_makes_two_outputs(photograph, lite0):
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def test_lite0_from_its_package(lite0, state):
+def test_load_model_of_lite0_from_its_package(lite0, state):
     assert len(state) == 296 and lite0.n_outputs == 1000
     assert not any(part.training for part in lite0.module.modules())
     assert not any(parameter.requires_grad for parameter in lite0.module.parameters())
@@ -143,8 +143,9 @@ def test_lite0_from_its_package(lite0, state):
 
 
 def robustness_layout(state: dict, mean: float = 0.5) -> dict:
-    """As the robustness package and microsoft/robust-models-transfer save it (trap 25): robustness.attacker.AttackerModel
-    under DataParallel, its InputNormalize beside it, what the trainer keeps around it (robustness/train.py)."""
+    """As the robustness package and microsoft/robust-models-transfer save it: AttackerModel of
+    robustness.attacker under DataParallel, with its InputNormalize, and the state of the trainer
+    (robustness/train.py)."""
     twice = {
         f"module.{part}.{name}": tensor
         for part in ("model", "attacker.model")
@@ -187,13 +188,13 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_weights(tmp_path, photograph, lite0, state, layout):
+def test_load_model_reads_every_checkpoint_layout(tmp_path, photograph, lite0, state, layout):
     torch.save(LAYOUTS[layout](state), tmp_path / "net.pth.tar")
     check_same(load_model("tf_efficientnet_lite0", tmp_path / "net.pth.tar"), lite0, photograph)
 
 
 def test_the_robustness_package_writes_the_layout_that_is_tested(small):
-    """Names and pickle of the real classes: `robustness.attacker` with a net of torchvision's names, saved with dill."""
+    """The real `robustness.attacker`, with a network of torchvision's names, saved with dill."""
     import dill
     from robustness.attacker import AttackerModel
 
@@ -211,8 +212,8 @@ def test_the_robustness_package_writes_the_layout_that_is_tested(small):
     assert found == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def test_a_net_is_normalised_as_it_was_trained(tmp_path, small):
-    """The normaliser inside a checkpoint wins over that of the timm name."""
+def test_normalisation_comes_from_the_checkpoint(tmp_path, small):
+    """The normaliser in a checkpoint overrides that of the timm name."""
     torch.save(robustness_layout(small, mean=0.25), tmp_path / "net.ckpt")
     model, x = load_model("test_resnet", tmp_path / "net.ckpt"), torch.rand(1, 3, 160, 160)
     assert model.settings["mean"] == (0.25, 0.25, 0.25) and model.settings["std"] == (0.5, 0.5, 0.5)
@@ -238,7 +239,7 @@ def test_half_a_normaliser_is_refused(tmp_path, small, change):
 
 
 def facebook_layout(state: dict) -> dict:
-    """ConvNeXt as its authors' repository names it (facebookresearch/ConvNeXt, models/convnext.py)."""
+    """ConvNeXt with its authors' names (facebookresearch/ConvNeXt, models/convnext.py)."""
     rules = [
         (r"^stem\.", "downsample_layers.0."),
         (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
@@ -256,7 +257,7 @@ def facebook_layout(state: dict) -> dict:
     return renamed
 
 
-def test_a_layout_that_timm_can_rewrite_is_rewritten(tmp_path):
+def test_load_model_converts_a_layout_that_timm_knows(tmp_path):
     state = timm.create_model("test_convnext").state_dict()
     theirs = facebook_layout(state)
     assert "downsample_layers.0.0.weight" in theirs and not set(theirs) & {
@@ -274,8 +275,8 @@ def test_a_layout_that_timm_can_rewrite_is_rewritten(tmp_path):
     "change",
     [lambda s: s.update({"projectors.weight": torch.zeros(2)}), lambda s: s.pop("head.bias")],
 )
-def test_a_rewriting_that_would_lose_or_add_a_tensor_is_refused(tmp_path, change):
-    """timm's rule drops `projectors.`; a checkpoint that has one is not the net."""
+def test_load_model_refuses_a_conversion_that_drops_or_adds_a_tensor(tmp_path, change):
+    """timm's filter drops `projectors.`; a checkpoint that has one is of another network."""
     theirs = facebook_layout(timm.create_model("test_convnext").state_dict())
     change(theirs)
     torch.save(theirs, tmp_path / "net.pth")
@@ -295,7 +296,7 @@ def check_same(model: Model, lite0: Model, photograph: torch.Tensor) -> None:
     assert torch.equal(model.module(photograph), lite0.module(photograph))
 
 
-def test_the_hash_sees_one_bit(small):
+def test_weights_sha256_depends_on_every_bit(small):
     nets = [timm.create_model("test_resnet") for _ in range(2)]
     for net in nets:
         net.load_state_dict(small)
@@ -364,7 +365,7 @@ def test_the_code_in_a_checkpoint_is_named(tmp_path, small):
         load_model("test_resnet", tmp_path / "net.pth")
 
 
-def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
+def test_trust_checkpoint_allows_other_objects(tmp_path, small):
     torch.save({"state_dict": small, "args": argparse.Namespace(lr=0.1)}, tmp_path / "net.pth")
     with pytest.raises(
         ModelError,
@@ -376,7 +377,7 @@ def test_trust_admits_what_is_not_a_tensor(tmp_path, small):
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path, small):
-    """Three hundred megabytes of zeros for one tensor, in a file of 0.3: torch alone would unpack them all."""
+    """A file of 0.3 MB with 300 MB of zeros for one tensor; torch alone would unpack them."""
     torch.save(small, tmp_path / "whole.pth")
     with (
         zipfile.ZipFile(tmp_path / "whole.pth") as whole,
@@ -392,8 +393,8 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path, small):
             load_model("test_resnet", tmp_path / "net.pth", trust)
 
 
-def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, monkeypatch):
-    """Its author's training code is not installed here."""
+def test_a_checkpoint_with_a_missing_class_is_refused(tmp_path, small, monkeypatch):
+    """The training code of the author is not installed."""
     gone = types.ModuleType("their_training_code")
     gone.Args = type("Args", (), {"__module__": gone.__name__})
     monkeypatch.setitem(sys.modules, gone.__name__, gone)
@@ -411,7 +412,8 @@ def test_a_class_that_is_nowhere_is_an_error_of_the_checkpoint(tmp_path, small, 
 )
 def test_a_damaged_checkpoint_is_one_line(tmp_path, small, name, damage):
     path = tmp_path / name
-    (safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save)(small, path)
+    save = safetensors.torch.save_file if path.suffix == ".safetensors" else torch.save
+    save(small, path)
     path.write_bytes(damage(path.read_bytes()))
     for trust in (False, True):
         with pytest.raises(ModelError, match=name) as error:
@@ -427,7 +429,7 @@ def test_a_checkpoint_without_tensors_is_refused(tmp_path, content):
         load_model("test_resnet", tmp_path / "net.pth")
 
 
-def test_a_checkpoint_that_is_not_there():
+def test_a_missing_checkpoint_is_refused():
     with pytest.raises(ModelError, match="/nowhere/net.pth: no such checkpoint"):
         load_model("test_resnet", Path("/nowhere/net.pth"))
 
@@ -444,19 +446,19 @@ def test_a_checkpoint_that_is_not_there():
         ("resnet50_l2_eps33", "resnet50_l2_eps3"),
     ],
 )
-def test_an_unknown_name_gets_the_nearest(name, near):
+def test_load_model_of_an_unknown_name_gives_the_nearest(name, near):
     with pytest.raises(ModelError, match=f"^{name}: .*nearest names: .*{near}"):
         load_model(name)
 
 
-def test_a_model_without_weights_is_refused():
-    """Never random weights in silence."""
+def test_load_model_never_has_random_weights():
+    """A name without weights is an error."""
     name = next(name for name in timm.list_models("test_*") if not timm.is_model_pretrained(name))
     with pytest.raises(ModelError, match=f"^{name}: "):
         load_model(name)
 
 
-def test_a_model_whose_weights_are_a_file_asks_for_it():
+def test_load_model_asks_for_the_file_of_a_listed_model():
     with pytest.raises(
         ModelError,
         match="^resnet18_l2_eps3: its weights are a file, resnet18_l2_eps3.ckpt; pass --checkpoint",
@@ -464,8 +466,8 @@ def test_a_model_whose_weights_are_a_file_asks_for_it():
         load_model("resnet18_l2_eps3")
 
 
-def test_a_robust_net_by_its_published_name(tmp_path):
-    """The net and the crop are torchvision's resnet18, as robust-models-transfer trained it."""
+def test_load_model_of_a_robust_network_by_its_published_name(tmp_path):
+    """Network and crop are torchvision's resnet18, as robust-models-transfer trained it."""
     state = timm.create_model("resnet18").state_dict()
     torch.save(robustness_layout(state), tmp_path / "resnet18_l2_eps3.ckpt")
     model = load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
@@ -480,7 +482,7 @@ def test_a_robust_net_by_its_published_name(tmp_path):
     )
 
 
-def test_a_net_under_a_name_of_ones_own(tmp_path, small):
+def test_load_model_under_a_name_of_the_user(tmp_path, small):
     torch.save(small, tmp_path / "net.pth")
     model = load_model("harmonized", tmp_path / "net.pth", architecture="test_resnet")
     assert (
@@ -492,15 +494,15 @@ def test_a_net_under_a_name_of_ones_own(tmp_path, small):
         load_model("harmonized", tmp_path / "net.pth", architecture="tst_resnet")
 
 
-def test_a_renamed_net_is_resolved_and_says_so(tmp_path):
-    """timm's own list of former names: xception became legacy_xception."""
+def test_load_model_resolves_a_deprecated_name_with_a_note(tmp_path):
+    """timm has a list of deprecated names: xception became legacy_xception."""
     torch.save(timm.create_model("legacy_xception").state_dict(), tmp_path / "net.pth")
     model = load_model("xception", tmp_path / "net.pth")
     assert model.settings["architecture"] == "legacy_xception"
     assert model.notes == ["xception: timm calls it legacy_xception now"]
 
 
-def test_a_net_without_classes_is_refused(tmp_path):
+def test_add_head_refuses_a_network_without_classes(tmp_path):
     torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "net.pth")
     with pytest.raises(ModelError, match="lacks 'head.weight'"):
         load_model("test_vit", tmp_path / "net.pth")
@@ -521,7 +523,7 @@ for name in ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k", "test_vit.r1
 
 
 def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line(tmp_path):
-    """In a process of its own: the hub's library reads its environment when it is imported."""
+    """In a separate process: the hub's library reads its environment when it is imported."""
     net, commit = timm.create_model("test_resnet"), "0" * 40
     repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
     for folder in ("refs", f"snapshots/{commit}"):
@@ -573,7 +575,7 @@ class Net(nn.Module):
 IMAGES = torch.linspace(0, 1, 2 * 48).view(2, 3, 4, 4)
 
 
-def test_a_sound_model_passes_without_a_warning():
+def test_check_model_accepts_a_sound_model():
     assert check_model(Net(), IMAGES, 5, "net") == []
 
 
@@ -607,6 +609,6 @@ def test_a_model_that_no_attack_can_be_trusted_on_is_refused(net, message):
         (lambda z: z.sign() * 1.0, "2 of 2 images have a zero input gradient"),
     ],
 )
-def test_an_odd_model_is_warned_about(f, message):
+def test_check_model_warns_about_an_odd_model(f, message):
     warnings = check_model(Net(f), IMAGES, 5, "net")
     assert len(warnings) == 1 and message in warnings[0]

