@@ -146,6 +146,7 @@ def decode_feature(data: bytes, channels: int, where: str) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, channels: int, where: str) -> np.ndarray:
+    """uint8 (H, W, channels)."""
     try:
         image = Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")
     except (UnidentifiedImageError, OSError, ValueError) as error:
@@ -154,6 +155,7 @@ def _decode_jpeg(data: bytes, channels: int, where: str) -> np.ndarray:
 
 
 def _decode_float32(data: bytes, channels: int, where: str) -> np.ndarray:
+    """float32 (side, side, channels), values as in the file."""
     side_of = {FLOAT32_BYTES * side * side * channels: side for side in RAW_SIDES}
     side = side_of.get(len(data))
     if side is None:

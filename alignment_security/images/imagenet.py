@@ -78,6 +78,7 @@ def imagenet_flat(root: Path) -> ImageSet:
 
 
 def _find_ground_truth(root: Path) -> Path:
+    """The first of GROUND_TRUTH_FILES in the folder, or else in its parent. Raises DataError."""
     for folder in (root, root.parent):
         for name in GROUND_TRUTH_FILES:
             if (folder / name).is_file():

@@ -58,6 +58,7 @@ def read_multilabels(path: Path) -> dict[str, frozenset[int]]:
 
 
 def _parse_annotations(loaded: dict) -> dict[str, frozenset[int]]:
+    """{file name: accepted classes} from the content of the annotation file."""
     index = {synset: i for i, synset in enumerate(synsets())}
     accepted = {}
     for name, marks in loaded["initial_annots"].items():

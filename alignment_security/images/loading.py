@@ -34,7 +34,6 @@ LARGEST_16_BIT = 65535.0
 # Images that a worker sends at once: one message of 16 costs the receiving process a third of the
 # time of 16 messages.
 CHUNK_IMAGES = 16
-Chunk = tuple[list[int], Tensor, DataError | None]
 # what PIL raises for files that it cannot decode
 UNDECODABLE = (
     UnidentifiedImageError,
@@ -43,6 +42,7 @@ UNDECODABLE = (
     ValueError,
     Image.DecompressionBombError,
 )
+Chunk = tuple[list[int], Tensor, DataError | None]  # as stack_chunk returns it
 
 
 def load_image_set(
