@@ -17,7 +17,8 @@ import hashlib
 import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ class ImageSet:
     restrict_to: tuple[int, ...] = ()
     corruption: Corruption | None = None
     cropped: bool = False
-    slice: tuple[int, int | None] | None = None
+    slice: tuple[int, int | None] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -121,17 +122,17 @@ class ImageSet:
         """The images at these positions, in this order."""
         rows = list(rows)
         taken: dict = {}
-        for field in ("ids", "paths", "labels", "groups", "offsets"):
-            values = getattr(self, field)
+        for name in ("ids", "paths", "labels", "groups", "offsets"):
+            values = getattr(self, name)
             if values:
-                taken[field] = tuple(values[i] for i in rows)
+                taken[name] = tuple(values[i] for i in rows)
         return replace(self, **taken)
 
 
 def take_slice(images: ImageSet, start: int, stop: int | None) -> ImageSet:
     """A random sample: images[permutation[start:stop]], kept in list order.
 
-    The permutation is numpy's with the fixed seed 42, so a shorter slice from the same start is part
+    The permutation is numpy's with the fixed seed 42. A shorter slice from the same start is part
     of a longer one. `stop` None takes the rest. Raises DataError for a slice without an image.
     """
     end = len(images) if stop is None else stop
