@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from alignment_security.common.files import UserError
+from alignment_security.common.seeds import seed_from_text
 
 
 def initial_state(jobs: list[AttackedImage]) -> State:
@@ -56,8 +56,8 @@ class AttackedImage:
 
     def generator(self, attack: str) -> torch.Generator:
         """Random numbers of this image, attack and run: the same on every machine, in every batch."""
-        key = f"{self.seed}|{self.image_id}|{attack}|{self.run}".encode()
-        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:7]))
+        key = f"{self.seed}|{self.image_id}|{attack}|{self.run}"
+        return torch.Generator().manual_seed(seed_from_text(key))
 
 
 class Attack(Protocol):

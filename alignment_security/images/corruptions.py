@@ -5,7 +5,6 @@ ImageNet-C and Tiny-ImageNet-C: Hendrycks & Dietterich 2019.
 
 from __future__ import annotations
 
-import hashlib
 import io
 from dataclasses import replace
 from importlib import metadata
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 from torchvision.transforms import functional
 
+from alignment_security.common.seeds import seed_from_text
 from alignment_security.common.settings import IMAGENET_CLASSES, SEVERITIES
 from alignment_security.images.image_sets import (
     Corruption,
@@ -128,8 +128,7 @@ def corrupt(image: Image.Image, corruption: Corruption, image_id: str) -> Image.
 
 def _noise_seed(corruption: Corruption, image_id: str) -> int:
     """A 32-bit seed from the seed of the corruption and the image."""
-    digest = hashlib.sha256(f"{corruption.seed}:{image_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+    return seed_from_text(f"{corruption.seed}:{image_id}", n_bytes=4)
 
 
 def _corrupt_pixels(pixels: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:

@@ -6,7 +6,6 @@ workers, on the number of processes, or on interruptions, so that no state of a 
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from alignment_security.common.seeds import seed_from_text
 from alignment_security.images.clickme import is_clickme
 from alignment_security.images.human_maps import drawings, harmonization_blur, original_map
 from alignment_security.images.image_sets import DataError, ImageSet
@@ -60,7 +60,7 @@ class TrainingBatch(NamedTuple):
 
 def seed_of(*key) -> int:
     """A seed from what it stands for."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:7])
+    return seed_from_text("|".join(map(str, key)))
 
 
 @contextmanager
