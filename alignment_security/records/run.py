@@ -1,31 +1,25 @@
-"""What a record row and a run file are, and how they stay whole.
+"""The open record of one run: locked, resumable, and complete once it is finished.
 
-One run (a model x a threat x an image set) owns two files:
+One run (model x threat x image set) has two files:
 
-    results/records/<image set>/<threat>/<model>.csv    a row per image (and eps), appended as it is known
-    results/records/<image set>/<threat>/<model>.json   settings, sessions, status; rewritten by rename
+    results/records/<image set>/<threat>/<model>.csv    a row per image (and eps), appended
+    results/records/<image set>/<threat>/<model>.json   settings, sessions, status
 
-Rows are appended whole and synced, so a killed process loses at most the rows it had not written; a tail torn by a
-full disk is cut on resume. A finished record is rewritten in list order and its sha256 goes to the run file.
-`merge` reads finished records only and writes results/evaluation_results.csv.
+Rows are appended whole and synced, so a killed process loses only the rows that it had not
+written. Resuming cuts a last line that a full disk left incomplete. `finish` sorts the rows into
+the order of the image list and writes the record's sha256 to the run file. The run file is always
+replaced by rename.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock, Timeout
 
-from alignment_security.common.files import (
-    UserError,
-    safe_file_name,
-    sha256_file,
-    utc_now,
-    write_atomic,
-)
+from alignment_security.common.files import UserError, safe_file_name, sha256_file, write_atomic
+from alignment_security.common.locked_run import LockedRun, json_round_trip
 from alignment_security.records.record import (
     RECORD_COLUMNS,
     check_complete,
@@ -36,20 +30,23 @@ from alignment_security.records.record import (
     rows_to_csv,
 )
 
-# ---- one run ---------------------------------------------------------------------------------------------------
 
-
-class Run:
+class Run(LockedRun):
     """The open record of one run: locked, resumable, append-only until `finish`.
 
-    settings   {"model": {...}, "run": {...}}: everything that changes a row. Resuming with others is refused.
-    session    facts of this process (versions, git, device): appended to the run file, never compared.
-    Raises UserError when another process holds the run, the settings differ or the file's columns are others.
+    kind       clean, ball or minimum_norm: decides the columns
+    settings   {"model": {...}, "run": {...}}: everything that changes a row. A run resumes only
+               with equal settings.
+    session    facts about this process (versions, git, device): appended to the run file, never
+               compared
+    overwrite  delete what an earlier run left
+    rows       rows that the record held when it was opened or finished
+    Raises UserError when another process holds the run, or the settings or columns differ.
     """
 
     def __init__(
         self,
-        results_dir,
+        results_dir: str | Path,
         image_set: str,
         threat: str,
         model: str,
@@ -60,108 +57,80 @@ class Run:
     ):
         folder = Path(results_dir) / "records" / image_set / threat
         folder.mkdir(parents=True, exist_ok=True)
-        self.csv, self.json = (
-            folder / f"{safe_file_name(model)}{end}" for end in (".csv", ".json")
-        )
+        stem = safe_file_name(model)
+        self.csv = folder / f"{stem}.csv"
         self.columns = RECORD_COLUMNS[kind]
-        self.lock = self._acquire(folder / f"{safe_file_name(model)}.lock")
-        try:
-            # a JSON round trip: what is compared is what was written (tuples are lists, keys are strings)
-            self.settings = json.loads(json.dumps(settings))
-            self._open(
-                {"model": model, "image_set": image_set, "threat": threat, "kind": kind},
-                session,
-                overwrite,
-            )
-        except BaseException:
-            self.close()
-            raise
+        super().__init__(folder / f"{stem}.json", folder / f"{stem}.lock")
+        with self.closed_on_error():
+            self.settings = json_round_trip(settings)
+            if overwrite:
+                self.csv.unlink(missing_ok=True)
+                self.json.unlink(missing_ok=True)
+            names = {"model": model, "image_set": image_set, "threat": threat, "kind": kind}
+            self.info = self._resume_or_begin(names)
+            if self.done:
+                check_record_sha256(self.csv, self.info)
+            else:
+                self._begin_session(session)
+            self.rows = read_record(self.csv)
 
-    def _acquire(self, path: Path) -> FileLock:
-        """The kernel frees the lock of a process that died, so a lock file that lies there is never stale."""
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            session = (
-                (read_run_file(self.json)["sessions"] or [{}])[-1] if self.json.exists() else {}
-            )
-            raise UserError(
-                f"{self.csv}: another process is writing it (pid {session.get('pid', '?')} on "
-                f"{session.get('host', '?')} since {session.get('started', '?')}); wait or stop it"
-            ) from None
-        return lock
+    def busy_error(self) -> UserError:
+        sessions = read_run_file(self.json)["sessions"] if self.json.exists() else []
+        owner = sessions[-1] if sessions else {}
+        return UserError(
+            f"{self.csv}: another process is writing it (pid {owner.get('pid', '?')} on "
+            f"{owner.get('host', '?')} since {owner.get('started', '?')}); wait or stop it"
+        )
 
-    def _open(self, names: dict, session: dict | None, overwrite: bool) -> None:
-        if overwrite:
-            for path in (self.csv, self.json):
-                path.unlink(missing_ok=True)
+    def _resume_or_begin(self, names: dict) -> dict:
+        """Content of the run file: the existing one, if its settings are equal, or a new one."""
         if self.json.exists():
-            self.info = read_run_file(self.json)
-            if found := first_difference(self.info["settings"], self.settings):
+            info = read_run_file(self.json)
+            if difference := first_difference(info["settings"], self.settings):
                 raise UserError(
-                    f"{self.json}: this record was begun with other settings ({found}); run it with "
-                    "the old ones, or start anew with --overwrite"
+                    f"{self.json}: this record was begun with other settings ({difference}); "
+                    "run it with the old ones, or start anew with --overwrite"
                 )
-        elif self.csv.exists():
+            return info
+        if self.csv.exists():
             raise UserError(
                 f"{self.csv}: a record without its run file; remove it or pass --overwrite"
             )
-        else:
-            self.info = {
-                **names,
-                "settings": self.settings,
-                "status": "running",
-                "sessions": [],
-                "warnings": [],
-            }
-        if self.info["status"] != "done":
-            if not self.csv.exists():
-                self.save()  # first, for a record without its run file is refused
-            self._repair()
-            self.info["status"] = "running"
-            self.info["sessions"].append(
-                {
-                    "started": utc_now(),
-                    "pid": os.getpid(),
-                    "host": os.uname().nodename,
-                    "seconds": 0.0,
-                    **(session or {}),
-                }
-            )
-            self.save()
-        else:
-            check_record_sha256(self.csv, self.info)
-        self.rows = read_record(self.csv)
+        new = {"settings": self.settings, "status": "running", "sessions": [], "warnings": []}
+        return names | new
 
-    def _repair(self) -> None:
-        """Write the header of a new record; cut a last line that has no end; refuse other columns."""
+    def _begin_session(self, session: dict | None) -> None:
+        """Make the record ready for appending, and record this process in the run file."""
+        if not self.csv.exists():
+            self.save()  # before the record, which is refused without a run file
+        self._repair_record()
+        self.info["status"] = "running"
+        self.start_session(session)
+        self.save()
+
+    def _repair_record(self) -> None:
+        """Write the header of a new record; cut an incomplete last line; refuse other columns."""
         header = (",".join(self.columns) + "\n").encode()
         text = self.csv.read_bytes() if self.csv.exists() else b""
-        whole = text[: text.rfind(b"\n") + 1]
-        if not whole:
+        whole_lines = text[: text.rfind(b"\n") + 1]
+        if not whole_lines:
             write_atomic(self.csv, header)
-        elif not whole.startswith(header):
+        elif not whole_lines.startswith(header):
+            found = whole_lines.splitlines()[0].decode(errors="replace")
             raise UserError(
-                f"{self.csv}: columns {whole.splitlines()[0].decode(errors='replace')!r} are not those "
-                "of this version; remove the record or pass --overwrite"
+                f"{self.csv}: columns {found!r} are not those of this version; remove the record "
+                "or pass --overwrite"
             )
-        elif whole != text:
-            write_atomic(self.csv, whole)
-
-    @property
-    def done(self) -> bool:
-        return self.info["status"] == "done"
+        elif whole_lines != text:
+            write_atomic(self.csv, whole_lines)
 
     def known(self) -> dict[str, list[dict]]:
-        """Rows already in the record, by image_id."""
-        return {
-            name: rows.to_dict("records")
-            for name, rows in self.rows.groupby("image_id", sort=False)
-        }
+        """Rows that the record held when it was opened, by image_id."""
+        by_image = self.rows.groupby("image_id", sort=False)
+        return {name: rows.to_dict("records") for name, rows in by_image}
 
     def append(self, rows: list[dict]) -> None:
-        """Append rows in one write; a write that does not fit on the disk is taken back and raised."""
+        """Append rows in one write; on a full disk, undo the write and raise OSError."""
         if not rows:
             return
         text = rows_to_csv(pd.DataFrame(rows, columns=self.columns), header=False).encode()
@@ -170,7 +139,8 @@ class Run:
             size = os.fstat(handle).st_size
             try:
                 while text:
-                    text = text[os.write(handle, text) :]
+                    written = os.write(handle, text)
+                    text = text[written:]
                 os.fsync(handle)
             except OSError as error:
                 os.ftruncate(handle, size)
@@ -182,47 +152,33 @@ class Run:
         finally:
             os.close(handle)
 
-    def save(self, **facts) -> None:
-        """Update the run file; `seconds` goes to this session, everything else to the top."""
-        if "seconds" in facts:
-            self.info["sessions"][-1]["seconds"] = round(facts.pop("seconds"), 3)
-        self.info.update(facts)
-        write_atomic(self.json, json.dumps(self.info, indent=1) + "\n")
-
     def warn(self, message: str) -> None:
-        """Keep a warning in the run file, once."""
+        """Add a warning to the run file, unless it has it already."""
         if message not in self.info["warnings"]:
             self.info["warnings"].append(message)
             self.save()
 
     def finish(self, image_ids: list[str], eps: list[float] | None = None, **facts) -> pd.DataFrame:
-        """Check that every image (and eps) of the list has one row, put them in order, and mark the run done."""
+        """Check that each image (at each eps) has one row, sort the rows, and mark the run done.
+
+        image_ids   the image list, in the order that the rows get
+        facts       go to the run file; see `save`
+        Returns the rows. Raises UserError when rows are missing, duplicate or unknown.
+        """
         rows = read_record(self.csv)
         check_complete(rows, image_ids, eps, self.csv)
-        place = {name: i for i, name in enumerate(image_ids)}
-        rows = (
-            rows.assign(_place=rows["image_id"].map(place))
-            .sort_values(["_place"] + (["eps"] if eps else []), kind="stable")
-            .drop(columns="_place")
-        )
+        position = {name: i for i, name in enumerate(image_ids)}
+        sort_columns = ["_position", "eps"] if eps else ["_position"]
+        rows = rows.assign(_position=rows["image_id"].map(position))
+        rows = rows.sort_values(sort_columns, kind="stable").drop(columns="_position")
         write_atomic(self.csv, rows_to_csv(rows))
         self.rows = rows
-        self.save(
-            status="done", images=len(image_ids), record_sha256=sha256_file(self.csv), **facts
-        )
+        sha256 = sha256_file(self.csv)
+        self.save(status="done", images=len(image_ids), record_sha256=sha256, **facts)
         return rows
 
     def discard_if_empty(self) -> None:
-        """Take back the files of a run that never had a row: nothing half-written stays after a bad request."""
+        """Delete the files of a run that has no row, so that a failed request leaves nothing."""
         if read_record(self.csv).empty:
             self.csv.unlink()
             self.json.unlink()
-
-    def close(self) -> None:
-        self.lock.release()
-
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()

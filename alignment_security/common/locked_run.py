@@ -1,0 +1,93 @@
+"""A run that one process at a time may write: its lock, its run file and the entry of each session.
+
+Base of `records.run.Run` (an evaluation) and `trainer.run.TrainingRun`. A subclass decides which
+files a run has, what resuming requires, and how each error reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from alignment_security.common.files import UserError, utc_now, write_atomic
+
+
+def json_round_trip(value: dict) -> dict:
+    """A dict as JSON gives it back: tuples become lists, keys become strings.
+
+    Settings are compared in this form, since this is how the run file holds them.
+    """
+    return json.loads(json.dumps(value))
+
+
+class LockedRun:
+    """A run file and its lock, held from construction to `close`.
+
+    json   path of the run file
+    info   its content: status, sessions, warnings and whatever the subclass adds; `save` writes it
+    """
+
+    def __init__(self, json_path: Path, lock_path: Path):
+        """Take the lock without waiting. Raises `busy_error()` when another process holds it.
+
+        The kernel releases the lock of a process that died, so a lock file on disk is never stale.
+        """
+        self.json = json_path
+        self.info: dict = {}
+        self._lock = FileLock(lock_path)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise self.busy_error() from None
+
+    def busy_error(self) -> UserError:
+        """The error of a run that another process is writing."""
+        return UserError(f"{self.json}: another process is writing it; wait or stop it")
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """Release the lock when the body fails, e.g. because the settings differ."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def done(self) -> bool:
+        return self.info["status"] == "done"
+
+    def start_session(self, facts: dict | None) -> None:
+        """Append this process to the sessions of the run; `save` writes it.
+
+        facts   versions, git, device, ...: recorded, never compared
+        """
+        session = {
+            "started": utc_now(),
+            "pid": os.getpid(),
+            "host": os.uname().nodename,
+            "seconds": 0.0,
+        }
+        self.info["sessions"].append(session | (facts or {}))
+
+    def save(self, **facts) -> None:
+        """Update the run file; `seconds` goes to this session, other facts to the top level."""
+        if "seconds" in facts:
+            self.info["sessions"][-1]["seconds"] = round(facts.pop("seconds"), 3)
+        self.info.update(facts)
+        write_atomic(self.json, json.dumps(self.info, indent=1) + "\n")
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
