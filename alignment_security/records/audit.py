@@ -18,6 +18,8 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
+from alignment_security.common.locked_run import json_round_trip
+from alignment_security.common.verdicts import EPS_ATOL, EPS_RTOL, STANDARD_BUDGET
 from alignment_security.records.record import (
     CLEAN_COLUMNS,
     check_complete,
@@ -31,14 +33,7 @@ from alignment_security.records.summary import SUMMARY_KEY, SUMMARY_NAME, differ
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
 FINISH_IT = "run the same command again to finish it"
 MERGE_AGAIN = "run `python utilities.py merge` again"
-STANDARD = {
-    "attacks": ["apgd-ce", "apgd-t", "fab-t", "square"],
-    "steps": 100,
-    "targets": 9,
-    "queries": 5000,
-}  # AutoAttack
-# x + delta is stored in float32: attacks.confirm_in_float32 grants a ball this much, relative and absolute
-RELATIVE, ABSOLUTE = 1e-5, 1e-7
+STANDARD = json_round_trip(STANDARD_BUDGET)
 NEEDED_COLUMNS = {
     "clean": [],
     "ball": ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"],
@@ -229,17 +224,17 @@ def check_ball(record: Record) -> Iterator[str]:
         broken & ~(rows["adv_pred"] != rows["label"]), rows, "the adversarial class is the label"
     )
     yield from wrong_rows(
-        broken & ~(rows[norm.lower()] <= rows["eps"] * (1 + RELATIVE) + ABSOLUTE),
+        broken & ~(rows[norm.lower()] <= rows["eps"] * (1 + EPS_RTOL) + EPS_ATOL),
         rows,
         f"the {norm} norm is not within eps",
     )
     yield from wrong_rows(
-        broken & (rows["from_eps"] > rows["eps"] * (1 + RELATIVE)),
+        broken & (rows["from_eps"] > rows["eps"] * (1 + EPS_RTOL)),
         rows,
         "an image breaks at eps for having broken at a larger one",
     )
     yield from wrong_rows(
-        robust & (rows["from_eps"] < rows["eps"] * (1 - RELATIVE)),
+        robust & (rows["from_eps"] < rows["eps"] * (1 - EPS_RTOL)),
         rows,
         "an image is robust at eps for being so at a smaller one",
     )
@@ -281,7 +276,7 @@ def check_norms(record: Record) -> Iterator[str]:
 def impossible_norms(rows: pd.DataFrame) -> Iterator[str]:
     """No pixel changes by more than 1, nor by more than all of them together."""
     yield from wrong_rows(
-        (rows["linf"] > 1 + ABSOLUTE) | (rows["linf"] > rows["l2"] * (1 + RELATIVE) + ABSOLUTE),
+        (rows["linf"] > 1 + EPS_ATOL) | (rows["linf"] > rows["l2"] * (1 + EPS_RTOL) + EPS_ATOL),
         rows,
         "linf is above 1 or above l2",
     )

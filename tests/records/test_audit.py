@@ -18,7 +18,9 @@ import utilities
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.geometry import ROUNDING
 from alignment_security.common.files import UserError, sha256_file
-from alignment_security.records.audit import ABSOLUTE, NEEDED_COLUMNS, STANDARD, audit
+from alignment_security.common.locked_run import json_round_trip
+from alignment_security.common.verdicts import EPS_ATOL, STANDARD_BUDGET
+from alignment_security.records.audit import NEEDED_COLUMNS, audit
 from alignment_security.records.record import read_record, rows_to_csv
 from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME, merge_records
@@ -444,8 +446,8 @@ def test_what_was_planted_is_found_and_nothing_else(results, case):
 
 
 def test_the_budget_and_the_rounding_are_those_of_the_attacks():
-    assert STANDARD == json.loads(json.dumps(vars(Budget())))
-    assert ABSOLUTE == ROUNDING
+    assert json_round_trip(STANDARD_BUDGET) == json_round_trip(vars(Budget()))
+    assert EPS_ATOL == ROUNDING
 
 
 def command(*arguments) -> int:
