@@ -71,7 +71,7 @@ def staged_row(table: pd.DataFrame, path: Path, **wanted) -> dict:
     return rows.iloc[0].to_dict()
 
 
-# ---- unpacking -------------------------------------------------------------------------------------------------
+# ---- unpacking -----------------------------------------------------------------------------------
 
 
 def unpack(tar: Path, folder: Path, sha256: str) -> Path:
@@ -155,7 +155,7 @@ def staged_images(staging: Path, data_dir: str) -> str:
     return str(staged_folder(staging, tar=data_dir)) if data_dir.endswith(".tar") else data_dir
 
 
-# ---- progress --------------------------------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------------------
 
 
 def report_progress(done: int, total: int, per_hour: float) -> None:

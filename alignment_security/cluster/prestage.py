@@ -56,7 +56,7 @@ class WantedModel(NamedTuple):
     checkpoint: str | None = None
 
 
-# ---- lists -----------------------------------------------------------------------------------------------------
+# ---- lists ---------------------------------------------------------------------------------------
 
 
 def read_wanted(path: str | Path) -> list[WantedModel]:
@@ -88,7 +88,7 @@ def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
     )
 
 
-# ---- GPU memory ------------------------------------------------------------------------------------------------
+# ---- GPU memory ----------------------------------------------------------------------------------
 
 
 def kept_for_backward(module: nn.Module, shape: tuple[int, int, int]) -> int:
@@ -124,7 +124,7 @@ def gpu_memory_mb(weight_bytes: int, image_bytes: int) -> int:
     return min(ask(FIRST_CUDA_BATCH), max(LARGEST_ASK_MB, ask(1)))
 
 
-# ---- tars ------------------------------------------------------------------------------------------------------
+# ---- tars ----------------------------------------------------------------------------------------
 
 
 def reproducible_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -221,7 +221,7 @@ def line_of(path: Path, name: str) -> dict:
     }
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def staged_so_far(out: Path) -> pd.DataFrame:

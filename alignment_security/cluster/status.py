@@ -58,7 +58,7 @@ class CondorJob:
             self.started = None
 
 
-# ---- event logs ------------------------------------------------------------------------------------------------
+# ---- event logs ----------------------------------------------------------------------------------
 
 
 def read_events(path: Path) -> list[tuple[str, float, Mapping]]:
@@ -114,7 +114,7 @@ def exit_text(event: Mapping) -> str:
     return "" if status == 0 else f"exit status {status}"
 
 
-# ---- a sweep ---------------------------------------------------------------------------------------------------
+# ---- a sweep -------------------------------------------------------------------------------------
 
 
 def sweep_models(sweep: Path) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""alignment_security.common.files."""
+"""Files and errors: atomic writing, sha256, safe file names, and UserError."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+LONGEST_STEM = 150  # characters of a name that safe_file_name keeps
+
 
 class UserError(Exception):
-    """A record, run file or request that cannot be used as it is; the message names the file and what mends it."""
-
-
-# ---- files -----------------------------------------------------------------------------------------------------
+    """An error that the user can fix; the message includes the file and the fix."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a whole file beside `path` and rename it into place; a failure leaves the old file as it was."""
+    """Write a temporary file in the same folder and rename it to `path`.
+
+    If writing fails, the old file is unchanged.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -49,12 +51,12 @@ def sha256_file(path: Path) -> str:
 
 
 def safe_file_name(name: str) -> str:
-    """A model's name made safe for a file: letters, digits, `.`, `_`, `-`; distinct names stay distinct.
+    """A model's name as a file name of letters, digits, `.`, `_` and `-`.
 
-    A name that has to change, or that looks as if it had been, gets eight hex digits of its sha256, so that `a/b`, `a:b`
-    and `a--b` do not meet.
+    Distinct names stay distinct. A name that has to change gets eight hex digits of its sha256, so `a/b`, `a:b` and `a--b` give
+    three file names. A name that already ends like this gets them too.
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".-")[:150] or "_"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".-")[:LONGEST_STEM] or "_"
     if safe == name and not re.search(r"-[0-9a-f]{8}$", name):
         return name
     return f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""alignment_security.common.settings."""
+"""Settings and provenance: values of .env, eps as text, the git commit, versions of packages."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[2]  # of the repository
 IMAGENET_CLASSES = 1000
 SEVERITIES = (1, 2, 3, 4, 5)  # of ImageNet-C's corruptions
+# packages that can change a number
 PACKAGES = [
     "torch",
     "torchvision",
@@ -30,32 +31,34 @@ PACKAGES = [
 
 
 def setting(name: str, default: str | None = None) -> str | None:
-    """A value of the environment, else of the .env beside this file; an empty one counts as not set."""
+    """A value of the environment, else of the repository's .env; an empty one counts as unset."""
     return os.environ.get(name) or dotenv_values(ROOT / ".env").get(name) or default
 
 
-# ---- eps -------------------------------------------------------------------------------------------------------
+# ---- eps -----------------------------------------------------------------------------------------
 
 
 def parse_eps(text: str) -> float:
-    """`8/255` or `0.031` as a float in pixel units of [0, 1]. Never guesses a unit: a value above 1 is refused."""
+    """`8/255` or `0.031` as a float in pixel units of [0, 1].
+
+    Raises ValueError for a value above 1: 8 could mean 8/255, but no unit is guessed.
+    """
     value = parse_radius(text)
     if value > 1:
         raise ValueError(
-            f"eps {text} is above 1; pixels are in [0, 1], so write {text}/255 if you mean {text} of 255 levels"
+            f"eps {text} is above 1; pixels are in [0, 1], so write {text}/255 if you mean {text} "
+            "of 255 levels"
         )
     return value
 
 
 def parse_radius(text: str) -> float:
-    """A radius in any norm: a fraction or a float, not negative, in pixel units of [0, 1]; in L1 and L2 it may exceed 1."""
-    parts = text.split("/")
+    """A radius in any norm, as a fraction or a float, in pixel units of [0, 1].
+
+    In L1 and L2 it may exceed 1. Raises ValueError for a negative radius or no number.
+    """
     try:
-        value = (
-            float(Fraction(parts[0]) / Fraction(parts[1] if len(parts) == 2 else 1))
-            if len(parts) <= 2
-            else math.nan
-        )
+        value = _parse_fraction(text) if "/" in text else float(Fraction(text))
     except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
     if math.isnan(value):
@@ -67,32 +70,45 @@ def parse_radius(text: str) -> float:
     return value
 
 
+def _parse_fraction(text: str) -> float:
+    numerator, denominator = text.split("/")
+    return float(Fraction(numerator) / Fraction(denominator))
+
+
 def format_eps(eps: float) -> str:
-    """eps as people write it: `8/255`, `0.25/255`; what is no multiple of 1/255000 stays a plain float."""
+    """eps as papers write it: `8/255`, `0.25/255`.
+
+    A value that is no multiple of 1/255000 stays a plain float.
+    """
     levels = round(255 * eps, 3)
-    return f"{levels:.10g}/255" if abs(255 * eps - levels) < 1e-9 and eps else f"{eps:g}"
+    if eps and abs(255 * eps - levels) < 1e-9:
+        return f"{levels:.10g}/255"
+    return f"{eps:g}"
 
 
-# ---- provenance ------------------------------------------------------------------------------------------------
+# ---- provenance ----------------------------------------------------------------------------------
 
 
 def git_state() -> str:
-    """Commit of the code, `-dirty` when tracked files differ; `GIT_COMMIT` of the environment where there is no git."""
-    git = ["git", "-C", str(ROOT)]
+    """The commit of the code, with `-dirty` appended when tracked files differ.
+
+    Without a git repository: GIT_COMMIT of the environment, else `unknown`.
+    """
     try:
-        sha = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        dirty = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        commit = _git("rev-parse", "HEAD").strip()
+        changes = _git("status", "--porcelain", "-uno").strip()
     except (OSError, subprocess.CalledProcessError):
         return setting("GIT_COMMIT") or "unknown"
-    return sha + ("-dirty" if dirty.strip() else "")
+    return f"{commit}-dirty" if changes else commit
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def installed_versions() -> dict[str, str]:
-    """Python and the packages that can change a number."""
+    """Versions of Python and of the installed PACKAGES."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -103,18 +119,26 @@ def installed_versions() -> dict[str, str]:
 
 
 def pinned_versions() -> dict[str, str]:
-    """`name==version` lines of requirements.txt."""
-    lines = (
-        line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()
-    )
-    return dict(line.split("==") for line in lines if "==" in line)
+    """Package -> version, from the `name==version` lines of requirements.txt."""
+    pinned = {}
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        requirement = line.split("#")[0].strip()
+        if "==" in requirement:
+            name, version = requirement.split("==")
+            pinned[name] = version
+    return pinned
 
 
 def version_drift() -> list[str]:
-    """Packages whose installed version is not the pinned one, as sentences for the run file."""
-    pinned, found = pinned_versions(), installed_versions()
-    return [
-        f"{name} {found[name]} is installed, requirements.txt pins {pinned[name]}"
-        for name in PACKAGES
-        if name in found and name in pinned and found[name].split("+")[0] != pinned[name]
-    ]
+    """A sentence for each package whose installed version is not the pinned one."""
+    pinned, installed = pinned_versions(), installed_versions()
+    sentences = []
+    for name in PACKAGES:
+        if name not in installed or name not in pinned:
+            continue
+        without_build = installed[name].split("+")[0]  # 2.11.0 of 2.11.0+cpu
+        if without_build != pinned[name]:
+            sentences.append(
+                f"{name} {installed[name]} is installed, requirements.txt pins {pinned[name]}"
+            )
+    return sentences

@@ -1,14 +1,15 @@
-"""Reading what torch.save wrote, by whom so ever: nothing in the file is run, and nothing in it grows."""
+"""Load untrusted torch files: no code runs, no decompression bomb."""
 
 from __future__ import annotations
 
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
-# what torch.load raises for files that are damaged, hold code, or are something else
+# errors of torch.load for a file that is damaged, holds code, or has another format
 TORCH_FILE_ERRORS = (
     pickle.UnpicklingError,
     RuntimeError,
@@ -18,28 +19,36 @@ TORCH_FILE_ERRORS = (
     TypeError,
     ValueError,
 )
+LONGEST_REASON = 120  # characters
 
 
-def load_torch_file(path: Path, trust: bool = False):
-    """The object in the file, its tensors on the CPU. With `trust` code in the file may run; never else.
+def load_torch_file(path: Path, trust: bool = False) -> Any:
+    """The object in a torch file, its tensors on the CPU.
 
-    Raises one of UNREADABLE; for an archive with compressed parts too, which could be of any size once unpacked (torch.save
-    compresses nothing).
+    trust   allow the file to run code while it is loaded
+    Raises one of TORCH_FILE_ERRORS. An archive with compressed parts is refused too: its unpacked
+    size has no limit, and torch.save never compresses.
     """
     if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                parts = archive.infolist()
-        except zipfile.BadZipFile as error:
-            raise pickle.UnpicklingError(f"damaged archive: {error}") from None
-        if packed := [part for part in parts if part.compress_type != zipfile.ZIP_STORED]:
-            raise pickle.UnpicklingError(
-                f"{packed[0].filename} is compressed to {packed[0].compress_size} of "
-                f"{packed[0].file_size} bytes; torch.save compresses nothing"
-            )
+        _check_nothing_is_compressed(path)
     return torch.load(path, map_location="cpu", weights_only=not trust)
 
 
+def _check_nothing_is_compressed(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise pickle.UnpicklingError(f"damaged archive: {error}") from None
+    for part in parts:
+        if part.compress_type != zipfile.ZIP_STORED:
+            raise pickle.UnpicklingError(
+                f"{part.filename} is compressed to {part.compress_size} of {part.file_size} bytes; "
+                "torch.save compresses nothing"
+            )
+
+
 def error_reason(error: Exception) -> str:
-    """Its kind and first line, for a message of one line."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+    """Type and first line of an error, for a message of one line."""
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first_line[:LONGEST_REASON]}"

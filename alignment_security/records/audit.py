@@ -123,7 +123,7 @@ def finished_record(path: Path, run: dict) -> Record:
     return Record(path, run, rows)
 
 
-# ---- one record ------------------------------------------------------------------------------------------------
+# ---- one record ----------------------------------------------------------------------------------
 
 
 def check_record(record: Record) -> Iterator[str]:
@@ -282,7 +282,7 @@ def impossible_norms(rows: pd.DataFrame) -> Iterator[str]:
     )
 
 
-# ---- records together ------------------------------------------------------------------------------------------
+# ---- records together ----------------------------------------------------------------------------
 
 
 def check_models(whole: list[Record]) -> Iterator[str]:
@@ -367,7 +367,7 @@ def differing(a: str, b: str) -> tuple[str, str]:
     return mine, theirs
 
 
-# ---- the summary -----------------------------------------------------------------------------------------------
+# ---- the summary ---------------------------------------------------------------------------------
 
 
 def check_summary(results_dir: Path) -> Iterator[str]:

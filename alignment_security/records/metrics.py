@@ -69,7 +69,7 @@ def norms(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sqrt(np.einsum("ij,ij->i", flat, flat)), np.abs(flat).max(axis=1, initial=0.0)
 
 
-# ---- agreement with people -------------------------------------------------------------------------------------
+# ---- agreement with people -----------------------------------------------------------------------
 
 
 def rank_agreement(
@@ -146,7 +146,7 @@ def pareto_front(values: np.ndarray) -> np.ndarray:
     return np.logical_not((no_worse & better).any(axis=1))
 
 
-# ---- accuracy over corruptions ---------------------------------------------------------------------------------
+# ---- accuracy over corruptions -------------------------------------------------------------------
 
 
 def mean_corruption_error(

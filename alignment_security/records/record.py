@@ -54,7 +54,7 @@ INTEGER_COLUMNS = [
 RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessions", "warnings"}
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def read_run_file(path: Path) -> dict:

@@ -20,7 +20,7 @@ SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
 
 
-# ---- merge -----------------------------------------------------------------------------------------------------
+# ---- merge ---------------------------------------------------------------------------------------
 
 
 def merge_records(results_dir, allow_partial: bool = False) -> pd.DataFrame:

@@ -94,7 +94,7 @@ def finished_runs(results_dir: Path) -> dict[Path, dict]:
     return {path: run for path, run in runs.items() if run["status"] == "done"}
 
 
-# ---- which runs ------------------------------------------------------------------------------------------------
+# ---- which runs ----------------------------------------------------------------------------------
 
 
 def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> dict[int, list[Path]]:
@@ -166,7 +166,7 @@ def changed_numbers(
     return lines
 
 
-# ---- what is said of a run -------------------------------------------------------------------------------------
+# ---- what is said of a run -----------------------------------------------------------------------
 
 
 def describe_run(path: Path, run: dict) -> str:

@@ -61,7 +61,7 @@ SMALL = {
 LITE = [f"tf_efficientnet_lite{k}" for k in (0, 1, 2)]
 
 
-# ---- the pool --------------------------------------------------------------------------------------------------
+# ---- the pool ------------------------------------------------------------------------------------
 
 
 def condor(*command: str, cwd: Path | None = None) -> str:
@@ -106,7 +106,7 @@ def events(folder: Path, slug: str) -> Counter:
     return Counter(kind for kind, _, _ in read_events(path)) if path.is_file() else Counter()
 
 
-# ---- what is staged --------------------------------------------------------------------------------------------
+# ---- what is staged ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def record(folder: Path, name: str) -> tuple[pd.DataFrame, dict]:
     return read_record(path), read_run_file(path.with_suffix(".json"))
 
 
-# ---- submit files ----------------------------------------------------------------------------------------------
+# ---- submit files --------------------------------------------------------------------------------
 
 
 def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -184,7 +184,7 @@ def test_submit_files_are_free_of_warnings(make, container, images):
     assert "WARNING" in dry_run(folder, "sweep.sub").stderr
 
 
-# ---- a sweep with its DAG --------------------------------------------------------------------------------------
+# ---- a sweep with its DAG ------------------------------------------------------------------------
 
 
 def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
@@ -222,7 +222,7 @@ def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     )
 
 
-# ---- interruptions ---------------------------------------------------------------------------------------------
+# ---- interruptions -------------------------------------------------------------------------------
 
 
 def starter_of(job: str) -> int:
@@ -304,7 +304,7 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
             pd.testing.assert_series_equal(rows[norm], want[norm], rtol=rtol, atol=0)
 
 
-# ---- failures that are no use trying again ---------------------------------------------------------------------
+# ---- failures that are no use trying again -------------------------------------------------------
 
 
 def test_a_wrong_request_is_tried_once(make):
@@ -332,7 +332,7 @@ def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
     condor("condor_rm", cluster)
 
 
-# ---- rows of a failed try --------------------------------------------------------------------------------------
+# ---- rows of a failed try ------------------------------------------------------------------------
 
 
 def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
@@ -351,7 +351,7 @@ def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
     assert run["status"] == "done" and run["sessions"][0]["pid"] == os.getpid()
 
 
-# ---- trainings -------------------------------------------------------------------------------------------------
+# ---- trainings -----------------------------------------------------------------------------------
 
 TRAIN = ["htcondor/train.sub", "git_commit=test"]
 COMMON = (

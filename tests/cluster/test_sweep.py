@@ -63,7 +63,7 @@ NAMES = [
 ]  # told apart by what a file name cannot hold
 
 
-# ---- prestage --------------------------------------------------------------------------------------------------
+# ---- prestage ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +205,7 @@ def test_model_lists_that_are_wrong(tmp_path, text, message):
         read_wanted(tmp_path / "list.txt")
 
 
-# ---- GPU memory ------------------------------------------------------------------------------------------------
+# ---- GPU memory ----------------------------------------------------------------------------------
 
 
 def test_what_autograd_keeps_against_a_count_by_hand():
@@ -242,7 +242,7 @@ def test_what_is_asked_covers_a_measured_peak(lite0):
     assert 1597 < MARGIN * 16 * kept / 2**20 < 1.25 * 1597
 
 
-# ---- unpacking -------------------------------------------------------------------------------------------------
+# ---- unpacking -----------------------------------------------------------------------------------
 
 
 def tar_with(path: Path, *members: tarfile.TarInfo, mode: str = "w") -> str:
@@ -326,7 +326,7 @@ def test_a_tar_that_is_cut_off_or_not_there(tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-# ---- --chtc ----------------------------------------------------------------------------------------------------
+# ---- --chtc --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -455,7 +455,7 @@ def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
     pd.testing.assert_frame_equal(a[columns], b[columns])
 
 
-# ---- progress --------------------------------------------------------------------------------------------------
+# ---- progress ------------------------------------------------------------------------------------
 
 
 def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path):
@@ -485,7 +485,7 @@ def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path)
     assert ", ".join(told) in (ROOT / "htcondor/evaluate.inc").read_text()
 
 
-# ---- the folder of a sweep -------------------------------------------------------------------------------------
+# ---- the folder of a sweep -----------------------------------------------------------------------
 
 SETTINGS = {
     "staging": "/staging/n/netid/robustness",
@@ -634,7 +634,7 @@ def test_make_sweep_from_the_command_line(staged, tmp_path, monkeypatch, capsys)
     assert capsys.readouterr().err.startswith("error: --set cpu=2")
 
 
-# ---- submit files ----------------------------------------------------------------------------------------------
+# ---- submit files --------------------------------------------------------------------------------
 
 
 def submit_text(name: str) -> str:
@@ -685,7 +685,7 @@ def test_scripts_are_sound_bash():
         assert subprocess.run(["bash", "-n", path]).returncode == 0 and path.stat().st_mode & 0o100
 
 
-# ---- status ----------------------------------------------------------------------------------------------------
+# ---- status --------------------------------------------------------------------------------------
 
 SUBMIT = "000 (012.000.000) {t} Job submitted from host: <127.0.0.1:9618?addrs=x>\n...\n"
 EXECUTE = "001 (012.000.000) {t} Job executing on host: <127.0.0.1:9618?addrs=x>\n...\n"
@@ -880,7 +880,7 @@ def test_checkpoint_status_is_the_one_that_the_jobs_announce():
     assert f"checkpoint_exit_code      = {CHECKPOINTED}\n" in submit_text("job.inc")
 
 
-# ---- several GPUs without a cluster ----------------------------------------------------------------------------
+# ---- several GPUs without a cluster --------------------------------------------------------------
 
 
 def test_the_one_liner_of_the_readme_gives_each_process_a_gpu(tmp_path):

@@ -1,4 +1,4 @@
-"""eps as it is written and shown, settings from .env, provenance, and the merge command."""
+"""eps as text, settings from .env, provenance, and the merge command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from alignment_security.common.settings import (
         (" 4/255 ", 4 / 255),
     ],
 )
-def test_eps_is_what_was_written(text, value):
+def test_parse_eps_and_parse_radius_of_valid_text(text, value):
     assert parse_eps(text) == value
     assert parse_radius(text) == value
 
@@ -45,7 +45,7 @@ def test_eps_is_what_was_written(text, value):
         ("2", "2/255"),
         ("8", "8/255"),
         ("1.0001", "above 1"),
-        ("256/255", "above 1"),  # trap 16: no unit is guessed
+        ("256/255", "above 1"),  # no unit is guessed
         ("-1/255", "negative"),
         ("-0.1", "negative"),
         ("1/-255", "negative"),
@@ -55,14 +55,14 @@ def test_eps_is_what_was_written(text, value):
         ),
     ],
 )
-def test_eps_that_cannot_be_meant_is_refused(text, word):
+def test_parse_eps_refuses_invalid_text(text, word):
     with pytest.raises(ValueError, match=word) as error:
         parse_eps(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text, value", [("2", 2.0), ("1275/255", 5.0)])
-def test_a_radius_may_exceed_one(text, value):
+def test_parse_radius_may_exceed_one(text, value):
     assert parse_radius(text) == value
 
 
@@ -78,22 +78,22 @@ def test_a_radius_may_exceed_one(text, value):
         (1234.567 / 255, "1234.567/255"),
     ],
 )
-def test_eps_is_shown_as_people_write_it(eps, text):
+def test_format_eps_by_example(eps, text):
     assert format_eps(eps) == text
 
 
 @given(st.integers(1, 255 * 8))
-def test_format_then_parse_gives_eps_back(eighths):
+def test_parse_eps_inverts_format_eps(eighths):
     k = eighths / 8
     assert parse_eps(format_eps(k / 255)) == k / 255
 
 
 @given(st.floats(0, 1))
-def test_what_is_shown_is_close_to_eps(eps):
+def test_format_eps_is_close_to_any_eps(eps):
     assert parse_eps(format_eps(eps)) == pytest.approx(eps, rel=1e-5, abs=1e-9)
 
 
-# ---- settings and provenance -----------------------------------------------------------------------------------
+# ---- settings and provenance ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_environment_wins_over_env_file(root, monkeypatch):
+def test_setting_of_the_environment_wins_over_env_file(root, monkeypatch):
     (root / ".env").write_text("SOME_DIR=from_file\nEMPTY_DIR=\n")
     assert setting("SOME_DIR") == "from_file"
     assert setting("EMPTY_DIR") is None and setting("EMPTY_DIR", "default") == "default"
@@ -134,7 +134,7 @@ def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
 
 
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["no repository", "no git"])
-def test_without_git_the_commit_comes_from_the_environment(root, monkeypatch, path):
+def test_git_state_without_git_comes_from_the_environment(root, monkeypatch, path):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(root.parent))
     if path:
         monkeypatch.setenv("PATH", path)
@@ -143,7 +143,7 @@ def test_without_git_the_commit_comes_from_the_environment(root, monkeypatch, pa
     assert git_state() == "abc123"
 
 
-def test_drift_names_what_is_not_as_pinned(root):
+def test_version_drift_names_packages_that_are_not_as_pinned(root):
     (root / "requirements.txt").write_text(
         f"# pins\ntorch==0.0.1   # old\ntimm=={version('timm')}\nnot-installed==1.0\n"
     )
@@ -152,18 +152,18 @@ def test_drift_names_what_is_not_as_pinned(root):
     ]
 
 
-def test_the_pins_of_the_project_are_read():
+def test_pinned_versions_of_the_project():
     assert {"torch", "timm", "pyautoattack", "foolbox"} <= set(pinned_versions())
 
 
-# ---- the merge command -----------------------------------------------------------------------------------------
+# ---- the merge command ---------------------------------------------------------------------------
 
 
 def merge(*arguments) -> int:
     return utilities.main(utilities.get_args_parser().parse_args(["merge", *map(str, arguments)]))
 
 
-def test_merge_prints_a_table_and_where_it_lies(tmp_path, tiny_record, capsys):
+def test_merge_prints_a_table_and_its_path(tmp_path, tiny_record, capsys):
     rows = [
         {
             "image_id": f"{i}",

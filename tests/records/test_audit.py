@@ -466,7 +466,7 @@ def test_the_command_says_what_and_exits_0_1_2(results, tmp_path_factory, capsys
     assert "no records" in capsys.readouterr().err
 
 
-# ---- a real run, and its examples put before the model again ---------------------------------------------------
+# ---- a real run, and its examples put before the model again -------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -527,7 +527,7 @@ def test_a_model_that_is_not_at_hand_is_no_finding(evaluated, capsys):
     )
 
 
-# ---- from a figure to its runs ---------------------------------------------------------------------------------
+# ---- from a figure to its runs -------------------------------------------------------------------
 
 
 def traced(capsys, *arguments) -> tuple[int, str, str]:

@@ -39,7 +39,7 @@ def rungs(name: str, *robust: int) -> list[dict]:
     return [row(name, eps=eps, robust=r, forwards=10, backwards=5) for eps, r in zip(EPS, robust)]
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
 
 
 def test_a_run_from_its_first_row_to_done(open_run):
@@ -187,7 +187,7 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path, fork):
             os.kill(last, 9)
 
 
-# ---- the disk --------------------------------------------------------------------------------------------------
+# ---- the disk ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", ["text\n", b"\x00bytes"])
@@ -250,7 +250,7 @@ def test_a_short_write_is_gone_on_with(open_run, monkeypatch):
         assert list(read_record(run.csv)["image_id"]) == IDS
 
 
-# ---- complete and exact ----------------------------------------------------------------------------------------
+# ---- complete and exact --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_integers_stay_integers_beside_empty_cells(open_run):
     assert rows["adv_pred"].isna().tolist() == [True, False]
 
 
-# ---- names -----------------------------------------------------------------------------------------------------
+# ---- names ---------------------------------------------------------------------------------------
 
 MODEL_NAMES = st.text(st.sampled_from("ab/:.- _\\*\n\0é~"), min_size=1, max_size=8) | st.text(
     min_size=1, max_size=300
@@ -338,7 +338,7 @@ def test_names_that_look_alike_do_not_meet(names):
     assert len({safe_file_name(name) for name in names}) == len(names)
 
 
-# ---- merge -----------------------------------------------------------------------------------------------------
+# ---- merge ---------------------------------------------------------------------------------------
 
 NORMS = [
     row("a", success=1, l2=1.0, linf=0.1, human_alignment=0.2, forwards=10, backwards=9),

@@ -162,7 +162,7 @@ def test_fuzz_a_payload_whose_checksum_is_right(tmp_path, shard):
             one_line(error, path, number)
 
 
-# ---- shapes of CSV ---------------------------------------------------------------------------------------------
+# ---- shapes of CSV -------------------------------------------------------------------------------
 
 CELL = st.one_of(
     st.sampled_from(["", "X"]),
@@ -233,7 +233,7 @@ def test_a_formula_or_foreign_number_in_a_cell_is_refused_with_line_and_column(t
         read_leaderboard(path)
 
 
-# ---- records ---------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 
 TEXT = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\n"), min_size=1, max_size=12
