@@ -1,4 +1,4 @@
-"""The photographs and perturbations that a run keeps (--examples): where they lie beside its record, and reading them."""
+"""Saved adversarial examples (--examples): their paths, and reading them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ EXAMPLE_KEYS = ("label", "pred", "eps", "l2", "linf", "image", "delta")
 
 
 def examples_folder(csv: Path) -> Path:
-    """results/examples/<image set>/<threat>/<model>/ of the record results/records/<image set>/<threat>/<model>.csv."""
-    return csv.parents[3].joinpath("examples", *csv.parts[-3:-1], csv.stem)
+    """Folder of the examples of a record.
+
+    csv   results/records/<image set>/<threat>/<model>.csv
+    Returns results/examples/<image set>/<threat>/<model>.
+    """
+    results = csv.parents[3]
+    image_set, threat = csv.parts[-3:-1]
+    return results / "examples" / image_set / threat / csv.stem
 
 
 def example_path(csv: Path, image_id: str) -> Path:
@@ -22,13 +28,19 @@ def example_path(csv: Path, image_id: str) -> Path:
 
 
 def load_example(path: Path) -> dict:
-    """An example's arrays and values: image (H, W, 3) uint8, delta (H, W, 3) float16, classes, eps and norms; human_map and
-    human_alignment where the image set has maps. Raises UserError."""
+    """The arrays and scalars of an example file.
+
+    Returns a dict with at least EXAMPLE_KEYS: image (H, W, 3) uint8; delta (H, W, 3) float16 in
+    pixel units of [0, 1]; classes label and pred; eps and norms. human_map and human_alignment too
+    when the image set has maps. Raises UserError for a damaged file.
+    """
     try:
         with np.load(path) as file:
-            example = {
-                name: file[name] if file[name].ndim else file[name].item() for name in file.files
-            }
+            arrays = {name: file[name] for name in file.files}
+        example = {
+            name: array if array.ndim else array.item()  # scalars are 0-dimensional arrays
+            for name, array in arrays.items()
+        }
         return example | {name: example[name] for name in EXAMPLE_KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: damaged example ({error}); delete it") from None

@@ -1,4 +1,7 @@
-"""alignment_security.records.record."""
+"""Records and run files on disk: their columns and keys, reading them, and checking them.
+
+results/README.md describes every column.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ RECORD_COLUMNS = {
         "backwards",
     ],
 }
-TEXT_COLUMNS = {"image_id": str, "broken_by": str}
+TEXT_COLUMNS = {"image_id": str, "broken_by": str}  # dtypes, for pandas
 INTEGER_COLUMNS = [
     "label",
     "clean_pred",
@@ -51,6 +54,7 @@ INTEGER_COLUMNS = [
     "success",
     "adv_pred",
 ]
+# keys that every run file has
 RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessions", "warnings"}
 
 
@@ -58,15 +62,17 @@ RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessi
 
 
 def read_run_file(path: Path) -> dict:
-    """The run file as a dict. Raises UserError when it is missing or not JSON."""
+    """The run file as a dict. Raises UserError when it is missing, not JSON, or lacks a key."""
     try:
         run = json.loads(Path(path).read_text())
-        if lacking := RUN_KEYS - run.keys() or {"model", "run"} - run["settings"].keys():
-            raise ValueError(f"no {min(lacking)}")
+        missing = RUN_KEYS - run.keys() or {"model", "run"} - run["settings"].keys()
+        if missing:
+            raise ValueError(f"no {min(missing)}")
         return run
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no run file beside this record; evaluate the model again with --overwrite"
+            f"{path}: the run file of this record is missing; evaluate the model again with "
+            "--overwrite"
         ) from None
     except (ValueError, AttributeError) as error:
         raise UserError(
@@ -75,14 +81,17 @@ def read_run_file(path: Path) -> dict:
 
 
 def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
-    """Rows with exact floats, empty cells as missing; `torn` leaves out a last line without an end. Raises UserError."""
+    """The rows of a record: exact floats, empty cells as missing values.
+
+    torn   leave out a last line without a line end, as a running process may leave one
+    Raises UserError when the record is missing or damaged.
+    """
     try:
         data = Path(path).read_bytes()
-        text = (data[: data.rfind(b"\n") + 1] if torn else data).decode()
-        if len(cells := {len(row) for row in csv.reader(io.StringIO(text, newline=""))}) > 1:
-            raise ValueError(
-                f"rows of {' and '.join(map(str, sorted(cells)))} cells"
-            )  # pandas would fill them up
+        if torn:
+            data = data[: data.rfind(b"\n") + 1]
+        text = data.decode()
+        _check_equal_lengths(text)
         return pd.read_csv(
             io.StringIO(text),
             dtype=TEXT_COLUMNS,
@@ -94,54 +103,75 @@ def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
         raise UserError(f"{path}: no such record") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
         raise UserError(
-            f"{path}: damaged record ({str(error).strip()}); delete it and its .json, then evaluate "
-            "the model again"
+            f"{path}: damaged record ({str(error).strip()}); delete it and its .json, then "
+            "evaluate the model again"
         ) from None
 
 
-def check_record_sha256(path: Path, run: dict) -> None:
-    """Raise UserError unless the record at `path` is, byte for byte, the one that its run finished with."""
-    if not path.exists() or sha256_file(path) != run.get("record_sha256"):
-        raise UserError(
-            f"{path}: not the file that the run finished with (sha256 differs); evaluate it again with --overwrite"
-        )
+def _check_equal_lengths(text: str) -> None:
+    """Raise ValueError for rows of different lengths, which pandas would fill with empty cells."""
+    lengths = {len(row) for row in csv.reader(io.StringIO(text, newline=""))}
+    if len(lengths) > 1:
+        raise ValueError(f"rows of {' and '.join(map(str, sorted(lengths)))} cells")
 
 
 def rows_to_csv(rows: pd.DataFrame, header: bool = True) -> str:
-    """Rows as CSV: integers stay integers beside empty cells, floats keep every digit."""
+    """Rows as CSV: floats keep every digit, integers stay integers in a column with empty cells."""
     integers = {column: "Int64" for column in INTEGER_COLUMNS if column in rows}
     return rows.astype(integers).to_csv(header=header, index=False, lineterminator="\n")
 
 
-def first_difference(old: dict, new: dict, path: str = "") -> str | None:
-    """The first setting that differs between two nested dicts, as `name: old -> new`; None when they are equal."""
+# ---- checking ------------------------------------------------------------------------------------
+
+
+def check_record_sha256(path: Path, run: dict) -> None:
+    """Raise UserError unless the record has the sha256 that its finished run recorded."""
+    if not path.exists() or sha256_file(path) != run.get("record_sha256"):
+        raise UserError(
+            f"{path}: not the file that the run finished with (sha256 differs); evaluate it again "
+            "with --overwrite"
+        )
+
+
+def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
+    """The first setting that differs between two nested dicts, as `name: old -> new`.
+
+    None when they are equal.
+    """
     for key in dict.fromkeys([*old, *new]):
-        a, b, name = old.get(key), new.get(key), f"{path}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            if found := first_difference(a, b, f"{name}."):
-                return found
-        elif a != b:
-            return f"{name}: {a!r} -> {b!r}"
+        name, old_value, new_value = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(old_value, dict) and isinstance(new_value, dict):
+            difference = first_difference(old_value, new_value, f"{name}.")
+            if difference:
+                return difference
+        elif old_value != new_value:
+            return f"{name}: {old_value!r} -> {new_value!r}"
     return None
 
 
 def check_complete(
     rows: pd.DataFrame, image_ids: list[str], eps: list[float] | None, path: Path
 ) -> None:
-    """Raise UserError unless `rows` holds each image of the list (at each eps) exactly once and nothing else."""
+    """Raise UserError unless `rows` holds each image of the list (at each eps) exactly once.
+
+    path   of the record, for the message
+    """
     levels: list[float | None] = list(eps) if eps else [None]
-    want = {(i, e) for i in image_ids for e in levels}
-    have = Counter(zip(rows["image_id"], rows["eps"] if "eps" in rows else [None] * len(rows)))
-    for what, names in (
-        ("missing", want - have.keys()),
-        ("not in the image list", have.keys() - want),
-        ("twice", {key for key, count in have.items() if count > 1}),
-    ):
-        if names:
-            some = ", ".join(
-                f"{i}" if e is None else f"{i} at eps {e}" for i, e in sorted(names)[:3]
+    wanted = {(image_id, level) for image_id in image_ids for level in levels}
+    row_eps = rows["eps"] if "eps" in rows else [None] * len(rows)
+    counts = Counter(zip(rows["image_id"], row_eps))
+    problems = {
+        "missing": wanted - counts.keys(),
+        "not in the image list": counts.keys() - wanted,
+        "twice": {key for key, count in counts.items() if count > 1},
+    }
+    for problem, keys in problems.items():
+        if keys:
+            examples = ", ".join(
+                f"{image_id}" if level is None else f"{image_id} at eps {level}"
+                for image_id, level in sorted(keys)[:3]
             )
             raise UserError(
-                f"{path}: {len(names)} row(s) {what}, e.g. {some}; run the same command again to fill "
-                "gaps, or --overwrite"
+                f"{path}: {len(keys)} row(s) {problem}, e.g. {examples}; run the same command "
+                "again to fill gaps, or --overwrite"
             )

@@ -1,4 +1,4 @@
-"""alignment_security.records.summary."""
+"""Merge finished records into one summary table, results/evaluation_results.csv."""
 
 from __future__ import annotations
 
@@ -18,85 +18,102 @@ from alignment_security.records.record import (
 
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
+SUMMARY_ORDER = ["image_set", "threat", "model", "eps"]
 
 
-# ---- merge ---------------------------------------------------------------------------------------
-
-
-def merge_records(results_dir, allow_partial: bool = False) -> pd.DataFrame:
-    """Write results_dir/evaluation_results.csv; returns and raises as `summarise`."""
+def merge_records(results_dir: str | Path, allow_partial: bool = False) -> pd.DataFrame:
+    """Write results_dir/evaluation_results.csv. Returns and raises as `summarise`."""
     summary = summarise(results_dir, allow_partial)
     write_atomic(Path(results_dir) / SUMMARY_NAME, summary.to_csv(index=False, lineterminator="\n"))
     return summary
 
 
-def summarise(results_dir, allow_partial: bool = False) -> pd.DataFrame:
-    """One row per model x threat x eps x image set x protocol, of every finished record under results_dir/records.
+def summarise(results_dir: str | Path, allow_partial: bool = False) -> pd.DataFrame:
+    """One row per model x threat x eps x image set x protocol, from every finished record.
 
-    Raises UserError on an unfinished or damaged record (with allow_partial it is summarised over the rows it has and marked
-    `partial=1`), and when two models of one threat and image set were run with different settings.
+    allow_partial   summarise an unfinished record over the rows it has, and mark it `partial=1`
+    Raises UserError for an unfinished or damaged record, and when two models of one threat and
+    image set were evaluated with different settings.
     """
     root = Path(results_dir) / "records"
-    paths = sorted(root.glob("*/*/*.json"))
-    if not paths:
+    runs = _read_run_files(root)
+    for path, other, difference in differing_runs(runs):
         raise UserError(
-            f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes the first"
+            f"{path}: not comparable with {other.name}, whose settings differ ({difference}); "
+            "evaluate one of them again with --overwrite"
         )
-    orphans = [
-        path for path in sorted(root.glob("*/*/*.csv")) if not path.with_suffix(".json").exists()
-    ]
-    if orphans:
-        raise UserError(
-            f"{orphans[0]}: a record without its run file ({len(orphans)} such); bring the .json or remove it"
-        )
-    runs = {path: read_run_file(path) for path in paths}
-    for path, other, found in differing_runs(runs):
-        raise UserError(
-            f"{path}: not comparable with {other.name}, whose settings differ ({found}); evaluate one of "
-            "them again with --overwrite"
-        )
-    summary = pd.DataFrame(
-        [row for path, run in runs.items() for row in _summary_rows(path, run, allow_partial)]
-    )
-    if summary.empty:
+    rows = [row for path, run in runs.items() for row in _summary_rows(path, run, allow_partial)]
+    if not rows:
         raise UserError(f"{root}: no rows yet in any of its records; let the evaluation go on")
-    summary = summary.sort_values(
-        ["image_set", "threat", "model", "eps"], kind="stable", ignore_index=True
-    )
-    if summary.duplicated(SUMMARY_KEY).any():
-        raise UserError(
-            f"{root}: two records give {summary[summary.duplicated(SUMMARY_KEY)].iloc[0][SUMMARY_KEY].to_dict()}"
-        )
+    summary = pd.DataFrame(rows).sort_values(SUMMARY_ORDER, kind="stable", ignore_index=True)
+    duplicates = summary[summary.duplicated(SUMMARY_KEY)]
+    if len(duplicates):
+        key = duplicates.iloc[0][SUMMARY_KEY].to_dict()
+        raise UserError(f"{root}: two records give {key}")
     return summary
 
 
+def _read_run_files(root: Path) -> dict[Path, dict]:
+    """Path -> content of every run file. Raises UserError without any, or when one is missing."""
+    paths = sorted(root.glob("*/*/*.json"))
+    if not paths:
+        raise UserError(
+            f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes "
+            "the first"
+        )
+    records = sorted(root.glob("*/*/*.csv"))
+    orphans = [path for path in records if not path.with_suffix(".json").exists()]
+    if orphans:
+        raise UserError(
+            f"{orphans[0]}: a record without its run file ({len(orphans)} such); bring the .json "
+            "or remove it"
+        )
+    return {path: read_run_file(path) for path in paths}
+
+
 def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
-    """(run file, another of its folder, how their settings differ). Models of one folder are compared with each other:
-    their images, seed and budget have to be the same."""
+    """Runs of one folder whose images, seed or budget differ, so that they cannot be compared.
+
+    Yields (run file, first run file of its folder, difference of their settings).
+    """
     first: dict[Path, Path] = {}
     for path, run in runs.items():
         other = first.setdefault(path.parent, path)
-        if found := first_difference(runs[other]["settings"]["run"], run["settings"]["run"]):
-            yield path, other, found
+        difference = first_difference(runs[other]["settings"]["run"], run["settings"]["run"])
+        if difference:
+            yield path, other, difference
+
+
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 def _summary_rows(path: Path, run: dict, allow_partial: bool) -> list[dict]:
+    """The summary's rows of one record: one per eps, or one.
+
+    path   of the run file
+    """
     record, complete = path.with_suffix(".csv"), run["status"] == "done"
-    if not complete and not allow_partial:
-        raise UserError(
-            f"{record}: unfinished run (status {run['status']}); run the same command again to finish it, or "
-            "merge with --allow_partial"
-        )
     if complete:
         check_record_sha256(record, run)
+    elif not allow_partial:
+        raise UserError(
+            f"{record}: unfinished run (status {run['status']}); run the same command again to "
+            "finish it, or merge with --allow_partial"
+        )
     rows = read_record(record, torn=not complete)
     if rows.empty:
         return []
-    groups = rows.groupby("eps") if "eps" in rows else [(None, rows)]
-    return [_summary_row(run, eps, group, complete) for eps, group in groups]
+    if "eps" not in rows:
+        return [_summary_row(run, None, rows, complete)]
+    return [_summary_row(run, eps, group, complete) for eps, group in rows.groupby("eps")]
 
 
 def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: bool) -> dict:
+    """One row of the summary: accuracies in [0, 1], norms in pixel units, and provenance.
+
+    rows       of one record, at one eps where it has several
+    complete   whether the run is finished
+    """
     settings = run["settings"]["run"]
     correct = rows[rows["clean_correct"] == 1]
     row = {
@@ -110,13 +127,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "clean_correct": len(correct),
         "clean_acc": len(correct) / len(rows),
     }
-    for column in ("clean_top5", "clean_real"):
-        if column in rows and rows[column].notna().any():
-            row[column] = rows[column].mean()
-    if (
-        "clean_multilabel" in rows and rows["clean_multilabel"].notna().any()
-    ):  # mean over classes: Shankar et al. 2020
-        row["clean_multilabel"] = rows.groupby("label")["clean_multilabel"].mean().mean()
+    row |= _clean_accuracies(rows)
     if "robust" in rows:
         row |= {"robust": int(rows["robust"].sum()), "robust_acc": rows["robust"].mean()}
     if "success" in rows:
@@ -124,8 +135,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
     for column in ("forwards", "backwards"):
         if column in rows:
             row[f"{column}_per_image"] = rows[column].sum() / len(rows)
-    sessions = run["sessions"]
-    model = run["settings"]["model"]
+    model, sessions = run["settings"]["model"], run["sessions"]
     return row | {
         "partial": int(not complete),
         "weights": model.get("weights"),
@@ -134,29 +144,48 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "seed": settings.get("seed"),
         "git": sessions[-1].get("git"),
         "device": sessions[-1].get("device"),
-        "seconds": sum(s["seconds"] for s in sessions),
+        "seconds": sum(session["seconds"] for session in sessions),
     }
+
+
+def _clean_accuracies(rows: pd.DataFrame) -> dict:
+    """Accuracies on other labels than top-1, for the columns that have values."""
+    accuracies = {}
+    for column in ("clean_top5", "clean_real"):
+        if column in rows and rows[column].notna().any():
+            accuracies[column] = rows[column].mean()
+    if "clean_multilabel" in rows and rows["clean_multilabel"].notna().any():
+        # mean over classes, as in Shankar et al. 2020
+        accuracies["clean_multilabel"] = rows.groupby("label")["clean_multilabel"].mean().mean()
+    return accuracies
 
 
 def _norm_summary(correct: pd.DataFrame) -> dict:
-    """Perturbation Tolerance: mean minimal norm over correctly classified images, its SEM and what it stands on."""
-    norms, maps = correct.loc[correct["success"] == 1], correct["human_alignment"].dropna()
+    """Perturbation Tolerance: mean minimal norm, its SEM, and the number of images behind it.
+
+    correct   rows of correctly classified images; norms are averaged over those that were fooled
+    """
+    fooled = correct.loc[correct["success"] == 1]
+    alignment = correct["human_alignment"].dropna()
     return {
-        "n_norm": len(norms),
+        "n_norm": len(fooled),
         "success_rate": correct["success"].mean(),
-        "l2_mean": norms["l2"].mean(),
-        "l2_sem": norms["l2"].sem(),
-        "l2_median": norms["l2"].median(),
-        "linf_mean": norms["linf"].mean(),
-        "linf_median": norms["linf"].median(),
-        "human_alignment": maps.mean(),
-        "human_alignment_sem": maps.sem(),
-        "n_alignment": len(maps),
+        "l2_mean": fooled["l2"].mean(),
+        "l2_sem": fooled["l2"].sem(),
+        "l2_median": fooled["l2"].median(),
+        "linf_mean": fooled["linf"].mean(),
+        "linf_median": fooled["linf"].median(),
+        "human_alignment": alignment.mean(),
+        "human_alignment_sem": alignment.sem(),
+        "n_alignment": len(alignment),
     }
 
 
-def summary_table(summary) -> str:
-    """The summary as a table to read: a line per model x threat x eps, percent and norms rounded."""
+# ---- printing ------------------------------------------------------------------------------------
+
+
+def summary_table(summary: pd.DataFrame) -> str:
+    """The summary as text: one line per model x threat x eps, percentages and norms rounded."""
     shown = summary[["image_set", "threat", "model", "eps", "n"]].copy()
     shown["eps"] = [format_eps(eps) if eps >= 0 else "" for eps in summary["eps"].astype(float)]
     for column in ("clean_acc", "robust_acc"):

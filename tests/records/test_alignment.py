@@ -1,4 +1,4 @@
-"""Agreement of perturbations with people, against scipy and by hand; accuracy over classes and corruptions."""
+"""Human alignment and mCE, against scipy and by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def blocks(b: int, values: int, side: int = 60) -> np.ndarray:
         ("feng2025", lambda d: abs(d.max(axis=1))),
     ],
 )
-def test_agreement_is_scipys_spearman(values, reduce, by_hand):
+def test_rank_agreement_is_scipys_spearman(values, reduce, by_hand):
     human = blocks(5, values)
     delta = (RNG.standard_normal((5, 3, 60, 60)) * 1e-3).astype(np.float32)
     delta[:, :, 20:40] = 0  # untouched pixels: ties there too
@@ -45,7 +45,7 @@ def test_agreement_is_scipys_spearman(values, reduce, by_hand):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
-def test_agreement_by_hand():
+def test_rank_agreement_by_hand():
     """Ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: r = 4.5 / sqrt(4.5 * 5)."""
     human = np.array([[[0.0, 1.0], [1.0, 2.0]]] * 3)
     delta = np.array([[[[1, 2], [3, 4]]], [[[-1, -2], [-3, -4]]], [[[4, 3], [2, 1]]]], dtype=float)
@@ -53,22 +53,22 @@ def test_agreement_by_hand():
     np.testing.assert_allclose(rank_agreement(human, delta), [r, r, -r], atol=1e-15)
 
 
-def test_agreement_does_not_see_scale_nor_any_rising_function():
+def test_rank_agreement_ignores_scale_and_any_rising_function():
     human, delta = RNG.random((3, 16, 16)), RNG.standard_normal((3, 1, 16, 16))
     once = rank_agreement(human, delta)
     np.testing.assert_array_equal(rank_agreement(1e6 * human**3, 1e-6 * delta), once)
     np.testing.assert_array_equal(rank_agreement(human, delta[:, [0, 0, 0]], "l2", threads=1), once)
 
 
-def test_a_constant_map_has_no_agreement():
+def test_rank_agreement_of_a_constant_map_is_nan():
     human, delta = RNG.random((3, 8, 8)), RNG.standard_normal((3, 3, 8, 8))
     human[0], delta[1] = 0.5, 0
     found = rank_agreement(human, delta)
     assert np.isnan(found).tolist() == [True, True, False]
 
 
-def test_the_published_map_is_another_one():
-    """Trap 17: |max over channels| of a negative pixel is the smallest of its channels' sizes."""
+def test_abs_of_max_is_not_max_of_abs():
+    """|max over channels| of a negative pixel is the smallest of its channels' sizes."""
     delta = np.array([[[[-3.0, 1.0]], [[-1.0, 0.5]]]])
     assert REDUCTIONS["feng2025"](delta[0]).tolist() == [[1.0, 1.0]]
     assert REDUCTIONS["max"](delta[0]).tolist() == [[3.0, 1.0]]
@@ -77,18 +77,18 @@ def test_the_published_map_is_another_one():
 @pytest.mark.parametrize(
     "human, delta, message",
     [
-        (np.zeros((2, 4, 4)), np.zeros((3, 3, 4, 4)), "do not lie over"),
-        (np.zeros((2, 4, 4)), np.zeros((2, 3, 4, 5)), "do not lie over"),
-        (np.zeros((4, 4)), np.zeros((3, 4, 4)), "do not lie over"),
+        (np.zeros((2, 4, 4)), np.zeros((3, 3, 4, 4)), "do not fit"),
+        (np.zeros((2, 4, 4)), np.zeros((2, 3, 4, 5)), "do not fit"),
+        (np.zeros((4, 4)), np.zeros((3, 4, 4)), "do not fit"),
         (np.full((1, 2, 2), np.nan), np.ones((1, 3, 2, 2)), "not finite"),
     ],
 )
-def test_maps_that_do_not_fit_are_refused(human, delta, message):
+def test_rank_agreement_refuses_maps_that_do_not_fit(human, delta, message):
     with pytest.raises(ValueError, match=message):
         rank_agreement(human, delta)
 
 
-def test_the_ceiling():
+def test_over_ceiling():
     assert HUMAN_CEILING == 0.65753 and over_ceiling(0.65753) == 1.0
     np.testing.assert_allclose(over_ceiling(np.array([0.2, np.nan]), 0.4), [0.5, np.nan])
     for ceiling in (0, -1, 1.5):
@@ -109,7 +109,7 @@ def test_mean_corruption_error_by_hand():
     assert np.isnan(mean_corruption_error(errors)["mce"])
 
 
-def test_alexnet_has_an_mce_of_1_and_the_published_mean_error():
+def test_mean_corruption_error_of_alexnet_over_itself_is_1():
     """Hendrycks & Dietterich 2019, table 1: AlexNet's 15 corruption errors are 100 % of its own."""
     errors = {kind: dict.fromkeys((1, 2, 3, 4, 5), error) for kind, error in ALEXNET_ERRORS.items()}
     found = mean_corruption_error(errors, ALEXNET_ERRORS)
@@ -126,6 +126,6 @@ def test_alexnet_has_an_mce_of_1_and_the_published_mean_error():
         ({"fog": {1: 0.5}}, {"fog": {2: 0.5}}, "no severity 1"),
     ],
 )
-def test_errors_that_cannot_be_averaged_are_refused(errors, baseline, message):
+def test_mean_corruption_error_refuses_missing_cells(errors, baseline, message):
     with pytest.raises(ValueError, match=message):
         mean_corruption_error(errors, baseline)
