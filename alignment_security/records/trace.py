@@ -1,7 +1,10 @@
-"""From the numbers in a figure's CSV to the runs, weights, settings and commits behind them (`utilities.py trace FIGURE.csv`).
+"""Trace numbers of a figure back to the runs behind them: weights, settings, commits.
 
-A line of a figure's table names what it was drawn from in its columns: image set, threat, model, budget, corruption. What it
-leaves open (a correlation is over many models) is narrowed by the caption beside it, and by nothing else.
+    python utilities.py trace figures/accuracy_vs_eps.csv
+
+A line of a figure's table names its run in its columns: image set, threat, model, budget,
+corruption. A table without such columns (a correlation is over many models) is matched by its
+caption.
 """
 
 from __future__ import annotations
@@ -15,190 +18,214 @@ import pandas as pd
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.records.record import read_record, read_run_file
 
-# column of a figure's table -> what it is of a run; `threat` can also stand as corruption type and severity
-RUN_VALUES = {
-    "image_set": lambda run: run["image_set"],
-    "threat": lambda run: run["threat"],
-    "model": lambda run: run["model"],
-    "budget": lambda run: str(run["settings"]["run"].get("attack")),
-    "attack": lambda run: str(run["settings"]["run"].get("attack")),
-    "head": lambda run: run["settings"]["run"].get("head", "none"),
-}
-SOURCE_COLUMNS = (
-    "source",
-    "ball",
-    "feng2025",
-    "other",
-)  # columns that say `image set, threat, budget` in one cell
-UNDER_ATTACK = ("ball",)  # correlations and maps of models are of accuracies under attack
+# columns of a figure's table that name one fact about a run; see run_values
+RUN_COLUMNS = ("image_set", "threat", "model", "budget", "attack", "head")
+# columns that name `image set, threat, budget` in one cell
+SOURCE_COLUMNS = ("source", "ball", "feng2025", "other")
+# kinds of runs behind a table that only its caption describes: accuracies under attack
+KINDS_OF_CAPTIONS = ("ball",)
+FIRST_LINE = 2  # of the numbers in a CSV file, after its header
+ACCURACY_TOLERANCE = 1e-9
 
 
 def print_trace(figure: Path, results_dir: Path, line: int | None = None) -> None:
-    """Print the runs behind each line of a figure's table. Raises UserError for a file that is no such table, and
-    SystemExit(1) where some line has no run behind it."""
+    """Print the runs behind each line of a figure's table, or behind one line.
+
+    Raises UserError when the file is no such table, and SystemExit(1) when a line has no run.
+    """
     table, caption = read_figure(figure, line)
     runs = finished_runs(results_dir)
     behind = runs_behind(table, caption, runs)
-    for path, lines in grouped(behind).items():
-        print(f"{figure}, line(s) {shortened(lines)}\n{describe_run(path, runs[path])}\n")
-    print("\n".join(changed_numbers(figure, table, behind, runs)), end="")
-    scores = (
-        sorted(results_dir.glob("benchmark_scores/*.json"))
-        if "benchmark" in table or "score" in table
-        else []
-    )
-    for path in scores:
-        facts = json.loads(path.read_text())
+    for path, lines in lines_by_run(behind).items():
+        print(f"{figure}, line(s) {line_ranges(lines)}\n{describe_run(path, runs[path])}\n")
+    changed = changed_numbers(figure, table, behind, runs)
+    if changed:
+        print("\n\n".join(changed))
+    if "benchmark" in table or "score" in table:
+        print_score_sources(results_dir)
+    without_run = [number for number, paths in behind.items() if not paths]
+    if without_run:
         print(
-            f"{path}\n  Brain-Score of {facts.get('date')}, {facts.get('source')}, sha256 {facts.get('sha256')}"
-        )
-    lost = [at for at, paths in behind.items() if not paths]
-    if lost:
-        print(
-            f"{figure}: no finished run in {results_dir} is behind line(s) {shortened(lost)}: numbers of others, or of runs that "
-            "are gone; give the --results_dir that it was drawn from",
+            f"{figure}: no finished run in {results_dir} is behind line(s) "
+            f"{line_ranges(without_run)}: numbers of others, or of runs that are gone; give the "
+            "--results_dir that it was drawn from",
             file=sys.stderr,
         )
         raise SystemExit(1)
 
 
+def print_score_sources(results_dir: Path) -> None:
+    """Print date, source and sha256 of each set of Brain-Score scores in the results folder."""
+    for path in sorted(results_dir.glob("benchmark_scores/*.json")):
+        facts = json.loads(path.read_text())
+        print(
+            f"{path}\n  Brain-Score of {facts.get('date')}, {facts.get('source')}, "
+            f"sha256 {facts.get('sha256')}"
+        )
+
+
 def read_figure(figure: Path, line: int | None) -> tuple[pd.DataFrame, str]:
-    """The table of a figure as text, indexed by the line of its file, and its caption (empty where there is none)."""
+    """(table of a figure as text, its caption).
+
+    line   keep only this line
+    The index of the table is the line number in its file. The caption is empty when it has none.
+    """
     try:
         table = pd.read_csv(figure, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{figure}: not the table of a figure ({error}); python plotting.py writes one beside each"
+            f"{figure}: not the table of a figure ({error}); python plotting.py writes one with "
+            "each figure"
         ) from None
-    table.index = pd.RangeIndex(2, len(table) + 2)
-    if line is not None and line not in table.index:
-        raise UserError(
-            f"{figure}: has no line {line}; its numbers are in lines 2 to {len(table) + 1}"
-        )
+    table.index = pd.RangeIndex(FIRST_LINE, FIRST_LINE + len(table))
+    if line is not None:
+        if line not in table.index:
+            raise UserError(
+                f"{figure}: has no line {line}; its numbers are in lines {FIRST_LINE} to "
+                f"{len(table) + 1}"
+            )
+        table = table.loc[[line]]
     caption = figure.with_suffix(".txt")
-    return table if line is None else table.loc[
-        [line]
-    ], caption.read_text() if caption.exists() else ""
+    return table, caption.read_text() if caption.exists() else ""
 
 
 def finished_runs(results_dir: Path) -> dict[Path, dict]:
-    """Finished runs by the path of their record."""
-    runs = {
-        path.with_suffix(".csv"): read_run_file(path)
-        for path in sorted((results_dir / "records").glob("*/*/*.json"))
-    }
-    if not runs:
+    """Path of the record -> content of the run file, for finished runs. Raises UserError."""
+    paths = sorted((results_dir / "records").glob("*/*/*.json"))
+    if not paths:
         raise UserError(
-            f"{results_dir / 'records'}: no records; give the --results_dir that the figure was drawn from"
+            f"{results_dir / 'records'}: no records; give the --results_dir that the figure was "
+            "drawn from"
         )
+    runs = {path.with_suffix(".csv"): read_run_file(path) for path in paths}
     return {path: run for path, run in runs.items() if run["status"] == "done"}
 
 
 # ---- which runs ----------------------------------------------------------------------------------
 
 
+def run_values(run: dict) -> dict[str, str]:
+    """The value of each of RUN_COLUMNS for a run."""
+    settings = run["settings"]["run"]
+    attack = str(settings.get("attack"))
+    return {
+        "image_set": run["image_set"],
+        "threat": run["threat"],
+        "model": run["model"],
+        "budget": attack,
+        "attack": attack,
+        "head": settings.get("head", "none"),
+    }
+
+
 def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> dict[int, list[Path]]:
-    """Line -> the records that agree with every column of it that says something of a run."""
+    """Line -> paths of the records that agree with all of its columns that describe a run."""
     if {"type", "severity", "model"} <= set(table.columns):
         table = table.assign(threat="corruptions-" + table["type"] + "-" + table["severity"])
-    known, sources = (
-        [name for name in RUN_VALUES if name in table],
-        [name for name in SOURCE_COLUMNS if name in table],
-    )
-    if "threat" not in known and not sources:
+    columns = [name for name in RUN_COLUMNS if name in table]
+    sources = [name for name in SOURCE_COLUMNS if name in table]
+    if "threat" not in columns and not sources:
         runs = {
             path: run
             for path, run in runs.items()
-            if run["kind"] in UNDER_ATTACK and named_in(caption, run)
+            if run["kind"] in KINDS_OF_CAPTIONS and caption_names(caption, run)
         }
-
-    def behind(run: dict, row: dict) -> bool:
-        source = ", ".join(RUN_VALUES[name](run) for name in ("image_set", "threat", "attack"))
-        if source in [row[name] for name in sources]:
-            return run["model"] == row.get("model", run["model"])
-        return ("threat" in known or not sources) and all(
-            RUN_VALUES[name](run) == row[name] for name in known
-        )
-
     return {
-        line: [path for path, run in runs.items() if behind(run, row)]
+        line: [path for path, run in runs.items() if is_behind(run, row, columns, sources)]
         for line, row in table.to_dict("index").items()
     }
 
 
-def named_in(caption: str, run: dict) -> bool:
-    """Whether a caption speaks of a run's image set and budget; of any run where there is no caption."""
-    return not caption or all(
-        str(name) in caption for name in (run["image_set"], run["settings"]["run"].get("attack"))
-    )
+def is_behind(run: dict, row: dict, columns: list[str], sources: list[str]) -> bool:
+    """Whether a row of a figure's table was drawn from a run.
+
+    columns, sources   those of RUN_COLUMNS and SOURCE_COLUMNS that the table has
+    """
+    values = run_values(run)
+    source = ", ".join(values[name] for name in ("image_set", "threat", "attack"))
+    if source in [row[name] for name in sources]:
+        return run["model"] == row.get("model", run["model"])
+    if sources and "threat" not in columns:
+        return False
+    return all(values[name] == row[name] for name in columns)
 
 
-def grouped(behind: dict[int, list[Path]]) -> dict[Path, list[int]]:
-    found: dict[Path, list[int]] = {}
+def caption_names(caption: str, run: dict) -> bool:
+    """Whether a caption names the run's image set and budget; True without a caption."""
+    values = run_values(run)
+    return not caption or (values["image_set"] in caption and values["attack"] in caption)
+
+
+def lines_by_run(behind: dict[int, list[Path]]) -> dict[Path, list[int]]:
+    """Path of a record -> the lines drawn from it: the inverse of `runs_behind`."""
+    lines: dict[Path, list[int]] = {}
     for line, paths in behind.items():
         for path in paths:
-            found.setdefault(path, []).append(line)
-    return found
+            lines.setdefault(path, []).append(line)
+    return lines
 
 
 def changed_numbers(
     figure: Path, table: pd.DataFrame, behind: dict[int, list[Path]], runs: dict[Path, dict]
 ) -> list[str]:
-    """Lines whose accuracy at an eps is not that of the only record behind them: drawn before it was made again."""
-    lines = []
+    """A sentence per row whose accuracy no longer matches its record.
+
+    Only rows of one run under norm-bounded attack are compared.
+    """
+    if not {"eps", "accuracy"} <= set(table.columns):
+        return []
+    sentences = []
     for line, paths in behind.items():
-        row = table.loc[line]
-        if (
-            len(paths) == 1
-            and {"eps", "accuracy"} <= set(row.index)
-            and runs[paths[0]]["kind"] == "ball"
-        ):
-            rows = read_record(paths[0])
-            at = (
-                rows[rows["eps"] == float(row["eps"])]["robust"]
-                if float(row["eps"])
-                else rows["clean_correct"]
+        if len(paths) != 1 or runs[paths[0]]["kind"] != "ball":
+            continue
+        eps, accuracy = table.loc[line, "eps"], table.loc[line, "accuracy"]
+        rows = read_record(paths[0])
+        at_eps = rows[rows["eps"] == float(eps)]["robust"] if float(eps) else rows["clean_correct"]
+        if abs(at_eps.mean() - float(accuracy)) > ACCURACY_TOLERANCE:
+            sentences.append(
+                f"{figure}, line {line}: accuracy {accuracy}, its record gives {at_eps.mean()}; "
+                "draw it again"
             )
-            if abs(at.mean() - float(row["accuracy"])) > 1e-9:
-                lines.append(
-                    f"{figure}, line {line}: accuracy {row['accuracy']}, its record gives {at.mean()}; draw it again\n"
-                )
-    return lines
+    return sentences
 
 
-# ---- what is said of a run -----------------------------------------------------------------------
+# ---- printing ------------------------------------------------------------------------------------
 
 
 def describe_run(path: Path, run: dict) -> str:
-    """A run in a few lines: its record, weights, attack, images, and each session's code and machine."""
+    """A run as text: record, weights, settings, images, and code and machine of each session."""
     model, settings = run["settings"]["model"], run["settings"]["run"]
-    same = path.exists() and sha256_file(path) == run.get("record_sha256")
-    facts = {
-        "record": f"{path}, sha256 {run.get('record_sha256')}{'' if same else ' WHICH IT NO LONGER HAS'}",
-        "run file": path.with_suffix(".json"),
-        "model": f"{run['model']}, weights {model.get('weights')}, sha256 {model.get('weights_sha256')}",
-        "settings": ", ".join(f"{name} {value}" for name, value in settings.items()),
-        "images": f"{run.get('images')} of {run['image_set']}",
-    }
-    sessions = [
-        f"git {s.get('git')}, {s.get('started')}, {s.get('device')}, "
-        + ", ".join(f"{name} {version}" for name, version in s.get("versions", {}).items())
-        for s in run["sessions"]
+    unchanged = path.exists() and sha256_file(path) == run.get("record_sha256")
+    note = "" if unchanged else " WHICH IT NO LONGER HAS"
+    facts = [
+        ("record", f"{path}, sha256 {run.get('record_sha256')}{note}"),
+        ("run file", f"{path.with_suffix('.json')}"),
+        (
+            "model",
+            f"{run['model']}, weights {model.get('weights')}, sha256 {model.get('weights_sha256')}",
+        ),
+        ("settings", ", ".join(f"{name} {value}" for name, value in settings.items())),
+        ("images", f"{run.get('images')} of {run['image_set']}"),
+        *(("code", describe_session(session)) for session in run["sessions"]),
     ]
-    return "\n".join(
-        [
-            *(f"  {name:9} {value}" for name, value in facts.items()),
-            *(f"  {'code':9} {text}" for text in sessions),
-        ]
+    return "\n".join(f"  {name:9} {value}" for name, value in facts)
+
+
+def describe_session(session: dict) -> str:
+    """Commit, start, device and versions of one session."""
+    versions = session.get("versions", {}).items()
+    return (
+        f"git {session.get('git')}, {session.get('started')}, {session.get('device')}, "
+        + ", ".join(f"{name} {version}" for name, version in versions)
     )
 
 
-def shortened(lines: list[int]) -> str:
+def line_ranges(lines: list[int]) -> str:
     """`2-4, 7` for 2, 3, 4, 7."""
-    spans: list[list[int]] = []
+    ranges: list[list[int]] = []  # [first] or [first, last]
     for line in lines:
-        if spans and line == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], line]
+        if ranges and line == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], line]
         else:
-            spans.append([line])
-    return ", ".join("-".join(map(str, span)) for span in spans)
+            ranges.append([line])
+    return ", ".join("-".join(map(str, each)) for each in ranges)

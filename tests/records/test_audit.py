@@ -20,7 +20,8 @@ from alignment_security.attacks.geometry import ROUNDING
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.locked_run import json_round_trip
 from alignment_security.common.verdicts import EPS_ATOL, STANDARD_BUDGET
-from alignment_security.records.audit import NEEDED_COLUMNS, audit
+from alignment_security.records.audit import audit
+from alignment_security.records.audit_record import NEEDED_COLUMNS
 from alignment_security.records.record import read_record, rows_to_csv
 from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME, merge_records
@@ -353,7 +354,7 @@ PLANTED = {  # what was done -> (how, what the only finding says)
     ),
     "other weights": (
         in_settings("Linf", "model", weights_sha256="v"),
-        "not the model of .*/net.csv though it bears its name .*weights_sha256",
+        "not the model of .*/net.csv though it has the same name .*weights_sha256",
     ),
     "other preprocessing": (
         in_settings("clean", "model", preprocessing={"crop_pct": 1}),
