@@ -1,10 +1,12 @@
-"""What a job on HTCondor does beside evaluating or training (--chtc): unpack what was staged for it, and say how far it is.
+"""Inside a job on HTCondor (--chtc): unpack staged weights and images, and report progress.
 
-    STAGING_DIR/staged.tsv     a line a tar: its sha256 and what it holds (made by `python utilities.py prestage`)
+`python utilities.py prestage` makes the files:
+
+    STAGING_DIR/staged.tsv     a line per tar: its sha256, and the model that it holds
     STAGING_DIR/<model>.tar    model.safetensors and weights.json
     STAGING_DIR/<images>.tar   a folder of images
 
-Nothing here starts a shell or writes outside the folder that it was given.
+Nothing here starts a shell or writes outside the scratch folder.
 """
 
 from __future__ import annotations
@@ -27,28 +29,29 @@ STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
 
 
 class StagingError(UserError):
-    """Something staged that is missing or is not what it should be; the message names the file and what mends it."""
+    """A staged file that is missing or wrong."""
 
 
 class DamagedTar(StagingError):
-    """A tar whose bytes are not those of the table: a transfer may have failed, another try may do."""
+    """A tar with another sha256 than staged.tsv says: its transfer failed, so a retry may help."""
 
 
 @dataclass(frozen=True)
 class StagedWeights:
-    """Weights out of a tar: the checkpoint, and what weights.json says (name, net, weights, weights_sha256)."""
+    """Weights of an unpacked tar."""
 
     checkpoint: Path
-    facts: dict
+    facts: dict  # content of weights.json: name, net, weights, weights_sha256
 
 
 def read_staged_table(path: Path) -> pd.DataFrame:
-    """staged.tsv as text, a row a tar. Raises StagingError."""
+    """staged.tsv as a table of text, a row per tar. Raises StagingError."""
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except FileNotFoundError:
         raise StagingError(
-            f"{path}: missing; `python utilities.py prestage --models LIST --out {path.parent}` makes it"
+            f"{path}: missing; `python utilities.py prestage --models LIST --out {path.parent}` "
+            "makes it"
         ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise StagingError(
@@ -56,17 +59,23 @@ def read_staged_table(path: Path) -> pd.DataFrame:
         ) from None
     if list(table.columns) != STAGED_COLUMNS:
         raise StagingError(
-            f"{path}: its columns are {', '.join(table.columns)}, not {', '.join(STAGED_COLUMNS)}; run prestage again"
+            f"{path}: its columns are {', '.join(table.columns)}, not {', '.join(STAGED_COLUMNS)}; "
+            "run prestage again"
         )
     return table
 
 
-def staged_row(table: pd.DataFrame, path: Path, **wanted) -> dict:
-    ((column, value),) = wanted.items()
+def staged_row(table: pd.DataFrame, path: Path, column: str, value: str) -> dict:
+    """The row of staged.tsv whose `column` (name or tar) is `value`.
+
+    path   of the table, for the message
+    Raises StagingError unless there is exactly one.
+    """
     rows = table[table[column] == value]
     if len(rows) != 1:
         raise StagingError(
-            f"{path}: has {len(rows)} lines for {value}; `python utilities.py prestage` writes one a file"
+            f"{path}: has {len(rows)} lines for {value}; `python utilities.py prestage` writes one "
+            "per file"
         )
     return rows.iloc[0].to_dict()
 
@@ -75,21 +84,24 @@ def staged_row(table: pd.DataFrame, path: Path, **wanted) -> dict:
 
 
 def unpack(tar: Path, folder: Path, sha256: str) -> Path:
-    """Unpack `tar` as `folder`, whole or not at all; a folder that is there already is left as it is.
+    """Unpack `tar` as `folder`, completely or not at all; an existing folder is left unchanged.
 
-    Only an uncompressed tar of plain files and folders is taken, so that it cannot unpack to more than its own size.
-    Raises DamagedTar where the sha256 differs, StagingError for a missing file, links, sparse files and paths that leave.
+    The tar must be uncompressed and hold plain files and folders only, so that it cannot unpack to
+    more than its own size. Raises DamagedTar when the sha256 differs, and StagingError for a
+    missing file, another kind of tar, links, sparse files, and paths that leave the folder.
     """
     if folder.is_dir():
         return folder
     if not tar.is_file():
         raise StagingError(
-            f"{tar}: not staged; run `python utilities.py prestage` and copy what it makes to STAGING_DIR"
+            f"{tar}: not staged; run `python utilities.py prestage` and copy what it makes to "
+            "STAGING_DIR"
         )
-    if (found := sha256_file(tar)) != sha256:
+    found = sha256_file(tar)
+    if found != sha256:
         raise DamagedTar(
-            f"{tar}: its sha256 is {found[:12]}..., {STAGED_TABLE} says {sha256[:12]}...; stage it again, under a new "
-            "name (caches keep the old file)"
+            f"{tar}: its sha256 is {found[:12]}..., {STAGED_TABLE} says {sha256[:12]}...; stage it "
+            "again, under a new name (caches keep the old file)"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -98,13 +110,10 @@ def unpack(tar: Path, folder: Path, sha256: str) -> Path:
             tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
         ):
             members = archive.getmembers()
-            for member in members:
-                if not (member.isreg() or member.isdir()) or member.issparse():
-                    raise StagingError(
-                        f"{tar}: {member.name} is neither a plain file nor a folder; not unpacked"
-                    )
-            archive.extractall(Path(temporary) / "whole", members, filter="data")
-            (Path(temporary) / "whole").rename(folder)
+            _check_members(tar, members)
+            whole = Path(temporary) / "whole"
+            archive.extractall(whole, members, filter="data")
+            whole.rename(folder)
     except tarfile.FilterError as error:
         raise StagingError(f"{tar}: {error}; not unpacked") from None
     except tarfile.TarError as error:
@@ -112,10 +121,20 @@ def unpack(tar: Path, folder: Path, sha256: str) -> Path:
     return folder
 
 
+def _check_members(tar: Path, members: list[tarfile.TarInfo]) -> None:
+    for member in members:
+        if not (member.isreg() or member.isdir()) or member.issparse():
+            raise StagingError(
+                f"{tar}: {member.name} is neither a plain file nor a folder; not unpacked"
+            )
+
+
 def staging_dir(value: str | None) -> Path:
+    """STAGING_DIR as a path. Raises StagingError when it is not set."""
     if not value:
         raise StagingError(
-            "--chtc: STAGING_DIR is not set; write the folder that holds staged.tsv into .env or the environment"
+            "--chtc: STAGING_DIR is not set; write the folder that holds staged.tsv into .env or "
+            "the environment"
         )
     return Path(value)
 
@@ -125,52 +144,60 @@ def scratch_dir() -> Path:
     return Path(os.environ.get("_CONDOR_SCRATCH_DIR") or ".")
 
 
-def staged_folder(staging: Path, **wanted) -> Path:
-    """What staged.tsv lists under name=... or tar=..., unpacked under scratch()/staged/."""
-    row = staged_row(read_staged_table(staging / STAGED_TABLE), staging / STAGED_TABLE, **wanted)
-    if Path(row["tar"]).name != row["tar"]:
-        raise StagingError(
-            f"{staging / STAGED_TABLE}: {row['tar']} leaves the folder; run prestage again"
-        )
-    folder = scratch_dir() / "staged" / f"{Path(row['tar']).stem}-{row['sha256'][:8]}"
-    return unpack(staging / row["tar"], folder, row["sha256"])
+def staged_folder(staging: Path, column: str, value: str) -> Path:
+    """The unpacked folder of the tar that staged.tsv lists with `column` (name or tar) = `value`.
+
+    It is unpacked to <scratch>/staged/, once per job.
+    """
+    table = staging / STAGED_TABLE
+    row = staged_row(read_staged_table(table), table, column, value)
+    tar = Path(row["tar"])
+    if tar.name != row["tar"]:
+        raise StagingError(f"{table}: {row['tar']} leaves the folder; run prestage again")
+    folder = scratch_dir() / "staged" / f"{tar.stem}-{row['sha256'][:8]}"
+    return unpack(staging / tar, folder, row["sha256"])
 
 
 def staged_weights(staging: Path, name: str) -> StagedWeights:
-    """The weights staged for the model called `name`."""
-    folder = staged_folder(staging, name=name)
+    """The weights staged for the model `name`. Raises StagingError."""
+    folder = staged_folder(staging, "name", name)
     try:
         facts = json.loads((folder / STAGED_FACTS).read_text())
         if facts["name"] != name or not {"net", "weights", "weights_sha256"} <= facts.keys():
             raise ValueError(f"it is of {facts['name']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StagingError(
-            f"{folder / STAGED_FACTS}: does not describe the weights of {name} ({error}); run prestage again"
+            f"{folder / STAGED_FACTS}: does not describe the weights of {name} ({error}); run "
+            "prestage again"
         ) from None
     return StagedWeights(folder / STAGED_STATE, facts)
 
 
 def staged_images(staging: Path, data_dir: str) -> str:
-    """`--data_dir X.tar` as the folder that the tar of that name holds; any other folder as it is."""
-    return str(staged_folder(staging, tar=data_dir)) if data_dir.endswith(".tar") else data_dir
+    """The unpacked folder of `--data_dir X.tar`; any other `data_dir` is returned unchanged."""
+    return str(staged_folder(staging, "tar", data_dir)) if data_dir.endswith(".tar") else data_dir
 
 
 # ---- progress ------------------------------------------------------------------------------------
 
 
 def report_progress(done: int, total: int, per_hour: float) -> None:
-    """Put images done, images in all and (where it is known) images an hour into the job's ad with HTCondor's Chirp.
+    """Report images done, total, and per hour (when known) as attributes of the HTCondor job.
 
-    From there they reach its event log and `sweep_status`. Does nothing outside a job; a job never fails for it.
+    Uses HTCondor's Chirp; the attributes reach the event log and `sweep_status`. Does nothing
+    outside a job or without htchirp (requirements-htcondor.txt). A failed report never stops the
+    job.
     """
     if not os.environ.get("_CONDOR_CHIRP_CONFIG"):
         return
-    from htchirp import HTChirp
+    attributes = {"ChirpImagesDone": str(done)}
+    if total:
+        attributes["ChirpImagesTotal"] = str(total)
+    if round(per_hour, 2):
+        attributes["ChirpImagesPerHour"] = str(round(per_hour, 2))
+    with suppress(Exception):  # no htchirp, no proxy, no answer: the evaluation continues
+        from htchirp import HTChirp
 
-    with (
-        suppress(Exception),
-        HTChirp() as chirp,
-    ):  # whatever becomes of a message, the evaluation goes on
-        for name, value in (("Done", done), ("Total", total), ("PerHour", round(per_hour, 2))):
-            if value or name == "Done":
-                chirp.set_job_attr_delayed(f"ChirpImages{name}", str(value))
+        with HTChirp() as chirp:
+            for name, value in attributes.items():
+                chirp.set_job_attr_delayed(name, value)

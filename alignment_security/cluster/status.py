@@ -1,8 +1,13 @@
-"""How far a sweep on HTCondor is, from its event logs and run files: `python utilities.py sweep_status`.
+"""Progress of a sweep on HTCondor, from its event logs and run files (`utilities.py sweep_status`).
 
-done      its run file says so                     running   with rate and time left, as its job last told
-held      with HTCondor's reason                   failed    with the last line of its error file
-idle      in the queue                             waiting   not in the queue (yet, or taken out)
+State of a model:
+
+    done      its run file says so
+    running   with images per hour and time left, as the job last reported
+    idle      in the queue
+    held      with HTCondor's reason
+    failed    with the last line of its error file
+    waiting   not in the queue: not yet submitted, or removed
 """
 
 from __future__ import annotations
@@ -18,7 +23,9 @@ from alignment_security.common.files import UserError, write_atomic
 from alignment_security.records.record import read_run_file
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
+# attributes that cluster.job.report_progress sets
 PROGRESS = ("ChirpImagesDone", "ChirpImagesTotal", "ChirpImagesPerHour")
+# events that are read; the others say nothing about the state
 EVENT_KINDS = {
     "SUBMIT",
     "EXECUTE",
@@ -30,12 +37,15 @@ EVENT_KINDS = {
     "JOB_ABORTED",
     "JOB_TERMINATED",
     "JOB_AD_INFORMATION",
-}  # events that are read
-NOTE_WIDTH = 150
+}
+NOTE_WIDTH = 150  # characters
+SECONDS_PER_HOUR = 3600
+
+Event = tuple[str, float, Mapping]  # kind, seconds since the epoch, attributes
 
 
 class StatusError(UserError):
-    """A folder that holds no sweep; the message names it."""
+    """A folder without a sweep, an unreadable event log, or HTCondor's package is missing."""
 
 
 @dataclass
@@ -45,26 +55,49 @@ class CondorJob:
     state: str = "waiting"
     note: str = ""
     started: float | None = None  # of the present run
-    seconds: float = 0.0  # on a GPU, in runs that are over
+    seconds: float = 0.0  # on a GPU, in earlier runs
     evictions: int = 0
-    done: float | None = None  # images, as the job last told; at `told`
+    done: float | None = None  # images, as last reported
     total: float | None = None
     per_hour: float | None = None
-    told: float | None = None
+    reported_at: float | None = None
 
     def stop(self, now: float) -> None:
+        """Add the present run, if there is one, to `seconds`."""
         if self.started is not None:
             self.seconds += now - self.started
             self.started = None
+
+    def gpu_hours(self, now: float) -> float:
+        """Hours on a GPU until now, in all runs."""
+        running = now - self.started if self.started is not None else 0
+        return (self.seconds + running) / SECONDS_PER_HOUR
+
+    def hours_left(self, now: float) -> float | None:
+        """Hours until all images are done at the reported rate; None before the first report."""
+        if not self.total or not self.per_hour:
+            return None
+        hours = (self.total - (self.done or 0)) / self.per_hour
+        if self.state == "running" and self.reported_at:
+            hours -= (now - self.reported_at) / SECONDS_PER_HOUR
+        return max(0.0, hours)
 
 
 # ---- event logs ----------------------------------------------------------------------------------
 
 
-def read_events(path: Path) -> list[tuple[str, float, Mapping]]:
-    """(type, time, attributes) of the KINDS of events in a log, whole ones only. Raises StatusError for what is no event log."""
-    import htcondor2
+def read_events(path: Path) -> list[Event]:
+    """The complete events of EVENT_KINDS in a log.
 
+    Raises StatusError when the file is no event log, or when htcondor is not installed.
+    """
+    try:
+        import htcondor2
+    except ImportError as error:
+        raise StatusError(
+            f"{path}: reading event logs needs htcondor, which cannot be imported ({error}); "
+            "`pip install -r requirements-htcondor.txt`"
+        ) from None
     try:
         return [
             (event.type.name, float(event.timestamp), event)
@@ -75,8 +108,11 @@ def read_events(path: Path) -> list[tuple[str, float, Mapping]]:
         raise StatusError(f"{path}: not an event log of HTCondor ({error})") from None
 
 
-def follow_events(events: Iterable[tuple[str, float, Mapping]]) -> CondorJob:
-    """The state of a model after these events: of its last job where it was submitted more than once; GPU time of all."""
+def follow_events(events: Iterable[Event]) -> CondorJob:
+    """The state of a model after these events.
+
+    After several submissions it is the state of the last job; GPU time is summed over all.
+    """
     job = CondorJob()
     for kind, now, event in events:
         if kind == "SUBMIT":
@@ -98,16 +134,17 @@ def follow_events(events: Iterable[tuple[str, float, Mapping]]) -> CondorJob:
             job.stop(now)
             job.state, job.note = "waiting", str(event.get("Reason", "removed"))
         elif kind == "JOB_TERMINATED":
+            # with exit status 0 too: model_status asks the run file whether it is done
             job.stop(now)
             job.state, job.note = "failed", exit_text(event)
         elif kind == "JOB_AD_INFORMATION" and PROGRESS[1] in event:
             job.done, job.total, job.per_hour = (float(event.get(name) or 0) for name in PROGRESS)
-            job.told = now
+            job.reported_at = now
     return job
 
 
 def exit_text(event: Mapping) -> str:
-    """How a job ended: `` for status 0, which its run file has to confirm."""
+    """How a job ended; empty for exit status 0."""
     if not event.get("TerminatedNormally", True):
         return f"killed by signal {event.get('TerminatedBySignal', '?')}"
     status = event.get("ReturnValue")
@@ -118,7 +155,7 @@ def exit_text(event: Mapping) -> str:
 
 
 def sweep_models(sweep: Path) -> list[tuple[str, str]]:
-    """(name, slug) of the sweep's models."""
+    """(name, slug) of the sweep's models; the slug names their files. Raises StatusError."""
     try:
         rows = [line.split(", ") for line in (sweep / "models.txt").read_text().splitlines()]
         return [(name, slug) for name, slug, _ in rows]
@@ -129,7 +166,7 @@ def sweep_models(sweep: Path) -> list[tuple[str, str]]:
 
 
 def run_files(sweep: Path) -> dict[str, dict]:
-    """Slug -> run file, of the records that came home; one that cannot be read counts as not there."""
+    """Slug -> run file, for the records that jobs returned; unreadable ones are left out."""
     found = {}
     for path in sorted((sweep / "results" / "records").glob("*/*/*.json")):
         try:
@@ -140,25 +177,22 @@ def run_files(sweep: Path) -> dict[str, dict]:
 
 
 def last_line(path: Path) -> str:
-    """The last line of a job's error file that is not empty."""
+    """The last non-empty line of a job's error file; empty when it cannot be read."""
     try:
-        return next(
-            (
-                line
-                for line in reversed(path.read_text(errors="replace").splitlines())
-                if line.strip()
-            ),
-            "",
-        )
+        lines = path.read_text(errors="replace").splitlines()
     except OSError:
         return ""
+    filled = [line for line in lines if line.strip()]
+    return filled[-1] if filled else ""
 
 
 def model_status(sweep: Path, name: str, slug: str, run: dict | None, now: float) -> dict:
-    """A row of the table: model, state, images, images an hour, hours left, GPU hours used, note."""
+    """A row of the table that `status_table` returns.
+
+    run   run file of the model, None when no record came back
+    """
     log = sweep / "logs" / f"{slug}.log"
     job = follow_events(read_events(log) if log.is_file() else [])
-    used = (job.seconds + (now - job.started if job.started is not None else 0)) / 3600
     row = {
         "model": name,
         "state": job.state,
@@ -166,105 +200,123 @@ def model_status(sweep: Path, name: str, slug: str, run: dict | None, now: float
         "total": job.total,
         "per_hour": job.per_hour,
         "left": None,
-        "used": used,
+        "used": job.gpu_hours(now),
         "note": job.note,
         "evictions": job.evictions,
     }
-    if (
-        run is not None
-        and run["status"] == "done"
-        and job.state in ("failed", "waiting")
-        and not job.note
-    ):
-        seconds = sum(session["seconds"] for session in run["sessions"])
-        return row | {
-            "state": "done",
-            "done": run["images"],
-            "total": run["images"],
-            "note": "",
-            "per_hour": 3600 * run["images"] / seconds if seconds else None,
-            "left": 0.0,
-        }
+    ended_cleanly = job.state in ("failed", "waiting") and not job.note
+    if run is not None and run["status"] == "done" and ended_cleanly:
+        return row | _done_columns(run)
     if job.state == "failed":
-        why = last_line(sweep / "logs" / f"{slug}.err") or str((run or {}).get("error") or "")
-        return row | {
-            "note": ": ".join(part for part in (job.note or "no finished record", why) if part)
-        }
-    if job.total and job.per_hour:
-        row["left"] = max(
-            0.0,
-            (job.total - (job.done or 0)) / job.per_hour
-            - ((now - (job.told or now)) / 3600 if job.state == "running" else 0),
-        )
-    return row
+        return row | {"note": _failure_note(sweep, slug, job, run)}
+    return row | {"left": job.hours_left(now)}
+
+
+def _done_columns(run: dict) -> dict:
+    """Columns of a model whose run file says that it is done."""
+    images = run["images"]
+    seconds = sum(session["seconds"] for session in run["sessions"])
+    return {
+        "state": "done",
+        "done": images,
+        "total": images,
+        "per_hour": SECONDS_PER_HOUR * images / seconds if seconds else None,
+        "left": 0.0,
+        "note": "",
+    }
+
+
+def _failure_note(sweep: Path, slug: str, job: CondorJob, run: dict | None) -> str:
+    """How a failed job ended, and the last line of its error file or the error of its run file."""
+    ending = job.note or "no finished record"
+    error_in_run = str(run.get("error") or "") if run else ""
+    reason = last_line(sweep / "logs" / f"{slug}.err") or error_in_run
+    return f"{ending}: {reason}" if reason else ending
 
 
 def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
-    """A row a model: model, state, done and total images, per_hour, hours left, GPU hours used, note, evictions."""
-    runs, now = run_files(sweep), time.time() if now is None else now
+    """The state of every model of a sweep, one row each.
+
+    now   seconds since the epoch; default: the clock
+    Columns: model, state; done and total images; per_hour; left, the hours until it is done; used,
+    its GPU hours; note; evictions. Raises StatusError.
+    """
+    runs = run_files(sweep)
+    if now is None:
+        now = time.time()
     rows = [
         model_status(sweep, name, slug, runs.get(slug), now) for name, slug in sweep_models(sweep)
     ]
-    return pd.DataFrame(rows).astype(
-        dict.fromkeys(("done", "total", "per_hour", "left", "used"), float)
-    )
+    numbers = ("done", "total", "per_hour", "left", "used")
+    return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
 
 
 def expected_hours(table: pd.DataFrame) -> float | None:
-    """GPU hours still to come: what running models told, and for the others the mean of those that are done; None
-    before anything is known. Failed models count as not coming."""
+    """GPU hours still to come; None before anything is known.
+
+    Running models: the time left that they reported. Others: the mean of the models that are done,
+    else of those that reported. Failed models do not count.
+    """
     coming = table[~table["state"].isin(["done", "failed"])]
     typical = table.loc[table["state"] == "done", "used"].mean()
     if pd.isna(typical):
         typical = (table["used"] + table["left"]).mean()
-    left = (
-        coming["left"].fillna(max(typical, 0.0)).sum()
-        if not pd.isna(typical)
-        else coming["left"].sum(min_count=len(coming))
-    )
-    return None if pd.isna(left) else float(left)
+    if pd.isna(typical):
+        hours = coming["left"].sum(min_count=len(coming))
+    else:
+        hours = coming["left"].fillna(max(typical, 0.0)).sum()
+    return None if pd.isna(hours) else float(hours)
 
 
-def hours_text(value: float) -> str:
-    """`3:05` for 3 hours and 5 minutes; empty where it is not known."""
-    return (
-        "" if pd.isna(value) else f"{int(value * 60 + 0.5) // 60}:{int(value * 60 + 0.5) % 60:02d}"
-    )
+# ---- printing ------------------------------------------------------------------------------------
+
+
+def hours_text(hours: float) -> str:
+    """`3:05` for 3 hours and 5 minutes; empty for nan."""
+    if pd.isna(hours):
+        return ""
+    minutes = int(hours * 60 + 0.5)
+    return f"{minutes // 60}:{minutes % 60:02d}"
+
+
+def _images_text(done: float, total: float) -> str:
+    return "" if pd.isna(total) else f"{done:.0f}/{total:.0f}"
 
 
 def status_text(table: pd.DataFrame) -> str:
-    """The table and its sums, to read."""
+    """The table of `status_table` and its sums as text, sorted by state."""
+    time_left = table["left"].where(table["state"] == "running")
     shown = pd.DataFrame(
         {
             "model": table["model"],
             "state": table["state"],
-            "images": [
-                "" if pd.isna(t) else f"{d:.0f}/{t:.0f}"
-                for d, t in zip(table["done"], table["total"])
-            ],
-            "images/h": ["" if pd.isna(r) else f"{r:.4g}" for r in table["per_hour"]],
-            "left h:mm": [
-                hours_text(left) if state == "running" else ""
-                for left, state in zip(table["left"], table["state"])
-            ],
-            "GPU h:mm": [hours_text(used) for used in table["used"]],
-            "evicted": [str(n or "") for n in table["evictions"]],
+            "images": [_images_text(*pair) for pair in zip(table["done"], table["total"])],
+            "images/h": ["" if pd.isna(rate) else f"{rate:.4g}" for rate in table["per_hour"]],
+            "left h:mm": [hours_text(hours) for hours in time_left],
+            "GPU h:mm": [hours_text(hours) for hours in table["used"]],
+            "evicted": [str(count or "") for count in table["evictions"]],
             "note": ["  " + " ".join(note.split())[:NOTE_WIDTH] for note in table["note"]],
         }
     )
-    counts = [f"{n} {state}" for state in STATES if (n := int((table["state"] == state).sum()))]
-    expected = expected_hours(table)
     order = table["state"].map(STATES.index).sort_values(kind="stable").index
+    return shown.loc[order].to_string(index=False, justify="left") + "\n\n" + _sums_text(table)
+
+
+def _sums_text(table: pd.DataFrame) -> str:
+    """Models in each state, and GPU hours used and expected."""
+    counts = table["state"].value_counts()
+    states = ", ".join(f"{counts[state]} {state}" for state in STATES if state in counts)
+    expected = expected_hours(table)
+    expected_text = "not known yet" if expected is None else hours_text(expected)
     return (
-        shown.loc[order].to_string(index=False, justify="left")
-        + f"\n\n{len(table)} models: {', '.join(counts)}\n"
-        f"GPU hours (h:mm): {hours_text(table['used'].sum())} used, "
-        f"{'not known yet' if expected is None else hours_text(expected)} still expected\n"
+        f"{len(table)} models: {states}\n"
+        f"GPU hours (h:mm): {hours_text(table['used'].sum())} used, {expected_text} still "
+        "expected\n"
     )
 
 
 def print_status(sweep: Path, out: Path | None = None) -> pd.DataFrame:
-    """Print the status of a sweep, and write it to `out`."""
+    """Print the status of a sweep, and write it to the file `out` if one is given."""
     table = status_table(sweep)
     text = status_text(table)
     print(text, end="")

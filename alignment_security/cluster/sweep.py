@@ -217,7 +217,7 @@ def make_sweep(
     models = chosen_models(table, list(only))
     check_arguments(arguments)
     if images:
-        staged_row(table, staged, tar=images)
+        staged_row(table, staged, "tar", images)
         arguments = ["--data_dir", images, *arguments]
         settings = settings | {"images": images}
     check_settings(settings)

@@ -40,7 +40,13 @@ from alignment_security.cluster.prestage import (
     prestage,
     read_wanted,
 )
-from alignment_security.cluster.status import PROGRESS, hours_text, status_table, status_text
+from alignment_security.cluster.status import (
+    PROGRESS,
+    StatusError,
+    hours_text,
+    status_table,
+    status_text,
+)
 from alignment_security.cluster.sweep import (
     SETTINGS_FILES,
     SweepError,
@@ -427,7 +433,7 @@ def test_weights_that_are_not_those_of_the_table_are_refused(job, cli, staged, m
     net = timm.create_model("test_resnet")
     torch.save(net.state_dict(), job / "other.pth")
     assert prestage([WantedModel(NAMES[0], "test_resnet", str(job / "other.pth"))], other) == {}
-    folder = staged_folder(other, name=NAMES[0])
+    folder = staged_folder(other, "name", NAMES[0])
     facts = json.loads((folder / STAGED_FACTS).read_text())
     (folder / STAGED_FACTS).write_text(json.dumps(facts | {"weights_sha256": "0" * 64}))
     monkeypatch.setenv("STAGING_DIR", str(other))
@@ -483,6 +489,9 @@ def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path)
     }
     assert tuple(told) == PROGRESS
     assert ", ".join(told) in (ROOT / "htcondor/evaluate.inc").read_text()
+    monkeypatch.setitem(sys.modules, "htchirp", None)
+    report_progress(4, 12, 123.456)  # htchirp is not installed: nothing happens
+    assert told["ChirpImagesDone"] == "3"
 
 
 # ---- the folder of a sweep -----------------------------------------------------------------------
@@ -851,6 +860,12 @@ def test_a_folder_that_is_no_sweep(tmp_path, capsys):
         == 2
     )
     assert "not a folder of `python utilities.py make_sweep`" in capsys.readouterr().err
+
+
+def test_status_without_htcondor_names_the_requirements_file(swept, monkeypatch):
+    monkeypatch.setitem(sys.modules, "htcondor2", None)
+    with pytest.raises(StatusError, match="done.log.*pip install -r requirements-htcondor.txt"):
+        status_table(swept)
 
 
 def test_status_needs_no_torch():
