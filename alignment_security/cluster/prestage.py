@@ -1,7 +1,7 @@
-"""One tar a model (and one of images) for workers that never touch a hub: `python utilities.py prestage`.
+"""Pack weights and images into tars for workers without network (`utilities.py prestage`).
 
-A tar of the same weights has the same bytes wherever it is made. Tars that staged.tsv lists already are left alone, so that
-an interrupted prestage goes on.
+One tar per model, one per image folder. The same weights give the same bytes on every machine. Tars
+that staged.tsv lists already are kept, so an interrupted prestage resumes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import math
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import safetensors.torch
@@ -34,35 +36,35 @@ from alignment_security.cluster.job import (
 )
 from alignment_security.common.files import safe_file_name, sha256_file, write_atomic
 from alignment_security.models.forward import FIRST_CUDA_BATCH
-from alignment_security.models.heads import ModelError
+from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import model_list_path, read_model_list
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import listed_checkpoint
 
-# What is asked of a GPU: two copies of the weights, what autograd keeps for a batch of engine.FIRST_CUDA_BATCH, a margin
-# (APGD on Lite0 at batch 16 peaked at 1.32 times what autograd keeps, on a CPU), and the CUDA context (a choice)
-WEIGHT_COPIES, MARGIN, CONTEXT_MB = 2, 1.4, 1500
-LARGEST_ASK_MB = (
-    40_000  # larger GPUs are few: a net that needs more gets smaller batches, if one image fits
-)
+# GPU memory that a job requests: CUDA context, copies of the weights, margin * what autograd keeps
+WEIGHT_COPIES = 2
+MARGIN = 1.4  # APGD on Lite0 at batch 16 peaked at 1.32 times what autograd keeps, on a CPU
+CONTEXT_MB = 1500  # of CUDA: a choice, not measured
+LARGEST_REQUEST_MB = 40_000  # larger GPUs are few; a net that needs more gets smaller batches
 
 
 class WantedModel(NamedTuple):
-    """A line of a model list: the name of the record, timm's name of the net (None: timm does not build it), and a
-    checkpoint file where there is one."""
+    """A line of a model list."""
 
-    name: str
-    net: str | None
-    checkpoint: str | None = None
+    name: str  # of the record
+    net: str | None  # timm's name of the net; None when timm does not build it
+    checkpoint: str | None = None  # file, when the list names one
 
 
 # ---- lists ---------------------------------------------------------------------------------------
 
 
 def read_wanted(path: str | Path) -> list[WantedModel]:
-    """Models of a list: one of lists/models/ by its name, a file like them, or a file with a name a line.
+    """The models of a list.
 
-    source or weights `timm:NET` names timm's net, weights `file:NAME` a checkpoint. Raises UserError.
+    path   name of a list in lists/models/, a table of that format, or a file with a name per line
+    In a table, source or weights `timm:NET` names timm's net, and weights `file:NAME` a checkpoint.
+    Raises UserError.
     """
     file = model_list_path(path)
     lines = [
@@ -74,61 +76,74 @@ def read_wanted(path: str | Path) -> list[WantedModel]:
         return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
     twice = {name for name in lines if lines.count(name) > 1}
     if twice:
-        raise StagingError(f"{file}: {min(twice)} stands there twice")
+        raise StagingError(f"{file}: {min(twice)} is listed twice")
     return [WantedModel(name, name) for name in lines]
 
 
 def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
-    """In a table timm has to be named: a plugin's net may share the name of timm's and not its weights."""
-    net = next(
-        (cell.removeprefix("timm:") for cell in (source, weights) if cell.startswith("timm:")), None
-    )
-    return WantedModel(
-        name, net, weights.removeprefix("file:") if weights.startswith("file:") else None
-    )
+    """A row of a table as a WantedModel.
+
+    timm has to be named: the net of a plugin may have the name of timm's and other weights.
+    """
+    net = checkpoint = None
+    if source.startswith("timm:"):
+        net = source.removeprefix("timm:")
+    elif weights.startswith("timm:"):
+        net = weights.removeprefix("timm:")
+    if weights.startswith("file:"):
+        checkpoint = weights.removeprefix("file:")
+    return WantedModel(name, net, checkpoint)
 
 
 # ---- GPU memory ----------------------------------------------------------------------------------
 
 
 def kept_for_backward(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Bytes that autograd keeps for the input gradient of one image, measured: each storage once, without the weights.
+    """Bytes that autograd keeps for the input gradient of one image, measured in a forward pass.
 
     shape   (C, H, W) of the image
+    Each storage counts once; weights and buffers do not count.
     """
-    own = {t.untyped_storage().data_ptr() for t in chain(module.parameters(), module.buffers())}
-    kept: dict[int, int] = {}
+    weights = {
+        tensor.untyped_storage().data_ptr()
+        for tensor in chain(module.parameters(), module.buffers())
+    }
+    kept: dict[int, int] = {}  # address of a storage -> bytes
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    x = torch.rand(1, *shape).requires_grad_()
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = module(
-            torch.rand(1, *shape).requires_grad_()
-        )  # held, so that no address is used twice
+        # a reference to the logits keeps the graph alive, so no address is used twice
+        logits = module(x)
     del logits
     return sum(kept.values())
 
 
 def gpu_memory_mb(weight_bytes: int, image_bytes: int) -> int:
-    """What a job asks for as gpus_minimum_memory, in MB of 10**6 bytes: a batch of FIRST_CUDA_BATCH, or LARGEST_ASK_MB."""
+    """gpus_minimum_memory of a job, in MB of 10^6 bytes: enough for a batch of FIRST_CUDA_BATCH.
 
-    def ask(batch: int) -> int:
-        return math.ceil(
-            CONTEXT_MB + (WEIGHT_COPIES * weight_bytes + MARGIN * batch * image_bytes) / 1e6
-        )
+    weight_bytes   of the net
+    image_bytes    that autograd keeps per image
+    At most LARGEST_REQUEST_MB, unless a single image needs more.
+    """
 
-    return min(ask(FIRST_CUDA_BATCH), max(LARGEST_ASK_MB, ask(1)))
+    def needed(batch: int) -> int:
+        net_bytes = WEIGHT_COPIES * weight_bytes + MARGIN * batch * image_bytes
+        return math.ceil(CONTEXT_MB + net_bytes / 1e6)
+
+    return min(needed(FIRST_CUDA_BATCH), max(LARGEST_REQUEST_MB, needed(1)))
 
 
 # ---- tars ----------------------------------------------------------------------------------------
 
 
 def reproducible_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A member without what differs from machine to machine."""
+    """A tar member without the properties that differ between machines."""
     member.mtime = member.uid = member.gid = 0
     member.uname = member.gname = ""
     member.mode = 0o755 if member.isdir() else 0o644
@@ -136,12 +151,14 @@ def reproducible_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
-    """An uncompressed tar of plain files, in that order, written beside `path` and renamed; links are followed."""
+    """Write an uncompressed tar of plain files, in the given order, and rename it to `path`.
+
+    files   (name in the tar, path or content); links are followed
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tar-") as temporary:
-        with tarfile.open(
-            Path(temporary) / path.name, "w", format=tarfile.PAX_FORMAT, dereference=True
-        ) as archive:
+        unfinished = Path(temporary) / path.name
+        with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
             for name, content in files:
                 if isinstance(content, bytes):
                     member = tarfile.TarInfo(name)
@@ -149,53 +166,69 @@ def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
                     archive.addfile(reproducible_member(member), io.BytesIO(content))
                 else:
                     archive.add(content, name, recursive=False, filter=reproducible_member)
-        (Path(temporary) / path.name).replace(path)
+        unfinished.replace(path)
 
 
-def pack_model(wanted: WantedModel, path: Path, checkpoints: Path) -> dict:
-    """Load a model as an evaluation would, write its tar, and return its line of staged.tsv."""
+def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
+    """Load a model as an evaluation would, write its tar, and return its row of staged.tsv.
+
+    checkpoints   folder of the files that the list names
+    Raises StagingError or ModelError.
+    """
     if wanted.net is None:
         raise StagingError(
             "its list names no timm net (timm:NAME) to build it from; it cannot be staged"
         )
-    checkpoint = (
-        checkpoints / wanted.checkpoint
-        if wanted.checkpoint
-        else listed_checkpoint(wanted.name, checkpoints)
-    )
-    model = load_model(
-        wanted.name, checkpoint, architecture=wanted.net if wanted.net != wanted.name else None
-    )
-    net = model.module.net
-    state = {
-        name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()
-    }
-    # a net that was trained behind a normaliser of its own keeps it, under the names that models.own_normalisation reads
-    if any(model.settings[kind] != net.pretrained_cfg.get(kind) for kind in ("mean", "std")):
-        state |= {
-            f"normalizer.{kind}": torch.tensor(model.settings[kind]) for kind in ("mean", "std")
-        }
+    model = _load_wanted(wanted, wanted.net, checkpoints)
+    state = _state_with_normaliser(model)
     facts = {
         "name": wanted.name,
         "net": model.settings.get("architecture", wanted.name),
         "weights": model.settings["weights"],
         "weights_sha256": model.settings["weights_sha256"],
     }
-    about = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
-    write_tar(path, [(STAGED_STATE, safetensors.torch.save(state)), (STAGED_FACTS, about.encode())])
+    description = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
+    write_tar(
+        path,
+        [(STAGED_STATE, safetensors.torch.save(state)), (STAGED_FACTS, description.encode())],
+    )
     weight_bytes = sum(tensor.nbytes for tensor in state.values())
-    memory = gpu_memory_mb(
-        weight_bytes, kept_for_backward(model.module, model.preprocessing["input_size"])
-    )
-    return (
-        line_of(path, wanted.name)
-        | {k: facts[k] for k in ("weights", "weights_sha256")}
-        | {"gpu_memory_mb": memory}
-    )
+    image_bytes = kept_for_backward(model.module, model.preprocessing["input_size"])
+    return table_row(path) | {
+        "name": wanted.name,
+        "weights": facts["weights"],
+        "weights_sha256": facts["weights_sha256"],
+        "gpu_memory_mb": gpu_memory_mb(weight_bytes, image_bytes),
+    }
+
+
+def _load_wanted(wanted: WantedModel, net: str, checkpoints: Path) -> Model:
+    checkpoint: Path | None
+    if wanted.checkpoint:
+        checkpoint = checkpoints / wanted.checkpoint
+    else:
+        checkpoint = listed_checkpoint(wanted.name, checkpoints)
+    architecture = net if net != wanted.name else None
+    return load_model(wanted.name, checkpoint, architecture=architecture)
+
+
+def _state_with_normaliser(model: Model) -> dict[str, torch.Tensor]:
+    """State dict of the net, and its normaliser when it was trained with one.
+
+    The normaliser gets the names that models.checkpoints.own_normalisation reads.
+    """
+    net: Any = model.module.net
+    state = {
+        name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()
+    }
+    if any(model.settings[kind] != net.pretrained_cfg.get(kind) for kind in ("mean", "std")):
+        for kind in ("mean", "std"):
+            state[f"normalizer.{kind}"] = torch.tensor(model.settings[kind])
+    return state
 
 
 def pack_images(folder: Path, path: Path) -> dict:
-    """Write the tar of an image folder (links followed) and return its line of staged.tsv."""
+    """Write the tar of an image folder (links followed) and return its row of staged.tsv."""
     files: list[tuple[str, Path | bytes]] = [
         (file.relative_to(folder).as_posix(), file)
         for file in sorted(folder.rglob("*"))
@@ -206,69 +239,77 @@ def pack_images(folder: Path, path: Path) -> dict:
             f"{folder}: no files in it; --images has to be the folder that --data_dir would be"
         )
     write_tar(path, files)
-    return line_of(path, "")
+    return table_row(path)
 
 
-def line_of(path: Path, name: str) -> dict:
-    return {
-        "sha256": sha256_file(path),
-        "tar": path.name,
-        "name": name,
-        "bytes": path.stat().st_size,
-        "weights": "",
-        "weights_sha256": "",
-        "gpu_memory_mb": "",
-    }
+def table_row(path: Path) -> dict:
+    """The row of staged.tsv of a tar, with empty columns for what only models have."""
+    row: dict = dict.fromkeys(STAGED_COLUMNS, "")
+    return row | {"sha256": sha256_file(path), "tar": path.name, "bytes": path.stat().st_size}
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class PackingTask:
+    """One tar to make."""
+
+    label: str  # for messages: a model's name or an image folder
+    tar: Path
+    pack: Callable[[Path], dict]  # writes the tar and returns its row of staged.tsv
+
+
 def staged_so_far(out: Path) -> pd.DataFrame:
-    """The table of `out` without tars that are gone."""
+    """staged.tsv of `out`, without the tars that no longer exist."""
     if not (out / STAGED_TABLE).is_file():
         return pd.DataFrame(columns=STAGED_COLUMNS)
     table = read_staged_table(out / STAGED_TABLE)
-    return table[table["tar"].map(lambda tar: (out / tar).is_file())]
+    exists = [(out / tar).is_file() for tar in table["tar"]]
+    return table.loc[exists]
+
+
+def packing_tasks(
+    wanted: list[WantedModel], out: Path, images: Sequence[Path], checkpoints: Path
+) -> list[PackingTask]:
+    """The tars of these models and image folders. Raises StagingError when two have one name."""
+    tasks = []
+    for model in wanted:
+        tar = out / f"{safe_file_name(model.name)}.tar"
+        tasks.append(PackingTask(model.name, tar, partial(pack_model, model, checkpoints)))
+    for folder in images:
+        name = folder.absolute().name  # a link is not resolved: it keeps its own name
+        tar = out / f"images-{safe_file_name(name)}.tar"
+        tasks.append(PackingTask(str(folder), tar, partial(pack_images, folder)))
+    tars = [task.tar.name for task in tasks]
+    twice = {tar for tar in tars if tars.count(tar) > 1}
+    if twice:
+        raise StagingError(
+            f"{min(twice)}: two folders would be this tar; give one of them as a link of another "
+            "name"
+        )
+    return tasks
 
 
 def prestage(
     wanted: list[WantedModel], out: Path, images: Sequence[Path] = (), checkpoints: Path = Path()
 ) -> dict[str, str]:
-    """Make every tar that is not there yet, one after the other; returns what failed, as name -> reason. Raises StagingError.
+    """Make the tars that do not exist yet, one after the other.
 
-    out          gets <model>.tar, images-<folder>.tar and staged.tsv
-    checkpoints  folder of the files that a model list names
+    out           folder of <model>.tar, images-<folder>.tar and staged.tsv
+    checkpoints   folder of the files that a model list names
+    Returns what failed, as model or folder -> reason. Raises StagingError.
     """
     table, failed = staged_so_far(out), {}
-    tasks = [
-        (
-            w.name,
-            out / f"{safe_file_name(w.name)}.tar",
-            lambda path, w=w: pack_model(w, path, checkpoints),
-        )
-        for w in wanted
-    ]
-    tasks += [
-        (
-            str(f),
-            out / f"images-{safe_file_name(f.absolute().name)}.tar",
-            lambda path, f=f: pack_images(f, path),
-        )
-        for f in images
-    ]  # a link keeps its own name
-    tars = [path.name for _, path, _ in tasks]
-    if twice := {tar for tar in tars if tars.count(tar) > 1}:
-        raise StagingError(
-            f"{min(twice)}: two folders would be this tar; give one of them as a link of another name"
-        )
-    for name, path, pack in tqdm(tasks, unit="tar", disable=not sys.stderr.isatty()):
-        if path.name in set(table["tar"]):
+    tasks = packing_tasks(wanted, out, images, checkpoints)
+    for task in tqdm(tasks, unit="tar", disable=not sys.stderr.isatty()):
+        if task.tar.name in set(table["tar"]):
             continue
         try:
-            table = pd.concat([table, pd.DataFrame([pack(path)])], ignore_index=True)
+            row = task.pack(task.tar)
         except (ModelError, StagingError) as error:
-            failed[name] = str(error)
+            failed[task.label] = str(error)
             continue
+        table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
         write_atomic(out / STAGED_TABLE, table.to_csv(sep="\t", index=False, lineterminator="\n"))
     return failed

@@ -1,8 +1,10 @@
-"""The folder of a sweep on HTCondor: submit files, DAG, code and lists, ready for condor_submit_dag.
+"""Write the folder of a sweep on HTCondor: submit files, DAG, code and lists (`make_sweep`).
 
-    python utilities.py make_sweep --staged staged.tsv --out DIR -- --dataset sample Linf --eps 1/255
+    python utilities.py make_sweep --staged staged.tsv --out DIR \\
+        -- --dataset sample Linf --eps 1/255
+    cd DIR && condor_submit_dag sweep.dag
 
-One model is one node: a node a model -> merge -> plot, and a report at the end whatever became of them.
+The DAG has one node per model, then merge, then plot. A report runs last, even when a node failed.
 """
 
 from __future__ import annotations
@@ -30,15 +32,12 @@ COPIED_TEMPLATES = [
     "step.sh",
     "keep_rows.sh",
 ]
-MODELS_FILE, ARGUMENTS_FILE, DAG_FILE, CODE_FILE = (
-    "models.txt",
-    "arguments.txt",
-    "sweep.dag",
-    "code.tar.gz",
-)
-MODEL_NAME = re.compile(
-    r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*"
-)  # what submit files, DAGs and shells all take as it is
+MODELS_FILE = "models.txt"
+ARGUMENTS_FILE = "arguments.txt"
+DAG_FILE = "sweep.dag"
+CODE_FILE = "code.tar.gz"
+# names that submit files, DAGs and shells take without quoting
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")
 # settings of the submit files (htcondor/README.md): file -> the names that it reads
 SETTINGS_FILES = {
     "evaluate_settings.inc": [
@@ -69,6 +68,7 @@ SETTINGS_FILES = {
         "step_disk",
     ],
 }
+# patterns of the files that a job needs
 CODE_FILES = ["*.py", "alignment_security/**/*.py", "lists/**/*", "requirements.txt", ".env"]
 DEFAULTS = {
     "image": "alignment-security.sif",
@@ -77,7 +77,7 @@ DEFAULTS = {
     "cuda": "13.0",
 }
 MAX_JOBS = 200  # models in the queue at once
-# the jobs set these themselves
+# options of evaluate_robustness.py that the jobs set themselves
 OWN_OPTIONS = {
     "--model_name",
     "--results_dir",
@@ -91,16 +91,22 @@ OWN_OPTIONS = {
 
 
 class SweepError(UserError):
-    """A sweep that cannot be made or read; the message says what mends it."""
+    """A sweep that cannot be made."""
 
 
 def node_name(number: int, slug: str) -> str:
-    """A DAG node's name: it may hold neither `.` nor `+`, and two slugs may differ in these alone."""
+    """The name of a DAG node, without `.` and `+`, which DAGMan does not allow.
+
+    The number keeps the names of slugs apart that differ in these characters only.
+    """
     return f"E{number:04d}_{re.sub('[.+]', '_', slug)}"
 
 
 def dag_text(models: pd.DataFrame) -> str:
-    """The DAG of the sweep. models: name, slug, gpu_memory_mb, a row a model."""
+    """The DAG of the sweep.
+
+    models   columns name, slug, gpu_memory_mb; one row per model
+    """
     lines = ["# made by `python utilities.py make_sweep`; change that, not this", ""]
     nodes = [node_name(number, slug) for number, slug in enumerate(models["slug"], start=1)]
     for node, row in zip(nodes, models.itertuples()):
@@ -116,7 +122,7 @@ def dag_text(models: pd.DataFrame) -> str:
         'VARS MERGE step="merge"',
         "JOB PLOT step.sub",
         'VARS PLOT step="plot"',
-        "# runs whatever became of the rest, and fails where something failed",
+        "# runs even when other nodes failed, and then fails too",
         "FINAL REPORT step.sub",
         'VARS REPORT step="report" retries="0"',
         "",
@@ -131,15 +137,20 @@ def dag_text(models: pd.DataFrame) -> str:
 
 
 def settings_text(settings: dict[str, str], names: list[str]) -> str:
-    """What a submit file includes: those of the settings that it reads, for condor_submit warns of every other line."""
-    return "# made by `python utilities.py make_sweep`\n" + "".join(
-        f"{k} = {v}\n" for k, v in settings.items() if k in names
-    )
+    """The file of settings that a submit file includes.
+
+    names   the settings that the submit file reads; condor_submit warns about any other
+    """
+    lines = [f"{name} = {value}\n" for name, value in settings.items() if name in names]
+    return "# made by `python utilities.py make_sweep`\n" + "".join(lines)
 
 
 def check_settings(settings: dict[str, str]) -> None:
-    """Refuse a name that no submit file reads (HTCondor would only warn), and values that would not stay one line."""
-    known = sorted({name for names in SETTINGS_FILES.values() for name in names})
+    """Raise SweepError for a name that no submit file reads and for a value that is not one line.
+
+    HTCondor would only warn about such a name.
+    """
+    known = sorted(set().union(*SETTINGS_FILES.values()))
     for name, value in settings.items():
         if name not in known or not value or re.search(r"[\n\r]|\$\(", value):
             raise SweepError(
@@ -153,21 +164,28 @@ def check_settings(settings: dict[str, str]) -> None:
 
 
 def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
-    """Rows of staged.tsv that hold models as name, slug, gpu_memory_mb; `only` these where it is not empty."""
-    models = table[table["name"] != ""]
+    """The staged models as columns name, slug (their file name) and gpu_memory_mb.
+
+    table   staged.tsv
+    only    names to keep; empty: all
+    Raises SweepError when one is not staged or has a name that a submit file cannot hold.
+    """
+    models = table[table["name"] != ""]  # the other rows are images
     missing = [name for name in only if name not in set(models["name"])]
     if missing:
         raise SweepError(
             f"{missing[0]}: not in {STAGED_TABLE} ({len(missing)} such); prestage it first"
         )
-    models = models[models["name"].isin(only)] if only else models
-    wrong = [name for name in models["name"] if not MODEL_NAME.fullmatch(name)]
-    if wrong or models.empty:
-        raise SweepError(
-            f"{wrong[0]!r}: a submit file cannot hold this name; letters, digits and ._:/@+=- can"
-            if wrong
-            else f"{STAGED_TABLE}: holds no model"
-        )
+    if only:
+        models = models[models["name"].isin(only)]
+    if models.empty:
+        raise SweepError(f"{STAGED_TABLE}: holds no model")
+    for name in models["name"]:
+        if not MODEL_NAME.fullmatch(name):
+            raise SweepError(
+                f"{name!r}: a submit file cannot hold this name; allowed are letters, digits and "
+                "._:/@+=-"
+            )
     return pd.DataFrame(
         {
             "name": models["name"],
@@ -178,18 +196,19 @@ def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
 
 
 def check_arguments(arguments: list[str]) -> None:
-    """Refuse what a job sets itself, and what a line of arguments.txt cannot hold."""
-    own = [a for a in arguments if a.split("=")[0] in OWN_OPTIONS]
-    if own or not arguments or any("\n" in a for a in arguments):
+    """Raise SweepError for options that each job sets itself, and for arguments of two lines."""
+    for argument in arguments:
+        if argument.split("=")[0] in OWN_OPTIONS:
+            raise SweepError(f"{argument}: each job sets it itself; leave it out")
+    if not arguments or any("\n" in argument for argument in arguments):
         raise SweepError(
-            f"{own[0]}: each job sets it itself; leave it out"
-            if own
-            else "no arguments for evaluate_robustness.py; put them after --, e.g. -- --dataset big12 Linf --eps 1/255"
+            "no arguments for evaluate_robustness.py; put them after --, e.g. -- --dataset big12 "
+            "Linf --eps 1/255"
         )
 
 
 def pack_code(path: Path) -> None:
-    """The files that a job runs, as they are now."""
+    """Write a tar of the code that a job runs, as it is now."""
     files = sorted(
         {file for pattern in CODE_FILES for file in ROOT.glob(pattern) if file.is_file()}
     )
@@ -206,12 +225,14 @@ def make_sweep(
     only: Sequence[str] = (),
     images: str | None = None,
 ) -> int:
-    """Write the sweep's folder and return its number of models. Refuses a folder that is not empty.
+    """Write the sweep's folder and return its number of models.
 
-    staged     staged.tsv of prestage; it travels with every job
+    staged     staged.tsv of prestage; every job gets a copy
     arguments  of evaluate_robustness.py, threat included
     settings   of the submit files: staging, image, ... (htcondor/README.md)
+    only       names of models; empty: all that are staged
     images     tar of the images in the staging folder, for --data_dir
+    Raises SweepError, e.g. when the folder is not empty.
     """
     table = read_staged_table(staged)
     models = chosen_models(table, list(only))
@@ -222,13 +243,19 @@ def make_sweep(
         settings = settings | {"images": images}
     check_settings(settings)
     if out.exists() and any(out.iterdir()):
-        raise SweepError(f"{out}: is not empty; a sweep has a folder of its own")
-    for folder in (
-        "logs",
-        "results/records",
-        *(f"resume/{slug}/previous" for slug in models["slug"]),
-    ):
-        (out / folder).mkdir(parents=True)
+        raise SweepError(f"{out}: is not empty; give --out a new folder")
+    _write_sweep(out, staged, arguments, settings, models)
+    return len(models)
+
+
+def _write_sweep(
+    out: Path, staged: Path, arguments: list[str], settings: dict[str, str], models: pd.DataFrame
+) -> None:
+    """Write the files of a sweep into `out`; see `make_sweep`."""
+    (out / "logs").mkdir(parents=True)
+    (out / "results/records").mkdir(parents=True)
+    for slug in models["slug"]:
+        (out / f"resume/{slug}/previous").mkdir(parents=True)
     for name in COPIED_TEMPLATES:
         shutil.copy(TEMPLATES / name, out / name)
     shutil.copy(staged, out / STAGED_TABLE)
@@ -236,8 +263,6 @@ def make_sweep(
     (out / ARGUMENTS_FILE).write_text("\n".join(arguments) + "\n")
     for name, names in SETTINGS_FILES.items():
         (out / name).write_text(settings_text(settings, names))
-    (out / MODELS_FILE).write_text(
-        "".join(f"{m.name}, {m.slug}, {m.gpu_memory_mb}\n" for m in models.itertuples())
-    )
+    lines = [f"{row.name}, {row.slug}, {row.gpu_memory_mb}\n" for row in models.itertuples()]
+    (out / MODELS_FILE).write_text("".join(lines))
     (out / DAG_FILE).write_text(dag_text(models))
-    return len(models)

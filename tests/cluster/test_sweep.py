@@ -203,7 +203,7 @@ def test_model_lists(tmp_path, text, want):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("", "names no model"), ("a\na\n", "a stands there twice"), ("x\ttimm:x\n", "2 cells")],
+    [("", "names no model"), ("a\na\n", "a is listed twice"), ("x\ttimm:x\n", "2 cells")],
 )
 def test_model_lists_that_are_wrong(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
