@@ -1,8 +1,11 @@
 #!/bin/bash
-# PRE script of every evaluate node, on the access point: a model that failed before goes on from the rows it brought home.
 # keep_rows.sh SLUG
+# PRE script of every evaluate node, on the access point: a model that failed resumes from the rows
+# that its job returned.
 set -eu
 kept=resume/$1/previous
 rm -rf "$kept" && mkdir -p "$kept"
 cd results
-find records -name "$1.csv" -o -name "$1.json" | while read -r file; do cp --parents "$file" "../$kept"; done
+find records -name "$1.csv" -o -name "$1.json" | while read -r file; do
+    cp --parents "$file" "../$kept"
+done

@@ -1,6 +1,7 @@
-"""Sweeps and trainings on a real HTCondor pool, through the production submit files: `make test-htcondor` starts it.
+"""Sweeps and trainings on a real HTCondor pool, with the production submit files.
 
-What is not here: containers at run time, GPUs (the pool simulates two A100), CHTC's own policy.
+`make test-htcondor` starts the pool. Not tested: containers at run time, GPUs (the pool simulates
+two A100), CHTC's own policy.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def staged(tmp_path) -> Path:
 
 @pytest.fixture
 def make(tmp_path, staged, tiny):
-    """Stage models (names of the tiny net, or real ones) and the tiny net's photographs; make a sweep of them."""
+    """Stage models (real ones, or the tiny net by other names) and its images; make a sweep."""
 
     def call(names: list[str], *arguments: str, images: bool = True, **settings: str) -> Path:
         wanted = [
@@ -188,8 +189,11 @@ def test_submit_files_are_free_of_warnings(make, container, images):
 
 
 def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
-    """Three real models and one whose staged weights are damaged: theirs is done, its reason is in the report, and
-    submitting again runs that one alone, then merge, plot and report."""
+    """Three real models, and one with damaged staged weights.
+
+    The three are done, and the report has the reason of the fourth. Submitting again runs that one
+    alone, then merge, plot and report.
+    """
     bad = "lab/net:v1.0"
     linf = ["Linf", "--eps", "0.25/255", "--attacks", "apgd-ce", "--steps", "3"]
     folder = make([*LITE, bad], "--dataset", "sample", "-s", "2", *linf, images=False, retries="1")
@@ -257,7 +261,7 @@ FMN = ["-s", "8", "L2", "--steps", "200"]
 
 
 def in_second_session(slug: str) -> bool:
-    """Whether a job attacks again after a checkpoint: its run file, in the scratch folder, has a second session."""
+    """Whether a job attacks again after a checkpoint: its run file has a second session."""
     found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(
         f"execute/dir_*/results/records/*/*/{slug}.json"
     )
@@ -268,7 +272,7 @@ def in_second_session(slug: str) -> bool:
 
 
 def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
-    """Vacated, held and released, its starter killed, each after a checkpoint and in the middle of an attack."""
+    """Vacated, held and released, starter killed: each after a checkpoint and during an attack."""
     assert evaluate_robustness.main([*tiny.arguments(tmp_path), "--workers", "0", *FMN]) == 0
     (path,) = tmp_path.glob("records/mine/L2-fmn/*.csv")
     want = read_record(path)
@@ -300,7 +304,7 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
         assert told.total == len(want) and told.done > 0 and told.per_hour > 0
         exact = rows.columns.drop(["l2", "linf"])
         pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
-        for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):  # as in test_cli.py
+        for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):  # as in test_evaluate_robustness.py
             pd.testing.assert_series_equal(rows[norm], want[norm], rtol=rtol, atol=0)
 
 
@@ -357,15 +361,19 @@ TRAIN = ["htcondor/train.sub", "git_commit=test"]
 COMMON = (
     "--model_name test_resnet --num_classes 2 --batch_size 4 --epochs 2 --lr 0.01 --log_every 1"
 )
+LINF = "--objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1   --random_start"
 RECIPES = {
-    "net_linf_eps2.0": f"{COMMON} --objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1   --random_start",
+    "net_linf_eps2.0": f"{COMMON} {LINF}",
     "net_plain": f"{COMMON} --ema 0.9 --schedule step --decay_epochs 1",
 }
 
 
 @pytest.fixture
 def project(tmp_path, staged, mapped) -> Path:
-    """The project's folder as a user has it: submit files, packed code, staged images and maps, two recipes under a comment."""
+    """The project's folder of a user.
+
+    Submit files, packed code, staged images and maps, and two recipes after a comment.
+    """
     folder = tmp_path / "project"
     shutil.copytree(TEMPLATES, folder / "htcondor")
     (folder / "logs").mkdir()
@@ -401,7 +409,7 @@ def train(project: Path, staged: Path, *settings: str) -> str:
 
 
 def trains_again(name: str) -> bool:
-    """Whether a job trains after a checkpoint: its run file, in the scratch folder, has a second session."""
+    """Whether a job trains again after a checkpoint: its run file has a second session."""
     found = Path(os.environ["CONDOR_CONFIG"]).parent.glob(
         f"execute/dir_*/results/training/{name}/run.json"
     )
@@ -433,7 +441,7 @@ def request(name: str, mapped, results: Path) -> list[str]:
 
 
 def trained(project: Path, name: str, want: Path) -> dict:
-    """The run file of a training that came home, once its curve and weights are those of another, byte for byte."""
+    """The run file of a returned training; its curve and weights equal `want`, byte for byte."""
     ours, theirs = project / "results/training" / name, want / "training" / name
     for file in ("log.csv", "model.safetensors"):
         assert (ours / file).read_bytes() == (theirs / file).read_bytes(), file
@@ -441,7 +449,7 @@ def trained(project: Path, name: str, want: Path) -> dict:
 
 
 def test_recipes_train_as_without_interruption(project, staged, mapped, tmp_path, signals_kept):
-    """Both recipes of a list, each checkpointed with 85 after every step, the first evicted besides."""
+    """Two recipes, each checkpointed with status 85 after every step; the first is evicted too."""
     cluster, evicted = train(project, staged, "maps=images-maps.tar"), next(iter(RECIPES))
     wait(lambda: trains_again(evicted))
     condor("condor_vacate_job", f"{cluster}.0")
@@ -483,7 +491,7 @@ def test_a_training_goes_on_from_what_came_home(project, staged, mapped, tmp_pat
 @pytest.mark.parametrize("recipes, count", [("robust.txt", 42), ("harmonized.txt", 9)])
 @pytest.mark.parametrize("container", ["true", "false"])
 def test_training_submit_file_is_free_of_warnings(project, recipes, count, container):
-    """Every recipe of the lists is a job, its options whole; with each of the settings that name tars, and with none."""
+    """Every recipe is a job with all its options: with each setting that names a tar, and none."""
     shutil.copytree(ROOT / "lists", project / "lists")
     needed = [
         *TRAIN,

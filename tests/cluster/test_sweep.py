@@ -1,4 +1,4 @@
-"""A sweep without a pool: staged tars and what they may not do, the folder of submit files, and how event logs are read."""
+"""Sweeps without a pool: staged tars (harmful ones too), folders of submit files, event logs."""
 
 from __future__ import annotations
 
@@ -185,8 +185,11 @@ def test_weights_of_a_hub_come_through_timm(tmp_path, monkeypatch):
     [
         ("a\nb.c\n", [("a", "a", None), ("b.c", "b.c", None)]),
         (
-            "# c\nname\tsource\tweights\tfamily\tgroup\nr50\ttimm:resnet50\tfile:x.pt\tResNet\trobust\n"
-            "n.v1\ttimm:n.v1\thub:timm/n.v1\tOther\tCNN\nb\tbrainscore\ttimm:b.v2\tOther\tb\nresnet50\tbrainscore\tplugin\tOther\tb\n",
+            "# c\nname\tsource\tweights\tfamily\tgroup\n"
+            "r50\ttimm:resnet50\tfile:x.pt\tResNet\trobust\n"
+            "n.v1\ttimm:n.v1\thub:timm/n.v1\tOther\tCNN\n"
+            "b\tbrainscore\ttimm:b.v2\tOther\tb\n"
+            "resnet50\tbrainscore\tplugin\tOther\tb\n",
             [
                 ("r50", "resnet50", "x.pt"),
                 ("n.v1", "n.v1", None),
@@ -215,7 +218,10 @@ def test_model_lists_that_are_wrong(tmp_path, text, message):
 
 
 def test_what_autograd_keeps_against_a_count_by_hand():
-    """A convolution keeps its input, sigmoid its output, a linear layer only its weight, which does not count."""
+    """A convolution keeps its input, sigmoid its output, a linear layer only its weight.
+
+    Weights do not count.
+    """
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.Sigmoid(),
@@ -243,7 +249,7 @@ def test_gpu_memory(weights, image, want):
 
 
 def test_what_is_asked_covers_a_measured_peak(lite0):
-    """APGD on Lite0 at batch 16 peaked at 1,597 MiB above model and images (README, on a CPU): enough, and not twice that."""
+    """APGD on Lite0 at batch 16 peaked at 1,597 MiB above model and images, measured on a CPU."""
     kept = kept_for_backward(lite0.module, lite0.preprocessing["input_size"])
     assert 1597 < MARGIN * 16 * kept / 2**20 < 1.25 * 1597
 
@@ -546,6 +552,8 @@ def test_a_sweep_folder_holds_what_a_job_needs(staged, tiny, tmp_path):
         "evaluate_robustness.py",
         "utilities.py",
         "plotting.py",
+        "training.py",
+        "alignment_security/records/run.py",
         ".env",
         "requirements.txt",
         "lists/images/big12.txt",
@@ -699,7 +707,8 @@ def test_scripts_are_sound_bash():
 SUBMIT = "000 (012.000.000) {t} Job submitted from host: <127.0.0.1:9618?addrs=x>\n...\n"
 EXECUTE = "001 (012.000.000) {t} Job executing on host: <127.0.0.1:9618?addrs=x>\n...\n"
 TOLD = (
-    "028 (012.000.000) {t} Job ad information event triggered.\nChirpImagesDone = {done}\nChirpImagesTotal = 100\n"
+    "028 (012.000.000) {t} Job ad information event triggered.\n"
+    "ChirpImagesDone = {done}\nChirpImagesTotal = 100\n"
     'ChirpImagesPerHour = 40.0\nEventTypeNumber = 28\nMyType = "FileTransferEvent"\n...\n'
 )
 RUN_USAGE, TOTAL_USAGE = (
@@ -714,7 +723,10 @@ RUN_BYTES, TOTAL_BYTES = (
     for kind in ("Run", "Total")
 )
 EVICTED = f"004 (012.000.000) {{t}} Job was evicted.\n\t(0) CPU times\n{RUN_USAGE}{RUN_BYTES}...\n"
-HELD = "012 (012.000.000) {t} Job was held.\n\tTransfer input files failure: net.tar is not there\n\tCode 13 Subcode 2\n...\n"
+HELD = (
+    "012 (012.000.000) {t} Job was held.\n"
+    "\tTransfer input files failure: net.tar is not there\n\tCode 13 Subcode 2\n...\n"
+)
 RELEASED = "013 (012.000.000) {t} Job was released.\n\tvia condor_release\n...\n"
 ENDED = f"{RUN_USAGE}{TOTAL_USAGE}{RUN_BYTES}{TOTAL_BYTES}...\n"
 TERMINATED = (
@@ -722,8 +734,8 @@ TERMINATED = (
     + ENDED
 )
 KILLED = (
-    "005 (012.000.000) {t} Job terminated.\n\t(0) Abnormal termination (signal 9)\n\t(0) No core file\n"
-    + ENDED
+    "005 (012.000.000) {t} Job terminated.\n"
+    "\t(0) Abnormal termination (signal 9)\n\t(0) No core file\n" + ENDED
 )
 
 
@@ -835,7 +847,8 @@ def test_status_as_text_and_its_sums(swept):
     table = status_table(swept, now=1_700_000_000 + 36_000)
     text = status_text(table)
     assert "10 models: 1 done, 2 running, 2 idle, 1 held, 3 failed, 1 waiting\n" in text
-    # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, held, torn and nothing
+    # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, held, torn and
+    # nothing
     assert "GPU hours (h:mm): 20:00 used, 10:30 still expected\n" in text
     assert (
         re.search(r"running\s+running\s+40/100\s+40\s+0:30\s+8:00\s+1", text)

@@ -1,4 +1,7 @@
-"""The audit finds each thing that was planted in a sound results folder, and nothing else; figures lead back to their runs."""
+"""The audit finds each planted problem in a sound results folder, and nothing else.
+
+Figures are traced back to their runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record survives what happens to it: kills, full disks, other settings, second writers, edits, and merging."""
+"""A record survives kills, full disks, other settings, second writers and edits; merging."""
 
 from __future__ import annotations
 
@@ -345,12 +345,16 @@ NORMS = [
     row("b", success=1, l2=2.0, linf=0.2, human_alignment=0.6, forwards=10, backwards=9),
     row("c", success=1, l2=6.0, linf=0.6, forwards=10, backwards=9),
     row("d", success=0, forwards=10, backwards=9),
+    # misclassified: it has no norm to average
     row("e", correct=0, success=1, l2=0.0, linf=0.0, forwards=1, backwards=0),
-]  # trap 5: no norm to average
+]
 
 
 def test_merge_of_norms_by_hand(tiny_record, tmp_path):
-    """Over correct images that were fooled: l2 1, 2, 6 -> mean 3, SD sqrt(14/2), SEM sqrt(7/3), median 2."""
+    """Over correct images that were fooled.
+
+    L2 norms 1, 2, 6: mean 3, SD sqrt(14/2), SEM sqrt(7/3), median 2.
+    """
     tiny_record(NORMS)
     summary = merge_records(tmp_path)
     assert len(summary) == 1

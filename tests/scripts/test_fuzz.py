@@ -1,6 +1,7 @@
-"""Bytes that nobody meant to write: readers of other people's files read them right or refuse them in one line that names the file.
+"""Damaged files: each reader reads them correctly, or rejects them in one line that names the file.
 
-Each reader is given damaged copies of good files for a bounded time (FUZZ_SECONDS, 1.5 each); the copies are the same every time.
+Each reader gets damaged copies of good files for a bounded time (FUZZ_SECONDS, default 1.5 s). The
+copies are the same every time.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ SPLICES = [
 
 
 def damaged(good: list[bytes]) -> Iterator[tuple[int, bytes]]:
-    """(number, copy of one of the files with a few bytes flipped, cut off, doubled, or replaced) until the time is over."""
+    """Yield (number, damaged copy of one of the files) until the time is over.
+
+    A few bytes are flipped, cut off, doubled, or replaced.
+    """
     end = time.monotonic() + SECONDS
     for number in itertools.count():
         draw = random.Random(number)
@@ -72,8 +76,14 @@ def one_line(error: Exception, path, number: int) -> None:
     assert str(path) in str(error) and "\n" not in str(error), f"copy {number}: {error}"
 
 
-SCORES = 'model_name,layers,V1,IT,lab.X2020-pls\nnet_a,{},.467,X,\n"net,b",,0.5,0.25,1\nr\u00e9seau,,,-.1,1e-3\n'
-DOWNLOAD = "# Generated on 2026-01-20\n# Brain-Score\nRank,Model,Model ID,V1,IT\n1,net a,7,0.47,\n2,net b,8,,0.25\n"
+SCORES = (
+    "model_name,layers,V1,IT,lab.X2020-pls\n"
+    'net_a,{},.467,X,\n"net,b",,0.5,0.25,1\nr\u00e9seau,,,-.1,1e-3\n'
+)
+DOWNLOAD = (
+    "# Generated on 2026-01-20\n# Brain-Score\n"
+    "Rank,Model,Model ID,V1,IT\n1,net a,7,0.47,\n2,net b,8,,0.25\n"
+)
 
 
 def zipped(text: str) -> bytes:
@@ -251,7 +261,7 @@ TEXT = st.text(
     st.integers(0, 400),
 )
 def test_a_record_cut_anywhere_keeps_its_whole_rows_and_goes_on(tmp_path_factory, rows, cut):
-    """What Run appends, cut at any byte, is opened again with every row that was whole, and finished with the rest."""
+    """A record cut at any byte opens with every complete row, and is finished with the rest."""
     root = tmp_path_factory.mktemp("cut")
     table = [
         {
