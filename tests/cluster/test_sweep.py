@@ -85,7 +85,7 @@ def table_of(folder: Path) -> pd.DataFrame:
     return read_staged_table(folder / STAGED_TABLE).set_index("tar")
 
 
-def test_two_folders_of_one_name_are_refused_and_a_link_has_its_own(tiny, tmp_path):
+def test_prestage_refuses_two_folders_of_one_name_unless_one_is_a_link(tiny, tmp_path):
     """ImageNet's train/ and ClickMe's: the second would have been taken for the first."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/image.png").touch()
@@ -97,7 +97,7 @@ def test_two_folders_of_one_name_are_refused_and_a_link_has_its_own(tiny, tmp_pa
         assert archive.getnames() == ["image.png"]
 
 
-def test_prestage_writes_a_tar_a_model_with_its_sha256(staged, tiny):
+def test_prestage_writes_a_tar_per_model_with_its_sha256(staged, tiny):
     table = table_of(staged)
     assert sorted(path.name for path in staged.glob("*.tar")) == sorted(table.index)
     assert sorted(table["name"]) == sorted([*NAMES, ""]) and len(set(table.index)) == len(NAMES) + 1
@@ -117,9 +117,7 @@ def test_prestage_writes_a_tar_a_model_with_its_sha256(staged, tiny):
         assert archive.getnames() == [STAGED_STATE, STAGED_FACTS]
 
 
-def test_the_same_weights_make_the_same_bytes_and_a_second_prestage_leaves_them(
-    staged, tiny, tmp_path, monkeypatch
-):
+def test_prestage_is_reproducible_and_keeps_existing_tars(staged, tiny, tmp_path, monkeypatch):
     wanted = [WantedModel(NAMES[0], "test_resnet", str(tiny.checkpoint))]
     assert prestage(wanted, tmp_path) == {}
     (tar,) = table_of(tmp_path).index
@@ -133,7 +131,7 @@ def test_the_same_weights_make_the_same_bytes_and_a_second_prestage_leaves_them(
         prestage(wanted, tmp_path)
 
 
-def test_a_model_that_cannot_be_had_leaves_the_others_alone(tmp_path, capsys):
+def test_prestage_continues_after_a_model_that_fails(tmp_path, capsys):
     (tmp_path / "list.txt").write_text(f"# two\nno_such_net\n{LITE0}\n")
     command = ["prestage", "--models", str(tmp_path / "list.txt"), "--out", str(tmp_path / "out")]
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
@@ -146,12 +144,12 @@ def test_a_model_that_cannot_be_had_leaves_the_others_alone(tmp_path, capsys):
     )
 
 
-def test_a_net_that_timm_does_not_build_is_never_taken_for_the_one_of_its_name(tmp_path):
+def test_prestage_never_takes_timms_net_for_a_plugin_of_its_name(tmp_path):
     failed = prestage([WantedModel(LITE0, None)], tmp_path)
     assert "names no timm net" in failed[LITE0] and not list(tmp_path.iterdir())
 
 
-def test_a_normaliser_of_its_own_travels_with_the_weights(tmp_path, tiny, monkeypatch):
+def test_prestage_keeps_the_normaliser_of_a_checkpoint(tmp_path, tiny, monkeypatch):
     """The robustness package trains nets behind a normaliser that its files hold."""
     net = timm.create_model("test_resnet")
     own = {
@@ -166,7 +164,7 @@ def test_a_normaliser_of_its_own_travels_with_the_weights(tmp_path, tiny, monkey
     assert load_staged(tmp_path, "mine", "none", "cpu").settings == plain
 
 
-def test_weights_of_a_hub_come_through_timm(tmp_path, monkeypatch):
+def test_prestage_loads_hub_weights_through_timm(tmp_path, monkeypatch):
     """The network's edge is timm's download: here it gives a state dict that the test made."""
     net = timm.create_model("test_resnet")
     monkeypatch.setattr(
@@ -199,7 +197,7 @@ def test_weights_of_a_hub_come_through_timm(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_model_lists(tmp_path, text, want):
+def test_read_wanted(tmp_path, text, want):
     (tmp_path / "list.txt").write_text(text)
     assert [tuple(wanted) for wanted in read_wanted(tmp_path / "list.txt")] == want
 
@@ -208,7 +206,7 @@ def test_model_lists(tmp_path, text, want):
     "text, message",
     [("", "names no model"), ("a\na\n", "a is listed twice"), ("x\ttimm:x\n", "2 cells")],
 )
-def test_model_lists_that_are_wrong(tmp_path, text, message):
+def test_read_wanted_refuses_wrong_lists(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         read_wanted(tmp_path / "list.txt")
@@ -217,7 +215,7 @@ def test_model_lists_that_are_wrong(tmp_path, text, message):
 # ---- GPU memory ----------------------------------------------------------------------------------
 
 
-def test_what_autograd_keeps_against_a_count_by_hand():
+def test_kept_for_backward_by_hand():
     """A convolution keeps its input, sigmoid its output, a linear layer only its weight.
 
     Weights do not count.
@@ -244,11 +242,11 @@ def test_what_autograd_keeps_against_a_count_by_hand():
         (0, 40 * 10**9, 57_500),
     ],
 )  # smaller batches before a GPU that hardly exists; one image has to fit
-def test_gpu_memory(weights, image, want):
+def test_gpu_memory_mb(weights, image, want):
     assert gpu_memory_mb(weights, image) == want
 
 
-def test_what_is_asked_covers_a_measured_peak(lite0):
+def test_gpu_memory_margin_covers_a_measured_peak(lite0):
     """APGD on Lite0 at batch 16 peaked at 1,597 MiB above model and images, measured on a CPU."""
     kept = kept_for_backward(lite0.module, lite0.preprocessing["input_size"])
     assert 1597 < MARGIN * 16 * kept / 2**20 < 1.25 * 1597
@@ -296,7 +294,7 @@ def test_a_tar_that_would_do_harm_is_refused_whole(tmp_path, case):
     ).exists()
 
 
-def test_an_absolute_path_stays_in_the_folder(tmp_path):
+def test_unpack_keeps_an_absolute_path_in_the_folder(tmp_path):
     target = tmp_path / "elsewhere" / "x"
     sha256 = tar_with(tmp_path / "net.tar", member(str(target)))
     unpack(tmp_path / "net.tar", tmp_path / "to", sha256)
@@ -324,7 +322,7 @@ def test_bombs_are_refused(tmp_path):
     assert not (tmp_path / "to").exists()
 
 
-def test_a_tar_that_is_cut_off_or_not_there(tmp_path):
+def test_unpack_refuses_a_truncated_or_missing_tar(tmp_path):
     sha256 = tar_with(tmp_path / "net.tar", member("x", size=5000))
     (tmp_path / "net.tar").write_bytes((tmp_path / "net.tar").read_bytes()[:2000])
     with pytest.raises(DamagedTar, match=f"staged.tsv says {sha256[:12]}"):
@@ -391,7 +389,7 @@ def test_chtc_evaluates_what_was_staged(job, cli, tiny):
         ),
     ],
 )
-def test_chtc_requests_that_are_wrong(job, cli, arguments, message):
+def test_chtc_refuses_wrong_requests(job, cli, arguments, message):
     status, out, err = cli("--chtc", *arguments, "--results_dir", job / "results", "clean")
     assert (status, out) == (2, "") and re.search(message, err) and err.count("\n") == 1
     assert not (job / "results").exists()
@@ -406,7 +404,7 @@ def test_chtc_without_staging_dir(cli, monkeypatch, tmp_path):
     assert status == 2 and "staged.tsv: missing; `python utilities.py prestage" in err
 
 
-def test_a_damaged_tar_is_worth_another_try(job, cli, staged, monkeypatch):
+def test_chtc_exits_1_for_a_damaged_tar(job, cli, staged, monkeypatch):
     """Exit status 1, not 2: the transfer may have failed, and HTCondor tries again."""
     damaged = job / "damaged"
     damaged.mkdir()
@@ -420,7 +418,7 @@ def test_a_damaged_tar_is_worth_another_try(job, cli, staged, monkeypatch):
     assert status == 1 and "its sha256 is" in err and err.count("\n") == 1
 
 
-def test_a_table_that_leaves_the_staging_folder_is_refused(job, cli, staged, monkeypatch):
+def test_chtc_refuses_a_table_that_leaves_the_staging_folder(job, cli, staged, monkeypatch):
     other = job / "other"
     other.mkdir()
     (other / STAGED_TABLE).write_text(
@@ -433,7 +431,7 @@ def test_a_table_that_leaves_the_staging_folder_is_refused(job, cli, staged, mon
     assert status == 2 and "leaves the folder" in err
 
 
-def test_weights_that_are_not_those_of_the_table_are_refused(job, cli, staged, monkeypatch, tiny):
+def test_chtc_refuses_other_weights_than_the_table_names(job, cli, staged, monkeypatch, tiny):
     """A sound tar of other weights under this name."""
     other = job / "other"
     net = timm.create_model("test_resnet")
@@ -470,7 +468,7 @@ def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
 # ---- progress ------------------------------------------------------------------------------------
 
 
-def test_progress_is_told_to_condor_and_never_fails_a_job(monkeypatch, tmp_path):
+def test_report_progress_sets_attributes_and_never_fails_a_job(monkeypatch, tmp_path):
     told = {}
 
     class Chirp:
@@ -517,7 +515,7 @@ def make(staged: Path, out: Path, arguments=("clean",), **more) -> int:
     )
 
 
-def test_a_sweep_folder_holds_what_a_job_needs(staged, tiny, tmp_path):
+def test_make_sweep_writes_what_a_job_needs(staged, tiny, tmp_path):
     out = tmp_path / "sweep"
     arguments, images = (
         ["--dataset", "mine", "Linf", "--eps", "1/255"],
@@ -561,7 +559,7 @@ def test_a_sweep_folder_holds_what_a_job_needs(staged, tiny, tmp_path):
     assert not any(name.startswith(("tests", "results", ".git", "figures/")) for name in inside)
 
 
-def test_the_dag_has_a_node_a_model_and_each_has_its_own_name(staged, tmp_path):
+def test_dag_text_has_one_node_per_model_with_distinct_names(staged, tmp_path):
     make(staged, tmp_path / "sweep")
     lines = (tmp_path / "sweep/sweep.dag").read_text().splitlines()
     jobs = [line.split()[1] for line in lines if line.startswith("JOB")]
@@ -578,7 +576,7 @@ def test_the_dag_has_a_node_a_model_and_each_has_its_own_name(staged, tmp_path):
     assert sum(line.startswith("FINAL") for line in lines) == 1 and "FINAL REPORT step.sub" in lines
 
 
-def test_node_names_differ_where_slugs_differ_in_a_dot():
+def test_node_name_differs_for_slugs_that_differ_in_a_dot():
     assert node_name(1, "a.b+c") == "E0001_a_b_c" != node_name(2, "a_b_c")
 
 
@@ -597,20 +595,20 @@ def test_node_names_differ_where_slugs_differ_in_a_dot():
         ({"arguments": ["--dataset", "a\nb", "clean"]}, "no arguments"),
     ],
 )
-def test_sweeps_that_are_refused(staged, tmp_path, change, message):
+def test_make_sweep_refuses_wrong_requests(staged, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         make(staged, tmp_path / "sweep", **change)
     assert not (tmp_path / "sweep").exists()
 
 
-def test_a_sweep_has_a_folder_of_its_own(staged, tmp_path):
+def test_make_sweep_refuses_a_folder_that_is_not_empty(staged, tmp_path):
     make(staged, tmp_path / "sweep")
     with pytest.raises(SweepError, match="is not empty"):
         make(staged, tmp_path / "sweep")
 
 
 @pytest.mark.parametrize("name", ['a"b', "a b", "a,b", "$(x)", "a\tb", ";rm", "-x", "'"])
-def test_names_that_a_submit_file_cannot_hold(name):
+def test_chosen_models_refuses_names_that_a_submit_file_cannot_hold(name):
     table = pd.DataFrame([{"name": name, "gpu_memory_mb": "1", "tar": "x"}])
     with pytest.raises(SweepError, match="a submit file cannot hold this name"):
         chosen_models(table, [])
@@ -828,7 +826,7 @@ def swept(tmp_path, tiny_record) -> Path:
     return tmp_path
 
 
-def test_status_of_every_kind_of_model(swept):
+def test_status_table_of_every_kind_of_model(swept):
     table = status_table(swept, now=1_700_000_000 + 36_000).set_index("model")
     for name, (_, _, state, used, note) in LOGS.items():
         assert (name, table["state"][name], table["used"][name]) == (
@@ -843,7 +841,7 @@ def test_status_of_every_kind_of_model(swept):
     assert table["per_hour"]["done"] == pytest.approx(3600) and table["done"]["done"] == 2
 
 
-def test_status_as_text_and_its_sums(swept):
+def test_status_text_and_its_sums(swept):
     table = status_table(swept, now=1_700_000_000 + 36_000)
     text = status_text(table)
     assert "10 models: 1 done, 2 running, 2 idle, 1 held, 3 failed, 1 waiting\n" in text
@@ -861,11 +859,11 @@ def test_status_as_text_and_its_sums(swept):
     "value, want",
     [(0.0, "0:00"), (1.5, "1:30"), (0.9999, "1:00"), (25 + 1 / 60, "25:01"), (math.nan, "")],
 )
-def test_hours(value, want):
+def test_hours_text(value, want):
     assert hours_text(value) == want
 
 
-def test_a_folder_that_is_no_sweep(tmp_path, capsys):
+def test_sweep_status_refuses_a_folder_without_a_sweep(tmp_path, capsys):
     assert (
         utilities.main(
             utilities.get_args_parser().parse_args(["sweep_status", "--sweep", str(tmp_path)])
@@ -875,18 +873,18 @@ def test_a_folder_that_is_no_sweep(tmp_path, capsys):
     assert "not a folder of `python utilities.py make_sweep`" in capsys.readouterr().err
 
 
-def test_status_without_htcondor_names_the_requirements_file(swept, monkeypatch):
+def test_status_table_without_htcondor_names_the_requirements_file(swept, monkeypatch):
     monkeypatch.setitem(sys.modules, "htcondor2", None)
     with pytest.raises(StatusError, match="done.log.*pip install -r requirements-htcondor.txt"):
         status_table(swept)
 
 
-def test_status_needs_no_torch():
+def test_sweep_status_needs_no_torch():
     code = "import utilities, sys; sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
+def test_keep_rows_keeps_the_rows_of_a_failed_try(staged, tmp_path):
     """keep_rows.sh, the PRE script: this model's files and no other's, at their place."""
     make(staged, tmp_path / "sweep")
     folder, slug = tmp_path / "sweep", safe_file_name(NAMES[0])
@@ -904,14 +902,14 @@ def test_rows_of_a_failed_try_are_kept_for_the_next(staged, tmp_path):
         assert sorted(kept) == [f"records/mine/clean/{slug}.csv", f"records/mine/clean/{slug}.json"]
 
 
-def test_checkpoint_status_is_the_one_that_the_jobs_announce():
+def test_checkpointed_is_the_exit_status_in_the_submit_files():
     assert f"checkpoint_exit_code      = {CHECKPOINTED}\n" in submit_text("job.inc")
 
 
 # ---- several GPUs without a cluster --------------------------------------------------------------
 
 
-def test_the_one_liner_of_the_readme_gives_each_process_a_gpu(tmp_path):
+def test_one_liner_of_the_docs_gives_each_process_a_gpu(tmp_path):
     """With a `python` that only says which GPU it has, and fails for one model."""
     page = ROOT / "docs" / "container-and-clusters.md"
     (block,) = re.findall(r"```\n(grep .*?)```", page.read_text(), re.S)

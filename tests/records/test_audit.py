@@ -48,51 +48,41 @@ def clean_columns(name: str) -> dict:
 
 
 def ball_rows() -> list[dict]:
-    rows = []
-    for name, verdicts in VERDICTS.items():
-        at = (
-            next((eps for eps, robust in zip(EPS, verdicts) if not robust), 0.0)
-            if name != "d.jpg"
-            else 0.0
-        )
-        for eps, robust in zip(EPS, verdicts):
-            outcome = (
-                {"adv_pred": IMAGES[name], "from_eps": eps}
-                if robust
-                else {"adv_pred": 0, "broken_by": "clean", "from_eps": at}
-                if name == "d.jpg"
-                else {
-                    "adv_pred": 0,
-                    "broken_by": "apgd-ce",
-                    "from_eps": at,
-                    "linf": at,
-                    "l2": 10 * at,
-                }
-            )
-            rows.append(
-                clean_columns(name)
-                | outcome
-                | {"eps": eps, "robust": robust, "forwards": 5, "backwards": 4}
-            )
-    return rows
+    return [
+        clean_columns(name)
+        | ball_verdict(name, eps, robust)
+        | {"eps": eps, "robust": robust, "forwards": 5, "backwards": 4}
+        for name, verdicts in VERDICTS.items()
+        for eps, robust in zip(EPS, verdicts)
+    ]
+
+
+def ball_verdict(name: str, eps: float, robust: int) -> dict:
+    if robust:
+        return {"adv_pred": IMAGES[name], "from_eps": eps}
+    if name == "d.jpg":
+        return {"adv_pred": 0, "broken_by": "clean", "from_eps": 0.0}
+    broken_at = EPS[VERDICTS[name].index(0)]
+    return {
+        "adv_pred": 0,
+        "broken_by": "apgd-ce",
+        "from_eps": broken_at,
+        "linf": broken_at,
+        "l2": 10 * broken_at,
+    }
 
 
 def norm_rows() -> list[dict]:
+    fooled = {
+        "success": 1,
+        "adv_pred": 0,
+        "l2": 0.5,
+        "linf": 0.1,
+        "human_alignment_raw": 0.2,
+        "human_alignment": 0.2 / 0.65753,
+    }
     return [
-        clean_columns(name)
-        | (
-            {
-                "success": 1,
-                "adv_pred": 0,
-                "l2": 0.5,
-                "linf": 0.1,
-                "human_alignment_raw": 0.2,
-                "human_alignment": 0.2 / 0.65753,
-            }
-            if name != "d.jpg"
-            else {}
-        )
-        | {"forwards": 5, "backwards": 4}
+        clean_columns(name) | (fooled if name != "d.jpg" else {}) | {"forwards": 5, "backwards": 4}
         for name in IMAGES
     ]
 
@@ -428,7 +418,7 @@ PLANTED = {  # what was done -> (how, what the only finding says)
 }
 
 
-def test_a_sound_folder_has_nothing_to_find(results):
+def test_audit_finds_nothing_in_a_sound_folder(results):
     assert audit(results) == []
 
 
@@ -437,9 +427,8 @@ def test_what_was_planted_is_found_and_nothing_else(results, case):
     plant, *messages = PLANTED[case]
     plant(results)
     if "summary" not in case:
-        with suppress(
-            UserError
-        ):  # the planter makes it again; where merge refuses, audit says nothing of it
+        # whoever changes results merges again; if merge refuses, audit skips the summary
+        with suppress(UserError):
             merge_records(results, allow_partial=True)
     found = audit(results)
     assert all(any(re.search(message, line) for line in found) for message in messages), found
@@ -449,7 +438,7 @@ def test_what_was_planted_is_found_and_nothing_else(results, case):
     )
 
 
-def test_the_budget_and_the_rounding_are_those_of_the_attacks():
+def test_standard_budget_and_tolerance_are_those_of_the_attacks():
     assert json_round_trip(STANDARD_BUDGET) == json_round_trip(vars(Budget()))
     assert EPS_ATOL == ROUNDING
 
@@ -461,7 +450,7 @@ def command(*arguments) -> int:
         return error.code
 
 
-def test_the_command_says_what_and_exits_0_1_2(results, tmp_path_factory, capsys):
+def test_audit_command_prints_and_exits_0_1_2(results, tmp_path_factory, capsys):
     assert command("audit", results) == 0 and "nothing found" in capsys.readouterr().out
     (results / SUMMARY_NAME).unlink()
     assert command("audit", results) == 1
@@ -470,7 +459,7 @@ def test_the_command_says_what_and_exits_0_1_2(results, tmp_path_factory, capsys
     assert "no records" in capsys.readouterr().err
 
 
-# ---- a real run, and its examples put before the model again -------------------------------------
+# ---- a real run, and its examples run again ------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -493,42 +482,34 @@ def evaluated(tiny, tmp_path_factory) -> Path:
     return root
 
 
-def test_what_the_script_writes_stands_up(evaluated):
+def test_audit_finds_nothing_in_records_of_the_script(evaluated):
     assert audit(evaluated) == []
 
 
-def test_kept_examples_fool_the_model_again_and_others_are_found(evaluated, tiny, capsys):
+def test_reattack_confirms_saved_examples_and_finds_changed_ones(evaluated, tiny, capsys):
     again = ["audit", evaluated, "--reattack", 4, "--checkpoint_dir", tiny.checkpoint.parent]
     assert command(*again) == 0 and "4 of 4 examples confirmed" in capsys.readouterr().err
     for path in evaluated.glob("examples/*/*/*/*.npz"):
         with np.load(path) as file:
             arrays = dict(file)
-        np.savez_compressed(
-            path, **arrays | {"delta": -arrays["delta"]}
-        )  # of the same length, and it fools nobody
+        # of the same norm, but it fools no model
+        np.savez_compressed(path, **arrays | {"delta": -arrays["delta"]})
     assert command(*again) == 1
     out = capsys.readouterr().out
     assert "does not fool test_resnet, its record says that it does" in out
     np.savez_compressed(path, **arrays | {"delta": arrays["delta"] * 2})
-    assert (
-        command("audit", evaluated, "--reattack", 999, "--checkpoint_dir", tiny.checkpoint.parent)
-        == 1
-    )
+    all_of_them = ["audit", evaluated, "--reattack", 999, *again[4:]]
+    assert command(*all_of_them) == 1
     assert f"{path}: not the perturbation of its record" in capsys.readouterr().out
     path.write_bytes(b"")
-    assert (
-        command("audit", evaluated, "--reattack", 999, "--checkpoint_dir", tiny.checkpoint.parent)
-        == 1
-    )
+    assert command(*all_of_them) == 1
     assert f"{path}: damaged example" in capsys.readouterr().out
 
 
-def test_a_model_that_is_not_at_hand_is_no_finding(evaluated, capsys):
+def test_reattack_skips_a_model_without_its_weights(evaluated, capsys):
     assert command("audit", evaluated, "--reattack", 3) == 0
-    assert (
-        "0 of 3 examples confirmed" in (err := capsys.readouterr().err)
-        and "give --checkpoint_dir" in err
-    )
+    err = capsys.readouterr().err
+    assert "0 of 3 examples confirmed" in err and "give --checkpoint_dir" in err
 
 
 # ---- from a figure to its runs -------------------------------------------------------------------
@@ -539,7 +520,7 @@ def traced(capsys, *arguments) -> tuple[int, str, str]:
     return command("trace", *arguments), *capsys.readouterr()
 
 
-def test_every_number_of_a_figure_leads_to_its_run(results, tmp_path_factory, capsys):
+def test_trace_leads_every_number_to_its_run(results, tmp_path_factory, capsys):
     figures = tmp_path_factory.mktemp("figures")
     plotting.main(
         ["--results_dir", str(results), "--figures_dir", str(figures), "--plots", "accuracy_vs_eps"]
@@ -569,7 +550,7 @@ def test_every_number_of_a_figure_leads_to_its_run(results, tmp_path_factory, ca
     assert status == 0 and "w-other" in out and "w-net" not in out
 
 
-def test_a_figure_older_than_its_record_is_told(results, tmp_path, capsys):
+def test_trace_names_a_figure_older_than_its_record(results, tmp_path, capsys):
     figure = tmp_path / "figure.csv"
     figure.write_text(
         f"image_set,threat,model,eps,accuracy\nmine,Linf,net,{EPS[0]!r},0.5\nmine,Linf,net,0.0,0.7\n"
@@ -585,13 +566,13 @@ def test_a_figure_older_than_its_record_is_told(results, tmp_path, capsys):
     assert "WHICH IT NO LONGER HAS" in describe_run(path, finished_runs(results)[path])
 
 
-def test_numbers_of_others_are_told_and_status_1(results, tmp_path, capsys):
+def test_trace_exits_1_for_numbers_without_a_run(results, tmp_path, capsys):
     (tmp_path / "f.csv").write_text("image_set,threat,model\nmine,Linf,net\nmine,Linf,published\n")
     status, out, err = traced(capsys, tmp_path / "f.csv", "--results_dir", results)
     assert status == 1 and "line(s) 2\n" in out and "is behind line(s) 3: numbers of others" in err
 
 
-def test_a_correlation_leads_to_every_model_that_its_caption_speaks_of(results, tmp_path, capsys):
+def test_trace_of_a_correlation_finds_the_models_of_its_caption(results, tmp_path, capsys):
     (tmp_path / "f.csv").write_text("benchmark,accuracy,rho\nV1,clean,0.3\nIT,0.0039,0.5\n")
     (tmp_path / "f.txt").write_text(
         "Correlation.\nmine (n = 4), L∞, autoattack, AutoAttack standard: 2 models"
@@ -603,7 +584,7 @@ def test_a_correlation_leads_to_every_model_that_its_caption_speaks_of(results, 
     assert traced(capsys, tmp_path / "f.csv", "--results_dir", results)[0] == 1
 
 
-def test_a_row_of_two_sources_leads_to_both_runs_of_its_model(results, tmp_path, capsys):
+def test_trace_of_two_sources_finds_both_runs_of_the_model(results, tmp_path, capsys):
     (tmp_path / "f.csv").write_text(
         'model,source,ball\nnet,"mine, L2-fmn, FMN 9 steps","mine, Linf, AutoAttack standard"\n'
     )
@@ -612,9 +593,7 @@ def test_a_row_of_two_sources_leads_to_both_runs_of_its_model(results, tmp_path,
     assert "L2-fmn/net.csv" in out and "Linf/net.csv" in out
 
 
-def test_an_error_under_a_corruption_leads_to_the_run_of_that_type_and_severity(
-    tmp_path, open_run, capsys
-):
+def test_trace_of_a_corruption_finds_its_type_and_severity(tmp_path, open_run, capsys):
     for severity in (1, 2):
         with open_run(kind="clean", threat=f"corruptions-fog-{severity}") as run:
             run.append([clean_columns("a.jpg")])
@@ -634,7 +613,7 @@ def test_an_error_under_a_corruption_leads_to_the_run_of_that_type_and_severity(
         (b"\xff\xfe\0", None, "not the table"),
     ],
 )
-def test_what_is_no_figure_is_refused(results, tmp_path, capsys, content, line, message):
+def test_trace_refuses_what_is_no_figure(results, tmp_path, capsys, content, line, message):
     (tmp_path / "f.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     status, out, err = traced(
         capsys, tmp_path / "f.csv", "--results_dir", results, *(["--line", line] if line else [])

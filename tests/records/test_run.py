@@ -35,14 +35,14 @@ def row(name: str, correct: int = 1, **more) -> dict:
     } | more
 
 
-def rungs(name: str, *robust: int) -> list[dict]:
+def rows_of_eps(name: str, *robust: int) -> list[dict]:
     return [row(name, eps=eps, robust=r, forwards=10, backwards=5) for eps, r in zip(EPS, robust)]
 
 
 # ---- a run ---------------------------------------------------------------------------------------
 
 
-def test_a_run_from_its_first_row_to_done(open_run):
+def test_run_from_its_first_row_to_done(open_run):
     with open_run() as run:
         assert run.known() == {} and not run.done
         run.append([row("a.jpg", l2=0.5, success=1), row("c.jpg", 0)])
@@ -71,10 +71,10 @@ def test_a_run_from_its_first_row_to_done(open_run):
         assert run.done and list(run.rows["image_id"]) == IDS and len(run.info["sessions"]) == 2
 
 
-def test_final_order_is_the_lists_and_eps_ascending(open_run):
+def test_finish_sorts_rows_by_list_and_eps(open_run):
     with open_run(kind="ball", threat="Linf") as run:
         for name in ("c.jpg", "a.jpg"):
-            run.append(rungs(name, 1, 0)[::-1])
+            run.append(rows_of_eps(name, 1, 0)[::-1])
         rows = run.finish(["a.jpg", "c.jpg"], EPS)
     assert list(zip(rows["image_id"], rows["eps"])) == [
         (name, eps) for name in ("a.jpg", "c.jpg") for eps in EPS
@@ -93,7 +93,7 @@ def test_a_torn_tail_is_cut_and_no_good_row_lost(open_run, tail):
         run.finish(IDS)
 
 
-def test_a_torn_header_is_written_again(open_run):
+def test_run_rewrites_a_torn_header(open_run):
     with open_run() as run:
         header = run.csv.read_bytes()
     run.csv.write_bytes(header[:20])
@@ -101,7 +101,7 @@ def test_a_torn_header_is_written_again(open_run):
         assert run.csv.read_bytes() == header
 
 
-def test_other_columns_are_refused(open_run):
+def test_run_refuses_other_columns(open_run):
     with open_run() as run:
         run.append([row("a.jpg")])
     other = run.csv.read_bytes().replace(b"success", b"robust")
@@ -119,7 +119,7 @@ def test_other_columns_are_refused(open_run):
         ({"eps": [0.1]}, r"run.eps: None -> \[0.1\]"),
     ],
 )
-def test_other_settings_are_refused_by_name(open_run, changed, name):
+def test_run_refuses_other_settings_by_name(open_run, changed, name):
     with open_run() as run:
         run.append([row("a.jpg")])
     before = run.csv.read_bytes(), run.json.read_bytes()
@@ -130,7 +130,7 @@ def test_other_settings_are_refused_by_name(open_run, changed, name):
         assert run.known() == {} and len(run.info["sessions"]) == 1
 
 
-def test_a_record_without_its_run_file_is_refused(open_run):
+def test_run_refuses_a_record_without_its_run_file(open_run):
     with open_run() as run:
         run.append([row("a.jpg")])
     run.json.unlink()
@@ -139,7 +139,7 @@ def test_a_record_without_its_run_file_is_refused(open_run):
 
 
 @pytest.mark.parametrize("text", ['{"model": "net", "set', "", "\0\0", "{}"])
-def test_a_damaged_run_file_is_an_error_that_names_it(open_run, tmp_path, text):
+def test_read_run_file_names_a_damaged_file(open_run, tmp_path, text):
     with open_run() as run:
         pass
     run.json.write_text(text)
@@ -241,7 +241,7 @@ def test_a_full_disk_takes_no_row(open_run, monkeypatch):
         run.finish(IDS)
 
 
-def test_a_short_write_is_gone_on_with(open_run, monkeypatch):
+def test_append_continues_after_a_short_write(open_run, monkeypatch):
     write = os.write
     with open_run() as run:
         with monkeypatch.context() as patch:
@@ -261,7 +261,7 @@ def test_a_short_write_is_gone_on_with(open_run, monkeypatch):
         ([*IDS, "x.jpg"], r"1 row\(s\) not in the image list, e.g. x.jpg"),
     ],
 )
-def test_finish_refuses_gaps_duplicates_and_strangers(open_run, names, message):
+def test_finish_refuses_gaps_duplicates_and_unknown_images(open_run, names, message):
     with open_run() as run:
         run.append([row(name) for name in names])
         before = run.csv.read_bytes()
@@ -272,9 +272,9 @@ def test_finish_refuses_gaps_duplicates_and_strangers(open_run, names, message):
     )
 
 
-def test_finish_wants_every_eps_of_every_image(open_run):
+def test_finish_requires_every_eps_of_every_image(open_run):
     with open_run(kind="ball", threat="Linf") as run:
-        run.append(rungs("a.jpg", 1, 0) + rungs("b.jpg", 1))
+        run.append(rows_of_eps("a.jpg", 1, 0) + rows_of_eps("b.jpg", 1))
         with pytest.raises(UserError, match=f"missing, e.g. b.jpg at eps {EPS[1]}"):
             run.finish(["a.jpg", "b.jpg"], EPS)
 
@@ -285,7 +285,7 @@ FILE_NAMES = st.text(
 
 
 @given(st.lists(st.tuples(FILE_NAMES, st.floats(allow_nan=False)), min_size=1, max_size=8))
-def test_text_and_floats_come_back_exactly(tmp_path_factory, pairs):
+def test_read_record_returns_text_and_floats_exactly(tmp_path_factory, pairs):
     path = tmp_path_factory.getbasetemp() / "round_trip.csv"
     rows = pd.DataFrame(
         [row(name, l2=value) for name, value in pairs], columns=RECORD_COLUMNS["minimum_norm"]
@@ -298,7 +298,7 @@ def test_text_and_floats_come_back_exactly(tmp_path_factory, pairs):
     )
 
 
-def test_integers_stay_integers_beside_empty_cells(open_run):
+def test_rows_to_csv_keeps_integers_in_columns_with_empty_cells(open_run):
     with open_run() as run:
         run.append([row("a.jpg", success=1, adv_pred=5), row("b.jpg", 0)])
         rows = run.finish(["b.jpg", "a.jpg"])
@@ -314,13 +314,13 @@ MODEL_NAMES = st.text(st.sampled_from("ab/:.- _\\*\n\0é~"), min_size=1, max_siz
 
 
 @given(MODEL_NAMES, MODEL_NAMES)
-def test_file_names_are_safe_and_distinct(a, b):
+def test_safe_file_name_is_safe_and_distinct(a, b):
     assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", safe_file_name(a))
     assert a == b or safe_file_name(a) != safe_file_name(b)
 
 
 @pytest.mark.parametrize("name", ["resnet50.a1_in1k", "vit_base-16", "A_1"])
-def test_a_safe_name_stays(name):
+def test_safe_file_name_keeps_a_safe_name(name):
     assert safe_file_name(name) == name
 
 
@@ -334,7 +334,7 @@ def test_a_safe_name_stays(name):
     ],
     ids=["signs", "dots", "long", "its own file name"],
 )
-def test_names_that_look_alike_do_not_meet(names):
+def test_safe_file_name_keeps_similar_names_apart(names):
     assert len({safe_file_name(name) for name in names}) == len(names)
 
 
@@ -394,7 +394,7 @@ def test_merge_of_norms_by_hand(tiny_record, tmp_path):
 
 def test_merge_of_balls_by_hand(tiny_record, tmp_path):
     for model, verdicts in {"m": [(1, 1), (1, 0)], "k": [(0, 0), (1, 1)]}.items():
-        rows = [r for name, robust in zip("ab", verdicts) for r in rungs(name, *robust)]
+        rows = [r for name, robust in zip("ab", verdicts) for r in rows_of_eps(name, *robust)]
         tiny_record(
             [*rows, *(row("c", 0, eps=eps, robust=0) for eps in EPS)],
             eps=EPS,
@@ -426,7 +426,7 @@ def test_merge_refuses_an_unfinished_record_or_marks_it(tiny_record, tmp_path):
     ]
 
 
-def test_a_torn_tail_is_no_row_of_a_partial_merge(tiny_record, tmp_path):
+def test_merge_ignores_a_torn_tail_of_an_unfinished_record(tiny_record, tmp_path):
     run = tiny_record(NORMS[:2], done=False)
     with open(run.csv, "ab") as file:
         file.write(b"c,7,7,1,1,,6")
@@ -435,7 +435,7 @@ def test_a_torn_tail_is_no_row_of_a_partial_merge(tiny_record, tmp_path):
     ]
 
 
-def test_a_partial_merge_of_records_without_rows_says_so(tiny_record, tmp_path):
+def test_merge_refuses_unfinished_records_without_rows(tiny_record, tmp_path):
     tiny_record([], done=False)
     with pytest.raises(UserError, match="no rows|no records"):
         merge_records(tmp_path, allow_partial=True)
@@ -450,7 +450,7 @@ def test_merge_refuses_an_edited_record(tiny_record, tmp_path):
         merge_records(tmp_path)
 
 
-def test_merge_refuses_a_record_that_is_gone(tiny_record, tmp_path):
+def test_merge_refuses_a_missing_record(tiny_record, tmp_path):
     run = tiny_record(NORMS)
     run.csv.unlink()
     with pytest.raises(UserError, match=str(run.csv)):
@@ -466,19 +466,19 @@ def test_merge_refuses_mixed_settings_naming_both(tiny_record, tmp_path):
         merge_records(tmp_path)
 
 
-def test_merge_of_nothing_says_what_makes_a_record(tmp_path):
+def test_merge_of_nothing_names_the_command_that_makes_a_record(tmp_path):
     with pytest.raises(UserError, match="no records.*evaluate_robustness.py"):
         merge_records(tmp_path)
 
 
-def test_a_record_without_its_run_file_is_not_dropped_in_silence(tiny_record, tmp_path):
+def test_merge_refuses_a_record_without_its_run_file(tiny_record, tmp_path):
     run = tiny_record(NORMS)
     run.csv.with_name("stray.csv").write_text(run.csv.read_text())
     with pytest.raises(UserError, match="stray.csv: a record without its run file"):
         merge_records(tmp_path)
 
 
-def test_multilabel_accuracy_weighs_classes_not_images(tiny_record, tmp_path):
+def test_merge_averages_multilabel_accuracy_over_classes(tiny_record, tmp_path):
     """Class 3: 1 of 1, class 7: 1 of 4; nobody was asked about the last image: (1 + 1/4) / 2."""
     verdicts = [(3, 1), (7, 1), (7, 0), (7, 0), (7, 0), (9, None)]
     tiny_record(
