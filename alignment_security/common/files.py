@@ -53,8 +53,8 @@ def sha256_file(path: Path) -> str:
 def safe_file_name(name: str) -> str:
     """A model's name as a file name of letters, digits, `.`, `_` and `-`.
 
-    Distinct names stay distinct. A name that has to change gets eight hex digits of its sha256, so `a/b`, `a:b` and `a--b` give
-    three file names. A name that already ends like this gets them too.
+    Distinct names stay distinct: a name that has to change gets eight hex digits of its sha256, so
+    `a/b`, `a:b` and `a--b` give three file names. A name that already ends like this gets them too.
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "--", name).lstrip(".-")[:LONGEST_STEM] or "_"
     if safe == name and not re.search(r"-[0-9a-f]{8}$", name):

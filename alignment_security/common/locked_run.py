@@ -1,7 +1,7 @@
 """A run that one process at a time may write: its lock, its run file and the entry of each session.
 
-Base of `records.run.Run` (an evaluation) and `trainer.run.TrainingRun`. A subclass decides which
-files a run has, what resuming requires, and how each error reads.
+Base of `records.run.Run` (an evaluation) and `trainer.run.TrainingRun`. A subclass defines
+the files of a run, the conditions of resuming, and the messages of its errors.
 """
 
 from __future__ import annotations

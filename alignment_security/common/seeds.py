@@ -1,6 +1,6 @@
 """Seeds of random number generators that depend on a text alone.
 
-A seed that is drawn from what it is for (seed of the run, image, attack) is the same on every
+A seed that depends only on its purpose (seed of the run, image, attack) is the same on every
 machine, in every batch and after every interruption, so no generator state has to be saved.
 """
 

@@ -71,10 +71,10 @@ def condor(*command: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def wait(true, seconds: float = 240, what: str = "the pool took too long"):
+def wait(condition, seconds: float = 240):
     end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, what
+    while not (found := condition()):
+        assert time.monotonic() < end, "the pool took too long"
         time.sleep(0.2)
     return found
 
@@ -107,7 +107,7 @@ def events(folder: Path, slug: str) -> Counter:
     return Counter(kind for kind, _, _ in read_events(path)) if path.is_file() else Counter()
 
 
-# ---- what is staged ------------------------------------------------------------------------------
+# ---- staging -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def staged(tmp_path) -> Path:
     folder = Path(os.environ["CONDOR_CONFIG"]).parent / "staging" / tmp_path.name
     folder.mkdir(parents=True)
     yield folder
-    subprocess.run(["condor_rm", "-all"], capture_output=True)  # what a failed test left
+    subprocess.run(["condor_rm", "-all"], capture_output=True)  # jobs that a failed test left
     shutil.rmtree(folder)
 
 
@@ -300,8 +300,8 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
         assert (
             run["status"] == "done" and len(run["sessions"]) == 2
         )  # the one that was cut off left nothing
-        told = follow_events(read_events(folder / "logs" / f"{slug}.log"))
-        assert told.total == len(want) and told.done > 0 and told.per_hour > 0
+        job = follow_events(read_events(folder / "logs" / f"{slug}.log"))
+        assert job.total == len(want) and job.done > 0 and job.per_hour > 0
         exact = rows.columns.drop(["l2", "linf"])
         pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
         for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):  # as in test_evaluate_robustness.py
@@ -340,7 +340,7 @@ def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
 
 
 def test_a_model_that_failed_goes_on_from_its_rows(make, tiny):
-    """keep_rows.sh gives a node that runs again what its record held when it failed."""
+    """keep_rows.sh gives a node that runs again the rows of its failed job."""
     folder = make(["net"], "--dataset", "mine", "clean")
     arguments = [
         *tiny.arguments(folder / "results"),

@@ -66,7 +66,7 @@ NAMES = [
     "lab/net:v1.0",
     "lab/net-v1.0",
     "lab:net.v1.0",
-]  # told apart by what a file name cannot hold
+]  # they differ in characters that a file name cannot hold
 
 
 # ---- prestage ------------------------------------------------------------------------------------
@@ -469,7 +469,7 @@ def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
 
 
 def test_report_progress_sets_attributes_and_never_fails_a_job(monkeypatch, tmp_path):
-    told = {}
+    attributes = {}
 
     class Chirp:
         def __enter__(self):
@@ -479,23 +479,23 @@ def test_report_progress_sets_attributes_and_never_fails_a_job(monkeypatch, tmp_
             pass
 
         def set_job_attr_delayed(self, name, value):
-            told[name] = value
+            attributes[name] = value
 
     report_progress(1, 2, 3.0)  # no job: nothing happens
     monkeypatch.setenv("_CONDOR_CHIRP_CONFIG", str(tmp_path / "no.such.file"))
     report_progress(1, 2, 3.0)  # the proxy is not there: nothing happens
     monkeypatch.setattr("htchirp.HTChirp", Chirp)
     report_progress(3, 12, 123.456)
-    assert told == {
+    assert attributes == {
         "ChirpImagesDone": "3",
         "ChirpImagesTotal": "12",
         "ChirpImagesPerHour": "123.46",
     }
-    assert tuple(told) == PROGRESS
-    assert ", ".join(told) in (ROOT / "htcondor/evaluate.inc").read_text()
+    assert tuple(attributes) == PROGRESS
+    assert ", ".join(attributes) in (ROOT / "htcondor/evaluate.inc").read_text()
     monkeypatch.setitem(sys.modules, "htchirp", None)
     report_progress(4, 12, 123.456)  # htchirp is not installed: nothing happens
-    assert told["ChirpImagesDone"] == "3"
+    assert attributes["ChirpImagesDone"] == "3"
 
 
 # ---- the folder of a sweep -----------------------------------------------------------------------
@@ -677,7 +677,7 @@ def test_what_the_jobs_of_a_sweep_rely_on(line):
 
 
 def test_no_submit_file_has_a_default_that_holds_a_macro_or_a_hyphen():
-    """HTCondor mangles `$(x:a$(y))`, and leaves `$(x:a-b)` as it stands."""
+    """HTCondor mangles `$(x:a$(y))`, and does not expand `$(x:a-b)`."""
     for path in (ROOT / "htcondor").glob("*.*"):
         assert not re.search(r"\$\([^()]*:[^()]*(\$\(|-)", path.read_text()), path
 
@@ -704,7 +704,7 @@ def test_scripts_are_sound_bash():
 
 SUBMIT = "000 (012.000.000) {t} Job submitted from host: <127.0.0.1:9618?addrs=x>\n...\n"
 EXECUTE = "001 (012.000.000) {t} Job executing on host: <127.0.0.1:9618?addrs=x>\n...\n"
-TOLD = (
+REPORTED = (
     "028 (012.000.000) {t} Job ad information event triggered.\n"
     "ChirpImagesDone = {done}\nChirpImagesTotal = 100\n"
     'ChirpImagesPerHour = 40.0\nEventTypeNumber = 28\nMyType = "FileTransferEvent"\n...\n'
@@ -754,10 +754,10 @@ LOGS = {  # model -> (log, error file, state, hours used at hour 10, note)
         log_of(
             (0, SUBMIT),
             (1, EXECUTE),
-            (2, TOLD, {"done": 10}),
+            (2, REPORTED, {"done": 10}),
             (4, EVICTED),
             (5, EXECUTE),
-            (9, TOLD, {"done": 40}),
+            (9, REPORTED, {"done": 40}),
         ),
         "",
         "running",
@@ -837,7 +837,7 @@ def test_status_table_of_every_kind_of_model(swept):
         assert note in table["note"][name] if note else table["note"][name] == ""
     running = table.loc["running"]
     assert (running["done"], running["total"], running["evictions"]) == (40, 100, 1)
-    assert running["left"] == pytest.approx(60 / 40 - 1)  # told an hour ago
+    assert running["left"] == pytest.approx(60 / 40 - 1)  # reported an hour ago
     assert table["per_hour"]["done"] == pytest.approx(3600) and table["done"]["done"] == 2
 
 

@@ -160,7 +160,7 @@ OWNER = """
 import os, sys, time
 from alignment_security.records.run import Run
 run = Run(sys.argv[1], "sample", "L2-fmn", "net", "minimum_norm", {"model": {}, "run": {}})
-if sys.argv[2] == "alone" or not os.fork():     # the child stands for one that decodes images
+if sys.argv[2] == "alone" or not os.fork():  # the child acts as a process that decodes images
     print(os.getpid(), flush=True)
 time.sleep(600)
 """

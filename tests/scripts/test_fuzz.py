@@ -58,12 +58,12 @@ def damaged(good: list[bytes]) -> Iterator[tuple[int, bytes]]:
         for _ in range(draw.randint(1, 3)):
             a, b = sorted(draw.randrange(len(data) + 1) for _ in range(2))
             b = min(b, a + 64)
-            what = draw.randrange(4)
-            if what == 0 and data:
+            damage = draw.randrange(4)
+            if damage == 0 and data:
                 data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-            elif what == 1:
+            elif damage == 1:
                 del data[a:b]
-            elif what == 2:
+            elif damage == 2:
                 data[a:a] = data[a:b]
             else:
                 data[a:b] = draw.choice(SPLICES)
@@ -134,7 +134,7 @@ def shard(tmp_path_factory) -> bytes:
 
 
 def test_fuzz_the_clickme_reader(tmp_path, shard):
-    """Checksums find what was damaged: either nothing of a record changed, or it is refused."""
+    """Checksums find damage: either a record is unchanged, or it is rejected."""
     path, read, refused = tmp_path / "val-0.tfrecords", 0, 0
     good = {payload for _, payload in payloads(tmp_path / "good", shard)}
     for number, data in damaged([shard]):
@@ -159,7 +159,7 @@ def payloads(path, data: bytes) -> list[tuple[int, bytes]]:
 
 
 def test_fuzz_a_payload_whose_checksum_is_right(tmp_path, shard):
-    """Somebody else's records: framed well, and not what ClickMe's hold."""
+    """TFRecords of another data set: correctly framed, with other content than ClickMe's."""
     path, _ = tmp_path / "val-0.tfrecords", masked_crc(b"")
     payload = payloads(path, shard)[0][1]
     for number, data in damaged([payload[:200] + payload[-80:], payload]):
