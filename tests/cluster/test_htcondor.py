@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -111,7 +112,7 @@ def events(folder: Path, slug: str) -> Counter:
 
 
 @pytest.fixture
-def staged(tmp_path) -> Path:
+def staged(tmp_path) -> Iterator[Path]:
     """The folder that osdf:///chtc/staging/<its name> serves."""
     folder = Path(os.environ["CONDOR_CONFIG"]).parent / "staging" / tmp_path.name
     folder.mkdir(parents=True)

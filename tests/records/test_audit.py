@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -94,7 +95,7 @@ AUTOATTACK = {
     "targets": 9,
     "queries": 5000,
 }
-THREATS = {
+THREATS: dict[str, tuple[str, Callable[[], list[dict]], dict]] = {
     "clean": (
         "clean",
         lambda: [clean_columns(name) for name in IMAGES],
@@ -443,7 +444,7 @@ def test_standard_budget_and_tolerance_are_those_of_the_attacks():
     assert EPS_ATOL == ROUNDING
 
 
-def command(*arguments) -> int:
+def command(*arguments) -> int | str | None:
     try:
         return utilities.main(utilities.get_args_parser().parse_args(list(map(str, arguments))))
     except SystemExit as error:
@@ -515,7 +516,7 @@ def test_reattack_skips_a_model_without_its_weights(evaluated, capsys):
 # ---- from a figure to its runs -------------------------------------------------------------------
 
 
-def traced(capsys, *arguments) -> tuple[int, str, str]:
+def traced(capsys, *arguments) -> tuple[int | str | None, str, str]:
     capsys.readouterr()
     return command("trace", *arguments), *capsys.readouterr()
 
