@@ -211,7 +211,7 @@ def test_kill_9_at_twenty_random_moments(start, tiny, whole, tmp_path, threat):
     kill_at_random_moments(start, tiny, whole, tmp_path, threat, 20)
 
 
-@pytest.mark.parametrize("step", ["save", "_repair"])
+@pytest.mark.parametrize("step", ["save", "_repair_record"])
 def test_a_kill_while_the_files_of_a_run_are_made_is_no_obstacle(open_run, monkeypatch, step):
     """A record without its run file would be refused: the run file comes first."""
 
@@ -603,7 +603,7 @@ def test_a_clock_that_jumps_changes_nothing(cli, tiny, whole, tmp_path, monkeypa
     hours = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))
     monkeypatch.setattr(
-        "alignment_security.records.run.utc_now",
+        "alignment_security.common.locked_run.utc_now",
         lambda: f"2026-11-{28 - next(hours) % 28:02d}T00:00:00+00:00",
     )
     assert cli("--stop_after", "600", *command(tiny, tmp_path, "clean"))[0] == 0
