@@ -31,7 +31,7 @@ from nets import rows_of
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
-from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.attacks.libraries import CountedModule, run_pyautoattack
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.common.files import utc_now, write_atomic
 from alignment_security.common.settings import git_state, installed_versions
@@ -56,7 +56,7 @@ def lite0(head: str, device: str):
 
 def measured(run, net, images, **options) -> tuple[pd.DataFrame, dict]:
     """Rows of a run, and what it cost: rows through the model, seconds."""
-    counted, begin = nets.Counter(net), time.perf_counter()
+    counted, begin = CountedModule(net), time.perf_counter()
     rows = rows_of(run(counted, images, **options))
     return rows, {
         "forwards": counted.forwards,
@@ -132,7 +132,7 @@ def torchattacks_cost(net, images, eps: float, device: str) -> dict | None:
         import torchattacks
     except ImportError:
         return None
-    counted = nets.Counter(net)
+    counted = CountedModule(net)
     attack = torchattacks.AutoAttack(
         counted, norm="Linf", eps=eps, version="standard", n_classes=10, seed=0
     )

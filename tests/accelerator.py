@@ -1,8 +1,9 @@
-"""A pretended accelerator, so that a machine without a GPU finds what mixes tensors of two devices.
+"""A simulated accelerator: finds operations that mix tensors of two devices, without a GPU.
 
-Its tensors say that they lie on torch.device("meta"), which autograd knows and no kernel of which runs; behind each is a
-CPU tensor that the operations work on. An operation that takes tensors of both sides raises, as it does with CUDA, but
-for copies, and for CPU tensors as indices or without a dimension. Speed, precision and memory are the CPU's.
+Its tensors report torch.device("meta"), which autograd supports and which runs no kernels. Behind
+each is a CPU tensor on which the operations are computed. As with CUDA, an operation on tensors of
+both devices raises, except copies, CPU tensors as indices, and CPU tensors without dimensions.
+Speed, precision and memory are the CPU's.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ COPIES, INDEXING = {"copy_", "_to_copy"}, {"index", "index_put", "index_put_"}
 
 
 class Pretended(torch.Tensor):
-    """A tensor on the pretended accelerator; `behind` is what it stands for."""
+    """A tensor on the simulated accelerator; `behind` is the CPU tensor with its values."""
 
     behind: torch.Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -53,14 +54,14 @@ class Pretended(torch.Tensor):
 
 
 def on_cpu(index):
-    """A list as an index, which torch would make a real, empty meta tensor of."""
+    """Lists in an index as CPU tensors; torch would turn them into real, empty meta tensors."""
     if isinstance(index, tuple):
         return tuple(on_cpu(part) for part in index)
     return torch.tensor(index, dtype=torch.long) if isinstance(index, list) else index
 
 
 def check(func, args, kwargs) -> None:
-    """Raise RuntimeError for what CUDA refuses."""
+    """Raise RuntimeError for an operation that CUDA would refuse."""
     name, checked = func.overloadpacket.__name__, (args, kwargs)
     if name in COPIES:
         return
@@ -69,7 +70,7 @@ def check(func, args, kwargs) -> None:
         if not isinstance(args[0], Pretended) and any(
             isinstance(part, Pretended) for part in tree_leaves(args[1])
         ):
-            raise RuntimeError(f"{func}: a CPU tensor indexed by one of the accelerator")
+            raise RuntimeError(f"{func}: a CPU tensor indexed by a tensor of the accelerator")
     tensors = [part for part in tree_leaves(checked) if isinstance(part, torch.Tensor)]
     ours = [part for part in tensors if isinstance(part, Pretended)]
     if ours and any(part.dim() for part in tensors if not isinstance(part, Pretended)):
@@ -81,7 +82,7 @@ def check(func, args, kwargs) -> None:
 
 
 def run(func, args, kwargs):
-    """The operation on what its tensors stand for; the result lies where CUDA would put it."""
+    """Compute an operation on the CPU; the result is on the device where CUDA would put it."""
     check(func, args, kwargs)
     tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, torch.Tensor)]
     assert all(isinstance(part, Pretended) for part in tensors if part.is_meta), (
@@ -113,13 +114,15 @@ def run(func, args, kwargs):
 
 
 class Mode(TorchDispatchMode):
+    """Sends operations without a simulated tensor, such as torch.zeros(device=...), to `run`."""
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return run(func, args, kwargs or {})
 
 
 @contextmanager
 def pretended():
-    """Within it DEVICE can be computed on."""
+    """Context in which DEVICE can be used like an accelerator."""
     tensor, as_tensor, tolist = torch.tensor, torch.as_tensor, torch.Tensor.tolist
 
     def placed(make):

@@ -1,4 +1,4 @@
-"""Small nets whose answers are known, and the real ones that packages ship."""
+"""Small nets with known answers, digits, and the CIFAR-10 net and photographs of packages."""
 
 import importlib.util
 from pathlib import Path
@@ -27,23 +27,8 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight.T + self.bias
 
 
-class Counter(nn.Module):
-    """Counts rows forward and backward."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.forwards, self.backwards = net, 0, 0
-
-    def forward(self, x):
-        self.forwards += len(x)
-        out = self.net(x)
-        if out.requires_grad:
-            out.register_hook(lambda grad: setattr(self, "backwards", self.backwards + len(grad)))
-        return out
-
-
 def two_class(distance: float, norm: str, size=(1, 8, 8), seed: int = 0, middle: float = 0.5):
-    """(net, image): the image is of class 0, exactly `distance` away from class 1 in that norm when no pixel clips."""
+    """(net, image) of class 0, at `distance` from class 1 in `norm` if no pixel clips."""
     weight = torch.randn(int(np.prod(size)), generator=torch.Generator().manual_seed(seed))
     dual = {"L2": weight.norm(), "Linf": weight.abs().sum(), "L1": weight.abs().max()}[norm]
     bias = distance * dual - (weight * middle).sum()
@@ -73,7 +58,10 @@ def cifar_resnet18():
 
 
 def cifar_photographs(net=None):
-    """The 20 CIFAR-10 photographs of the foolbox wheel as (name, image, label); only the right ones of `net`."""
+    """The 20 CIFAR-10 photographs of the foolbox wheel as (name, image, label).
+
+    With a `net`, only those that it classifies correctly.
+    """
     rows = []
     for path in sorted((folder_of("foolbox") / "data").glob("cifar10_*.png")):
         x = (
@@ -97,7 +85,10 @@ def digits():
 
 
 def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 16):
-    """A small net trained on the first 1200 digits, adversarially (3 PGD steps in Linf) when eps > 0. Seconds."""
+    """A small net trained on the first 1200 digits, in seconds.
+
+    With eps > 0 the training is adversarial (3 PGD steps in Linf).
+    """
     torch.manual_seed(seed)
     rows = digits()[:1200]
     x, y = torch.stack([r[1] for r in rows]), torch.tensor([r[2] for r in rows])
@@ -128,7 +119,7 @@ def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 1
 
 
 class DigitsWithMaps(torch.utils.data.Dataset):
-    """Digits as training sees them, with or without maps: (epoch, position) -> the row of training_images.collate."""
+    """Digits for training, with or without maps: (epoch, position) -> what `collate` takes."""
 
     def __init__(self, rows, maps=None):
         self.rows, self.maps = rows, maps
@@ -142,7 +133,7 @@ class DigitsWithMaps(torch.utils.data.Dataset):
 
 
 def ink_maps(rows):
-    """Synthetic maps, nobody drew them: the strokes of each digit, blurred by a 3 x 3 mean."""
+    """Synthetic maps, not drawn by people: the strokes of each digit, blurred by a 3 x 3 mean."""
     x = torch.stack([image for _, image, _ in rows])
     return nn.functional.avg_pool2d(x, 3, stride=1, padding=1)[:, 0]
 

@@ -1,13 +1,7 @@
-"""The four attacks of AutoAttack (Croce & Hein 2020) as rows of a struct of arrays, for Linf and L2.
+"""APGD: Auto-PGD (Croce & Hein 2020, Algorithm 1), untargeted and targeted, in Linf and L2.
 
-From the same start point the iterates of an image are those of the reference implementation (fra31/auto-attack), to
-float rounding, until the image is fooled, whatever shares its batch. Square draws its proposals from the same
-distribution, per image instead of per batch.
-
-    APGD     Auto-PGD on cross-entropy, or on the targeted difference-of-logits-ratio loss
-    FAB      Fast Adaptive Boundary (Croce & Hein 2020b), targeted; does not depend on eps, so what it finds outside
-             one ball is kept for the larger ones
-    Square   random search (Andriushchenko et al. 2020), margin loss
+From the same start point, the iterates of an image are those of the reference implementation
+(fra31/auto-attack) to float rounding, until the image is fooled.
 """
 
 from __future__ import annotations
@@ -16,119 +10,182 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from alignment_security.attacks.attack import AttackedImage, State, initial_state, target_classes
-from alignment_security.attacks.geometry import TINY, per_row, project_onto_ball, unit_norm
+from alignment_security.attacks.attack import (
+    AttackedImage,
+    EpsProgress,
+    Rows,
+    State,
+    initial_state,
+    target_classes,
+)
+from alignment_security.attacks.geometry import (
+    ORDER,
+    TINY,
+    normalize,
+    per_row,
+    project_onto_ball,
+)
 
-# ---- APGD ------------------------------------------------------------------------------------------------------
+MOMENTUM = 0.75  # alpha of the paper: weight of the new step
+FIRST_STEP_SIZE = 2  # in eps
+# periods between two checkpoints, in shares of the steps: the first, by how much each is shorter
+# than the one before, and the shortest
+FIRST_PERIOD, PERIOD_DECREASE, SHORTEST_PERIOD = 0.22, 0.03, 0.06
+
+
+def checkpoint_periods(steps: int) -> Tensor:
+    """Length of the period that ends at each iteration, 0 if none does: (steps + 2,) int64."""
+    periods = torch.zeros(steps + 2, dtype=torch.long)
+    shortest = max(int(SHORTEST_PERIOD * steps), 1)
+    decrease = max(int(PERIOD_DECREASE * steps), 1)
+    period, checkpoint = max(int(FIRST_PERIOD * steps), 1), 0
+    while checkpoint + period <= steps:
+        checkpoint += period
+        periods[checkpoint] = period
+        period = max(period - decrease, shortest)
+    return periods
 
 
 class APGD:
-    """Auto-PGD (Croce & Hein 2020, Algorithm 1): momentum 0.75, step 2 eps halved at checkpoints, back to the best point.
+    """Auto-PGD: gradient steps with momentum, whose size is halved at checkpoints.
 
-    targeted   False: cross-entropy, one run. True: DLR loss towards one of `runs` classes (their equation 9)
+    norm       "Linf" or "L2"
+    steps      gradients per run; one more point, the last iterate, is evaluated
+    targeted   False: cross-entropy, one run. True: the targeted DLR loss (equation 9), one run for
+               each of `runs` target classes
+    rho        share of a period's steps in which the loss has to increase (Condition 1)
     """
 
     def __init__(self, norm: str, steps: int, targeted: bool, runs: int = 1, rho: float = 0.75):
         self.norm, self.steps, self.targeted, self.runs, self.rho = norm, steps, targeted, runs, rho
         self.name = "apgd-t" if targeted else "apgd-ce"
-        self.window = torch.zeros(
-            steps + 2, dtype=torch.long
-        )  # window[i]: length of the check after iterate i, or 0
-        k, at = max(int(0.22 * steps), 1), 0
-        while at + k <= steps:
-            at += k
-            self.window[at] = k
-            k = max(k - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+        self.periods = checkpoint_periods(steps)
 
-    def start(self, jobs: list[AttackedImage]) -> State:
-        s = initial_state(jobs)
-        zero = torch.zeros_like(s["eps"])
-        draw = torch.rand if self.norm == "Linf" else torch.randn
-        noise = torch.stack(
-            [draw(job.x.shape, generator=job.generator(self.name)) for job in jobs]
-        ).to(s["x"])
-        noise = 2 * noise - 1 if self.norm == "Linf" else noise
-        s |= {
-            "x_adv": (s["x"] + per_row(s["eps"]) * unit_norm(noise, self.norm)).clamp_(0, 1),
-            "x_best": torch.empty_like(s["x"]),
-            "grad_best": torch.empty_like(s["x"]),
-            "loss_best": zero - torch.inf,
-            "loss_check": zero.clone(),
-            "loss_before": zero.clone(),
-            "rises": zero.clone(),
-            "reduced": torch.ones_like(zero, dtype=torch.bool),
-            "step": 2 * s["eps"],
-            "blind": torch.zeros_like(zero, dtype=torch.bool),
+    def start(self, images: list[AttackedImage[EpsProgress]]) -> State:
+        """Rows at a random point of norm eps around each image. Keys besides `initial_state`'s:
+
+        x_adv, x_previous, x_best, grad_best    (B, C, H, W)
+        loss_best, loss_previous    (B,)
+        loss_best_at_check          (B,) best loss at the last checkpoint
+        increases                   (B,) steps since the last checkpoint that increased the loss
+        reduced_at_check            (B,) bool: the step size was halved at the last checkpoint
+        step_size                   (B,)
+        zero_gradient               (B,) bool: the gradient at the start point is zero
+        target                      (B,) int64 (targeted only)
+        """
+        state = initial_state(images)
+        zeros = torch.zeros_like(state["eps"])
+        x_adv = self._random_points(images, state)
+        state |= {
+            "x_adv": x_adv,
+            "x_previous": x_adv.clone(),
+            "x_best": torch.empty_like(x_adv),
+            "grad_best": torch.empty_like(x_adv),
+            "loss_best": zeros - torch.inf,
+            "loss_best_at_check": zeros.clone(),
+            "loss_previous": zeros.clone(),
+            "increases": zeros.clone(),
+            "reduced_at_check": torch.ones_like(zeros, dtype=torch.bool),
+            "step_size": FIRST_STEP_SIZE * state["eps"],
+            "zero_gradient": torch.zeros_like(zeros, dtype=torch.bool),
         }
-        s["x_before"] = s["x_adv"].clone()
-        return s | ({"target": target_classes(jobs)} if self.targeted else {})
+        if self.targeted:
+            state["target"] = target_classes(images)
+        return state
 
-    def wants_gradient(self, s: State) -> Tensor:
-        return s["it"] < self.steps  # the gradient at the last iterate is never used
+    def _random_points(self, images: list[AttackedImage], state: State) -> Tensor:
+        """Uniform (Linf) or Gaussian (L2) noise, scaled to norm eps and clipped: (B, C, H, W)."""
+        draw = torch.rand if self.norm == "Linf" else torch.randn
+        draws = [draw(image.x.shape, generator=image.generator(self.name)) for image in images]
+        noise = torch.stack(draws).to(state["x"])
+        if self.norm == "Linf":
+            noise = 2 * noise - 1
+        delta = per_row(state["eps"]) * normalize(noise, ORDER[self.norm])
+        return (state["x"] + delta).clamp_(0, 1)
 
-    def loss(self, s: State, logits: Tensor, rows) -> Tensor:
-        y = s["y"][rows]
+    def wants_gradient(self, state: State) -> Tensor:
+        return state["iteration"] < self.steps  # the gradient at the last iterate is not used
+
+    def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
+        """Cross-entropy, or the targeted DLR loss: (b,)."""
+        y = state["y"][rows]
         if not self.targeted:
             return F.cross_entropy(logits, y, reduction="none")
-        top = logits.topk(4, dim=1)[0]
-        return (
-            logits.gather(1, s["target"][rows][:, None]) - logits.gather(1, y[:, None])
-        ).squeeze(1) / (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY)
+        target = state["target"][rows]
+        largest = logits.topk(4, dim=1)[0]
+        gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+        return gap / (largest[:, 0] - 0.5 * (largest[:, 2] + largest[:, 3]) + TINY)
 
-    def claims(self, s: State, logits: Tensor) -> Tensor:
-        return logits.argmax(1) != s["y"]
+    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
+        return logits.argmax(1) != state["y"]
 
-    def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
-        over = s["it"] >= self.steps
+    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+        """An iteration of Algorithm 1: keep the best point, check the step size, take a step."""
+        finished = state["iteration"] >= self.steps
         if grad is None:
-            return over
-        loss, first = self.loss(s, logits, slice(None)), s["it"] == 0
-        self._bookkeeping(s, loss, grad, first.to(loss.device))
+            return finished
+        first = state["iteration"] == 0
+        loss = self.loss(state, logits, slice(None))
+        self._keep_best(state, loss, grad, first.to(loss.device))
         if first.any():
-            s["blind"] |= first.to(loss.device) & (grad.flatten(1).abs().amax(1) == 0)
-        self._checkpoint(s, grad)
-        momentum = (s["x_adv"] - s["x_before"]).mul_(
-            per_row(torch.where(first, 0.0, 0.25)).to(loss.device)
-        )
-        s["x_before"], s["x_adv"] = s["x_adv"], self._step(s, grad, momentum, first)
-        s["it"] += 1
-        return over
+            vanishes = grad.flatten(1).abs().amax(1) == 0
+            state["zero_gradient"] |= first.to(loss.device) & vanishes
+        self._halve_step_size(state, grad)
+        weight = torch.where(first, 0.0, 1 - MOMENTUM).to(loss.device)
+        momentum = (state["x_adv"] - state["x_previous"]).mul_(per_row(weight))
+        x_next = self._step(state, grad, momentum, first)
+        state["x_previous"], state["x_adv"] = state["x_adv"], x_next
+        state["iteration"] += 1
+        return finished
 
-    def _bookkeeping(self, s: State, loss: Tensor, grad: Tensor, first: Tensor) -> None:
-        """Best point so far, and rises of the loss since the last check (the reference counts the first against 0)."""
-        better = loss > s["loss_best"]
-        s["x_best"] = torch.where(per_row(better), s["x_adv"], s["x_best"])
-        s["grad_best"] = torch.where(per_row(better), grad, s["grad_best"])
-        s["loss_best"] = torch.where(better, loss, s["loss_best"])
-        s["loss_check"] = torch.where(first, loss, s["loss_check"])
-        s["rises"] += ((loss > s["loss_before"]) & ~first).float()
-        s["loss_before"] = torch.where(first, 0.0, loss)
+    def _keep_best(self, state: State, loss: Tensor, grad: Tensor, first: Tensor) -> None:
+        """Keep the point of largest loss, and count increases of the loss.
 
-    def _checkpoint(self, s: State, grad: Tensor) -> None:
-        """Halve the step of rows that rose too seldom or did not improve, and set them back to their best point."""
-        at = self.window[s["it"]].nonzero().squeeze(1)
-        if not len(at):
+        Like the reference, the second point is compared with a loss of 0, not with the first's.
+        """
+        better = loss > state["loss_best"]
+        state["x_best"] = torch.where(per_row(better), state["x_adv"], state["x_best"])
+        state["grad_best"] = torch.where(per_row(better), grad, state["grad_best"])
+        state["loss_best"] = torch.where(better, loss, state["loss_best"])
+        state["loss_best_at_check"] = torch.where(first, loss, state["loss_best_at_check"])
+        state["increases"] += ((loss > state["loss_previous"]) & ~first).float()
+        state["loss_previous"] = torch.where(first, 0.0, loss)
+
+    def _halve_step_size(self, state: State, grad: Tensor) -> None:
+        """At a checkpoint, halve the step size under a condition, and restart from the best point.
+
+        Condition 1: the loss increased in too few steps of the period. Condition 2: the step size
+        was not halved at the last checkpoint, and the best loss has not improved since.
+        """
+        period = self.periods[state["iteration"]]
+        rows = period.nonzero().squeeze(1)
+        if not len(rows):
             return
-        length, at = self.window[s["it"]][at].to(grad.device), at.to(grad.device)
-        stuck = ~s["reduced"][at] & (s["loss_check"][at] >= s["loss_best"][at])
-        reduce = (s["rises"][at] <= length * self.rho) | stuck
-        s["reduced"][at], s["loss_check"][at], s["rises"][at] = reduce, s["loss_best"][at], 0.0
-        back = at[reduce]
-        s["step"][back] /= 2
-        s["x_adv"][back], grad[back] = s["x_best"][back], s["grad_best"][back]
+        length, rows = period[rows].to(grad.device), rows.to(grad.device)
+        condition_1 = state["increases"][rows] <= length * self.rho
+        not_improved = state["loss_best_at_check"][rows] >= state["loss_best"][rows]
+        condition_2 = ~state["reduced_at_check"][rows] & not_improved
+        halve = condition_1 | condition_2
+        state["reduced_at_check"][rows] = halve
+        state["loss_best_at_check"][rows] = state["loss_best"][rows]
+        state["increases"][rows] = 0.0
+        halved = rows[halve]
+        state["step_size"][halved] /= 2
+        state["x_adv"][halved] = state["x_best"][halved]
+        grad[halved] = state["grad_best"][halved]
 
-    def _step(self, s: State, grad: Tensor, momentum: Tensor, first: Tensor) -> Tensor:
-        direction = grad.sign_() if self.norm == "Linf" else unit_norm(grad, "L2")
-        z = project_onto_ball(
-            direction.mul_(per_row(s["step"])).add_(s["x_adv"]), s["x"], s["eps"], self.norm
-        )
-        weight = per_row(torch.where(first, 1.0, 0.75)).to(z.device)
-        return project_onto_ball(
-            z.sub_(s["x_adv"]).mul_(weight).add_(s["x_adv"]).add_(momentum),
-            s["x"],
-            s["eps"],
-            self.norm,
-        )
+    def _step(self, state: State, grad: Tensor, momentum: Tensor, first: Tensor) -> Tensor:
+        """z = P(x_adv + step_size direction), next = P(x_adv + 0.75 (z - x_adv) + momentum).
 
-    def leave(self, s: State, row: int, job: AttackedImage) -> None:
-        job.known["blind"] = job.known.get("blind", False) or bool(s["blind"][row])
+        The first step has no momentum. Overwrites `grad` in Linf.
+        """
+        x, x_adv, eps = state["x"], state["x_adv"], state["eps"]
+        direction = grad.sign_() if self.norm == "Linf" else normalize(grad, 2)
+        step = direction.mul_(per_row(state["step_size"]))
+        z = project_onto_ball(step.add_(x_adv), x, eps, self.norm)
+        weight = per_row(torch.where(first, 1.0, MOMENTUM)).to(z.device)
+        weighted = z.sub_(x_adv).mul_(weight).add_(x_adv)
+        return project_onto_ball(weighted.add_(momentum), x, eps, self.norm)
+
+    def on_done(self, state: State, row: int, image: AttackedImage[EpsProgress]) -> None:
+        image.progress.zero_gradient |= bool(state["zero_gradient"][row])

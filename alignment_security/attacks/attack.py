@@ -1,9 +1,14 @@
-"""alignment_security.attacks.attack."""
+"""The contract between the engine and an attack: `Attack`, `AttackedImage`, and its progress.
+
+An attack is a struct of arrays: a dict of tensors (`State`) with one row per image. The engine
+evaluates the model and keeps the rows of the batch filled; the attack only computes the next point.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,71 +16,184 @@ from torch import Tensor
 from alignment_security.common.files import UserError
 from alignment_security.common.seeds import seed_from_text
 
-
-def initial_state(jobs: list[AttackedImage]) -> State:
-    """What every attack keeps of an image: x (B, C, H, W), y (B,), eps (B,), it (B,) on the CPU."""
-    x = torch.stack([job.x for job in jobs])
-    return {
-        "x": x,
-        "y": torch.tensor([job.label for job in jobs], device=x.device),
-        "eps": torch.tensor([job.eps for job in jobs], device=x.device),
-        "it": torch.zeros(len(jobs), dtype=torch.long),
-    }
-
-
-def target_classes(jobs: list[AttackedImage]) -> Tensor:
-    """The class that run k aims at: the (k + 2)-th largest clean logit, in the reference's order (B,)."""
-    logits = torch.stack([job.logits for job in jobs])
-    runs = torch.tensor([job.run for job in jobs], device=logits.device)
-    return logits.sort(dim=1)[1].gather(1, (logits.shape[1] - 2 - runs)[:, None]).squeeze(1)
-
-
-State = dict[str, Tensor]  # every tensor has a leading dimension of rows; `it` lives on the CPU
+# The first dimension of every tensor is the batch's B rows. "iteration" (B,) int64 is kept on the
+# CPU, and so are masks derived from it; the other tensors are on the model's device.
+State = dict[str, Tensor]
+Rows = Tensor | slice
 
 
 class AttackError(UserError):
-    """An input no attack can work on; the message says which."""
+    """The image, label, model or budget cannot be attacked; the message says which, and why."""
+
+
+# ---- an image under attack ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An adversarial point that the plain float32 model confirmed."""
+
+    adv_pred: int  # class that the float32 model predicts
+    linf: float
+    l2: float
+    perturbation: Tensor  # (C, H, W) float32
+    broken_by: str  # name of the attack
+    from_eps: float  # eps of the attack that found it
+
+    def norm(self, norm: str) -> float:
+        """Its "Linf" or "L2" norm."""
+        return self.linf if norm == "Linf" else self.l2
+
+    def columns(self) -> dict[str, Any]:
+        """The columns that bounded and minimum-norm records share."""
+        return {"adv_pred": self.adv_pred, "linf": self.linf, "l2": self.l2}
 
 
 @dataclass
-class AttackedImage:
-    """One image on its way. x (C, H, W) float32 in [0, 1] on the device; logits (K,) of the clean image."""
+class FabMemory:
+    """The nearest adversarial point that FAB has found for an image, in any run and at any eps.
+
+    FAB does not use eps to choose its steps, so a point outside one ball may decide a larger one.
+    """
+
+    nearest: Tensor | None = None  # (C, H, W)
+    distance: float = math.inf  # its distance from the image, in the norm of the attack
+    found_at: float = math.nan  # eps of the attack that found it
+    finished: bool = False  # all runs were made: FAB would find the same points again
+
+    def remember(self, nearest: Tensor, distance: float, eps: float) -> None:
+        """Keep the point if it is nearer than the one before."""
+        if distance < self.distance:
+            self.nearest, self.distance, self.found_at = nearest.clone(), distance, eps
+
+
+@dataclass
+class EpsProgress:
+    """What norm-bounded attacks know of an image: an interval of eps, and how it was broken.
+
+    Indices count the eps of the search, ascending. The image is decided when nothing is left
+    between `survived_index` and `broken_index`.
+    """
+
+    broken_index: int  # smallest eps that the image is known to break at (number of eps: none)
+    survived_index: int = -1  # largest eps that the image is known to survive (-1: none)
+    eps_index: int = 0  # the eps under attack
+    findings: dict[int, Finding] = field(default_factory=dict)  # by the smallest eps they decide
+    fab: FabMemory = field(default_factory=FabMemory)
+    zero_gradient: bool = False  # APGD met a zero gradient at a start point
+
+    @property
+    def decided(self) -> bool:
+        return self.survived_index + 1 >= self.broken_index
+
+
+@dataclass
+class MinimumNormProgress:
+    """What a minimum-norm attack leaves when its steps are over."""
+
+    x_best: Tensor | None = None  # (C, H, W); None: no adversarial point was found
+
+
+Progress = TypeVar("Progress")  # EpsProgress or MinimumNormProgress
+
+
+@dataclass
+class AttackedImage(Generic[Progress]):
+    """One image on its way through the attacks."""
 
     image_id: str
-    x: Tensor
+    x: Tensor  # (C, H, W) float32 in [0, 1], on the device of the model
     label: int
-    logits: Tensor
+    logits: Tensor  # (K,) of the clean image
+    progress: Progress
+    clean: dict[str, Any] = field(default_factory=dict)  # columns of the clean prediction
     seed: int = 0
-    eps: float = 0.0
+    eps: float = 0.0  # radius under attack; infinite for minimum-norm attacks
     run: int = 0  # which target or restart of the present attack
-    forwards: float = (
-        0  # passes since the last row was written (a share of a batch's for the reference)
-    )
+    # rows through the model since the last record row of this image was written; fractions where
+    # a library's passes are shared evenly among the images of a batch
+    forwards: float = 0
     backwards: float = 0
-    known: dict = field(default_factory=dict)  # what attacks leave behind for later ones
 
     def generator(self, attack: str) -> torch.Generator:
-        """Random numbers of this image, attack and run: the same on every machine, in every batch."""
+        """Random numbers of this image, attack and run: the same on any machine, in any batch."""
         key = f"{self.seed}|{self.image_id}|{attack}|{self.run}"
         return torch.Generator().manual_seed(seed_from_text(key))
 
 
-class Attack(Protocol):
-    """What the engine asks of an attack. Rows of `s` are images; s["x_adv"] is the point to evaluate next.
+# ---- an attack ---------------------------------------------------------------------------------
 
-    Each turn: wants_gradient, loss, claims, update. A row that claims an answer may put another point into s["x_adv"].
+
+class Attack(Protocol[Progress]):
+    """An attack that the engine can run. See `apgd.py` for an example.
+
+    `start` makes the rows of new images, with the first points in state["x_adv"] (B, C, H, W).
+    The engine then repeats, until a row is finished or its point is confirmed to be adversarial:
+
+        wants_gradient  which rows need a gradient at x_adv
+        loss            what a gradient ascends (called inside the forward pass)
+        is_candidate    which points the float32 model should confirm
+        update          puts the next points into x_adv, in place of the evaluated ones
+        on_done         for each row that leaves the batch
+
+    A row must not depend on another row: rows join and leave the batch at any time.
     """
 
-    name: str
-    runs: int
+    name: str  # as in the column broken_by
+    runs: int  # how many times an image is started: targets or restarts (AttackedImage.run)
 
-    def start(self, jobs: list[AttackedImage]) -> State: ...
-    def wants_gradient(self, s: State) -> Tensor: ...  # (B,) bool on the CPU
-    def loss(self, s: State, logits: Tensor, rows) -> Tensor: ...  # (len(rows),) to ascend
-    def claims(
-        self, s: State, logits: Tensor
-    ) -> Tensor: ...  # (B,) bool: s["x_adv"] answers the question
-    def update(
-        self, s: State, logits: Tensor, grad: Tensor | None
-    ) -> Tensor: ...  # (B,) bool on the CPU: run over
-    def leave(self, s: State, row: int, job: AttackedImage) -> None: ...
+    def start(self, images: list[AttackedImage[Progress]]) -> State:
+        """The state of new rows, one per image. Each attack documents its keys."""
+        ...
+
+    def wants_gradient(self, state: State) -> Tensor:
+        """(B,) bool on the CPU: rows that need the gradient of `loss` at x_adv."""
+        ...
+
+    def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
+        """Loss to ascend, (b,), from logits (b, K) of the b rows `rows` of the state."""
+        ...
+
+    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
+        """(B,) bool on the device: x_adv may be an answer.
+
+        May put another point into x_adv for the rows that it returns.
+        """
+        ...
+
+    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+        """Write the next x_adv from logits (B, K) and gradients (B, C, H, W) at the present one.
+
+        `grad` is zero in rows that wanted none, None if no row wanted one. It may be overwritten.
+        Returns (B,) bool on the CPU: rows whose run is finished.
+        """
+        ...
+
+    def on_done(self, state: State, row: int, image: AttackedImage[Progress]) -> None:
+        """Called before `row` leaves the batch: store in image.progress what has to outlive it."""
+        ...
+
+
+def initial_state(images: list[AttackedImage]) -> State:
+    """What the state of every attack begins with.
+
+    x (B, C, H, W) the images, y (B,) their labels, eps (B,), iteration (B,) zeros on the CPU.
+    """
+    x = torch.stack([image.x for image in images])
+    return {
+        "x": x,
+        "y": torch.tensor([image.label for image in images], device=x.device),
+        "eps": torch.tensor([image.eps for image in images], device=x.device),
+        "iteration": torch.zeros(len(images), dtype=torch.long),
+    }
+
+
+def target_classes(images: list[AttackedImage]) -> Tensor:
+    """Target of each image's run, (B,): for run k, the class of the (k + 2)-th largest logit.
+
+    Ties are ordered as in the reference implementation.
+    """
+    logits = torch.stack([image.logits for image in images])
+    runs = torch.tensor([image.run for image in images], device=logits.device)
+    ascending = logits.sort(dim=1)[1]
+    return ascending.gather(1, (logits.shape[1] - 2 - runs)[:, None]).squeeze(1)

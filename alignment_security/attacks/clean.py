@@ -1,59 +1,25 @@
-"""alignment_security.attacks.clean."""
+"""Predictions on clean images, and the checks of images and logits before an attack."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.attack import AttackedImage, AttackError
-from alignment_security.attacks.geometry import ORDER, ROUNDING, lp_norm
+from alignment_security.attacks.attack import AttackError
 from alignment_security.models.forward import Forward, device_of
 
+# (image id, pixels (C, H, W) in [0, 1], label)
 ImageStream = Iterable[tuple[str, Tensor, int]]
 
-
-# ---- inputs and findings ---------------------------------------------------------------------------------------
-
-
-def check_images(x: Tensor, labels: list[int], ids: list[str], n_outputs: int) -> None:
-    """Raise AttackError for pixels outside [0, 1] or not finite, or a label out of range, naming the image."""
-    for name, image, label in zip(ids, x, labels):
-        if not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
-            raise AttackError(
-                f"{name}: pixels are not all in [0, 1] (from {image.min():.3g} to {image.max():.3g})"
-            )
-        if not 0 <= label < n_outputs:
-            raise AttackError(f"{name}: label {label} is outside 0..{n_outputs - 1}")
+TOP = 5  # a label among so many largest logits is correct in clean_top5
 
 
-def clean_pass(passes: Forward, batch: list, n_outputs: int) -> tuple[Tensor, Tensor]:
-    """(x, logits) of a batch of (image_id, image, label), checked."""
-    x = torch.stack([image for _, image, _ in batch])
-    check_images(x, [label for *_, label in batch], [name for name, *_ in batch], n_outputs)
-    x = x.to(device_of(passes.module), non_blocking=True)
-    logits = passes.logits(x)
-    if logits.shape[1] != n_outputs:
-        raise AttackError(
-            f"{batch[0][0]}: the model gives {logits.shape[1]} logits, {n_outputs} are wanted"
-        )
-    if bad := [name for (name, *_), z in zip(batch, logits) if not torch.isfinite(z).all()]:
-        raise AttackError(
-            f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)"
-        )
-    return x, logits
-
-
-def clean_columns(name: str, label: int, logits: Tensor) -> dict:
-    pred = int(logits.argmax())
-    return {
-        "image_id": name,
-        "label": label,
-        "clean_pred": pred,
-        "clean_correct": int(pred == label),
-    }
+def ignore(message: str) -> None:
+    """A `log` that drops its messages."""
 
 
 def run_clean(
@@ -61,38 +27,68 @@ def run_clean(
     source: ImageStream,
     n_outputs: int,
     batch_size: int,
-    log: Callable[[str], None] = lambda m: None,
+    log: Callable[[str], None] = ignore,
 ) -> Iterator[list[dict]]:
-    """Predictions on clean images: top-1 and, from five classes on, top-5."""
-    passes, source = Forward(module, batch_size, log), iter(source)
+    """Top-1 and, with more than five classes, top-5 predictions. Yields `clean` record rows.
+
+    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
+    Raises AttackError for bad images, labels or logits.
+    """
+    forward, source = Forward(module, batch_size, log), iter(source)
     while batch := list(islice(source, batch_size)):
-        _, logits = clean_pass(passes, batch, n_outputs)
-        best = logits.topk(min(5, n_outputs), dim=1)[1].tolist()
-        yield [
-            clean_columns(name, label, z)
-            | ({"clean_top5": int(label in top)} if n_outputs > 5 else {})
-            for (name, _, label), z, top in zip(batch, logits, best)
-        ]
+        _, logits = clean_pass(forward, batch, n_outputs)
+        largest = logits.topk(min(TOP, n_outputs), dim=1)[1].tolist()
+        rows = []
+        for (name, _, label), image_logits, classes in zip(batch, logits, largest):
+            row = clean_columns(name, label, image_logits)
+            if n_outputs > TOP:
+                row["clean_top5"] = int(label in classes)
+            rows.append(row)
+        yield rows
 
 
-def confirm_in_float32(exact: Forward, norm: str) -> Callable:
-    """A judge of findings: the point, run through the float32 model again, is misclassified and inside its ball."""
+def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, Tensor]:
+    """Check and evaluate a batch of (image id, pixels, label).
 
-    def confirm(jobs: list[AttackedImage], points: Tensor) -> list[dict | None]:
-        delta = points - torch.stack([job.x for job in jobs])
-        size = lp_norm(delta, ORDER[norm]).tolist()
-        linf, l2, preds = (
-            lp_norm(delta, ORDER["Linf"]).tolist(),
-            lp_norm(delta, 2).tolist(),
-            exact.logits(points).argmax(1).tolist(),
+    Returns x (B, C, H, W) on the model's device and logits (B, n_outputs). Raises AttackError for
+    bad images, labels or logits.
+    """
+    ids = [name for name, _, _ in batch]
+    labels = [label for _, _, label in batch]
+    x = torch.stack([image for _, image, _ in batch])
+    check_images(x, labels, ids, n_outputs)
+    x = x.to(device_of(forward.module), non_blocking=True)
+    logits = forward.logits(x)
+    if logits.shape[1] != n_outputs:
+        raise AttackError(
+            f"{ids[0]}: the model gives {logits.shape[1]} logits instead of {n_outputs}"
         )
-        for job in jobs:
-            job.forwards += 1
-        return [
-            {"adv_pred": preds[i], "linf": linf[i], "l2": l2[i], "perturbation": delta[i]}
-            if preds[i] != job.label and size[i] <= job.eps * (1 + 1e-5) + ROUNDING
-            else None
-            for i, job in enumerate(jobs)
-        ]
+    bad = [name for name, row in zip(ids, logits) if not torch.isfinite(row).all()]
+    if bad:
+        raise AttackError(
+            f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)"
+        )
+    return x, logits
 
-    return confirm
+
+def check_images(x: Tensor, labels: list[int], ids: list[str], n_outputs: int) -> None:
+    """Raise AttackError, naming the image, for pixels outside [0, 1] and labels out of range."""
+    for name, image, label in zip(ids, x, labels):
+        if not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+            raise AttackError(
+                f"{name}: pixels are not all in [0, 1] "
+                f"(from {image.min():.3g} to {image.max():.3g})"
+            )
+        if not 0 <= label < n_outputs:
+            raise AttackError(f"{name}: label {label} is outside 0..{n_outputs - 1}")
+
+
+def clean_columns(name: str, label: int, logits: Tensor) -> dict[str, Any]:
+    """The columns that every record row begins with, from the clean logits (K,)."""
+    pred = int(logits.argmax())
+    return {
+        "image_id": name,
+        "label": label,
+        "clean_pred": pred,
+        "clean_correct": int(pred == label),
+    }

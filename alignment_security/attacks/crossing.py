@@ -1,11 +1,20 @@
-"""alignment_security.attacks.crossing."""
+"""BoundaryCrossing (protocol `crossing`): minimal L2 and Linf norms in few passes.
+
+This project's own attack. docs/threats.md has it as pseudo-code, under the names used here.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from alignment_security.attacks.attack import AttackedImage, State, initial_state
+from alignment_security.attacks.attack import (
+    AttackedImage,
+    MinimumNormProgress,
+    Rows,
+    State,
+    initial_state,
+)
 from alignment_security.attacks.geometry import (
     DUAL_ORDER,
     ORDER,
@@ -16,111 +25,166 @@ from alignment_security.attacks.geometry import (
     per_row,
     project_onto_hyperplane,
 )
-from alignment_security.attacks.minimum_norm import BestSoFar, keep_smaller
+from alignment_security.attacks.minimum_norm import BestSoFar
 
-OVERSHOOT, UNDER = (
-    1e-3,
-    2e-4,
-)  # share by which a crossing is overstepped; by which the best norm is undercut
-WALK_STEPS = 50  # a walk has converged by then
+# a predicted crossing is overstepped by this share, or the point would be on the boundary, where
+# rounding decides the class; OFFSET does the same where the share is of zero
+OVERSHOOT = 1e-3
+OFFSET = 1e-9
+# least increase of the loss to ask for, in ||g||* ||delta||: where the linear model crosses at the
+# image already, d0 would vanish or point backwards
+RISE_FLOOR = 0.05
+# least slope along delta, in slopes along d0: where delta is nearly orthogonal to the gradient, or
+# points away from the boundary, its own slope is useless
+SLOPE_FLOOR = 0.2
+# change of the radius in one step: one wrong linearisation cannot undo the walk
+LARGEST_DECREASE, LARGEST_INCREASE = 0.7, 1.3
+# a step stays below the best norm of its walk by this share: a point as large proves nothing
+UNDERCUT = 2e-4
+# share of d0 in the next direction, from first to last step: early steps turn towards the nearest
+# boundary, late ones refine the length; a walk that continues from the best point turns less
+FRESH_SHARE, CONTINUED_SHARE, LAST_SHARE = 1.0, 0.5, 0.03
+RESCALINGS = 3  # what clipping takes from some pixels is given to the free ones, approximately
+STEPS_PER_WALK = 50  # a walk has converged by then
 
 
 class BoundaryCrossing(BestSoFar):
-    """Minimal L2 and Linf norms in few passes: a walk on spheres whose radius is where the linearised model crosses.
+    """A walk on spheres around the image, whose radius is where the linearised model crosses.
 
-    At x + delta, with margin m (true logit minus the largest other) and g the gradient of -m, the linear model crosses at
-    every d with g.d = g.delta + m; d0 is the smallest of these inside the box. The next point lies between delta and d0,
-    by a share that falls by a cosine to 0.03, and is rescaled inside the box to the radius where the model crosses along
-    delta, |delta| + m / max(g.delta / |delta|, 0.2 g.d0 / |d0|), within 0.7 to 1.3 of |delta| and just under the best
-    norm so far. One walk settles into the basin it first meets, a worse one for some images in ten, so the passes are
-    shared by `walks`, one for every WALK_STEPS. The first starts at the clean image, with log-sum-exp, which sees every
-    class near, instead of the maximum of the other logits; the second there too, with the maximum. Walks that would
-    repeat these (on two classes the second would) go on from the best point so far. The share begins at 1, there at 0.5.
+    Each step linearises the model at x + delta, finds the smallest step d0 from the image to the
+    linear boundary inside the box (`_crossing_point`), predicts the radius at which the model
+    crosses along delta (`_radius`), mixes the directions of delta and d0 (`_mix`), and rescales the
+    mixture to the radius (`_rescale`).
+
+    One walk converges to the basin that it meets first, a worse one for some images in ten. So the
+    steps are shared by several walks. The first starts at the image with a smooth loss that sees
+    every class nearby; the second starts there too, with the maximum of the other logits. Walks
+    that would repeat these continue from the best point so far: all further ones, and on two
+    classes the second.
+
+    norm     "L2" or "Linf"
+    steps    points with a gradient; one more point, the last update, is evaluated
+    walks    default: one per STEPS_PER_WALK steps, at least one
+    smooth   share of the first walk's steps with log-sum-exp instead of the maximum
+    Raises ValueError for another norm and for steps below 1.
     """
 
     def __init__(self, norm: str, steps: int, walks: int | None = None, smooth: float = 0.3):
         if steps < 1 or norm not in ("L2", "Linf"):
             raise ValueError(f"crossing: {steps} steps in {norm}; at least 1, in L2 or Linf")
-        self.norm, self.p, self.name = norm, ORDER[norm], f"crossing-{norm}"
-        self.steps, self.walks, self.smooth = steps, walks or max(1, steps // WALK_STEPS), smooth
-        self.begin = torch.tensor([round(k * steps / self.walks) for k in range(self.walks + 1)])
+        self.norm, self.p, self.dual_p = norm, ORDER[norm], DUAL_ORDER[norm]
+        self.name, self.steps, self.smooth = f"crossing-{norm}", steps, smooth
+        self.walks = walks or max(1, steps // STEPS_PER_WALK)
+        # iteration at which each walk begins, and the end of the last one
+        self.begins = torch.tensor([round(k * steps / self.walks) for k in range(self.walks + 1)])
 
-    def start(self, jobs: list[AttackedImage]) -> State:
-        s = initial_state(jobs)
-        return s | {
-            "x_adv": s["x"].clone(),
-            "best": s["x"].clone(),
-            "size": torch.full_like(s["eps"], torch.inf),
-            "walk_size": torch.full_like(s["eps"], torch.inf),
+    def start(self, images: list[AttackedImage[MinimumNormProgress]]) -> State:
+        """Rows at their images. Keys besides `initial_state`'s and `BestSoFar`'s:
+
+        x_adv       (B, C, H, W)
+        walk_norm   (B,) smallest norm of an adversarial point of this walk, infinite at first
+        """
+        state = initial_state(images)
+        return state | {
+            "x_adv": state["x"].clone(),
+            "x_best": state["x"].clone(),
+            "norm_best": torch.full_like(state["eps"], torch.inf),
+            "walk_norm": torch.full_like(state["eps"], torch.inf),
         }
 
-    def _place(self, it: Tensor) -> tuple[Tensor, Tensor]:
-        """(walk, share of it that is done) of each row."""
-        walk = (torch.searchsorted(self.begin, it, right=True) - 1).clamp(max=self.walks - 1)
-        first, last = self.begin[walk], self.begin[walk + 1]
-        return walk, (it - first) / (last - first)
-
-    def loss(self, s: State, logits: Tensor, rows) -> Tensor:
-        y = s["y"][rows]
-        walk, done = self._place(s["it"])
+    def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
+        """Minus the margin (b,); at first, log-sum-exp of the other logits minus the true one."""
+        y = state["y"][rows]
+        walk, done = self._position(state["iteration"])
         smooth = ((walk == 0) & (done < self.smooth)).to(logits.device)[rows]
         hard = -margin(logits, y)
         if not smooth.any():
             return hard
         others = logits.scatter(1, y[:, None], -torch.inf)
-        return torch.where(
-            smooth, others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1), hard
-        )
+        soft = others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+        return torch.where(smooth, soft, hard)
 
-    def claims(self, s: State, logits: Tensor) -> Tensor:
-        size, adversarial = lp_norm(s["x_adv"] - s["x"], self.p), logits.argmax(1) != s["y"]
-        keep_smaller(s, s["x_adv"], adversarial, size)
-        s["walk_size"] = torch.where(
-            adversarial, torch.minimum(s["walk_size"], size), s["walk_size"]
-        )
-        return self.hand_in(s, logits.device)
+    def keep_best(self, state: State, adversarial: Tensor, norm: Tensor) -> None:
+        super().keep_best(state, adversarial, norm)
+        smallest = torch.minimum(state["walk_norm"], norm)
+        state["walk_norm"] = torch.where(adversarial, smallest, state["walk_norm"])
 
-    def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
-        over = s["it"] >= self.steps
+    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+        """One step of the walk, and the start of the next walk in rows whose walk is over."""
+        finished = state["iteration"] >= self.steps
         if grad is None:
-            return over
-        delta, m = s["x_adv"] - s["x"], margin(logits, s["y"])
-        size, gained = lp_norm(delta, self.p), (grad * delta).flatten(1).sum(1)
-        rise = (
-            torch.maximum(gained + m, 0.05 * lp_norm(grad, DUAL_ORDER[self.norm]) * size)
-            * (1 + OVERSHOOT)
-            + OVERSHOOT**3
-        )
-        d0 = project_onto_hyperplane(s["x"].flatten(1), grad.flatten(1), -rise, self.norm).view_as(
-            delta
-        )
+            return finished
+        x, gap = state["x"], margin(logits, state["y"])
+        fresh_walks = 2 if logits.shape[1] > 2 else 1  # walks that start at the image
+        delta = state["x_adv"] - x
+        size = lp_norm(delta, self.p)
+        gained = (grad * delta).flatten(1).sum(1)  # g.delta
+        rise, d0 = self._crossing_point(x, size, gained, gap, grad)
+        radius = self._radius(size, gained, gap, rise, d0, state["walk_norm"])
+        mixed = self._mix(delta, d0, state["iteration"], fresh_walks)
+        state["x_adv"] = x + self._rescale(x, mixed, radius)
+        state["iteration"] += 1
+        self._begin_walks(state, fresh_walks)
+        return finished
+
+    def _crossing_point(
+        self, x: Tensor, size: Tensor, gained: Tensor, gap: Tensor, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """rise (B,), and the smallest d0 (B, C, H, W) in the box with g.d0 = rise.
+
+        The linear model crosses the boundary at every d with g.d = g.delta + margin.
+        """
+        floor = RISE_FLOOR * lp_norm(grad, self.dual_p) * size
+        rise = torch.maximum(gained + gap, floor) * (1 + OVERSHOOT) + OFFSET
+        d0 = project_onto_hyperplane(x.flatten(1), grad.flatten(1), -rise, self.norm)
+        return rise, d0.view_as(x)
+
+    def _radius(
+        self,
+        size: Tensor,
+        gained: Tensor,
+        gap: Tensor,
+        rise: Tensor,
+        d0: Tensor,
+        walk_norm: Tensor,
+    ) -> Tensor:
+        """Norm at which the model should cross along delta, just below the walk's best: (B,)."""
         shortest = lp_norm(d0, self.p) + TINY
-        slope = torch.maximum(gained / (size + TINY), 0.2 * rise / shortest) + TINY
-        radius = (size + m / slope + OVERSHOOT * size).clamp(0.7 * size, 1.3 * size)
-        radius = torch.where(size > 0, radius, shortest).minimum(s["walk_size"] * (1 - UNDER))
-        fresh = 1 + (logits.shape[1] > 2)  # walks that start at the image
-        walk, done = self._place(s["it"])
-        share = cosine_schedule(done, 1, torch.where(walk < fresh, 1.0, 0.5), 0.03).to(grad.device)
-        s["x_adv"] = s["x"] + self._on_sphere(s["x"], delta + per_row(share) * (d0 - delta), radius)
-        s["it"] += 1
-        self._begin_walks(s, fresh)
-        return over
+        slope = torch.maximum(gained / (size + TINY), SLOPE_FLOOR * rise / shortest) + TINY
+        predicted = size + gap / slope + OVERSHOOT * size
+        radius = predicted.clamp(LARGEST_DECREASE * size, LARGEST_INCREASE * size)
+        radius = torch.where(size > 0, radius, shortest)  # the first step has no direction yet
+        return radius.minimum(walk_norm * (1 - UNDERCUT))
 
-    def _begin_walks(self, s: State, fresh: int) -> None:
-        """Rows whose walk is over begin the next: at the image while that is one of the `fresh`, else at their best point."""
-        begin, again = torch.isin(s["it"], self.begin[1:-1]), self._place(s["it"])[0] >= fresh
-        anew, onward = ((begin & rows).to(s["x"].device) for rows in (~again, again))
-        s["x_adv"] = torch.where(
-            per_row(anew), s["x"], torch.where(per_row(onward), s["best"], s["x_adv"])
-        )
-        s["walk_size"] = torch.where(
-            anew, torch.inf, torch.where(onward, s["size"], s["walk_size"])
-        )
+    def _mix(self, delta: Tensor, d0: Tensor, iteration: Tensor, fresh_walks: int) -> Tensor:
+        """A point between delta and d0, closer to delta with each step of a walk: (B, C, H, W)."""
+        walk, done = self._position(iteration)
+        first = torch.where(walk < fresh_walks, FRESH_SHARE, CONTINUED_SHARE)
+        share = cosine_schedule(done, 1, first, LAST_SHARE).to(delta.device)
+        return delta + per_row(share) * (d0 - delta)
 
-    def _on_sphere(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
-        """delta rescaled to the radius inside the box: what clipping takes away, the free pixels make up for."""
-        for _ in range(3):
-            delta = (
-                (x + delta * per_row(radius / (lp_norm(delta, self.p) + TINY))).clamp_(0, 1).sub_(x)
-            )
+    def _rescale(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
+        """delta rescaled to the radius (B,) inside the box, approximately: (B, C, H, W)."""
+        for _ in range(RESCALINGS):
+            factor = per_row(radius / (lp_norm(delta, self.p) + TINY))
+            delta = (x + delta * factor).clamp_(0, 1).sub_(x)
         return delta
+
+    def _position(self, iteration: Tensor) -> tuple[Tensor, Tensor]:
+        """Index of each row's walk, and the share of the walk that is done: (B,) -> (B,), (B,)."""
+        walk = (torch.searchsorted(self.begins, iteration, right=True) - 1).clamp(
+            max=self.walks - 1
+        )
+        first, last = self.begins[walk], self.begins[walk + 1]
+        return walk, (iteration - first) / (last - first)
+
+    def _begin_walks(self, state: State, fresh_walks: int) -> None:
+        """Rows whose walk is over begin the next, at the image (fresh) or at their best point."""
+        device = state["x"].device
+        begins = torch.isin(state["iteration"], self.begins[1:-1])
+        continued = self._position(state["iteration"])[0] >= fresh_walks
+        at_image, at_best = (begins & ~continued).to(device), (begins & continued).to(device)
+        x_adv = torch.where(per_row(at_best), state["x_best"], state["x_adv"])
+        state["x_adv"] = torch.where(per_row(at_image), state["x"], x_adv)
+        walk_norm = torch.where(at_best, state["norm_best"], state["walk_norm"])
+        state["walk_norm"] = torch.where(at_image, torch.inf, walk_norm)

@@ -1,9 +1,10 @@
-"""The engine: images go through attacks in the slots of a batch, and each leaves the moment its question is answered.
+"""The engine: runs images through a sequence of attacks in full batches.
 
-An attack is a struct of arrays with one row per image (`start`, `update`); a `Pool` keeps its batch full by giving the
-row of an image that leaves to one that waits; `run_stages` always steps the latest stage that can fill a batch, so that
-few images are under way at any time (an eviction loses little) and the accelerator sees full batches to the end.
-Nothing an image goes through depends on the images beside it: its randomness comes from (seed, image id, attack, run).
+Each attack has one `AttackBatch`. An image leaves it as soon as its question is answered, and the
+next waiting image takes over its row. `run_stages` always steps the latest attack that can fill a
+batch. So few images are unfinished at any time (an interruption loses little), and the accelerator
+sees full batches to the end. An image's path does not depend on the other images of its batch: its
+random numbers come from (seed, image id, attack, run).
 """
 
 from __future__ import annotations
@@ -15,142 +16,195 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from alignment_security.attacks.attack import Attack, AttackedImage, AttackError, State
+from alignment_security.attacks.attack import Attack, AttackedImage, AttackError, Finding, State
 from alignment_security.models.forward import Forward
 
-# ---- slots -----------------------------------------------------------------------------------------------------
+# (images, points (b, C, H, W), name of the attack) -> a finding for each point that is confirmed
+Confirm = Callable[[list[AttackedImage], Tensor, str], list[Finding | None]]
+# record rows, and the stage to which the image goes next (None: it is finished)
+Decision = tuple[list[dict], int | None]
+
+
+# ---- one attack --------------------------------------------------------------------------------
 
 
 class AttackBatch:
-    """One attack's batch: at most `capacity` rows under way, and the images that wait for one."""
+    """The rows of one attack, at most `capacity`, and the images that wait for a row."""
 
     def __init__(self, attack: Attack, capacity: int):
         self.attack, self.capacity = attack, capacity
         self.waiting: deque[AttackedImage] = deque()
-        self.jobs: list[AttackedImage] = []
+        self.images: list[AttackedImage] = []  # image of each row
         self.state: State = {}
-        self.free: list[int] = []
+        self.free: list[int] = []  # rows whose image has left
 
     @property
     def ready(self) -> int:
-        return len(self.jobs) - len(self.free) + len(self.waiting)
-
-    def fill(self) -> None:
-        """Give free rows to waiting images; drop the rows for which there is none."""
-        room = self.capacity - len(self.jobs) + len(self.free)
-        new = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
-        rows = self.attack.start(new) if new else {}
-        reused, self.free = self.free[: len(new)], self.free[len(new) :]
-        for row, job in zip(reused, new):
-            self.jobs[row] = job
-        if reused:
-            for name, tensor in self.state.items():
-                tensor[reused] = rows[name][: len(reused)]
-        if len(new) > len(reused):
-            self.jobs += new[len(reused) :]
-            self.state = {
-                name: torch.cat([self.state[name], t[len(reused) :]]) if self.state else t
-                for name, t in rows.items()
-            }
-        if self.free:
-            keep = [row for row in range(len(self.jobs)) if row not in set(self.free)]
-            self.jobs = [self.jobs[row] for row in keep]
-            self.state = {name: tensor[keep] for name, tensor in self.state.items()} if keep else {}
-            self.free = []
-
-    def evaluate(self, passes: Forward) -> tuple[Tensor, Tensor | None]:
-        """Logits of every row's point, and the gradients of the rows that want one (zero elsewhere)."""
-        s, want = self.state, self.attack.wants_gradient(self.state)
-        for row, job in enumerate(self.jobs):
-            job.forwards += 1
-            job.backwards += int(want[row])
-        if not want.any():
-            return passes.logits(s["x_adv"]), None
-        if want.all():
-            return passes.gradient(
-                s["x_adv"], lambda logits, rows: self.attack.loss(s, logits, rows)
-            )
-        on, off = (mask.nonzero().squeeze(1).to(s["x_adv"].device) for mask in (want, ~want))
-        some, grads = passes.gradient(
-            s["x_adv"][on], lambda logits, rows: self.attack.loss(s, logits, on[rows])
-        )
-        logits = some.new_empty(len(want), some.shape[1])
-        logits[on], logits[off] = some, passes.logits(s["x_adv"][off])
-        grad = torch.zeros_like(s["x_adv"])
-        grad[on] = grads
-        return logits, grad
+        """Number of images in a row or waiting for one."""
+        return len(self.images) - len(self.free) + len(self.waiting)
 
     def step(
-        self, passes: Forward, confirm: Callable
-    ) -> Iterator[tuple[AttackedImage, dict | None]]:
-        """One evaluation of every row; yields the images whose run is over, with the finding that ended it or None.
+        self, forward: Forward, confirm: Confirm
+    ) -> Iterator[tuple[AttackedImage, Finding | None]]:
+        """Evaluate the model once at every row's point.
 
-        confirm(jobs, points) is asked about the points that rows claim; a finding it denies is no finding.
+        Yields the images whose run ended, with the confirmed finding that ended it, or None.
+        Raises AttackError for NaN or infinite logits.
         """
         self.fill()
-        logits, grad = self.evaluate(passes)
-        if not torch.isfinite(logits).all():
-            bad = self.jobs[int((~torch.isfinite(logits).all(1)).nonzero()[0])]
-            raise AttackError(
-                f"{bad.image_id}: the model gives NaN or infinite logits under {self.attack.name}"
-            )
-        rows = self.attack.claims(self.state, logits).nonzero().squeeze(1).tolist()
-        found: dict[int, dict] = {}
-        if rows:
-            findings = confirm([self.jobs[row] for row in rows], self.state["x_adv"][rows])
-            found = {
-                row: finding | {"by": self.attack.name}
-                for row, finding in zip(rows, findings)
-                if finding
-            }
-        over = self.attack.update(self.state, logits, grad)
-        for row in sorted({*over.nonzero().squeeze(1).tolist(), *found}):
-            self.attack.leave(self.state, row, self.jobs[row])
+        logits, grad = self._evaluate(forward)
+        self._check_logits(logits)
+        findings = self._confirmed(logits, confirm)
+        finished = self.attack.update(self.state, logits, grad)
+        for row in sorted({*finished.nonzero().squeeze(1).tolist(), *findings}):
+            self.attack.on_done(self.state, row, self.images[row])
             self.free.append(row)
-            yield self.jobs[row], found.get(row)
+            yield self.images[row], findings.get(row)
+
+    # -- rows
+
+    def fill(self) -> None:
+        """Give rows to waiting images, and drop the rows that no image needs."""
+        room = self.capacity - len(self.images) + len(self.free)
+        new = [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+        if new:
+            started = self.attack.start(new)
+            reused = self._reuse_free_rows(new, started)
+            self._append_rows(new[reused:], started, reused)
+        if self.free:
+            self._drop_free_rows()
+
+    def _reuse_free_rows(self, new: list[AttackedImage], started: State) -> int:
+        """Put the first new images into free rows; returns how many."""
+        rows, self.free = self.free[: len(new)], self.free[len(new) :]
+        for row, image in zip(rows, new):
+            self.images[row] = image
+        if rows:
+            for name, tensor in self.state.items():
+                tensor[rows] = started[name][: len(rows)]
+        return len(rows)
+
+    def _append_rows(self, new: list[AttackedImage], started: State, first: int) -> None:
+        """Append the started rows from `first` on, whose images are `new`."""
+        if not new:
+            return
+        self.images += new
+        if not self.state:
+            self.state = started
+            return
+        self.state = {
+            name: torch.cat([self.state[name], tensor[first:]]) for name, tensor in started.items()
+        }
+
+    def _drop_free_rows(self) -> None:
+        free = set(self.free)
+        keep = [row for row in range(len(self.images)) if row not in free]
+        self.images = [self.images[row] for row in keep]
+        self.state = {name: tensor[keep] for name, tensor in self.state.items()} if keep else {}
+        self.free = []
+
+    # -- evaluation
+
+    def _evaluate(self, forward: Forward) -> tuple[Tensor, Tensor | None]:
+        """Logits (B, K) and gradients (B, C, H, W) at every row's point.
+
+        Gradients are zero in rows that want none, None if no row wants one.
+        """
+        state, attack = self.state, self.attack
+        x_adv, wanted = state["x_adv"], attack.wants_gradient(state)
+        for image, backward in zip(self.images, wanted.tolist()):
+            image.forwards += 1
+            image.backwards += backward
+        if not wanted.any():
+            return forward.logits(x_adv), None
+        if wanted.all():
+            return forward.gradient(x_adv, lambda z, rows: attack.loss(state, z, rows))
+        with_grad = wanted.nonzero().squeeze(1).to(x_adv.device)
+        without = (~wanted).nonzero().squeeze(1).to(x_adv.device)
+        some_logits, some_grads = forward.gradient(
+            x_adv[with_grad], lambda z, rows: attack.loss(state, z, with_grad[rows])
+        )
+        logits = some_logits.new_empty(len(wanted), some_logits.shape[1])
+        logits[with_grad], logits[without] = some_logits, forward.logits(x_adv[without])
+        grad = torch.zeros_like(x_adv)
+        grad[with_grad] = some_grads
+        return logits, grad
+
+    def _check_logits(self, logits: Tensor) -> None:
+        finite = torch.isfinite(logits)
+        if not finite.all():
+            image = self.images[int((~finite.all(1)).nonzero()[0])]
+            raise AttackError(
+                f"{image.image_id}: the model gives NaN or infinite logits under {self.attack.name}"
+            )
+
+    def _confirmed(self, logits: Tensor, confirm: Confirm) -> dict[int, Finding]:
+        """Confirmed findings by row."""
+        rows = self.attack.is_candidate(self.state, logits).nonzero().squeeze(1).tolist()
+        if not rows:
+            return {}
+        images = [self.images[row] for row in rows]
+        findings = confirm(images, self.state["x_adv"][rows], self.attack.name)
+        return {row: finding for row, finding in zip(rows, findings) if finding is not None}
+
+
+# ---- a sequence of attacks ---------------------------------------------------------------------
 
 
 def run_stages(
     source: Iterable,
     attacks: list[Attack],
-    passes: Forward,
-    confirm: Callable,
-    admit: Callable,
-    survived: Callable,
-    found: Callable,
+    forward: Forward,
+    confirm: Confirm,
+    on_images: Callable[[list], tuple[list[dict], list[AttackedImage]]],
+    on_fooled: Callable[[AttackedImage, Finding], Decision],
+    on_exhausted: Callable[[AttackedImage, int], Decision],
 ) -> Iterator[list[dict]]:
-    """Drive every image of `source` through `attacks`; yields record rows as they become known.
+    """Run every image of `source` through `attacks`; yields record rows as they become known.
 
-    admit(batch)          -> (rows of images that need no attack, jobs for stage 0)
-    found(job, finding)   -> (rows, stage to go on with or None)        the model was fooled
-    survived(job, stage)  -> (rows, stage to go on with or None)        all runs of the stage were in vain
+    on_images(items)            items of `source` -> rows that need no attack, images for stage 0
+    on_fooled(image, finding)   a confirmed adversarial point -> rows, next stage or None
+    on_exhausted(image, stage)  all runs of attacks[stage] failed -> rows, next stage or None
+
+    Yields at least an empty list after each evaluation, so that the caller can check a deadline.
     """
     source = iter(source)
-    pools = [AttackBatch(attack, passes.batch_size) for attack in attacks]
-    exhausted = False
+    batches = [AttackBatch(attack, forward.batch_size) for attack in attacks]
+    source_is_empty = False
     while True:
-        pool = next((p for p in reversed(pools) if p.ready >= p.capacity), None)
-        if pool is None and not exhausted:
-            batch = list(islice(source, passes.batch_size))
-            exhausted = not batch
-            if batch:
-                rows, jobs = admit(batch)
-                pools[0].waiting.extend(jobs)
+        batch = _latest_full(batches)
+        if batch is None and not source_is_empty:
+            items = list(islice(source, forward.batch_size))
+            source_is_empty = not items
+            if items:
+                rows, images = on_images(items)
+                batches[0].waiting.extend(images)
                 yield rows
             continue
-        pool = pool or max(pools, key=lambda p: p.ready)
-        if not pool.ready:
+        if batch is None:
+            batch = max(batches, key=lambda b: b.ready)
+        if not batch.ready:
             return
-        stage = pools.index(pool)
-        for job, finding in pool.step(passes, confirm):
-            job.run += 1
-            if finding is None and job.run < pool.attack.runs:
-                pool.waiting.appendleft(job)
+        for image, finding in batch.step(forward, confirm):
+            image.run += 1
+            if finding is None and image.run < batch.attack.runs:
+                batch.waiting.appendleft(image)
                 continue
-            rows, onward = found(job, finding) if finding else survived(job, stage)
-            job.run = 0
-            if onward is not None:
-                pools[onward].waiting.append(job)
+            if finding is not None:
+                rows, next_stage = on_fooled(image, finding)
+            else:
+                rows, next_stage = on_exhausted(image, batches.index(batch))
+            image.run = 0
+            if next_stage is not None:
+                batches[next_stage].waiting.append(image)
             if rows:
                 yield rows
-        yield []  # a moment for the caller to look at the clock
+        yield []
+
+
+def _latest_full(batches: list[AttackBatch]) -> AttackBatch | None:
+    """The last stage with enough images to fill its rows."""
+    for batch in reversed(batches):
+        if batch.ready >= batch.capacity:
+            return batch
+    return None

@@ -1,22 +1,42 @@
-"""alignment_security.attacks.fab."""
+"""FAB: Fast Adaptive Boundary attack (Croce & Hein 2020b), targeted, in Linf and L2.
+
+From the same start point, the iterates of an image are those of the reference implementation
+(fra31/auto-attack) to float rounding, until the image is fooled.
+"""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
-from alignment_security.attacks.attack import AttackedImage, State, initial_state, target_classes
-from alignment_security.attacks.geometry import per_row, project_onto_hyperplane, row_norm
+from alignment_security.attacks.attack import (
+    AttackedImage,
+    EpsProgress,
+    Rows,
+    State,
+    initial_state,
+    target_classes,
+)
+from alignment_security.attacks.geometry import ORDER, lp_norm, per_row, project_onto_hyperplane
 
 
 class FAB:
-    """Targeted FAB (Croce & Hein 2020b): steps to the linearised boundary, biased to the image, shrunk once across.
+    """Steps to the linearised decision boundary, biased to the image (their Algorithm 1).
 
-    alpha_max 0.1, overshoot eta 1.05, backward step beta 0.9. A point that is expected to be adversarial is only looked at
-    (forward), since its gradient is needed after it has been shrunk. Expected is what came last time after a point like
-    the one before: on most nets adversarial points alternate with others, on robust ones nearly all are.
+    A point that crossed the boundary is moved back towards the image. FAB does not know eps: what
+    it finds outside the present ball is kept in `FabMemory` for larger eps.
+
+    norm        "Linf" or "L2"
+    steps       new points per run
+    runs        target classes
+    alpha_max   largest weight of the step that starts from the image
+    eta         overshoot beyond the linearised boundary
+    beta        share of its perturbation that an adversarial point keeps (backward step)
+
+    The gradient at a point that proves adversarial is not used, since the point is moved back. So
+    points that are expected to be adversarial are evaluated without a gradient. We predict from the
+    previous iterate whether the next is adversarial: on most nets adversarial points alternate with
+    others, on robust ones nearly all are adversarial.
     """
 
     name = "fab-t"
@@ -30,86 +50,102 @@ class FAB:
         eta: float = 1.05,
         beta: float = 0.9,
     ):
-        self.norm, self.steps, self.runs = norm, steps, runs
+        self.norm, self.p, self.steps, self.runs = norm, ORDER[norm], steps, runs
         self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
-    def start(self, jobs: list[AttackedImage]) -> State:
-        s = initial_state(jobs)
-        no = torch.zeros(len(jobs), 4, dtype=torch.bool)
-        return s | {
-            "x_adv": s["x"].clone(),
-            "target": target_classes(jobs),
-            "nearest": s["x"].clone(),
-            "distance": torch.full_like(s["eps"], torch.inf),
-            "check": no[:, 0].clone(),
-            "last": no[:, 1].clone(),
-            "after": no[:, 2:].clone(),
+    def start(self, images: list[AttackedImage[EpsProgress]]) -> State:
+        """Rows at their images. Keys besides `initial_state`'s:
+
+        x_adv               (B, C, H, W)
+        target              (B,) int64
+        nearest, distance   (B, C, H, W), (B,): nearest adversarial point of the run, infinite if
+                            there is none
+        is_new              (B,) bool, CPU: the class at x_adv is not yet known
+        was_adversarial     (B,) bool, CPU: the last new point was adversarial
+        next_adversarial    (B, 2) bool, CPU: whether the last point that followed one that was not
+                            adversarial (0) and one that was (1) was adversarial
+        """
+        state = initial_state(images)
+        return state | {
+            "x_adv": state["x"].clone(),
+            "target": target_classes(images),
+            "nearest": state["x"].clone(),
+            "distance": torch.full_like(state["eps"], torch.inf),
+            "is_new": torch.zeros(len(images), dtype=torch.bool),
+            "was_adversarial": torch.zeros(len(images), dtype=torch.bool),
+            "next_adversarial": torch.zeros(len(images), 2, dtype=torch.bool),
         }
 
-    def wants_gradient(self, s: State) -> Tensor:
-        # the last point is only looked at
-        expected = s["after"].gather(1, s["last"].long()[:, None]).squeeze(1)
-        return ~s["check"] | (~expected & (s["it"] < self.steps - 1))
+    def wants_gradient(self, state: State) -> Tensor:
+        previous = state["was_adversarial"].long()[:, None]
+        expected = state["next_adversarial"].gather(1, previous).squeeze(1)
+        last = state["iteration"] >= self.steps - 1  # no step follows the last point
+        return ~state["is_new"] | ~(expected | last)
 
-    def loss(self, s: State, logits: Tensor, rows) -> Tensor:
-        return (
-            logits.gather(1, s["target"][rows][:, None]) - logits.gather(1, s["y"][rows][:, None])
-        ).squeeze(1)
+    def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
+        """Target logit minus true logit: (b,)."""
+        target, y = state["target"][rows], state["y"][rows]
+        return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
-    def claims(self, s: State, logits: Tensor) -> Tensor:
-        inside = row_norm(s["x_adv"] - s["x"], self.norm) <= s["eps"]
-        return (logits.argmax(1) != s["y"]) & inside
+    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
+        inside = lp_norm(state["x_adv"] - state["x"], self.p) <= state["eps"]
+        return (logits.argmax(1) != state["y"]) & inside
 
-    def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
-        """`check` rows hold a new point: one that is adversarial is shrunk and needs a gradient there, one that is
-        not goes on from its gradient if it has one, else asks for it."""
-        device, asked = logits.device, self.wants_gradient(s)
-        adversarial = logits.argmax(1) != s["y"]
-        crossed = adversarial & s["check"].to(device)
-        if s["check"].any():
-            self._keep_nearest(s, crossed)
-        hit = crossed.cpu()
-        s["it"] += s["check"].long()
-        seen = s["check"].nonzero().squeeze(1)
-        s["after"][seen, s["last"][seen].long()] = hit[seen]
-        s["last"][seen] = hit[seen]
-        over = s["it"] >= self.steps
-        s["x_adv"] = torch.where(
-            per_row(crossed), s["x"] + (s["x_adv"] - s["x"]) * self.beta, s["x_adv"]
-        )
-        go = asked & ~hit & ~over
-        if go.any() and grad is not None:
-            rows = go.nonzero().squeeze(1).to(device)
-            s["x_adv"][rows] = self._step(
-                s, rows, self.loss(s, logits, slice(None))[rows], grad[rows]
-            )
-        s["check"] = go
-        return over
+    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+        """One of three things happens to a row.
 
-    def _keep_nearest(self, s: State, crossed: Tensor) -> None:
-        distance = row_norm(s["x_adv"] - s["x"], self.norm)
-        nearer = crossed & (distance < s["distance"])
-        s["nearest"] = torch.where(per_row(nearer), s["x_adv"], s["nearest"])
-        s["distance"] = torch.where(nearer, distance, s["distance"])
+        A new point that is adversarial is moved back, and its gradient is asked for next.
+        A point that is not, or that was moved back, takes a step if its gradient is known.
+        If its gradient is not known, it stays and asks for it.
+        """
+        device, had_gradient = logits.device, self.wants_gradient(state)
+        crossed = (logits.argmax(1) != state["y"]) & state["is_new"].to(device)
+        if state["is_new"].any():
+            self._keep_nearest(state, crossed)
+        crossed_cpu = crossed.cpu()
+        self._learn_pattern(state, crossed_cpu)
+        state["iteration"] += state["is_new"].long()
+        finished = state["iteration"] >= self.steps
+        moved_back = state["x"] + (state["x_adv"] - state["x"]) * self.beta
+        state["x_adv"] = torch.where(per_row(crossed), moved_back, state["x_adv"])
+        stepping = had_gradient & ~crossed_cpu & ~finished
+        if stepping.any() and grad is not None:
+            rows = stepping.nonzero().squeeze(1).to(device)
+            gap = self.loss(state, logits, slice(None))[rows]
+            state["x_adv"][rows] = self._step(state, rows, gap, grad[rows])
+        state["is_new"] = stepping
+        return finished
 
-    def _step(self, s: State, rows: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
-        """From x1 and from the image to the hyperplane loss + grad.(z - x1) = 0, mixed by how far each has to go."""
-        x0, x1, w = s["x"][rows], s["x_adv"][rows], grad.flatten(1)
-        c0 = gap + ((x0 - x1).flatten(1) * w).sum(1)  # the linear model's value at the image
-        both = project_onto_hyperplane(
-            torch.cat([x1, x0]).flatten(1), torch.cat([w, w]), torch.cat([gap, c0]), self.norm
-        )
-        d1, d0 = both.view(2, *x0.shape)
-        a1, a0 = (row_norm(d, self.norm).clamp(min=1e-8) for d in (d1, d0))
-        alpha = per_row((a1 / (a1 + a0)).clamp(0, self.alpha_max))
-        return ((x1 + self.eta * d1) * (1 - alpha) + (x0 + self.eta * d0) * alpha).clamp_(0, 1)
+    def _keep_nearest(self, state: State, crossed: Tensor) -> None:
+        distance = lp_norm(state["x_adv"] - state["x"], self.p)
+        nearer = crossed & (distance < state["distance"])
+        state["nearest"] = torch.where(per_row(nearer), state["x_adv"], state["nearest"])
+        state["distance"] = torch.where(nearer, distance, state["distance"])
 
-    def leave(self, s: State, row: int, job: AttackedImage) -> None:
-        """What was found outside this ball decides the larger ones: FAB would find it there again."""
-        distance = float(s["distance"][row])
-        if distance < job.known.get("distance", math.inf):
-            job.known |= {
-                "distance": distance,
-                "nearest": s["nearest"][row].clone(),
-                "found_at": job.eps,
-            }
+    def _learn_pattern(self, state: State, crossed: Tensor) -> None:
+        """Store which kind of point followed which, for `wants_gradient`."""
+        rows = state["is_new"].nonzero().squeeze(1)
+        state["next_adversarial"][rows, state["was_adversarial"][rows].long()] = crossed[rows]
+        state["was_adversarial"][rows] = crossed[rows]
+
+    def _step(self, state: State, rows: Tensor, gap: Tensor, grad: Tensor) -> Tensor:
+        """FAB's step for the b rows `rows`, from the point x1 of the image x0: (b, C, H, W).
+
+        The hyperplane is gap + grad.(z - x1) = 0. d1 leads to it from x1, d0 from x0. They are
+        mixed by alpha = min(|d1| / (|d1| + |d0|), alpha_max).
+        """
+        x0, x1, w = state["x"][rows], state["x_adv"][rows], grad.flatten(1)
+        gap_at_x0 = gap + ((x0 - x1).flatten(1) * w).sum(1)
+        d1, d0 = project_onto_hyperplane(
+            torch.cat([x1, x0]).flatten(1),
+            torch.cat([w, w]),
+            torch.cat([gap, gap_at_x0]),
+            self.norm,
+        ).view(2, *x0.shape)
+        length_1, length_0 = (lp_norm(d, self.p).clamp(min=1e-8) for d in (d1, d0))
+        alpha = per_row((length_1 / (length_1 + length_0)).clamp(0, self.alpha_max))
+        from_x1, from_x0 = x1 + self.eta * d1, x0 + self.eta * d0
+        return (from_x1 * (1 - alpha) + from_x0 * alpha).clamp_(0, 1)
+
+    def on_done(self, state: State, row: int, image: AttackedImage[EpsProgress]) -> None:
+        image.progress.fab.remember(state["nearest"][row], float(state["distance"][row]), image.eps)

@@ -1,11 +1,17 @@
-"""alignment_security.attacks.fmn."""
+"""FMN: Fast Minimum-Norm attack (Pintor et al. 2021, Algorithm 1), in L1, L2 and Linf."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from alignment_security.attacks.attack import AttackedImage, State, initial_state
+from alignment_security.attacks.attack import (
+    AttackedImage,
+    MinimumNormProgress,
+    Rows,
+    State,
+    initial_state,
+)
 from alignment_security.attacks.geometry import (
     DUAL_ORDER,
     ORDER,
@@ -16,17 +22,23 @@ from alignment_security.attacks.geometry import (
     per_row,
     shrink_onto_ball,
 )
-from alignment_security.attacks.minimum_norm import BestSoFar, keep_smaller
+from alignment_security.attacks.minimum_norm import BestSoFar
 
-GAMMA_LAST = 0.001  # where the cosine schedule of gamma ends (the authors' code)
+LAST_GAMMA = 0.001  # where the cosine schedule of gamma ends, in the authors' code
 
 
 class FMN(BestSoFar):
-    """Fast Minimum-Norm, Algorithm 1 of Pintor et al. (2021), for L1, L2 and Linf.
+    """Gradient steps inside a ball that shrinks at adversarial points and grows at others.
 
-    steps                    points with a gradient; one more point, the last update, is looked at
-    step_size, final_...     length of the gradient step (in L2, pixel units), cosine from one to the other
-    gamma                    relative change of eps, cosine to 0.001; below 1, or eps turns negative (trap 3)
+    The projection only shrinks perturbations; it never enlarges one.
+
+    norm              "L1", "L2" or "Linf"
+    steps             points with a gradient; one more point, the last update, is evaluated
+    step_size         L2 length of the first gradient step, in pixel units
+    final_step_size   L2 length of the last one (cosine schedule)
+    gamma             relative change of eps in the first step, cosine to LAST_GAMMA; in (0, 1), or
+                      eps (1 - gamma) turns negative
+    Raises ValueError for settings outside these ranges.
     """
 
     def __init__(
@@ -39,59 +51,65 @@ class FMN(BestSoFar):
     ):
         if steps < 1 or not 0 <= final_step_size <= step_size or step_size <= 0:
             raise ValueError(
-                f"FMN: steps {steps}, step_size {step_size}, final_step_size {final_step_size}: steps is at "
-                "least 1, and step_size at least final_step_size and above 0"
+                f"FMN: steps {steps}, step_size {step_size}, final_step_size {final_step_size}: "
+                "steps has to be at least 1, and step_size above 0 and at least final_step_size"
             )
         if not 0 < gamma < 1:
             raise ValueError(
-                f"gamma {gamma}: has to lie in (0, 1); from 1 on, eps (1 - gamma) turns negative and the "
-                "projection flips the perturbation's sign"
+                f"gamma {gamma}: has to be in (0, 1); from 1 on, eps (1 - gamma) turns negative "
+                "and the projection flips the perturbation's sign"
             )
-        self.norm, self.steps, self.gamma, self.name = norm, steps, gamma, f"fmn-{norm}"
+        self.norm, self.p, self.dual_p = norm, ORDER[norm], DUAL_ORDER[norm]
+        self.name, self.steps, self.gamma = f"fmn-{norm}", steps, gamma
         self.step_size, self.final_step_size = step_size, final_step_size
 
-    def start(self, jobs: list[AttackedImage]) -> State:
-        s = initial_state(jobs)
-        none = torch.full_like(s["eps"], torch.inf)
-        return s | {
-            "x_adv": s["x"].clone(),
-            "best": s["x"].clone(),
-            "size": none,
-            "radius": none.clone(),
+    def start(self, images: list[AttackedImage[MinimumNormProgress]]) -> State:
+        """Rows at their images. Keys besides `initial_state`'s and `BestSoFar`'s:
+
+        x_adv   (B, C, H, W)
+        eps     (B,) radius of the ball, infinite at first
+        """
+        state = initial_state(images)
+        return state | {
+            "x_adv": state["x"].clone(),
+            "x_best": state["x"].clone(),
+            "norm_best": torch.full_like(state["eps"], torch.inf),
+            "eps": torch.full_like(state["eps"], torch.inf),
         }
 
-    def loss(self, s: State, logits: Tensor, rows) -> Tensor:
-        return -margin(logits, s["y"][rows])
+    def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
+        return -margin(logits, state["y"][rows])
 
-    def claims(self, s: State, logits: Tensor) -> Tensor:
-        keep_smaller(
-            s,
-            s["x_adv"],
-            logits.argmax(1) != s["y"],
-            lp_norm(s["x_adv"] - s["x"], ORDER[self.norm]),
-        )
-        return self.hand_in(s, logits.device)
-
-    def update(self, s: State, logits: Tensor, grad: Tensor | None) -> Tensor:
-        over = s["it"] >= self.steps
+    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+        """An iteration of Algorithm 1: update eps, take a gradient step, project onto the ball."""
+        finished = state["iteration"] >= self.steps
         if grad is None:
-            return over
-        delta, p, it = s["x_adv"] - s["x"], ORDER[self.norm], s["it"].to(grad.device)
-        adversarial, found = logits.argmax(1) != s["y"], torch.isfinite(s["size"])
-        gamma = cosine_schedule(it, self.steps, self.gamma, GAMMA_LAST)
-        crossing = (1 + GAMMA_LAST) * (
-            lp_norm(delta, p)
-            + margin(logits, s["y"]).abs() / (lp_norm(grad, DUAL_ORDER[self.norm]) + TINY)
-        )
-        radius = torch.where(found, s["radius"] * (1 + gamma), crossing)
-        radius = torch.where(
-            adversarial, torch.minimum(s["radius"] * (1 - gamma), s["size"]), radius
-        )
-        s["radius"] = torch.minimum(radius, lp_norm(torch.maximum(s["x"], 1 - s["x"]), p))
-        length = cosine_schedule(it, self.steps, self.step_size, self.final_step_size)
-        delta = shrink_onto_ball(
-            delta + grad * per_row(length / (lp_norm(grad, 2) + TINY)), s["radius"], self.norm
-        )
-        s["x_adv"] = (s["x"] + delta).clamp_(0, 1)
-        s["it"] += 1
-        return over
+            return finished
+        iteration = state["iteration"].to(grad.device)
+        delta = state["x_adv"] - state["x"]
+        state["eps"] = self._next_eps(state, logits, grad, delta, iteration)
+        length = cosine_schedule(iteration, self.steps, self.step_size, self.final_step_size)
+        step = grad * per_row(length / (lp_norm(grad, 2) + TINY))
+        delta = shrink_onto_ball(delta + step, state["eps"], self.norm)
+        state["x_adv"] = (state["x"] + delta).clamp_(0, 1)
+        state["iteration"] += 1
+        return finished
+
+    def _next_eps(
+        self, state: State, logits: Tensor, grad: Tensor, delta: Tensor, iteration: Tensor
+    ) -> Tensor:
+        """The next radius, (B,); at most the norm of the largest perturbation in the box.
+
+        At an adversarial point: shrink, to at most the best norm. Elsewhere: grow, or go to the
+        linearised boundary while no adversarial point is known.
+        """
+        adversarial = logits.argmax(1) != state["y"]
+        found = torch.isfinite(state["norm_best"])
+        gamma = cosine_schedule(iteration, self.steps, self.gamma, LAST_GAMMA)
+        distance = margin(logits, state["y"]).abs() / (lp_norm(grad, self.dual_p) + TINY)
+        to_boundary = (1 + LAST_GAMMA) * (lp_norm(delta, self.p) + distance)
+        grown = torch.where(found, state["eps"] * (1 + gamma), to_boundary)
+        shrunk = torch.minimum(state["eps"] * (1 - gamma), state["norm_best"])
+        eps = torch.where(adversarial, shrunk, grown)
+        largest = lp_norm(torch.maximum(state["x"], 1 - state["x"]), self.p)
+        return torch.minimum(eps, largest)

@@ -1,125 +1,167 @@
-"""Minimum-norm attacks as rows of a struct of arrays: the smallest perturbation of an image that fools the model.
+"""Minimum-norm attacks: the smallest perturbation of each image that fools the model.
 
-FMN        Fast Minimum-Norm (Pintor et al. 2021), the authors' algorithm with a projection that only shrinks
-Crossing   our own: the next radius is where the model, linearised along the perturbation, crosses the boundary
+`run_minimum_norm` runs one attack (`FMN`, `BoundaryCrossing`) on every correctly classified image.
+`BestSoFar` is what these attacks share.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.attack import AttackedImage, State
-from alignment_security.attacks.clean import (
-    ImageStream,
-    clean_columns,
-    clean_pass,
-    confirm_in_float32,
+from alignment_security.attacks.attack import (
+    Attack,
+    AttackedImage,
+    Finding,
+    MinimumNormProgress,
+    State,
 )
-from alignment_security.attacks.engine import run_stages
-from alignment_security.attacks.geometry import per_row
+from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.attacks.confirmation import confirm_in_float32
+from alignment_security.attacks.engine import Confirm, run_stages
+from alignment_security.attacks.geometry import lp_norm, per_row
 from alignment_security.models.forward import Forward
 
-# ---- minimal norms ---------------------------------------------------------------------------------------------
-
-NUDGES = [
-    1e-5 * 4**k for k in range(8)
-]  # a point on the boundary that rounding puts back is moved out by these
+# shares of its length by which a best point is moved outwards if float32 rejects it
+NUDGES = [1e-5 * 4**k for k in range(8)]
 
 
-class MinimumNorm:
-    """Every correctly classified image through one minimum-norm attack; one row per image."""
+class MinimumNormAttack(Attack[MinimumNormProgress], Protocol):
+    """An attack that `run_minimum_norm` can run."""
 
-    def __init__(self, norm: str, seed: int, n_outputs: int, passes: Forward, confirm: Callable):
-        self.norm, self.seed, self.n_outputs, self.passes, self.confirm = (
-            norm,
-            seed,
-            n_outputs,
-            passes,
-            confirm,
-        )
-
-    def admit(self, batch: list) -> tuple[list[dict], list[AttackedImage]]:
-        x, logits = clean_pass(self.passes, batch, self.n_outputs)
-        rows, jobs = [], []
-        for (name, _, label), image, z in zip(batch, x, logits):
-            clean = clean_columns(name, label, z)
-            job = AttackedImage(
-                name,
-                image.clone(),
-                label,
-                z,
-                seed=self.seed,
-                eps=math.inf,
-                forwards=1,
-                known={"clean": clean},
-            )
-            if clean["clean_correct"]:
-                jobs.append(job)
-            else:
-                rows.append(clean | {"forwards": 1, "backwards": 0})
-        return rows, jobs
-
-    def found(self, job: AttackedImage, finding: dict) -> tuple[list[dict], None]:
-        return [self._row(job, success=1, **finding)], None
-
-    def survived(self, job: AttackedImage, stage: int) -> tuple[list[dict], None]:
-        """Nothing found, or a best point that float32 denies: then the nearest one further out that it confirms."""
-        best = job.known["best"]
-        for nudge in NUDGES if best is not None else []:
-            point = (job.x + (best - job.x) * (1 + nudge)).clamp(0, 1)
-            if finding := self.confirm([job], point[None])[0]:
-                return self.found(job, finding)
-        return [self._row(job, success=0)], None
-
-    def _row(self, job: AttackedImage, **outcome) -> dict:
-        return job.known["clean"] | outcome | {"forwards": job.forwards, "backwards": job.backwards}
+    norm: str  # "L1", "L2" or "Linf"
 
 
 def run_minimum_norm(
     module: nn.Module,
     source: ImageStream,
-    attack,
+    attack: MinimumNormAttack,
     n_outputs: int,
     seed: int = 0,
     batch_size: int = 8,
     exact: nn.Module | None = None,
-    log: Callable[[str], None] = lambda m: None,
+    log: Callable[[str], None] = ignore,
 ) -> Iterator[list[dict]]:
-    """The smallest perturbation that `attack` (FMN, ...) finds for each image. Yields `minimum_norm` record rows.
+    """The smallest perturbation that `attack` finds. Yields lists of `minimum_norm` record rows.
 
-    A misclassified image gets a row without a norm. Every reported point is misclassified by the float32 model
-    `exact` and lies in [0, 1]; l2 and linf are measured on it. Raises AttackError for bad images, labels or logits.
+    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
+    exact    float32 model that confirms adversarial points; by default `module`
+    log      receives warnings
+
+    The row of a misclassified image has no norm. Every reported point is in [0, 1] and is
+    misclassified by `exact`; l2 and linf are measured on it. Raises AttackError for bad images,
+    labels or logits.
     """
-    passes = Forward(module, batch_size, log)
+    forward = Forward(module, batch_size, log)
     confirm = confirm_in_float32(Forward(exact or module, batch_size, log), attack.norm)
-    run = MinimumNorm(attack.norm, seed, n_outputs, passes, confirm)
-    yield from run_stages(source, [attack], passes, confirm, run.admit, run.survived, run.found)
+    study = MinimumNorm(attack.name, seed, n_outputs, forward, confirm)
+    yield from run_stages(
+        source,
+        [attack],
+        forward,
+        confirm,
+        study.on_images,
+        study.on_fooled,
+        study.on_exhausted,
+    )
 
 
-def keep_smaller(s: State, points: Tensor, adversarial: Tensor, size: Tensor) -> None:
-    """Keep a point that fools and is not larger than the best."""
-    better = adversarial & (size < s["size"])
-    s["best"] = torch.where(per_row(better), points, s["best"])
-    s["size"] = torch.where(better, size, s["size"])
+class MinimumNorm:
+    """The callbacks of `run_stages` for a minimum-norm attack: one row per image."""
+
+    def __init__(
+        self, attack_name: str, seed: int, n_outputs: int, forward: Forward, confirm: Confirm
+    ):
+        self.attack_name, self.seed, self.n_outputs = attack_name, seed, n_outputs
+        self.forward, self.confirm = forward, confirm
+
+    def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[MinimumNormProgress]]]:
+        """Rows of misclassified images, and the other images, to be attacked."""
+        x, logits = clean_pass(self.forward, batch, self.n_outputs)
+        rows, images = [], []
+        for (name, _, label), pixels, image_logits in zip(batch, x, logits):
+            image = AttackedImage(
+                name,
+                pixels.clone(),
+                label,
+                image_logits,
+                MinimumNormProgress(),
+                clean=clean_columns(name, label, image_logits),
+                seed=self.seed,
+                eps=math.inf,
+                forwards=1,
+            )
+            if image.clean["clean_correct"]:
+                images.append(image)
+            else:
+                rows.append(minimum_norm_row(image))
+        return rows, images
+
+    def on_fooled(
+        self, image: AttackedImage[MinimumNormProgress], finding: Finding
+    ) -> tuple[list[dict], None]:
+        return [minimum_norm_row(image, finding)], None
+
+    def on_exhausted(
+        self, image: AttackedImage[MinimumNormProgress], stage: int
+    ) -> tuple[list[dict], None]:
+        """If float32 rejects the best point, take the next larger one that it accepts (NUDGES)."""
+        x_best = image.progress.x_best
+        for nudge in NUDGES if x_best is not None else []:
+            point = (image.x + (x_best - image.x) * (1 + nudge)).clamp(0, 1)
+            (finding,) = self.confirm([image], point[None], self.attack_name)
+            if finding is not None:
+                return self.on_fooled(image, finding)
+        return [minimum_norm_row(image)], None
+
+
+def minimum_norm_row(image: AttackedImage, finding: Finding | None = None) -> dict:
+    """The record row of an image; a misclassified one was not attacked, so it has no success."""
+    row = dict(image.clean)
+    if image.clean["clean_correct"]:
+        row["success"] = int(finding is not None)
+    if finding is not None:
+        row |= finding.columns() | {"perturbation": finding.perturbation}
+    return row | {"forwards": image.forwards, "backwards": image.backwards}
 
 
 class BestSoFar:
-    """What minimum-norm attacks share: `steps` points with a gradient, one more to look at, then the best is handed in."""
+    """Base of minimum-norm attacks: `steps` points with a gradient, one more, then the best counts.
 
-    runs, steps = 1, 0
+    State keys, besides those of `initial_state` and x_adv:
+        x_best      (B, C, H, W) the smallest adversarial point so far
+        norm_best   (B,) norm of its perturbation, infinite if there is none
+    """
 
-    def wants_gradient(self, s: State) -> Tensor:
-        return s["it"] < self.steps
+    runs = 1
+    steps: int
+    p: float  # order of the norm
 
-    def hand_in(self, s: State, device: torch.device) -> Tensor:
-        """Rows at their end put their best point, if there is one, into x_adv and claim it: (B,) bool."""
-        ended = (s["it"] >= self.steps).to(device)
-        s["x_adv"] = torch.where(per_row(ended), s["best"], s["x_adv"])
-        return ended & torch.isfinite(s["size"])
+    def wants_gradient(self, state: State) -> Tensor:
+        return state["iteration"] < self.steps
 
-    def leave(self, s: State, row: int, job: AttackedImage) -> None:
-        job.known["best"] = s["best"][row] if torch.isfinite(s["size"][row]) else None
+    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
+        """Keep x_adv if it is the best point; rows without steps left propose their best point."""
+        adversarial = logits.argmax(1) != state["y"]
+        self.keep_best(state, adversarial, lp_norm(state["x_adv"] - state["x"], self.p))
+        return self.take_best(state, logits.device)
+
+    def keep_best(self, state: State, adversarial: Tensor, norm: Tensor) -> None:
+        """Keep x_adv where it is adversarial (B,) and its norm (B,) is below the best norm."""
+        better = adversarial & (norm < state["norm_best"])
+        state["x_best"] = torch.where(per_row(better), state["x_adv"], state["x_best"])
+        state["norm_best"] = torch.where(better, norm, state["norm_best"])
+
+    def take_best(self, state: State, device: torch.device) -> Tensor:
+        """Put the best point into x_adv in rows without steps left. (B,) bool: those with one."""
+        ended = (state["iteration"] >= self.steps).to(device)
+        state["x_adv"] = torch.where(per_row(ended), state["x_best"], state["x_adv"])
+        return ended & torch.isfinite(state["norm_best"])
+
+    def on_done(self, state: State, row: int, image: AttackedImage[MinimumNormProgress]) -> None:
+        if torch.isfinite(state["norm_best"][row]):
+            image.progress.x_best = state["x_best"][row]

@@ -1,10 +1,14 @@
-"""What runs on a GPU mixes no tensors of two devices: seen on a pretended one (accelerator.py), whose rows are the CPU's."""
+"""The engine, the script and training never mix tensors of two devices.
+
+They run on a simulated accelerator (accelerator.py), and their results equal the CPU's.
+"""
 
 from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,13 +23,13 @@ from alignment_security.attacks.clean import run_clean
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.libraries import run_pyautoattack
-from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.attacks.minimum_norm import MinimumNormAttack, run_minimum_norm
 from alignment_security.models.heads import AnimateHead, smooth_head
 from alignment_security.records.record import read_record
 
 BUDGET = Budget(steps=8, targets=2, queries=20)
 IMAGES = digits()[1200:1206]
-BALLS = {
+BALLS: dict[str, dict[str, Any]] = {
     norm: {"norm": norm, "eps": eps, "n_outputs": 10, "budget": BUDGET, "batch_size": 4, "seed": 0}
     for norm, eps in (("Linf", [0.02, 0.1, 0.2]), ("L2", [0.2, 0.8]))
 }
@@ -37,7 +41,7 @@ RUNS |= {
     f"{norm} ladder": partial(run_autoattack, bisect=norm == "Linf", **options)
     for norm, options in BALLS.items()
 }
-NORMS = [
+NORMS: list[MinimumNormAttack] = [
     *(FMN(norm, 8) for norm in ("L2", "Linf", "L1")),
     *(BoundaryCrossing(norm, 30, walks=2) for norm in ("L2", "Linf")),
 ]
@@ -48,7 +52,7 @@ RUNS |= {
 
 
 class Thousand(nn.Module):
-    """Ten logits made a thousand."""
+    """A net with 1000 outputs, a fixed linear map of its ten."""
 
     def __init__(self, net):
         super().__init__()
@@ -62,7 +66,7 @@ class Thousand(nn.Module):
 
 
 def same_rows(net, images, run) -> pd.DataFrame:
-    """The rows of a run on the CPU, after those of the pretended accelerator were found to be the same."""
+    """The rows of a run on the CPU; fails if the simulated accelerator gives others."""
     on_cpu = rows_of(run(net, images))
     with pretended() as device:
         there = rows_of(run(copy.deepcopy(net).to(device), images))
@@ -102,7 +106,7 @@ SCRIPT = {
 
 @pytest.mark.parametrize("threat", SCRIPT)
 def test_the_script_runs_on_another_device(cli, tiny, tmp_path, threat):
-    """From the file of weights to the record, the examples and the alignment. The last digits of a convolution differ."""
+    """From weights to record. Norms are not compared: convolutions round differently."""
     found = []
     for device in ("cpu", DEVICE.type):
         with pretended() if device != "cpu" else nullcontext():
@@ -119,13 +123,15 @@ def test_the_script_runs_on_another_device(cli, tiny, tmp_path, threat):
 
 
 def test_a_training_runs_on_another_device(mapped, tmp_path, signals_kept):
-    """Both objectives; every number of the curve is the CPU's."""
+    """Both objectives; every number of the log equals the CPU's."""
     curves = []
     for device in ("cpu", DEVICE.type):
         request = (
-            "--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 2 --objective both "
-            "--lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1 --random_start --log_every 1 --workers 0 --name mine "
-            f"--data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {tmp_path / device} --device {device}"
+            "--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 2 "
+            "--objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1 "
+            "--random_start --log_every 1 --workers 0 --name mine "
+            f"--data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {tmp_path / device} "
+            f"--device {device}"
         )
         with signals_kept(), pretended() if device != "cpu" else nullcontext():
             assert training.main(request.split()) == 0
@@ -133,7 +139,7 @@ def test_a_training_runs_on_another_device(mapped, tmp_path, signals_kept):
     assert curves[0] == curves[1] and len(curves[0].splitlines()) == 5
 
 
-# ---- the pretended device itself --------------------------------------------------------------------------------
+# ---- the simulated device itself ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

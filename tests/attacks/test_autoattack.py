@@ -1,21 +1,25 @@
-"""Attacks against answers found another way: closed forms, the reference implementation, and the model's own count."""
+"""AutoAttack against closed forms, the reference implementation, and counted passes."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nets import Counter, cifar_photographs, cifar_resnet18, digits, rows_of, two_class
+from nets import cifar_photographs, cifar_resnet18, digits, rows_of, two_class
 from scipy.optimize import linprog
 from torch import nn
 
 from alignment_security.attacks.apgd import APGD
-from alignment_security.attacks.attack import AttackedImage, AttackError
+from alignment_security.attacks.attack import AttackedImage, AttackError, EpsProgress
 from alignment_security.attacks.autoattack import Budget, masked_gradient_warnings, run_autoattack
 from alignment_security.attacks.engine import run_stages
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import project_onto_hyperplane
-from alignment_security.attacks.libraries import reference_attack, run_pyautoattack
+from alignment_security.attacks.libraries import (
+    CountedModule,
+    reference_attack,
+    run_pyautoattack,
+)
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.attacks.square import Square, bump, square_fraction
 from alignment_security.models.forward import Forward
@@ -28,11 +32,11 @@ def resnet():
     return cifar_resnet18()
 
 
-# ---- AutoAttack: parity with the reference ---------------------------------------------------------------------
+# ---- AutoAttack: parity with the reference ------------------------------------------------------
 
 
 class Recorder(nn.Module):
-    """Keeps the points a net is asked about."""
+    """Keeps the points at which a net is evaluated."""
 
     def __init__(self, net):
         super().__init__()
@@ -43,32 +47,39 @@ class Recorder(nn.Module):
         return self.net(x)
 
 
-def our_iterates(net, attack, job, steps):
-    """Points one image is evaluated at, from its start; stops when it is fooled or over."""
-    state, seen, passes = attack.start([job]), [], Forward(net, 1)
+def attacked_image(net, row, eps) -> AttackedImage:
+    """An image (name, x, label) as the engine gives it to an attack of one eps."""
+    name, x, label = row
+    progress = EpsProgress(broken_index=1)
+    return AttackedImage(name, x, label, net(x[None])[0], progress, eps=eps)
+
+
+def our_iterates(net, attack, image, steps):
+    """The points at which one image is evaluated, until it is fooled or the run is finished."""
+    state, seen, forward = attack.start([image]), [], Forward(net, 1)
     for _ in range(steps):
         seen.append(state["x_adv"].clone())
-        logits, grad = passes.gradient(state["x_adv"], lambda z, rows: attack.loss(state, z, rows))
-        if bool(attack.claims(state, logits)) or bool(attack.update(state, logits, grad)):
+        logits, grad = forward.gradient(state["x_adv"], lambda z, rows: attack.loss(state, z, rows))
+        fooled = bool(attack.is_candidate(state, logits))
+        if fooled or bool(attack.update(state, logits, grad)):
             break
     return seen
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("targeted", [False, True])
-def test_apgd_walks_as_the_reference_does(robust_digits, norm, targeted):
-    name, x, label = digits()[1203]
+def test_apgd_iterates_equal_the_references(robust_digits, norm, targeted):
+    _, x, label = digits()[1203]
     eps = 0.05 if norm == "Linf" else 0.3
-    job = AttackedImage(name, x, label, robust_digits(x[None])[0], eps=eps)
-    ours = our_iterates(
-        robust_digits, APGD(norm, 100, targeted, runs=9 if targeted else 1), job, 200
-    )
+    image = attacked_image(robust_digits, digits()[1203], eps)
+    attack = APGD(norm, 100, targeted, runs=9 if targeted else 1)
+    ours = our_iterates(robust_digits, attack, image, 200)
     recorder = Recorder(robust_digits)
     oracle = reference_attack(
         "apgd-t" if targeted else "apgd-ce", recorder, norm, eps, Budget(), seed=0
     )
     oracle.init_hyperparam(x[None])
-    oracle.y_target = job.logits.sort()[1][-2:-1]
+    oracle.y_target = image.logits.sort()[1][-2:-1]
     oracle.attack_single_run(x[None], torch.tensor([label]), x_init=ours[0])
     assert len(ours) == 101
     for k, (ours_at, reference_at) in enumerate(
@@ -80,11 +91,11 @@ def test_apgd_walks_as_the_reference_does(robust_digits, norm, targeted):
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_fab_walks_as_the_reference_does(robust_digits, norm):
-    """The reference looks at every new point twice; without those repeats the two walks are one."""
-    name, x, label = digits()[1203]
-    job = AttackedImage(name, x, label, robust_digits(x[None])[0], eps=1e-6)
-    ours = our_iterates(robust_digits, FAB(norm, 30, runs=9), job, 200)
+def test_fab_iterates_equal_the_references(robust_digits, norm):
+    """The reference evaluates every new point twice; without the repeats the iterates are equal."""
+    _, x, label = digits()[1203]
+    image = attacked_image(robust_digits, digits()[1203], 1e-6)
+    ours = our_iterates(robust_digits, FAB(norm, 30, runs=9), image, 200)
     recorder = Recorder(robust_digits)
     oracle = reference_attack("fab-t", recorder, norm, 1e-6, Budget(steps=30), seed=0)
     oracle.target_class, oracle.device = 2, torch.device("cpu")
@@ -101,22 +112,22 @@ def test_fab_walks_as_the_reference_does(robust_digits, norm):
 
 
 class GradientAlways(FAB):
-    """FAB that asks for the gradient of every new point, as one does who cannot tell what it will be."""
+    """FAB that computes the gradient of every new point, without predicting its class."""
 
-    def wants_gradient(self, s):
-        return ~s["check"] | (s["it"] < self.steps - 1)
+    def wants_gradient(self, state):
+        return ~state["is_new"] | (state["iteration"] < self.steps - 1)
 
 
 class GradientLater(FAB):
-    """FAB that looks at every new point first."""
+    """FAB that evaluates every new point without a gradient first."""
 
-    def wants_gradient(self, s):
-        return ~s["check"]
+    def wants_gradient(self, state):
+        return ~state["is_new"]
 
 
 def fab_passes(fab, net, images, monkeypatch):
     monkeypatch.setattr("alignment_security.attacks.autoattack.FAB", fab)
-    counter = Counter(net)
+    counter = CountedModule(net)
     rows_of(
         run_autoattack(
             counter,
@@ -131,8 +142,8 @@ def fab_passes(fab, net, images, monkeypatch):
     return counter.forwards + counter.backwards
 
 
-def test_fab_guesses_which_points_need_no_gradient(robust_digits, resnet, monkeypatch):
-    """Where what comes is certain the guess costs next to nothing; where it varies it beats both fixed rules."""
+def test_fab_predicts_which_points_need_no_gradient(robust_digits, resnet, monkeypatch):
+    """A prediction costs little on a regular path, and beats fixed rules on an irregular one."""
     guess, always, later = (
         fab_passes(fab, robust_digits, digits()[1200:1220], monkeypatch)
         for fab in (FAB, GradientAlways, GradientLater)
@@ -146,8 +157,8 @@ def test_fab_guesses_which_points_need_no_gradient(robust_digits, resnet, monkey
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.12), ("L2", 0.6)])
-def test_verdicts_of_the_reference(robust_digits, norm, eps):
-    """All four attacks, small budget, 40 digits: the same robust images (Square's draws differ: one may)."""
+def test_run_autoattack_gives_the_references_verdicts(robust_digits, norm, eps):
+    """Small budget, 40 digits: the same robust images but for one, since Square's draws differ."""
     ours, theirs = (
         rows_of(engine(robust_digits, digits()[1200:1240], norm, [eps], 10, SMALL, batch_size=40))
         .set_index("image_id")
@@ -159,8 +170,8 @@ def test_verdicts_of_the_reference(robust_digits, norm, eps):
 
 
 @pytest.mark.slow
-def test_verdicts_of_the_reference_on_every_digit(robust_digits):
-    """The standard budget on all 1797: what the random draws of both sides may move is half a point."""
+def test_run_autoattack_gives_the_references_verdicts_on_every_digit(robust_digits):
+    """The standard budget on all 1797 digits: the random draws may move half a point."""
     ours, theirs = (
         rows_of(engine(robust_digits, digits(), "Linf", [0.12], 10, Budget(), batch_size=256))
         .set_index("image_id")
@@ -173,7 +184,7 @@ def test_verdicts_of_the_reference_on_every_digit(robust_digits):
     ) <= 0.005
 
 
-def test_verdicts_of_the_reference_on_real_photographs(resnet):
+def test_run_autoattack_gives_the_references_verdicts_on_photographs(resnet):
     images = cifar_photographs(resnet)[:6]
     budget = Budget(attacks=("apgd-ce",), steps=20)
     ours, theirs = (
@@ -189,10 +200,10 @@ def test_verdicts_of_the_reference_on_real_photographs(resnet):
     )
 
 
-# ---- AutoAttack: what must hold whatever the model -------------------------------------------------------------
+# ---- AutoAttack: what holds for any model -------------------------------------------------------
 
 
-def test_nothing_depends_on_the_batch(robust_digits):
+def test_run_autoattack_does_not_depend_on_the_batch(robust_digits):
     images = digits()[1200:1216]
     whole, sevens, ones = (
         rows_of(
@@ -208,8 +219,8 @@ def test_nothing_depends_on_the_batch(robust_digits):
         np.testing.assert_allclose(other.linf.astype(float), whole.linf.astype(float), atol=1e-5)
 
 
-def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits):
-    net, eps = Counter(robust_digits), [0.0, 0.05, 0.1, 0.2]
+def test_eps_search_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits):
+    net, eps = CountedModule(robust_digits), [0.0, 0.05, 0.1, 0.2]
     rows = rows_of(run_autoattack(net, digits()[1200:1220], "Linf", eps, 10, SMALL, batch_size=8))
     curve = rows.groupby("eps").robust.mean()
     clean = rows[rows.eps == 0].set_index("image_id")
@@ -228,25 +239,27 @@ def test_ladder_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits
         assert float(row.perturbation.abs().max()) == pytest.approx(row.linf)
 
 
-def test_fab_decides_larger_balls_from_what_it_found_outside_a_smaller_one(robust_digits):
-    """Same verdicts as one run per eps, with passes for the first eps only where FAB alone is run."""
+def test_fab_memory_decides_larger_balls(robust_digits):
+    """FAB alone: the verdicts of one run per eps, and gradients at the first eps only."""
     budget, images = Budget(attacks=("fab-t",), steps=30, targets=3), digits()[1200:1220]
-    ladder = rows_of(
+    together = rows_of(
         run_autoattack(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)
     ).set_index(["image_id", "eps"])
     for eps in (0.05, 0.1, 0.15):
         alone = rows_of(run_autoattack(robust_digits, images, "Linf", [eps], 10, budget)).set_index(
             "image_id"
         )
-        assert (ladder.xs(eps, level="eps").robust.sort_index() == alone.robust.sort_index()).all()
-    later = ladder[ladder.index.get_level_values("eps") > 0.06]
+        assert (
+            together.xs(eps, level="eps").robust.sort_index() == alone.robust.sort_index()
+        ).all()
+    later = together[together.index.get_level_values("eps") > 0.06]
     assert (
         later.backwards.sum() == 0
-        and later.robust.mean() < ladder.xs(0.05, level="eps").robust.mean()
+        and later.robust.mean() < together.xs(0.05, level="eps").robust.mean()
     )
 
 
-def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
+def test_eps_search_bisects_and_marks_what_it_inferred(robust_digits):
     eps, images = [0.04, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
     exact, bisected = (
         rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
@@ -260,7 +273,7 @@ def test_bisection_agrees_and_says_what_it_inferred(robust_digits):
     assert bisected.forwards.sum() < exact.forwards.sum()
 
 
-def test_a_ladder_goes_on_where_it_was_left(robust_digits):
+def test_eps_search_resumes_after_begun_rows(robust_digits):
     images, eps = digits()[1200:1212], [0.05, 0.1, 0.15]
     whole = (
         rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL))
@@ -281,7 +294,7 @@ def test_a_ladder_goes_on_where_it_was_left(robust_digits):
 
 
 def test_square_breaks_a_net_that_masks_its_gradients():
-    """A staircase has no gradient anywhere: only the random search can see it, and the flag says so."""
+    """A staircase has no gradient: only random search succeeds, and a warning reports it."""
 
     class Staircase(nn.Module):
         def forward(self, x):
@@ -312,19 +325,18 @@ def test_square_breaks_a_net_that_masks_its_gradients():
 @pytest.mark.parametrize("distance", [0.02, 0.1, 0.3])
 def test_fab_finds_linf_distances_of_a_linear_model(distance):
     net, image = two_class(distance, "Linf")
-    job = AttackedImage("a", image, 0, net(image[None])[0], eps=1e-9)
-    attack, passes = FAB("Linf", 60, runs=1), Forward(net, 1)
-    for _ in run_stages(
+    attacked = attacked_image(net, ("a", image, 0), 1e-9)
+    stages = run_stages(
         [0],
-        [attack],
-        passes,
-        lambda jobs, points: [None] * len(jobs),
-        lambda batch: ([], [job]),
-        lambda job, stage: ([], None),
-        lambda job, finding: ([], None),
-    ):
-        pass
-    assert job.known["distance"] == pytest.approx(distance, rel=0.01)
+        [FAB("Linf", 60, runs=1)],
+        Forward(net, 1),
+        confirm=lambda images, points, broken_by: [None] * len(images),
+        on_images=lambda batch: ([], [attacked]),
+        on_fooled=lambda image, finding: ([], None),
+        on_exhausted=lambda image, stage: ([], None),
+    )
+    assert not any(stages)
+    assert attacked.progress.fab.distance == pytest.approx(distance, rel=0.01)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -362,7 +374,7 @@ def test_projection_on_hyperplane_and_box_is_optimal(norm):
             assert d[i] @ d[i] == pytest.approx(best, abs=1e-4)
 
 
-def test_square_shapes_are_the_references():
+def test_bump_and_square_fraction_equal_the_references():
     """Bumps of every size, and the schedule at its corners."""
     oracle = reference_attack("square", None, "L2", 1.0, Budget(), 0)
     oracle.device = torch.device("cpu")
@@ -377,20 +389,17 @@ def test_square_shapes_are_the_references():
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_square_never_leaves_its_ball(robust_digits, norm):
     attack, seen = Square(norm, 40), []
-    jobs = [
-        AttackedImage(name, x, label, robust_digits(x[None])[0], eps=0.3)
-        for name, x, label in digits()[1200:1204]
-    ]
-    state, passes = attack.start(jobs), Forward(robust_digits, 4)
+    images = [attacked_image(robust_digits, row, eps=0.3) for row in digits()[1200:1204]]
+    state, forward = attack.start(images), Forward(robust_digits, 4)
     for _ in range(40):
         seen.append(state["x_adv"].clone())
-        attack.update(state, passes.logits(state["x_adv"]), None)
+        attack.update(state, forward.logits(state["x_adv"]), None)
     delta = (torch.stack(seen) - state["x"]).flatten(2)
     size = delta.abs().amax(2) if norm == "Linf" else delta.norm(dim=2)
     assert size.max() <= 0.3 + 1e-5 and len({float(s.sum()) for s in seen}) > 20
 
 
-# ---- inputs ----------------------------------------------------------------------------------------------------
+# ---- inputs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -449,7 +458,7 @@ def test_budgets_below_the_standard_are_not_called_autoattack():
 
 
 def test_targeted_attacks_need_classes():
-    """Traps 10: neither DLR nor nine targets on two outputs."""
+    """DLR needs four classes, and nine targets need ten."""
     with pytest.raises(AttackError, match="at least 4 classes"):
         Budget().check(2)
     with pytest.raises(AttackError, match="9 targets"):

@@ -33,7 +33,7 @@ def box_distance(net, distance: float) -> float:
 @pytest.mark.parametrize("norm", ["L2", "Linf", "L1"])
 @pytest.mark.parametrize("distance", [0.02, 0.05, 0.2, 0.45])
 def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
-    """Closed form |margin| / dual norm; all distances lie below the first step length of 1 (trap 6)."""
+    """Closed form |margin| / dual norm. All distances are below the first step length of 1."""
     net, image = two_class(distance, norm)
     row = rows_of(run_minimum_norm(net, [("a", image, 0)], FMN(norm, 1000), 2)).iloc[0]
     found = {"L2": row.l2, "Linf": row.linf, "L1": float(row.perturbation.abs().sum())}[norm]
@@ -42,7 +42,7 @@ def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
 
 @pytest.mark.parametrize("distance", [0.7, 1.3, 2.6])
 def test_fmn_where_pixels_clip(distance):
-    """Beyond the box the answer is a projection onto hyperplane and box, here by bisection in float64."""
+    """Against the projection onto hyperplane and box, by bisection in float64."""
     net, image = two_class(distance, "L2")
     want = box_distance(net, distance)
     row = rows_of(run_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
@@ -84,7 +84,7 @@ def test_a_misclassified_image_has_a_row_and_no_norm(robust_digits):
 
 
 def test_a_zero_gradient_is_no_division_by_zero():
-    """A constant model cannot be fooled: success 0, and no NaN on the way (trap 5)."""
+    """A constant model cannot be fooled: success 0, and no NaN in between."""
     row = rows_of(
         run_minimum_norm(
             Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2
@@ -94,7 +94,7 @@ def test_a_zero_gradient_is_no_division_by_zero():
 
 
 def clipped_distance(net, image):
-    """Linf distance to the boundary of a two-class linear model inside the box, by scipy's linear programming."""
+    """Linf distance to a two-class linear model's boundary in the box, by linear programming."""
     w, x, gap = (
         net.weight[0].double().numpy(),
         image.double().flatten().numpy(),
@@ -122,7 +122,10 @@ def clipped_distance(net, image):
     ],
 )
 def test_crossing_on_linear_models_in_few_passes(norm, distance):
-    """Against bisection and linear programming in float64; most pixels clip at L2 2.6, half the image is dark in Linf."""
+    """Against bisection and linear programming in float64.
+
+    Most pixels clip at L2 2.6; half of the image is dark in Linf.
+    """
     net, image = two_class(distance, norm)
     if norm == "Linf":  # pixels that reach the box at different lengths
         image = image - torch.linspace(0, 0.4, image.numel()).view_as(image) * (
@@ -138,7 +141,7 @@ def test_crossing_on_linear_models_in_few_passes(norm, distance):
 
 
 class Halves(torch.nn.Module):
-    """Ten digits as two groups, by the largest logit of each: a boundary with kinks, as of the animate head."""
+    """Ten digits as two groups, by the largest logit of each, like the animate head."""
 
     def __init__(self, net):
         super().__init__()
@@ -158,7 +161,7 @@ def norms_found(net, images, attack, n_outputs):
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 @pytest.mark.parametrize("classes", [10, 2])
 def test_crossing_reaches_the_norms_of_long_fmn(robust_digits, norm, classes):
-    """50 passes against 500 steps, on every image together and none much worse."""
+    """50 passes against 500 steps: on average not larger, and on no image much larger."""
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
     short, long = (
@@ -171,7 +174,7 @@ def test_crossing_reaches_the_norms_of_long_fmn(robust_digits, norm, classes):
 
 @pytest.mark.parametrize("classes", [10, 2])
 def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
-    """Twice the passes begin with the same walk; the second finds something smaller on some images, on two classes too."""
+    """The second walk of 100 steps finds smaller norms on some images, on two classes too."""
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
     one, two, three = (
@@ -200,7 +203,7 @@ def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
 
 @pytest.mark.parametrize(("distance", "published"), [(0.05, 1), (0.2, 1), (0.7, 1), (1.3, 2)])
 def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, published):
-    """Trap 1: a norm of whole steps of length 1 whatever the true distance, and the point is foolbox's own."""
+    """foolbox's own point: its norm is whole steps of length 1, whatever the true distance."""
     import foolbox
 
     net, image = two_class(distance, "L2", size=(3, 16, 16))
@@ -255,7 +258,7 @@ def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, ste
     )  # deepfool ends when all have
 
 
-def test_stretching():
+def test_stretch():
     x = torch.stack([torch.linspace(0.25, 0.75, 12).view(3, 2, 2), torch.full((3, 2, 2), 0.4)])
     out = stretch(x)
     assert out[0].min() == 0 and out[0].max() == 1 and torch.equal(out[1], x[1])
@@ -278,8 +281,8 @@ def test_fmn_refuses_settings_that_break_it(bad):
 
 
 @pytest.mark.parametrize(("norm", "p"), [("L2", 2), ("Linf", math.inf), ("L1", 1)])
-def test_projection_only_shrinks(norm, p):
-    """Rows inside the ball stay to the bit; rows outside land on it (traps 1 and 4)."""
+def test_shrink_onto_ball_only_shrinks(norm, p):
+    """Rows inside the ball do not change by a bit; rows outside end on it."""
     delta = torch.randn(6, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     size = torch.linalg.vector_norm(delta.flatten(1), ord=p, dim=1)
     out = shrink_onto_ball(delta.clone(), size * torch.tensor([2, 2, 2, 0.5, 0.5, 0.5]), norm)

@@ -1,0 +1,44 @@
+"""Confirmation: the plain float32 model decides whether a point is adversarial.
+
+Attacks may run on a faster copy of the model (folded batch norm, TF32, bf16) and put forward points
+that the exact model classifies correctly. Only confirmed points reach a record.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from alignment_security.attacks.attack import AttackedImage, Finding
+from alignment_security.attacks.engine import Confirm
+from alignment_security.attacks.geometry import ORDER, lp_norm
+from alignment_security.common.verdicts import inside_ball
+from alignment_security.models.forward import Forward
+
+
+def confirm_in_float32(exact: Forward, norm: str) -> Confirm:
+    """The `confirm` of `run_stages`: evaluates points on the model `exact`, and measures them.
+
+    A point is confirmed if it is misclassified and its perturbation is within the image's eps in
+    `norm`, up to float32 rounding (`common.verdicts.inside_ball`). The pass counts as a forward.
+    """
+
+    def confirm(
+        images: list[AttackedImage], points: Tensor, broken_by: str
+    ) -> list[Finding | None]:
+        deltas = points - torch.stack([image.x for image in images])
+        sizes = lp_norm(deltas, ORDER[norm]).tolist()
+        linf, l2 = lp_norm(deltas, ORDER["Linf"]).tolist(), lp_norm(deltas, ORDER["L2"]).tolist()
+        predictions = exact.logits(points).argmax(1).tolist()
+        findings: list[Finding | None] = []
+        for i, image in enumerate(images):
+            image.forwards += 1
+            if predictions[i] != image.label and inside_ball(sizes[i], image.eps):
+                findings.append(
+                    Finding(predictions[i], linf[i], l2[i], deltas[i], broken_by, image.eps)
+                )
+            else:
+                findings.append(None)
+        return findings
+
+    return confirm
