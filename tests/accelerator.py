@@ -23,7 +23,7 @@ class Pretended(torch.Tensor):
     """A tensor on the simulated accelerator; `behind` is the CPU tensor with its values."""
 
     behind: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, behind):

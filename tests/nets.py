@@ -38,7 +38,9 @@ def two_class(distance: float, norm: str, size=(1, 8, 8), seed: int = 0, middle:
 
 
 def folder_of(package: str) -> Path:
-    return Path(importlib.util.find_spec(package).submodule_search_locations[0])
+    spec = importlib.util.find_spec(package)
+    assert spec and spec.submodule_search_locations, f"{package} is not installed"
+    return Path(spec.submodule_search_locations[0])
 
 
 def cifar_resnet18():

@@ -2,8 +2,8 @@
 
 What is known of an image is an interval (`EpsProgress`). An image that is broken at eps is broken
 at every larger eps, since the larger ball contains the point. Bisection also takes an image that is
-robust at eps as robust at every smaller one, an inference. The column from_eps tells them apart: it
-is the eps of the attack that gave the verdict.
+robust at eps as robust at every smaller one, an inference. The column from_eps shows the difference:
+it is the eps of the attack that gave the verdict.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class EpsOrder:
     def first_decided_by(self, norm: float, progress: EpsProgress) -> int:
         """Index of the smallest undecided eps whose ball holds a perturbation of this norm.
 
-        The perturbation was confirmed at progress.eps_index, which bisection reaches before smaller
-        eps.
+        At most the eps under attack, where it was confirmed; under bisection smaller ones may be
+        undecided.
         """
         index = progress.eps_index
         while index - 1 > progress.survived_index and self.eps[index - 1] >= norm:

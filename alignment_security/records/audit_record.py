@@ -11,7 +11,12 @@ import pandas as pd
 
 from alignment_security.common.files import UserError
 from alignment_security.common.locked_run import json_round_trip
-from alignment_security.common.verdicts import EPS_ATOL, EPS_RTOL, STANDARD_BUDGET
+from alignment_security.common.verdicts import (
+    EPS_ATOL,
+    EPS_RTOL,
+    STANDARD_BUDGET,
+    inside_ball,
+)
 from alignment_security.records.record import (
     CLEAN_COLUMNS,
     check_complete,
@@ -164,7 +169,7 @@ def check_ball(record: Record) -> Iterator[str]:
     robust, correct = rows["robust"] == 1, rows["clean_correct"] == 1
     broken = correct & (rows["robust"] == 0) & (rows["eps"] > 0)
     # `~(a <= b)` and `~(a != b)` are true for a missing value too
-    outside = ~(rows[norm.lower()] <= rows["eps"] * (1 + EPS_RTOL) + EPS_ATOL)
+    outside = ~inside_ball(rows[norm.lower()], rows["eps"])
     from_larger = rows["from_eps"] > rows["eps"] * (1 + EPS_RTOL)
     from_smaller = rows["from_eps"] < rows["eps"] * (1 - EPS_RTOL)
     checks = [

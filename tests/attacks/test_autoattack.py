@@ -9,9 +9,15 @@ from scipy.optimize import linprog
 from torch import nn
 
 from alignment_security.attacks.apgd import APGD
-from alignment_security.attacks.attack import AttackedImage, AttackError, EpsProgress
+from alignment_security.attacks.attack import (
+    AttackedImage,
+    AttackError,
+    EpsProgress,
+    FabMemory,
+)
 from alignment_security.attacks.autoattack import Budget, masked_gradient_warnings, run_autoattack
 from alignment_security.attacks.engine import run_stages
+from alignment_security.attacks.eps_search import EpsOrder
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import project_onto_hyperplane
@@ -271,6 +277,27 @@ def test_eps_search_bisects_and_marks_what_it_inferred(robust_digits):
     inferred = bisected[bisected.from_eps > bisected.index.get_level_values("eps") + 1e-12]
     assert len(inferred) and (inferred.robust == 1).all()
     assert bisected.forwards.sum() < exact.forwards.sum()
+
+
+def test_eps_order_decides_smaller_eps_by_a_small_perturbation():
+    """Bisection begins in the middle; a point with a norm of 0.1 also decides eps 0.15 and 0.1."""
+    progress = EpsProgress(broken_index=5)
+    order = EpsOrder([0.05, 0.1, 0.15, 0.2, 0.25], bisect=True)
+    assert order.next_index(progress) == 2 and EpsOrder(order.eps).next_index(progress) == 0
+    progress.eps_index = 3
+    assert [order.first_decided_by(norm, progress) for norm in (0.18, 0.1, 0.01)] == [3, 1, 0]
+    progress.survived_index = 1
+    assert order.first_decided_by(0.01, progress) == 2
+    progress.broken_index = 2
+    assert progress.decided
+
+
+def test_fab_memory_keeps_the_nearest_point():
+    memory = FabMemory()
+    for distance, eps in ((0.3, 0.1), (0.2, 0.15), (0.4, 0.2)):
+        memory.remember(torch.full((1,), distance), distance, eps)
+    assert memory.nearest is not None and float(memory.nearest) == pytest.approx(0.2)
+    assert (memory.distance, memory.found_at) == (0.2, 0.15)
 
 
 def test_eps_search_resumes_after_begun_rows(robust_digits):
