@@ -2,8 +2,8 @@
 
 What is known of an image is an interval (`EpsProgress`). An image that is broken at eps is broken
 at every larger eps, since the larger ball contains the point. Bisection also takes an image that is
-robust at eps as robust at every smaller one, an inference. The column from_eps shows the difference:
-it is the eps of the attack that gave the verdict.
+robust at eps as robust at every smaller one, an inference. The column from_eps shows which verdicts
+are inferred: it is the eps of the attack that gave the verdict.
 """
 
 from __future__ import annotations
