@@ -10,7 +10,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from alignment_security.common.files import UserError
-from alignment_security.common.locked_run import json_round_trip
 from alignment_security.common.verdicts import (
     EPS_ATOL,
     EPS_RTOL,
@@ -145,7 +144,7 @@ def check_settings(record: Record) -> Iterator[str]:
     if "autoattack" in attack.lower():
         differences = [
             f"{name} {settings.get(name)}"
-            for name, value in json_round_trip(STANDARD_BUDGET).items()
+            for name, value in STANDARD_BUDGET.items()
             if settings.get(name) != value
         ]
         if differences:
@@ -164,7 +163,7 @@ def check_ball(record: Record) -> Iterator[str]:
     """Consistent verdicts, norms within eps, accuracy that falls with eps."""
     rows, settings = record.rows, record.settings
     norm = settings.get("norm", record.run["threat"].split("-")[0])
-    attacks = settings.get("attacks", list(STANDARD_BUDGET["attacks"]))
+    attacks = settings.get("attacks", STANDARD_BUDGET["attacks"])
     broken_by = rows["broken_by"].fillna("")
     robust, correct = rows["robust"] == 1, rows["clean_correct"] == 1
     broken = correct & (rows["robust"] == 0) & (rows["eps"] > 0)
