@@ -1,13 +1,14 @@
-"""Images as training sees them: augmented together with their human maps, in an order that can be taken up at any step.
+"""Images as training sees them: augmented together with their human maps, in a resumable order.
 
-Which images a step sees depends on (seed, step), how an image is augmented on (seed, epoch, image id): neither depends on
-workers, on the number of processes, or on interruptions, so that no state of a generator has to be kept.
+The images of a step follow from (seed, step), the augmentation of an image from (seed, epoch, image
+id). Neither depends on workers, the number of processes or interruptions, so that no state of a
+generator has to be saved.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -31,11 +32,18 @@ from alignment_security.images.loading import (
     set_preprocessing,
 )
 
-MAP_ENDING = ".png"
+MAP_SUFFIX = ".png"
 
 
 class TrainingBatch(NamedTuple):
-    """Images of one step. positions in the list; x (B, 3, H, W) uint8 or [0, 1]; maps (B, H, W), zeros where has_map is not."""
+    """The images of one step in this process.
+
+    positions   in the list of images
+    x           (B, 3, H, W), uint8, or float32 in [0, 1] on the device
+    labels      (B,) int64
+    maps        (B, H, W) float32, zeros where has_map is false
+    has_map     (B,) bool
+    """
 
     positions: list[int]
     x: Tensor
@@ -44,6 +52,7 @@ class TrainingBatch(NamedTuple):
     has_map: Tensor
 
     def part(self, rows: slice) -> TrainingBatch:
+        """Some rows of the batch."""
         return TrainingBatch(
             self.positions[rows],
             self.x[rows],
@@ -53,19 +62,20 @@ class TrainingBatch(NamedTuple):
         )
 
     def to(self, device: torch.device) -> TrainingBatch:
+        """The batch on a device, its images float32 in [0, 1] and channels last."""
         x, labels, maps, has_map = (field.to(device, non_blocking=True) for field in self[1:])
         x = in_unit_range(x).to(memory_format=torch.channels_last)
         return TrainingBatch(self.positions, x, labels, maps, has_map)
 
 
-def seed_of(*key) -> int:
-    """A seed from what it stands for."""
+def derive_seed(*key) -> int:
+    """A 56-bit seed from the sha256 of a key, e.g. (seed, epoch, image id)."""
     return seed_from_text("|".join(map(str, key)))
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's and torch's generators seeded, and put back afterwards: timm's augmentations draw from both, and numpy's."""
+    """Seed the generators of Python, numpy and torch, which timm draws from, then restore them."""
     state, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -78,89 +88,136 @@ def seeded(seed: int) -> Iterator[None]:
             np.random.set_state(arrays)
 
 
-# ---- maps ------------------------------------------------------------------------------------------------------
+# ---- human maps ----------------------------------------------------------------------------------
 
 
-def map_file(images: ImageSet, i: int, map_dir: Path) -> Path:
-    return map_dir / PurePath(images.ids[i]).with_suffix(MAP_ENDING)
+def map_path(images: ImageSet, i: int, map_dir: Path) -> Path:
+    """The file of image i's map in --map_dir."""
+    return map_dir / PurePath(images.ids[i]).with_suffix(MAP_SUFFIX)
 
 
 def has_map(images: ImageSet, i: int, map_dir: Path | None) -> bool:
-    """Whether image i has a map, without decoding it: what comes with ClickMe, its file in map_dir, or the sample's drawing."""
+    """Whether image i has a map, without decoding it.
+
+    Every ClickMe image has one. Other images have a file in `map_dir`, or without `map_dir` the
+    drawing of `sample`.
+    """
     if is_clickme(images):
         return True
     if map_dir is not None:
-        return map_file(images, i, map_dir).is_file()
+        return map_path(images, i, map_dir).is_file()
     return images.name == "sample" and images.ids[i] in drawings()
 
 
-def drawn_map(
+def read_map(images: ImageSet, i: int, size: tuple[int, int], map_dir: Path) -> np.ndarray:
+    """Image i's map in --map_dir, float32 (H, W). Raises DataError unless it has `size`, (W, H)."""
+    path = map_path(images, i, map_dir)
+    human_map = np.array(read_image(path).convert("F"))
+    height, width = human_map.shape
+    if (width, height) != size:
+        raise DataError(
+            f"{path}: {width} x {height} pixels, its photograph has {size[0]} x {size[1]}; a map "
+            "needs the size of its photograph"
+        )
+    return human_map
+
+
+def load_map(
     images: ImageSet, i: int, size: tuple[int, int], map_dir: Path | None, blur: bool
 ) -> Image.Image | None:
-    """The human map of image i as a float image of the photograph's (width, height); None where there is none."""
+    """The human map of image i as a float image, or None if there is none.
+
+    size   of the photograph, (width, height); the map gets it too
+    blur   Harmonization's reading of a map (human_maps.harmonization_blur)
+    """
     if not has_map(images, i, map_dir):
         return None
     if map_dir is None or is_clickme(images):
-        drawn = original_map(images, i)
-        assert drawn is not None
+        human_map = original_map(images, i)
+        assert human_map is not None
     else:
-        drawn = np.asarray(read_image(map_file(images, i, map_dir)).convert("F"))
-        if drawn.shape != size[::-1]:
-            raise DataError(
-                f"{map_file(images, i, map_dir)}: {drawn.shape[1]} x {drawn.shape[0]} pixels, its photograph has "
-                f"{size[0]} x {size[1]}; a map has to lie over it"
-            )
-    found = Image.fromarray(harmonization_blur(drawn) if blur else drawn)
-    return found if found.size == size else found.resize(size, Image.Resampling.BILINEAR)
+        human_map = read_map(images, i, size, map_dir)
+    if blur:
+        human_map = harmonization_blur(human_map)
+    image = Image.fromarray(human_map)
+    return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def classes_without_map(sets: list[ImageSet], map_dir: Path | None) -> list[int]:
-    """Classes of the lists none of whose images has a map."""
-    seen = {
-        images.labels[i]
-        for images in sets
-        for i in range(len(images))
-        if has_map(images, i, map_dir)
-    }
-    return sorted({label for images in sets for label in images.labels} - seen)
+    """Classes that occur in the lists and have a map for none of their images."""
+    mapped: set[int] = set()
+    for images in sets:
+        mapped |= {images.labels[i] for i in range(len(images)) if has_map(images, i, map_dir)}
+    present = {label for images in sets for label in images.labels}
+    return sorted(present - mapped)
 
 
-# ---- augmentation ----------------------------------------------------------------------------------------------
+# ---- augmentation --------------------------------------------------------------------------------
 
 
-def transforms(preprocessing: dict, augmentation: dict | None) -> tuple:
-    """(geometry of a photograph, the same for its map, what follows for the photograph) as timm makes them.
+class Transforms(NamedTuple):
+    """timm's transforms of a photograph and its map.
 
-    augmentation   scale, hflip, color_jitter, auto_augment of timm's create_transform; None: the crop of evaluation
+    crop_photograph    crop and flip; draws the same random numbers as crop_map
+    crop_map           the same crop and flip of the map, always bilinear
+    finish             the rest for the photograph: colours, conversion to a tensor
     """
-    if augmentation is None:
-        plain: dict = {"is_training": False, "normalize": False}
-        return (
-            lambda image: image,
-            create_transform(**preprocessing | {"interpolation": "bilinear"}, **plain, mean=(0.0,)),
-            create_transform(**preprocessing, **plain),
-        )
-    common: dict = {
+
+    crop_photograph: Callable
+    crop_map: Callable
+    finish: Callable
+
+
+def evaluation_transforms(preprocessing: dict) -> Transforms:
+    """The centre crop that evaluation uses."""
+    fixed: dict = {"is_training": False, "normalize": False}
+    over_map: dict = preprocessing | {"interpolation": "bilinear", "mean": (0.0,)}
+    return Transforms(
+        crop_photograph=lambda photograph: photograph,
+        crop_map=create_transform(**over_map, **fixed),
+        finish=create_transform(**preprocessing, **fixed),
+    )
+
+
+def training_transforms(preprocessing: dict, augmentation: dict) -> Transforms:
+    """Random crops and flips, which move the map too, and colours, which do not.
+
+    augmentation   scale, hflip, color_jitter, auto_augment of timm's create_transform
+    """
+    fixed: dict = {
         "input_size": preprocessing["input_size"],
         "is_training": True,
         "separate": True,
         "normalize": False,
         **augmentation,
     }
-    geometry, colours, last = create_transform(
-        **common, interpolation=preprocessing["interpolation"]
+    crop, colours, to_tensor = create_transform(
+        **fixed, interpolation=preprocessing["interpolation"]
     )
-    over_map, _, to_tensor = create_transform(**common, interpolation="bilinear")
-    return geometry, lambda drawn: to_tensor(over_map(drawn)), lambda image: last(colours(image))
+    crop_map, _, map_to_tensor = create_transform(**fixed, interpolation="bilinear")
+    return Transforms(
+        crop_photograph=crop,
+        crop_map=lambda human_map: map_to_tensor(crop_map(human_map)),
+        finish=lambda photograph: to_tensor(colours(photograph)),
+    )
 
 
-class Augmented(Dataset):
-    """(epoch, position) -> (position, image (3, H, W) uint8, label, map (H, W) float32, has_map), or a DataError.
+def make_transforms(preprocessing: dict, augmentation: dict | None) -> Transforms:
+    if augmentation is None:
+        return evaluation_transforms(preprocessing)
+    return training_transforms(preprocessing, augmentation)
 
-    sets   one list after the other: ImageNet's images, and ClickMe's, which bring maps
 
-    Photograph and map go through the same crop and flip. A view in which the map is flat (the object was cropped away)
-    counts as one without a map.
+class AugmentedImages(Dataset):
+    """(epoch, position) -> (position, image (3, H, W) uint8, label, map (H, W) float32, has_map).
+
+    Photograph and map go through the same crop and flip. A view in which the map is flat, since the
+    object was cropped away, counts as one without a map. A DataError is returned, not raised: see
+    collate.
+
+    sets           lists of images, one after the other
+    augmentation   see training_transforms; None: the crop of evaluation
+    map_dir, blur  see load_map
     """
 
     def __init__(
@@ -173,51 +230,42 @@ class Augmented(Dataset):
         map_dir: Path | None = None,
         blur: bool = False,
     ):
-        self.sets, self.seed, self.with_maps, self.map_dir, self.blur = (
-            sets,
-            seed,
-            with_maps,
-            map_dir,
-            blur,
-        )
+        self.sets, self.seed = sets, seed
+        self.with_maps, self.map_dir, self.blur = with_maps, map_dir, blur
         self.size = tuple(preprocessing["input_size"][1:])
         self.ids = tuple(name for images in sets for name in images.ids)
-        self.begins = np.cumsum([0, *map(len, sets)])
+        self.begins = np.cumsum([0, *map(len, sets)])  # position of the first image of each list
         self.transforms = [
-            transforms(set_preprocessing(images, preprocessing), augmentation) for images in sets
+            make_transforms(set_preprocessing(images, preprocessing), augmentation)
+            for images in sets
         ]
 
-    def __getitem__(self, key: tuple[int, int]):
+    def __getitem__(self, key: tuple[int, int]) -> tuple | DataError:
         epoch, position = key
         k = int(np.searchsorted(self.begins, position, side="right")) - 1
-        images, i, (geometry, over_map, finish) = (
-            self.sets[k],
-            position - int(self.begins[k]),
-            self.transforms[k],
-        )
-        seed = seed_of(self.seed, epoch, self.ids[position])
+        images, i = self.sets[k], position - int(self.begins[k])
         try:
             photograph = load_photograph(images, i)
-            drawn = (
-                drawn_map(images, i, photograph.size, self.map_dir, self.blur)
-                if self.with_maps
-                else None
-            )
+            human_map = None
+            if self.with_maps:
+                human_map = load_map(images, i, photograph.size, self.map_dir, self.blur)
         except DataError as error:
             return error
+
+        # The same seed gives photograph and map the same crop.
+        seed, transforms = derive_seed(self.seed, epoch, self.ids[position]), self.transforms[k]
         with seeded(seed):
-            x = finish(geometry(photograph))
-        seen = torch.zeros(self.size)
-        if drawn is not None:
+            x = transforms.finish(transforms.crop_photograph(photograph))
+        cropped = torch.zeros(self.size)
+        if human_map is not None:
             with seeded(seed):
-                seen = torch.as_tensor(np.asarray(over_map(drawn)), dtype=torch.float32).reshape(
-                    self.size
-                )
-        return position, x, images.labels[i], seen, bool(seen.amax() > seen.amin())
+                values = np.asarray(transforms.crop_map(human_map))
+            cropped = torch.as_tensor(values, dtype=torch.float32).reshape(self.size)
+        return position, x, images.labels[i], cropped, bool(cropped.amax() > cropped.amin())
 
 
 def collate(rows: list) -> TrainingBatch | DataError:
-    """One batch, or the first error: raised in a worker it would arrive as a traceback instead of a line."""
+    """One batch, or the first error: an error raised in a worker would arrive as a traceback."""
     for row in rows:
         if isinstance(row, DataError):
             return row
@@ -231,32 +279,34 @@ def collate(rows: list) -> TrainingBatch | DataError:
     )
 
 
-# ---- order -----------------------------------------------------------------------------------------------------
+# ---- order ---------------------------------------------------------------------------------------
 
 
-def shares(
-    n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world: int = 1
+def batch_indices(
+    n: int, batch_size: int, seed: int, start: int, stop: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[list[tuple[int, int]]]:
-    """This process's (epoch, position) of each step from `start` to `stop`.
+    """(epoch, position) of the images of this process, a list for each step from `start` to `stop`.
 
-    An epoch is a permutation of the n images cut into batches of `batch_size` over all processes; a last incomplete
-    batch is left out.
+    An epoch is a permutation of the n images cut into batches of `batch_size`, which the processes
+    share. A last, incomplete batch is dropped.
     """
-    per_epoch, share, order, shown = n // batch_size, batch_size // world, np.empty(0, int), -1
+    steps_per_epoch, share = n // batch_size, batch_size // world_size
+    order_epoch, order = -1, np.empty(0, int)
     for step in range(start, stop):
-        epoch, k = divmod(step, per_epoch)
-        if epoch != shown:
-            order, shown = np.random.default_rng([seed, epoch]).permutation(n), epoch
+        epoch, k = divmod(step, steps_per_epoch)
+        if epoch != order_epoch:
+            order_epoch, order = epoch, np.random.default_rng([seed, epoch]).permutation(n)
         begin = k * batch_size + rank * share
         yield [(epoch, int(i)) for i in order[begin : begin + share]]
 
 
 def batch_loader(
-    data: Dataset, order: Iterator[list[tuple[int, int]]], workers: int, pin: bool
+    data: Dataset, indices: Iterator[list[tuple[int, int]]], workers: int, pin: bool
 ) -> DataLoader:
+    """Batches of `data` in the order of batch_indices; `pin`: in pinned memory, for a GPU."""
     return DataLoader(
         data,
-        batch_sampler=order,
+        batch_sampler=indices,
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin,

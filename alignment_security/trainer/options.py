@@ -1,10 +1,9 @@
-"""The command line of training.py: its options, their units, recipes, and requests refused before anything is loaded."""
+"""The command line of training.py: options with their units, and requests to reject."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from pathlib import Path
 
 from timm.optim import list_optimizers
@@ -19,59 +18,99 @@ from alignment_security.common.command_line import (
 )
 from alignment_security.common.settings import parse_radius
 from alignment_security.models.fast import PRECISIONS
-from alignment_security.trainer.objectives import FORMS, OBJECTIVES, PGD_NORMS, PGD_STEPS
+from alignment_security.trainer.objectives import FORMS, OBJECTIVES
+from alignment_security.trainer.pgd import PGD_NORMS, PGD_STEPS
+from alignment_security.trainer.recipe import recipe_options
 
-# what changes the weights, besides images, maps and augmentation: compared when a training is taken up again
-RECIPE_OPTIONS = (
-    "objective",
-    "form",
-    "lambda_1",
-    "lambda_2",
-    "norm",
-    "eps",
-    "attack_steps",
-    "attack_step",
-    "random_start",
-    "epochs",
-    "batch_size",
-    "optimizer",
-    "lr",
-    "momentum",
-    "schedule",
-    "decay_epochs",
-    "decay_rate",
-    "warmup_epochs",
-    "clip_grad",
-    "smoothing",
-    "ema",
-    "precision",
-    "seed",
-    "log_every",
-    "allow_missing_maps",
-)
-GEOMETRIC = (
-    "rand",
-    "augmix",
-    "v0",
-    "original",
-)  # timm's policies that move an image, and would leave its map behind
+# timm's policies that move an image, and would leave its map behind
+GEOMETRIC_POLICIES = ("rand", "augmix", "v0", "original")
+POLICIES = (*GEOMETRIC_POLICIES, "3a")
+DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
 
 
-def recipe_options(reference: str) -> list[str]:
-    """The options of one recipe, FILE:NAME: the line of the file with `--name NAME`. Raises ValueError."""
-    file, _, name = reference.rpartition(":")
-    if not file or not Path(file).is_file():
+# ---- parsing -------------------------------------------------------------------------------------
+
+
+def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
+    """Parse and check a command line; its options override those of its --recipe.
+
+    Exits with status 2 and one line on standard error for a request that makes no sense.
+    """
+    parser = get_args_parser(description)
+    recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe_parser.add_argument("--recipe")
+    try:
+        recipe = recipe_parser.parse_known_args(argv)[0].recipe
+        options = recipe_options(recipe) if recipe else []
+        args = parser.parse_args([*options, *argv])
+        check_objective(args)
+        check_augmentation(args)
+        check_optimisation(args)
+    except ValueError as error:
+        parser.error(str(error))
+    return args
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def check_objective(args: argparse.Namespace) -> None:
+    """Raise ValueError for an objective that lacks an option, or has one that it does not use."""
+    wanted = f"--objective {args.objective}"
+    harmonizes = args.objective in ("harmonizer", "both")
+    attacks = args.objective in ("adversarial", "both")
+    if harmonizes and args.lambda_1 is None:
         raise ValueError(
-            f"--recipe {reference}: has to be FILE:NAME, e.g. lists/training/robust.txt:resnet50_l2_eps0.5"
+            f"{wanted} needs --lambda_1, e.g. --form code --lambda_1 1 as in its authors' code"
         )
-    lines = [shlex.split(line, comments=True) for line in Path(file).read_text().splitlines()]
-    recipes = {line[line.index("--name") + 1]: line for line in lines if "--name" in line}
-    if name not in recipes:
-        raise ValueError(f"{file}: no recipe {name!r}; there are {', '.join(recipes)}")
-    return recipes[name]
+    if attacks and (args.norm is None or args.eps is None):
+        raise ValueError(f"{wanted} needs --norm and --eps, e.g. --norm Linf --eps 4/255")
+    if attacks and args.norm == "Linf" and args.eps > 1:
+        raise ValueError(
+            f"--eps {args.eps:g} is above 1 in Linf; write {args.eps:g}/255 if you mean "
+            f"{args.eps:g} of 255 levels"
+        )
+    if not attacks and args.eps is not None:
+        raise ValueError(f"{wanted} takes no --eps")
+    if not harmonizes and args.lambda_1 is not None:
+        raise ValueError(f"{wanted} takes no --lambda_1")
+
+
+def check_augmentation(args: argparse.Namespace) -> None:
+    """Raise ValueError for a policy that timm lacks or that loses the maps, and for a bad crop."""
+    policy = args.auto_augment
+    harmonizes = args.objective in ("harmonizer", "both")
+    if harmonizes and policy and policy.startswith(GEOMETRIC_POLICIES):
+        raise ValueError(
+            f"--auto_augment {policy} moves an image, and would leave its human map behind; use 3a"
+        )
+    if policy and not policy.startswith(POLICIES):
+        raise ValueError(
+            f"--auto_augment {policy}: timm has no such policy; e.g. 3a, rand-m9-mstd0.5, original"
+        )
+    smallest, largest = args.scale
+    if not 0 < smallest <= largest <= 1:
+        raise ValueError(
+            f"--scale {smallest:g} {largest:g}: shares of the area, 0 < MIN <= MAX <= 1"
+        )
+
+
+def check_optimisation(args: argparse.Namespace) -> None:
+    """Raise ValueError for an optimiser that timm lacks, and for shares of 1 and more."""
+    if args.optimizer not in list_optimizers():
+        raise ValueError(
+            f"--optimizer {args.optimizer}: timm has none of that name; "
+            "e.g. sgd, momentum, adamw, lamb"
+        )
+    if not args.ema < 1 or not args.smoothing < 1:
+        raise ValueError("--ema and --smoothing must be in [0, 1)")
+
+
+# ---- options -------------------------------------------------------------------------------------
 
 
 def get_args_parser(description: str) -> argparse.ArgumentParser:
+    """All options, in groups: objective, images, optimisation, process."""
     parser = Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,15 +119,20 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe",
         metavar="FILE:NAME",
-        help="a line of lists/training/*.txt; options beside it win",
+        help="a line of lists/training/*.txt; options given here override it",
     )
-    parser.add_argument("--name", help="folder of results/training; default <model>-<objective>")
+    parser.add_argument("--name", help="folder in results/training; default <model>-<objective>")
     parser.add_argument("--model_name", required=True, help="a timm name")
     parser.add_argument(
-        "--init", default="random", help="random, pretrained, or a checkpoint FILE to begin with"
+        "--init",
+        default="random",
+        help="starting weights: random, pretrained, or a checkpoint FILE",
     )
     parser.add_argument(
-        "--num_classes", type=argument(positive_int), default=1000, help="outputs of the net"
+        "--num_classes",
+        type=argument(positive_int),
+        default=1000,
+        help="outputs of the network",
     )
     add_objective(parser.add_argument_group("objective"))
     add_images(parser.add_argument_group("images"))
@@ -97,71 +141,76 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_objective(group) -> None:
+def add_objective(group: argparse._ArgumentGroup) -> None:
+    """Loss and adversarial examples."""
     group.add_argument("--objective", choices=OBJECTIVES, default="plain")
     group.add_argument(
         "--lambda_1",
         type=argument(non_negative),
-        help="weight of the harmonizer's loss; no default: see --form",
+        help="weight of the harmonizer's loss; no default, since it depends on --form",
     )
     group.add_argument(
         "--form",
         choices=list(FORMS),
         default="equation",
-        help="equation: norms summed over levels, growing with the image's side; code: the authors' mean squares, "
-        "whose lambda_1 is 1",
+        help="equation: norms summed over levels, which grow with the image's side; code: mean "
+        "squares as in the authors' code, where lambda_1 is 1",
     )
     group.add_argument(
         "--lambda_2",
         type=argument(non_negative),
         default=1e-4,
-        help="weight decay as the optimiser has it (sgd: lambda_2 / 2 of the squared weights); none on biases",
+        help="weight decay as the optimiser applies it (sgd: lambda_2 / 2 times the squared "
+        "weights); not applied to biases",
     )
-    group.add_argument("--norm", choices=PGD_NORMS, help="of the adversarial examples")
+    group.add_argument("--norm", choices=PGD_NORMS, help="norm of the adversarial examples")
     group.add_argument(
         "--eps",
         type=argument(parse_radius),
-        help="their radius in pixel units of [0, 1]: 4/255 or 0.5",
+        help="radius of the adversarial examples, in pixel units of [0, 1]: 4/255 or 0.5",
     )
     group.add_argument(
-        "--attack_steps", type=argument(positive_int), default=PGD_STEPS, help="of PGD"
+        "--attack_steps", type=argument(positive_int), default=PGD_STEPS, help="steps of PGD"
     )
     group.add_argument(
-        "--attack_step", type=argument(parse_radius), help="length of a step; default 2/3 eps"
+        "--attack_step",
+        type=argument(parse_radius),
+        help="length of a PGD step, in the units of --eps; default 2/3 eps",
     )
     group.add_argument(
         "--random_start",
         action="store_true",
-        help="PGD begins at a random point of the ball, not at the image",
+        help="start PGD at a random point of the ball, not at the image",
     )
     group.add_argument(
         "--smoothing", type=argument(non_negative), default=0.0, help="label smoothing"
     )
 
 
-def add_images(group) -> None:
+def add_images(group: argparse._ArgumentGroup) -> None:
+    """Images, human maps, validation images, augmentation."""
     group.add_argument(
         "--dataset",
         type=argument(set_name),
         default="sample",
-        help="as evaluate_robustness.py; imagenet-train or "
-        "any other name takes --data_dir with synset folders, or --num_classes class folders",
+        help="as for evaluate_robustness.py; imagenet-train or any other name needs --data_dir "
+        "with synset folders, or with --num_classes class folders",
     )
     group.add_argument("--data_dir", help="folder of the images")
     group.add_argument(
         "--clickme_dir",
         type=Path,
-        help="ClickMe's images with their maps, besides those of --dataset",
+        help="folder of ClickMe's images and maps, added to the images of --dataset",
     )
     group.add_argument(
         "--map_dir",
         type=Path,
-        help="maps of your own: <image id>.png, grey, as large as the photograph",
+        help="folder of your own maps: <image id>.png, grey, of the photograph's size",
     )
     group.add_argument(
         "--blur_maps",
         action="store_true",
-        help="Harmonization's reading of ClickMe: 64 x 64, blurred",
+        help="resize maps to 64 x 64 and blur them, as Harmonization reads ClickMe",
     )
     group.add_argument(
         "--allow_missing_maps",
@@ -169,169 +218,117 @@ def add_images(group) -> None:
         help="train classes without any map by cross-entropy alone",
     )
     group.add_argument(
-        "--val_dataset", type=argument(set_name), help="accuracy on this set after every epoch"
+        "--val_dataset",
+        type=argument(set_name),
+        help="report the accuracy on this set after every epoch",
     )
-    group.add_argument("--val_dir", help="its folder")
+    group.add_argument("--val_dir", help="folder of --val_dataset")
     group.add_argument(
         "--scale",
         type=float,
         nargs=2,
         default=[0.08, 1.0],
         metavar=("MIN", "MAX"),
-        help="random crop, share of the area",
+        help="area of the random crop, as a share of the image",
     )
     group.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
-    group.add_argument("--color_jitter", type=float, default=0.0)
     group.add_argument(
-        "--auto_augment", help="a policy of timm; with human maps only one that moves no pixel (3a)"
+        "--color_jitter", type=float, default=0.0, help="strength of timm's colour jitter"
     )
-    group.add_argument("--no_augmentation", action="store_true", help="the crop of evaluation")
+    group.add_argument(
+        "--auto_augment",
+        help="a policy of timm; with human maps only 3a, which moves no pixel",
+    )
+    group.add_argument(
+        "--no_augmentation", action="store_true", help="use the centre crop of evaluation"
+    )
 
 
-def add_optimisation(group) -> None:
+def add_optimisation(group: argparse._ArgumentGroup) -> None:
+    """Batches, optimiser, schedule, precision, seed."""
     group.add_argument("--epochs", type=argument(positive_int), default=90)
     group.add_argument(
         "--batch_size",
         type=argument(positive_int),
         default=256,
-        help="images of a step, over all processes",
+        help="images per step, over all processes",
     )
     group.add_argument(
         "--pass_size",
         type=argument(positive_int),
-        help="images through the net at once, where a step does not fit; "
-        "batch normalisation sees these (default: all of this process)",
+        help="images per forward pass, for steps that do not fit in memory; batch normalisation "
+        "sees this many (default: all images of a process)",
     )
     group.add_argument(
-        "--optimizer", default="sgd", help="of timm: sgd (Nesterov), momentum, adamw, lamb, ..."
+        "--optimizer", default="sgd", help="timm's: sgd (Nesterov), momentum, adamw, lamb, ..."
     )
-    group.add_argument("--lr", type=argument(non_negative), default=0.1)
+    group.add_argument("--lr", type=argument(non_negative), default=0.1, help="learning rate")
     group.add_argument("--momentum", type=float, default=0.9)
     group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine")
     group.add_argument(
         "--decay_epochs",
         type=argument(positive_int),
         default=30,
-        help="step: epochs between decays",
+        help="epochs between decays of --schedule step",
     )
-    group.add_argument("--decay_rate", type=float, default=0.1)
+    group.add_argument(
+        "--decay_rate", type=float, default=0.1, help="factor of a decay of --schedule step"
+    )
     group.add_argument("--warmup_epochs", type=argument(whole_number), default=0)
     group.add_argument(
         "--clip_grad",
         type=argument(non_negative),
-        help="largest norm of the gradient; 0 or none: not clipped",
+        help="largest L2 norm of the gradient; 0 or none: not clipped",
     )
     group.add_argument(
         "--ema",
         type=argument(non_negative),
         default=0.0,
-        help="decay of the average of weights; 0: no average",
+        help="decay of the moving average of the weights; 0: no average",
     )
     group.add_argument("--precision", choices=PRECISIONS, default="float32")
     group.add_argument("--seed", type=int, default=0)
 
 
-def add_process(group) -> None:
+def add_process(group: argparse._ArgumentGroup) -> None:
+    """Devices, processes, checkpoints; nothing here changes the weights."""
     group.add_argument(
         "--processes",
         type=argument(positive_int),
         default=1,
-        help="GPUs of this machine, a process each (torchrun)",
+        help="processes on this machine, one per GPU, started with torchrun",
     )
     group.add_argument(
         "--device",
         default="auto",
-        help="auto, cpu, cuda, cuda:1, ...; several processes take the GPUs there are",
+        help="auto, cpu, cuda, cuda:1, ...; several processes use one GPU each",
     )
     group.add_argument(
         "--workers",
         type=argument(whole_number),
-        default=min(8, (os.cpu_count() or 2) // 2),
-        help="processes that decode images, for each process",
+        default=DEFAULT_WORKERS,
+        help="processes that decode images, per training process",
     )
     group.add_argument("--results_dir", default="results")
     group.add_argument(
-        "--log_every",
-        type=argument(positive_int),
-        default=50,
-        help="steps a row of log.csv stands for",
+        "--log_every", type=argument(positive_int), default=50, help="steps per row of log.csv"
     )
     group.add_argument(
         "--save_every",
         type=float,
         default=600,
-        help="seconds between checkpoints, besides those of each epoch",
+        help="seconds between checkpoints within an epoch; each epoch ends with one",
     )
     group.add_argument(
-        "--stop_after", type=float, help="checkpoint and exit 85 after so many seconds"
+        "--stop_after",
+        type=float,
+        metavar="SECONDS",
+        help="checkpoint and exit with status 85 after this time",
     )
     group.add_argument(
         "--chtc",
         action="store_true",
-        help="a folder of images or maps given as X.tar is the one in that tar of STAGING_DIR (htcondor/)",
+        help="read a folder of images or maps given as X.tar from X.tar in STAGING_DIR (htcondor/)",
     )
-    group.add_argument("--overwrite", action="store_true", help="start this training anew")
-    group.add_argument("--dry_run", action="store_true", help="print the recipe; write nothing")
-
-
-def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
-    parser = get_args_parser(description)
-    only = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    only.add_argument("--recipe")
-    try:
-        recipe = only.parse_known_args(argv)[0].recipe
-        args = parser.parse_args([*(recipe_options(recipe) if recipe else []), *argv])
-    except ValueError as error:
-        parser.error(str(error))
-    check_args(args, parser)
-    args.name = args.name or f"{args.model_name}-{args.objective}"
-    args.augmentation = (
-        None
-        if args.no_augmentation
-        else {
-            name: getattr(args, name) for name in ("scale", "hflip", "color_jitter", "auto_augment")
-        }
-    )
-    return args
-
-
-def check_args(args, parser: argparse.ArgumentParser) -> None:
-    """Requests that make no sense, before anything is loaded."""
-    mapped, attacked = (
-        args.objective in ("harmonizer", "both"),
-        args.objective in ("adversarial", "both"),
-    )
-    if mapped and args.lambda_1 is None:
-        parser.error(
-            f"--objective {args.objective} needs --lambda_1, e.g. --form code --lambda_1 1 as its authors' code has it"
-        )
-    if attacked and (args.norm is None or args.eps is None):
-        parser.error(
-            f"--objective {args.objective} needs --norm and --eps, e.g. --norm Linf --eps 4/255"
-        )
-    if attacked and args.norm == "Linf" and args.eps > 1:
-        parser.error(
-            f"--eps {args.eps:g} is above 1 in Linf; write {args.eps:g}/255 if you mean {args.eps:g} of 255 levels"
-        )
-    if not mapped and args.lambda_1 is not None or not attacked and args.eps is not None:
-        parser.error(
-            f"--objective {args.objective} takes no {'--eps' if args.eps is not None and not attacked else '--lambda_1'}"
-        )
-    if mapped and args.auto_augment and args.auto_augment.startswith(GEOMETRIC):
-        parser.error(
-            f"--auto_augment {args.auto_augment} moves an image, and would leave its human map behind; use 3a"
-        )
-    if args.optimizer not in list_optimizers():
-        parser.error(
-            f"--optimizer {args.optimizer}: timm has none of that name; e.g. sgd, momentum, adamw, lamb"
-        )
-    if args.auto_augment and not args.auto_augment.startswith((*GEOMETRIC, "3a")):
-        parser.error(
-            f"--auto_augment {args.auto_augment}: timm has no such policy; e.g. 3a, rand-m9-mstd0.5, original"
-        )
-    if not 0 < args.scale[0] <= args.scale[1] <= 1:
-        parser.error(
-            f"--scale {args.scale[0]:g} {args.scale[1]:g}: shares of the area, 0 < MIN <= MAX <= 1"
-        )
-    if not args.ema < 1 or not args.smoothing < 1:
-        parser.error("--ema and --smoothing have to be in [0, 1)")
+    group.add_argument("--overwrite", action="store_true", help="discard an earlier training")
+    group.add_argument("--dry_run", action="store_true", help="print the recipe and write nothing")

@@ -1,14 +1,14 @@
-"""alignment_security.trainer.setup."""
+"""What training.py prepares: image lists, starting weights, the recorded recipe, validation."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -22,42 +22,134 @@ from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import Model, ModelError, PixelModel
 from alignment_security.models.loading import create_net, load_model
 from alignment_security.models.names import find_entry
-from alignment_security.trainer.images import classes_without_map
-from alignment_security.trainer.loop import rank, world_size
-from alignment_security.trainer.options import RECIPE_OPTIONS
+from alignment_security.trainer.distributed import rank, sum_over_processes, world_size
+from alignment_security.trainer.images import AugmentedImages, classes_without_map
+from alignment_security.trainer.learner import bare_net
 from alignment_security.trainer.run import TrainingError
 
-# ---- what is trained -------------------------------------------------------------------------------------------
+FOLDER_OPTIONS = ("data_dir", "clickme_dir", "map_dir", "val_dir")
+PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
+# What changes the weights, besides images, maps and augmentation. Resuming compares it.
+RECIPE_OPTIONS = (
+    "objective",
+    "form",
+    "lambda_1",
+    "lambda_2",
+    "norm",
+    "eps",
+    "attack_steps",
+    "attack_step",
+    "random_start",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "momentum",
+    "schedule",
+    "decay_epochs",
+    "decay_rate",
+    "warmup_epochs",
+    "clip_grad",
+    "smoothing",
+    "ema",
+    "precision",
+    "seed",
+    "log_every",
+    "allow_missing_maps",
+)
+AUGMENTATION_OPTIONS = ("scale", "hflip", "color_jitter", "auto_augment")
 
 
-def starting_model(args, classes: int) -> Model:
-    """The net that training begins with, as models.load_model gives it, but of random weights for --init random."""
-    if args.init == "random":
-        entry = find_entry(args.model_name)
-        if not entry.net:
-            raise ModelError(entry.note)
-        torch.manual_seed(args.seed)
-        net: Any = create_net(entry.net, pretrained=False)
-        if classes != net.num_classes:
-            net.reset_classifier(classes)
-        config = resolve_model_data_config(net)
-        module: nn.Module = PixelModel(net, config["mean"], config["std"])
-        preprocessing = {
-            key: config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")
-        }
-        facts = {
-            "name": args.model_name,
-            "mean": config["mean"],
-            "std": config["std"],
-            "preprocessing": preprocessing,
-        }
-        model = Model(module, facts, preprocessing, classes)
+# ---- images --------------------------------------------------------------------------------------
+
+
+def with_staged_folders(args: Namespace) -> Namespace:
+    """The arguments with each folder X.tar replaced by the unpacked folder of STAGING_DIR/X.tar."""
+    staging = staging_dir(setting("STAGING_DIR"))
+    folders = {}
+    for name in FOLDER_OPTIONS:
+        folder = getattr(args, name)
+        if folder:
+            folders[name] = type(folder)(staged_images(staging, str(folder)))
+    return Namespace(**vars(args) | folders)
+
+
+def load_training_images(args: Namespace) -> list[ImageSet]:
+    """The lists to train on: --dataset, and ClickMe's images with their maps (--clickme_dir)."""
+    folder = args.data_dir or default_dir(args.dataset)
+    sets = [load_image_set(args.dataset, folder, args.num_classes)]
+    if args.clickme_dir:
+        sets.append(load_image_set("clickme", str(args.clickme_dir)))
+    return sets
+
+
+def augmentation_of(args: Namespace) -> dict | None:
+    """Arguments for timm's create_transform; None for --no_augmentation."""
+    if args.no_augmentation:
+        return None
+    return {name: getattr(args, name) for name in AUGMENTATION_OPTIONS}
+
+
+def uses_maps(args: Namespace) -> bool:
+    return args.objective in ("harmonizer", "both")
+
+
+def augmented_images(args: Namespace, sets: list[ImageSet], preprocessing: dict) -> AugmentedImages:
+    """The lists as one dataset of augmented images and maps."""
+    return AugmentedImages(
+        sets,
+        preprocessing,
+        augmentation_of(args),
+        args.seed,
+        uses_maps(args),
+        args.map_dir,
+        args.blur_maps,
+    )
+
+
+def check_request(args: Namespace, sets: list[ImageSet]) -> None:
+    """Raise TrainingError for a request that cannot be trained."""
+    count, name = sum(map(len, sets)), " and ".join(images.name for images in sets)
+    if args.batch_size % world_size():
+        raise TrainingError(
+            f"--batch_size {args.batch_size}: is no multiple of the {world_size()} processes"
+        )
+    if count < args.batch_size:
+        raise TrainingError(
+            f"{name}: {count} images, fewer than a batch of {args.batch_size}; "
+            f"--batch_size {count} at most"
+        )
+    if args.map_dir and not args.map_dir.is_dir():
+        raise TrainingError(f"--map_dir {args.map_dir}: no such folder")
+    if uses_maps(args) and not args.allow_missing_maps:
+        missing = classes_without_map(sets, args.map_dir)
+        if missing:
+            raise TrainingError(
+                f"{args.map_dir or name}: no human map for any image of class {missing[0]} "
+                f"({len(missing)} such classes); add maps (--clickme_dir, --map_dir), or pass "
+                "--allow_missing_maps to train those classes by cross-entropy alone"
+            )
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+def starting_model(name: str, init: str, classes: int, seed: int) -> Model:
+    """The model whose training begins, with `classes` outputs and trainable weights.
+
+    init   "random"; "pretrained", as models.loading.load_model loads it; or a checkpoint file
+    seed   of random weights, and of a new classifier where `classes` differs
+    Raises ModelError for a model or weights that cannot be loaded.
+    """
+    if init == "random":
+        model = random_model(name, seed)
     else:
-        model = load_model(args.model_name, None if args.init == "pretrained" else Path(args.init))
-        net = model.module.requires_grad_(True).net
-        if classes != model.n_outputs:
-            torch.manual_seed(args.seed)
-            net.reset_classifier(classes)
+        model = load_model(name, None if init == "pretrained" else Path(init))
+        model.module.requires_grad_(True)
+        torch.manual_seed(seed)
+    net = bare_net(model.module)
+    if classes != model.n_outputs:
+        net.reset_classifier(classes)
     facts = model.settings | {
         "weights": model.settings.get("weights", "random"),
         "classes": classes,
@@ -66,85 +158,76 @@ def starting_model(args, classes: int) -> Model:
     return replace(model, settings=facts, n_outputs=classes)
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------
+def random_model(name: str, seed: int) -> Model:
+    """timm's network of that name with random weights."""
+    entry = find_entry(name)
+    if not entry.net:
+        raise ModelError(entry.note)
+    torch.manual_seed(seed)
+    net: Any = create_net(entry.net, pretrained=False)
+    config = resolve_model_data_config(net)
+    preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
+    facts = {
+        "name": name,
+        "mean": config["mean"],
+        "std": config["std"],
+        "preprocessing": preprocessing,
+    }
+    module = PixelModel(net, config["mean"], config["std"])
+    return Model(module, facts, preprocessing, net.num_classes)
 
 
-def unpack_staged(args) -> None:
-    """Where a folder is given as X.tar, put the folder inside that tar of STAGING_DIR in its place."""
-    staging = staging_dir(setting("STAGING_DIR"))
-    for name in ("data_dir", "clickme_dir", "map_dir", "val_dir"):
-        if given := getattr(args, name):
-            setattr(args, name, type(given)(staged_images(staging, str(given))))
+# ---- settings ------------------------------------------------------------------------------------
 
 
-def load_training_images(args) -> list[ImageSet]:
-    """The lists to train on; --clickme_dir adds ClickMe's images, which bring maps."""
-    folder = args.data_dir or default_dir(args.dataset)
-    extra = [load_image_set("clickme", str(args.clickme_dir))] if args.clickme_dir else []
-    return [load_image_set(args.dataset, folder, args.num_classes), *extra]
+def images_per_pass(args: Namespace) -> int:
+    """Images that one process runs through the network at once."""
+    return args.pass_size or args.batch_size // world_size()
 
 
-def recipe_settings(args, sets: list[ImageSet]) -> dict:
-    """The recipe: everything that changes the weights; compared on resume."""
-    maps = [f"folder {args.map_dir.name}"] if args.map_dir else []
-    maps += [source for images in sets if (source := map_source(images))]
-    return {
-        **{name: getattr(args, name) for name in RECIPE_OPTIONS},
-        "augmentation": args.augmentation,
-        **(
-            {"human_map": maps, "blur_maps": args.blur_maps}
-            if args.objective in ("harmonizer", "both")
-            else {}
-        ),
-        "images_per_pass": args.pass_size or args.batch_size // world_size(),
-        "image_set": [s.name for s in sets],
-        "images": [len(s) for s in sets],
-        "list_sha256": [s.list_sha256 for s in sets],
+def recipe_settings(args: Namespace, sets: list[ImageSet]) -> dict:
+    """The recipe for the run file: everything that changes the weights. Resuming compares it."""
+    settings = {name: getattr(args, name) for name in RECIPE_OPTIONS}
+    settings["augmentation"] = augmentation_of(args)
+    if uses_maps(args):
+        sources = [f"folder {args.map_dir.name}"] if args.map_dir else []
+        for images in sets:
+            source = map_source(images)
+            if source:
+                sources.append(source)
+        settings |= {"human_map": sources, "blur_maps": args.blur_maps}
+    return settings | {
+        "images_per_pass": images_per_pass(args),
+        "image_set": [images.name for images in sets],
+        "images": [len(images) for images in sets],
+        "list_sha256": [images.list_sha256 for images in sets],
     }
 
 
-def check_request(args, sets: list[ImageSet]) -> None:
-    """Raise TrainingError for a request that cannot be trained, before anything is written."""
-    count, name = sum(map(len, sets)), " and ".join(images.name for images in sets)
-    if args.batch_size % world_size():
-        raise TrainingError(
-            f"--batch_size {args.batch_size}: cannot be shared by {world_size()} processes"
-        )
-    if count < args.batch_size:
-        raise TrainingError(
-            f"{name}: {count} images, fewer than a batch of {args.batch_size}; --batch_size {count} at most"
-        )
-    if args.map_dir and not args.map_dir.is_dir():
-        raise TrainingError(f"--map_dir {args.map_dir}: no such folder")
-    if args.objective in ("harmonizer", "both") and not args.allow_missing_maps:
-        if missing := classes_without_map(sets, args.map_dir):
-            raise TrainingError(
-                f"{args.map_dir or name}: no human map for any image of class {missing[0]} ({len(missing)} such "
-                "classes); bring maps (--clickme_dir, --map_dir), or pass --allow_missing_maps to train those "
-                "classes by cross-entropy alone"
-            )
+# ---- validation ----------------------------------------------------------------------------------
 
 
-def validation(args, model: Model, device: torch.device) -> Callable[[nn.Module], float] | None:
-    """Accuracy on the images of --val_dataset, shared by the processes."""
+def validation(
+    args: Namespace, model: Model, device: torch.device
+) -> Callable[[nn.Module], float] | None:
+    """A function that returns a network's accuracy on --val_dataset; None without one.
+
+    The processes share the images; each returns the accuracy on all of them.
+    """
     if not args.val_dataset:
         return None
-    images = load_image_set(
-        args.val_dataset, args.val_dir or default_dir(args.val_dataset), model.n_outputs
-    )
+    folder = args.val_dir or default_dir(args.val_dataset)
+    images = load_image_set(args.val_dataset, folder, model.n_outputs)
     share = images.take(range(rank(), len(images), world_size()))
 
     def accuracy(net: nn.Module) -> float:
-        training, source = net.training, stream_images(share, model.preprocessing, args.workers)
-        rows = run_clean(
-            net.eval(), source, model.n_outputs, args.pass_size or args.batch_size // world_size()
-        )
-        right = torch.tensor(
-            float(sum(row["clean_correct"] for some in rows for row in some)), device=device
-        )
-        net.train(training)
-        if world_size() > 1:
-            dist.all_reduce(right)
-        return right.item() / len(images)
+        was_training = net.training
+        source = stream_images(share, model.preprocessing, args.workers)
+        correct = 0
+        for rows in run_clean(net.eval(), source, model.n_outputs, images_per_pass(args)):
+            correct += sum(row["clean_correct"] for row in rows)
+        net.train(was_training)
+        total = sum_over_processes(torch.tensor(float(correct), device=device))
+        return total.item() / len(images)
 
     return accuracy

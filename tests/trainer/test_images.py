@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from alignment_security.images.loading import load_image_set
-from alignment_security.trainer.images import Augmented, classes_without_map, shares
+from alignment_security.trainer.images import AugmentedImages, batch_indices, classes_without_map
 
 # ---- order and augmentation ------------------------------------------------------------------------------------
 
 
 def test_every_image_once_an_epoch_whatever_the_processes_and_interruptions():
-    whole = list(shares(23, 4, seed=7, start=0, stop=10))
+    whole = list(batch_indices(23, 4, seed=7, start=0, stop=10))
     assert len(whole) == 10 and all(len(batch) == 4 for batch in whole)
     for epoch in (0, 1):
         seen = [i for batch in whole[5 * epoch : 5 * epoch + 5] for e, i in batch if e == epoch]
         assert len(seen) == len(set(seen)) == 20
     assert whole[:5] != whole[5:]
-    assert list(shares(23, 4, 7, 6, 10)) == whole[6:]
-    halves = [list(shares(23, 4, 7, 0, 10, rank, 2)) for rank in (0, 1)]
+    assert list(batch_indices(23, 4, 7, 6, 10)) == whole[6:]
+    halves = [list(batch_indices(23, 4, 7, 0, 10, rank, 2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves)] == whole
 
 
@@ -36,12 +36,12 @@ def test_a_map_goes_where_its_photograph_goes(mapped, augmentation):
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
-    data = Augmented([images], preprocessing, augmentation, 0, True, mapped[1])
+    data = AugmentedImages([images], preprocessing, augmentation, 0, True, mapped[1])
     views = [[data[epoch, i] for i in range(8)] for epoch in range(3)]
     for position, x, _, drawn, known in sum(views, []):
         assert known and x.dtype == torch.uint8 and drawn.shape == (64, 64)
         assert np.corrcoef(x[0].flatten(), drawn.flatten())[0, 1] > 0.999, position
-    again = Augmented([images], preprocessing, augmentation, 0, True, mapped[1])[1, 3]
+    again = AugmentedImages([images], preprocessing, augmentation, 0, True, mapped[1])[1, 3]
     assert torch.equal(again[1], views[1][3][1]) and torch.equal(again[3], views[1][3][3])
     assert torch.equal(views[0][3][1], views[1][3][1]) == (augmentation is None)
 
@@ -54,7 +54,7 @@ def test_augmentation_leaves_the_generators_as_they_were(mapped):
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
-    data = Augmented([images], preprocessing, AUGMENTATION, 0, False)
+    data = AugmentedImages([images], preprocessing, AUGMENTATION, 0, False)
     torch.manual_seed(0)
     first = torch.rand(3)
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def test_two_lists_are_one(mapped, sample):
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
-    data = Augmented([mine, sample.take([3, 4])], preprocessing, None, 0, True)
+    data = AugmentedImages([mine, sample.take([3, 4])], preprocessing, None, 0, True)
     rows = [data[0, i] for i in range(10)]
     assert [row[0] for row in rows] == list(range(10)) and data.ids == mine.ids + sample.ids[3:5]
     assert [row[4] for row in rows] == [False] * 8 + [True] * 2 and rows[8][2] == sample.labels[3]

@@ -6,27 +6,26 @@ import numpy as np
 import pytest
 import timm
 import torch
+from digits_training import make_recipe
 from hypothesis import given
 from hypothesis import strategies as st
 from nets import DigitsWithMaps, Linear, digits, untrained_digits_net
 from scipy import ndimage, stats
 from torch import nn
 
-from alignment_security.trainer.loop import fit, make_learner
+from alignment_security.trainer.grouped_convolution import TwiceDifferentiableConvolutions
+from alignment_security.trainer.learner import make_learner
+from alignment_security.trainer.loop import fit, with_precision
 from alignment_security.trainer.objectives import (
     FORMS,
-    PGD_NORMS,
     ObjectiveError,
-    OwnConvolutions,
     harmonizer_loss,
     mean_square_over_levels,
     norm_over_levels,
-    pgd,
     pyramid,
-    random_point,
     standardise,
 )
-from alignment_security.trainer.options import parse_args
+from alignment_security.trainer.pgd import PGD_NORMS, pgd, random_delta
 
 
 def rand(*shape, seed=0, dtype=torch.float64):
@@ -178,7 +177,7 @@ def test_a_transformer_has_its_second_derivative():
     assert net.blocks[0].attn.qkv.weight.grad.abs().max() > 0
 
 
-OWN = OwnConvolutions().conv2d
+OURS = TwiceDifferentiableConvolutions().conv2d
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, gr
     x, weight, bias = rand(2, 4, size, size), rand(4, 4 // groups, 3, 3, seed=1), rand(4, seed=2)
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     how = (stride, padding, dilation, groups)
-    ours, theirs = OWN(*inputs, *how), torch.nn.functional.conv2d(*inputs, *how)
+    ours, theirs = OURS(*inputs, *how), torch.nn.functional.conv2d(*inputs, *how)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(
         torch.autograd.grad(ours.square().sum(), inputs),
@@ -198,9 +197,9 @@ def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, gr
     ):
         torch.testing.assert_close(a, b)
     if size == 5:
-        assert torch.autograd.gradgradcheck(lambda *values: OWN(*values, *how), inputs)
+        assert torch.autograd.gradgradcheck(lambda *values: OURS(*values, *how), inputs)
     gradients = []
-    for convolve in (OWN, torch.nn.functional.conv2d):
+    for convolve in (OURS, torch.nn.functional.conv2d):
         (gradient,) = torch.autograd.grad(
             convolve(*inputs, *how).pow(3).sum(), x, create_graph=True
         )
@@ -221,7 +220,8 @@ def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
         torch.ones(2).bool(),
     )
     with torch.profiler.profile(acc_events=True) as profile:
-        harmonizer_loss(net, x, labels, maps, known, precision=precision)[1].sum().backward()
+        model = with_precision(net, precision)
+        harmonizer_loss(model, x, labels, maps, known)[1].sum().backward()
     groups = max(module.groups for module in net.modules() if isinstance(module, nn.Conv2d))
     layers = sum(isinstance(module, nn.Conv2d) for module in net.modules())
     convolutions = sum(
@@ -281,15 +281,13 @@ class Squared(nn.Module):
 )
 def test_a_net_that_cannot_be_harmonized(net, message):
     rows = digits()[:4]
-    args = parse_args(
-        "--model_name x --objective harmonizer --lambda_1 1 --batch_size 4 --workers 0".split()
-    )
-    student = make_learner(args, net, 1, torch.device("cpu"))
+    recipe = make_recipe("--objective harmonizer --lambda_1 1 --batch_size 4")
+    learner = make_learner(recipe, net, 1, torch.device("cpu"))
     maps = rand(4, 8, 8, dtype=torch.float32)
     if "nothing" in message:
         net[2] = nn.Identity()
     with pytest.raises(ObjectiveError, match=message):
-        fit(args, student, DigitsWithMaps(rows, maps), tuple(r[0] for r in rows))
+        fit(recipe, learner, DigitsWithMaps(rows, maps), tuple(r[0] for r in rows))
 
 
 # ---- PGD -------------------------------------------------------------------------------------------------------
@@ -333,7 +331,7 @@ def test_pgd_without_a_gradient_stays(norm):
 def test_random_starts_fill_the_ball():
     """Radii of uniform points in d dimensions: P(r < eps t) = t^d. Two pixels, so that the share within half is a quarter."""
     torch.manual_seed(0)
-    radius = SIZE["L2"](random_point(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
+    radius = SIZE["L2"](random_delta(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
     assert radius.max() <= 2 and (radius < 1).float().mean().item() == pytest.approx(
         0.25, abs=0.025
     )  # 3.6 standard errors
@@ -342,18 +340,11 @@ def test_random_starts_fill_the_ball():
 @pytest.mark.parametrize("objective", ["adversarial", "both"])
 def test_the_attack_leaves_batch_statistics_alone(objective):
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    options = "--norm Linf --eps 0.1 --attack_steps 5" + (
-        " --lambda_1 1" if objective == "both" else ""
-    )
-    args = parse_args(
-        f"--model_name x --objective {objective} --workers 0 --batch_size 4 --epochs 1 {options}".split()
-    )
+    options = "--norm Linf --eps 0.1 --attack_steps 5"
+    if objective == "both":
+        options += " --lambda_1 1"
+    recipe = make_recipe(f"--objective {objective} --batch_size 4 --epochs 1 {options}")
     rows = digits()[:4]
-    student = make_learner(args, net, 1, torch.device("cpu"))
-    fit(
-        args,
-        student,
-        DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32)),
-        tuple(r[0] for r in rows),
-    )
+    data = DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32))
+    fit(recipe, make_learner(recipe, net, 1, torch.device("cpu")), data, data.ids)
     assert net[0].num_batches_tracked == 1 and net.training

@@ -26,10 +26,10 @@ from alignment_security.cluster.prestage import prestage
 from alignment_security.common.files import sha256_file
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.loading import load_model
-from alignment_security.trainer.images import shares
+from alignment_security.trainer.images import batch_indices
 from alignment_security.trainer.loop import train_step
-from alignment_security.trainer.objectives import pgd
 from alignment_security.trainer.options import parse_args
+from alignment_security.trainer.pgd import pgd
 
 SCRIPT = [sys.executable, str(ROOT / "training.py")]
 PUBLISHED = DATA / "feng2025"
@@ -139,10 +139,10 @@ def same_curve(ours: Path, theirs: Path) -> None:
 KILLED = """import os, signal, sys, training
 from alignment_security.trainer import loop
 step = loop.train_step
-def killed(args, student, *rest):
+def killed(recipe, student, *rest):
     if student.step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return step(args, student, *rest)
+    return step(recipe, student, *rest)
 loop.train_step = killed
 training.main(sys.argv[1:])"""
 
@@ -182,12 +182,12 @@ def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, 
         signal.Signals[name], signal.SIG_DFL
     )  # SIGHUP is ignored where the tests run under nohup
 
-    def told_in_between(args, student, *rest):
+    def signalled_in_between(recipe, student, *rest):
         if student.step == 2:
             os.kill(os.getpid(), signal.Signals[name])
-        return step(args, student, *rest)
+        return step(recipe, student, *rest)
 
-    monkeypatch.setattr("alignment_security.trainer.loop.train_step", told_in_between)
+    monkeypatch.setattr("alignment_security.trainer.loop.train_step", signalled_in_between)
     status, _, err = script(*request(mapped, tmp_path))
     assert (
         status == 85
@@ -430,7 +430,7 @@ def test_a_map_of_another_size(mapped, tmp_path, script):
     Image.fromarray(np.ones((5, 5), np.uint8)).save(bad)
     one_line(
         script(*request(mapped, tmp_path / "results", "--map_dir", maps)),
-        f"{bad}: 5 x 5 pixels.*has to lie over it",
+        f"{bad}: 5 x 5 pixels.*needs the size of its photograph",
     )
 
 
@@ -482,7 +482,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, scrip
     one_line(outcome, r"step 1: loss nan.*not_finite.json, the last good checkpoint is .*last.pth")
     bad = json.loads((files(tmp_path) / "not_finite.json").read_text())
     images = load_image_set("mine", str(mapped[0]), 2)
-    (keys,) = shares(8, 4, 0, 1, 2)
+    (keys,) = batch_indices(8, 4, 0, 1, 2)
     assert (
         bad == {"step": 1, "image_ids": [images.ids[i] for _, i in keys]}
         and last.read_bytes() == before

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from digits_training import ADVERSARIAL, HELD_OUT, accuracy, agreement, trained, verdicts
+from digits_training import (
+    ADVERSARIAL,
+    HELD_OUT,
+    accuracies,
+    accuracy,
+    agreement,
+    make_recipe,
+    trained,
+)
 from nets import DigitsWithMaps, digits, ink_maps, untrained_digits_net
 
 from alignment_security.attacks.autoattack import Budget
-from alignment_security.trainer.loop import fit, make_learner, train_step
-from alignment_security.trainer.options import parse_args
+from alignment_security.trainer.learner import make_learner
+from alignment_security.trainer.loop import fit, train_step
 
 # ---- what it achieves ------------------------------------------------------------------------------------------
 
@@ -23,7 +31,7 @@ def test_adversarial_training_makes_digits_robust(plain):
     """Against a reduced budget, which can only overrate robustness: the slow test takes the standard one."""
     budget = Budget(("apgd-ce", "apgd-t"), 20, 3, 100)
     (clean, robust), (clean_adv, robust_adv) = (
-        verdicts(net, budget, HELD_OUT) for net in (plain, trained(ADVERSARIAL))
+        accuracies(net, budget, HELD_OUT) for net in (plain, trained(ADVERSARIAL))
     )
     assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
 
@@ -31,7 +39,7 @@ def test_adversarial_training_makes_digits_robust(plain):
 @pytest.mark.slow
 def test_adversarial_training_makes_digits_robust_by_autoattack(plain):
     rows, both = HELD_OUT[:60], (plain, trained(ADVERSARIAL))
-    (clean, robust), (clean_adv, robust_adv) = (verdicts(net, Budget(), rows) for net in both)
+    (clean, robust), (clean_adv, robust_adv) = (accuracies(net, Budget(), rows) for net in both)
     assert abs(clean - clean_adv) <= 5 and robust_adv >= robust + 20
 
 
@@ -53,7 +61,7 @@ def test_both_together(plain):
     both = trained("--objective both --norm Linf --eps 0.12 --lambda_1 0.005", maps=True)
     assert agreement(both) > agreement(plain) + 0.1
     assert (
-        verdicts(both, budget, HELD_OUT)[1] > verdicts(plain, budget, HELD_OUT)[1] + 20
+        accuracies(both, budget, HELD_OUT)[1] > accuracies(plain, budget, HELD_OUT)[1] + 20
         and accuracy(both) > 0.88
     )
 
@@ -62,15 +70,12 @@ def test_both_together(plain):
 
 
 def after(options: str, rows, activation=torch.nn.Softplus):
-    args = parse_args(
-        f"--model_name digits --workers 0 --optimizer momentum --epochs 1 {options}".split()
-    )
-    student = make_learner(
-        args, untrained_digits_net(activation=activation), 2, torch.device("cpu")
-    )
+    recipe = make_recipe(f"--optimizer momentum --epochs 1 {options}")
+    net = untrained_digits_net(activation=activation)
+    learner = make_learner(recipe, net, 2, torch.device("cpu"))
     data = DigitsWithMaps(rows, ink_maps(rows))
-    fit(args, student, data, data.ids)
-    return student.net.state_dict()
+    fit(recipe, learner, data, data.ids)
+    return learner.net.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -93,34 +98,32 @@ def test_images_without_a_map_give_cross_entropy_alone():
     rows = digits()[:24]
     found = []
     for objective in ("", "--objective harmonizer --lambda_1 9"):
-        args = parse_args(
-            f"--model_name x --workers 0 --epochs 1 --batch_size 12 {objective}".split()
-        )
-        student = make_learner(args, untrained_digits_net(), 2, torch.device("cpu"))
+        recipe = make_recipe(f"--epochs 1 --batch_size 12 {objective}")
+        learner = make_learner(recipe, untrained_digits_net(), 2, torch.device("cpu"))
         data = DigitsWithMaps(rows)
-        fit(args, student, data, data.ids)
-        found.append(student.net.state_dict())
+        fit(recipe, learner, data, data.ids)
+        found.append(learner.net.state_dict())
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_the_average_of_weights_is_what_is_handed_on(monkeypatch):
     rows = digits()[:60]
-    args = parse_args("--model_name x --workers 0 --epochs 3 --batch_size 12 --ema 0.9".split())
-    student = make_learner(args, untrained_digits_net(), 5, torch.device("cpu"))
+    recipe = make_recipe("--epochs 3 --batch_size 12 --ema 0.9")
+    learner = make_learner(recipe, untrained_digits_net(), 5, torch.device("cpu"))
     seen = []
     step = train_step
 
     def watched(*a, **k):
         found = step(*a, **k)
-        seen.append(student.net[0].bias.detach().clone())
+        seen.append(learner.net[0].bias.detach().clone())
         return found
 
     monkeypatch.setattr("alignment_security.trainer.loop.train_step", watched)
     data = DigitsWithMaps(rows)
-    fit(args, student, data, data.ids)
+    fit(recipe, learner, data, data.ids)
     average = seen[0]  # timm: the first update copies, then decay min(1 - (1 + k)^(-2/3), 0.9)
     for k, bias in enumerate(seen[1:], start=1):
         decay = min(1 - (1 + k) ** (-2 / 3), 0.9)
         average = decay * average + (1 - decay) * bias
-    torch.testing.assert_close(student.trained[0].bias, average, rtol=1e-5, atol=1e-7)
-    assert not torch.equal(student.trained[0].bias, student.net[0].bias)
+    torch.testing.assert_close(learner.trained[0].bias, average, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(learner.trained[0].bias, learner.net[0].bias)

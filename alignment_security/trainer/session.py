@@ -1,0 +1,124 @@
+"""One session of a training: stop requests, opening and resuming its run, what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignment_security.common.command_line import on_stop
+from alignment_security.common.files import UserError
+from alignment_security.common.settings import version_drift
+from alignment_security.models.checkpoints import weights_sha256
+from alignment_security.trainer.distributed import broadcast, rank
+from alignment_security.trainer.learner import Learner, bare_net, resume
+from alignment_security.trainer.run import (
+    LAST,
+    LOG_COLUMNS,
+    TrainingError,
+    TrainingRun,
+    read_state,
+    training_folder,
+)
+
+
+class StopRequest:
+    """Call it to ask: has SIGTERM or SIGHUP arrived, or have `after` seconds passed?"""
+
+    def __init__(self, after: float | None):
+        self.deadline = time.monotonic() + (math.inf if after is None else after)
+        self.signalled = False
+        on_stop(self.on_signal)
+
+    def on_signal(self, *_) -> None:
+        self.signalled = True
+
+    def __call__(self) -> bool:
+        return self.signalled or time.monotonic() > self.deadline
+
+
+@contextmanager
+def open_run(
+    results_dir: str | Path, name: str, settings: dict, facts: dict, overwrite: bool
+) -> Iterator[TrainingRun | None]:
+    """Rank 0 opens the run and holds its lock; the other ranks get None. All ranks raise its error.
+
+    settings   what changes the weights; facts: what is recorded about this session
+    """
+    run = error_text = None
+    if rank() == 0:
+        try:
+            run = TrainingRun(results_dir, name, settings, facts, overwrite)
+        except TrainingError as error:
+            error_text = str(error)
+    error_text = broadcast(error_text)
+    if error_text:
+        raise TrainingError(error_text)
+    try:
+        yield run
+    finally:
+        if run:
+            run.close()
+
+
+@dataclass
+class Session:
+    """How a session ended: the status for the run file."""
+
+    status: str = "failed"
+
+
+@contextmanager
+def record_session(run: TrainingRun | None) -> Iterator[Session]:
+    """Save the session's status and seconds in the run file, whatever happens.
+
+    A UserError before the first checkpoint removes the files of the run.
+    """
+    session, begin = Session(), time.monotonic()
+    try:
+        yield session
+    except UserError:
+        if run:
+            run.discard_if_untrained()
+        raise
+    finally:
+        if run and run.json.exists():
+            run.save(status=session.status, seconds=time.monotonic() - begin)
+
+
+def resume_from_checkpoint(
+    learner: Learner,
+    run: TrainingRun | None,
+    results_dir: str | Path,
+    name: str,
+    settings: dict,
+) -> None:
+    """Load the last checkpoint, if there is one, and cut the log to its step.
+
+    Raises TrainingError for a checkpoint that cannot be read or has other settings.
+    """
+    state = read_state(training_folder(results_dir, name) / LAST, settings)
+    if state:
+        resume(learner, state)
+    if run:
+        run.cut_log(learner.step)
+        known = run.info["warnings"]
+        known += [warning for warning in version_drift() if warning not in known]
+
+
+def save_weights(run: TrainingRun | None, learner: Learner) -> None:
+    """Write model.safetensors and mark the run as done."""
+    if run:
+        net = bare_net(learner.trained)
+        run.finish(net.state_dict(), weights_sha256=weights_sha256(net))
+
+
+def report(run: TrainingRun) -> str:
+    """The last row of the log, the warnings, and the file of the weights, as lines of text."""
+    cells = run.csv.read_text().splitlines()[-1].split(",")
+    values = [f"{name} {float(cell):.4g}" for name, cell in zip(LOG_COLUMNS, cells) if cell]
+    warnings = [f"  warning: {warning}" for warning in run.info["warnings"]]
+    return "\n".join([f"{run.info['name']}: {', '.join(values)}", *warnings, f"  {run.final}"])
