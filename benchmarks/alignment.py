@@ -1,67 +1,61 @@
-"""How long the agreement of 960 perturbations of 224 x 224 with their human maps takes. No GPU, no data.
+"""Time to compute the agreement of 960 perturbations with their human maps. No GPU, no data.
 
     python benchmarks/alignment.py              prints, and writes benchmarks/alignment.json
 
-Maps are smooth (the sample's drawings are), perturbations are continuous: the slow case, for ties sort faster.
+Images are 224 x 224. Maps and perturbations are continuous random values: the slow case, since ties
+sort faster.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from alignment_security.records.metrics import rank_agreement
+from benchmarks.machine import machine
+from benchmarks.output import get_args_parser, output_file, write_results
 
-IMAGES, SIDE, BATCH = 960, 224, 96
-
-
-def machine() -> dict:
-    """Processor, cores that this process may use, and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
-    return {
-        "processor": name,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-    }
+THREADS = (1, 2)
 
 
-def seconds(threads: int) -> float:
-    """Of rank_agreement over all images, batch by batch; making the maps is not counted."""
+@dataclass(frozen=True)
+class Size:
+    images: int = 960
+    side: int = 224
+    batch: int = 96
+
+
+QUICK = Size(images=4, side=16, batch=2)
+
+
+def seconds(size: Size, threads: int) -> float:
+    """Time in rank_agreement over all images, batch by batch, without the making of the maps."""
     rng, spent = np.random.default_rng(0), 0.0
-    for _ in range(IMAGES // BATCH):
-        human = rng.random((BATCH, SIDE, SIDE), dtype=np.float32)
-        delta = rng.standard_normal((BATCH, 3, SIDE, SIDE), dtype=np.float32)
+    for _ in range(size.images // size.batch):
+        human = rng.random((size.batch, size.side, size.side), dtype=np.float32)
+        delta = rng.standard_normal((size.batch, 3, size.side, size.side), dtype=np.float32)
         begin = time.perf_counter()
         rank_agreement(human, delta, threads=threads)
         spent += time.perf_counter() - begin
     return spent
 
 
-def main() -> None:
-    found = {
-        "images": IMAGES,
-        "side": SIDE,
+def main(argv: list[str] | None = None) -> None:
+    args = get_args_parser(__doc__).parse_args(argv)
+    size = QUICK if args.quick else Size()
+    results = {
+        "images": size.images,
+        "side": size.side,
         "machine": machine(),
-        "seconds": {f"{threads} threads": round(seconds(threads), 2) for threads in (1, 2)},
+        "seconds": {f"{threads} threads": round(seconds(size, threads), 2) for threads in THREADS},
     }
-    (HERE / "alignment.json").write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    write_results(results, output_file(args, __file__))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""Attacks measured against their peers: rows, passes counted at the model, seconds, agreement."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from nets import Counter, digits, digits_net, rows_of
+from torch import Tensor, nn
+
+from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.models.heads import ANIMATE_CLASSES
+from alignment_security.models.loading import load_model
+
+Image = tuple[str, Tensor, int]  # id, (C, H, W) in [0, 1], label
+DIGITS_TRAINED_ON = 1200
+DIGITS_CLASSES = 10
+COST_KEYS = ("forwards", "backwards", "seconds", "passes_per_image")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured; the defaults are those of the committed tables.
+
+    budget         of AutoAttack where the standard one is meant
+    photographs    of the sample and of CIFAR-10; None: all
+    epochs         of the adversarially trained digits net
+    digits         attacked in `agreement`; norm_digits: in the tables of norms
+    growth_images, growth_batches, growth_digits   of `growth`
+    long_norms, short_norms                        steps of the tables of norms
+    overhead_images, overhead_steps, queries, repeats   of `overhead`
+    memory_images, memory_steps                    of `memory`
+    """
+
+    budget: Budget = Budget()
+    photographs: int | None = None
+    epochs: int = 6
+    digits: int = 300
+    norm_digits: int = 100
+    growth_budget: Budget = Budget(steps=20, targets=2, queries=100)
+    growth_images: tuple[int, ...] = (20, 200, 1000)
+    growth_batches: tuple[int, ...] = (16, 64, 256)
+    growth_digits: int = 200
+    long_norms: int = 1000
+    short_norms: tuple[int, ...] = (50, 100)
+    overhead_images: int = 8
+    overhead_steps: int = 20
+    overhead_queries: int = 40
+    repeats: int = 5
+    memory_images: int = 16
+    memory_steps: int = 10
+
+
+FULL = Size()
+QUICK = Size(
+    budget=Budget(steps=2, targets=1, queries=2),
+    photographs=2,
+    epochs=2,
+    digits=3,
+    norm_digits=20,
+    growth_budget=Budget(steps=2, targets=1, queries=2),
+    growth_images=(2, 3),
+    growth_batches=(1, 2),
+    growth_digits=3,
+    long_norms=3,
+    short_norms=(2,),
+    overhead_images=2,
+    overhead_steps=2,
+    overhead_queries=2,
+    repeats=1,
+    memory_images=2,
+    memory_steps=2,
+)
+
+
+# ---- networks and their images -------------------------------------------------------------------
+
+
+def correct_images(net: nn.Module, images: list[Image], device: str) -> list[Image]:
+    """The images that the network classifies correctly."""
+    return [row for row in images if int(net(row[1][None].to(device)).argmax()) == row[2]]
+
+
+def lite0(head: str, device: str, size: Size) -> tuple[nn.Module, list[Image], int]:
+    """EfficientNet-Lite0, the sample photographs that it classifies correctly, and its outputs."""
+    model = load_model("tf_efficientnet_lite0", head=head, device=device)
+    module = model.module.to(memory_format=torch.channels_last)
+    images: list[Image] = []
+    for name, x, y in stream_images(load_image_set("sample"), model.preprocessing):
+        images.append((name, x, y if head == "none" else int(y >= ANIMATE_CLASSES)))
+    correct = correct_images(module, images, device)
+    return module, correct[: size.photographs], model.n_outputs
+
+
+def robust_digits_net(device: str, size: Size) -> nn.Module:
+    """A digits net trained adversarially in Linf at 0.1."""
+    return digits_net(eps=0.1, epochs=size.epochs).to(device)
+
+
+def held_out_digits(count: int) -> list[Image]:
+    """Digits that robust_digits_net was not trained on."""
+    return digits()[DIGITS_TRAINED_ON : DIGITS_TRAINED_ON + count]
+
+
+# ---- cost and agreement --------------------------------------------------------------------------
+
+
+def measured(run, net: nn.Module, images: list[Image], **options) -> tuple[pd.DataFrame, dict]:
+    """Rows of an attack, and its cost: rows forward and backward through the network, seconds."""
+    counted, begin = Counter(net), time.perf_counter()
+    rows = rows_of(run(counted, images, **options))
+    return rows, cost_of(counted, len(images), begin)
+
+
+def cost_of(counted: Counter, images: int, begin: float) -> dict:
+    """The cost of an attack on `images` images that began at time.perf_counter() == begin."""
+    return {
+        "forwards": counted.forwards,
+        "backwards": counted.backwards,
+        "seconds": time.perf_counter() - begin,
+        "passes_per_image": (counted.forwards + counted.backwards) / images,
+    }
+
+
+def reference(
+    net: nn.Module, images: list[Image], eps: list[float], n_outputs: int, budget: Budget
+) -> tuple[pd.DataFrame, dict]:
+    """pyautoattack's rows and cost. It takes one eps at a time, so there is a run for each."""
+    tables, total = [], dict.fromkeys(COST_KEYS, 0)
+    for level in eps:
+        rows, cost = measured(
+            run_pyautoattack,
+            net,
+            images,
+            norm="Linf",
+            eps=[level],
+            n_outputs=n_outputs,
+            budget=budget,
+            seed=0,
+            batch_size=len(images),
+        )
+        tables.append(rows)
+        total = {key: total[key] + cost[key] for key in total}
+    return pd.concat(tables), total
+
+
+def compare(ours: pd.DataFrame, cost: dict, theirs: pd.DataFrame, their_cost: dict) -> dict:
+    """Cost of each side, their ratios, and the share of equal verdicts over images and eps."""
+    both = ours.merge(theirs, on=["image_id", "eps"], suffixes=("", "_reference"))
+    robust = both.groupby("eps")[["robust", "robust_reference"]].mean()
+    difference = (robust["robust"] - robust["robust_reference"]).abs()
+    return {
+        "images": both["image_id"].nunique(),
+        "pairs": len(both),
+        "ours": cost,
+        "pyautoattack": their_cost,
+        "passes_ratio": cost["passes_per_image"] / their_cost["passes_per_image"],
+        "seconds_ratio": cost["seconds"] / their_cost["seconds"],
+        "agreement": float((both["robust"] == both["robust_reference"]).mean()),
+        "robust_accuracy": {f"{eps:.5f}": row.tolist() for eps, row in robust.iterrows()},
+        "largest_difference": float(difference.max()),
+        "broken_by": ours["broken_by"].value_counts().to_dict(),
+    }
+
+
+def against_reference(
+    net: nn.Module, images: list[Image], eps: list[float], n_outputs: int, budget: Budget
+) -> dict:
+    """Our attacks and pyautoattack's, on the same images with the same budget in Linf."""
+    ours, cost = measured(
+        run_autoattack,
+        net,
+        images,
+        norm="Linf",
+        eps=eps,
+        n_outputs=n_outputs,
+        budget=budget,
+        seed=0,
+        batch_size=64,
+    )
+    return compare(ours, cost, *reference(net, images, eps, n_outputs, budget))
+
+
+def processor_time(device: str) -> float:
+    """Processor seconds of this process on a CPU, wall-clock seconds on a synchronised GPU."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
