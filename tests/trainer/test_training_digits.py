@@ -1,4 +1,4 @@
-"""What training achieves on digits with synthetic maps, and what a step does."""
+"""What training achieves on digits with synthetic maps, and properties of a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from alignment_security.attacks.autoattack import Budget
 from alignment_security.trainer.learner import make_learner
 from alignment_security.trainer.loop import fit, train_step
 
-# ---- what it achieves ------------------------------------------------------------------------------------------
+# ---- results of training -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def plain():
 
 
 def test_adversarial_training_makes_digits_robust(plain):
-    """Against a reduced budget, which can only overrate robustness: the slow test takes the standard one."""
+    """A reduced budget, which can only overrate robustness; the slow test has the standard one."""
     budget = Budget(("apgd-ce", "apgd-t"), 20, 3, 100)
     (clean, robust), (clean_adv, robust_adv) = (
         accuracies(net, budget, HELD_OUT) for net in (plain, trained(ADVERSARIAL))
@@ -48,7 +48,7 @@ def test_adversarial_training_makes_digits_robust_by_autoattack(plain):
     [("--lambda_1 0.1", 0.15), ("--lambda_1 0.5 --form code", 0.03)],
     ids=["equation", "code"],
 )
-def test_the_harmonizer_turns_gradients_to_the_maps(plain, options, more):
+def test_harmonizer_aligns_gradients_with_maps(plain, options, more):
     harmonized = trained(f"--objective harmonizer {options}", maps=True)
     assert (
         agreement(harmonized) > agreement(plain) + more
@@ -56,7 +56,7 @@ def test_the_harmonizer_turns_gradients_to_the_maps(plain, options, more):
     )
 
 
-def test_both_together(plain):
+def test_both_objectives_together(plain):
     budget = Budget(("apgd-ce",), 20)
     both = trained("--objective both --norm Linf --eps 0.12 --lambda_1 0.005", maps=True)
     assert agreement(both) > agreement(plain) + 0.1
@@ -66,7 +66,7 @@ def test_both_together(plain):
     )
 
 
-# ---- the step --------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 
 def after(options: str, rows, activation=torch.nn.Softplus):
@@ -86,7 +86,7 @@ def after(options: str, rows, activation=torch.nn.Softplus):
         "--objective both --norm L2 --eps 1 --lambda_1 0.1",
     ],
 )
-def test_a_step_in_parts_is_the_whole_step(options):
+def test_step_in_parts_equals_the_whole_step(options):
     whole, parts = (
         after(f"--batch_size 12 {options} {size}", digits()[:24]) for size in ("", "--pass_size 5")
     )
@@ -94,7 +94,7 @@ def test_a_step_in_parts_is_the_whole_step(options):
         torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-6)
 
 
-def test_images_without_a_map_give_cross_entropy_alone():
+def test_harmonizer_without_maps_is_cross_entropy():
     rows = digits()[:24]
     found = []
     for objective in ("", "--objective harmonizer --lambda_1 9"):
@@ -106,7 +106,7 @@ def test_images_without_a_map_give_cross_entropy_alone():
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_the_average_of_weights_is_what_is_handed_on(monkeypatch):
+def test_learner_trained_is_the_average_of_weights(monkeypatch):
     rows = digits()[:60]
     recipe = make_recipe("--epochs 3 --batch_size 12 --ema 0.9")
     learner = make_learner(recipe, untrained_digits_net(), 5, torch.device("cpu"))

@@ -1,0 +1,89 @@
+"""Recipes: each line of lists/training/*.txt is a request that can be trained."""
+
+from __future__ import annotations
+
+import csv
+import re
+from argparse import Namespace
+
+import pytest
+import timm
+from conftest import ROOT
+
+from alignment_security.trainer.options import parse_args
+from alignment_security.trainer.recipe import Attack, Harmonizer, Objective, Recipe
+
+PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
+
+
+def recipes(file: str) -> dict[str, Namespace]:
+    """The parsed command lines of a file of recipes, by name."""
+    lines = (ROOT / "lists/training" / file).read_text().splitlines()
+    parsed = [parse_args(line.split()) for line in lines if not line.startswith("#")]
+    assert len({args.name for args in parsed}) == len(parsed)
+    return {args.name: args for args in parsed}
+
+
+@pytest.mark.parametrize("file, count", [("robust.txt", 42), ("harmonized.txt", 9)])
+def test_parse_args_takes_every_recipe(file, count):
+    found = recipes(file)
+    assert len(found) == count and {args.model_name for args in found.values()} <= set(
+        timm.list_models()
+    )
+
+
+def test_options_override_a_recipe(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = parse_args(
+        "--recipe lists/training/robust.txt:resnet50_linf_eps4.0 --epochs 1 --device cpu".split()
+    )
+    assert (args.model_name, args.objective, args.norm, args.eps, args.epochs) == (
+        "resnet50",
+        "adversarial",
+        "Linf",
+        4 / 255,
+        1,
+    )
+    assert (
+        args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
+    )
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="no published numbers here")
+def test_recipes_are_the_rows_of_the_published_tables():
+    robust = recipes("robust.txt")
+    for row in csv.DictReader(open(PUBLISHED / "robust_checkpoints_top1.csv")):
+        args = robust[row["model"]]
+        assert (
+            args.norm == row["norm"]
+            and args.eps == pytest.approx(eval(row["eps"]))
+            and row["model"].startswith(args.model_name)
+        )
+    names = [row["model"] for row in csv.DictReader(open(PUBLISHED / "seed_tables_1_2.csv"))]
+    assert {f"{name}_harmonized" for name in names[:9]} == set(recipes("harmonized.txt"))
+    assert {re.sub("_255$", "", name) for name in names[9:]} <= set(robust)
+
+
+@pytest.mark.parametrize(
+    "options, harmonizer, attack",
+    [
+        ("--objective plain", None, None),
+        ("--objective harmonizer --lambda_1 2 --form code", Harmonizer("code", 2.0), None),
+        (
+            "--objective adversarial --norm L2 --eps 0.5",
+            None,
+            Attack("L2", 0.5, 3, None, random_start=False),
+        ),
+        (
+            "--objective both --lambda_1 0 --norm Linf --eps 4/255 --attack_step 1/255",
+            Harmonizer("equation", 0.0),
+            Attack("Linf", 4 / 255, 3, 1 / 255, random_start=False),
+        ),
+    ],
+)
+def test_recipe_from_args_has_the_parts_of_its_objective(options, harmonizer, attack):
+    args = parse_args(["--model_name", "net", *options.split()])
+    before = dict(vars(args))
+    recipe = Recipe.from_args(args)
+    assert recipe.objective == Objective(harmonizer, attack, smoothing=0.0)
+    assert recipe.name == f"net-{args.objective}" and vars(args) == before
