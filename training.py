@@ -94,21 +94,21 @@ def train(args: Namespace) -> int:
         finished = broadcast(run is not None and run.done)
         if not finished:
             data = augmented_images(args, sets, model.preprocessing)
+            steps_per_epoch = len(data.ids) // recipe.batch_size
             with record_session(run) as session:
-                steps_per_epoch = len(data.ids) // recipe.batch_size
+                # Continue from the last checkpoint, if there is one.
                 learner = make_learner(recipe, model.module, steps_per_epoch, device)
                 resume_from_checkpoint(learner, run, args.results_dir, recipe.name, settings)
-                validate = validation(args, model, device)
                 finished = fit(
                     recipe,
                     learner,
                     data,
                     data.ids,
                     run,
-                    validate,
-                    should_stop,
-                    args.workers,
-                    args.save_every,
+                    validate=validation(args, model, device),
+                    should_stop=should_stop,
+                    workers=args.workers,
+                    save_every=args.save_every,
                 )
                 session.status = "running" if finished else "checkpointed"
             if finished:

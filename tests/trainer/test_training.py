@@ -44,6 +44,7 @@ def script(capsys, signals_kept):
         try:
             status = training.main([str(argument) for argument in arguments])
         except SystemExit as error:
+            assert isinstance(error.code, int)
             status = error.code
         return status, *capsys.readouterr()
 
