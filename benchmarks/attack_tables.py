@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import torch
-from nets import Counter, cifar_photographs, cifar_resnet18, digits, rows_of
+from nets import cifar_photographs, cifar_resnet18, digits, rows_of
 from torch import nn
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
-from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.attacks.libraries import CountedModule, run_pyautoattack
 from alignment_security.models.fast import fast_copy
 from alignment_security.models.forward import Forward
 from alignment_security.models.loading import load_model
@@ -66,7 +66,7 @@ def torchattacks_cost(net: nn.Module, images: list[Image], eps: float, device: s
         import torchattacks
     except ImportError:
         return None
-    counted = Counter(net)
+    counted = CountedModule(net)
     attack = torchattacks.AutoAttack(
         counted, norm="Linf", eps=eps, version="standard", n_classes=10, seed=0
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
-from nets import Counter, digits, digits_net, rows_of
+from nets import digits, digits_net, rows_of
 from torch import Tensor, nn
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
-from alignment_security.attacks.libraries import run_pyautoattack
+from alignment_security.attacks.libraries import CountedModule, run_pyautoattack
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.heads import ANIMATE_CLASSES
 from alignment_security.models.loading import load_model
@@ -111,12 +111,12 @@ def held_out_digits(count: int) -> list[Image]:
 
 def measured(run, net: nn.Module, images: list[Image], **options) -> tuple[pd.DataFrame, dict]:
     """Rows of an attack, and its cost: rows forward and backward through the network, seconds."""
-    counted, begin = Counter(net), time.perf_counter()
+    counted, begin = CountedModule(net), time.perf_counter()
     rows = rows_of(run(counted, images, **options))
     return rows, cost_of(counted, len(images), begin)
 
 
-def cost_of(counted: Counter, images: int, begin: float) -> dict:
+def cost_of(counted: CountedModule, images: int, begin: float) -> dict:
     """The cost of an attack on `images` images that began at time.perf_counter() == begin."""
     return {
         "forwards": counted.forwards,

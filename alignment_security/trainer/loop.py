@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from alignment_security.common.files import utc_now, write_atomic
+from alignment_security.common.files import write_atomic
+from alignment_security.common.progress import ProgressMeter
 from alignment_security.images.image_sets import DataError
 from alignment_security.models.fast import BFloat16
 from alignment_security.models.forward import device_of
@@ -38,7 +37,6 @@ from alignment_security.trainer.pgd import pgd
 from alignment_security.trainer.recipe import Objective, Recipe
 from alignment_security.trainer.run import LOG_COLUMNS, TrainingError, TrainingRun
 
-PROGRESS_SECONDS = 60
 STEP_SUMS = ("loss", "cross_entropy", "harmonizer", "accuracy")  # of a step, over its images
 SAVE_EVERY = 600.0  # seconds between checkpoints within an epoch
 
@@ -184,7 +182,7 @@ def fit(
     device = device_of(learner.net)
     steps_per_epoch = len(ids) // recipe.batch_size
     last_step = recipe.optimisation.epochs * steps_per_epoch
-    progress = Progress(recipe.name, learner.step, last_step)
+    progress = ProgressMeter(recipe.name, last_step, learner.step, "step", silent=rank() > 0)
     indices = batch_indices(
         len(ids), recipe.batch_size, recipe.seed, learner.step, last_step, rank(), world_size()
     )
@@ -207,7 +205,7 @@ def fit(
         if epoch_over or len(learner.window) >= recipe.log_every:
             accuracy = validate(learner.trained) if validate and epoch_over else None
             row = log_row(learner, steps_per_epoch, accuracy)
-            progress.show(row)
+            progress.update(row["step"], f"loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}")
             if run:
                 run.log(row)
 
@@ -240,30 +238,3 @@ def keep_ids(recipe: Recipe, run: TrainingRun | None, step: int, ids: tuple[str,
     if run.last.exists():
         checkpoint = f"the last good checkpoint is {run.last}"
     return f"its images are listed in {run.bad}, {checkpoint}; try a smaller --lr or --clip_grad"
-
-
-class Progress:
-    """Progress of rank 0: a bar on a terminal, else a line per minute."""
-
-    def __init__(self, name: str, first_step: int, last_step: int):
-        self.bar = tqdm(
-            total=last_step,
-            initial=first_step,
-            desc=name,
-            unit="step",
-            disable=rank() > 0 or not sys.stderr.isatty(),
-        )
-        self.name, self.shown = name, time.monotonic()
-
-    def show(self, row: dict) -> None:
-        """Show a row of the log."""
-        text = f"loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}"
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(row["step"] - self.bar.n)
-        if self.bar.disable and rank() == 0 and time.monotonic() - self.shown > PROGRESS_SECONDS:
-            self.shown = time.monotonic()
-            print(
-                f"{utc_now()} {self.name}: step {row['step']}, epoch {row['epoch']:.2f}, {text}",
-                file=sys.stderr,
-                flush=True,
-            )

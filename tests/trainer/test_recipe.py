@@ -8,12 +8,12 @@ from argparse import Namespace
 
 import pytest
 import timm
-from conftest import ROOT
+from conftest import DATA, ROOT
 
 from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.recipe import Attack, Harmonizer, Objective, Recipe
 
-PUBLISHED = ROOT.parent / "shared" / "data" / "feng2025"
+PUBLISHED = DATA / "feng2025"
 
 
 def recipes(file: str) -> dict[str, Namespace]:
@@ -49,7 +49,6 @@ def test_options_override_a_recipe(monkeypatch):
     )
 
 
-@pytest.mark.skipif(not PUBLISHED.exists(), reason="no published numbers here")
 def test_recipes_are_the_rows_of_the_published_tables():
     robust = recipes("robust.txt")
     for row in csv.DictReader(open(PUBLISHED / "robust_checkpoints_top1.csv")):
