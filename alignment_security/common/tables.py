@@ -1,0 +1,68 @@
+"""Read CSV tables as text, and turn their columns into checked numbers.
+
+Every error names the file, the line and the column, and how to get a table that works. A cell that
+is missing is "" as text and nan as a number; a model that is called `NA` or `None` keeps its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from alignment_security.common.files import UserError
+
+HEADER_LINES = 1  # the first row of a table is line 2 of its file
+
+
+def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
+    """Read a CSV with a header line; every cell is text.
+
+    path      the file
+    columns   names that the header has to contain; other columns are kept
+    fix       what the user can do about a bad file, appended to each message
+    Raises UserError if the file cannot be read, is no CSV, or lacks a column.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise UserError(f"{path}: not a table ({str(error).strip()}); {fix}") from None
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")
+    return table
+
+
+def to_numbers(
+    path: Path,
+    table: pd.DataFrame,
+    columns: Iterable[str],
+    fix: str,
+    low: float = -np.inf,
+    high: float = np.inf,
+) -> pd.DataFrame:
+    """A copy of a text table with some of its columns as numbers; empty cells become nan.
+
+    path, fix   the file that `read_table` read, and what the user can do, for messages
+    columns     names of columns; those that the table lacks are skipped
+    low, high   range of the values, limits included
+    Raises UserError with line, column and text of the first cell that is no number in the range.
+    """
+    table = table.copy()
+    for column in columns:
+        if column not in table:
+            continue
+        cells = table[column].replace("", np.nan)
+        values = pd.to_numeric(cells, errors="coerce")
+        wrong = cells.notna() & ~values.between(low, high)
+        if wrong.any():
+            row = wrong.idxmax()
+            limits = "" if np.isinf([low, high]).all() else f" from {low:g} to {high:g}"
+            raise UserError(
+                f"{path}, line {row + 1 + HEADER_LINES}, column {column}: {cells[row]!r} is no "
+                f"number{limits}; {fix}"
+            )
+        table[column] = values
+    return table
