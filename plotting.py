@@ -1,14 +1,15 @@
 r"""Figures, and the exact tables they draw, from a results folder alone: no torch, no GPU.
 
-    python plotting.py                                                every figure that the results allow -> figures/
+    python plotting.py                       every figure that the results allow -> figures/
     python plotting.py --plots accuracy_vs_eps --models resnet50.a1_in1k convnext_tiny.fb_in1k
     python plotting.py --results_dir results/demo --figures_dir figures/demo
-    python plotting.py --report                                       and figures/report.html, one page with all of it
+    python plotting.py --report              and figures/report.html, one page with all of it
     python plotting.py --plots all --specifier appendix --save_to_paper ../paper/figures
 
-A figure is written four times: PDF (vector, fonts embedded), PNG, the table it draws as CSV, and its caption as .txt; a
-table three times: LaTeX (for \usepackage{booktabs}), CSV and caption.
-Only finished records are drawn; the others are named on the screen and in the caption. Exit status 2: nothing to draw.
+A figure is written four times: PDF (vector, fonts embedded), PNG, the table it draws as CSV, and
+its caption as .txt; a table three times: LaTeX (for \usepackage{booktabs}), CSV and caption.
+Only finished records are drawn; the others are named on the screen and in the caption. Exit status
+2: nothing to draw.
 """
 
 from __future__ import annotations
@@ -29,22 +30,39 @@ from alignment_security.plots import (
     both,
     examples,
     feng2025,
+    feng2025_tables,
     hoak2025,
+    hoak2025_heat_maps,
     hoak2025_survivors,
+    hoak2025_tables,
     norms,
     records,
+    slide,
     training,
 )
 from alignment_security.plots.report import write_report
-from alignment_security.plots.style import STYLE
+from alignment_security.plots.style import STYLE, Drawing
 
 # name -> (function that draws it, command that makes what it draws)
-DRAWN_BY = [records, norms, examples, hoak2025, hoak2025_survivors, feng2025, both, training]
+DRAWN_BY = [
+    records,
+    norms,
+    examples,
+    hoak2025_heat_maps,
+    hoak2025,
+    hoak2025_survivors,
+    hoak2025_tables,
+    feng2025,
+    feng2025_tables,
+    both,
+    slide,
+    training,
+]
 FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:
-    """PDF and PNG of a figure."""
+    """PDF and PNG of a figure, without dates."""
     contents = {}
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
@@ -54,63 +72,80 @@ def rendered(figure: Figure) -> dict[str, bytes]:
 
 
 def latex(table: pd.DataFrame) -> str:
-    """A table for a paper: booktabs, floats with three significant digits, empty where there is no value."""
-    styles = (
-        table.reset_index(drop=True).style.hide(axis="index").format_index(escape="latex", axis=1)
-    )
-    short = dict.fromkeys(table.select_dtypes("float"), "{:.3g}")
-    return styles.format(short, na_rep="", escape="latex").to_latex(hrules=True)
+    """A table for a paper: booktabs, floats with three significant digits, empty for nan."""
+    styles = table.reset_index(drop=True).style.hide(axis="index")
+    styles = styles.format_index(escape="latex", axis=1)
+    formats = dict.fromkeys(table.select_dtypes("float"), "{:.3g}")
+    return styles.format(formats, na_rep="", escape="latex").to_latex(hrules=True)
 
 
-def write(args, name: str, figure: Figure | None, table: pd.DataFrame, caption: str) -> list[Path]:
-    """The files of a figure or a table, and the paper's copy; the same bytes for the same data: no date in them."""
+def write(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
+    """Write the files of a figure or table, and the paper's copy; same data, same bytes."""
+    name, figure, table, caption = drawing
     contents: dict[str, str | bytes] = {**rendered(figure)} if figure else {"tex": latex(table)}
-    kind = next(iter(contents))
-    contents |= {"csv": table.to_csv(index=False, lineterminator="\n"), "txt": f"{caption}\n"}
-    name = "_".join(filter(None, [name, args.specifier]))
+    paper_kind = "pdf" if figure else "tex"
+    contents["csv"] = table.to_csv(index=False, lineterminator="\n")
+    contents["txt"] = f"{caption}\n"
+    if args.specifier:
+        name = f"{name}_{args.specifier}"
     files = {
         Path(args.figures_dir) / f"{name}.{kind}": content for kind, content in contents.items()
     }
     if args.save_to_paper:
-        files[Path(args.save_to_paper) / f"{name}.{kind}"] = contents[kind]
+        files[Path(args.save_to_paper) / f"{name}.{paper_kind}"] = contents[paper_kind]
     for path, content in files.items():
         write_atomic(path, content)
     return list(files)
 
 
-def draw(args) -> int:
-    """Every figure asked for. One that has nothing to draw says so; the exit status is 2 when that is true of all."""
-    results, drawn, files = load_results(args.results_dir, args.models, args.published), [], []
-    lacking: dict[str, list[str]] = {}  # command that makes it -> figures
-    if unfinished := [
-        f"{run['csv']} ({run['status']})" for run in results.runs if run["status"] != "done"
-    ]:
-        print(f"unfinished, not drawn: {', '.join(unfinished)}", file=sys.stderr)
+def draw(args: argparse.Namespace) -> int:
+    """Draw every figure asked for and print its files; returns the exit status.
+
+    A figure without data is named with the command that makes them. The status is 2 if that is true
+    of all.
+    """
+    results = load_results(args.results_dir, args.models, args.published)
+    unfinished = [run for run in results.runs if run["status"] != "done"]
+    if unfinished:
+        names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)
+        print(f"unfinished, not drawn: {names}", file=sys.stderr)
+    files: list[Path] = []
+    missing: dict[str, list[str]] = {}  # command that makes the data -> figures
+    drawn_any = False
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
         command = command.replace("{}", str(args.results_dir))
+        drawn = 0
         try:
             for drawing in function(results):
-                drawn.append(name)
-                if not args.no_save:
-                    files += (written := write(args, *drawing))
-                    print(*written, sep="\n")
-                if drawing[1] and not args.show_plots:
-                    plt.close(drawing[1])
+                drawn += 1
+                files += finish(args, drawing)
         except NothingToDraw as reason:
             command = f"{reason}; {command}"
-        if name not in drawn:
-            lacking.setdefault(command, []).append(name)
-    for command, names in lacking.items():
-        print(f"nothing to draw for {', '.join(names)}: {command}", file=sys.stderr)
+        if not drawn:
+            missing.setdefault(command, []).append(name)
+        drawn_any |= drawn > 0
+    for command, figures in missing.items():
+        print(f"nothing to draw for {', '.join(figures)}: {command}", file=sys.stderr)
     if args.report:
         print(write_report(results, files, Path(args.figures_dir)))
     if args.show_plots:
         plt.show()
-    return 0 if drawn or args.report else 2
+    return 0 if drawn_any or args.report else 2
 
 
-# ---- command line ----------------------------------------------------------------------------------------------
+def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
+    """Write a drawing and print its files, unless --no_save; close it, unless --show_plots."""
+    files = [] if args.no_save else write(args, drawing)
+    for path in files:
+        print(path)
+    figure = drawing[1]
+    if figure and not args.show_plots:
+        plt.close(figure)
+    return files
+
+
+# ---- command line --------------------------------------------------------------------------------
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -134,7 +169,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--published",
         default=setting("PUBLISHED_DIR"),
         metavar="DIR",
-        help="published numbers, laid out as results/README.md says; default PUBLISHED_DIR of .env",
+        help="public numbers, laid out as results/README.md says; default PUBLISHED_DIR of .env",
     )
     parser.add_argument("--specifier", help="a word added to the names of the files")
     parser.add_argument(

@@ -14,7 +14,11 @@ MODELS = ["vgg11.tv_in1k", "resnet50.tv_in1k", "resnet18.a3_in1k", "nobody_knows
 
 
 def write_published(folder: Path, cubic=(1e-4, 0, 0, 20.0)) -> Path:
-    """Four models: vgg11 under torchvision's name, resnet50 with other weights there, resnet18 under timm's, one unknown."""
+    """Write public files of four models, as downloaded.
+
+    vgg11 is under torchvision's name, resnet50 has other weights there, resnet18 is under timm's
+    name, and one is unknown.
+    """
     for name in ("feng2025", "multilabel", "timm"):
         (folder / name).mkdir(parents=True)
     robust = ["resnet18_l2_eps0.01", "resnet18_linf_eps8.0"]

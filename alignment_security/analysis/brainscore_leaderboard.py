@@ -1,11 +1,4 @@
-"""Brain-Score: its leaderboard files, and the key that joins them with its model registry and with our results.
-
-    python -c "from utilities import setup_scores; setup_scores()"      or    python utilities.py setup_scores
-    python utilities.py compare_scores may.csv june.zip
-
-`setup_scores` writes results/model_names_translated.csv, results/benchmark_scores/<MERGED>.csv and, beside it, a
-.json that lists all that was repeated, did not match or could not be read.
-"""
+"""Read Brain-Score leaderboard files: CSV or ZIP, of any of their three shapes, cell by cell."""
 
 from __future__ import annotations
 
@@ -25,8 +18,8 @@ import pandas as pd
 from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
 from alignment_security.common.files import UserError, sha256_file
 
-# The leaderboard's averages: parents in brain-score.org's benchmark tree, the columns that the first paper's
-# plotting drops before its t-SNE. No CSV marks them: a group added after 2025-05 has to be added here.
+# The leaderboard's averages: parents in brain-score.org's benchmark tree. Hoak 2025's plotting
+# drops them before its t-SNE. No CSV marks them: a group added after 2025-05 has to be added here.
 AGGREGATES = frozenset(
     [
         "average_vision",
@@ -64,46 +57,51 @@ NOT_BENCHMARKS = {
     "layers",
     "filtered_score",
 }
-FAILED, NOT_RUN = (
-    ["X"],
-    ["", "null"],
-)  # "null": a score that the site's JavaScript export does not have
+FAILED = ["X"]
+NOT_RUN = ["", "null"]  # "null": no score, in the site's JavaScript export
+ZIP_START = b"PK"
+# what reading a damaged file or ZIP raises
+DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 MAX_BYTES = 64 * 2**20  # of one file, unpacked; the 2025-05-07 leaderboard has 0.3 MB
 LEADERBOARD = "https://www.brain-score.org/vision/leaderboard"
 DOWNLOAD_AGAIN = f"download it again from {LEADERBOARD}"
-MERGED_SCORES = "benchmark_scores_registry_merged"
+SCORES_FOLDER, MERGED_SCORES = "benchmark_scores", "benchmark_scores_registry_merged"
+PLUGIN_INFO = "plugin-info.csv"  # the other CSV of a downloaded ZIP
 
 
-# ---- leaderboard files ------------------------------------------------------------------------------------
+# ---- leaderboard files ---------------------------------------------------------------------------
 
 
 def benchmark_columns(scores: pd.DataFrame) -> list[str]:
     """Columns of a score table that are benchmarks: not names, rank, model_id or layers."""
-    return [
-        column
-        for column in scores.columns
-        if column.lower().replace(" ", "_") not in NOT_BENCHMARKS
-    ]
+    return [column for column in scores.columns if column_key(column) not in NOT_BENCHMARKS]
+
+
+def column_key(column: str) -> str:
+    """A column's name in one spelling: `Model ID` and `model_id` are the same."""
+    return column.lower().replace(" ", "_")
 
 
 def leaf_benchmarks(columns: Iterable[str]) -> list[str]:
-    """Those of some benchmark columns that are measured, not averages of others (AGGREGATES)."""
+    """The benchmark columns that are measured, not averages of others (AGGREGATES)."""
     return [column for column in columns if column not in AGGREGATES]
 
 
 def read_bounded(file: IO[bytes], where: Path) -> bytes:
-    """All bytes of an open file; UserError past MAX_BYTES, before more is read or unpacked."""
+    """All bytes of an open file. Raises UserError past MAX_BYTES, without unpacking more."""
     data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise UserError(
-            f"{where}: larger than {MAX_BYTES // 2**20} MiB, which no leaderboard is; {DOWNLOAD_AGAIN}"
-        )
+        size = f"{MAX_BYTES // 2**20} MiB"
+        raise UserError(f"{where}: larger than {size}, which no leaderboard is; {DOWNLOAD_AGAIN}")
     return data
 
 
 def leaderboard_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
-    """The one leaderboard in a ZIP; UserError if there is not one, or an entry would leave the folder."""
+    """The leaderboard in a ZIP: its only CSV other than PLUGIN_INFO.
+
+    Raises UserError if there is none or there are several, or if an entry has an unsafe path.
+    """
     found = []
     for member in archive.infolist():
         name = PurePosixPath(member.filename.replace("\\", "/"))
@@ -111,40 +109,31 @@ def leaderboard_member(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
             raise UserError(
                 f"{path}: its entry {member.filename!r} leaves the folder; {DOWNLOAD_AGAIN}"
             )
-        found += (
-            [member] if name.suffix.lower() == ".csv" and name.name != "plugin-info.csv" else []
-        )
+        if name.suffix.lower() == ".csv" and name.name != PLUGIN_INFO:
+            found.append(member)
     if len(found) != 1 or found[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(
-            f"{path}: {len(found)} CSVs beside plugin-info.csv, not one leaderboard.csv; {DOWNLOAD_AGAIN}"
+            f"{path}: {len(found)} CSVs beside {PLUGIN_INFO}, not one leaderboard.csv; "
+            f"{DOWNLOAD_AGAIN}"
         )
     return found[0]
 
 
 def read_leaderboard_text(path: Path) -> str:
-    """Text of a CSV, or of the CSV in a ZIP; UTF-8, or UTF-16 with its mark. Nothing is unpacked to disk."""
+    """Text of a CSV, or of the CSV in a ZIP; UTF-8, or UTF-16 with a byte order mark.
+
+    Nothing is unpacked to disk. Raises UserError for a file that is not a leaderboard's CSV.
+    """
     try:
-        with open(path, "rb") as file:
-            data = read_bounded(file, path)
-        if data.startswith(b"PK"):
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                with archive.open(leaderboard_member(archive, path)) as file:
-                    data = read_bounded(file, path)
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        data = read_leaderboard_bytes(path)
+        is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{path}, line {line}: neither UTF-8 nor marked UTF-16; save it as UTF-8"
         ) from error
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        RuntimeError,
-        ValueError,
-    ) as error:  # ValueError: a damaged ZIP
+    except DAMAGED_FILE as error:
         raise UserError(f"{path}: {error}; {DOWNLOAD_AGAIN}") from error
     if "\0" in text:
         raise UserError(
@@ -155,10 +144,23 @@ def read_leaderboard_text(path: Path) -> str:
     return text
 
 
+def read_leaderboard_bytes(path: Path) -> bytes:
+    """Bytes of a CSV, or of the leaderboard in a ZIP."""
+    with open(path, "rb") as file:
+        data = read_bounded(file, path)
+    if not data.startswith(ZIP_START):
+        return data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with archive.open(leaderboard_member(archive, path)) as file:
+            return read_bounded(file, path)
+
+
 def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
-    """The leading `#` lines, and all cells as text with the file's line numbers as index."""
+    """The leading `#` lines, and all cells as text, indexed by the line numbers of the file."""
     reader = csv.reader(io.StringIO(read_leaderboard_text(path), newline=""), strict=True)
-    comments, rows, header = [], {}, list[str]()
+    comments: list[str] = []
+    header: list[str] = []
+    rows: dict[int, list[str]] = {}
     try:
         for cells in filter(None, reader):
             if not header and cells[0].startswith("#"):
@@ -183,8 +185,8 @@ def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
 
 
 def model_column(path: Path, columns: list[str]) -> tuple[str, int]:
-    """Name of the model column, and which of the three shapes of leaderboard file has such a header."""
-    known = {column.lower().replace(" ", "_"): column for column in columns}
+    """Name of the model column, and the shape (1 to 3) of leaderboard file with such a header."""
+    known = {column_key(column): column for column in columns}
     if "model_name" in known:
         return known["model_name"], 2 if {"model_id", "rank"} & set(known) else 1
     if {"model", "model_id"} <= set(known):
@@ -196,7 +198,10 @@ def model_column(path: Path, columns: list[str]) -> tuple[str, int]:
 
 
 def check_cells(path: Path, table: pd.DataFrame, column: str) -> None:
-    """UserError naming line and column for a second header, a row without a model, a cell that is no score."""
+    """Check that every row names a model and that every cell is a score, X or empty.
+
+    Raises UserError with the line and column of the first that does not.
+    """
     for line, name in table[column].items():
         if name.strip() in ("", column):
             what = "a second header" if name.strip() else "no model name"
@@ -211,10 +216,14 @@ def check_cells(path: Path, table: pd.DataFrame, column: str) -> None:
 
 
 def read_leaderboard(path: str | Path) -> tuple[pd.DataFrame, dict]:
-    """A leaderboard file, CSV or ZIP: `model_name, layers, <benchmarks>` as checked text, and facts about it.
+    """A leaderboard file as checked text (`model_name, layers`, benchmarks), and facts about it.
 
-    Shape 1: `model_name[, layers]` (the site until 2025-08); 2: with `model_id` and `rank` (its test dump); 3:
-    `Rank, Model, Model ID` under `#` lines, short benchmark names, failed cells empty, two decimals (since).
+    path   CSV, or ZIP with one, of any shape:
+           1: `model_name[, layers]` (the site until 2025-08)
+           2: with `model_id` and `rank` (the site's test dump)
+           3: `Rank, Model, Model ID` under `#` lines, short benchmark names, failed cells empty,
+              two decimals (since then)
+    Raises UserError with file, line and column for anything else.
     """
     path = Path(path)
     comments, table = read_leaderboard_table(path)
@@ -225,42 +234,45 @@ def read_leaderboard(path: str | Path) -> tuple[pd.DataFrame, dict]:
         raise UserError(
             f"{path}: {len(table)} models and {len(benchmarks)} benchmarks; {DOWNLOAD_AGAIN}"
         )
-    dates = re.findall(
-        r"\d{4}-\d\d-\d\d", " ".join(comments)
-    )  # the first is that of `# Generated on`
-    stripped = {line: name for line, name in table[column].items() if name != name.strip()}
-    names = {"model_name": table[column].str.strip(), "layers": table.get("layers", "")}
+    dates = re.findall(r"\d{4}-\d\d-\d\d", " ".join(comments))  # the first: `# Generated on`
     facts = {
         "source": path.name,
         "sha256": sha256_file(path),
         "date": dates[0] if dates else None,
         "shape": shape,
         "comments": comments,
-        "stripped_names": stripped,
+        "stripped_names": {
+            line: name for line, name in table[column].items() if name != name.strip()
+        },
     }
+    names = {"model_name": table[column].str.strip(), "layers": table.get("layers", "")}
     return pd.concat([pd.DataFrame(names, table.index), table[benchmarks]], axis=1), facts
 
 
 def drop_repeats(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
-    """One row per model name, that with most scores (the first of equals), and a report of repeated names."""
+    """One row per model name, and a report of the names that were repeated.
+
+    The row with most scores is kept, the first of several.
+    """
     scored = (~scores[benchmark_columns(scores)].isin(FAILED + NOT_RUN)).sum(axis=1)
     keep, repeated = [], []
     for name, lines in scores.groupby("model_name", sort=False).groups.items():
         counts = scored[lines]
         keep.append(counts.idxmax())
-        if len(lines) > 1:
-            alone = (counts == counts.max()).sum() == 1
-            repeated.append(
-                {
-                    "model_name": name,
-                    "kept_line": int(counts.idxmax()),
-                    "reason": "most scores" if alone else "first of those with most scores",
-                    "scores_by_line": {int(line): int(count) for line, count in counts.items()},
-                }
-            )
+        if len(lines) == 1:
+            continue
+        has_most_alone = (counts == counts.max()).sum() == 1
+        repeated.append(
+            {
+                "model_name": name,
+                "kept_line": int(counts.idxmax()),
+                "reason": "most scores" if has_most_alone else "first of those with most scores",
+                "scores_by_line": {int(line): int(count) for line, count in counts.items()},
+            }
+        )
     return scores.loc[sorted(keep)], repeated
 
 
 def score_numbers(cells: pd.DataFrame) -> pd.DataFrame:
-    """Scores as floats, nan where there is none."""
+    """Checked scores as floats; nan for failed and for not run."""
     return cells.mask(cells.isin(FAILED + NOT_RUN)).astype(float)

@@ -1,4 +1,4 @@
-"""Brain-Score's model registry, read from the files of the package with `ast`: nothing of it is imported or run."""
+"""Brain-Score's model registry, read from the source of its package: nothing is imported or run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,28 @@ from alignment_security.common.files import UserError
 
 NAME_COLUMNS = ["og_model_name", "model_registry_name", "timm_name"]
 MAX_ITEMS = 10_000  # of one loop in a plugin
-UNKNOWN: Any = object()  # value of an expression that only running the plugin would tell
-VIEWS = ("items", "keys", "values")
+UNKNOWN: Any = object()  # value of an expression that only running the plugin would give
+VIEWS = ("items", "keys", "values")  # methods of a dict that leave it as it is
 USES_TIMM = re.compile(r"^(import|from) .*\btimm\b", re.MULTILINE)
-ALTERED = re.compile(
-    r"load_state_dict|GaussianBlur|\.half\("
-)  # then the net, or its input, is not timm's
+# source code after which the net, or its input, is not timm's
+ALTERED = re.compile(r"load_state_dict|GaussianBlur|\.half\(")
+# what reading a plugin raises; the last two: model_configs.json of another structure
+UNREADABLE_PLUGIN = (ValueError, RecursionError, TypeError, AttributeError)
 PACKAGE = "brainscore_vision"
-INSTALL = "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and pass package_path=ITS_FOLDER"
+INSTALL = (
+    "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and pass "
+    "package_path=ITS_FOLDER"
+)
 
 
 def evaluate_node(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
-    """Value of literals, known names, f-strings, `+`, indexing, range(), dict views; UNKNOWN for all else."""
+    """Value of an expression as far as it can be read without running it; else UNKNOWN.
+
+    Reads literals, names, f-strings, `+`, indexing, range() and dict views.
+
+    node    the expression
+    names   {name: expression} of `definitions`
+    """
     try:
         match node:
             case ast.Constant(value=value):
@@ -64,47 +73,57 @@ def evaluate_node(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
 
 
 def definitions(tree: ast.Module, folder: Path | None = None) -> dict[str, ast.AST]:
-    """{name: expression} for what a file binds once and never changes in place, whatever the order.
+    """{name: expression} of the names that a file binds once and never changes in place.
 
-    With a folder, also for what the file imports from files beside it (`from .model import NAME`).
+    The order in the file does not matter. With a folder, also the names that the file imports from
+    files of that folder (`from .model import NAME`).
     """
     nodes = list(ast.walk(tree))
-    stored = (
-        node for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)
-    )
-    bound = Counter(node.id for node in stored)
-    bound.update(node.arg for node in nodes if isinstance(node, ast.arg))
-    bound.update(
-        node.value.id
-        for node in nodes
-        if isinstance(node, (ast.Attribute, ast.Subscript))
-        and isinstance(node.value, ast.Name)
-        and not (isinstance(node.ctx, ast.Load) and getattr(node, "attr", VIEWS[0]) in VIEWS)
-    )
-    names: dict[str, ast.AST] = {
-        target.id: node.value
-        for node in nodes
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name) and bound[target.id] == 1
-    }
+    bound = Counter(bound_name(node) for node in nodes)
+    names: dict[str, ast.AST] = {}
     for node in nodes:
-        if folder and isinstance(node, ast.ImportFrom) and node.level == 1:
-            with suppress(
-                ValueError
-            ):  # no such file: its names stay unknown, keys made of them are listed
-                there = definitions(parse_file(folder / f"{node.module}.py"))
-                names |= {
-                    alias.asname or alias.name: ast.Constant(
-                        evaluate_node(ast.Name(alias.name), there)
-                    )
-                    for alias in node.names
-                }
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            if isinstance(target, ast.Name) and bound[target.id] == 1:
+                names[target.id] = node.value
+    if folder:
+        for node in nodes:
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                names |= imported_names(node, folder)
     return names
 
 
+def bound_name(node: ast.AST) -> str | None:
+    """The name that a node binds, or that it may change in place; None for other nodes."""
+    if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+        return node.id
+    if isinstance(node, ast.arg):
+        return node.arg
+    if isinstance(node, (ast.Attribute, ast.Subscript)) and isinstance(node.value, ast.Name):
+        is_read = isinstance(node.ctx, ast.Load)
+        is_harmless = isinstance(node, ast.Subscript) or node.attr in VIEWS
+        return None if is_read and is_harmless else node.value.id
+    return None
+
+
+def imported_names(node: ast.ImportFrom, folder: Path) -> dict[str, ast.AST]:
+    """{name: its value} that `from .module import name` gives; empty if the file cannot be read."""
+    try:
+        there = definitions(parse_file(folder / f"{node.module}.py"))
+    except ValueError:
+        return {}  # keys made of these names are reported as unresolved
+    return {
+        alias.asname or alias.name: ast.Constant(evaluate_node(ast.Name(alias.name), there))
+        for alias in node.names
+    }
+
+
 def loop_rounds(loop: ast.For, names: dict[str, ast.AST]) -> list[dict[str, ast.AST]]:
-    """The names known in each round of a `for`; one round, its own names unknown, where rounds cannot be told."""
+    """The names known in each round of a `for`.
+
+    One round, its own names unknown, if the rounds are unknown.
+    """
     items = evaluate_node(loop.iter, names)
     conditional = any(
         isinstance(node, (ast.If, ast.Break, ast.Continue)) for node in ast.walk(loop)
@@ -115,11 +134,12 @@ def loop_rounds(loop: ast.For, names: dict[str, ast.AST]) -> list[dict[str, ast.
         case ast.Name(id=name):
             return [names | {name: ast.Constant(item)} for item in items]
         case ast.Tuple(elts=[ast.Name(id=first), ast.Name(id=second)]):
-            pairs = [
-                item if isinstance(item, (list, tuple)) and len(item) == 2 else (UNKNOWN, UNKNOWN)
-                for item in items
-            ]
-            return [names | {first: ast.Constant(a), second: ast.Constant(b)} for a, b in pairs]
+            rounds = []
+            for item in items:
+                is_pair = isinstance(item, (list, tuple)) and len(item) == 2
+                a, b = item if is_pair else (UNKNOWN, UNKNOWN)
+                rounds.append(names | {first: ast.Constant(a), second: ast.Constant(b)})
+            return rounds
     return [names]
 
 
@@ -128,7 +148,10 @@ def is_registry(node: ast.AST | None) -> bool:
 
 
 def registered(node: ast.AST, names: dict[str, ast.AST]) -> Iterator[tuple[Any, int, str]]:
-    """Yield (key or UNKNOWN, line, source) for each use of model_registry below a node; loops are unrolled."""
+    """Yield (key or UNKNOWN, line, source) for each use of model_registry below a node.
+
+    Loops are unrolled.
+    """
     for child in ast.iter_child_nodes(node):
         keys: list[ast.expr] = [
             target.slice
@@ -149,7 +172,7 @@ def registered(node: ast.AST, names: dict[str, ast.AST]) -> Iterator[tuple[Any, 
 
 
 def parse_file(path: Path) -> ast.Module:
-    """Syntax tree of a Python file; ValueError naming the file and what is wrong if it has none."""
+    """Syntax tree of a Python file. Raises ValueError with the file and the error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
@@ -159,10 +182,11 @@ def parse_file(path: Path) -> ast.Module:
 
 
 def timm_names(folder: Path, keys: list[str]) -> dict[str, str]:
-    """{key: the timm model, with timm's own weights, that a plugin builds for it}, where that is beyond doubt.
+    """{key: timm model} of a plugin's keys that certainly are a timm model with timm's own weights.
 
-    It is the key's `timm_model_name` in model_configs.json; or, in a plugin of one key, the one NAME of all its
-    `create_model(NAME, pretrained=True)`. None where model.py loads other weights or alters the net or its input.
+    That is the key's `timm_model_name` in model_configs.json; or, in a plugin of one key, the only
+    NAME of all its `create_model(NAME, pretrained=True)`. Empty if model.py loads other weights or
+    alters the net or its input.
     """
     path, configs = folder / "model.py", folder / "model_configs.json"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -171,31 +195,35 @@ def timm_names(folder: Path, keys: list[str]) -> dict[str, str]:
     if "timm_model_name" in text and configs.is_file():
         entries = json.loads(configs.read_text(encoding="utf-8"))
         return {key: entries[key].get("timm_model_name") or "" for key in keys if key in entries}
-    tree = parse_file(path)
-    names, made = definitions(tree), set()
-    for node in (
-        node for part in tree.body if not isinstance(part, ast.ClassDef) for node in ast.walk(part)
-    ):
+    created = created_models(parse_file(path))
+    if len(keys) == len(created) == 1 and UNKNOWN not in created:
+        return {keys[0]: created.pop()}
+    return {}
+
+
+def created_models(tree: ast.Module) -> set[Any]:
+    """NAME of each `create_model(NAME, pretrained=True)` outside classes; UNKNOWN for others."""
+    names, created = definitions(tree), set()
+    outside_classes = [part for part in tree.body if not isinstance(part, ast.ClassDef)]
+    for node in (node for part in outside_classes for node in ast.walk(part)):
         match node:
             case ast.Call(
                 func=ast.Name(id="create_model") | ast.Attribute(attr="create_model"),
                 args=arguments,
+                keywords=keywords,
             ):
-                options = {
-                    option.arg: evaluate_node(option.value, names) for option in node.keywords
-                }
-                plain = len(arguments) == 1 and options == {"pretrained": True}
-                made.add(evaluate_node(arguments[0], names) if plain else UNKNOWN)
-    return {
-        key: name
-        for key in keys
-        for name in made
-        if len(keys) == len(made) == 1 and name is not UNKNOWN
-    }
+                options = {option.arg: evaluate_node(option.value, names) for option in keywords}
+                is_plain = len(arguments) == 1 and options == {"pretrained": True}
+                created.add(evaluate_node(arguments[0], names) if is_plain else UNKNOWN)
+    return created
 
 
 def find_package(package_path: str | Path | None) -> Path:
-    """Folder brainscore_vision: installed (found, not imported), or in site-packages, a wheel's folder, a clone."""
+    """The folder brainscore_vision of a package, which is not imported.
+
+    package_path   site-packages, an unpacked wheel, a checkout, or the folder; None: installed
+    Raises UserError if there is none.
+    """
     if package_path is None:
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or not spec.submodule_search_locations:
@@ -208,7 +236,7 @@ def find_package(package_path: str | Path | None) -> Path:
 
 
 def package_version(package: Path) -> str | None:
-    """Version in the METADATA beside the package; None for a checkout, or where two versions lie."""
+    """Version in the METADATA next to the package; None for a checkout, or for two versions."""
     files = list(package.parent.glob(f"{PACKAGE}-*.dist-info/METADATA"))
     text = files[0].read_text(encoding="utf-8") if len(files) == 1 else ""
     found = re.search(r"^Version: *(\S+)", text, re.MULTILINE)
@@ -216,7 +244,11 @@ def package_version(package: Path) -> str | None:
 
 
 def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
-    """Every registered model (columns NAMES, in order of folder), and a report of what could not be read."""
+    """Every registered model (NAME_COLUMNS, in order of plugins), and a report of what is missing.
+
+    The report lists files that could not be parsed, keys that could not be read, plugins without
+    keys and repeated keys. Raises UserError if no plugin registers a model.
+    """
     rows: list[tuple[str, str, str]] = []
     report: dict[str, list] = {
         "files_not_parsed": [],
@@ -224,29 +256,26 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
         "plugins_without_keys": [],
     }
     for path in sorted((package / "models").glob("*/__init__.py")):
-        folder, found, timm = path.parent, [], {}
+        plugin = path.parent
+        found: list[tuple[Any, int, str]] = []
+        timm: dict[str, str] = {}
         try:
             tree = parse_file(path)
-            found = list(registered(tree, definitions(tree, folder)))
-            report["plugins_without_keys"] += [] if found else [folder.name]
-            timm = timm_names(folder, [key for key, _, _ in found])
-        except (
-            ValueError,
-            RecursionError,
-            TypeError,
-            AttributeError,
-        ) as error:  # the last two: a strange JSON
-            report["files_not_parsed"].append(f"{folder.name}: {error}")
-        rows += [(folder.name, key, timm.get(key, "")) for key, _, _ in found if key is not UNKNOWN]
-        report["unresolved_keys"] += [
-            {"plugin": folder.name, "line": line, "key": source}
-            for key, line, source in found
-            if key is UNKNOWN
-        ]
+            found = list(registered(tree, definitions(tree, plugin)))
+            if not found:
+                report["plugins_without_keys"].append(plugin.name)
+            timm = timm_names(plugin, [key for key, _, _ in found])
+        except UNREADABLE_PLUGIN as error:
+            report["files_not_parsed"].append(f"{plugin.name}: {error}")
+        for key, line, source in found:
+            if key is UNKNOWN:
+                unresolved = {"plugin": plugin.name, "line": line, "key": source}
+                report["unresolved_keys"].append(unresolved)
+            else:
+                rows.append((plugin.name, key, timm.get(key, "")))
     if not rows:
         raise UserError(f"{package / 'models'}: no plugin there registers a model: {INSTALL}")
     registry = pd.DataFrame(rows, columns=NAME_COLUMNS)
     repeated = registry["model_registry_name"].duplicated(keep=False)
-    return registry, report | {
-        "repeated_keys": registry.loc[repeated, NAME_COLUMNS[:2]].to_dict("records")
-    }
+    repeated_keys = registry.loc[repeated, NAME_COLUMNS[:2]].to_dict("records")
+    return registry, report | {"repeated_keys": repeated_keys}

@@ -1,4 +1,13 @@
-"""alignment_security.analysis.brainscore_scores."""
+"""Brain-Score scores of registered models: `setup_scores`, and the comparison of two snapshots.
+
+    python -c "from utilities import setup_scores; setup_scores()"
+    python utilities.py setup_scores                     the same
+    python utilities.py compare_scores may.csv june.zip  what moved between two leaderboards
+
+`setup_scores` writes results/model_names_translated.csv, the scores
+results/benchmark_scores/<MERGED_SCORES>.csv and a .json with the facts of the merge: every row that
+was repeated, did not match or could not be read.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +16,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import (
@@ -14,6 +24,7 @@ from alignment_security.analysis.brainscore_leaderboard import (
     LEADERBOARD,
     MERGED_SCORES,
     NOT_RUN,
+    SCORES_FOLDER,
     benchmark_columns,
     drop_repeats,
     leaf_benchmarks,
@@ -26,13 +37,22 @@ from alignment_security.analysis.brainscore_registry import (
     package_version,
     read_registry,
 )
+from alignment_security.analysis.results import NothingToDraw
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.tables import read_table, to_numbers
 
-# ---- setup_scores -----------------------------------------------------------------------------------------
+NAMES_FILE = "model_names_translated.csv"
+HIDES_FAILED = 3  # the shape of leaderboard file in which failed cells are empty
+# the site gives scores from 1 up with one decimal (brain-score.web, mv.sql)
+LARGE_SCORE, LARGE_ROUNDING = 1, 0.06
+FLOAT_ERROR = 1e-9
+
+
+# ---- setup_scores --------------------------------------------------------------------------------
 
 
 def newest_scores(folder: Path) -> Path:
-    """The newest CSV or ZIP in a folder that `setup_scores` did not write itself."""
+    """The newest CSV or ZIP in a folder that is not an output of `setup_scores`."""
     files = [
         file
         for file in folder.glob("*")
@@ -53,50 +73,63 @@ def iso_date(date: str | datetime.date) -> str:
         raise UserError(f"date={date}: write the day of the download as YYYY-MM-DD") from error
 
 
-def cell_counts(cells: pd.DataFrame, shape: int) -> dict:
-    """{benchmark: n_scored, n_failed, n_not_run} over models; the last two None in shape 3, which hides them."""
+def cell_counts(cells: pd.DataFrame, shape: int) -> dict[str, dict[str, int | None]]:
+    """{benchmark: n_scored, n_failed, n_not_run} over models.
+
+    The last two are None for a file of shape 3, in which both are empty cells.
+    """
     failed, empty = cells.isin(FAILED).sum(), cells.isin(NOT_RUN).sum()
-    return {
-        name: {
+    counts = {}
+    for name in cells:
+        hidden = shape == HIDES_FAILED
+        counts[name] = {
             "n_scored": int(len(cells) - failed[name] - empty[name]),
-            "n_failed": None if shape == 3 else int(failed[name]),
-            "n_not_run": None if shape == 3 else int(empty[name]),
+            "n_failed": None if hidden else int(failed[name]),
+            "n_not_run": None if hidden else int(empty[name]),
         }
-        for name in cells
-    }
+    return counts
 
 
 def describe_merge(
-    registry: pd.DataFrame, scores: pd.DataFrame, merged: pd.DataFrame, stripped: dict
+    registry: pd.DataFrame, scores: pd.DataFrame, merged: pd.DataFrame, stripped: dict[int, str]
 ) -> dict:
-    """What the sidecar says of a merge (`merged` has a column `line`): counts, groups, who matched, who did not."""
-    benchmarks, keys = benchmark_columns(scores), registry["model_registry_name"]
-    leaves, joins = leaf_benchmarks(benchmarks), scores["model_name"].isin(keys)
-    match = [
-        {
-            "model_registry_name": name,
-            "score_name": stripped.get(line, name),
-            "match": "stripped" if line in stripped else "exact",
-        }
-        for name, line in zip(merged["model_name"], merged["line"])
-    ]
-    counts = {
-        "registry_keys": len(keys),
-        "plugins": registry["og_model_name"].nunique(),
-        "score_rows": len(scores),
-        "score_rows_joined": int(joins.sum()),
-        "score_rows_joined_exactly": int(joins.drop(list(stripped)).sum()),
-        "models": len(merged),
-        "benchmarks": len(benchmarks),
-        "leaves": len(leaves),
-    }
+    """Facts of a merge: counts, groups of benchmarks, which models matched and which did not.
+
+    registry   every registered model
+    scores     the leaderboard, indexed by the lines of its file
+    merged     the models that have both, with their `line`
+    stripped   line -> model name, where that has spaces around it
+    """
+    registered = registry["model_registry_name"]
+    is_registered = scores["model_name"].isin(registered)
+    exactly = is_registered.drop(list(stripped))
+    benchmarks = benchmark_columns(scores)
+    leaves = leaf_benchmarks(benchmarks)
+    matches = []
+    for name, line in zip(merged["model_name"], merged["line"]):
+        matches.append(
+            {
+                "model_registry_name": name,
+                "score_name": stripped.get(line, name),
+                "match": "stripped" if line in stripped else "exact",
+            }
+        )
     return {
-        "counts": counts,
+        "counts": {
+            "registry_keys": len(registered),
+            "plugins": registry["og_model_name"].nunique(),
+            "score_rows": len(scores),
+            "score_rows_joined": int(is_registered.sum()),
+            "score_rows_joined_exactly": int(exactly.sum()),
+            "models": len(merged),
+            "benchmarks": len(benchmarks),
+            "leaves": len(leaves),
+        },
         "aggregates": [name for name in benchmarks if name not in leaves],
         "leaves": leaves,
-        "match": match,
-        "unmatched_scores": sorted(set(scores["model_name"]) - set(keys)),
-        "unmatched_registry": sorted(set(keys) - set(scores["model_name"])),
+        "match": matches,
+        "unmatched_scores": sorted(set(scores["model_name"]) - set(registered)),
+        "unmatched_registry": sorted(set(registered) - set(scores["model_name"])),
     }
 
 
@@ -106,100 +139,139 @@ def merge_leaderboard(
     results_dir: str | Path = "results",
     date: str | None = None,
 ) -> pd.DataFrame:
-    """Join leaderboard scores with Brain-Score's model registry; write and return the table, one row per model.
+    """Join leaderboard scores with Brain-Score's model registry; write and return the table.
 
-    package_path: site-packages, an unpacked wheel, a checkout or the package; None finds the installed one.
-    scores_path: CSV or ZIP; None takes the newest in results_dir/benchmark_scores. date: day of the download.
-    A score joins the registry key that equals its name, spaces around it aside; the .json tells which, per row.
-    Columns: og_model_name (plugin folder), model_registry_name, timm_name ("" where it cannot be told),
-    model_name and layers (the first paper's scripts drop both by name), benchmarks (floats; nan for failed and
-    for not run). Raises UserError before anything is written. Source: kyangl/alignment-security, utilities.py.
+    package_path   site-packages, an unpacked wheel, a checkout or the package; None: the installed
+                   one
+    scores_path    CSV or ZIP; None: the newest in results_dir/benchmark_scores
+    date           day of the download
+    A score joins the registry key that equals its name without spaces around it; the .json gives
+    the match of each row. Columns, a row per model: og_model_name (plugin folder),
+    model_registry_name, timm_name ("" if unknown), model_name and layers (Hoak 2025's scripts drop
+    both by name), benchmarks (floats; nan for failed and for not run). Raises UserError before
+    anything is written. Source: kyangl/alignment-security, utilities.py.
     """
-    folder, package = Path(results_dir) / "benchmark_scores", find_package(package_path)
+    folder, package = Path(results_dir) / SCORES_FOLDER, find_package(package_path)
     path = Path(scores_path) if scores_path else newest_scores(folder)
     scores, facts = read_leaderboard(path)
-    facts |= {"date": iso_date(date)} if date else {}
+    if date:
+        facts["date"] = iso_date(date)
     registry, report = read_registry(package)
     kept, repeated = drop_repeats(scores)
+    lines = kept.rename_axis("line").reset_index()
     merged = registry.drop_duplicates("model_registry_name").merge(
-        kept.rename_axis("line").reset_index(), left_on="model_registry_name", right_on="model_name"
+        lines, left_on="model_registry_name", right_on="model_name"
     )
     if merged.empty:
         raise UserError(
             f"{path}: none of its models is registered in {package}; pass the vision leaderboard"
         )
     benchmarks = benchmark_columns(scores)
-    account = describe_merge(registry, scores, merged, facts["stripped_names"])
-    sidecar = (
-        facts
-        | {"package_version": package_version(package)}
-        | account
-        | report
-        | {
-            "repeated_names": repeated,
-            "benchmarks": cell_counts(merged[benchmarks], facts["shape"]),
-        }
-    )
-    table = pd.concat(
-        [merged[[*NAME_COLUMNS, "model_name", "layers"]], score_numbers(merged[benchmarks])], axis=1
-    )
-    names_file = Path(results_dir) / "model_names_translated.csv"
-    write_atomic(names_file, registry.to_csv(index=False, lineterminator="\n"))
+    merge_facts = describe_merge(registry, scores, merged, facts["stripped_names"])
+    sidecar = {
+        **facts,
+        "package_version": package_version(package),
+        **merge_facts,
+        **report,
+        "repeated_names": repeated,
+        "benchmarks": cell_counts(merged[benchmarks], facts["shape"]),
+    }
+    names = merged[[*NAME_COLUMNS, "model_name", "layers"]]
+    table = pd.concat([names, score_numbers(merged[benchmarks])], axis=1)
+    write_atomic(Path(results_dir) / NAMES_FILE, registry.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / f"{MERGED_SCORES}.csv", table.to_csv(index=False, lineterminator="\n"))
     write_atomic(
         folder / f"{MERGED_SCORES}.json", json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
     )
     print(
-        f"{path.name}: {len(table)} of {len(registry)} registered models have scores on {len(benchmarks)} "
-        f"benchmarks ({len(account['leaves'])} leaves); what did not join: {folder / MERGED_SCORES}.json"
+        f"{path.name}: {len(table)} of {len(registry)} registered models have scores on "
+        f"{len(benchmarks)} benchmarks ({len(merge_facts['leaves'])} leaves); what did not join: "
+        f"{folder / MERGED_SCORES}.json"
     )
     return table
 
 
-# ---- comparing snapshots, joining results -----------------------------------------------------------------
+def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
+    """The table that `setup_scores` wrote, and a phrase on its source and date.
+
+    Columns model_registry_name, timm_name ("" if unknown), benchmarks (floats). Raises
+    NothingToDraw if there is no table, UserError if it is damaged.
+    """
+    path = results_folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
+    if not path.exists():
+        raise NothingToDraw(f"no {path}")
+    fix = "make it again with setup_scores"
+    table = read_table(path, ["model_registry_name"], fix)
+    benchmarks = benchmark_columns(table)
+    cells = table[benchmarks]
+    numbers = to_numbers(path, cells.mask(cells.isin(FAILED + NOT_RUN), ""), benchmarks, fix)
+    names = table.reindex(columns=["model_registry_name", "timm_name"], fill_value="")
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        facts = {}
+    date, source = facts.get("date") or "a date not recorded", facts.get("source", path.name)
+    return pd.concat([names, numbers.astype(float)], axis=1), f"Brain-Score of {date} ({source})"
 
 
-def print_comparison(table: pd.DataFrame) -> None:
-    """Counts by status, and the benchmarks and models that moved most often, by how much."""
-    print(table["status"].value_counts().to_string())
-    moved = table[table["status"] == "moved"]
-    for key in ("benchmark", "model") if len(moved) else ():
-        moves = moved.groupby(key)["difference"].agg(["count", "mean", "min", "max"])
-        print(f"\n{moves.sort_values('count', ascending=False).head(10).round(3).to_string()}")
+# ---- comparison ----------------------------------------------------------------------------------
 
 
 def compare_scores(a: str | Path, b: str | Path) -> pd.DataFrame:
-    """Two leaderboard files or merged tables: `model, benchmark, score_a, score_b, difference (b - a), status`.
+    """Compare the scores of two leaderboard files or merged tables; print a summary.
 
-    status: moved, same, only_a or only_b (no score in the other); what neither scored has no row. Names that
-    differ by the lab prefix (`tong.Coggan2024...`; shape 3 drops it) are one benchmark, called as in `a`. Where
-    one file has fewer decimals, scores that may round alike are the same; the site gives scores from 1 up one
-    decimal, others three (brain-score.web, mv.sql). Before and after 2026-01-13 a ceiling differs (vision #2169).
+    Returns `model, benchmark, score_a, score_b, difference (b - a), status`. status: moved, same,
+    only_a or only_b (no score in the other file); a pair without any score has no row.
+
+    Names that differ by the lab prefix (`tong.Coggan2024...`; shape 3 drops it) are one benchmark,
+    named as in `a`. If one file has fewer decimals, scores that may round alike are the same. A
+    ceiling changed on 2026-01-13 (brain-score/vision #2169).
     """
-    sides, decimals, called = [], [], dict[str, str]()
-    for path, label in ((a, "score_a"), (b, "score_b")):
-        scores, _ = drop_repeats(read_leaderboard(path)[0])
-        benchmarks = benchmark_columns(scores)
-        decimals.append(
-            max(len(cell.partition(".")[2]) for name in benchmarks for cell in scores[name])
-        )
-        short = {name: re.sub(r"^[^.A-Z]+\.", "", name) for name in benchmarks}
-        called = called or {short[name]: name for name in benchmarks}
-        table = score_numbers(scores[benchmarks]).rename(
-            columns={name: called.get(short[name], name) for name in short}
-        )
-        table.insert(0, "model", scores["model_name"])
-        sides.append(table.melt("model", var_name="benchmark", value_name=label).dropna())
     key = ["model", "benchmark"]
-    both = sides[0].merge(sides[1], how="outer", on=key).sort_values(key, ignore_index=True)
+    first, decimals_a = scores_by_model(a, "score_a")
+    second, decimals_b = scores_by_model(b, "score_b")
+    names = {without_lab(name): name for name in first["benchmark"].unique()}
+    second["benchmark"] = [names.get(without_lab(name), name) for name in second["benchmark"]]
+    both = first.dropna().merge(second.dropna(), how="outer", on=key)
+    both = both.sort_values(key, ignore_index=True)
     both["difference"] = both["score_b"] - both["score_a"]
-    large = both[["score_a", "score_b"]].max(axis=1) >= 1
-    rounding = large.map({True: 0.06, False: sum(0.5 * 10.0**-n for n in decimals)})
-    moved = both["difference"].abs() > rounding * (decimals[0] != decimals[1]) + 1e-9
-    both["status"] = (
-        moved.map({True: "moved", False: "same"})
-        .mask(both["score_b"].isna(), "only_a")
-        .mask(both["score_a"].isna(), "only_b")
+
+    rounding = np.zeros(len(both))
+    if decimals_a != decimals_b:
+        is_large = both[["score_a", "score_b"]].max(axis=1) >= LARGE_SCORE
+        half_units = 0.5 * 10.0**-decimals_a + 0.5 * 10.0**-decimals_b
+        rounding = np.where(is_large, LARGE_ROUNDING, half_units)
+    moved = both["difference"].abs() > rounding + FLOAT_ERROR
+    both["status"] = np.select(
+        [both["score_a"].isna(), both["score_b"].isna(), moved],
+        ["only_b", "only_a", "moved"],
+        "same",
     )
     print_comparison(both)
     return both
+
+
+def scores_by_model(path: str | Path, label: str) -> tuple[pd.DataFrame, int]:
+    """`model, benchmark, {label}` of a leaderboard file, and the most decimals of its scores."""
+    scores, _ = drop_repeats(read_leaderboard(path)[0])
+    benchmarks = benchmark_columns(scores)
+    decimals = max(len(cell.partition(".")[2]) for name in benchmarks for cell in scores[name])
+    table = score_numbers(scores[benchmarks])
+    table.insert(0, "model", scores["model_name"])
+    return table.melt("model", var_name="benchmark", value_name=label), decimals
+
+
+def without_lab(benchmark: str) -> str:
+    """The name of a benchmark without its lab prefix: `Coggan2024...` of `tong.Coggan2024...`."""
+    return re.sub(r"^[^.A-Z]+\.", "", benchmark)
+
+
+def print_comparison(table: pd.DataFrame) -> None:
+    """Print counts by status, and the benchmarks and models that moved most often, by how much."""
+    print(table["status"].value_counts().to_string())
+    moved = table[table["status"] == "moved"]
+    if moved.empty:
+        return
+    for key in ("benchmark", "model"):
+        moves = moved.groupby(key)["difference"].agg(["count", "mean", "min", "max"])
+        print(f"\n{moves.sort_values('count', ascending=False).head(10).round(3).to_string()}")

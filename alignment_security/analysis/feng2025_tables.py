@@ -1,11 +1,13 @@
-"""Tables 1 and 2 of Feng et al. (2025), and the statistics of its text: as claimed, recomputed, and what does not reproduce.
+"""Tables 1 and 2 of Feng et al. (2025) and the statistics of its text, claimed and recomputed.
 
-Everything is recomputed from public numbers (--published); the same statistics of our own norms stand below, a row each.
+Recomputed from the public numbers (--published); the same statistics of our own norms follow, a row
+each. Welch's t-tests between groups of models are GROUP_TESTS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,240 +15,311 @@ import pandas as pd
 from alignment_security.analysis.feng2025 import (
     FEWEST,
     MEASURES,
-    PUBLISHED,
-    NormTable,
     correlation,
     harmonized_pairs,
     norm_tables,
     paired_test,
-    paper_tables,
+    published_norm_table,
 )
+from alignment_security.analysis.feng2025_published import paper_tables
+from alignment_security.analysis.norm_table import NOT_STANDARD, PUBLISHED, NormTable
 from alignment_security.analysis.results import Results
 from alignment_security.analysis.statistics import correlation_p, welch_test
 
 TABLE_HEADINGS = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
-NOT_PUBLIC, REPRODUCED, DIFFERS, NEW = "not public", "yes", "no", ""
+TABLE_DIGITS = {"pt": 4, "alignment": 2}  # decimals of Tables 1 and 2
+# largest difference of a printed value from the public one that rounding explains
+ROUNDING = {"pt": 5e-5, "pt_sem": 5e-7, "alignment": 5.1e-5, "alignment_sem": 5.1e-5}
+REPRODUCED, DIFFERS, NOT_PUBLIC, NEW = "yes", "no", "not public", ""  # values of `reproduces`
 TRUNCATED = "Welch; df truncated to an integer, as in the paper"
-# two groups of the text: what they are, (first, second) masks, and the claims (measure -> T, df)
-COMPARISONS: list[tuple[str, str, Callable, Callable, dict[str, tuple[float, int]]]] = [
-    (
+
+
+@dataclass(frozen=True)
+class GroupTest:
+    """A t-test of the paper's text between two groups of models, and what the text claims."""
+
+    name: str
+    groups: str  # how the two groups are made up
+    first: str
+    second: str | None  # None: all other standard models
+    claims: dict[str, tuple[float, int]]  # measure -> (T, degrees of freedom)
+
+    def samples(self, rows: pd.DataFrame, measure: str) -> tuple[pd.Series, pd.Series]:
+        """The measure of the models of either group that have it."""
+        first = rows["group"].eq(self.first)
+        if self.second is None:
+            second = ~rows["group"].isin([self.first, *NOT_STANDARD])
+        else:
+            second = rows["group"].eq(self.second)
+        return rows.loc[first, measure].dropna(), rows.loc[second, measure].dropna()
+
+
+GROUP_TESTS = [
+    GroupTest(
         "SSL vs Other",
         "Other: standard models that are not SSL",
-        lambda rows: rows["group"].eq("SSL"),
-        lambda rows: ~rows["group"].isin(["SSL", "robust", "harmonized"]),
-        {"pt": (7.85, 65), "alignment": (-7.49, 98)},
+        first="SSL",
+        second=None,
+        claims={"pt": (7.85, 65), "alignment": (-7.49, 98)},
     ),
-    (
+    GroupTest(
         "robust vs Other",
         "Other: all standard models, SSL among them",
-        lambda rows: rows["group"].eq("robust"),
-        lambda rows: ~rows["group"].isin(["robust", "harmonized"]),
-        {"pt": (6.41, 41), "alignment": (20.85, 106)},
+        first="robust",
+        second=None,
+        claims={"pt": (6.41, 41), "alignment": (20.85, 106)},
     ),
-    (
+    GroupTest(
         "ViT vs CNN",
         "our own reading of names: the paper does not list its groups",
-        lambda rows: rows["group"].eq("ViT"),
-        lambda rows: rows["group"].eq("CNN"),
-        {"pt": (9.11, 163)},
+        first="ViT",
+        second="CNN",
+        claims={"pt": (9.11, 163)},
     ),
 ]
-SPEARMAN = {"pt": 0.81, "alignment": -0.74}  # with multi-label accuracy
-EXTREMES = {"most accurate": -0.03, "least accurate": 0.22}  # human alignment of those models
+SPEARMAN_CLAIMS = {"pt": 0.81, "alignment": -0.74}  # with multi-label accuracy
+# human alignment of the model at either end of the order by accuracy
+EXTREME_CLAIMS = {"most accurate": -0.03, "least accurate": 0.22}
 ROBUST_ROWS = 33  # of Table 2
 
 
-# ---- rows of the table -----------------------------------------------------------------------------------------
+# ---- statistics of the text ----------------------------------------------------------------------
+
+
+def text_statistics_table(results: Results) -> pd.DataFrame:
+    """Every statistic of the text, a row each: claimed, recomputed, whether it reproduces, rule.
+
+    First of the public numbers, then the same of each protocol of ours. Empty without norms.
+    """
+    rows: list[dict] = []
+    for table in norm_tables(results):
+        of_the_paper = table.name == PUBLISHED
+        rows += correlation_rows(table, of_the_paper)
+        rows += group_test_rows(table, of_the_paper)
+        if of_the_paper:
+            rows += extreme_rows(table)
+            rows += robust_table_rows(results)
+            rows += harmonization_rows(results)
+            rows.append(big_data_row())
+    return pd.DataFrame(rows)
 
 
 def statistic_row(
     source: str,
     statistic: str,
     measure: str,
+    *,
     claimed: str,
     recomputed: str,
-    verdict: str,
+    reproduces: str,
     rule: str,
-    **numbers,
+    value: float = np.nan,
+    df: float = np.nan,
+    p: float = np.nan,
+    n: str = "",
 ) -> dict:
+    """A row of the table of statistics; texts as the paper prints them, value, df and p in full."""
     return {
         "source": source,
         "statistic": statistic,
         "measure": TABLE_HEADINGS.get(measure, measure),
         "claimed": claimed,
         "recomputed": recomputed,
-        "reproduces": verdict,
-        "value": numbers.get("value", np.nan),
-        "df": numbers.get("df", np.nan),
-        "p": numbers.get("p", np.nan),
-        "n": numbers.get("n", ""),
+        "reproduces": reproduces,
+        "value": value,
+        "df": df,
+        "p": p,
+        "n": n,
         "rule": rule,
     }
 
 
 def welch_text(t: float, df: float) -> str:
-    """As the paper prints a t-test: degrees of freedom truncated, not rounded."""
+    """A t-test as the paper prints it: degrees of freedom truncated, not rounded."""
     return f"T({int(df)}) = {t:.2f}"
 
 
-def verdict(claimed: str, recomputed: str, of_the_paper: bool) -> str:
-    if not of_the_paper or not claimed:
+def verdict(claimed: str, recomputed: str) -> str:
+    """Whether a claim reproduces to the digits printed; NEW without a claim."""
+    if not claimed:
         return NEW
     return REPRODUCED if claimed == recomputed else DIFFERS
 
 
-def comparisons(source: NormTable, of_the_paper: bool) -> Iterator[dict]:
-    """Welch's tests of the text, for each measure that both groups have."""
-    for name, groups, first, second, claims in COMPARISONS:
+def group_test_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
+    """Welch's t-tests between groups of models, for each measure that both groups have."""
+    for test in GROUP_TESTS:
         for measure in MEASURES:
-            samples = [
-                source.rows.loc[mask(source.rows), measure].dropna() for mask in (first, second)
-            ]
-            t, df, p = welch_test(*samples)
-            claimed = welch_text(*claims[measure]) if of_the_paper and measure in claims else ""
-            if np.isfinite(t):
-                recomputed = welch_text(t, df)
-                yield statistic_row(
-                    source.rows["source"].iat[0],
-                    name,
-                    measure,
-                    claimed,
-                    recomputed,
-                    verdict(claimed, recomputed, of_the_paper),
-                    f"{TRUNCATED}. {groups}",
-                    value=t,
-                    df=df,
-                    p=p,
-                    n=", ".join(str(len(sample)) for sample in samples),
-                )
-
-
-def correlations(source: NormTable, of_the_paper: bool) -> Iterator[dict]:
-    """Spearman with accuracy over the standard models: all of them, and without those whose accuracy is estimated."""
-    views = [(source.standard, "")]
-    if source.standard["estimated"].any():
-        views.append((source.standard[~source.standard["estimated"]], ", measured accuracies only"))
-    for rows, what in views:
-        for measure in MEASURES:
-            found = correlation(rows, "accuracy", measure)
-            claimed = f"{SPEARMAN[measure]:.2f}" if of_the_paper and not what else ""
-            if found["n"] >= FEWEST:
-                recomputed = f"{found['rho']:.2f}"
-                yield statistic_row(
-                    source.rows["source"].iat[0],
-                    f"Spearman with {source.accuracy_label.split(' (')[0]}{what}",
-                    measure,
-                    claimed,
-                    recomputed,
-                    verdict(claimed, recomputed, of_the_paper),
-                    f"{rows['estimated'].sum()} accuracies estimated from top-1; 95 % bootstrap interval "
-                    f"[{found['low']:.3f}, {found['high']:.3f}]",
-                    value=found["rho"],
-                    p=correlation_p(found["rho"], int(found["n"])),
-                    n=str(found["n"]),
-                )
-
-
-def extremes(source: NormTable) -> Iterator[dict]:
-    """Human alignment of the most and of the least accurate standard model."""
-    known = source.standard.dropna(subset=["accuracy"]).sort_values("accuracy")
-    for place, (name, claimed) in zip((-1, 0), EXTREMES.items()):
-        if len(known) >= FEWEST:
-            model, value = known["model"].iat[place], known["alignment"].iat[place]
+            first, second = test.samples(table.rows, measure)
+            t, df, p = welch_test(first.to_numpy(), second.to_numpy())
+            if np.isnan(t):
+                continue
+            claimed = ""
+            if of_the_paper and measure in test.claims:
+                claimed = welch_text(*test.claims[measure])
+            recomputed = welch_text(t, df)
             yield statistic_row(
-                PUBLISHED,
-                f"{name} model",
-                "alignment",
-                f"{claimed:.2f}",
-                f"{value:.2f}",
-                verdict(f"{claimed:.2f}", f"{value:.2f}", True),
-                model,
-                value=value,
-                n="1",
+                table.source,
+                test.name,
+                measure,
+                claimed=claimed,
+                recomputed=recomputed,
+                reproduces=verdict(claimed, recomputed),
+                rule=f"{TRUNCATED}. {test.groups}",
+                value=t,
+                df=df,
+                p=p,
+                n=f"{len(first)}, {len(second)}",
             )
 
 
-def harmonization(results: Results) -> Iterator[dict]:
-    """Figures 6 and 7: the paper's baselines are not public, so the test is one of our own."""
+def correlation_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
+    """Spearman with accuracy over all standard models, and over those with a measured accuracy."""
+    label = table.accuracy_label.split(" (")[0]
+    views = [(table.standard, f"Spearman with {label}", of_the_paper)]
+    if table.standard["estimated"].any():
+        measured = table.standard[~table.standard["estimated"]]
+        views.append((measured, f"Spearman with {label}, measured accuracies only", False))
+    for rows, statistic, has_claim in views:
+        for measure in MEASURES:
+            found = correlation(rows, "accuracy", measure)
+            if found["n"] < FEWEST:
+                continue
+            claimed = f"{SPEARMAN_CLAIMS[measure]:.2f}" if has_claim else ""
+            recomputed = f"{found['rho']:.2f}"
+            yield statistic_row(
+                table.source,
+                statistic,
+                measure,
+                claimed=claimed,
+                recomputed=recomputed,
+                reproduces=verdict(claimed, recomputed),
+                rule=f"{rows['estimated'].sum()} accuracies estimated from top-1; 95 % bootstrap "
+                f"interval [{found['low']:.3f}, {found['high']:.3f}]",
+                value=found["rho"],
+                p=correlation_p(found["rho"], int(found["n"])),
+                n=str(found["n"]),
+            )
+
+
+def extreme_rows(table: NormTable) -> Iterator[dict]:
+    """Human alignment of the most and of the least accurate standard model."""
+    known = table.standard.dropna(subset=["accuracy"]).sort_values("accuracy")
+    if len(known) < FEWEST:
+        return
+    for name, row in (("most accurate", known.iloc[-1]), ("least accurate", known.iloc[0])):
+        claimed, recomputed = f"{EXTREME_CLAIMS[name]:.2f}", f"{row['alignment']:.2f}"
+        yield statistic_row(
+            PUBLISHED,
+            f"{name} model",
+            "alignment",
+            claimed=claimed,
+            recomputed=recomputed,
+            reproduces=verdict(claimed, recomputed),
+            rule=row["model"],
+            value=row["alignment"],
+            n="1",
+        )
+
+
+def harmonization_rows(results: Results) -> Iterator[dict]:
+    """Figures 6 and 7. The paper's baselines are not public, so this test is ours."""
     pairs = harmonized_pairs(results)
-    for measure in MEASURES if len(pairs) else ():
+    if pairs.empty:
+        return
+    for measure in MEASURES:
         test = paired_test(pairs, measure)
         yield statistic_row(
             PUBLISHED,
             "harmonized vs baseline (Figures 6 and 7)",
             measure,
-            "",
-            f"{test['difference']:+.2f}",
-            NOT_PUBLIC,
-            "the paper's baselines are not public; mean difference to the public models of the same architecture, "
-            "Wilcoxon's signed ranks over architectures",
+            claimed="",
+            recomputed=f"{test['difference']:+.2f}",
+            reproduces=NOT_PUBLIC,
+            rule="the paper's baselines are not public; mean difference to the public models of "
+            "the same architecture, Wilcoxon's signed ranks over architectures",
             value=test["difference"],
             p=test["p"],
             n=str(test["n"]),
         )
 
 
-def table_2_equal(results: Results) -> Iterator[dict]:
-    """Table 2 against the published CSV, row for row."""
-    if (table := robust_table(results)) is not None and table["equal"].ne("").any():
-        equal = int(table["equal"].eq("yes").sum())
-        yield statistic_row(
-            PUBLISHED,
-            "Table 2, rows equal",
-            "both",
-            str(ROBUST_ROWS),
-            str(equal),
-            verdict(str(ROBUST_ROWS), str(equal), True),
-            "four decimals of PT, two of the alignment in percent, and their standard errors",
-            value=equal,
-            n=str(len(table)),
-        )
+def robust_table_rows(results: Results) -> Iterator[dict]:
+    """Table 2 against the public file, row for row."""
+    table = robust_table(results)
+    if table is None or table["equal"].eq("").all():
+        return
+    equal = int(table["equal"].eq("yes").sum())
+    yield statistic_row(
+        PUBLISHED,
+        "Table 2, rows equal",
+        "both",
+        claimed=str(ROBUST_ROWS),
+        recomputed=str(equal),
+        reproduces=verdict(str(ROBUST_ROWS), str(equal)),
+        rule="four decimals of PT, two of the alignment in percent, and their standard errors",
+        value=equal,
+        n=str(len(table)),
+    )
 
 
-# ---- Tables 1 and 2 --------------------------------------------------------------------------------------------
+def big_data_row() -> dict:
+    """The test of models trained on more data, whose group is not public."""
+    return statistic_row(
+        PUBLISHED,
+        "Big Data vs Other",
+        "both",
+        claimed="",
+        recomputed="",
+        reproduces=NOT_PUBLIC,
+        rule="the paper does not list its Big Data models",
+    )
+
+
+# ---- Tables 1 and 2 ------------------------------------------------------------------------------
 
 
 def plus_minus(value: float, error: float, factor: float, digits: int) -> str:
-    """`2.9369 ± 0.0785`; empty where there is no value."""
+    """`2.9369 ± 0.0785`: a value and its standard error; empty without a value."""
     if np.isnan(value):
         return ""
-    return f"{factor * value:.{digits}f}" + (
-        "" if np.isnan(error) else f" ± {factor * error:.{digits}f}"
-    )
+    text = f"{factor * value:.{digits}f}"
+    return text if np.isnan(error) else f"{text} ± {factor * error:.{digits}f}"
 
 
 def printed_columns(rows: pd.DataFrame, suffix: str = "") -> dict[str, list[str]]:
-    """Both measures of some rows as the paper prints them: PT to four decimals, alignment in percent to two."""
-    return {
-        f"{name}{' (%)' if factor == 100 else ''}": [
-            plus_minus(value, error, factor, digits)
+    """Both measures as Tables 1 and 2 print them: PT to four decimals, alignment in percent to two.
+
+    suffix   of the columns that are read, `pt{suffix}` and so on
+    """
+    columns = {}
+    for measure, (_, factor) in MEASURES.items():
+        heading = TABLE_HEADINGS[measure] + (" (%)" if factor == 100 else "")
+        columns[heading] = [
+            plus_minus(value, error, factor, TABLE_DIGITS[measure])
             for value, error in zip(rows[f"{measure}{suffix}"], rows[f"{measure}_sem{suffix}"])
         ]
-        for (measure, (_, factor)), name, digits in zip(
-            MEASURES.items(), TABLE_HEADINGS.values(), (4, 2)
-        )
-    }
+    return columns
 
 
 def robust_table(results: Results) -> pd.DataFrame | None:
-    """Table 2 as printed, beside what the published CSV says of the same net: `equal` yes, no, or empty without a row."""
+    """Table 2 as printed (`pt_printed`, ...) and the public file's values (`pt`, ...) of each net.
+
+    `equal` is yes or no, or empty if the file has no such net. None without the printed table.
+    """
     tables = paper_tables(results)
     if tables is None:
         return None
-    known = [source.rows for source in norm_tables(results) if source.name == PUBLISHED]
-    columns = ["pt", "pt_sem", "alignment", "alignment_sem"]
-    public = (known[0] if known else pd.DataFrame(columns=["model", *columns]))[["model", *columns]]
+    published = published_norm_table(results)
+    columns = ["model", *ROUNDING]
+    public = pd.DataFrame(columns=columns) if published is None else published.rows[columns]
     both = tables[tables["table"] == 2].merge(
         public, how="left", on="model", suffixes=("_printed", "")
     )
-    same = np.all(
-        [
-            np.isclose(
-                both[f"{column}_printed"], both[column].astype(float), rtol=0, atol=tolerance
-            )
-            for column, tolerance in zip(columns, (5e-5, 5e-7, 5.1e-5, 5.1e-5))
-        ],
-        axis=0,
-    )
+    both[list(ROUNDING)] = both[list(ROUNDING)].astype(float)
+    same = pd.Series(True, both.index)
+    for column, tolerance in ROUNDING.items():
+        difference = (both[f"{column}_printed"] - both[column]).abs()
+        same &= difference <= tolerance
     both["equal"] = np.select([both["pt"].isna(), same], ["", "yes"], "no")
     return both

@@ -1,4 +1,7 @@
-"""alignment_security.analysis.results."""
+"""Results that figures and tables are made from: run files, records, the summary; and captions.
+
+`load_results` finds it all in a results folder. Nothing here draws.
+"""
 
 from __future__ import annotations
 
@@ -7,109 +10,179 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
+from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
+from alignment_security.records.summary import SUMMARY_NAME, norm_summary
+
+REQUIRED_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]
+SUMMARY_NUMBERS = [
+    "n",
+    "clean_acc",
+    "eps",
+    "robust",
+    "robust_acc",
+    "l2_mean",
+    "l2_sem",
+    "human_alignment",
+    "human_alignment_sem",
+    "partial",
+]
+SUMMARY_COLUMNS = list(dict.fromkeys([*REQUIRED_COLUMNS, *SUMMARY_NUMBERS, "weights"]))
 
 
 class NothingToDraw(Exception):
-    """Why a figure cannot be drawn from results that are there; the command that mends it is the figure's."""
+    """The results lack what a figure needs; plotting.py adds the command that makes it."""
 
 
-@dataclass(frozen=True, eq=False)  # a key of caches by identity
+@dataclass(frozen=True, eq=False)
 class Results:
-    """Where figures find what they draw."""
+    """Where figures find their data.
+
+    Two objects are equal only if they are the same object: `norm_tables` and `studies` cache what
+    they read per object, since several figures need it. After a change on disk, load them anew.
+    """
 
     folder: Path  # results/: the summary, benchmark_scores/, records/
     runs: list[dict]  # run files, finished or not, with the record's path as `csv`
-    published: Path | None = (
-        None  # published numbers (PUBLISHED_DIR of .env), laid out as results/README.md says
-    )
-    models: tuple[str, ...] = ()  # only these, if any are named
+    published: Path | None = None  # public numbers, laid out as results/README.md says
+    models: tuple[str, ...] = ()  # only these; empty: all
 
 
-# ---- what is drawn ---------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
-def load_results(results_dir, models: list[str] | None = None, published=None) -> Results:
-    """Every run file, those of some models if `models` is given. Raises UserError when one of them has none."""
+def load_results(
+    results_dir: str | Path, models: list[str] | None = None, published: str | Path | None = None
+) -> Results:
+    """Read every run file of a results folder, or those of some models.
+
+    Raises UserError if one of `models` has no record while others have.
+    """
     root = Path(results_dir) / "records"
     runs = [
         read_run_file(path) | {"csv": path.with_suffix(".csv")}
         for path in sorted(root.glob("*/*/*.json"))
     ]
-    have = sorted({run["model"] for run in runs})
-    if have and (unknown := sorted(set(models or []) - set(have))):
+    recorded = sorted({run["model"] for run in runs})
+    unknown = sorted(set(models or []) - set(recorded))
+    if recorded and unknown:
         raise UserError(
-            f"{root}: no record of {', '.join(unknown)}; --models takes {', '.join(have)}"
+            f"{root}: no record of {', '.join(unknown)}; --models takes {', '.join(recorded)}"
         )
-    runs = [run for run in runs if not models or run["model"] in models]
     return Results(
-        Path(results_dir), runs, Path(published) if published else None, tuple(models or ())
+        folder=Path(results_dir),
+        runs=[run for run in runs if not models or run["model"] in models],
+        published=Path(published) if published else None,
+        models=tuple(models or ()),
     )
 
 
+def read_summary(results: Results) -> pd.DataFrame:
+    """results/evaluation_results.csv with SUMMARY_COLUMNS, a row per model, threat and eps.
+
+    Only the models asked for; empty if there is no file. Raises UserError for a damaged file.
+    """
+    path = results.folder / SUMMARY_NAME
+    if not path.exists():
+        return pd.DataFrame(columns=SUMMARY_COLUMNS)
+    fix = f"`python utilities.py merge --results_dir {results.folder}` writes it"
+    table = read_table(path, REQUIRED_COLUMNS, fix)
+    table = to_numbers(path, table, SUMMARY_NUMBERS, fix).replace("", np.nan)
+    missing = [column for column in SUMMARY_COLUMNS if column not in table]
+    table[missing] = np.nan
+    return table[table["model"].isin(results.models)] if results.models else table
+
+
 def read_finished_rows(run: dict) -> pd.DataFrame:
-    """Rows of a finished record. Raises UserError when the file is not the one that the run finished with."""
+    """Rows of a finished record. Raises UserError if the file is not the one it finished with."""
     check_record_sha256(run["csv"], run)
     return read_record(run["csv"])
 
 
+# ---- runs ----------------------------------------------------------------------------------------
+
+
 def group_finished(runs: list[dict], kinds: tuple[str, ...], key: Callable) -> list[list[dict]]:
-    """Finished runs of these kinds, those of one key together."""
-    chosen = sorted(
-        (run for run in runs if run["status"] == "done" and run["kind"] in kinds), key=key
-    )
-    return [list(group) for _, group in groupby(chosen, key)]
+    """Finished runs of some kinds ("clean", "ball", "minimum_norm"), grouped by key(run)."""
+    finished = [run for run in runs if run["status"] == "done" and run["kind"] in kinds]
+    return [list(group) for _, group in groupby(sorted(finished, key=key), key)]
 
 
 def run_folder(run: dict) -> tuple[str, str]:
+    """Image set and threat of a run: the folders of its record."""
     return run["image_set"], run["threat"]
 
 
 def run_budget(run: dict) -> str:
+    """The attack and its budget in words, as the run file gives it."""
     return run["settings"]["run"].get("attack", "not given")
 
 
 def describe_runs(group: list[dict], runs: list[dict]) -> str:
-    """A line of a caption: n, protocol, budget and dates of the runs drawn, and which models of the image set are not."""
-    settings, (image_set, threat) = [run["settings"]["run"] for run in group], run_folder(group[0])
-    values = {
-        "n =": {str(run["images"]) for run in group},
-        "protocol": {str(s.get("protocol")) for s in settings},
-        "head": {s.get("head", "none") for s in settings} - {"none"},
-        "budget": {run_budget(run) for run in group},
-    }
+    """A line for a caption on runs of one image set and threat that are drawn.
+
+    group   the runs drawn
+    runs    all runs, for the models of this image set that are missing, and why
+    Returns n, protocol, head, budget and dates of the group, and the missing models.
+    """
+    image_set, threat = run_folder(group[0])
     facts = [
         f"{len(group)} model(s)",
-        *(f"{name} {' or '.join(sorted(value))}" for name, value in values.items() if value),
+        either("n =", [str(run["images"]) for run in group]),
+        either("protocol", [str(run["settings"]["run"].get("protocol")) for run in group]),
     ]
-    days = sorted(session["started"][:10] for run in group for session in run["sessions"])
-    status = {run["model"]: "not evaluated" for run in runs if run["image_set"] == image_set}
-    status |= {
-        run["model"]: run["status"] for run in runs if run_folder(run) == (image_set, threat)
-    }
-    missing = [
-        f"Missing ({why}): {', '.join(model for model in status if status[model] == why)}."
-        for why in dict.fromkeys(status.values())
-        if why != "done"
-    ]
+    heads = [run["settings"]["run"].get("head", "none") for run in group]
+    if set(heads) != {"none"}:
+        facts.append(either("head", [head for head in heads if head != "none"]))
+    facts.append(either("budget", [run_budget(run) for run in group]))
     return (
-        f"{image_set}, {threat}: {', '.join(facts)}, evaluated {' to '.join(dict.fromkeys([days[0], days[-1]]))}. "
-        f"{' '.join(missing) or 'No model is missing.'}"
+        f"{image_set}, {threat}: {', '.join(facts)}, evaluated {evaluation_dates(group)}. "
+        f"{missing_models(image_set, threat, runs)}"
     )
 
 
+def either(name: str, values: list[str]) -> str:
+    """`name a or b`: the distinct values that some runs have."""
+    return f"{name} {' or '.join(sorted(set(values)))}"
+
+
+def evaluation_dates(runs: list[dict]) -> str:
+    """First and last day on which a session of some runs started; one day if they are the same."""
+    days = sorted(session["started"][:10] for run in runs for session in run["sessions"])
+    first, last = days[0], days[-1]
+    return first if first == last else f"{first} to {last}"
+
+
+def missing_models(image_set: str, threat: str, runs: list[dict]) -> str:
+    """The models of an image set without a finished run under a threat, by status of their run."""
+    status = {run["model"]: "not evaluated" for run in runs if run["image_set"] == image_set}
+    for run in runs:
+        if run_folder(run) == (image_set, threat):
+            status[run["model"]] = run["status"]
+    models: dict[str, list[str]] = {}
+    for model, why in status.items():
+        if why != "done":
+            models.setdefault(why, []).append(model)
+    sentences = [f"Missing ({why}): {', '.join(names)}." for why, names in models.items()]
+    return " ".join(sentences) or "No model is missing."
+
+
 def norm_means(rows: pd.DataFrame) -> dict[str, float]:
-    """Mean and SEM of minimal norms and alignments over correctly classified images, and their numbers."""
-    right = rows[(rows["clean_correct"] == 1) & (rows["success"] == 1)]
-    maps = right["human_alignment"].dropna()
+    """Mean and standard error of the minimal L2 norms and of human alignment in a record's rows.
+
+    Over correctly classified images: `l2, l2_sem` of the `n` that an attack fooled (Perturbation
+    Tolerance), `alignment, alignment_sem` of the `n_maps` with a human map.
+    """
+    means = norm_summary(rows[rows["clean_correct"] == 1])
     return {
-        "n": len(right),
-        "l2": right["l2"].mean(),
-        "l2_sem": right["l2"].sem(),
-        "n_maps": len(maps),
-        "alignment": maps.mean(),
-        "alignment_sem": maps.sem(),
+        "n": means["n_norm"],
+        "l2": means["l2_mean"],
+        "l2_sem": means["l2_sem"],
+        "n_maps": means["n_alignment"],
+        "alignment": means["human_alignment"],
+        "alignment_sem": means["human_alignment_sem"],
     }

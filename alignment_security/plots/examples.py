@@ -1,141 +1,50 @@
-"""Figures of adversarial examples: what was added to a photograph, and whether it lies where people look."""
+"""Figures of adversarial examples: what was added to a photograph, and do people look there."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from itertools import compress, islice
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alignment_security.analysis.examples import example_groups, example_table
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
-    group_finished,
     norm_means,
     read_finished_rows,
-    run_budget,
     run_folder,
 )
 from alignment_security.common.settings import format_eps
-from alignment_security.plots.style import NORM_SYMBOLS, Drawing
-from alignment_security.records.adversarial_examples import (
-    example_path,
-    examples_folder,
-    load_example,
-)
+from alignment_security.plots.style import GREY, NORM_SYMBOLS, Drawing
 from alignment_security.records.metrics import HUMAN_CEILING
 
-PHOTOGRAPHS, MODELS, CELL = 4, 3, 1.62  # columns and rows; inches a picture
+CELL = 1.62  # inches: a picture
+GAP, TEXT_LINE = 0.07, 0.117  # inches: between pictures; a line of text
+LONG_VERDICT, LONG_NAME = 28, 26  # letters above which a text is broken
 MAP_COLOURS = "magma"
-NOT_KEPT = "fooled, no example kept"
-Picture = tuple[
-    np.ndarray | str, str
-]  # pixels (H, W, 3) uint8 or the reason why there are none, and the text below
+WHITE_QUANTILE = 0.995  # of a perturbation map, drawn white
+# pixels (H, W, 3) uint8, or the reason why there are none; and the text below
+Picture = tuple[np.ndarray | str, str]
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
-
-
-def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
-    """What a model made of a photograph: `verdict`, and image, delta, classes and norms where the record confirms them."""
-    cell = {
-        "image_set": run["image_set"],
-        "threat": run["threat"],
-        "budget": run_budget(run),
-        "model": run["model"],
-        "image_id": image_id,
-    }
-    part, path = rows[rows["image_id"] == image_id], example_path(run["csv"], image_id)
-    fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
-    robust = (
-        f"robust at ε = {format_eps(part['eps'].max())}"
-        if "eps" in part
-        else "no adversarial image found"
-    )
-    for holds, verdict in [
-        (part.empty, "not in its image list"),
-        (not part["clean_correct"].all(), "misclassified without attack"),
-        (fooled.empty, robust),
-        (not path.exists(), NOT_KEPT),
-    ]:
-        if holds:
-            return cell | {"verdict": verdict}
-    example = load_example(path)
-    if not np.isclose(fooled["l2"], example["l2"]).any():
-        return cell | {"verdict": "fooled, the example kept is another run's"}
-    size = np.abs(example["delta"].astype(float))
-    factor = 0.5 / (
-        np.quantile(size, 0.999) or size.max() or 0.5
-    )  # the largest 0.1 % may leave black to white
-    return (
-        cell
-        | example
-        | {"verdict": f"{example['label']} → {example['pred']}", "factor": float(f"{factor:.2g}")}
-    )
-
-
-def example_columns(group: list[dict], needs: str = "image") -> list[list[dict]]:
-    """The first photographs of which any model has an example with `needs`: what every model that has something to tell
-    made of each."""
-    rows = [read_finished_rows(run) for run in group]
-    names = dict.fromkeys(
-        name
-        for run, part in zip(group, rows)
-        for name in part["image_id"].unique()
-        if example_path(run["csv"], name).exists()
-    )
-    columns = ([read_example(run, part, name) for run, part in zip(group, rows)] for name in names)
-    shown = list(
-        islice((column for column in columns if any(needs in cell for cell in column)), PHOTOGRAPHS)
-    )
-    told = [any(column[i]["verdict"] != NOT_KEPT for column in shown) for i in range(len(group))]
-    return [list(compress(column, told)) for column in shown]
-
-
-def example_groups(
-    results: Results, kinds: tuple[str, ...], needs: str = "image"
-) -> Iterator[tuple[list[dict], list]]:
-    """(runs of an image set and threat, columns of examples of the first few models that have any)."""
-    for group in group_finished(results.runs, kinds, run_folder):
-        first = sorted(group, key=lambda run: not examples_folder(run["csv"]).is_dir())[:MODELS]
-        if columns := example_columns(first, needs):
-            yield group, columns
-
-
-def table_of(columns: list[list[dict]]) -> pd.DataFrame:
-    """A row per picture: everything but the pixels."""
-    cells = [
-        {k: v for k, v in cell.items() if not isinstance(v, np.ndarray)}
-        for column in columns
-        for cell in column
-    ]
-    return pd.DataFrame(cells)
-
-
-def who_is_shown(group: list[dict], columns: list[list[dict]], results: Results) -> str:
-    models = [cell["model"] for cell in columns[0]]
-    left = [run["model"] for run in group if run["model"] not in models]
-    return describe_runs([run for run in group if run["model"] in models], results.runs) + (
-        f"\nNot drawn, for want of room or of examples (see --models): {', '.join(left)}."
-        if left
-        else ""
-    )
-
-
-# ---- what fools a model ----------------------------------------------------------------------------------------
+# ---- what fools a model --------------------------------------------------------------------------
 
 
 def adversarial_examples(results: Results) -> Iterator[Drawing]:
-    """Photographs, and under each its amplified adversarial difference and the verdict, a row per model."""
-    for group, columns in example_groups(results, ("ball", "minimum_norm")):
+    """Photographs, and under each its amplified adversarial difference and the verdict.
+
+    A figure per image set and threat, a row per model.
+    """
+    for runs, columns in example_groups(results, ("ball", "minimum_norm")):
         caption = (
-            "Photographs, and under each what was added to fool a model, amplified by the factor given (grey: nothing; "
-            "the largest 0.1 % of the values may be clipped). A photograph is cropped as its first model takes it.\n"
-            + who_is_shown(group, columns, results)
+            "Photographs, and under each what was added to fool a model, amplified by the factor "
+            "given (grey: nothing; the largest 0.1 % of the values may be clipped). A photograph "
+            f"is cropped as its first model takes it.\n{describe_examples(runs, columns, results)}"
         )
         names = ["", *(cell["model"] for cell in columns[0])]
         rows = [
@@ -143,54 +52,71 @@ def adversarial_examples(results: Results) -> Iterator[Drawing]:
             *([difference(cell) for cell in row] for row in zip(*columns)),
         ]
         yield (
-            "_".join(["adversarial_examples", *run_folder(group[0])]),
+            "_".join(["adversarial_examples", *run_folder(runs[0])]),
             draw_grid(names, rows),
-            table_of(columns),
+            example_table(columns),
             caption,
         )
 
 
+def describe_examples(runs: list[dict], columns: list[list[dict]], results: Results) -> str:
+    """Facts on the runs that are drawn, and the models that are not."""
+    models = {cell["model"] for cell in columns[0]}
+    shown = [run for run in runs if run["model"] in models]
+    text = describe_runs(shown, results.runs)
+    left_out = [run["model"] for run in runs if run["model"] not in models]
+    if left_out:
+        text += (
+            f"\nNot drawn, for lack of room or of examples (see --models): {', '.join(left_out)}."
+        )
+    return text
+
+
 def photograph(column: list[dict]) -> Picture:
+    """The photograph of a column as its first model with an example saw it."""
     first = next(cell for cell in column if "image" in cell)
     return first["image"], first["label"]
 
 
 def difference(cell: dict) -> Picture:
-    """An amplified difference with the verdict, the radius or norm and the factor, or the reason why there is none."""
+    """An amplified difference with verdict, radius or norm, and factor; or why there is none."""
     if "delta" not in cell:
         return cell["verdict"], ""
-    grey = 127.5 + 255 * cell["factor"] * cell["delta"].astype(
-        float
-    )  # (H,W,3), pixel units of [0, 1]
-    verdict = (
-        cell["verdict"] if len(cell["verdict"]) <= 28 else cell["verdict"].replace("→ ", "→\n")
+    # (H, W, 3), pixel units of [0, 1], around grey
+    pixels = 127.5 + 255 * cell["factor"] * cell["delta"].astype(float)
+    verdict = cell["verdict"]
+    if len(verdict) > LONG_VERDICT:
+        verdict = verdict.replace("→ ", "→\n")
+    return pixels.clip(0, 255).astype(np.uint8), (
+        f"{verdict}\n{size_text(cell)}, ×{cell['factor']:g}"
     )
-    return grey.clip(0, 255).astype(np.uint8), f"{verdict}\n{size_text(cell)}, ×{cell['factor']:g}"
 
 
 def size_text(cell: dict) -> str:
+    """The radius of an attack in a ball, else the norm of the perturbation."""
     if np.isfinite(cell["eps"]):
         return f"ε = {format_eps(cell['eps'])}"
-    return (
-        f"{NORM_SYMBOLS['Linf']} = {255 * cell['linf']:.2g}/255"
-        if cell["threat"].startswith("Linf")
-        else f"{NORM_SYMBOLS['L2']} = {cell['l2']:.3g}"
-    )
+    if cell["threat"].startswith("Linf"):
+        return f"{NORM_SYMBOLS['Linf']} = {255 * cell['linf']:.2g}/255"
+    return f"{NORM_SYMBOLS['L2']} = {cell['l2']:.3g}"
 
 
-# ---- where it fools it, and where people look ------------------------------------------------------------------
+# ---- whether people look there -------------------------------------------------------------------
 
 
 def human_alignment_examples(results: Results) -> Iterator[Drawing]:
-    """After Figure 5 of Feng et al. (2025): photograph, human map, and the perturbation map of each model with its
-    minimal norm and alignment; beside a model's name its Perturbation Tolerance and mean alignment."""
-    for group, columns in example_groups(results, ("minimum_norm",), needs="human_map"):
-        runs = {run["model"]: run for run in group}
-        source = group[0]["settings"]["run"].get("human_map", "source not given")
+    """After Figure 5 of Feng 2025: photographs, human maps, and perturbation maps of each model.
+
+    With the norm and alignment of each perturbation, and next to a model's name its Perturbation
+    Tolerance and mean alignment.
+    """
+    for runs, columns in example_groups(results, ("minimum_norm",), needs="human_map"):
+        run_of = {run["model"]: run for run in runs}
+        source = runs[0]["settings"]["run"].get("human_map", "source not given")
         names = [
             "",
             f"where people look\n({source.split(',')[0]})",
-            *(model_facts(runs[cell["model"]]) for cell in columns[0]),
+            *(model_facts(run_of[cell["model"]]) for cell in columns[0]),
         ]
         rows = [
             [photograph(column) for column in columns],
@@ -198,16 +124,17 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
             *([perturbation_map(cell) for cell in row] for row in zip(*columns)),
         ]
         caption = (
-            f"Photographs, the human map of each (source: {source}), and the size of the smallest perturbation found "
-            f"per pixel (maximum over channels), white at its 99.5th percentile, with the perturbation's L2 norm and r, "
-            f"its Spearman correlation with the human map over the human ceiling {HUMAN_CEILING}. "
-            "PT: Perturbation Tolerance, the mean L2 norm over all correctly classified images; r beside a model: "
-            "the mean over these.\n" + who_is_shown(group, columns, results)
+            f"Photographs, the human map of each (source: {source}), and the size of the smallest "
+            "perturbation found per pixel (maximum over channels), white at its 99.5th percentile, "
+            "with the perturbation's L2 norm and r, its Spearman correlation with the human map "
+            f"over the human ceiling {HUMAN_CEILING}. PT: Perturbation Tolerance, the mean L2 norm "
+            "over all correctly classified images; r beside a model: the mean over these.\n"
+            f"{describe_examples(runs, columns, results)}"
         )
         yield (
-            "_".join(["human_alignment_examples", *run_folder(group[0])]),
+            "_".join(["human_alignment_examples", *run_folder(runs[0])]),
             draw_grid(names, rows),
-            table_of(columns),
+            example_table(columns),
             caption,
         )
 
@@ -222,42 +149,47 @@ def model_facts(run: dict) -> str:
 
 
 def human_map(column: list[dict]) -> Picture:
+    """The human map of a column's photograph."""
     first = next(cell for cell in column if "human_map" in cell)
-    return heat(first["human_map"].astype(float)), ""
+    return map_colours(first["human_map"].astype(float)), ""
 
 
 def perturbation_map(cell: dict) -> Picture:
+    """A perturbation's size per pixel, with verdict, norm and alignment; or why there is none."""
     if "delta" not in cell:
         return cell["verdict"], ""
     size = np.abs(cell["delta"].astype(float)).max(axis=2)
+    verdict = cell["verdict"].replace("→ ", "→\n")
+    below = f"{verdict}\n{size_text(cell)}"
     alignment = cell.get("human_alignment", np.nan)
-    below = f"{size_text(cell)}, r = {alignment:.2f}" if np.isfinite(alignment) else size_text(cell)
-    return heat(
-        size / (np.quantile(size, 0.995) or 1)
-    ), f"{cell['verdict'].replace('→ ', '→' + chr(10))}\n{below}"
+    if np.isfinite(alignment):
+        below += f", r = {alignment:.2f}"
+    return map_colours(size / (np.quantile(size, WHITE_QUANTILE) or 1)), below
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """(H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return (
-        plt.get_cmap(MAP_COLOURS)(np.clip(values / max(1e-12, min(1, values.max())), 0, 1))[..., :3]
-        * 255
-    ).astype(np.uint8)
+def map_colours(values: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of a map (H, W); white: values from 1 up, or a lower maximum."""
+    highest = max(1e-12, min(1, values.max()))
+    colours = plt.get_cmap(MAP_COLOURS)(np.clip(values / highest, 0, 1))
+    return (colours[..., :3] * 255).astype(np.uint8)
 
 
-# ---- the grid --------------------------------------------------------------------------------------------------
+# ---- the grid ------------------------------------------------------------------------------------
 
 
 def draw_grid(names: list[str], rows: list[list[Picture]]) -> Figure:
     """Rows of pictures with their names at the left, and a text below each picture."""
-    gap, line = 0.07, 0.117  # inches: between pictures, a line of text
-    names = [name.replace(".", ".\n", len(name.split("\n")[0]) > 26) for name in names]
-    left = 0.08 + line * (1 + max(name.count("\n") for name in names))
-    lines = [max(below.count("\n") + bool(below) for _, below in row) for row in rows]
-    tops = np.cumsum([0, *(CELL + gap + line * (count + 0.5) for count in lines)])
-    width, height = left + len(rows[0]) * (CELL + gap) - gap, tops[-1]
+    names = [break_long_name(name) for name in names]
+    left = 0.08 + TEXT_LINE * (1 + max(name.count("\n") for name in names))
+    heights = []  # inches: of a row with the text below it
+    for row in rows:
+        lines = max(len(below.splitlines()) for _, below in row)
+        heights.append(CELL + GAP + TEXT_LINE * (lines + 0.5))
+    width = left + len(rows[0]) * (CELL + GAP) - GAP
+    below_top = np.cumsum([0, *heights])
+    height = below_top[-1]
     figure = plt.figure(figsize=(width, height))
-    for name, row, top in zip(names, rows, height - tops):
+    for name, row, top in zip(names, rows, height - below_top):
         figure.text(
             0.02 / width,
             (top - CELL / 2) / height,
@@ -267,45 +199,35 @@ def draw_grid(names: list[str], rows: list[list[Picture]]) -> Figure:
             ma="center",
             fontsize=7,
         )
-        for j, (picture, below) in enumerate(row):
-            ax = figure.add_axes(
-                (
-                    (left + j * (CELL + gap)) / width,
-                    (top - CELL) / height,
-                    CELL / width,
-                    CELL / height,
-                )
-            )
-            ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
-            ax.spines[:].set_visible(False)
-            if isinstance(picture, str):
-                ax.text(
-                    0.5,
-                    0.5,
-                    textwrap.fill(picture, 20),
-                    ha="center",
-                    va="center",
-                    color="#666666",
-                    fontsize=7,
-                    transform=ax.transAxes,
-                )
-            else:
-                ax.imshow(picture, interpolation="none")
-            # the last line of the text stands on y
-            ax.text(
-                0.5,
-                -line * (below.count("\n") + 1.1) / CELL,
-                below,
-                ha="center",
-                fontsize=7,
-                transform=ax.transAxes,
-            )
+        for j, picture in enumerate(row):
+            place = left + j * (CELL + GAP), top - CELL
+            ax = figure.add_axes((place[0] / width, place[1] / height, CELL / width, CELL / height))
+            draw_picture(ax, *picture)
     return figure
 
 
+def break_long_name(name: str) -> str:
+    """A model's name (and facts below it), broken after the architecture if it is long."""
+    is_long = len(name.split("\n")[0]) > LONG_NAME
+    return name.replace(".", ".\n", 1) if is_long else name
+
+
+def draw_picture(ax: Axes, picture: np.ndarray | str, below: str) -> None:
+    """A picture, or the reason why there is none, and the text below it."""
+    ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
+    ax.spines[:].set_visible(False)
+    text: dict[str, Any] = {"ha": "center", "fontsize": 7, "transform": ax.transAxes}
+    if isinstance(picture, str):
+        ax.text(0.5, 0.5, textwrap.fill(picture, 20), va="center", color=GREY, **text)
+    else:
+        ax.imshow(picture, interpolation="none")
+    # y is the baseline of the last line
+    ax.text(0.5, -TEXT_LINE * (below.count("\n") + 1.1) / CELL, below, **text)
+
+
 EVALUATE = (
-    "python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --examples 4 L2 "
-    "--protocol crossing"
+    "python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --examples "
+    "4 L2 --protocol crossing"
 )
 MADE_BY = f"`{EVALUATE}` makes it (a finished run: with --overwrite)"
 FIGURES = {

@@ -1,27 +1,32 @@
-"""Figures of records: accuracy against eps, error under corruptions, minimal norms under both protocols."""
+"""Figures of records: accuracy against eps, error under corruptions, norms under each protocol."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from alignment_security.analysis.record_tables import (
+    accuracy_table,
+    corruption_summary,
+    corruption_table,
+    protocol_table,
+    run_head,
+)
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
     group_finished,
-    norm_means,
-    read_finished_rows,
     run_budget,
     run_folder,
 )
-from alignment_security.models.families import family
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
     MARKERS,
@@ -29,122 +34,100 @@ from alignment_security.plots.style import (
     NORM_SYMBOLS,
     PAGE_WIDTH,
     Drawing,
+    draw_heat_map,
     legend_handles,
     model_styles,
     panels,
+    put_heading,
     radius_axis,
 )
-from alignment_security.records.metrics import (
-    ALEXNET_ERRORS,
-    SEVERITIES,
-    accuracy_interval,
-    mean_corruption_error,
-)
 
-PROTOCOL_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)  # Okabe and Ito
+# Okabe and Ito's
+PROTOCOL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+TITLE_LETTERS = 46  # in a line of a panel's title
 
 
-# ---- accuracy against eps --------------------------------------------------------------------------------------
-
-
-def accuracy_table(run: dict) -> pd.DataFrame:
-    """Accuracy on all images and its 95 % Wilson interval, a row per eps; at eps 0 it is clean accuracy."""
-    rows, table = read_finished_rows(run), []
-    hits: list[tuple[Any, Any]] = [(0.0, rows.drop_duplicates("image_id")["clean_correct"])]
-    hits += [(eps, part["robust"]) for eps, part in rows.groupby("eps") if eps != 0]
-    for eps, hit in hits:
-        correct, n = int(hit.sum()), len(hit)
-        low, high = accuracy_interval(correct, n)
-        table.append(
-            {
-                "image_set": run["image_set"],
-                "threat": run["threat"],
-                "budget": run_budget(run),
-                "model": run["model"],
-                "family": family(run["model"]),
-                "eps": eps,
-                "correct": correct,
-                "n": n,
-                "accuracy": correct / n,
-                "low": low,
-                "high": high,
-            }
-        )
-    return pd.DataFrame(table)
+# ---- accuracy against eps ------------------------------------------------------------------------
 
 
 def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
-    """Accuracy under attack against eps: a panel per image set, threat and budget, a line per model."""
+    """Accuracy under attack against eps: a panel per image set, threat and settings.
 
-    def panel(run):  # its models share every setting of the run but the list of eps
-        return *run_folder(run), json.dumps(run["settings"]["run"] | {"eps": None}, sort_keys=True)
-
-    if not (groups := group_finished(results.runs, ("ball",), panel)):
+    A line per model.
+    """
+    groups = group_finished(results.runs, ("ball",), comparable_settings)
+    if not groups:
         return
     tables = [
-        pd.concat(map(accuracy_table, group)).assign(panel=i)
+        pd.concat([accuracy_table(run) for run in group]).assign(panel=i)
         for i, group in enumerate(groups, start=1)
     ]
     styles = model_styles({run["model"] for group in groups for run in group})
     figure, axes = panels(len(groups), legend_handles(styles))
     for ax, group, table in zip(axes, groups, tables):
-        draw_accuracy(
-            ax, table, styles, group[0]["settings"]["run"].get("norm", group[0]["threat"])
-        )
+        norm = group[0]["settings"]["run"].get("norm", group[0]["threat"])
+        draw_accuracy(ax, table, styles, norm)
         ax.set_title(panel_title(group[0], groups), loc="left")
-    bars = (
-        "Bars: 95 % Wilson intervals; models stand a little apart along the axis so that their bars can be told apart."
-        if len(styles) <= MAX_NAMED
-        else "The 95 % Wilson intervals are in the table."
-    )
+    if len(styles) <= MAX_NAMED:
+        bars = (
+            "Bars: 95 % Wilson intervals; models are shifted a little along the axis so that their "
+            "bars do not overlap."
+        )
+    else:
+        bars = "The 95 % Wilson intervals are in the table."
     caption = "\n".join(
         [
-            f"Accuracy under attack, of all images, against the radius eps (at 0: without attack). {bars}",
+            "Accuracy under attack, of all images, against the radius eps (at 0: without attack). "
+            f"{bars}",
             *(describe_runs(group, results.runs) for group in groups),
         ]
     )
     yield "accuracy_vs_eps", figure, pd.concat(tables, ignore_index=True), caption
 
 
+def comparable_settings(run: dict) -> tuple[str, str, str]:
+    """Key of the runs of one panel: every setting but the list of eps."""
+    settings = run["settings"]["run"] | {"eps": None}
+    return *run_folder(run), json.dumps(settings, sort_keys=True)
+
+
 def panel_title(run: dict, groups: list[list[dict]]) -> str:
-    """Image set, threat and n; below it the budget, and what else tells panels of the same name apart."""
+    """Image set, threat and n; below, the budget and the settings that distinguish panels.
+
+    run      a run of the panel
+    groups   the runs of all panels
+    """
     settings = run["settings"]["run"]
-    others = [
-        group[0]["settings"]["run"] for group in groups if run_folder(group[0]) == run_folder(run)
-    ]
-    facts = [
-        f"{name} {str(value)[:12]}"
-        for name, value in settings.items()
-        if name not in ("attack", "attacks", "eps")
-        and any(other.get(name) != value for other in [*others, settings | {"head": "none"}])
-    ]
-    below = textwrap.fill(", ".join([run_budget(run), *facts]), 46)
-    return f"{run['image_set']}, {NORM_SYMBOLS.get(run['threat'], run['threat'])} (n = {run['images']})\n{below}"
+    others = [settings | {"head": "none"}]
+    for group in groups:
+        if run_folder(group[0]) == run_folder(run):
+            others.append(group[0]["settings"]["run"])
+    facts = [run_budget(run)]
+    for name, value in settings.items():
+        differs = any(other.get(name) != value for other in others)
+        if differs and name not in ("attack", "attacks", "eps"):
+            facts.append(f"{name} {str(value)[:12]}")
+    threat = NORM_SYMBOLS.get(run["threat"], run["threat"])
+    below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
+    return f"{run['image_set']}, {threat} (n = {run['images']})\n{below}"
 
 
-def draw_accuracy(ax, table: pd.DataFrame, styles: dict[str, dict], norm: str) -> None:
+def draw_accuracy(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: str) -> None:
+    """A line per model, with bars and models side by side if they are few."""
     models, radii = sorted(table["model"].unique()), np.unique(table["eps"])
-    span, bars = radii[-1] or 1.0, len(styles) <= MAX_NAMED
-    apart = (
-        min(0.012 * span, 0.3 * np.diff(radii, prepend=-span).min() / len(models)) if bars else 0
-    )
+    span, with_bars = radii[-1] or 1.0, len(styles) <= MAX_NAMED
+    shift = 0.0
+    if with_bars:
+        narrowest = np.diff(radii, prepend=-span).min()
+        shift = min(0.012 * span, 0.3 * narrowest / len(models))
     for i, model in enumerate(models):
         part = table[table["model"] == model]
-        low_high = np.clip(
-            [part["accuracy"] - part["low"], part["high"] - part["accuracy"]], 0, None
-        )
+        bars = [part["accuracy"] - part["low"], part["high"] - part["accuracy"]]
         ax.errorbar(
-            part["eps"] + (i - (len(models) - 1) / 2) * apart,
+            part["eps"] + (i - (len(models) - 1) / 2) * shift,
             100 * part["accuracy"],
-            100 * low_high,
-            elinewidth=0.8 * bars,
+            100 * np.clip(bars, 0, None),
+            elinewidth=0.8 * with_bars,
             ecolor=(styles[model]["color"], 0.6),
             clip_on=False,
             **styles[model],
@@ -154,189 +137,131 @@ def draw_accuracy(ax, table: pd.DataFrame, styles: dict[str, dict], norm: str) -
     radius_axis(ax, radii, norm)
 
 
-# ---- corruptions -----------------------------------------------------------------------------------------------
-
-
-def corruption_table(runs: list[dict]) -> pd.DataFrame:
-    """Top-1 error of each model, corruption type and severity that was run."""
-    return pd.DataFrame(
-        [
-            {
-                "image_set": run["image_set"],
-                "model": run["model"],
-                "type": kind,
-                "severity": int(severity),
-                "n": run["images"],
-                "error": 1 - read_finished_rows(run)["clean_correct"].mean(),
-            }
-            for run in runs
-            for _, kind, severity in [run["threat"].rsplit("-", 2)]
-        ]
-    )
-
-
-def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """metrics.mean_corruption_error of each model (index); over AlexNet's where ImageNet-C was run at all five severities."""
-    rows = {}
-    for model, part in table.groupby("model"):
-        errors = {
-            kind: dict(zip(cells["severity"], cells["error"]))
-            for kind, cells in part.groupby("type")
-        }
-        whole = all(set(cells) == set(SEVERITIES) for cells in errors.values())
-        comparable = (
-            whole
-            and set(errors) <= set(ALEXNET_ERRORS)
-            and set(part["image_set"]) == {"imagenet-c"}
-        )
-        rows[model] = mean_corruption_error(errors, ALEXNET_ERRORS if comparable else None)
-    return pd.DataFrame.from_dict(rows, orient="index")
+# ---- corruptions ---------------------------------------------------------------------------------
 
 
 def corruption_errors(results: Results) -> Iterator[Drawing]:
-    """Error under each corruption, mean over the severities run, and the mean over types; a row per model."""
+    """Error under each corruption, mean over the severities run, and the mean over types.
+
+    A figure per image set, a row per model.
+    """
     runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
     for group in group_finished(runs, ("clean",), lambda run: run["image_set"]):
-        image_set, table = group[0]["image_set"], corruption_table(group)
+        image_set = group[0]["image_set"]
+        table = corruption_table(group)
         summary = corruption_summary(table)
-        shown = table.pivot_table(
-            index="model", columns="type", values="error"
-        )  # mean over severities
-        shown["mean"] = summary["mean_error"]
-        figure, ax = plt.subplots(
-            figsize=(max(COLUMN_WIDTH, 1.6 + 0.36 * shown.shape[1]), 1.5 + 0.2 * len(shown)),
-            layout="constrained",
-        )
-        draw_cells(ax, 100 * shown)
-        ax.set_title(f"{image_set}: error (%), mean over severities", loc="left")
         yield (
             f"corruption_errors_{image_set}",
-            figure,
+            draw_corruptions(image_set, table, summary),
             table.join(summary[["mean_error", "mce"]], on="model"),
             corruption_caption(table, summary),
         )
 
 
-def corruption_caption(table: pd.DataFrame, summary: pd.DataFrame) -> str:
-    lines = [
-        f"{model}: mean error {100 * row.mean_error:.1f} % over {row.types:.0f} types and {row.cells:.0f} cells, "
-        + (
-            f"mCE {100 * row.mce:.1f} (AlexNet 100)"
-            if np.isfinite(row.mce)
-            else "no mCE (it needs imagenet-c at all five severities)"
-        )
-        for model, row in summary.iterrows()
-    ]
-    severities, n = (
-        " or ".join(map(str, sorted(table[column].unique()))) for column in ("severity", "n")
+def draw_corruptions(image_set: str, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
+    """A cell per model and corruption, with its error in it, and one for the mean."""
+    errors = table.pivot_table(index="model", columns="type", values="error")  # over severities
+    errors["mean"] = summary["mean_error"]
+    figure, ax = plt.subplots(
+        figsize=(max(COLUMN_WIDTH, 1.6 + 0.36 * errors.shape[1]), 1.5 + 0.2 * len(errors)),
+        layout="constrained",
     )
+    draw_heat_map(
+        ax,
+        100 * errors,
+        "cividis",
+        vmin=0,
+        vmax=100,
+        annot=True,
+        fmt=".0f",
+        annot_kws={"size": 6.5},
+    )
+    names = [name.replace("_", " ") for name in errors.columns]
+    ax.set_xticks(ax.get_xticks(), names, rotation=45, ha="right", rotation_mode="anchor")
+    put_heading(figure, f"{image_set}: error (%), mean over severities")
+    return figure
+
+
+def corruption_caption(table: pd.DataFrame, summary: pd.DataFrame) -> str:
+    """Mean error and mCE of each model, and which severities were run."""
+    lines = []
+    for model, row in summary.iterrows():
+        mce = "no mCE (it needs imagenet-c at all five severities)"
+        if np.isfinite(row.mce):
+            mce = f"mCE {100 * row.mce:.1f} (AlexNet 100)"
+        lines.append(
+            f"{model}: mean error {100 * row.mean_error:.1f} % over {row.types:.0f} types and "
+            f"{row.cells:.0f} cells, {mce}"
+        )
+    severities = " or ".join(map(str, sorted(table["severity"].unique())))
+    n = " or ".join(map(str, sorted(table["n"].unique())))
     return "\n".join(
         [
-            f"Top-1 error of all images under each corruption, mean over the severities run ({severities}); empty: not "
-            "run.",
+            "Top-1 error of all images under each corruption, mean over the severities run "
+            f"({severities}); grey: not run.",
             *lines,
             f"n = {n} images a cell.",
         ]
     )
 
 
-def draw_cells(ax, shown: pd.DataFrame) -> None:
-    """A coloured cell per value, with the value in it."""
-    ax.imshow(shown, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    ax.set_xticks(
-        range(shown.shape[1]),
-        [name.replace("_", " ") for name in shown.columns],
-        rotation=45,
-        ha="right",
-    )
-    ax.set_yticks(range(len(shown)), shown.index)
-    ax.spines[:].set_visible(False)
-    ax.tick_params(length=0)
-    for (i, j), value in np.ndenumerate(shown.to_numpy()):
-        if np.isfinite(value):
-            ax.text(
-                j,
-                i,
-                f"{value:.0f}",
-                ha="center",
-                va="center",
-                fontsize=6.5,
-                color="white" if value < 50 else "black",
-            )
-
-
-# ---- the two protocols -----------------------------------------------------------------------------------------
+# ---- the protocols -------------------------------------------------------------------------------
 
 
 def protocols_compared(results: Results) -> Iterator[Drawing]:
-    """Perturbation Tolerance and human alignment of the same models, images and head under each L2 protocol."""
+    """Perturbation Tolerance and human alignment of the same models under each L2 protocol.
 
-    def same(run):
-        return run["image_set"], run["settings"]["run"].get("head", "none")
-
+    A figure per image set and head.
+    """
     runs = [run for run in results.runs if run["threat"].startswith("L2-")]
-    for group in group_finished(runs, ("minimum_norm",), same):
-        table = pd.DataFrame(
-            [
-                {
-                    "image_set": run["image_set"],
-                    "head": same(run)[1],
-                    "model": run["model"],
-                    "threat": run["threat"],
-                    "attack": run_budget(run),
-                }
-                | norm_means(read_finished_rows(run))
-                for run in group
-            ]
-        )
-        if "L2-feng2025" not in set(table["threat"]) or table["threat"].nunique() < 2:
+    groups = group_finished(runs, ("minimum_norm",), lambda run: (run["image_set"], run_head(run)))
+    for group in groups:
+        table = protocol_table(group)
+        threats = table["threat"].unique()
+        if "L2-feng2025" not in threats or len(threats) < 2:
             continue
-        height = 1.3 + 0.26 * table["model"].nunique()
-        figure, axes = plt.subplots(
-            1, 2, figsize=(PAGE_WIDTH, height), sharey=True, layout="constrained"
-        )
-        for ax, value, label in zip(
-            axes,
-            ("l2", "alignment"),
-            ("Perturbation Tolerance ($L_2$, log scale)", "human alignment"),
-        ):
-            draw_protocols(ax, table, value)
-            ax.set_xlabel(label)
-        axes[0].set_xscale("log")
-        axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes[0].xaxis.set_major_formatter("{x:g}")
-        axes[0].xaxis.set_minor_formatter(NullFormatter())
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
         caption = "\n".join(
             [
-                "The same models, photographs and head under each protocol: mean and standard error over the "
-                "correctly classified images. feng2025: foolbox's L2 FMN as published: never projects, stretched "
-                "pixels, norms that are not minimal.",
+                "The same models, photographs and head under each protocol: mean and standard "
+                "error over the correctly classified images. feng2025: foolbox's L2 FMN as "
+                "published: it never projects, it stretches pixels, and its norms are not minimal.",
                 *(
                     describe_runs([run for run in group if run["threat"] == threat], results.runs)
-                    for threat in table["threat"].unique()
+                    for threat in threats
                 ),
             ]
         )
-        yield (
-            "_".join(filter(None, ["protocols_compared", *same(group[0])])),
-            figure,
-            table,
-            caption,
-        )
+        name = f"protocols_compared_{group[0]['image_set']}_{run_head(group[0])}"
+        yield name, draw_protocols(table), table, caption
 
 
-def draw_protocols(ax, table: pd.DataFrame, value: str) -> None:
+def draw_protocols(table: pd.DataFrame) -> Figure:
+    """Two panels, norms and alignments, with a row per model."""
+    height = 1.3 + 0.26 * table["model"].nunique()
+    figure, (norms, alignments) = plt.subplots(
+        1, 2, figsize=(PAGE_WIDTH, height), sharey=True, layout="constrained"
+    )
+    draw_protocol_means(norms, table, "l2")
+    draw_protocol_means(alignments, table, "alignment")
+    norms.set(xlabel="Perturbation Tolerance ($L_2$, log scale)", xscale="log")
+    norms.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    norms.xaxis.set_major_formatter("{x:g}")
+    norms.xaxis.set_minor_formatter(NullFormatter())
+    alignments.set_xlabel("human alignment")
+    handles, labels = norms.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
+
+
+def draw_protocol_means(ax: Axes, table: pd.DataFrame, value: str) -> None:
     """A row per model, a marker with its standard error per protocol."""
     models = sorted(table["model"].unique(), reverse=True)
+    middle = (table["threat"].nunique() - 1) / 2
     for k, (threat, part) in enumerate(table.groupby("threat")):
-        height = 0.16 * (
-            k - (table["threat"].nunique() - 1) / 2
-        )  # bars of one model beside each other
+        below = 0.16 * (k - middle)  # so that the bars of a model do not overlap
         ax.errorbar(
             part[value],
-            [models.index(model) - height for model in part["model"]],
+            [models.index(model) - below for model in part["model"]],
             xerr=part[f"{value}_sem"],
             fmt=MARKERS[k],
             color=PROTOCOL_COLOURS[k % len(PROTOCOL_COLOURS)],
@@ -347,13 +272,19 @@ def draw_protocols(ax, table: pd.DataFrame, value: str) -> None:
     ax.set_ylim(-0.6, len(models) - 0.4)
 
 
-EVALUATE = "python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} Linf --eps 1/255"
+EVALUATE = (
+    "python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} Linf "
+    "--eps 1/255"
+)
 MADE_BY = f"`{EVALUATE}` makes it (a finished run: with --overwrite)"
 CORRUPTED = (
-    "`python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --dataset imagenet-c corruptions "
-    "--corruption_type fog --corruption_severity 3` makes it"
+    "`python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --dataset "
+    "imagenet-c corruptions --corruption_type fog --corruption_severity 3` makes it"
 )
-BOTH = "runs of the same models with `L2 --protocol feng2025` and with `L2 --protocol fmn` (or crossing) in {} make it"
+BOTH = (
+    "runs of the same models with `L2 --protocol feng2025` and with `L2 --protocol fmn` (or "
+    "crossing) in {} make it"
+)
 FIGURES = {
     "accuracy_vs_eps": (accuracy_vs_eps, MADE_BY),
     "corruption_errors": (corruption_errors, CORRUPTED),

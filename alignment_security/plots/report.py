@@ -1,6 +1,7 @@
-"""One HTML page of a results folder: the leaderboard as a sortable table whose models link to their records, and the figures.
+"""One HTML page of a results folder: a sortable leaderboard linked to its records, and figures.
 
-`python plotting.py --report` writes it beside the figures. It is one static file: pictures are embedded, nothing is fetched.
+`python plotting.py --report` writes it next to the figures. It is one static file: pictures are
+embedded, nothing is fetched.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from alignment_security.analysis.feng2025 import PUBLISHED, norm_tables, read_summary
-from alignment_security.analysis.results import Results
+from alignment_security.analysis.feng2025 import published_norm_table
+from alignment_security.analysis.norm_table import PUBLISHED
+from alignment_security.analysis.results import Results, read_summary
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
 from alignment_security.common.settings import format_eps
 
@@ -29,18 +31,25 @@ PAGE_TEMPLATE = Template("""<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <style>
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 76rem; padding: 0 1rem; color: #1a1a1a; }
+body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a;
+ margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 nav a { margin-right: 1em; }
 .table { overflow: auto; max-height: 34rem; border: 1px solid #ccc; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th { text-align: left; position: sticky; top: 0; background: #f0f0f0; padding: 0; vertical-align: bottom; }
-th button { font: inherit; font-weight: 600; border: 0; background: none; padding: 6px 10px; text-align: left; cursor: pointer; }
+th { text-align: left; vertical-align: bottom; padding: 0;
+ position: sticky; top: 0; background: #f0f0f0; }
+th button { font: inherit; font-weight: 600; text-align: left; padding: 6px 10px;
+ border: 0; background: none; cursor: pointer; }
 th small { display: block; font-weight: 400; color: #444; max-width: 14em; }
-th[aria-sort=ascending] button::after { content: " \\25B2"; } th[aria-sort=descending] button::after { content: " \\25BC"; }
-td { padding: 3px 10px; border-top: 1px solid #e4e4e4; white-space: nowrap; } td.number { text-align: right; }
+th[aria-sort=ascending] button::after { content: " \\25B2"; }
+th[aria-sort=descending] button::after { content: " \\25BC"; }
+td { padding: 3px 10px; border-top: 1px solid #e4e4e4; white-space: nowrap; }
+td.number { text-align: right; }
 td.long { white-space: normal; min-width: 16em; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; height: auto; } figcaption { color: #333; white-space: pre-line; }
+figure { margin: 1.5rem 0; }
+img { max-width: 100%; height: auto; }
+figcaption { color: #333; white-space: pre-line; }
 input { font: inherit; margin: 0.5rem 0; padding: 3px 6px; width: 20em; max-width: 100%; }
 a { color: #0058a3; }
 </style></head><body>
@@ -58,11 +67,13 @@ function compare(a, b, sign) {
   return sign * String(a).localeCompare(String(b), "en", {numeric: true});
 }
 for (const button of document.querySelectorAll("th button")) button.onclick = () => {
-  const head = button.parentElement, body = head.closest("table").tBodies[0], column = head.cellIndex;
+  const head = button.parentElement, column = head.cellIndex;
+  const body = head.closest("table").tBodies[0];
   const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
   for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-  body.append(...[...body.rows].sort((a, b) => compare(value(a, column), value(b, column), sign)));
+  const byValue = (a, b) => compare(value(a, column), value(b, column), sign);
+  body.append(...[...body.rows].sort(byValue));
 };
 for (const input of document.querySelectorAll("input")) input.oninput = () => {
   for (const row of document.getElementById(input.dataset.table).tBodies[0].rows)
@@ -70,7 +81,7 @@ for (const input of document.querySelectorAll("input")) input.oninput = () => {
 };
 </script></body></html>
 """)
-LONG = 40  # letters above which a cell is wrapped
+LONG_CELL = 40  # letters above which a cell is wrapped
 
 
 class Cell(NamedTuple):
@@ -81,37 +92,58 @@ class Cell(NamedTuple):
     href: str = ""
 
 
-# ---- HTML ------------------------------------------------------------------------------------------------------
+class Column(NamedTuple):
+    """A column of the leaderboard: values of one column of the summary under one threat."""
+
+    heading: str
+    budget: str  # small print below the heading
+    name: str  # in the summary
+    rows: pd.DataFrame  # of the summary, indexed by model and image set
+    digits: int
+    factor: float  # 100: a fraction shown in percent
+
+
+# ---- HTML ----------------------------------------------------------------------------------------
 
 
 def cell_html(cell: Cell) -> str:
     """A cell; every text and address is escaped, whatever a model is called."""
-    number = "" if math.isnan(cell.value) else f' class="number" data-value="{cell.value!r}"'
-    kind = number or (' class="long"' if len(cell.text) > LONG and " " in cell.text else "")
-    text = escape(cell.text)
-    return (
-        f"<td{kind}>"
-        + (f'<a href="{escape(cell.href)}">{text}</a>' if cell.href else text)
-        + "</td>"
-    )
+    attributes = ""
+    if not math.isnan(cell.value):
+        attributes = f' class="number" data-value="{cell.value!r}"'
+    elif len(cell.text) > LONG_CELL and " " in cell.text:
+        attributes = ' class="long"'
+    content = escape(cell.text)
+    if cell.href:
+        content = f'<a href="{escape(cell.href)}">{content}</a>'
+    return f"<td{attributes}>{content}</td>"
+
+
+def heading_html(heading: str, small: str) -> str:
+    """A column's heading: a button that sorts, with small print."""
+    small_print = f"<small>{escape(small)}</small>" if small else ""
+    return f'<th scope="col"><button type="button">{escape(heading)}{small_print}</button></th>'
 
 
 def table_html(name: str, header: list[tuple[str, str]], rows: Iterable[list[Cell]]) -> str:
-    """A sortable table with a filter: header (word, small print), a list of cells per row."""
-    head = "".join(
-        f'<th scope="col"><button type="button">{escape(word)}'
-        f"{f'<small>{escape(small)}</small>' if small else ''}</button></th>"
-        for word, small in header
-    )
+    """A sortable table with a filter.
+
+    name     id of the table
+    header   (heading, small print) of each column
+    """
+    head = "".join(heading_html(heading, small) for heading, small in header)
     body = "\n".join(f"<tr>{''.join(map(cell_html, cells))}</tr>" for cells in rows)
+    key = escape(name)
     return (
-        f'<input type="search" data-table="{escape(name)}" aria-label="rows that hold" placeholder="rows that hold …">\n'
-        f'<div class="table"><table id="{escape(name)}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+        f'<input type="search" data-table="{key}" aria-label="filter rows" '
+        'placeholder="filter rows …">\n'
+        f'<div class="table"><table id="{key}"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def number(value: float, digits: int, factor: float = 1, href: str = "") -> Cell:
-    """A rounded number that is sorted by all its digits; empty where there is none."""
+    """A rounded number that is sorted by all its digits; empty for nan."""
     if pd.isna(value):
         return Cell("")
     return Cell(f"{factor * value:.{digits}f}", float(value), href)
@@ -119,61 +151,57 @@ def number(value: float, digits: int, factor: float = 1, href: str = "") -> Cell
 
 def frame_html(name: str, table: pd.DataFrame) -> str:
     """Any table, its numbers to four digits."""
-    rows = (
-        [
-            Cell(f"{value:.4g}", float(value))
-            if isinstance(value, (int, float)) and pd.notna(value)
-            else Cell("" if pd.isna(value) else str(value))
-            for value in row
-        ]
-        for row in table.itertuples(index=False)
-    )
+    rows = ([any_cell(value) for value in row] for row in table.itertuples(index=False))
     return table_html(name, [(str(column), "") for column in table], rows)
 
 
-# ---- leaderboard -----------------------------------------------------------------------------------------------
+def any_cell(value: object) -> Cell:
+    """A number to four digits, a text, or an empty cell for nan."""
+    if pd.isna(value):
+        return Cell("")
+    if isinstance(value, (int, float)):
+        return Cell(f"{value:.4g}", float(value))
+    return Cell(str(value))
+
+
+# ---- leaderboard ---------------------------------------------------------------------------------
 
 
 def record_link(results: Results, folder: Path, image_set: str, threat: str, model: str) -> str:
-    """Address of a record seen from the page; empty where there is no such file."""
+    """Address of a record relative to the page's folder; "" if there is no such file."""
     path = results.folder / "records" / image_set / threat / f"{safe_file_name(model)}.csv"
     return quote(Path(os.path.relpath(path, folder)).as_posix()) if path.exists() else ""
 
 
-def measured(
-    table: pd.DataFrame,
-) -> Iterator[tuple[tuple[str, str], str, pd.DataFrame, int, float]]:
-    """Columns of the leaderboard: header, column of the summary, its rows, digits and factor; a budget is a column of its own."""
-    for (threat, attack), part in table.groupby(["threat", "attack"], dropna=False):
-        small = "" if pd.isna(attack) else str(attack)
+def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
+    """The columns of the leaderboard; each budget of a threat has its own."""
+    key = ["model", "image_set"]
+    for (threat, attack), part in summary.groupby(["threat", "attack"], dropna=False):
+        budget = "" if pd.isna(attack) else str(attack)
         for eps, rows in part.groupby("eps"):
             if rows["robust_acc"].notna().any():
-                yield (f"{threat} ε = {format_eps(eps)} (%)", small), "robust_acc", rows, 1, 100
-        for column, word, digits, factor in (
-            ("l2_mean", "L2 norm", 3, 1),
-            ("human_alignment", "alignment (%)", 1, 100),
-        ):
-            if part[column].notna().any():
-                yield (f"{threat} {word}", small), column, part, digits, factor
+                rows = rows.drop_duplicates(key).set_index(key)
+                heading = f"{threat} ε = {format_eps(eps)} (%)"
+                yield Column(heading, budget, "robust_acc", rows, 1, 100)
+        rows = part.drop_duplicates(key).set_index(key)
+        if part["l2_mean"].notna().any():
+            yield Column(f"{threat} L2 norm", budget, "l2_mean", rows, 3, 1)
+        if part["human_alignment"].notna().any():
+            yield Column(f"{threat} alignment (%)", budget, "human_alignment", rows, 1, 100)
 
 
 def leaderboard_html(results: Results, folder: Path) -> str:
-    """A row per model and image set: clean accuracy, and a column per threat, budget and eps; every value links its record."""
-    table = read_summary(results)
-    if table.empty:
+    """A row per model and image set: clean accuracy, then a column per threat, budget and eps.
+
+    Every value links to its record. "" without a summary.
+    """
+    summary = read_summary(results)
+    if summary.empty:
         return ""
-    columns = [
-        (
-            header,
-            column,
-            rows.drop_duplicates(["model", "image_set"]).set_index(["model", "image_set"]),
-            digits,
-            factor,
-        )
-        for header, column, rows, digits, factor in measured(table)
-    ]
+    columns = list(leaderboard_columns(summary))
     body = []
-    for (model, image_set), part in table.groupby(["model", "image_set"]):
+    for key, part in summary.groupby(["model", "image_set"]):
+        model, image_set = key
         links = {
             threat: record_link(results, folder, image_set, threat, model)
             for threat in part["threat"].unique()
@@ -184,29 +212,30 @@ def leaderboard_html(results: Results, folder: Path) -> str:
             number(part["n"].iat[0], 0),
             number(part["clean_acc"].iat[0], 1, 100),
         ]
-        for _, column, rows, digits, factor in columns:
-            found = rows.loc[(model, image_set)] if (model, image_set) in rows.index else None
-            cells.append(
-                Cell("")
-                if found is None
-                else number(found[column], digits, factor, links[found["threat"]])
-            )
-        body.append([*cells, Cell("unfinished" if part["partial"].eq(1).any() else "")])
+        for column in columns:
+            if key not in column.rows.index:
+                cells.append(Cell(""))
+                continue
+            row = column.rows.loc[key]
+            link = links[row["threat"]]
+            cells.append(number(row[column.name], column.digits, column.factor, link))
+        cells.append(Cell("unfinished" if part["partial"].eq(1).any() else ""))
+        body.append(cells)
     header = [
         ("model", ""),
         ("image set", ""),
         ("images", ""),
         ("clean (%)", ""),
-        *(column[0] for column in columns),
+        *((column.heading, column.budget) for column in columns),
         ("", ""),
     ]
     return table_html("leaderboard", header, body)
 
 
 def published_html(results: Results) -> str:
-    """The second paper's models, where --published gives them."""
-    tables = [source for source in norm_tables(results) if source.name == PUBLISHED]
-    if not tables:
+    """The models of Feng 2025's public numbers; "" without --published."""
+    published = published_norm_table(results)
+    if published is None:
         return ""
     header = [
         ("model", ""),
@@ -216,10 +245,10 @@ def published_html(results: Results) -> str:
         ("SEM", ""),
         ("human alignment (%)", "of ceiling"),
         ("SEM (%)", ""),
-        (tables[0].accuracy_label, ""),
+        (published.accuracy_label, ""),
         ("estimated", "from top-1"),
     ]
-    rows = (
+    rows = [
         [
             Cell(row.model),
             Cell(row.family),
@@ -231,27 +260,35 @@ def published_html(results: Results) -> str:
             number(row.accuracy, 1),
             Cell("yes" if row.estimated else ""),
         ]
-        for row in tables[0].rows.itertuples()
-    )
-    return table_html("published", header, rows) + f"<p>{escape(tables[0].note)}</p>"
+        for row in published.rows.itertuples()
+    ]
+    return table_html("published", header, rows) + f"<p>{escape(published.note)}</p>"
 
 
-# ---- the page --------------------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 
 
 def drawing_html(name: str, files: dict[str, Path]) -> str:
-    """A figure, embedded, or a table, with its caption."""
+    """A figure, embedded, or a table, with its caption.
+
+    files   suffix -> file: .csv, .txt and, of a figure, .png
+    """
     caption = f"<figcaption>{escape(files['.txt'].read_text().strip())}</figcaption>"
     if ".png" not in files:
-        return (
-            frame_html(f"table-{name}", pd.read_csv(files[".csv"])) + f"<figure>{caption}</figure>"
-        )
+        table = frame_html(f"table-{name}", pd.read_csv(files[".csv"]))
+        return f"{table}<figure>{caption}</figure>"
     picture = base64.b64encode(files[".png"].read_bytes()).decode()
-    return f'<figure><img alt="{escape(name)}" src="data:image/png;base64,{picture}">{caption}</figure>'
+    image = f'<img alt="{escape(name)}" src="data:image/png;base64,{picture}">'
+    return f"<figure>{image}{caption}</figure>"
 
 
 def write_report(results: Results, files: list[Path], folder: Path) -> Path:
-    """Write the page of the files that plotting.py has just written (of each drawing .csv, .txt and .png or .tex)."""
+    """Write the page of a results folder and return its path.
+
+    files    what plotting.py has just written: of each drawing .csv, .txt and .png or .tex
+    folder   of the page; files in other folders are left out
+    Raises UserError if there is nothing to report.
+    """
     drawings: dict[str, dict[str, Path]] = {}
     for path in files:
         if path.parent == folder:
@@ -260,16 +297,15 @@ def write_report(results: Results, files: list[Path], folder: Path) -> Path:
         "Leaderboard": leaderboard_html(results, folder),
         PUBLISHED: published_html(results),
     }
-    sections |= {
-        name.replace("_", " "): drawing_html(name, parts) for name, parts in drawings.items()
-    }
+    for name, parts in drawings.items():
+        sections[name.replace("_", " ")] = drawing_html(name, parts)
     shown = [
         (f"s{i}", title, content) for i, (title, content) in enumerate(sections.items()) if content
     ]
     if not shown:
         raise UserError(
-            f"{results.folder}: nothing to report; evaluate a model, then `python utilities.py merge "
-            f"--results_dir {results.folder}`, or name published numbers with --published DIR"
+            f"{results.folder}: nothing to report; evaluate a model, then `python utilities.py "
+            f"merge --results_dir {results.folder}`, or name published numbers with --published DIR"
         )
     page = PAGE_TEMPLATE.substitute(
         links=" ".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in shown),

@@ -1,34 +1,31 @@
-"""What figures share: style, finished runs and their rows, colours of models, panels and captions."""
+"""Style that figures share: sizes, colours of models and radii, panels, heat maps and headings."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignment_security.common.settings import format_eps
 from alignment_security.models.families import FAMILIES, family
 
-DIVERGING, SEQUENTIAL, EMPTY, GREY = "RdBu_r", "viridis", "#D9D9D9", "#666666"
-ROW_HEIGHT, LINE = (
-    0.1,
-    0.16,
-)  # inches: a benchmark, with letters of SMALL points; a line of a legend
-SMALL, SCALE = 6, 7  # points; rows that the scale and its label take
-RADIUS_COLOURS = (
-    "#009E73",
-    "#D55E00",
-    "#0072B2",
-    "#CC79A7",
-    "#E69F00",
-    "#000000",
-)  # Okabe and Ito's, a colour per radius
-
-
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column of a two-column paper, and both
+LINE_HEIGHT = 0.16  # inches: a line of a legend
+LETTER_WIDTH = 0.062  # inches: a letter of 7 points, on average
+SMALL = 6  # points: the smallest letters
+DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"  # colour maps
+EMPTY, GREY, DARK = "#D9D9D9", "#666666", "#222222"
+# Okabe and Ito's colours; a radius each, so that figures show at most as many radii
+RADIUS_COLOURS = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#000000")
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -48,47 +45,81 @@ STYLE: Any = {
     "legend.handlelength": 2.6,
     "pdf.fonttype": 42,
 }
-MARKERS, DASHES = "osD^vP*X", ("-", "--", ":", "-.")  # tell the models of a family apart
-MAX_NAMED = 24  # models in a legend; above it plain lines, and the legend gives families
+MARKERS, DASHES = "osD^vP*X", ("-", "--", ":", "-.")  # distinguish the models of a family
+MAX_NAMED = 24  # models in a legend; with more, lines are plain and the legend gives families
 NORM_SYMBOLS = {"Linf": "$L_\\infty$", "L2": "$L_2$", "L1": "$L_1$"}
-Drawing = tuple[
-    str, Figure | None, pd.DataFrame, str
-]  # name, figure (None: a LaTeX table), the table drawn, caption
+# name, figure (None: a LaTeX table), the table that is drawn, caption
+Drawing = tuple[str, Figure | None, pd.DataFrame, str]
+
+
+# ---- models and radii ----------------------------------------------------------------------------
 
 
 def model_styles(models: set[str]) -> dict[str, dict]:
-    """Keywords of a line: colour by family, marker and dashes by the place within it."""
+    """Keywords of each model's line: colour by family, marker and dashes by its place in it."""
     styles, seen = {}, dict.fromkeys(FAMILIES, 0)
     for model in sorted(models):
         name = family(model)
-        styles[model] = {"color": FAMILIES[name][0]} | (
-            {"linewidth": 0.6}
-            if len(models) > MAX_NAMED
-            else {
-                "marker": MARKERS[seen[name] % len(MARKERS)],
-                "linestyle": DASHES[seen[name] % len(DASHES)],
-            }
-        )
+        style: dict[str, Any] = {"color": FAMILIES[name][0]}
+        if len(models) > MAX_NAMED:
+            style["linewidth"] = 0.6
+        else:
+            style["marker"] = MARKERS[seen[name] % len(MARKERS)]
+            style["linestyle"] = DASHES[seen[name] % len(DASHES)]
+        styles[model] = style
         seen[name] += 1
     return styles
 
 
-# ---- parts of figures ------------------------------------------------------------------------------------------
+def legend_handles(styles: dict[str, dict]) -> list[Line2D]:
+    """A line per model, or per family if there are more than MAX_NAMED models."""
+    if len(styles) <= MAX_NAMED:
+        return [Line2D([], [], label=model, **style) for model, style in styles.items()]
+    present = {family(model) for model in styles}
+    return [
+        Line2D([], [], label=name, color=color)
+        for name, (color, _) in FAMILIES.items()
+        if name in present
+    ]
 
 
-def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list]:
-    """`count` axes, one to a column or two to a page, above a legend with as many columns as fit."""
+def drawn_radii(radii: list[float]) -> list[float]:
+    """The radii that get a panel or a colour: all, or as many as there are colours, spread out."""
+    most = len(RADIUS_COLOURS)
+    if len(radii) <= most:
+        return radii
+    return [radii[i] for i in np.linspace(0, len(radii) - 1, most).round().astype(int)]
+
+
+def radius_axis(ax: Axes, eps: Iterable[float], norm: str) -> None:
+    """Ticks at the radii evaluated, the larger of two that would touch; Linf in 255ths."""
+    radii = sorted(eps, reverse=True)
+    ticks: list[float] = []
+    for value in radii:
+        if not ticks or ticks[-1] - value > 0.1 * radii[0]:
+            ticks.append(float(value))
+    labels = [format_eps(value) if norm == "Linf" else f"{value:g}" for value in ticks]
+    unit = " (1/255)" if any("/255" in label for label in labels) else ""
+    ax.set_xticks(ticks, [label.removesuffix("/255") for label in labels])
+    ax.set_xlabel(f"radius ε in {NORM_SYMBOLS.get(norm, norm)}{unit}")
+
+
+# ---- parts of figures ----------------------------------------------------------------------------
+
+
+def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
+    """`count` axes, one to a column or two to a page, above a legend of as many columns as fit."""
     width, columns = (COLUMN_WIDTH, 1) if count == 1 else (PAGE_WIDTH, 2)
-    rows, fit = (
-        -(-count // columns),
-        max(1, int(width / max(0.45 + 0.062 * len(str(line.get_label())) for line in legend))),
-    )
+    rows = -(-count // columns)
+    longest = max(len(str(line.get_label())) for line in legend)
+    fit = max(1, int(width / (0.45 + LETTER_WIDTH * longest)))
+    legend_rows = -(-len(legend) // fit)
     figure, axes = plt.subplots(
         rows,
         columns,
         squeeze=False,
         layout="constrained",
-        figsize=(width, 2.3 * rows + 0.15 * -(-len(legend) // fit)),
+        figsize=(width, 2.3 * rows + 0.15 * legend_rows),
     )
     figure.legend(handles=legend, loc="outside lower center", ncols=min(fit, len(legend)))
     for ax in axes.flat[count:]:
@@ -96,26 +127,20 @@ def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list]:
     return figure, list(axes.flat[:count])
 
 
-def legend_handles(styles: dict[str, dict]) -> list[Line2D]:
-    """A line per model, or per family where there are too many models to name."""
-    if len(styles) <= MAX_NAMED:
-        return [Line2D([], [], label=model, **style) for model, style in styles.items()]
-    return [
-        Line2D([], [], label=name, color=FAMILIES[name][0])
-        for name in FAMILIES
-        if name in map(family, styles)
-    ]
+def put_heading(figure: Figure, text: str) -> None:
+    """A heading across the top of a figure: what was measured, and with which budget."""
+    wrapped = textwrap.fill(text, int(figure.get_figwidth() / LETTER_WIDTH))
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=7)
 
 
-def radius_axis(ax, eps, norm: str) -> None:
-    """Ticks at the radii that were evaluated, the larger one where two would touch; Linf in 255ths."""
-    ticks: list[float] = []
-    for value in sorted(eps, reverse=True):
-        if not ticks or ticks[-1] - value > 0.1 * max(eps):
-            ticks.append(float(value))
-    shown = [format_eps(value) if norm == "Linf" else f"{value:g}" for value in ticks]
-    ax.set_xticks(ticks, [text.removesuffix("/255") for text in shown])
-    ax.set_xlabel(
-        f"radius ε in {NORM_SYMBOLS.get(norm, norm)}"
-        + (" (1/255)" if any("/255" in text for text in shown) else "")
-    )
+def draw_heat_map(ax: Axes, values: pd.DataFrame, cmap: str, **options) -> Collection:
+    """A coloured cell per value, EMPTY where there is none, rows from the top.
+
+    options   of seaborn.heatmap: vmin, vmax, annot, linewidths, xticklabels, ...
+    Returns the mesh, for a colour bar.
+    """
+    colours = plt.get_cmap(cmap).with_extremes(bad=EMPTY)
+    sns.heatmap(values, ax=ax, cmap=colours, cbar=False, **options)
+    ax.set(xlabel="", ylabel="")
+    ax.tick_params(length=0)
+    return ax.collections[0]

@@ -1,4 +1,4 @@
-"""Figures of trainings: learning curves, from results/training/*/log.csv and run.json alone."""
+"""Figure of trainings: learning curves, from results/training/*/log.csv and run.json alone."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import Results
 from alignment_security.common.files import UserError
 from alignment_security.plots.style import Drawing, legend_handles, model_styles, panels
 
+NEEDED_KEYS = {"name", "status", "settings", "sessions"}  # of run.json
+NEEDED_COLUMNS = {"epoch", "loss", "accuracy"}  # of log.csv
 OBJECTIVE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps")
+Training = tuple[dict, pd.DataFrame]  # run file, learning curve
 
 
-def read_training(folder: Path) -> tuple[dict, pd.DataFrame] | None:
-    """Run file and learning curve of a training; None where no row is logged yet. Raises UserError."""
+def read_training(folder: Path) -> Training | None:
+    """Run file and learning curve of a training; None if no row is logged yet.
+
+    Raises UserError if either file cannot be read.
+    """
     try:
-        run, rows = (
-            json.loads((folder / "run.json").read_text()),
-            pd.read_csv(folder / "log.csv", float_precision="round_trip"),
-        )
-        if not {"name", "status", "settings", "sessions"} <= run.keys() or not {
-            "epoch",
-            "loss",
-            "accuracy",
-        } <= set(rows):
+        run = json.loads((folder / "run.json").read_text())
+        rows = pd.read_csv(folder / "log.csv", float_precision="round_trip")
+        if not NEEDED_KEYS <= run.keys() or not NEEDED_COLUMNS <= set(rows):
             raise ValueError("keys or columns are missing")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
@@ -36,59 +38,73 @@ def read_training(folder: Path) -> tuple[dict, pd.DataFrame] | None:
 
 
 def describe_training(run: dict, rows: pd.DataFrame) -> str:
-    """A line of a caption: how far it came, and its objective."""
+    """A line of a caption: the objective of a training, and how far it has come."""
     recipe = run["settings"]["run"]
-    facts = [
-        f"{name} {recipe[name]:g}" if isinstance(recipe[name], float) else f"{name} {recipe[name]}"
-        for name in OBJECTIVE
-        if recipe.get(name) is not None and not (name == "form" and recipe.get("lambda_1") is None)
-    ]
-    how_far = f"epoch {rows['epoch'].iloc[-1]:g} of {recipe['epochs']}"
-    return f"{run['name']}: {', '.join(facts)}; {run['status']}, {how_far}, begun {run['sessions'][0]['started'][:10]}."
+    facts = []
+    for name in OBJECTIVE:
+        value = recipe.get(name)
+        is_form_of_none = name == "form" and recipe.get("lambda_1") is None
+        if value is not None and not is_form_of_none:
+            facts.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    begun = run["sessions"][0]["started"][:10]
+    return (
+        f"{run['name']}: {', '.join(facts)}; {run['status']}, epoch {rows['epoch'].iloc[-1]:g} of "
+        f"{recipe['epochs']}, begun {begun}."
+    )
 
 
 def learning_curves(results: Results) -> Iterator[Drawing]:
-    """Loss, and accuracy on what was trained on (line) and on the validation set (dotted, where there is one), against epochs."""
-    found = [
-        read_training(path.parent)
-        for path in sorted((results.folder / "training").glob("*/run.json"))
-    ]
+    """Loss and accuracy against epochs, a line per training.
+
+    Dotted: accuracy on the validation set, if there is one.
+    """
+    paths = sorted((results.folder / "training").glob("*/run.json"))
+    found = [read_training(path.parent) for path in paths]
     trainings = [training for training in found if training]
     if not trainings:
         return
-    styles = model_styles({run["name"] for run, _ in trainings})
-    styles = {name: style | {"marker": "", "linewidth": 1} for name, style in styles.items()}
-    figure, (loss, accuracy) = panels(2, legend_handles(styles))
-    for run, rows in trainings:
-        loss.plot(rows["epoch"], rows["loss"], **styles[run["name"]])
-        accuracy.plot(rows["epoch"], 100 * rows["accuracy"], **styles[run["name"]])
-        if rows["val_accuracy"].notna().any():
-            known = rows.dropna(subset="val_accuracy")
-            accuracy.plot(
-                known["epoch"],
-                100 * known["val_accuracy"],
-                **styles[run["name"]] | {"linestyle": ":", "marker": "."},
-            )
-    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
-    accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
-    table = pd.concat(
-        [rows.assign(name=run["name"], status=run["status"]) for run, rows in trainings],
-        ignore_index=True,
-    )
+    rows = [rows.assign(name=run["name"], status=run["status"]) for run, rows in trainings]
+    table = pd.concat(rows, ignore_index=True)
+    first = ["name", "status"]
+    table = table[[*first, *(column for column in table if column not in first)]]
     caption = "\n".join(
         [
-            "Learning curves. The losses of different objectives are different quantities; accuracy is that on the "
-            "images trained on, as augmented and attacked (dotted: on the validation set, neither).",
+            "Learning curves. The losses of different objectives are different quantities; "
+            "accuracy is that on the images trained on, as augmented and attacked (dotted: on the "
+            "validation set, neither).",
             *(describe_training(run, rows) for run, rows in trainings),
         ]
     )
-    yield (
-        "learning_curves",
-        figure,
-        table[["name", "status", *(c for c in table if c not in ("name", "status"))]],
-        caption,
-    )
+    yield "learning_curves", draw_trainings(trainings), table, caption
 
 
-TRAIN = "`python training.py --model_name tf_efficientnet_lite0 --init pretrained --batch_size 10 --epochs 2 --results_dir {}`"
+def draw_trainings(trainings: list[Training]) -> Figure:
+    """Two panels, loss and accuracy."""
+    styles = {
+        name: style | {"marker": "", "linewidth": 1}
+        for name, style in model_styles({run["name"] for run, _ in trainings}).items()
+    }
+    figure, (loss, accuracy) = panels(2, legend_handles(styles))
+    for run, rows in trainings:
+        style = styles[run["name"]]
+        loss.plot(rows["epoch"], rows["loss"], **style)
+        draw_accuracies(accuracy, rows, style)
+    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
+    return figure
+
+
+def draw_accuracies(ax: Axes, rows: pd.DataFrame, style: dict) -> None:
+    """Accuracy on the training images, and dotted on the validation set."""
+    ax.plot(rows["epoch"], 100 * rows["accuracy"], **style)
+    known = rows.dropna(subset="val_accuracy")
+    if len(known):
+        dotted = style | {"linestyle": ":", "marker": "."}
+        ax.plot(known["epoch"], 100 * known["val_accuracy"], **dotted)
+
+
+TRAIN = (
+    "`python training.py --model_name tf_efficientnet_lite0 --init pretrained --batch_size 10 "
+    "--epochs 2 --results_dir {}`"
+)
 FIGURES = {"learning_curves": (learning_curves, TRAIN + " makes one")}

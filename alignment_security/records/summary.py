@@ -131,7 +131,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
     if "robust" in rows:
         row |= {"robust": int(rows["robust"].sum()), "robust_acc": rows["robust"].mean()}
     if "success" in rows:
-        row |= _norm_summary(correct)
+        row |= norm_summary(correct)
     for column in ("forwards", "backwards"):
         if column in rows:
             row[f"{column}_per_image"] = rows[column].sum() / len(rows)
@@ -160,7 +160,7 @@ def _clean_accuracies(rows: pd.DataFrame) -> dict:
     return accuracies
 
 
-def _norm_summary(correct: pd.DataFrame) -> dict:
+def norm_summary(correct: pd.DataFrame) -> dict:
     """Perturbation Tolerance: mean minimal norm, its SEM, and the number of images behind it.
 
     correct   rows of correctly classified images; norms are averaged over those that were fooled

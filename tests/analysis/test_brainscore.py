@@ -45,7 +45,8 @@ from alignment_security.models.lists import read_model_list
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# net_a is scored, failed and not run; net_b is there twice; "net c" has a space before it; net_d is not registered
+# net_a is scored, failed and not run; net_b is there twice; "net c" has a space before it; net_d is
+# not registered
 SHAPE_1 = """\
 model_name,layers,average_vision,lab.Two2020.V1-pls,ImageNet-top1
 net_a,"{""IT"": ""l4""}",.5,X,
@@ -82,7 +83,10 @@ SHAPE_2 = with_id_and_rank(SHAPE_1)
 
 
 def plugin(root, name, init, **files):
-    """Write models/<name>/__init__.py and its other files (model="..." is model.py) below root/brainscore_vision."""
+    """Write models/<name>/__init__.py and its other files below root/brainscore_vision.
+
+    model="..." is model.py.
+    """
     folder = root / "brainscore_vision" / "models" / name
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(textwrap.dedent(init), encoding="utf-8")
@@ -140,7 +144,7 @@ def sidecar(results):
     )
 
 
-# ---- registry --------------------------------------------------------------------------------------------------
+# ---- registry ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -151,15 +155,18 @@ def sidecar(results):
             ["a", "b/1:x"],
         ),
         (
-            "NAME = 'a'\nmodel_registry[NAME] = 1\nmodel_registry[f'{NAME}-v{2}'] = 1\nmodel_registry[NAME + '_x'] = 1",
+            "NAME = 'a'\nmodel_registry[NAME] = 1\nmodel_registry[f'{NAME}-v{2}'] = 1\n"
+            "model_registry[NAME + '_x'] = 1",
             ["a", "a-v2", "a_x"],
         ),
         (
-            "for n in ['a', 'b']:\n    for i in range(1, 3):\n        key = f'{n}_{i}'\n        model_registry[key] = 1",
+            "for n in ['a', 'b']:\n    for i in range(1, 3):\n        key = f'{n}_{i}'\n"
+            "        model_registry[key] = 1",
             ["a_1", "a_2", "b_1", "b_2"],
         ),
         (
-            "NETS = {'a': lambda: 1, 'b': print}\nfor n, make in NETS.items():\n    model_registry[n] = make",
+            "NETS = {'a': lambda: 1, 'b': print}\nfor n, make in NETS.items():\n"
+            "    model_registry[n] = make",
             ["a", "b"],
         ),
         (
@@ -169,7 +176,8 @@ def sidecar(results):
         ("for n in ():\n    model_registry[n] = 1\nmodel_registry['x'] = 1", ["x"]),
         ("import brainscore_vision\nbrainscore_vision.model_registry['a'] = 1", ["a"]),
         (
-            "try:\n    import there\nexcept ImportError:\n    pass\nelse:\n    model_registry['a'] = 1",
+            "try:\n    import there\nexcept ImportError:\n    pass\nelse:\n"
+            "    model_registry['a'] = 1",
             ["a"],
         ),
         ("NAMES = ['a', 'b']\nmodel_registry[NAMES[1]] = 1", ["b"]),
@@ -258,11 +266,13 @@ def test_repeated_and_missing_keys_are_reported(tmp_path):
     "model, expected",
     [
         (
-            "import timm\ndef get_model(name):\n    return timm.create_model('resnet50.a1_in1k', pretrained=True).eval()",
+            "import timm\ndef get_model(name):\n"
+            "    return timm.create_model('resnet50.a1_in1k', pretrained=True).eval()",
             "resnet50.a1_in1k",
         ),
         (
-            "from timm.models import create_model\nNAME = 'x.y'\nNET = create_model(NAME, pretrained=True)",
+            "from timm.models import create_model\nNAME = 'x.y'\n"
+            "NET = create_model(NAME, pretrained=True)",
             "x.y",
         ),
         ("import timm\ntimm.create_model('resnet50', pretrained=False)", ""),  # not timm's weights
@@ -277,11 +287,13 @@ def test_repeated_and_missing_keys_are_reported(tmp_path):
         ),
         ("import timm\nm = timm.create_model('resnet50', pretrained=True).half()", ""),
         (
-            "import timm\ntimm.create_model('a', pretrained=True)\ntimm.create_model('b', pretrained=True)",
+            "import timm\ntimm.create_model('a', pretrained=True)\n"
+            "timm.create_model('b', pretrained=True)",
             "",
         ),
         (
-            "import timm\ndef get_model(name):\n    return timm.create_model(name, pretrained=True)",
+            "import timm\ndef get_model(name):\n"
+            "    return timm.create_model(name, pretrained=True)",
             "",
         ),
         ("import timm\nclass Net:\n    m = timm.create_model('resnet50', pretrained=True)", ""),
@@ -334,7 +346,7 @@ def test_two_versions_or_none_are_no_version(package):
     assert package_version(package / "brainscore_vision") is None
 
 
-# ---- setup_scores ----------------------------------------------------------------------------------------------
+# ---- setup_scores --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -515,7 +527,7 @@ def test_benchmarks_and_leaves():
     assert len(AGGREGATES) == 24
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -665,7 +677,7 @@ def test_any_name_survives_and_joins_but_for_the_space_around_it(tmp_path_factor
     )
 
 
-# ---- comparing and joining -------------------------------------------------------------------------------------
+# ---- comparing and joining -----------------------------------------------------------------------
 
 
 def statuses(table):
@@ -708,7 +720,8 @@ def test_compare_tells_what_moved_and_by_how_much(scores_file, capsys):
 def test_compare_across_shapes_forgives_rounding_and_lab_prefixes(scores_file):
     a = scores_file("model_name,lab.X2020.V1-pls,IT,V4,V2\nm,.467,.464,1.1,.111\n", "a.csv")
     b = scores_file(
-        "# Generated on 2025-09-02\nRank,Model,Model ID,X2020.V1-pls,IT,V4,V2\n1,m,7,0.47,0.48,1.12,0.11\n",
+        "# Generated on 2025-09-02\nRank,Model,Model ID,X2020.V1-pls,IT,V4,V2\n"
+        "1,m,7,0.47,0.48,1.12,0.11\n",
         "b.csv",
     )
     table = compare_scores(a, b)
@@ -828,7 +841,7 @@ def test_timms_weights_do_not_join_a_net_of_that_name_that_is_not_timms(model, w
         )
 
 
-# ---- the join command ------------------------------------------------------------------------------------------
+# ---- the join command ----------------------------------------------------------------------------
 
 
 def join(folder) -> int:

@@ -1,4 +1,4 @@
-"""Numbers of Feng et al. (2025) and ours as one table per source: names, accuracies, groups, and what is refused."""
+"""norm_tables: numbers of Feng et al. (2025) and ours, a table per source; errors in its files."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,8 @@ import pytest
 from conftest import DATA
 from norm_tables import MODELS, write_published, write_summary
 
-from alignment_security.analysis.feng2025 import MULTILABEL, norm_tables
+from alignment_security.analysis.feng2025 import norm_tables
+from alignment_security.analysis.norm_table import MULTILABEL
 from alignment_security.analysis.results import load_results
 from alignment_security.common.files import UserError
 from alignment_security.records.summary import SUMMARY_NAME
@@ -153,6 +154,6 @@ def test_published_numbers_that_are_not_there_or_lack_a_column(tmp_path):
     path = write_published(tmp_path / "published") / "feng2025" / "adversarial_alignment_x.csv"
     pd.read_csv(path).drop(columns="aa_sem").to_csv(path, index=False)
     with pytest.raises(
-        UserError, match=r"adversarial_alignment_x\.csv: no column aa_sem; bring it again"
+        UserError, match=r"adversarial_alignment_x\.csv: no column aa_sem; download it again"
     ):
         of(tmp_path, tmp_path / "published")

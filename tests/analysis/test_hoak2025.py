@@ -1,4 +1,7 @@
-"""Reading and joining accuracies with scores; correlations that were planted come back, and those of one family do not."""
+"""Accuracies joined with scores, and their correlations.
+
+Planted correlations are found; those of a single family do not survive.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,8 @@ from leaderboards import (
 )
 from scipy import stats
 
-from alignment_security.analysis.hoak2025 import (
-    CLEAN_OUTCOME,
-    HOAK2025_TABLE,
-    Study,
-    benchmark_groups,
-    studies,
-)
+from alignment_security.analysis.hoak2025 import Study, benchmark_groups, studies
+from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME, HOAK2025_TABLE
 from alignment_security.analysis.hoak2025_statistics import correlation_table
 from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.files import UserError
@@ -47,10 +45,10 @@ def write_summary(results, *tables) -> None:
     pd.concat(tables).to_csv(results / "evaluation_results.csv", index=False)
 
 
-# ---- what comes back -------------------------------------------------------------------------------------------
+# ---- what comes back -----------------------------------------------------------------------------
 
 
-def test_planted_correlations_come_back(planted_rows):
+def test_correlation_table_finds_planted_correlations(planted_rows):
     table = planted_rows[1]
     robust = table[(table["accuracy"] == RADII[-1]) & (table["leaf"] == 1)].set_index("benchmark")
     assert robust["rho"].idxmax() == PLUS and robust["rho"].idxmin() == MINUS
@@ -64,8 +62,11 @@ def test_planted_correlations_come_back(planted_rows):
     ].any()
 
 
-def test_the_size_of_a_planted_correlation_lies_in_its_intervals(tmp_path):
-    """Normal score and accuracy with correlation 0.6: Spearman's is 6/pi asin(0.3) = 0.582 (Kruskal 1958)."""
+def test_intervals_contain_the_size_of_a_planted_correlation(tmp_path):
+    """Normal score and accuracy with correlation 0.6.
+
+    Spearman's is 6/pi asin(0.3) = 0.582 (Kruskal 1958).
+    """
     scores = random_scores(400)
     noise = np.random.default_rng(5).normal(size=400)
     write_scores(tmp_path, scores)
@@ -83,8 +84,11 @@ def test_the_size_of_a_planted_correlation_lies_in_its_intervals(tmp_path):
     )
 
 
-def test_what_only_a_family_shows_does_not_survive(tmp_path):
-    """A quarter of the models are VGGs, high on a benchmark and robust; nothing else is related: gone without VGG."""
+def test_a_correlation_of_one_family_does_not_survive(tmp_path):
+    """A quarter of the models are VGGs, high on a benchmark and robust; nothing else is related.
+
+    The correlation vanishes without VGG.
+    """
     scores = random_scores().rename(
         index=lambda name: name.replace("alexnet", "vgg").replace("bagnet", "vgg")
     )
@@ -102,7 +106,7 @@ def test_what_only_a_family_shows_does_not_survive(tmp_path):
     assert row["left_family"] == "vgg" and row["survives"] == 0
 
 
-def test_every_cell_is_scipys_over_the_models_that_have_both(planted_rows):
+def test_correlation_table_equals_scipy_over_the_models_that_have_both(planted_rows):
     scores, (rows, table) = random_scores(), planted_rows
     assert len(table) == scores.shape[1] * 4
     for cell in table.to_dict("records"):
@@ -135,7 +139,10 @@ def test_q_is_over_the_whole_grid(planted_rows):
 
 
 def test_partial_correlation_takes_clean_accuracy_out(tmp_path):
-    """Robust accuracy that is clean accuracy and noise: correlated with ImageNet-top1, and not given clean accuracy."""
+    """Robust accuracy that is clean accuracy and noise.
+
+    It correlates with ImageNet-top1, but not given clean accuracy.
+    """
     scores = random_scores(200)
     clean, _ = planted(scores)
     write_scores(tmp_path, scores)
@@ -157,10 +164,10 @@ def test_models_without_some_accuracy_are_left_out_of_that_cell_alone(tmp_path):
     assert n[PLUS].to_dict() == {CLEAN_OUTCOME: 120, RADII[0]: 120, RADII[1]: 108, RADII[2]: 120}
 
 
-# ---- tables that are read --------------------------------------------------------------------------------------
+# ---- tables that are read ------------------------------------------------------------------------
 
 
-def test_facts_and_heading(tmp_path):
+def test_study_facts_and_heading(tmp_path):
     rows = write_study(tmp_path)
     scores = random_scores().drop(index=["vit_001", "vgg_003"]).assign(Empty2020=np.nan)
     write_scores(tmp_path, scores)
@@ -179,7 +186,7 @@ def test_facts_and_heading(tmp_path):
     assert list(study.accuracy) == [CLEAN_OUTCOME, *RADII] and len(rows) == 3 * 120
 
 
-def test_groups_follow_the_order_of_the_leaderboard():
+def test_benchmark_groups_follow_the_order_of_the_leaderboard():
     found = benchmark_groups(
         ["average_vision", "neural_vision", "V1", "a", "behavior_vision", "b", "engineering_vision"]
     )
@@ -206,7 +213,7 @@ def test_groups_follow_the_order_of_the_leaderboard():
         ("list_sha256", "abc"),
     ],
 )
-def test_what_was_measured_differently_is_never_pooled(tmp_path, column, value):
+def test_studies_never_pool_what_was_measured_differently(tmp_path, column, value):
     rows = write_study(tmp_path)
     half = rows["model"] < "m"
     write_summary(
@@ -223,7 +230,7 @@ def test_what_was_measured_differently_is_never_pooled(tmp_path, column, value):
     assert not set(found[0].scores.index) & set(found[1].scores.index)
 
 
-def test_unfinished_rows_and_other_threats_are_left_out(tmp_path):
+def test_studies_leave_out_unfinished_rows_and_other_threats(tmp_path):
     rows = write_study(tmp_path)
     unfinished = rows["model"] == "vit_001"
     norms = rows[:5].assign(threat="L2-crossing", eps=np.nan, robust_acc=np.nan)
@@ -239,14 +246,14 @@ def test_a_radius_in_l2_may_be_larger_than_one(tmp_path):
     assert study.radii == pytest.approx([0.5, 1, 2]) and "L2-autoattack" in study.heading
 
 
-def test_only_the_models_asked_for(tmp_path):
+def test_studies_of_only_the_models_asked_for(tmp_path):
     write_study(tmp_path)
     (study,) = load(tmp_path, [f"{KINDS[i % 10]}_{i:03d}" for i in range(30)])
     assert len(study.scores) == 30
 
 
 def legacy(rows: pd.DataFrame) -> pd.DataFrame:
-    """The columns of the first paper's table, in the order in which its script writes them."""
+    """The columns of Hoak 2025's table, in the order in which its script writes them."""
     return pd.DataFrame(
         {
             "Top-1 Accuracy": rows["robust_acc"],
@@ -260,7 +267,7 @@ def legacy(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def test_the_first_papers_table_is_read_as_it_is(tmp_path):
+def test_read_hoak2025_table_reads_it_as_it_is(tmp_path):
     rows = write_study(tmp_path)
     (tmp_path / "evaluation_results.csv").rename(tmp_path / "kept")
     table = legacy(rows)
@@ -275,7 +282,7 @@ def test_the_first_papers_table_is_read_as_it_is(tmp_path):
     assert "n = not recorded" in study.heading and "torchattacks" in study.heading
 
 
-def test_its_eps_inside_column_names(tmp_path):
+def test_read_hoak2025_table_reads_eps_from_column_names(tmp_path):
     rows = write_study(tmp_path)
     wide = rows.assign(eps=rows["eps"].round(5)).pivot(
         index="model", columns="eps", values="robust_acc"
@@ -298,13 +305,13 @@ def test_its_eps_inside_column_names(tmp_path):
         ("net,Top-1 Accuracy Linf 0.001", "Model Name or model_registry_name"),
     ],
 )
-def test_other_tables_under_its_name_are_refused(tmp_path, header, lacking):
+def test_read_hoak2025_table_refuses_other_tables(tmp_path, header, lacking):
     (tmp_path / HOAK2025_TABLE).write_text(f"{header}\n")
     with pytest.raises(UserError, match=f"no column {lacking}"):
         load(tmp_path)
 
 
-def test_it_is_not_pooled_with_our_own(tmp_path):
+def test_studies_do_not_pool_hoak2025s_table_with_ours(tmp_path):
     rows = write_study(tmp_path)
     legacy(rows).to_csv(tmp_path / HOAK2025_TABLE, index=False)
     assert [study.name for study in load(tmp_path)] == [
@@ -313,14 +320,14 @@ def test_it_is_not_pooled_with_our_own(tmp_path):
     ]
 
 
-# ---- bad input -------------------------------------------------------------------------------------------------
+# ---- bad input -----------------------------------------------------------------------------------
 
 
-def test_no_accuracies_is_no_study(tmp_path):
+def test_studies_without_accuracies_are_none(tmp_path):
     assert load(tmp_path) == []
 
 
-def test_no_scores_says_so(tmp_path):
+def test_studies_without_scores_say_so(tmp_path):
     write_summary(tmp_path, write_study(tmp_path))
     for path in (tmp_path / "benchmark_scores").iterdir():
         path.unlink()
@@ -328,7 +335,7 @@ def test_no_scores_says_so(tmp_path):
         load(tmp_path)
 
 
-def test_one_model_is_not_enough(tmp_path):
+def test_studies_of_one_model_say_that_it_is_not_enough(tmp_path):
     write_summary(tmp_path, write_study(tmp_path).query("model == 'vit_001'"))
     with pytest.raises(NothingToDraw, match=r"too few models have both .*: 1 model\(s\)"):
         load(tmp_path)
@@ -388,13 +395,13 @@ def test_few_families_have_no_interval_over_families(tmp_path):
         ),
     ],
 )
-def test_tables_that_are_wrong_are_refused(tmp_path, change, message):
+def test_read_accuracies_refuses_wrong_tables(tmp_path, change, message):
     write_summary(tmp_path, change(write_study(tmp_path)))
     with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 
-def test_an_empty_file_is_refused(tmp_path):
+def test_read_accuracies_refuses_an_empty_file(tmp_path):
     write_study(tmp_path)
     (tmp_path / "evaluation_results.csv").write_text("")
     with pytest.raises(UserError, match="evaluation_results.csv: not a table"):

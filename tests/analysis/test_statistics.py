@@ -11,7 +11,6 @@ from sklearn.linear_model import LinearRegression
 
 from alignment_security.analysis.statistics import (
     benjamini_hochberg,
-    bootstrap_interval,
     correlation_p,
     cross_validated_r2,
     cross_validation_folds,
@@ -42,11 +41,14 @@ def tied(rng) -> np.ndarray:
     ).astype(float)
 
 
-# ---- tests and intervals ---------------------------------------------------------------------------------------
+# ---- tests and intervals -------------------------------------------------------------------------
 
 
 def test_welch_by_hand():
-    """a: mean 2, variance 1, n 3; b: mean 5, variance 4, n 4: t = -3 / sqrt(4/3), df = (4/3)^2 / (1/18 + 1/3) = 32/7."""
+    """a: mean 2, variance 1, n 3; b: mean 5, variance 4, n 4.
+
+    t = -3 / sqrt(4/3), df = (4/3)^2 / (1/18 + 1/3) = 32/7.
+    """
     b = 5 + np.array([-np.sqrt(6), 0, 0, np.sqrt(6)])
     t, df, p = welch_test(np.array([1, 2, 3, np.nan]), b)
     assert (t, df) == pytest.approx((-3 / np.sqrt(4 / 3), 32 / 7))
@@ -70,36 +72,17 @@ def test_welch_gives_the_published_comparison():
         )
 
 
-def test_interval_of_a_mean_is_about_students(rng):
-    values = rng.normal(3, 2, 400)
-    low, high = bootstrap_interval(values)
-    exact = stats.t.interval(0.95, 399, values.mean(), stats.sem(values))
-    assert (low, high) == pytest.approx(exact, abs=0.02)
-
-
-def test_interval_of_a_correlation_leaves_nan_out_in_pairs(rng):
-    x = rng.normal(size=60)
-    y = x + rng.normal(size=60)
-    holed = np.append(x, np.nan), np.append(y, 5)
-    options = {"statistic": spearman, "resamples": 300}
-    low, high = bootstrap_interval(x, y, **options)
-    assert low < spearman(x, y) < high
-    assert bootstrap_interval(*holed, **options) == (low, high)
-
-
-@pytest.mark.parametrize("sample", [[], [1.0], [2, 2, 2], [np.nan, 1.0]])
-def test_interval_of_too_little_is_undefined(sample):
-    assert np.isnan(bootstrap_interval(np.array(sample))).all()
-
-
 def test_benjamini_hochberg_by_hand():
-    """p sorted times m / rank, then the running minimum from the right: of 4 tests 0.04, 0.04, 0.04 and 0.5."""
+    """p sorted times m / rank, then the running minimum from the right.
+
+    Of these 4 tests: 0.04, 0.04, 0.04 and 0.5.
+    """
     p = np.array([[0.03, np.nan, 0.5], [0.01, 0.02, np.nan]])
     np.testing.assert_allclose(benjamini_hochberg(p), [[0.04, np.nan, 0.5], [0.04, 0.04, np.nan]])
     assert np.isnan(benjamini_hochberg(np.full(3, np.nan))).all()
 
 
-# ---- rank correlations -----------------------------------------------------------------------------------------
+# ---- rank correlations ---------------------------------------------------------------------------
 
 
 def test_rank_correlations_are_scipys(tied):
@@ -116,15 +99,15 @@ def test_a_weighted_resample_is_the_resample_written_out(tied):
         np.testing.assert_allclose(found, stats.spearmanr(written_out).statistic, atol=1e-12)
 
 
-def test_interval_agrees_with_scipys_bootstrap(rng):
+def test_percentile_interval_agrees_with_scipys_bootstrap(rng):
     x = rng.normal(size=80)
     columns = np.column_stack([x, x + rng.normal(size=80)])
     counts = resample_counts(80, 4000)
     mine = percentile_interval(rank_correlations(columns, counts)[:, 0, 1])
-    scipys = bootstrap_interval(
-        *columns.T, statistic=spearman, resamples=4000, method="percentile", seed=1
+    scipys = stats.bootstrap(
+        columns.T, spearman, paired=True, n_resamples=4000, method="percentile", rng=1
     )
-    assert mine == pytest.approx(scipys, abs=0.02)
+    assert mine == pytest.approx(tuple(scipys.confidence_interval), abs=0.02)
 
 
 def test_a_constant_column_has_no_correlation():
@@ -132,7 +115,7 @@ def test_a_constant_column_has_no_correlation():
     assert np.isnan(found[0]).all() and found[1, 1] == pytest.approx(1)
 
 
-def test_p_is_scipys(rng):
+def test_correlation_p_is_scipys(rng):
     x, y = rng.normal(size=(2, 25))
     rho, p = stats.spearmanr(x, y)
     assert correlation_p(rho, 25) == pytest.approx(p)
@@ -141,7 +124,7 @@ def test_p_is_scipys(rng):
 
 
 def test_partial_correlation_is_that_of_the_residuals(rng):
-    """Another road to the same number: regress the ranks of x and y on those of z and correlate what is left."""
+    """The same number another way: the correlation of x and y's ranks after regression on z's."""
     z = rng.normal(size=50)
     ranks = np.apply_along_axis(
         stats.rankdata, 0, np.column_stack([z + rng.normal(size=50), z + rng.normal(size=50), z])
@@ -155,10 +138,10 @@ def test_partial_correlation_is_that_of_the_residuals(rng):
     assert np.isnan(partial_correlation(np.array(0.9), np.array(1.0), np.array(0.9)))
 
 
-# ---- families --------------------------------------------------------------------------------------------------
+# ---- families ------------------------------------------------------------------------------------
 
 
-def test_families_are_drawn_whole():
+def test_family_counts_draw_families_whole():
     families = np.array(["vgg", "resnet", "vgg", "vit", "resnet"])
     counts = family_counts(families, 200)
     assert (counts[:, 0] == counts[:, 2]).all() and (counts[:, 1] == counts[:, 4]).all()
@@ -166,7 +149,10 @@ def test_families_are_drawn_whole():
 
 
 def test_copies_of_a_model_are_one_model(rng):
-    """Thirty copies of each of eight models: an interval over models is far too narrow, one over families is not."""
+    """Thirty copies of each of eight models.
+
+    An interval over models is far too narrow, one over families is not.
+    """
     x = rng.normal(size=8)
     columns = np.repeat(np.column_stack([x, 0.5 * x + rng.normal(size=8)]), 30, axis=0)
     families = np.repeat(np.arange(8), 30)
@@ -181,7 +167,7 @@ def test_copies_of_a_model_are_one_model(rng):
     assert width(resample_counts(240)) < 0.4 * (high - low)
 
 
-def test_leaving_a_family_out(tied):
+def test_without_each_leaves_one_family_out(tied):
     families = np.repeat(["a", "b", "c"], 10)
     names, weights = without_each(families)
     assert names.tolist() == ["a", "b", "c"]
@@ -189,16 +175,16 @@ def test_leaving_a_family_out(tied):
     np.testing.assert_allclose(rank_correlations(tied, weights)[1], expected, atol=1e-12)
 
 
-def test_percentiles():
+def test_percentile_interval_needs_most_resamples():
     assert percentile_interval(np.arange(101.0), 0.9) == pytest.approx((5, 95))
     assert np.isnan(percentile_interval(np.append(np.full(20, np.nan), np.arange(100.0)))).all()
     assert np.isnan(percentile_interval(np.array([]))).all()
 
 
-# ---- regression ------------------------------------------------------------------------------------------------
+# ---- regression ----------------------------------------------------------------------------------
 
 
-def test_regression_is_scipys(rng):
+def test_linear_regression_is_scipys(rng):
     x = rng.normal(size=40)
     y = 2 * x + rng.normal(size=40)
     line, fit = stats.linregress(x, y), linear_regression(x, y)
@@ -208,7 +194,10 @@ def test_regression_is_scipys(rng):
 
 
 def test_copies_do_not_make_a_slope_significant():
-    """Five models copied eight times: 40 to least squares, five to the covariance summed over families."""
+    """Five models copied eight times.
+
+    Least squares counts 40, the covariance summed over families five.
+    """
     x, y = np.array([0.1, 0.4, 0.5, 0.7, 0.9]), np.array([0.3, 0.1, 0.5, 0.2, 0.6])
     fit = linear_regression(np.repeat(x, 8), np.repeat(y, 8), np.repeat(np.arange(5), 8))
     assert fit["p"] < 0.01 < 0.1 < fit["p_family"]
@@ -222,12 +211,12 @@ def test_copies_do_not_make_a_slope_significant():
 
 
 @pytest.mark.parametrize("x, y", [([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([], [])])
-def test_regression_of_too_little_is_undefined(x, y):
+def test_linear_regression_of_too_little_is_undefined(x, y):
     fit = linear_regression(np.array(x, float), np.array(y, float))
     assert fit["n"] == len(x) and np.isnan(fit["r2"])
 
 
-def test_cross_validation_by_brute_force():
+def test_cross_validated_r2_by_brute_force():
     """Leave one out of five, against the mean of the other four, written out."""
     x, y = np.array([0, 1, 2, 3, 4.0]), np.array([0, 1.5, 1, 3, 5.0])
     errors, spread = 0.0, 0.0
@@ -251,7 +240,7 @@ def test_noise_explains_nothing_unseen(rng):
     ).all()
 
 
-def test_folds_of_families_keep_them_whole():
+def test_cross_validation_folds_keep_families_whole():
     families = np.array(list("aabbbccdda"))
     for train, test in cross_validation_folds(families, whole_families=True):
         assert not set(families[train]) & set(families[test])

@@ -1,4 +1,7 @@
-"""Figures from minimal norms, and those that join both studies: curves, ranks and joins that can be counted by hand."""
+"""Figures of minimal norms, and those that join Hoak 2025 and Feng 2025.
+
+Their curves, ranks and joins can be counted by hand.
+"""
 
 import json
 import shutil
@@ -11,15 +14,13 @@ from conftest import DATA
 from norm_tables import make_norms, write_published, write_summary
 
 import plotting
-from alignment_security.analysis.feng2025 import PUBLISHED
+from alignment_security.analysis.both import timm_names
+from alignment_security.analysis.norm_table import PUBLISHED
+from alignment_security.analysis.norms import POINTS
 from alignment_security.analysis.results import load_results
-from alignment_security.plots.both import (
-    brainscore_vs_tolerance,
-    robust_vs_tolerance,
-    slide,
-    timm_names,
-)
-from alignment_security.plots.norms import POINTS, accuracy_vs_norm, rank_change
+from alignment_security.plots.both import brainscore_vs_tolerance, robust_vs_tolerance
+from alignment_security.plots.norms import accuracy_vs_norm, rank_change
+from alignment_security.plots.slide import slide
 from alignment_security.records.summary import merge_records
 
 
@@ -44,7 +45,7 @@ def close_figures():
     plt.close("all")
 
 
-# ---- curves from norms -----------------------------------------------------------------------------------------
+# ---- curves from norms ---------------------------------------------------------------------------
 
 
 def test_a_curve_is_the_share_of_images_whose_norm_exceeds_eps(tmp_path):
@@ -90,7 +91,7 @@ def test_many_norms_become_quantiles(tmp_path):
     )
 
 
-# ---- ranks -----------------------------------------------------------------------------------------------------
+# ---- ranks ---------------------------------------------------------------------------------------
 
 
 def test_ranks_under_two_protocols_and_over_the_images_of_a_model(tmp_path):
@@ -124,7 +125,7 @@ def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
     assert "two models with norms under feng2025" in error and "--protocol feng2025" in error
 
 
-# ---- Brain-Score -----------------------------------------------------------------------------------------------
+# ---- Brain-Score ---------------------------------------------------------------------------------
 
 
 def write_scores(folder, models, **benchmarks):
@@ -143,7 +144,7 @@ def write_scores(folder, models, **benchmarks):
     path.with_suffix(".json").write_text(json.dumps({"date": "2025-05-07"}))
 
 
-def test_benchmarks_of_the_models_that_join_and_no_others(tmp_path):
+def test_brainscore_vs_tolerance_of_the_models_that_join_and_no_others(tmp_path):
     models = [f"m{i}" for i in range(6)]
     write_summary(
         tmp_path,
@@ -185,7 +186,9 @@ def test_benchmarks_of_the_models_that_join_and_no_others(tmp_path):
     assert "Only 6 models have both" in caption
 
 
-def test_the_published_join_holds_the_models_whose_weights_are_the_same(tmp_path, leaderboard):
+def test_brainscore_vs_tolerance_joins_the_published_models_of_the_same_weights(
+    tmp_path, leaderboard
+):
     """17: six deits, densenet-201, focalnet_tiny_lrf_in1k, and nine names of `net:tag`."""
     shutil.copytree(DATA, tmp_path, dirs_exist_ok=True)
     (tmp_path / "brainscore").mkdir()
@@ -217,10 +220,10 @@ def test_too_few_models_with_scores_say_how_many(tmp_path, capsys, scores, says)
     assert says in error and "setup_scores()" in error
 
 
-# ---- robust accuracy, slide ------------------------------------------------------------------------------------
+# ---- robust accuracy, slide ----------------------------------------------------------------------
 
 
-def test_robust_accuracy_stands_against_norms_of_the_same_images_and_the_published_ones(tmp_path):
+def test_robust_vs_tolerance_pairs_the_same_images_and_the_published_norms(tmp_path):
     ball = {
         "threat": "Linf",
         "protocol": "autoattack",

@@ -8,17 +8,17 @@ from conftest import DATA
 from norm_tables import write_published, write_summary
 
 import plotting
-from alignment_security.analysis.feng2025 import PUBLISHED, paired_test
+from alignment_security.analysis.feng2025 import paired_test
 from alignment_security.analysis.feng2025_tables import welch_text
+from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.results import load_results
 from alignment_security.plots.feng2025 import (
     figure_6_7,
     human_alignment,
-    paper_drawings,
     perturbation_tolerance,
-    text_statistics,
     tradeoff,
 )
+from alignment_security.plots.feng2025_tables import paper_drawings, text_statistics
 from alignment_security.plots.style import STYLE
 from alignment_security.records.metrics import pareto_front
 
@@ -36,7 +36,10 @@ def published():
 
 @pytest.fixture
 def made_up(tmp_path):
-    """Eight models of ours whose alignment falls with their tolerance but for one, and a published folder of four."""
+    """Eight models of ours, and a published folder of four.
+
+    Alignment falls with tolerance except for one of ours.
+    """
     norms, alignments = [1, 2, 3, 4, 5, 6, 7, 8], [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.9]
     write_summary(
         tmp_path,
@@ -61,7 +64,7 @@ def statistics_of(results) -> pd.DataFrame:
     return table
 
 
-# ---- the paper's claims ----------------------------------------------------------------------------------------
+# ---- the paper's claims --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -116,8 +119,8 @@ def test_the_table_says_what_does_not_reproduce(published):
     )
     caption = statistics_of(published).attrs["caption"]
     assert (
-        "Does not reproduce from public numbers: ViT vs CNN, harmonized vs baseline (Figures 6 and 7), Big Data vs Other."
-        in caption
+        "Does not reproduce from public numbers: ViT vs CNN, harmonized vs baseline (Figures 6 and "
+        "7), Big Data vs Other." in caption
     )
     measured = table.loc["Spearman with multi-label accuracy, measured accuracies only", "value"]
     np.testing.assert_allclose(measured, [0.818, -0.734], atol=5e-4)
@@ -174,7 +177,7 @@ def test_every_figure_of_the_paper_shows_every_model(published, tmp_path):
     }
 
 
-# ---- made-up numbers -------------------------------------------------------------------------------------------
+# ---- made-up numbers -----------------------------------------------------------------------------
 
 
 def test_a_source_is_a_panel_and_the_rank_correlation_is_that_of_a_hand_count(made_up):
@@ -185,7 +188,8 @@ def test_a_source_is_a_panel_and_the_rank_correlation_is_that_of_a_hand_count(ma
         f"{PUBLISHED}, all models",
         "mine, L2-crossing",
     ]
-    # ranks 1..8 against 7 6 5 4 3 2 1 8: squared differences 36 + 16 + 4 + 0 + 4 + 16 + 36 + 0 = 112, rho = 1 - 6 * 112 / 504
+    # ranks 1..8 against 7 6 5 4 3 2 1 8: squared differences 36 + 16 + 4 + 0 + 4 + 16 + 36 + 0 =
+    # 112, rho = 1 - 6 * 112 / 504
     assert "ρ = -0.33 [" in titles[2] and "n = 8" in titles[2]
     assert table.groupby("panel").size().to_dict() == {1: 7, 2: 8}
     assert table.loc[(table["panel"] == 2) & table["front"], "model"].tolist() == ["m7"]
@@ -211,7 +215,7 @@ def test_a_source_without_human_maps_is_left_out_where_they_are_drawn(tmp_path):
     assert len(list(perturbation_tolerance(results))) == 1
 
 
-def test_table_2_tells_a_row_that_differs_from_one_that_is_rounded(made_up):
+def test_robust_table_tells_a_row_that_differs_from_one_that_is_rounded(made_up):
     drawn = {name: table for name, _, table, _ in paper_drawings(made_up)}
     assert drawn["table_2_robust"]["equal"].tolist() == [
         "yes",
@@ -227,7 +231,7 @@ def test_table_2_tells_a_row_that_differs_from_one_that_is_rounded(made_up):
     )
 
 
-def test_degrees_of_freedom_are_truncated_not_rounded():
+def test_welch_text_truncates_degrees_of_freedom():
     assert welch_text(7.845, 65.99) == "T(65) = 7.84"
 
 

@@ -1,4 +1,4 @@
-"""The first paper's figures from leaderboards with made-up accuracies: what they draw, what they say, and how they read."""
+"""Hoak 2025's figures of leaderboards with made-up accuracies: lines, captions, readability."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from scipy import stats
 from sklearn.metrics import pairwise_distances
 
 import plotting
-from alignment_security.analysis.hoak2025 import (
-    Study,
-    comparable_scores,
-    drawn_radii,
-    score_distances,
-    short_benchmark,
-)
+from alignment_security.analysis.hoak2025_tsne import comparable_scores, score_distances
 from alignment_security.analysis.results import Results, load_results
 from alignment_security.plots import (
-    hoak2025 as figures_hoak2025,
+    hoak2025,
+    hoak2025_heat_maps,
+    hoak2025_survivors,
+    hoak2025_tables,
 )
-from alignment_security.plots import (
-    hoak2025_survivors as figures_survivors,
-)
-from alignment_security.plots.hoak2025 import halves, tsne_plot
+from alignment_security.plots.hoak2025 import short_benchmark, tsne_plot
+from alignment_security.plots.hoak2025_heat_maps import halves
 from alignment_security.plots.hoak2025_survivors import survivors_forest
-from alignment_security.plots.style import COLUMN_WIDTH, PAGE_WIDTH, STYLE
+from alignment_security.plots.style import COLUMN_WIDTH, PAGE_WIDTH, STYLE, drawn_radii
 
-FIGURES = figures_hoak2025.FIGURES | figures_survivors.FIGURES
+FIGURES = (
+    hoak2025_heat_maps.FIGURES
+    | hoak2025.FIGURES
+    | hoak2025_survivors.FIGURES
+    | hoak2025_tables.FIGURES
+)
 PICTURES = [name for name in FIGURES if not name.endswith("_table")]
 
 
@@ -87,7 +87,7 @@ def visible(figure) -> list[Text]:
     ]
 
 
-# ---- every picture ---------------------------------------------------------------------------------------------
+# ---- every picture -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -125,7 +125,7 @@ def overlapping(figure) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_no_two_texts_lie_over_each_other_or_leave_the_page(drawings, name):
+def test_no_two_texts_overlap_or_leave_the_page(drawings, name):
     for _, figure, _, _ in drawings[name]:
         assert overlapping(figure) == []
         for text in visible(figure):
@@ -159,7 +159,7 @@ def test_overlaps_are_found():
     plt.close(figure)
 
 
-# ---- correlations ----------------------------------------------------------------------------------------------
+# ---- correlations --------------------------------------------------------------------------------
 
 
 def cells(figure) -> dict[str, list[float]]:
@@ -221,11 +221,11 @@ def test_the_partial_map_has_no_column_for_clean_accuracy(drawings):
 @pytest.mark.parametrize(
     "groups, cut", [("aaaaaa", 3), ("abbb", 1), ("aaaabbbccccccccc", 7), ("a", 1)]
 )
-def test_rows_are_broken_between_groups(groups, cut):
+def test_halves_break_rows_between_groups(groups, cut):
     assert halves(list(groups)) == cut
 
 
-# ---- alignment -------------------------------------------------------------------------------------------------
+# ---- alignment -----------------------------------------------------------------------------------
 
 
 def test_alignment_figures_and_their_regressions(drawings):
@@ -246,7 +246,7 @@ def test_alignment_figures_and_their_regressions(drawings):
 
 
 def test_tsne_never_fills_scores_in():
-    """Distances by hand: over what both have, scaled up to all four; with nothing missing Euclid's."""
+    """Distances by hand: over the scores of both, scaled up to all four; Euclid's if complete."""
     table = pd.DataFrame(
         [[0, 0, 0, 0], [1, 2, np.nan, np.nan], [3, 0, 0, 4], [np.nan, np.nan, 7, 1.0]]
     )
@@ -288,7 +288,7 @@ def test_tsne_puts_alike_models_together(tmp_path):
     plt.close(figure)
 
 
-# ---- survivors -------------------------------------------------------------------------------------------------
+# ---- survivors -----------------------------------------------------------------------------------
 
 
 def test_the_forest_holds_the_planted_benchmarks_in_order(drawings):
@@ -332,7 +332,7 @@ def test_each_family_is_left_out_in_turn(drawings, results):
 
 
 def test_variance_explained(drawings):
-    """Two planted benchmarks: much explained by all together, nothing by averages that are noise."""
+    """Two planted benchmarks: all together explain much, averages that are noise nothing."""
     ((_, _, table, caption),) = drawings["variance_explained"]
     last = table[table["eps"] == RADII[2]].set_index("predictor")
     assert (
@@ -342,7 +342,7 @@ def test_variance_explained(drawings):
     assert (last["in_sample"] > last["unseen_models"]).all() and set(table["n"]) == {60}
 
 
-# ---- tables ----------------------------------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
 def test_tables(drawings):
@@ -362,7 +362,7 @@ def test_tables(drawings):
     assert table["survives"].tolist() == ["yes", *["no"] * 5, "yes"]
 
 
-# ---- the command -----------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def test_no_results_yet_names_the_commands(tmp_path, capsys):
@@ -395,8 +395,8 @@ def test_accuracies_in_percent_are_one_line(tmp_path, capsys):
     )
 
 
-def test_a_radius_at_which_nothing_stands_takes_no_figure_down(tmp_path):
-    """At 1/255 every accuracy is 0: the figures rank by 0.5/255 and say that there is nothing to fit."""
+def test_a_radius_at_which_no_model_is_robust_spoils_no_figure(tmp_path):
+    """At 1/255 every accuracy is 0: figures rank by 0.5/255 and say that nothing can be fitted."""
     rows = write_study(tmp_path, random_scores(40))
     rows["robust_acc"] = rows["robust_acc"].where(rows["eps"] < RADII[2], 0.0)
     rows.to_csv(tmp_path / "evaluation_results.csv", index=False)
@@ -411,9 +411,8 @@ def test_a_radius_at_which_nothing_stands_takes_no_figure_down(tmp_path):
     assert last[["in_sample", "unseen_models", "unseen_families"]].isna().all(axis=None)
 
 
-def test_many_radii_are_thinned_out_in_pictures():
-    study = Study("", "", "", pd.DataFrame(), pd.DataFrame(columns=["clean", *range(1, 12)]))
-    assert drawn_radii(study) == [1, 3, 5, 7, 9, 11]
+def test_drawn_radii_thin_out_many():
+    assert drawn_radii([*range(1, 12)]) == [1, 3, 5, 7, 9, 11]
 
 
 def test_two_protocols_are_two_files(tmp_path):
@@ -460,7 +459,10 @@ def test_too_few_scores_for_a_map_leave_the_other_figures(tmp_path):
 
 @pytest.mark.slow
 def test_a_paper_in_a_minute(tmp_path, leaderboard):
-    """351 models x 130 benchmarks x 3 eps: every figure, at most 60 s of one processor (two cores have 120)."""
+    """351 models x 130 benchmarks x 3 eps: every figure in at most 60 s of one processor.
+
+    Two cores have 120.
+    """
     write_study(tmp_path, full_scores(leaderboard, 351))
     begun = time.process_time()
     assert draw(tmp_path, tmp_path / "figures", "--plots", *FIGURES) == 0

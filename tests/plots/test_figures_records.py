@@ -1,4 +1,4 @@
-"""Figures from tiny records whose numbers can be counted by hand: the table drawn, the files, captions and errors."""
+"""Figures of tiny records whose numbers can be counted by hand: table, files, captions, errors."""
 
 import subprocess
 import sys
@@ -181,7 +181,7 @@ def test_a_table_is_written_as_latex_csv_and_caption(tmp_path, monkeypatch):
     )
 
 
-def test_a_figure_may_say_what_it_lacks(tmp_path, capsys, monkeypatch):
+def test_nothing_to_draw_names_what_is_missing(tmp_path, capsys, monkeypatch):
     def function(results):
         raise NothingToDraw("2 models, 10 are needed")
 
@@ -351,7 +351,8 @@ def test_figures_need_no_torch(tmp_path):
     make_ball(tmp_path, "resnet18", examples=["b.jpg"])
     code = (
         "import sys, plotting; code = plotting.main(sys.argv[1:]); "
-        "loaded = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not loaded, loaded; sys.exit(code)"
+        "loaded = {'torch', 'torchvision', 'timm'} & set(sys.modules); assert not loaded, loaded; "
+        "sys.exit(code)"
     )
     options = ["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "figures")]
     done = subprocess.run(
@@ -364,7 +365,7 @@ def test_figures_need_no_torch(tmp_path):
     assert len(done.stdout.split()) == 8
 
 
-# ---- corruptions, protocols, maps ------------------------------------------------------------------------------
+# ---- corruptions, protocols, maps ----------------------------------------------------------------
 
 
 def make_record(results, threat, model, rows, kind, image_set="tiny", **settings):
@@ -383,7 +384,10 @@ def make_record(results, threat, model, rows, kind, image_set="tiny", **settings
 
 
 def test_corruption_errors_and_mce_by_hand(tmp_path):
-    """fog: 1 of 4 wrong at every severity; noise: 2 of 4. mCE = mean(0.25 / 0.819324, 0.5 / 0.886428)."""
+    """fog: 1 of 4 wrong at every severity; noise: 2 of 4.
+
+    mCE = mean(0.25 / 0.819324, 0.5 / 0.886428).
+    """
     for kind, wrong in (("fog", 1), ("gaussian_noise", 2)):
         for severity in range(1, 6):
             make_record(
@@ -442,7 +446,7 @@ def test_both_protocols_side_by_side(tmp_path):
 
 
 def test_maps_of_people_and_perturbations(tmp_path):
-    """Perturbation Tolerance and alignment beside the model are those of the record, not of the examples kept."""
+    """Tolerance and alignment next to the model are of the record, not of the examples kept."""
     folder = make_record(
         tmp_path,
         "L2-crossing",

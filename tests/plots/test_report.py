@@ -1,4 +1,4 @@
-"""The HTML page: what it links to, that names cannot break it, and that its tables sort in a browser."""
+"""The HTML page: its links, names that could break it, and tables that sort in a browser."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def make_report(results, figures, *options):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """The report of three models, one of them with a name that is an attack, and of the published numbers."""
+    """The report of three models, one with a name that is an attack, and of published numbers."""
     folder = tmp_path_factory.mktemp("report")
     for model, norm in ((NASTY, 0.5), ("net10", 0.25), ("net9", 10.0)):
         make_norms(folder / "results", model, [norm, norm, None])
@@ -110,7 +110,7 @@ def test_names_are_escaped_and_nothing_is_fetched(page):
     assert sum(tag == "img" for tag, _ in tags) == 1  # the one figure drawn; tables are tables
 
 
-def test_published_models_and_tables_stand_beside(page):
+def test_the_report_has_published_models_and_tables(page):
     tables = Page(page.read_text()).tables
     assert len(tables["published"]) == 1 + 7
     assert len(tables["table-table_2_robust"]) == 1 + 2
@@ -157,13 +157,15 @@ def test_report_and_no_save_exclude_each_other(tmp_path, capsys):
 
 CLICK = """<script>
 const head = [...document.querySelectorAll("#leaderboard th button")];
-const first = () => [...document.getElementById("leaderboard").tBodies[0].rows].map(row => row.cells[0].textContent).join("|");
+const body = document.getElementById("leaderboard").tBodies[0];
+const first = () => [...body.rows].map(row => row.cells[0].textContent).join("|");
 head[4].click(); const falling = first(); head[4].click(); const rising = first();
 head[0].click(); head[0].click(); const names = first();
 const input = document.querySelector("input[data-table=leaderboard]");
 input.value = "NET1"; input.dispatchEvent(new Event("input"));
-const left = [...document.querySelectorAll("#leaderboard tbody tr")].filter(row => !row.hidden).length;
-document.title = JSON.stringify([falling, rising, names, left, document.images[0].naturalWidth > 0]);
+const left = [...body.rows].filter(row => !row.hidden).length;
+const pictures = document.images[0].naturalWidth > 0;
+document.title = JSON.stringify([falling, rising, names, left, pictures]);
 </script></body>"""
 
 

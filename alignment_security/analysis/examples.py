@@ -1,0 +1,127 @@
+"""Saved adversarial examples and what the records say about each: the cells of example figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+
+from alignment_security.analysis.results import (
+    Results,
+    group_finished,
+    read_finished_rows,
+    run_budget,
+    run_folder,
+)
+from alignment_security.common.settings import format_eps
+from alignment_security.records.adversarial_examples import (
+    example_path,
+    examples_folder,
+    load_example,
+)
+
+MAX_PHOTOGRAPHS, MAX_MODELS = 4, 3  # columns and rows of a figure
+NOT_KEPT = "fooled, no example kept"
+VISIBLE = 0.5  # change that the amplified difference reaches, of the range [0, 1]
+VISIBLE_QUANTILE = 0.999  # of the values; the largest 0.1 % may leave black to white
+
+
+def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
+    """The cell of a photograph and a model.
+
+    run, rows   a finished run and its record's rows
+    Returns names and a `verdict`; if the record confirms the saved example, also its arrays
+    (image, delta, perhaps human_map), classes and norms, and the `factor` that amplifies delta.
+    """
+    cell = {
+        "image_set": run["image_set"],
+        "threat": run["threat"],
+        "budget": run_budget(run),
+        "model": run["model"],
+        "image_id": image_id,
+    }
+    part = rows[rows["image_id"] == image_id]
+    fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
+    path = example_path(run["csv"], image_id)
+    verdict = verdict_without_example(part, fooled)
+    if not verdict and not path.exists():
+        verdict = NOT_KEPT
+    if verdict:
+        return cell | {"verdict": verdict}
+    example = load_example(path)
+    if not np.isclose(fooled["l2"], example["l2"]).any():
+        return cell | {"verdict": "fooled, the example kept is another run's"}
+    facts = {
+        "verdict": f"{example['label']} → {example['pred']}",
+        "factor": amplification(example["delta"]),
+    }
+    return cell | example | facts
+
+
+def verdict_without_example(part: pd.DataFrame, fooled: pd.DataFrame) -> str:
+    """Why a model has no adversarial image of a photograph; "" if it was fooled.
+
+    part     the record's rows of the photograph
+    fooled   those in which the attack succeeded
+    """
+    if part.empty:
+        return "not in its image list"
+    if not part["clean_correct"].all():
+        return "misclassified without attack"
+    if len(fooled):
+        return ""
+    if "eps" in part:
+        return f"robust at ε = {format_eps(part['eps'].max())}"
+    return "no adversarial image found"
+
+
+def amplification(delta: np.ndarray) -> float:
+    """The factor, to two digits, by which a perturbation (H, W, 3) becomes visible."""
+    size = np.abs(delta.astype(float))
+    largest = np.quantile(size, VISIBLE_QUANTILE) or size.max() or VISIBLE
+    return float(f"{VISIBLE / largest:.2g}")
+
+
+def example_columns(runs: list[dict], needs: str = "image") -> list[list[dict]]:
+    """A column per photograph: the cells of `read_example`, one per model.
+
+    runs    finished runs, one per model
+    needs   key that a cell of a column has to have
+    The first MAX_PHOTOGRAPHS photographs of which any model has such an example, without models
+    that kept no example of any of them.
+    """
+    rows = [read_finished_rows(run) for run in runs]
+    names: dict[str, None] = {}  # in the order of the records
+    for run, part in zip(runs, rows):
+        for name in part["image_id"].unique():
+            if example_path(run["csv"], name).exists():
+                names[name] = None
+    columns = ([read_example(run, part, name) for run, part in zip(runs, rows)] for name in names)
+    wanted = (column for column in columns if any(needs in cell for cell in column))
+    shown = list(islice(wanted, MAX_PHOTOGRAPHS))
+    models = [
+        i for i in range(len(runs)) if any(column[i]["verdict"] != NOT_KEPT for column in shown)
+    ]
+    return [[column[i] for i in models] for column in shown]
+
+
+def example_groups(
+    results: Results, kinds: tuple[str, ...], needs: str = "image"
+) -> Iterator[tuple[list[dict], list[list[dict]]]]:
+    """(runs of an image set and threat, `example_columns` of the first MAX_MODELS with any)."""
+    for runs in group_finished(results.runs, kinds, run_folder):
+        by_examples = sorted(runs, key=lambda run: not examples_folder(run["csv"]).is_dir())
+        columns = example_columns(by_examples[:MAX_MODELS], needs)
+        if columns:
+            yield runs, columns
+
+
+def example_table(columns: list[list[dict]]) -> pd.DataFrame:
+    """The cells of some columns without their arrays, a row each."""
+    rows = []
+    for column in columns:
+        for cell in column:
+            rows.append({k: v for k, v in cell.items() if not isinstance(v, np.ndarray)})
+    return pd.DataFrame(rows)

@@ -1,0 +1,49 @@
+"""NormTable: minimal norms and human alignment of models, all measured in one way.
+
+A table holds one protocol, budget and image set. Tables are never pooled: each is a panel or a
+section of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pandas as pd
+
+PUBLISHED = "Feng et al. 2025, published"
+NOT_STANDARD = ["robust", "harmonized"]  # groups by training; all other models are standard ones
+MULTILABEL = "multi-label accuracy (%)"
+NORM_TABLE_COLUMNS = [
+    "source",
+    "model",
+    "weights",
+    "family",
+    "group",
+    "pt",  # Perturbation Tolerance: mean minimal L2 norm, pixel units of [0, 1]
+    "pt_sem",
+    "alignment",  # Spearman with human maps over the human ceiling
+    "alignment_sem",
+    "accuracy",  # percent
+    "estimated",  # whether the accuracy is estimated from top-1
+]
+
+
+class NormTable(NamedTuple):
+    """Models measured under one protocol and budget on one image set."""
+
+    name: str  # the title of its panel
+    rows: pd.DataFrame  # NORM_TABLE_COLUMNS, a row per model
+    accuracy_label: str  # which accuracy `rows` has
+    note: str  # facts for a caption
+    image_set: str = ""  # of our own records
+    threat: str = ""  # of our own records
+
+    @property
+    def source(self) -> str:
+        """Where the rows are from, in one line."""
+        return self.rows["source"].iat[0]
+
+    @property
+    def standard(self) -> pd.DataFrame:
+        """Rows of models that were neither trained adversarially nor harmonized."""
+        return self.rows[~self.rows["group"].isin(NOT_STANDARD)]

@@ -1,0 +1,172 @@
+"""Heat maps of Hoak 2025: correlations of every benchmark with accuracy, down a whole page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import Collection
+from matplotlib.figure import Figure
+
+from alignment_security.analysis.hoak2025 import (
+    ALPHA,
+    MIN_MODELS,
+    Study,
+    outcome_label,
+    studies,
+)
+from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME
+from alignment_security.analysis.hoak2025_statistics import correlation_table
+from alignment_security.analysis.results import Results
+from alignment_security.plots.hoak2025 import NEEDED_DATA, short_benchmark
+from alignment_security.plots.style import (
+    DIVERGING,
+    GREY,
+    PAGE_WIDTH,
+    SMALL,
+    Drawing,
+    draw_heat_map,
+    put_heading,
+)
+
+ROW_HEIGHT = 0.1  # inches: a benchmark, with letters of SMALL points
+SCALE_ROWS = 7  # rows that the colour scale and its label take
+STRONG = 0.6  # |rho| above which a mark is white, on a dark cell
+PARTIAL_COLUMNS = ["partial_rho", "partial_p", "partial_q", "partial_low", "partial_high"]
+
+
+def robust_only_correlation(results: Results) -> Iterator[Drawing]:
+    """Heat map: Spearman's correlation of every benchmark with clean accuracy and under attack."""
+    for study in studies(results):
+        table = correlation_table(study).drop(columns=PARTIAL_COLUMNS)
+        caption = (
+            "Spearman's correlation of each benchmark with accuracy, over the n models that have "
+            "both (right of each row; where it differs, the smallest). " + correction(table["q"])
+        )
+        yield (
+            f"robust_only_correlation{study.name}",
+            heat_map(study, table, "rho", "q"),
+            table,
+            f"{caption}\n{study.facts}",
+        )
+
+
+def partial_correlation(results: Results) -> Iterator[Drawing]:
+    """Heat map: the same given clean accuracy.
+
+    So that no benchmark counts merely because better models score higher on it.
+    """
+    for study in studies(results):
+        table = correlation_table(study)
+        table = table[table["accuracy"] != CLEAN_OUTCOME]
+        if table["partial_rho"].isna().all():
+            continue
+        caption = (
+            "Partial Spearman correlation of each benchmark with accuracy under attack, given "
+            "clean accuracy on the same images. " + correction(table["partial_q"])
+        )
+        yield (
+            f"partial_correlation{study.name}",
+            heat_map(study, table, "partial_rho", "partial_q"),
+            table,
+            f"{caption}\n{study.facts}",
+        )
+
+
+def correction(q: pd.Series) -> str:
+    """What the marks and the empty cells of a heat map mean, for its caption."""
+    return (
+        f"Dot: q <= {ALPHA} (Benjamini-Hochberg over all {q.notna().sum()} cells that have a "
+        f"value; {(q <= ALPHA).sum()} are marked). Grey: no value, because fewer than {MIN_MODELS} "
+        "models, or no clean accuracy to hold constant, are known, or because all values are equal "
+        "(column `empty` of the table). Bold: averages of the benchmarks below them. Marques2020_ "
+        "and laboratories are left off the names."
+    )
+
+
+def halves(groups: list[str]) -> int:
+    """Where to break rows into two columns: at the change of group nearest to the middle."""
+    changes = [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+    if not changes:
+        return (len(groups) + 1) // 2
+    return min(changes, key=lambda i: abs(i - len(groups) / 2))
+
+
+def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
+    """Benchmarks in the leaderboard's order down two columns, accuracies across.
+
+    table      rows of `correlation_table`
+    value, q   its columns with the correlation and its q
+    The colour scale is below the shorter column.
+    """
+    benchmarks, outcomes = table.drop_duplicates("benchmark"), list(table["accuracy"].unique())
+    cut = halves(list(benchmarks["group"]))
+    parts = [part for part in (benchmarks[:cut], benchmarks[cut:]) if len(part)]
+    lengths = [len(part) for part in parts]
+    rows = max(max(lengths), min(lengths) + SCALE_ROWS)
+    figure, axes = plt.subplots(
+        1, len(parts), figsize=(PAGE_WIDTH, ROW_HEIGHT * rows + 0.9), squeeze=False
+    )
+    figure.set_layout_engine("constrained", wspace=0.06)
+    grids = table.pivot(index="benchmark", columns="accuracy", values=[value, q, "n"])
+    for ax, part in zip(axes.flat, parts):
+        shown = grids.loc[part["benchmark"]]
+        mesh = draw_column(ax, part, *(shown[name][outcomes] for name in (value, q, "n")))
+        ax.set_ylim(rows, 0)
+    shorter = int(np.argmin(lengths))
+    label = "Spearman's ρ" + (",\ngiven clean accuracy" if value == "partial_rho" else "")
+    draw_scale(axes.flat[shorter], mesh, lengths[shorter] + 3, len(outcomes), label)
+    put_heading(figure, study.heading)
+    return figure
+
+
+def draw_scale(ax: Axes, mesh: Collection, row: int, width: int, label: str) -> None:
+    """The colour scale at a row of a column, as wide as its cells."""
+    scale = ax.inset_axes((0, row, width, 1.2), transform=ax.transData)
+    bar = ax.figure.colorbar(mesh, cax=scale, orientation="horizontal", ticks=[-1, 0, 1])
+    bar.set_label(f"{label}\n• q ≤ {ALPHA}, grey: no value", size=SMALL)
+    bar.ax.tick_params(labelsize=SMALL, length=2)
+    bar.outline.set_visible(False)
+
+
+def draw_column(
+    ax: Axes, rows: pd.DataFrame, value: pd.DataFrame, q: pd.DataFrame, n: pd.DataFrame
+) -> Collection:
+    """One column of a heat map: averages in bold, marks in cells, n at the right.
+
+    rows          a row per benchmark, with `leaf`
+    value, q, n   (benchmarks, accuracies)
+    """
+    mesh = draw_heat_map(
+        ax,
+        value.astype(float),
+        DIVERGING,
+        vmin=-1,
+        vmax=1,
+        linewidths=0.3,
+        xticklabels=[outcome_label(outcome) for outcome in value.columns],
+        yticklabels=[short_benchmark(name) for name in value.index],
+    )
+    marked = np.argwhere((q <= ALPHA).to_numpy())
+    strong = np.abs(value.to_numpy(float)[tuple(marked.T)]) > STRONG
+    colors = np.where(strong, "white", "black")
+    ax.scatter(marked[:, 1] + 0.5, marked[:, 0] + 0.5, s=2.5, linewidth=0, color=colors)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0, pad=2, labelsize=SMALL)
+    ax.tick_params(axis="x", rotation=90)
+    for text, leaf in zip(ax.get_yticklabels(), rows["leaf"]):
+        text.set_fontweight("normal" if leaf else "bold")
+    right = value.shape[1] + 0.15
+    ax.text(right, -0.4, "n", fontsize=SMALL, color=GREY)
+    for i, count in enumerate(n.min(axis=1)):
+        ax.text(right, i + 0.5, f"{count:.0f}", fontsize=SMALL, va="center_baseline", color=GREY)
+    return mesh
+
+
+FIGURES = {
+    "robust_only_correlation": (robust_only_correlation, NEEDED_DATA),
+    "partial_correlation": (partial_correlation, NEEDED_DATA),
+}
