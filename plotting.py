@@ -149,6 +149,7 @@ def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
+    """The command line; its help is the docstring of this file."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -189,6 +190,7 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command line (default sys.argv) and return the exit status."""
     args = get_args_parser().parse_args(argv)
     if not args.show_plots:
         plt.switch_backend("Agg")

@@ -144,6 +144,7 @@ def loop_rounds(loop: ast.For, names: dict[str, ast.AST]) -> list[dict[str, ast.
 
 
 def is_registry(node: ast.AST | None) -> bool:
+    """Whether a node is `model_registry` or `something.model_registry`."""
     return "model_registry" in (getattr(node, "id", None), getattr(node, "attr", None))
 
 

@@ -67,6 +67,7 @@ def newest_scores(folder: Path) -> Path:
 
 
 def iso_date(date: str | datetime.date) -> str:
+    """A date as YYYY-MM-DD. Raises UserError if it is none."""
     try:
         return datetime.date.fromisoformat(str(date)).isoformat()
     except ValueError as error:
@@ -158,16 +159,15 @@ def merge_leaderboard(
         facts["date"] = iso_date(date)
     registry, report = read_registry(package)
     kept, repeated = drop_repeats(scores)
-    lines = kept.rename_axis("line").reset_index()
-    merged = registry.drop_duplicates("model_registry_name").merge(
-        lines, left_on="model_registry_name", right_on="model_name"
-    )
+    merged = join_registry(registry, kept)
     if merged.empty:
         raise UserError(
             f"{path}: none of its models is registered in {package}; pass the vision leaderboard"
         )
     benchmarks = benchmark_columns(scores)
     merge_facts = describe_merge(registry, scores, merged, facts["stripped_names"])
+    names = merged[[*NAME_COLUMNS, "model_name", "layers"]]
+    table = pd.concat([names, score_numbers(merged[benchmarks])], axis=1)
     sidecar = {
         **facts,
         "package_version": package_version(package),
@@ -176,8 +176,6 @@ def merge_leaderboard(
         "repeated_names": repeated,
         "benchmarks": cell_counts(merged[benchmarks], facts["shape"]),
     }
-    names = merged[[*NAME_COLUMNS, "model_name", "layers"]]
-    table = pd.concat([names, score_numbers(merged[benchmarks])], axis=1)
     write_atomic(Path(results_dir) / NAMES_FILE, registry.to_csv(index=False, lineterminator="\n"))
     write_atomic(folder / f"{MERGED_SCORES}.csv", table.to_csv(index=False, lineterminator="\n"))
     write_atomic(
@@ -189,6 +187,15 @@ def merge_leaderboard(
         f"{folder / MERGED_SCORES}.json"
     )
     return table
+
+
+def join_registry(registry: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Registered models with their scores, and the `line` of the leaderboard file."""
+    return registry.drop_duplicates("model_registry_name").merge(
+        scores.rename_axis("line").reset_index(),
+        left_on="model_registry_name",
+        right_on="model_name",
+    )
 
 
 def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:

@@ -34,7 +34,7 @@ HOAK2025_COLUMNS = {
     "Top-1 Subset Clean Accuracy": "clean_acc",
 }
 WIDE_COLUMN = r"Top-1 Accuracy (?:Linf (?P<eps>[0-9.e-]+)|Clean)"
-CLEAN_OUTCOME = "clean"  # name of clean accuracy beside the eps
+CLEAN_OUTCOME = "clean"  # column of clean accuracy; those of accuracy under attack are eps
 MERGE_AGAIN = "make it again with `python utilities.py merge`"
 UNITS = "write accuracies as fractions, and eps in pixel units of [0, 1]"
 NOT_HOAK2025 = "make it again with Hoak 2025's scripts"

@@ -1,7 +1,6 @@
 """NormTable: minimal norms and human alignment of models, all measured in one way.
 
-A table holds one protocol, budget and image set. Tables are never pooled: each is a panel or a
-section of its own.
+A table holds one protocol, budget and image set. Tables are never pooled: each has its own panel.
 """
 
 from __future__ import annotations

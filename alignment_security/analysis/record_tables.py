@@ -17,7 +17,7 @@ from alignment_security.records.metrics import (
     mean_corruption_error,
 )
 
-CORRUPTED_SET = "imagenet-c"  # on whose images AlexNet's errors are
+CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors
 
 
 def accuracy_table(run: dict) -> pd.DataFrame:

@@ -42,6 +42,7 @@ def welch_test(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
 
 
 def without_nan(values: np.ndarray) -> np.ndarray:
+    """The values that are not nan, (n,) -> (m,)."""
     return values[~np.isnan(values)]
 
 

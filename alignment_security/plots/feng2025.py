@@ -53,6 +53,8 @@ HUMAN_ACCURACY, HUMAN_SPREAD = (
     95.14,
     2.02,
 )  # multi-label accuracy of people (Figures 2 and 3), percent
+PUBLIC_STYLE: Any = {"marker": "o", "color": GROUP_STYLES["CNN"][0]}
+HARMONIZED_STYLE: Any = {"marker": "*", "color": GROUP_STYLES["harmonized"][0], "markersize": 8}
 MAX_NAMED_POINTS = 6  # models of a panel whose names are written next to their points
 MAX_LETTERS = 26  # of such a name
 
@@ -282,47 +284,51 @@ def draw_harmonized(pairs: pd.DataFrame) -> Figure:
 
     pairs   of `harmonized_pairs`
     """
-    nets = list(dict.fromkeys(pairs["net"]))[::-1]
-    public_style: Any = {"marker": "o", "color": GROUP_STYLES["CNN"][0]}
-    harmonized_style: Any = {"marker": "*", "color": GROUP_STYLES["harmonized"][0], "markersize": 8}
     figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.6), sharey=True, layout="constrained")
-    for ax, (measure, (label, percent)) in zip(axes, MEASURES.items()):
-        for i, net in enumerate(nets):
-            part = pairs[pairs["net"] == net]
-            first, public = part.iloc[0], part.dropna(subset=["model"])
-            ax.errorbar(
-                percent * public[measure],
-                [i] * len(public),
-                xerr=percent * public[f"{measure}_sem"],
-                linestyle="none",
-                elinewidth=0.8,
-                markersize=3.5,
-                alpha=0.8,
-                **public_style,
-            )
-            ax.errorbar(
-                percent * first[f"{measure}_harmonized"],
-                i,
-                xerr=percent * first[f"{measure}_sem_harmonized"],
-                linestyle="none",
-                elinewidth=0.8,
-                **harmonized_style,
-            )
-        test = paired_test(pairs, measure)
-        title = (
-            f"mean difference {percent * test['difference']:+.2g}, "
-            f"Wilcoxon p = {test['p']:.2g} (n = {test['n']} nets)"
-        )
-        ax.set_title(title, loc="left", fontsize=7)
-        ax.set(xlabel=label, yticks=range(len(nets)), ylim=(-0.6, len(nets) - 0.4))
-        ax.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-        ax.set_axisbelow(True)
-    axes[0].set_yticklabels(nets)
-    stars = Line2D([], [], linestyle="none", label="harmonized (Table 1)", **harmonized_style)
-    dots = Line2D([], [], linestyle="none", **public_style)
+    for ax, measure in zip(axes, MEASURES):
+        draw_pairs(ax, pairs, measure)
+    stars = Line2D([], [], linestyle="none", label="harmonized (Table 1)", **HARMONIZED_STYLE)
+    dots = Line2D([], [], linestyle="none", **PUBLIC_STYLE)
     dots.set_label("public weights of that architecture, trained without human maps")
     figure.legend(handles=[stars, dots], loc="outside lower center", ncols=2)
     return figure
+
+
+def draw_pairs(ax: Axes, pairs: pd.DataFrame, measure: str) -> None:
+    """A star for each harmonized net, and dots for the public models of its architecture."""
+    label, percent = MEASURES[measure]
+    nets = list(dict.fromkeys(pairs["net"]))[::-1]
+    for i, net in enumerate(nets):
+        part = pairs[pairs["net"] == net]
+        first, public = part.iloc[0], part.dropna(subset=["model"])
+        ax.errorbar(
+            percent * public[measure],
+            [i] * len(public),
+            xerr=percent * public[f"{measure}_sem"],
+            linestyle="none",
+            elinewidth=0.8,
+            markersize=3.5,
+            alpha=0.8,
+            **PUBLIC_STYLE,
+        )
+        ax.errorbar(
+            percent * first[f"{measure}_harmonized"],
+            i,
+            xerr=percent * first[f"{measure}_sem_harmonized"],
+            linestyle="none",
+            elinewidth=0.8,
+            **HARMONIZED_STYLE,
+        )
+    test = paired_test(pairs, measure)
+    title = (
+        f"mean difference {percent * test['difference']:+.2g}, "
+        f"Wilcoxon p = {test['p']:.2g} (n = {test['n']} nets)"
+    )
+    ax.set_title(title, loc="left", fontsize=7)
+    ax.set(xlabel=label, ylim=(-0.6, len(nets) - 0.4))
+    ax.set_yticks(range(len(nets)), nets)
+    ax.grid(axis="y", color="#DDDDDD", linewidth=0.5)
+    ax.set_axisbelow(True)
 
 
 FIGURES = {

@@ -92,23 +92,21 @@ def row_panels(
     )
     axes[0, (len(radii) - 1) // 2].set_xlabel(quantity)
     for ax, eps in zip(axes.flat, radii):
-        ax.axvline(0, color=GREY, linewidth=0.6)
-        ax.hlines(
-            range(len(labels)),
-            0,
-            1,
-            transform=ax.get_yaxis_transform(),
-            color="#EEEEEE",
-            linewidth=0.5,
-            zorder=0,
-        )
+        draw_rows(ax, len(labels))
         ax.set_title(outcome_label(eps), loc="left", fontsize=7)
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
     axes.flat[0].set_yticks(range(len(labels)), labels, fontsize=SMALL)
     axes.flat[0].set_ylim(len(labels) - 0.4, -0.6)
     put_heading(figure, study.heading)
     return figure, list(axes.flat)
+
+
+def draw_rows(ax: Axes, count: int) -> None:
+    """A line at 0, and a light line through each row."""
+    ax.axvline(0, color=GREY, linewidth=0.6)
+    across = ax.get_yaxis_transform()
+    ax.hlines(range(count), 0, 1, transform=across, color="#EEEEEE", linewidth=0.5, zorder=0)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
 
 
 # ---- survivors -----------------------------------------------------------------------------------

@@ -183,13 +183,13 @@ def sidecar(results):
         ("NAMES = ['a', 'b']\nmodel_registry[NAMES[1]] = 1", ["b"]),
     ],
 )
-def test_keys_that_can_be_told(tmp_path, init, expected):
+def test_read_registry_resolves_keys(tmp_path, init, expected):
     keys, report = keys_of(tmp_path, init)
     assert keys == expected
     assert report["unresolved_keys"] == [] and report["plugins_without_keys"] == []
 
 
-def test_keys_from_names_in_the_file_beside(tmp_path):
+def test_read_registry_resolves_names_imported_from_the_plugin(tmp_path):
     keys, report = keys_of(
         tmp_path,
         "from .model import NAME as N, SIZES\nfor s in SIZES:\n    model_registry[N + s] = 1",
@@ -219,13 +219,13 @@ def test_keys_from_names_in_the_file_beside(tmp_path):
         ("registry = model_registry\nregistry['a'] = 1", "registry = model_registry"),
     ],
 )
-def test_keys_that_cannot_be_told_are_listed(tmp_path, init, source):
+def test_read_registry_lists_keys_that_it_cannot_resolve(tmp_path, init, source):
     keys, report = keys_of(tmp_path, init)
     assert keys == []
     assert [(row["plugin"], row["key"]) for row in report["unresolved_keys"]] == [("zoo", source)]
 
 
-def test_nothing_of_a_plugin_is_run(tmp_path):
+def test_read_registry_runs_nothing_of_a_plugin(tmp_path):
     mark = tmp_path / "mark"
     keys, _ = keys_of(
         tmp_path, f"open({str(mark)!r}, 'w')\nraise SystemExit\nmodel_registry['a'] = 1"
@@ -236,13 +236,13 @@ def test_nothing_of_a_plugin_is_run(tmp_path):
 @pytest.mark.parametrize(
     "broken", ["def (:", "a = '\0'", "print 'python 2'", "a = " + "-" * 5000 + "1"]
 )
-def test_a_file_that_does_not_parse_is_named_and_skipped(tmp_path, broken):
+def test_read_registry_names_and_skips_a_file_that_does_not_parse(tmp_path, broken):
     keys, report = keys_of(tmp_path, broken)
     assert keys == [] and len(report["files_not_parsed"]) == 1
     assert "zoo" in report["files_not_parsed"][0]
 
 
-def test_a_broken_model_file_keeps_its_keys(tmp_path):
+def test_read_registry_keeps_the_keys_of_a_broken_model_file(tmp_path):
     keys, report = keys_of(
         tmp_path, "model_registry['a'] = 1", model="import timm\nprint 'python 2'"
     )
@@ -253,7 +253,7 @@ def test_a_broken_model_file_keeps_its_keys(tmp_path):
     )
 
 
-def test_repeated_and_missing_keys_are_reported(tmp_path):
+def test_read_registry_reports_repeated_and_missing_keys(tmp_path):
     plugin(tmp_path, "one", "model_registry['a'] = 1")
     plugin(tmp_path, "two", "model_registry['a'] = 1")
     plugin(tmp_path, "none", "x = 1")
@@ -303,11 +303,11 @@ def test_repeated_and_missing_keys_are_reported(tmp_path):
         ),  # another create_model
     ],
 )
-def test_timm_name_only_where_it_can_be_told(tmp_path, model, expected):
+def test_timm_names_only_where_they_are_certain(tmp_path, model, expected):
     assert timm_of(tmp_path, model) == [expected]
 
 
-def test_timm_name_of_a_plugin_with_several_keys(tmp_path):
+def test_timm_names_of_a_plugin_with_several_keys(tmp_path):
     half_told = "model_registry['a'] = 1\nmodel_registry[input()] = 1"
     assert timm_of(
         tmp_path / "0", "import timm\ntimm.create_model('resnet50', pretrained=True)", half_told
@@ -321,25 +321,25 @@ def test_timm_name_of_a_plugin_with_several_keys(tmp_path):
 
 
 @pytest.mark.parametrize("given", [".", "brainscore_vision"])
-def test_package_is_found_in_its_parent_or_itself(package, given):
+def test_find_package_in_its_parent_or_itself(package, given):
     assert find_package(package / given) == package / "brainscore_vision"
     assert package_version(package / "brainscore_vision") == "9.8.7"
 
 
-def test_installed_package_is_found_without_importing_it(package, monkeypatch):
+def test_find_package_does_not_import_the_installed_one(package, monkeypatch):
     (package / "brainscore_vision" / "__init__.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(package)
     assert find_package(None) == package / "brainscore_vision"
 
 
-def test_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
+def test_find_package_says_how_to_get_a_missing_one(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for path in (None, tmp_path):
         with pytest.raises(UserError, match="pip download --no-deps brainscore-vision"):
             find_package(path)
 
 
-def test_two_versions_or_none_are_no_version(package):
+def test_package_version_of_two_or_none_is_none(package):
     assert package_version(package / "elsewhere" / "brainscore_vision") is None
     (package / "brainscore_vision-1.0.dist-info").mkdir()
     (package / "brainscore_vision-1.0.dist-info" / "METADATA").write_text("Version: 1.0\n")
@@ -451,7 +451,7 @@ def test_shape_3_does_not_pretend_to_know_what_failed(package, tmp_path, scores_
     }
 
 
-def test_first_of_equal_rows_is_kept(package, tmp_path, scores_file):
+def test_drop_repeats_keeps_the_first_of_equal_rows(package, tmp_path, scores_file):
     table = merge_leaderboard(
         package, scores_file("model_name,V1\nnet_a,\nnet_a,.1\nnet_a,.2\n"), tmp_path
     )
@@ -468,12 +468,12 @@ def test_first_of_equal_rows_is_kept(package, tmp_path, scores_file):
         (SHAPE_3, "2025-09-03", "2025-09-03"),
     ],
 )
-def test_date(package, tmp_path, scores_file, text, given, expected):
+def test_merge_leaderboard_date(package, tmp_path, scores_file, text, given, expected):
     merge_leaderboard(package, scores_file(text), tmp_path, date=given)
     assert sidecar(tmp_path)["date"] == expected
 
 
-def test_the_newest_download_is_taken_and_never_our_own_output(package, tmp_path):
+def test_newest_scores_is_the_newest_download_and_never_our_own_output(package, tmp_path):
     folder = tmp_path / "benchmark_scores"
     folder.mkdir()
     for seconds, (name, score) in enumerate(
@@ -498,7 +498,7 @@ def test_no_download_says_where_to_get_it_and_where_to_put_it(package, tmp_path)
         merge_leaderboard(package, results_dir=tmp_path)
 
 
-def test_the_first_papers_loader_accepts_the_table(package, tmp_path, scores_file):
+def test_hoak2025s_loader_accepts_the_merged_table(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_2), tmp_path)
     merged = pd.read_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv")
     left = merged.drop(
@@ -684,7 +684,7 @@ def statuses(table):
     return {(row.model, row.benchmark): row.status for row in table.itertuples()}
 
 
-def test_compare_tells_what_moved_and_by_how_much(scores_file, capsys):
+def test_compare_scores_gives_what_moved_and_by_how_much(scores_file, capsys):
     a = scores_file("model_name,V1,IT,only\nm,.100,.2,.9\nn,.3,X,\ngone,.5,.5,\n", "a.csv")
     b = scores_file("model_name,rank,IT,V1\nn,1,.4,.3\nm,2,.2,.101\nfresh,3,.1,.1\n", "b.csv")
     table = compare_scores(a, b)
@@ -717,7 +717,7 @@ def test_compare_tells_what_moved_and_by_how_much(scores_file, capsys):
     assert "only_a" in printed and "moved" in printed and "V1" in printed
 
 
-def test_compare_across_shapes_forgives_rounding_and_lab_prefixes(scores_file):
+def test_compare_scores_across_shapes_forgives_rounding_and_lab_prefixes(scores_file):
     a = scores_file("model_name,lab.X2020.V1-pls,IT,V4,V2\nm,.467,.464,1.1,.111\n", "a.csv")
     b = scores_file(
         "# Generated on 2025-09-02\nRank,Model,Model ID,X2020.V1-pls,IT,V4,V2\n"
@@ -733,7 +733,9 @@ def test_compare_across_shapes_forgives_rounding_and_lab_prefixes(scores_file):
     }
 
 
-def test_compare_a_file_with_itself_and_with_its_merged_table(package, tmp_path, scores_file):
+def test_compare_scores_of_a_file_with_itself_and_with_its_merged_table(
+    package, tmp_path, scores_file
+):
     path = scores_file(SHAPE_1)
     merge_leaderboard(package, path, tmp_path)
     assert set(compare_scores(path, path)["status"]) == {"same"}
@@ -768,7 +770,7 @@ SCORES = pd.DataFrame(
         (".x", None, "no scores"),
     ],
 )
-def test_join_rules(model, key, rule):
+def test_join_scores_rules(model, key, rule):
     joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": [model], "eps": [0.5]}))
     if key:
         assert joined[["model", "eps", "model_registry_name", "match"]].values.tolist() == [
@@ -782,7 +784,7 @@ def test_join_rules(model, key, rule):
     assert len(unmatched) == (5 if key else 7)
 
 
-def test_join_keeps_every_row_and_loses_nothing():
+def test_join_scores_keeps_every_row():
     results = pd.DataFrame({"model": ["xc", "alexnet", "xc", "who"], "eps": [1, 1, 2, 1]})
     joined, unmatched = join_scores(SCORES, results)
     assert joined[["model", "eps", "V1"]].values.tolist() == [
@@ -804,7 +806,7 @@ def test_two_tags_do_not_share_one_untagged_score():
     assert list(joined["model"]) == ["xception"]
 
 
-def test_join_works_on_the_files_as_written(package, tmp_path, scores_file):
+def test_join_scores_works_on_the_files_as_written(package, tmp_path, scores_file):
     merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
     merged = pd.read_csv(
         tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv"
@@ -816,7 +818,7 @@ def test_join_works_on_the_files_as_written(package, tmp_path, scores_file):
 @pytest.mark.parametrize(
     "results", [pd.DataFrame({"name": ["a"]}), pd.DataFrame({"model": ["a"], "V1": [1]})]
 )
-def test_join_refuses_tables_it_cannot_join(results):
+def test_join_scores_refuses_tables_it_cannot_join(results):
     with pytest.raises(UserError, match="joining needs"):
         join_scores(SCORES, results)
 
@@ -850,9 +852,7 @@ def join(folder) -> int:
     )
 
 
-def test_the_join_writes_what_joins_and_beside_it_what_does_not(
-    package, tmp_path, scores_file, capsys
-):
+def test_join_results_writes_what_joins_and_what_does_not(package, tmp_path, scores_file, capsys):
     merge_leaderboard(package, scores_file(SHAPE_1), tmp_path)
     summary = pd.DataFrame(
         {"model": ["net:c", "who", "net:c"], "eps": [0.1, 0.1, 0.2], "robust_acc": [0.5, 0.4, 0.3]}

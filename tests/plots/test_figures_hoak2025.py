@@ -164,7 +164,7 @@ def test_overlaps_are_found():
 
 def cells(figure) -> dict[str, list[float]]:
     """Benchmark -> the values that are coloured in its row of a heat map."""
-    found = {}
+    found: dict[str, list[float]] = {}
     for ax in figure.axes:
         if labels := [label.get_text() for label in ax.get_yticklabels() if label.get_text()]:
             values = np.ma.filled(ax.collections[0].get_array().astype(float), np.nan)
