@@ -25,7 +25,7 @@ from alignment_security.records.metrics import accuracy_interval, spearman
 
 NORM_COLUMNS = {"L2": "l2", "Linf": "linf"}  # norm of a threat -> column of its records
 POINTS = 100  # of a curve
-MAX_COMPARED = 24  # models for which norms are compared image by image
+MAX_COMPARED = 24  # models whose norms are compared image by image; rank_change names as many
 
 
 # ---- accuracy against eps ------------------------------------------------------------------------

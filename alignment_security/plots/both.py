@@ -30,6 +30,7 @@ from alignment_security.analysis.feng2025 import (
     norm_tables,
     tables_with,
 )
+from alignment_security.analysis.hoak2025 import ALPHA
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
 from alignment_security.common.settings import format_eps
@@ -56,7 +57,6 @@ AVERAGES = [
     "engineering_vision",
 ]
 MAX_LEAVES = 14  # benchmarks below the averages: those of smallest p in either panel
-FALSE_DISCOVERY_RATE = 0.05
 MAX_LETTERS = 40  # of a benchmark's name
 TITLE_LETTERS = 46  # in a line of a panel's title
 LEAF_COLOUR = "#0072B2"
@@ -95,7 +95,7 @@ def benchmarks_caption(table: NormTable, rows: pd.DataFrame, origin: str) -> str
     return (
         "Spearman of Brain-Score benchmarks with Perturbation Tolerance and human alignment, 95 % "
         f"bootstrap intervals; above the averages, below the {MAX_LEAVES} benchmarks of smallest p "
-        f"(the table has all {leaves}). Filled: q <= {FALSE_DISCOVERY_RATE} (Benjamini-Hochberg "
+        f"(the table has all {leaves}). Filled: q <= {ALPHA} (Benjamini-Hochberg "
         "over all benchmarks and both measures; averages are not tested). Only "
         f"{rows['models'].max()} models have both; models of a family resemble each other.\n"
         f"{origin}; joined by timm name.\n{table.note}"
@@ -129,7 +129,7 @@ def draw_intervals(ax: Axes, part: pd.DataFrame) -> None:
     at_right: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     for y, row in enumerate(part.itertuples()):
         colour = LEAF_COLOUR if row.leaf else DARK
-        face = colour if row.q <= FALSE_DISCOVERY_RATE else "white"
+        face = colour if row.q <= ALPHA else "white"
         ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1)
         ax.plot(row.rho, y, "o", color=colour, markerfacecolor=face)
         ax.annotate(f"{row.n}", (1, y), (3, 0), fontsize=SMALL, va="center", **at_right)
