@@ -1,16 +1,17 @@
 """Commands on results, models and scores; `from utilities import setup_scores` as in Hoak 2025.
 
-python utilities.py merge [--results_dir results] [--allow_partial]    records -> results/evaluation_results.csv
-python utilities.py audit [results/] [--reattack K]                    re-check a results folder, a line a problem
-python utilities.py trace FIGURE.csv [--line N]                        the runs and commits behind a figure's numbers
-python utilities.py models [NAME ...] [--list LIST]                    which models run here, and what the others need
-python utilities.py prestage --models LIST --out DIR                   pack the weights of each model for HTCondor
-python utilities.py make_sweep --out DIR -- THREAT ...                 make the folder that condor_submit_dag runs
-python utilities.py sweep_status --sweep DIR                           show the progress of a sweep
-python -c "from utilities import setup_scores; setup_scores()"         Brain-Score leaderboard -> registry names
-python utilities.py setup_scores [--package_path DIR] [--scores_path FILE] [--date YYYY-MM-DD]       the same
-python utilities.py compare_scores A B                                 what changed between two leaderboard files
-python utilities.py join [--results_dir results]                       our summary with the scores of each model
+    python utilities.py merge [--results_dir DIR]       records -> DIR/evaluation_results.csv
+    python utilities.py audit [DIR] [--reattack K]      re-check a results folder, a line a problem
+    python utilities.py trace FIGURE.csv [--line N]     runs and commits behind a figure's numbers
+    python utilities.py models [NAME ...] [--list LIST] which models run here, what others need
+    python utilities.py setup_scores [--date DATE]      Brain-Score leaderboard -> registry names
+    python utilities.py compare_scores A B              what changed between two leaderboard files
+    python utilities.py join [--results_dir DIR]        our summary with the scores of each model
+    python utilities.py prestage --models LIST --out DIR    pack weights of models for HTCondor
+    python utilities.py make_sweep --out DIR -- THREAT ...  the folder that condor_submit_dag runs
+    python utilities.py sweep_status --sweep DIR            the progress of a sweep
+
+`python -c "from utilities import setup_scores; setup_scores()"` is the command of Hoak 2025.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def imports(name: str, at_import: bool = False) -> frozenset[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, f"{name} imports relatively"
-            # `from package import module` imports a file of ours, `from module import name` does not
+            # `from package import module` imports a file, `from module import name` does not
             files = {f"{node.module}.{alias.name}" for alias in node.names} & set(FILES)
             found |= files or {node.module}
     return frozenset(found)
