@@ -18,7 +18,13 @@ import errno
 import sys
 
 from alignment_security.cluster.job import DamagedTar
-from alignment_security.common.command_line import CHECKPOINTED, on_stop, print_line
+from alignment_security.common.command_line import on_stop, print_line
+from alignment_security.common.exit_status import (
+    CHECKPOINTED,
+    FAILED,
+    INTERRUPTED,
+    WRONG_REQUEST,
+)
 from alignment_security.common.files import UserError
 from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import parse_args, threat_from_args
@@ -33,10 +39,9 @@ from alignment_security.evaluation.setup import requested_images, requested_mode
 from alignment_security.models.forward import pick_device
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
-def evaluate(args: argparse.Namespace) -> int:
+def evaluate_request(args: argparse.Namespace) -> int:
     # what is asked for: the threat, the model with its weights, the images in list order
     threat = threat_from_args(args)
     model = requested_model(args, pick_device(args.device))
@@ -71,17 +76,17 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
     on_stop(stop)
     try:
-        return evaluate(args)
+        return evaluate_request(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, DamagedTar) else 2
+        return FAILED if isinstance(error, DamagedTar) else WRONG_REQUEST
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(
             f"error: {error.filename}: cannot be written ({error.strerror}); give another "
             "--results_dir",
             file=sys.stderr,
         )
-        return 2
+        return WRONG_REQUEST
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -91,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             "room and run the same command again",
             file=sys.stderr,
         )
-        return 1
+        return FAILED
     except Stopped:
         print_line("checkpointed: run the same command again to go on", sys.stderr)
         return CHECKPOINTED

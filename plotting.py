@@ -27,7 +27,7 @@ from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
-    both,
+    both_studies,
     examples,
     feng2025,
     feng2025_tables,
@@ -54,7 +54,7 @@ DRAWN_BY = [
     hoak2025_tables,
     feng2025,
     feng2025_tables,
-    both,
+    both_studies,
     slide,
     training,
 ]

@@ -26,13 +26,16 @@ from pathlib import Path
 import torch
 
 from alignment_security.cluster.job import DamagedTar
-from alignment_security.common.command_line import CHECKPOINTED
+from alignment_security.common.exit_status import (
+    CHECKPOINTED,
+    FAILED,
+    INTERRUPTED,
+    WRONG_REQUEST,
+)
 from alignment_security.common.files import UserError
 from alignment_security.images.image_sets import DataError
 from alignment_security.models.forward import session_facts, tune_process
 from alignment_security.trainer.distributed import (
-    FAILED,
-    WRONG_REQUEST,
     broadcast,
     join_processes,
     launch,
@@ -63,8 +66,6 @@ from alignment_security.trainer.setup import (
     validation,
     with_staged_folders,
 )
-
-INTERRUPTED = 130  # exit status of Ctrl-C
 
 
 def train(args: Namespace) -> int:

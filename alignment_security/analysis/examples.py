@@ -15,7 +15,7 @@ from alignment_security.analysis.results import (
     run_budget,
     run_folder,
 )
-from alignment_security.common.settings import format_eps
+from alignment_security.common.eps import format_eps
 from alignment_security.records.adversarial_examples import (
     example_path,
     examples_folder,

@@ -23,8 +23,8 @@ from alignment_security.analysis.hoak2025_accuracies import (
     read_accuracies,
 )
 from alignment_security.analysis.results import NothingToDraw, Results
+from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
-from alignment_security.common.settings import format_eps
 from alignment_security.models.families import lineage
 
 # averages of the leaderboard, each before the benchmarks that it is the average of -> their group

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
-from alignment_security.common.settings import format_eps
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.records.summary import SUMMARY_NAME
 

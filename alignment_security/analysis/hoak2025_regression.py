@@ -28,7 +28,7 @@ from alignment_security.analysis.statistics import (
     cross_validation_folds,
     linear_regression,
 )
-from alignment_security.common.settings import format_eps
+from alignment_security.common.eps import format_eps
 
 MIN_MODELS_EXPLAINED = 2 * MIN_MODELS  # fewer: no variance explained
 RIDGE_PENALTIES = np.logspace(-1, 5, 13)  # chosen from by generalised cross-validation

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TextIO, TypeVar
 
-CHECKPOINTED = 85  # exit status: the state is on disk, and the same command resumes it
-
 Value = TypeVar("Value")
 
 

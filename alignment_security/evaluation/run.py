@@ -23,11 +23,13 @@ from torch import Tensor
 from alignment_security.attacks.autoattack import masked_gradient_warnings
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.cluster.job import report_progress
+from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
 from alignment_security.common.progress import ProgressMeter
-from alignment_security.common.settings import format_eps, version_drift
-from alignment_security.evaluation.annotations import add_human_columns, save_examples
+from alignment_security.common.settings import version_drift
+from alignment_security.evaluation.human_columns import add_human_columns
 from alignment_security.evaluation.published import compare_with_published, read_published
+from alignment_security.evaluation.saved_examples import save_examples
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.human_maps import map_source

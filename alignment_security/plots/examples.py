@@ -19,7 +19,7 @@ from alignment_security.analysis.results import (
     read_finished_rows,
     run_folder,
 )
-from alignment_security.common.settings import format_eps
+from alignment_security.common.eps import format_eps
 from alignment_security.plots.style import GREY, NORM_SYMBOLS, Drawing
 from alignment_security.records.metrics import HUMAN_CEILING
 

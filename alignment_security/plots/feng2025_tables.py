@@ -8,7 +8,7 @@ import pandas as pd
 
 from alignment_security.analysis.feng2025 import NORM_NAMES, norm_tables
 from alignment_security.analysis.feng2025_published import ROBUST_NAME, paper_tables
-from alignment_security.analysis.feng2025_tables import (
+from alignment_security.analysis.feng2025_statistics import (
     DIFFERS,
     NOT_PUBLIC,
     printed_columns,

@@ -21,8 +21,8 @@ import pandas as pd
 from alignment_security.analysis.feng2025 import published_norm_table
 from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.results import Results, read_summary
+from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
-from alignment_security.common.settings import format_eps
 
 REPORT_NAME = "report.html"
 PAGE_TEMPLATE = Template("""<!DOCTYPE html>

@@ -15,7 +15,7 @@ from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alignment_security.common.settings import format_eps
+from alignment_security.common.eps import format_eps
 from alignment_security.models.families import FAMILIES, family
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column of a two-column paper, and both

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, write_atomic
-from alignment_security.common.settings import format_eps
 from alignment_security.records.record import (
     check_record_sha256,
     first_difference,

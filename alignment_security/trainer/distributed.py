@@ -14,12 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alignment_security.common.command_line import CHECKPOINTED
+from alignment_security.common.exit_status import CHECKPOINTED, FAILED, WRONG_REQUEST
 from alignment_security.models.forward import pick_device
 from alignment_security.trainer.run import TrainingError
 
-WRONG_REQUEST = 2  # exit status
-FAILED = 1  # exit status: worth another try
 Value = TypeVar("Value")
 
 

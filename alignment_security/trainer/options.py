@@ -16,7 +16,7 @@ from alignment_security.common.command_line import (
     set_name,
     whole_number,
 )
-from alignment_security.common.settings import parse_radius
+from alignment_security.common.eps import parse_radius
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.trainer.objectives import FORMS, OBJECTIVES
 from alignment_security.trainer.pgd import PGD_NORMS, PGD_STEPS

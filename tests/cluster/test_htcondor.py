@@ -35,7 +35,7 @@ from alignment_security.cluster.sweep import (
     make_sweep,
     pack_code,
 )
-from alignment_security.common.command_line import CHECKPOINTED
+from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import safe_file_name
 from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record, read_run_file

@@ -54,7 +54,7 @@ from alignment_security.cluster.sweep import (
     make_sweep,
     node_name,
 )
-from alignment_security.common.command_line import CHECKPOINTED
+from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import UserError, safe_file_name, sha256_file
 from alignment_security.evaluation.setup import load_staged
 from alignment_security.models.checkpoints import weights_sha256

@@ -10,15 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import utilities
-from alignment_security.common.settings import (
-    format_eps,
-    git_state,
-    parse_eps,
-    parse_radius,
-    pinned_versions,
-    setting,
-    version_drift,
-)
+from alignment_security.common.eps import format_eps, parse_eps, parse_radius
+from alignment_security.common.settings import git_state, pinned_versions, setting, version_drift
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from conftest import DATA
 from norm_tables import make_norms, write_published, write_summary
 
 import plotting
-from alignment_security.analysis.both import timm_names
+from alignment_security.analysis.both_studies import timm_names
 from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.norms import POINTS
 from alignment_security.analysis.results import load_results
-from alignment_security.plots.both import brainscore_vs_tolerance, robust_vs_tolerance
+from alignment_security.plots.both_studies import brainscore_vs_tolerance, robust_vs_tolerance
 from alignment_security.plots.norms import accuracy_vs_norm, rank_change
 from alignment_security.plots.slide import slide
 from alignment_security.records.summary import merge_records

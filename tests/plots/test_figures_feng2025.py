@@ -9,7 +9,7 @@ from norm_tables import write_published, write_summary
 
 import plotting
 from alignment_security.analysis.feng2025 import paired_test
-from alignment_security.analysis.feng2025_tables import welch_text
+from alignment_security.analysis.feng2025_statistics import welch_text
 from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.results import load_results
 from alignment_security.plots.feng2025 import (

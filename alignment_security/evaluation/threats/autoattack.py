@@ -10,18 +10,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from alignment_security.attacks.autoattack import AUTOATTACK, Budget, run_autoattack
+from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import run_pyautoattack
 from alignment_security.common.command_line import argument, positive_int
-from alignment_security.common.settings import parse_eps, parse_radius
-from alignment_security.evaluation.threats.threat import (
-    Cost,
-    Execution,
-    Rows,
-    Threat,
-    fast_module,
-)
+from alignment_security.common.eps import parse_eps, parse_radius
+from alignment_security.common.verdicts import AUTOATTACK
+from alignment_security.evaluation.threats.threat import Cost, Execution, Rows, Threat, fast_module
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from alignment_security.analysis.both import (
+from alignment_security.analysis.both_studies import (
     RobustPair,
     benchmark_table,
     read_scores,
@@ -33,17 +33,9 @@ from alignment_security.analysis.feng2025 import (
 from alignment_security.analysis.hoak2025 import ALPHA
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
-from alignment_security.common.settings import format_eps
+from alignment_security.common.eps import format_eps
 from alignment_security.plots.feng2025_style import LACKING, tolerance_scale
-from alignment_security.plots.style import (
-    DARK,
-    GREY,
-    MARKERS,
-    PAGE_WIDTH,
-    SMALL,
-    Drawing,
-    panels,
-)
+from alignment_security.plots.style import DARK, GREY, MARKERS, PAGE_WIDTH, SMALL, Drawing, panels
 
 SETUP = 'python -c "from utilities import setup_scores; setup_scores()"'
 AVERAGES = [

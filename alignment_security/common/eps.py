@@ -1,0 +1,54 @@
+"""eps as text: `8/255` on the command line, in tables and in figures."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+
+def parse_eps(text: str) -> float:
+    """`8/255` or `0.031` as a float in pixel units of [0, 1].
+
+    Raises ValueError for a value above 1: 8 could mean 8/255, but no unit is guessed.
+    """
+    value = parse_radius(text)
+    if value > 1:
+        raise ValueError(
+            f"eps {text} is above 1; pixels are in [0, 1], so write {text}/255 if you mean {text} "
+            "of 255 levels"
+        )
+    return value
+
+
+def parse_radius(text: str) -> float:
+    """A radius in any norm, as a fraction or a float, in pixel units of [0, 1].
+
+    In L1 and L2 it may exceed 1. Raises ValueError for a negative radius or no number.
+    """
+    try:
+        value = _parse_fraction(text) if "/" in text else float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = math.nan
+    if math.isnan(value):
+        raise ValueError(
+            f"eps {text!r} is not a number; write a fraction (8/255) or a float (0.031)"
+        )
+    if value < 0:
+        raise ValueError(f"eps {text} is negative; it is a distance in pixel units of [0, 1]")
+    return value
+
+
+def _parse_fraction(text: str) -> float:
+    numerator, denominator = text.split("/")
+    return float(Fraction(numerator) / Fraction(denominator))
+
+
+def format_eps(eps: float) -> str:
+    """eps as papers write it: `8/255`, `0.25/255`.
+
+    A value that is no multiple of 1/255000 stays a plain float.
+    """
+    levels = round(255 * eps, 3)
+    if eps and abs(255 * eps - levels) < 1e-9:
+        return f"{levels:.10g}/255"
+    return f"{eps:g}"
