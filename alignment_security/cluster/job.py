@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -26,6 +26,9 @@ from alignment_security.common.files import UserError, sha256_file
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = ["sha256", "tar", "name", "bytes", "weights", "weights_sha256", "gpu_memory_mb"]
 STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
+
+# tarfile's own filter, which Python 3.11.0 to 3.11.3 lacks (Debian 12 has 3.11.2)
+EXTRACTION: dict = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
 
 
 class StagingError(UserError):
@@ -112,21 +115,23 @@ def unpack(tar: Path, folder: Path, sha256: str) -> Path:
             members = archive.getmembers()
             _check_members(tar, members)
             whole = Path(temporary) / "whole"
-            archive.extractall(whole, members, filter="data")
+            archive.extractall(whole, members, **EXTRACTION)
             whole.rename(folder)
-    except tarfile.FilterError as error:
-        raise StagingError(f"{tar}: {error}; not unpacked") from None
     except tarfile.TarError as error:
         raise StagingError(f"{tar}: not an uncompressed tar ({error}); not unpacked") from None
     return folder
 
 
 def _check_members(tar: Path, members: list[tarfile.TarInfo]) -> None:
+    """Refuse links, devices and paths that leave the folder; make absolute paths relative."""
     for member in members:
         if not (member.isreg() or member.isdir()) or member.issparse():
             raise StagingError(
                 f"{tar}: {member.name} is neither a plain file nor a folder; not unpacked"
             )
+        member.name = member.name.lstrip("/")
+        if ".." in PurePosixPath(member.name).parts:
+            raise StagingError(f"{tar}: {member.name} leaves the folder; not unpacked")
 
 
 def staging_dir(value: str | None) -> Path:
