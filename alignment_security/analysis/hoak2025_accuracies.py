@@ -33,6 +33,13 @@ HOAK2025_COLUMNS = {
     "Top-1 Accuracy": "robust_acc",
     "Top-1 Subset Clean Accuracy": "clean_acc",
 }
+EPS_COLUMNS = ("eps", "Epsilon")
+FRACTION_COLUMNS = (
+    "clean_acc",
+    "robust_acc",
+    "Top-1 Accuracy",
+    "Top-1 Subset Clean Accuracy",
+)
 WIDE_COLUMN = r"Top-1 Accuracy (?:Linf (?P<eps>[0-9.e-]+)|Clean)"
 CLEAN_OUTCOME = "clean"  # column of clean accuracy; those of accuracy under attack are eps
 MERGE_AGAIN = "make it again with `python utilities.py merge`"
@@ -64,9 +71,12 @@ def read_accuracy_summary(path: Path) -> pd.DataFrame:
 
 
 def numeric_accuracies(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with eps and accuracies as numbers: eps from 0 up, accuracies in [0, 1]."""
-    table = to_numbers(path, table, ["eps"], UNITS, low=0)
-    return to_numbers(path, table, ["clean_acc", "robust_acc"], UNITS, low=0, high=1)
+    """The table with eps and accuracies as numbers: eps from 0 up, accuracies in [0, 1].
+
+    Knows the columns of the summary and those of Hoak 2025. Only an empty cell has no value.
+    """
+    table = to_numbers(path, table, EPS_COLUMNS, UNITS, low=0, no_value=("",))
+    return to_numbers(path, table, FRACTION_COLUMNS, UNITS, low=0, high=1, no_value=("",))
 
 
 def read_hoak2025_table(path: Path) -> pd.DataFrame:
@@ -84,8 +94,9 @@ def read_hoak2025_table(path: Path) -> pd.DataFrame:
         raise UserError(
             f"{path}: no column {', '.join(missing)}, which Hoak 2025's tables have; {NOT_HOAK2025}"
         )
-    rows = table[list(HOAK2025_COLUMNS)].rename(columns=HOAK2025_COLUMNS)
-    rows = numeric_accuracies(path, rows).dropna(subset="robust_acc").drop_duplicates()
+    # numbers first: an error names the columns as the file has them
+    rows = numeric_accuracies(path, table[list(HOAK2025_COLUMNS)]).rename(columns=HOAK2025_COLUMNS)
+    rows = rows.dropna(subset="robust_acc").drop_duplicates()
     return rows[rows["eps"] > 0].assign(**HOAK2025_KEY, n=np.nan, list_sha256="", weights="")
 
 

@@ -123,13 +123,14 @@ def unpack(tar: Path, folder: Path, sha256: str) -> Path:
 
 
 def _check_members(tar: Path, members: list[tarfile.TarInfo]) -> None:
-    """Refuse links, devices and paths that leave the folder; make absolute paths relative."""
+    """Refuse links, devices and paths that leave the folder; make paths and modes harmless."""
     for member in members:
         if not (member.isreg() or member.isdir()) or member.issparse():
             raise StagingError(
                 f"{tar}: {member.name} is neither a plain file nor a folder; not unpacked"
             )
         member.name = member.name.lstrip("/")
+        member.mode = 0o755 if member.isdir() else 0o644
         if ".." in PurePosixPath(member.name).parts:
             raise StagingError(f"{tar}: {member.name} leaves the folder; not unpacked")
 

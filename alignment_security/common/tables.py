@@ -6,7 +6,7 @@ is missing is "" as text and nan as a number; a model that is called `NA` or `No
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ import pandas as pd
 from alignment_security.common.files import UserError
 
 HEADER_LINES = 1  # the first row of a table is line 2 of its file
+# cells without a value in tables that pandas or a spreadsheet wrote
+NO_VALUE = ("", "nan", "NaN", "NA", "N/A", "<NA>", "null", "NULL", "None")
 
 
 def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
@@ -42,19 +44,21 @@ def to_numbers(
     fix: str,
     low: float = -np.inf,
     high: float = np.inf,
+    no_value: Sequence[str] = NO_VALUE,
 ) -> pd.DataFrame:
-    """A copy of a text table with some of its columns as numbers; empty cells become nan.
+    """A copy of a text table with some of its columns as numbers; cells without one become nan.
 
     path, fix   the file that `read_table` read, and what the user can do, for messages
     columns     names of columns; those that the table lacks are skipped
     low, high   range of the values, limits included
+    no_value    cells that stay without a value; ("",) also refuses the word `nan`
     Raises UserError with line, column and text of the first cell that is no number in the range.
     """
     table = table.copy()
     for column in columns:
         if column not in table:
             continue
-        cells = table[column].replace("", np.nan)
+        cells = table[column].mask(table[column].isin(list(no_value)))
         values = pd.to_numeric(cells, errors="coerce")
         wrong = cells.notna() & ~values.between(low, high)
         if wrong.any():

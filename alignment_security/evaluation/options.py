@@ -9,6 +9,7 @@ import argparse
 import os
 from pathlib import Path
 
+from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.libraries import FOOLBOX
 from alignment_security.common.command_line import (
@@ -25,7 +26,6 @@ from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import (
     Crossing,
     FastMinimumNorm,
-    MinimumNormThreat,
     add_fmn_options,
 )
 from alignment_security.evaluation.threats.threat import Threat
@@ -301,12 +301,10 @@ def check_attack_options(args: argparse.Namespace, parser: argparse.ArgumentPars
         parser.error(
             "--protocol feng2025 is what was published: 1000 steps; for others use --protocol fmn"
         )
-    threat = threat_from_args(args)
-    if isinstance(threat, MinimumNormThreat):
-        try:
-            threat.attack()
-        except ValueError as error:
-            parser.error(str(error))
+    try:
+        threat_from_args(args)
+    except AttackError as error:
+        parser.error(str(error))
 
 
 def threat_from_args(args: argparse.Namespace) -> Threat:

@@ -55,7 +55,7 @@ def confirm_examples(
         findings += found
         confirmed += len(chosen) - len(found)
     sentence = f"{confirmed} of {len(drawn)} examples confirmed ({len(paths)} are kept)"
-    return findings, "; ".join([sentence, *unavailable])
+    return findings, "; ".join([sentence, *dict.fromkeys(unavailable)])
 
 
 def by_folder(paths: list[Path]) -> dict[Path, list[Path]]:

@@ -35,6 +35,7 @@ from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_images
+from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.forward import (
     auto_batch_size,
     device_of,
@@ -74,6 +75,12 @@ class Evaluation:
     examples: int = 0
     published_accuracy: Path | None = None
     stop_after: float | None = None
+
+    def __post_init__(self):
+        if self.precision not in PRECISIONS:
+            raise UserError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size {self.batch_size}: at least 1, or 'auto'")
 
     @property
     def settings(self) -> dict:
@@ -122,6 +129,8 @@ def evaluate(
     columns. Raises UserError for a request that cannot be run, and Stopped after `stop_after`.
     """
     if results_dir is None:
+        if options.get("stop_after"):
+            raise UserError("stop_after needs a results_dir, where the rows so far are kept")
         with TemporaryDirectory() as folder:
             return evaluate(model, images, threat, folder, batch_size=batch_size, **options)
     evaluation = prepare(model, images, threat, batch_size, **options)

@@ -55,7 +55,7 @@ def test_to_numbers_converts_the_columns_that_the_table_has(tmp_path):
     ("cell", "limits", "says"),
     [
         ("ten", {}, "'ten' is no number; fix it"),
-        ("nan", {}, "'nan' is no number; fix it"),
+        ("nan", {"no_value": [""]}, "'nan' is no number; fix it"),
         ("1.5", {"low": 0, "high": 1}, "'1.5' is no number from 0 to 1; fix it"),
         ("-1", {"low": 0}, "'-1' is no number from 0 to inf; fix it"),
     ],
@@ -65,3 +65,10 @@ def test_to_numbers_names_line_column_and_cell(tmp_path, cell, limits, says):
     with pytest.raises(UserError) as error:
         to_numbers(path, read_table(path, [], ""), ["x"], "fix it", **limits)
     assert str(error.value) == f"{path}, line 3, column x: {says}"
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "NA", "None"])
+def test_to_numbers_takes_what_pandas_writes_for_no_value(tmp_path, cell):
+    path = write(tmp_path, f"model,x\na,0.5\nb,{cell}\n")
+    table = to_numbers(path, read_table(path, [], ""), ["x"], "fix it", low=0, high=1)
+    np.testing.assert_array_equal(table["x"], [0.5, np.nan])

@@ -100,5 +100,36 @@ def test_corruptions_need_images_that_are_corrupted(tiny_model, tiny_images):
         evaluate(tiny_model, tiny_images, Corruptions(type="fog", severity=3))
 
 
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: AutoAttack("L1", (0.5,)), "the norms are Linf and L2"),
+        (lambda: AutoAttack("linf", (0.1,)), "the norms are Linf and L2"),
+        (lambda: AutoAttack("Linf", (8,)), "eps 8: .* write 8 / 255"),
+        (lambda: AutoAttack("L2", (-0.1,)), "eps -0.1"),
+        (lambda: FastMinimumNorm("L2", gamma=2), "gamma"),
+        (lambda: FastMinimumNorm("L3"), "L3"),
+        (lambda: Crossing("L1"), "L1"),
+        (lambda: Crossing("L2", steps=0), "at least 1"),
+    ],
+)
+def test_a_threat_that_cannot_be_run_is_refused_when_it_is_made(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"precision": "fp16"}, "precision 'fp16'"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"stop_after": 1.0}, "stop_after needs a results_dir"),
+    ],
+)
+def test_evaluate_refuses_options_that_make_no_sense(tiny_model, tiny_images, options, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(tiny_model, tiny_images, Clean(), **options)
+
+
 def test_a_threat_sorts_its_eps_once():
     assert AutoAttack("Linf", (2 / 255, 1 / 255, 2 / 255)).eps == (1 / 255, 2 / 255)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import run_pyautoattack
@@ -22,6 +23,7 @@ from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
 
 ENGINES = ("own", "reference")
+NORMS = ("Linf", "L2")
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,16 @@ class AutoAttack(Threat):
     kind: ClassVar[str] = "ball"
 
     def __post_init__(self):
-        object.__setattr__(self, "eps", tuple(sorted(set(self.eps))))
+        if self.norm not in NORMS:
+            raise AttackError(f"AutoAttack in {self.norm}: the norms are {' and '.join(NORMS)}")
+        largest = 1 if self.norm == "Linf" else math.inf
+        wrong = [eps for eps in self.eps if not 0 <= eps <= largest]
+        if wrong:
+            raise AttackError(
+                f"eps {wrong[0]:g}: a distance in pixel units of [0, 1]; write 8 / 255 for 8 of "
+                "255 levels"
+            )
+        object.__setattr__(self, "eps", tuple(sorted(map(float, set(self.eps)))))
 
     @property
     def name(self) -> str:

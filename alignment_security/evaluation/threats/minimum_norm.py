@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
@@ -32,6 +33,13 @@ class MinimumNormThreat(Threat):
     norm: str
     steps: int
     seed: int
+
+    def __post_init__(self):
+        """Raise AttackError for settings that the attack cannot take."""
+        try:
+            self.attack()
+        except (ValueError, KeyError) as error:
+            raise AttackError(f"{self.protocol} in {self.norm}: {error}") from None
 
     @abstractmethod
     def attack(self) -> FMN | BoundaryCrossing:
