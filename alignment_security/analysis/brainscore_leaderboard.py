@@ -57,8 +57,8 @@ NOT_BENCHMARKS = {
     "layers",
     "filtered_score",
 }
-FAILED = ["X"]
-NOT_RUN = ["", "null"]  # "null": no score, in the site's JavaScript export
+FAILED_CELLS = ["X"]
+NOT_RUN_CELLS = ["", "null"]  # "null": no score, in the site's JavaScript export
 ZIP_START = b"PK"
 # what reading a damaged file or ZIP raises
 DAMAGED_FILE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError)
@@ -208,7 +208,7 @@ def check_cells(path: Path, table: pd.DataFrame, column: str) -> None:
             raise UserError(f"{path}, line {line}, column {column}: {what}; delete that line")
     for benchmark in benchmark_columns(table):
         for line, cell in table[benchmark].items():
-            if cell not in FAILED + NOT_RUN and not NUMBER.fullmatch(cell):
+            if cell not in FAILED_CELLS + NOT_RUN_CELLS and not NUMBER.fullmatch(cell):
                 raise UserError(
                     f"{path}, line {line}, column {benchmark}: {cell!r} is no score; write a "
                     f"number without thousands or decimal commas, X (failed) or nothing (not run)"
@@ -254,7 +254,7 @@ def drop_repeats(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
 
     The row with most scores is kept, the first of several.
     """
-    scored = (~scores[benchmark_columns(scores)].isin(FAILED + NOT_RUN)).sum(axis=1)
+    scored = (~scores[benchmark_columns(scores)].isin(FAILED_CELLS + NOT_RUN_CELLS)).sum(axis=1)
     keep, repeated = [], []
     for name, lines in scores.groupby("model_name", sort=False).groups.items():
         counts = scored[lines]
@@ -275,4 +275,4 @@ def drop_repeats(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:
 
 def score_numbers(cells: pd.DataFrame) -> pd.DataFrame:
     """Checked scores as floats; nan for failed and for not run."""
-    return cells.mask(cells.isin(FAILED + NOT_RUN)).astype(float)
+    return cells.mask(cells.isin(FAILED_CELLS + NOT_RUN_CELLS)).astype(float)

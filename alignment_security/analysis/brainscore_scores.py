@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import (
-    FAILED,
+    FAILED_CELLS,
     LEADERBOARD,
     MERGED_SCORES,
-    NOT_RUN,
+    NOT_RUN_CELLS,
     SCORES_FOLDER,
     benchmark_columns,
     drop_repeats,
@@ -79,7 +79,7 @@ def cell_counts(cells: pd.DataFrame, shape: int) -> dict[str, dict[str, int | No
 
     The last two are None for a file of shape 3, in which both are empty cells.
     """
-    failed, empty = cells.isin(FAILED).sum(), cells.isin(NOT_RUN).sum()
+    failed, empty = cells.isin(FAILED_CELLS).sum(), cells.isin(NOT_RUN_CELLS).sum()
     counts = {}
     for name in cells:
         hidden = shape == HIDES_FAILED
@@ -211,7 +211,9 @@ def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
     table = read_table(path, ["model_registry_name"], fix)
     benchmarks = benchmark_columns(table)
     cells = table[benchmarks]
-    numbers = to_numbers(path, cells.mask(cells.isin(FAILED + NOT_RUN), ""), benchmarks, fix)
+    numbers = to_numbers(
+        path, cells.mask(cells.isin(FAILED_CELLS + NOT_RUN_CELLS), ""), benchmarks, fix
+    )
     names = table.reindex(columns=["model_registry_name", "timm_name"], fill_value="")
     try:
         facts = json.loads(path.with_suffix(".json").read_text())

@@ -20,7 +20,7 @@ from alignment_security.records.metrics import (
 CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors
 
 
-def accuracy_table(run: dict) -> pd.DataFrame:
+def accuracy_by_eps(run: dict) -> pd.DataFrame:
     """Accuracy over all images and its 95 % Wilson interval, a row per eps; eps 0 is clean."""
     rows = read_finished_rows(run)
     hits = {0.0: rows.drop_duplicates("image_id")["clean_correct"]}

@@ -41,7 +41,7 @@ PROTOCOLS: dict[str, type[Threat]] = {
     **dict.fromkeys(FOOLBOX, Foolbox),
 }
 # norm -> its protocols, the default first
-NORMS = {
+NORM_PROTOCOLS = {
     "Linf": ("autoattack", "fmn", "crossing"),
     "L2": ("fmn", "crossing", *FOOLBOX, "autoattack"),
     "L1": ("fmn",),
@@ -101,7 +101,7 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
     threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
     threats.add_parser("clean", help="accuracy on the images as they are")
     add_corruptions(threats)
-    for norm in NORMS:
+    for norm in NORM_PROTOCOLS:
         add_norm(threats, norm)
     return parser
 
@@ -245,7 +245,7 @@ def add_corruptions(threats: argparse._SubParsersAction) -> None:
 
 def add_norm(threats: argparse._SubParsersAction, norm: str) -> None:
     """AutoAttack within eps, or minimal norms. --protocol decides which options are read."""
-    protocols = NORMS[norm]
+    protocols = NORM_PROTOCOLS[norm]
     parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
     parser.add_argument(
         "--protocol",

@@ -120,7 +120,7 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
         ]
         rows = [
             [photograph(column) for column in columns],
-            [human_map(column) for column in columns],
+            [human_map_picture(column) for column in columns],
             *([perturbation_map(cell) for cell in row] for row in zip(*columns)),
         ]
         caption = (
@@ -148,7 +148,7 @@ def model_facts(run: dict) -> str:
     )
 
 
-def human_map(column: list[dict]) -> Picture:
+def human_map_picture(column: list[dict]) -> Picture:
     """The human map of a column's photograph."""
     first = next(cell for cell in column if "human_map" in cell)
     return map_colours(first["human_map"].astype(float)), ""

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from alignment_security.analysis.record_tables import (
-    accuracy_table,
+    accuracy_by_eps,
     corruption_summary,
     corruption_table,
     protocol_table,
@@ -59,7 +59,7 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
     if not groups:
         return
     tables = [
-        pd.concat([accuracy_table(run) for run in group]).assign(panel=i)
+        pd.concat([accuracy_by_eps(run) for run in group]).assign(panel=i)
         for i, group in enumerate(groups, start=1)
     ]
     styles = model_styles({run["model"] for group in groups for run in group})

@@ -20,7 +20,7 @@ class Harmonizer:
 
 
 @dataclass(frozen=True)
-class Attack:
+class AdversarialAttack:
     """PGD's settings (pgd.pgd); eps and step_size in pixel units of [0, 1], None: 2/3 eps."""
 
     norm: str
@@ -39,7 +39,7 @@ class Objective:
     """
 
     harmonizer: Harmonizer | None
-    attack: Attack | None
+    attack: AdversarialAttack | None
     smoothing: float
 
     @classmethod
@@ -48,7 +48,7 @@ class Objective:
         if args.objective in ("harmonizer", "both"):
             harmonizer = Harmonizer(args.form, args.lambda_1)
         if args.objective in ("adversarial", "both"):
-            attack = Attack(
+            attack = AdversarialAttack(
                 args.norm, args.eps, args.attack_steps, args.attack_step, args.random_start
             )
         return cls(harmonizer, attack, args.smoothing)

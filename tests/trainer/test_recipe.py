@@ -11,7 +11,7 @@ import timm
 from conftest import DATA, ROOT
 
 from alignment_security.trainer.options import parse_args
-from alignment_security.trainer.recipe import Attack, Harmonizer, Objective, Recipe
+from alignment_security.trainer.recipe import AdversarialAttack, Harmonizer, Objective, Recipe
 
 PUBLISHED = DATA / "feng2025"
 
@@ -71,12 +71,12 @@ def test_recipes_are_the_rows_of_the_published_tables():
         (
             "--objective adversarial --norm L2 --eps 0.5",
             None,
-            Attack("L2", 0.5, 3, None, random_start=False),
+            AdversarialAttack("L2", 0.5, 3, None, random_start=False),
         ),
         (
             "--objective both --lambda_1 0 --norm Linf --eps 4/255 --attack_step 1/255",
             Harmonizer("equation", 0.0),
-            Attack("Linf", 4 / 255, 3, 1 / 255, random_start=False),
+            AdversarialAttack("Linf", 4 / 255, 3, 1 / 255, random_start=False),
         ),
     ],
 )

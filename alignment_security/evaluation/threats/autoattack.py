@@ -17,7 +17,13 @@ from alignment_security.attacks.libraries import run_pyautoattack
 from alignment_security.common.command_line import argument, positive_int
 from alignment_security.common.eps import parse_eps, parse_radius
 from alignment_security.common.verdicts import AUTOATTACK
-from alignment_security.evaluation.threats.threat import Cost, Execution, Rows, Threat, fast_module
+from alignment_security.evaluation.threats.threat import (
+    Cost,
+    Execution,
+    RecordRows,
+    Threat,
+    fast_module,
+)
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
@@ -119,7 +125,7 @@ class AutoAttack(Threat):
             return model.module
         return fast_module(model.module, model, execution)
 
-    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         if self.engine == "reference":
             return run_pyautoattack(
                 model.module,

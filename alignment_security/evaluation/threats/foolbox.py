@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox
-from alignment_security.evaluation.threats.threat import Cost, Execution, Rows, Threat
+from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows, Threat
 from alignment_security.models.heads import Model
 
 
@@ -63,7 +63,7 @@ class Foolbox(Threat):
         always = (steps + 3, steps)
         return always, always
 
-    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         return run_foolbox(
             model.module,
             images,

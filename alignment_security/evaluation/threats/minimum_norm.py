@@ -17,7 +17,7 @@ from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
-    Rows,
+    RecordRows,
     Threat,
     fast_module,
 )
@@ -59,7 +59,7 @@ class MinimumNormThreat(Threat):
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         return fast_module(model.module, model, execution)
 
-    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         return run_minimum_norm(
             self.attacked_module(model, execution),
             images,

@@ -19,7 +19,7 @@ from alignment_security.models.heads import Model
 
 # forward passes of one image, and how many of these also go backward
 Cost = tuple[int, int]
-Rows = Iterator[list[dict]]
+RecordRows = Iterator[list[dict]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Threat(ABC):
         """
 
     @abstractmethod
-    def run(self, model: Model, images: ImageStream, execution: Execution) -> Rows:
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         """Record rows as they become known, images in any order."""
 
     @classmethod
