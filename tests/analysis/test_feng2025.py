@@ -134,7 +134,8 @@ def test_nothing_there_is_no_source(tmp_path):
             "column n: 'ten' is no number",
         ),
         (
-            "model,threat,image_set,protocol,attack,n,clean_acc,l2_mean\na,L2-fmn,s,fmn,x,9,0.5,big\n",
+            "model,threat,image_set,protocol,attack,n,clean_acc,l2_mean\n"
+            "a,L2-fmn,s,fmn,x,9,0.5,big\n",
             "column l2_mean: 'big' is",
         ),
     ],

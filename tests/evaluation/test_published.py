@@ -16,7 +16,9 @@ from alignment_security.models.names import published_names
 TIMM = ["results-imagenet_2023-05-24_049b1332.csv", "results-imagenet_2025-10-30_4e5207c7.csv"]
 TABLE = (
     "model,img_size,top1,top1_err,param_count\n"
-    'big.a,336,89.466,10.534,"1,013.01"\nresnet50.a1_in1k,288,81.240,18.760,25.56\nresnet50.a1_in1k,224,80.382,19.618,25.56\n'
+    'big.a,336,89.466,10.534,"1,013.01"\n'
+    "resnet50.a1_in1k,288,81.240,18.760,25.56\n"
+    "resnet50.a1_in1k,224,80.382,19.618,25.56\n"
 )
 
 

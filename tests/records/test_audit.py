@@ -554,7 +554,8 @@ def test_trace_leads_every_number_to_its_run(results, tmp_path_factory, capsys):
 def test_trace_names_a_figure_older_than_its_record(results, tmp_path, capsys):
     figure = tmp_path / "figure.csv"
     figure.write_text(
-        f"image_set,threat,model,eps,accuracy\nmine,Linf,net,{EPS[0]!r},0.5\nmine,Linf,net,0.0,0.7\n"
+        "image_set,threat,model,eps,accuracy\n"
+        f"mine,Linf,net,{EPS[0]!r},0.5\nmine,Linf,net,0.0,0.7\n"
     )
     status, out, _ = traced(capsys, figure, "--results_dir", results)
     assert (
