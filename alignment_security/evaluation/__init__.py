@@ -1,6 +1,6 @@
 """Evaluate a model under a threat from a notebook; docs/notebook.md shows how."""
 
-from alignment_security.evaluation.run import evaluate
+from alignment_security.evaluation.run import Stopped, evaluate
 from alignment_security.evaluation.threats.autoattack import AutoAttack
 from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
@@ -13,5 +13,6 @@ __all__ = [
     "Crossing",
     "FastMinimumNorm",
     "Foolbox",
+    "Stopped",
     "evaluate",
 ]

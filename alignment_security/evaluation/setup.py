@@ -19,7 +19,6 @@ from alignment_security.images.image_sets import ImageSet, default_dir, take_sli
 from alignment_security.images.loading import load_image_set
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.loading import load_model
-from alignment_security.models.names import listed_checkpoint
 
 
 def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
@@ -27,10 +26,9 @@ def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
     if args.chtc:
         staging = staging_dir(setting("STAGING_DIR"))
         return load_staged(staging, args.model_name, args.head, device)
-    checkpoint = args.checkpoint or listed_checkpoint(args.model_name, setting("CHECKPOINT_DIR"))
     return load_model(
         args.model_name,
-        checkpoint,
+        args.checkpoint,
         args.trust_checkpoint,
         args.head,
         device,

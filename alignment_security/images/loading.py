@@ -20,6 +20,7 @@ from alignment_security.images.corruptions import corrupt, corruption_set, with_
 from alignment_security.images.image_sets import (
     DataError,
     ImageSet,
+    default_dir,
     existing_folder,
     folder_set,
     sample_set,
@@ -54,7 +55,7 @@ def load_image_set(
 ) -> ImageSet:
     """The image set called `name`; image_sets.py lists the names.
 
-    data_dir    folder of the images; not needed for `sample`
+    data_dir    folder of the images; default: that of .env; not needed for `sample`
     n_outputs   of the model; the set must have as many classes
     corruption  (type, severity): the folder of imagenet-c and tiny-imagenet-c; for other sets, the
                 corruption that is made while loading
@@ -62,6 +63,7 @@ def load_image_set(
 
     Raises DataError for data that is missing, incomplete or inconsistent.
     """
+    data_dir = data_dir or default_dir(name)
     if name in CORRUPTED_SETS:
         images = corruption_set(name, existing_folder(name, data_dir), corruption)
     elif name == "sample":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.models.forward import device_of
 
 ANIMATE_CLASSES = 398  # ImageNet classes 0-397 are animals
 HEAD_REDUCTIONS: dict[str, Callable[..., Tensor]] = {"max": torch.amax, "sum": torch.sum}
@@ -170,6 +171,6 @@ def restrict_classes(model: Model, classes: Sequence[int]) -> Model:
             f"{model.settings['name']}: restricted answers need the {IMAGENET_CLASSES} "
             "ImageNet logits"
         )
-    device = next(model.module.buffers()).device
+    device = device_of(model.module)
     head = RestrictedHead(classes).to(device)
     return replace(model, module=nn.Sequential(model.module, head).eval())

@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.common.settings import IMAGENET_CLASSES, setting
 from alignment_security.models.brainscore import load_brainscore
 from alignment_security.models.checkpoints import (
     checkpoint_normalisation,
@@ -38,7 +38,7 @@ from alignment_security.models.heads import (
     add_head,
     logits_repeat,
 )
-from alignment_security.models.names import ModelEntry, find_entry
+from alignment_security.models.names import ModelEntry, find_entry, listed_checkpoint
 
 HUB_UNREACHABLE = (LocalEntryNotFoundError, HfHubHTTPError, OSError)
 DAMAGED_FILE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError)
@@ -56,7 +56,8 @@ def load_model(
 ) -> Model:
     """The model called `name`, frozen and in eval mode, from pixels in [0, 1] to logits.
 
-    checkpoint        file with the weights, for a name without weights or to replace its weights
+    checkpoint        file with the weights, for a name without weights or to replace its weights;
+                      default, for a name of lists/models/: its file in CHECKPOINT_DIR of .env
     trust_checkpoint  let code in the checkpoint run
     head              "none", or "animate" or "animate-sum" for two logits (see heads.AnimateHead)
     architecture      timm name of the network, where `name` is your own name for it
@@ -70,6 +71,7 @@ def load_model(
         weights, n_outputs = f"brainscore:{name}", IMAGENET_CLASSES
     else:
         entry = _known_entry(name, architecture)
+        checkpoint = checkpoint or listed_checkpoint(name, setting("CHECKPOINT_DIR"))
         net, weights, config = load_weights(entry, checkpoint, trust_checkpoint)
         n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES)
 

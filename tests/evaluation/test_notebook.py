@@ -37,9 +37,11 @@ def tiny_images(tiny):
 def test_the_lines_of_the_notebook_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "notebook.md").read_text()
-    first, *_ = re.findall(r"```python\n(.*?)```", page, re.S)
+    first, _, own_network = re.findall(r"```python\n(.*?)```", page, re.S)
     names: dict = {}
     exec(first, names)
+    exec(own_network, names)
+    assert set(names["clean"]["image_id"]) == set(names["images"].ids)
     rows = names["rows"]
     assert set(rows["image_id"]) == set(names["images"].ids)
     assert rows["robust"].isin([0, 1]).all()
@@ -107,6 +109,8 @@ def test_corruptions_need_images_that_are_corrupted(tiny_model, tiny_images):
         (lambda: AutoAttack("linf", (0.1,)), "the norms are Linf and L2"),
         (lambda: AutoAttack("Linf", (8,)), "eps 8: .* write 8 / 255"),
         (lambda: AutoAttack("L2", (-0.1,)), "eps -0.1"),
+        (lambda: AutoAttack("Linf", ()), "at least one eps"),
+        (lambda: Foolbox("pgd"), "foolbox's protocols are"),
         (lambda: FastMinimumNorm("L2", gamma=2), "gamma"),
         (lambda: FastMinimumNorm("L3"), "L3"),
         (lambda: Crossing("L1"), "L1"),
@@ -133,3 +137,9 @@ def test_evaluate_refuses_options_that_make_no_sense(tiny_model, tiny_images, op
 
 def test_a_threat_sorts_its_eps_once():
     assert AutoAttack("Linf", (2 / 255, 1 / 255, 2 / 255)).eps == (1 / 255, 2 / 255)
+    assert AutoAttack("L2", 1).eps == (1.0,) and type(AutoAttack("L2", [1]).eps[0]) is float
+
+
+def test_an_image_set_is_found_in_the_folder_of_the_environment(tiny, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tiny.data))
+    assert len(load_image_set("mine")) == tiny.images

@@ -37,7 +37,7 @@ class AutoAttack(Threat):
     """AutoAttack's verdicts at one or more eps (Croce & Hein 2020).
 
     norm     Linf or L2
-    eps      radii in pixel units of [0, 1]
+    eps      radii in pixel units of [0, 1], or one of them
     budget   attacks and their steps; only the default is AutoAttack's standard version
     engine   own, or reference: pyautoattack, unchanged
     bisect   try the middle eps first
@@ -54,14 +54,18 @@ class AutoAttack(Threat):
     def __post_init__(self):
         if self.norm not in NORMS:
             raise AttackError(f"AutoAttack in {self.norm}: the norms are {' and '.join(NORMS)}")
+        eps = [self.eps] if isinstance(self.eps, int | float) else self.eps
+        radii = sorted({float(radius) for radius in eps})
         largest = 1 if self.norm == "Linf" else math.inf
-        wrong = [eps for eps in self.eps if not 0 <= eps <= largest]
+        wrong = [radius for radius in radii if not 0 <= radius <= largest]
+        if not radii:
+            raise AttackError("AutoAttack needs at least one eps, e.g. 1 / 255")
         if wrong:
             raise AttackError(
                 f"eps {wrong[0]:g}: a distance in pixel units of [0, 1]; write 8 / 255 for 8 of "
                 "255 levels"
             )
-        object.__setattr__(self, "eps", tuple(sorted(map(float, set(self.eps)))))
+        object.__setattr__(self, "eps", tuple(radii))
 
     @property
     def name(self) -> str:

@@ -6,6 +6,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import ClassVar
 
+from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox
 from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows, Threat
@@ -29,6 +30,8 @@ class Foolbox(Threat):
     kind: ClassVar[str] = "minimum_norm"
 
     def __post_init__(self):
+        if self.protocol not in FOOLBOX:
+            raise AttackError(f"{self.protocol}: foolbox's protocols are {', '.join(FOOLBOX)}")
         if not self.steps:
             object.__setattr__(self, "steps", FOOLBOX[self.protocol][1]["steps"])
         if self.protocol == "feng2025":
