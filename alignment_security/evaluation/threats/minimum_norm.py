@@ -38,8 +38,10 @@ class MinimumNormThreat(Threat):
         """Raise AttackError for settings that the attack cannot take."""
         try:
             self.attack()
-        except (ValueError, KeyError) as error:
-            raise AttackError(f"{self.protocol} in {self.norm}: {error}") from None
+        except KeyError:
+            raise AttackError(f"{self.protocol}: {self.norm!r} is none of its norms") from None
+        except ValueError as error:
+            raise AttackError(str(error)) from None
 
     @abstractmethod
     def attack(self) -> FMN | BoundaryCrossing:
