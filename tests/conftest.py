@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +109,40 @@ def mapped(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(big).save(path)
     return root / "images", root / "maps"
+
+
+LOADS = """
+import sys
+from alignment_security.models.heads import ModelError
+from alignment_security.models.loading import load_model
+for name in sys.argv[1:]:
+    try:
+        settings = load_model(name).settings
+        print(settings["weights_sha256"], settings["weights"])
+    except ModelError as error:
+        print(error)
+"""
+
+
+def loaded_from_hub_cache(hf_home: Path, names: Sequence[str]) -> list[str]:
+    """Load models from a hub cache in `hf_home`; a line each: hash and weights, or the error.
+
+    In a separate process: the hub's library reads its environment when it is imported.
+    """
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))
+    }
+    process = subprocess.run(
+        [sys.executable, "-c", LOADS, *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"HF_HOME": str(hf_home), "HF_HUB_OFFLINE": "1"},
+    )
+    return process.stdout.splitlines()
 
 
 def published_leaderboard(age: str = "new") -> Path:

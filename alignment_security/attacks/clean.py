@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.attack import AttackError
+from alignment_security.attacks.attack import AttackedImage, AttackError, Progress
 from alignment_security.models.forward import Forward, device_of
 
 # (image id, pixels (C, H, W) in [0, 1], label)
@@ -69,6 +69,32 @@ def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, T
             f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)"
         )
     return x, logits
+
+
+def images_to_attack(
+    forward: Forward,
+    batch: list,
+    n_outputs: int,
+    new_progress: Callable[[], Progress],
+    seed: int = 0,
+    eps: float = 0.0,
+) -> list[AttackedImage[Progress]]:
+    """The images of a batch after their clean pass, which is counted. Raises as `clean_pass`."""
+    x, logits = clean_pass(forward, batch, n_outputs)
+    return [
+        AttackedImage(
+            name,
+            pixels.clone(),
+            label,
+            image_logits,
+            new_progress(),
+            clean=clean_columns(name, label, image_logits),
+            seed=seed,
+            eps=eps,
+            forwards=1,
+        )
+        for (name, _, label), pixels, image_logits in zip(batch, x, logits)
+    ]
 
 
 def check_images(x: Tensor, labels: list[int], ids: list[str], n_outputs: int) -> None:

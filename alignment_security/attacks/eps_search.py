@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
-from alignment_security.attacks.clean import clean_columns, clean_pass
+from alignment_security.attacks.clean import images_to_attack
 from alignment_security.attacks.engine import Confirm, Decision
 from alignment_security.models.forward import Forward
 
@@ -124,20 +124,15 @@ class EpsSearch:
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[EpsProgress]]]:
         """Rows that need no attack, and the images to attack at their first eps."""
-        x, logits = clean_pass(self.forward, batch, self.n_outputs)
         rows, images = [], []
-        for (name, _, label), pixels, image_logits in zip(batch, x, logits):
-            image = AttackedImage(
-                name,
-                pixels.clone(),
-                label,
-                image_logits,
-                EpsProgress(broken_index=len(self.eps)),
-                clean=clean_columns(name, label, image_logits),
-                seed=self.seed,
-                forwards=1,
-            )
-            decided_rows, attack = self._begin(image, self.begun.get(name, []))
+        for image in images_to_attack(
+            self.forward,
+            batch,
+            self.n_outputs,
+            lambda: EpsProgress(broken_index=len(self.eps)),
+            self.seed,
+        ):
+            decided_rows, attack = self._begin(image, self.begun.get(image.image_id, []))
             rows += decided_rows
             if attack:
                 self._next_eps(image)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
 from alignment_security.attacks.autoattack import Budget
-from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.minimum_norm import minimum_norm_row
@@ -192,7 +192,7 @@ def run_foolbox(
     while batch := list(islice(source, batch_size)):
         if protocol == "feng2025":
             batch = [(name, stretch(x[None])[0], label) for name, x, label in batch]
-        images = _images_without_progress(batch, forward, n_outputs)
+        images = images_to_attack(forward, batch, n_outputs, lambda: None, eps=math.inf)
         correct = [image for image in images if image.clean["clean_correct"]]
         findings: dict[str, Finding | None] = {}
         if correct:
@@ -204,19 +204,6 @@ def run_foolbox(
                 image.forwards += forwards / len(correct)
                 image.backwards += backwards / len(correct)
         yield [minimum_norm_row(image, findings.get(image.image_id)) for image in images]
-
-
-def _images_without_progress(
-    batch: list, forward: Forward, n_outputs: int
-) -> list[AttackedImage[None]]:
-    x, logits = clean_pass(forward, batch, n_outputs)
-    images = []
-    for (name, _, label), pixels, image_logits in zip(batch, x, logits):
-        clean = clean_columns(name, label, image_logits)
-        images.append(
-            AttackedImage(name, pixels, label, image_logits, None, clean, eps=math.inf, forwards=1)
-        )
-    return images
 
 
 def _foolbox_points(attack: Any, module: nn.Module, images: list[AttackedImage[None]]) -> Tensor:

@@ -20,7 +20,7 @@ from alignment_security.attacks.attack import (
     MinimumNormProgress,
     State,
 )
-from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.engine import Confirm, run_stages
 from alignment_security.attacks.geometry import lp_norm, per_row
@@ -81,20 +81,10 @@ class MinimumNorm:
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[MinimumNormProgress]]]:
         """Rows of misclassified images, and the other images, to be attacked."""
-        x, logits = clean_pass(self.forward, batch, self.n_outputs)
         rows, images = [], []
-        for (name, _, label), pixels, image_logits in zip(batch, x, logits):
-            image = AttackedImage(
-                name,
-                pixels.clone(),
-                label,
-                image_logits,
-                MinimumNormProgress(),
-                clean=clean_columns(name, label, image_logits),
-                seed=self.seed,
-                eps=math.inf,
-                forwards=1,
-            )
+        for image in images_to_attack(
+            self.forward, batch, self.n_outputs, MinimumNormProgress, self.seed, math.inf
+        ):
             if image.clean["clean_correct"]:
                 images.append(image)
             else:

@@ -6,7 +6,6 @@ import argparse
 import io
 import os
 import re
-import subprocess
 import sys
 import types
 import zipfile
@@ -17,7 +16,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import ROOT
+from conftest import loaded_from_hub_cache
 from torch import nn
 
 from alignment_security.images.loading import stream_images
@@ -510,20 +509,7 @@ def test_add_head_refuses_a_network_without_classes(tmp_path):
         add_head(nn.Identity(), 0, "none", "net")
 
 
-LOADS = """
-from alignment_security.models.heads import ModelError
-from alignment_security.models.loading import load_model
-for name in ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k", "test_vit.r160_in1k"):
-    try:
-        settings = load_model(name).settings
-        print(settings["weights_sha256"], settings["weights"])
-    except ModelError as error:
-        print(error)
-"""
-
-
 def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line(tmp_path):
-    """In a separate process: the hub's library reads its environment when it is imported."""
     net, commit = timm.create_model("test_resnet"), "0" * 40
     repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
     for folder in ("refs", f"snapshots/{commit}"):
@@ -532,20 +518,8 @@ def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line
     safetensors.torch.save_file(
         net.state_dict(), repository / "snapshots" / commit / "model.safetensors"
     )
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", LOADS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-    )
-    cached, same, missing = process.stdout.splitlines()
+    names = ("test_resnet.r160_in1k", "timm/test_resnet.r160_in1k", "test_vit.r160_in1k")
+    cached, same, missing = loaded_from_hub_cache(tmp_path, names)
     assert cached == same == f"{weights_sha256(net)} timm:timm/test_resnet.r160_in1k"
     assert (
         missing.startswith("test_vit.r160_in1k: ")

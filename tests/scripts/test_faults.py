@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ import safetensors.torch
 import timm
 import torch
 import victims
-from conftest import ROOT
+from conftest import ROOT, loaded_from_hub_cache
 from PIL import Image, ImageFile
 from torch import nn
 
@@ -641,17 +640,6 @@ def test_versions_that_drift_are_recorded_and_warned_of(cli, tiny, tmp_path, mon
     ] and sentence in out
 
 
-LOADS = """
-from alignment_security.models.heads import ModelError
-from alignment_security.models.loading import load_model
-for name in ("test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k"):
-    try:
-        print(load_model(name).settings)
-    except ModelError as error:
-        print(error)
-"""
-
-
 def test_half_a_download_in_the_cache_names_what_mends_it(tmp_path):
     """Half a safetensors file, half a torch file, an unfinished part: never random weights."""
     for name, file in {
@@ -669,20 +657,8 @@ def test_half_a_download_in_the_cache_names_what_mends_it(tmp_path):
             state, path
         )
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    environment = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("HF_", "HUGGINGFACE_", "XDG_", "TORCH_HOME"))
-    }
-    process = subprocess.run(
-        [sys.executable, "-c", LOADS],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-    )
-    half, torn, absent = process.stdout.splitlines()
+    names = ("test_resnet.r160_in1k", "test_vit.r160_in1k", "test_efficientnet.r160_in1k")
+    half, torn, absent = loaded_from_hub_cache(tmp_path, names)
     for line, name in ((half, "test_resnet"), (torn, "test_vit")):
         assert (
             line.startswith(f"{name}.r160_in1k: its file in the cache cannot be loaded (")
