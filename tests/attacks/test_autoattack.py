@@ -225,6 +225,20 @@ def test_run_autoattack_does_not_depend_on_the_batch(robust_digits):
         np.testing.assert_allclose(other.linf.astype(float), whole.linf.astype(float), atol=1e-5)
 
 
+def test_the_seed_moves_the_start_points(robust_digits):
+    """The same seed gives the same perturbations, another seed other ones of the same images."""
+    first, again, other = (
+        rows_of(
+            run_autoattack(robust_digits, digits()[1200:1208], "Linf", [0.2], 10, SMALL, seed=seed)
+        ).set_index("image_id")
+        for seed in (5, 5, 6)
+    )
+    attacked = first.index[first.broken_by.str.startswith("apgd")]
+    assert len(attacked) > 2 and set(other.index) == set(first.index)
+    assert (again.l2[attacked] == first.l2[attacked]).all()
+    assert (other.l2[attacked] != first.l2[attacked]).all()
+
+
 def test_eps_search_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits):
     net, eps = CountedModule(robust_digits), [0.0, 0.05, 0.1, 0.2]
     rows = rows_of(run_autoattack(net, digits()[1200:1220], "Linf", eps, 10, SMALL, batch_size=8))
