@@ -163,7 +163,9 @@ def compare(ours: pd.DataFrame, cost: dict, theirs: pd.DataFrame, their_cost: di
         "agreement": float((both["robust"] == both["robust_reference"]).mean()),
         "robust_accuracy": {f"{eps:.5f}": row.tolist() for eps, row in robust.iterrows()},
         "largest_difference": float(difference.max()),
-        "broken_by": ours["broken_by"].value_counts().to_dict(),
+        "broken_by": ours[ours["robust"] == 0].value_counts("broken_by").to_dict()
+        if "broken_by" in ours
+        else {},
     }
 
 

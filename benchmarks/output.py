@@ -42,9 +42,14 @@ def write_results(results: dict, path: Path | None) -> None:
     print(text)
 
 
-def update_table(name: str, table: dict, path: Path | None) -> None:
-    """Print a table, and put it in the file at `path` with the other tables there."""
+def write_table(name: str, table: dict, path: Path | None) -> None:
+    """Put a table in the file at `path`, if there is one, with the other tables there."""
     if path:
         known = json.loads(path.read_text()) if path.exists() else {}
         write_atomic(path, json.dumps(known | {name: table}, indent=1) + "\n")
+
+
+def update_table(name: str, table: dict, path: Path | None) -> None:
+    """Print a table, and put it in the file at `path` with the other tables there."""
+    write_table(name, table, path)
     print(name, json.dumps(table, indent=1), flush=True)
