@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -10,11 +11,17 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+# chmod on file systems without modes: exFAT, CIFS, WSL's mounts
+NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST_STEM = 150  # characters of a name that safe_file_name keeps
 
 
 class UserError(Exception):
     """An error that the user can fix; the message includes the file and the fix."""
+
+
+class TryAgain(UserError):
+    """A failure that may pass by itself: the same command is worth another try."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -30,12 +37,21 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
+        _set_default_mode(Path(temporary))
         Path(temporary).replace(path)
     except BaseException:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
+
+
+def _set_default_mode(path: Path) -> None:
+    """Give a temporary file the mode of a new file, where the file system knows modes."""
+    try:
+        path.chmod(0o666 & ~_umask())
+    except OSError as error:
+        if error.errno not in NO_MODES:
+            raise
 
 
 def _umask() -> int:
@@ -48,6 +64,11 @@ def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_text_file(path: Path) -> str:
+    r"""Hex sha256 of a text file with `\n` as its line ends, whatever a checkout made of them."""
+    return hashlib.sha256(Path(path).read_bytes().replace(b"\r\n", b"\n")).hexdigest()
 
 
 def safe_file_name(name: str) -> str:

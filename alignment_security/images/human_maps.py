@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from alignment_security.common.files import sha256_file
+from alignment_security.common.files import sha256_text_file
 from alignment_security.common.settings import ROOT
 from alignment_security.images.clickme import clickme_sample, is_clickme
 from alignment_security.images.image_sets import ImageSet
@@ -30,7 +30,7 @@ def map_source(images: ImageSet) -> str | None:
     if is_clickme(images):
         return "ClickMe"
     if images.name == "sample":
-        return f"hand-drawn, sha256 {sha256_file(SAMPLE_MAPS)[:12]}"
+        return f"hand-drawn, sha256 {sha256_text_file(SAMPLE_MAPS)[:12]}"
     return None
 
 

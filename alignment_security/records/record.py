@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.files import UserError, sha256_text_file
 
 CLEAN_COLUMNS = ["image_id", "label", "clean_pred", "clean_correct"]
 RECORD_COLUMNS = {
@@ -126,7 +126,7 @@ def rows_to_csv(rows: pd.DataFrame, header: bool = True) -> str:
 
 def check_record_sha256(path: Path, run: dict) -> None:
     """Raise UserError unless the record has the sha256 that its finished run recorded."""
-    if not path.exists() or sha256_file(path) != run.get("record_sha256"):
+    if not path.exists() or sha256_text_file(path) != run.get("record_sha256"):
         raise UserError(
             f"{path}: not the file that the run finished with (sha256 differs); evaluate it again "
             "with --overwrite"

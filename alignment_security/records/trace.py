@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.records.record import read_record, read_run_file
 
 # columns of a figure's table that name one fact about a run; see run_values
@@ -195,7 +195,7 @@ def changed_numbers(
 def describe_run(path: Path, run: dict) -> str:
     """A run as text: record, weights, settings, images, and code and machine of each session."""
     model, settings = run["settings"]["model"], run["settings"]["run"]
-    unchanged = path.exists() and sha256_file(path) == run.get("record_sha256")
+    unchanged = path.exists() and sha256_text_file(path) == run.get("record_sha256")
     note = "" if unchanged else " WHICH IT NO LONGER HAS"
     facts = [
         ("record", f"{path}, sha256 {run.get('record_sha256')}{note}"),

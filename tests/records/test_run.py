@@ -496,3 +496,26 @@ def test_merge_averages_multilabel_accuracy_over_classes(tiny_record, tmp_path):
         threat="clean",
     )
     assert merge_records(tmp_path)["clean_multilabel"].tolist() == [0.625]
+
+
+def test_line_ends_of_a_checkout_do_not_make_a_record_another(tiny_record, tmp_path):
+    r"""git with core.autocrlf=true writes `\r\n`; any other change is found."""
+    run = tiny_record([row("a.jpg", l2=0.5, success=1), row("b.jpg", 0)])
+    whole = run.csv.read_bytes()
+    run.csv.write_bytes(whole.replace(b"\n", b"\r\n"))
+    assert len(merge_records(tmp_path)) == 1
+    for changed in (whole.replace(b"0.5", b"0.6"), whole + b"\n", whole.replace(b"\n", b"\r")):
+        run.csv.write_bytes(changed)
+        with pytest.raises(UserError, match="sha256 differs"):
+            merge_records(tmp_path)
+
+
+def test_a_file_system_without_modes_is_written_to(tmp_path, monkeypatch):
+    """exFAT, CIFS, WSL's /mnt/c: chmod is refused, writing is not."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    write_atomic(tmp_path / "file", "text")
+    assert (tmp_path / "file").read_text() == "text" and len(list(tmp_path.iterdir())) == 1

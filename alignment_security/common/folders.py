@@ -1,0 +1,138 @@
+"""List folders: one rule for what tools leave in them, and a count of everything left out.
+
+File managers, photo programs, NAS systems, notebooks and archives put files and folders of their
+own among images and records. They are never data.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from alignment_security.common.text import printable_name
+
+# .thumbnails, ._photo.jpg, @eaDir, #recycle, $RECYCLE.BIN, ~snapshot
+TOOL_BEGINNINGS = (".", "@", "#", "$", "~")
+TOOL_ENDINGS = ("~", ".part", ".crdownload", ".tmp", ".swp")
+TOOL_NAMES = {
+    "__macosx",
+    "__pycache__",
+    "cvs",
+    "desktop.ini",
+    "ehthumbs.db",
+    "found.000",
+    "icon\r",
+    "lost+found",
+    "network trash folder",
+    "recycler",
+    "system volume information",
+    "temporary items",
+    "thumbs.db",
+}
+TOOL_PATTERN = re.compile(r"\.sync-conflict-\d{8}|conflicted copy", re.IGNORECASE)
+MAX_NAMED = 3  # examples in a message
+
+
+def is_left_by_tools(name: str) -> bool:
+    """Whether a tool, not a person, makes files or folders of this name."""
+    lowered = name.casefold()
+    return (
+        lowered.startswith(TOOL_BEGINNINGS)
+        or lowered.endswith(TOOL_ENDINGS)
+        or lowered in TOOL_NAMES
+        or bool(TOOL_PATTERN.search(lowered))
+    )
+
+
+def visible(folder: Path) -> list[Path]:
+    """The entries of a folder that no tool left, sorted. Raises OSError if it cannot be read."""
+    return sorted(path for path in Path(folder).iterdir() if not is_left_by_tools(path.name))
+
+
+def glob_visible(root: Path, pattern: str) -> list[Path]:
+    """`root.glob(pattern)`, sorted, without what tools left anywhere below `root`."""
+    found = Path(root).glob(pattern)
+    return sorted(path for path in found if not _has_tool_part(path.relative_to(root)))
+
+
+def _has_tool_part(path: PurePath) -> bool:
+    return any(is_left_by_tools(part) for part in path.parts)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files below a folder, sorted by path, and what was left out.
+
+    by_tools   files and folders that tools left; what is in such a folder is not counted
+    others     files that were not wanted
+    """
+
+    files: list[Path]
+    by_tools: list[Path]
+    others: list[Path]
+
+
+def list_files(root: Path, is_wanted: Callable[[Path], bool] = lambda path: True) -> Listing:
+    """Every file below a folder for which `is_wanted(path)`, without what tools left.
+
+    Linked folders are followed. Raises OSError for a folder that cannot be read.
+    """
+    files: list[Path] = []
+    by_tools: list[Path] = []
+    others: list[Path] = []
+    for path in _walk(Path(root), by_tools):
+        (files if is_wanted(path) else others).append(path)
+    return Listing(sorted(files), sorted(by_tools), sorted(others))
+
+
+def _walk(root: Path, by_tools: list[Path]) -> Iterator[Path]:
+    """Files below `root`; what tools left goes to `by_tools`."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link to a folder above it
+            folders.clear()
+            continue
+        seen.add(real)
+        by_tools += [Path(folder, name) for name in [*folders, *files] if is_left_by_tools(name)]
+        folders[:] = [name for name in folders if not is_left_by_tools(name)]
+        yield from (Path(folder, name) for name in files if not is_left_by_tools(name))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+# ---- what is said about it -----------------------------------------------------------------------
+
+
+def left_by_tools_note(root: Path, paths: Iterable[Path]) -> list[str]:
+    """A sentence with the number of files and folders that tools left below `root`; [] for none."""
+    names = [printable_name(path.relative_to(root)) for path in paths]
+    if not names:
+        return []
+    return [f"{root}: {len(names)} files or folders that tools leave are left out ({_few(names)})"]
+
+
+def not_wanted_note(root: Path, paths: Iterable[Path], what: str) -> list[str]:
+    """A sentence that counts files left out, by the ending of their names; [] for none.
+
+    what   what the files are not, e.g. "image"
+    """
+    counts = Counter(path.suffix.lower() or "no ending" for path in paths)
+    if not counts:
+        return []
+    endings = [f"{ending}: {count}" for ending, count in counts.most_common()]
+    return [
+        f"{root}: {counts.total()} files are left out, since no {what} has such an ending "
+        f"({_few(endings)})"
+    ]
+
+
+def _few(names: list[str]) -> str:
+    more = ", ..." if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

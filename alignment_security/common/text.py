@@ -1,0 +1,68 @@
+"""Read text files that other systems wrote: byte-order marks, UTF-16, CRLF; names made printable.
+
+All text that the project reads goes through `read_text`; all that it writes is UTF-8.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import unicodedata
+from pathlib import Path, PurePath
+
+from alignment_security.common.files import UserError
+
+# byte-order mark -> encoding; UTF-32's little-endian mark begins with that of UTF-16
+ENCODINGS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # control characters, line and paragraph separators
+
+
+def read_text(path: str | Path) -> str:
+    r"""The text of a file; every line ends with `\n`.
+
+    The encoding is UTF-8, or what the file's byte-order mark says. Raises OSError for a file that
+    cannot be read, and UserError with the line for one that is no such text.
+    """
+    return decode_text(Path(path).read_bytes(), path)
+
+
+def decode_text(data: bytes, path: str | Path) -> str:
+    """As `read_text`, for the bytes of a file; `path` names it in the error."""
+    encoding = next((name for mark, name in ENCODINGS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UserError(
+            f"{path}, line {line}: not {encoding.upper()} text (byte 0x{data[error.start]:02x}); "
+            "save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{path}: holds NUL characters, so it is no text; save the file as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_lines(path: str | Path) -> list[str]:
+    r"""The lines of a text file without their ends; only `\n`, `\r` and `\r\n` end a line."""
+    lines = read_text(path).split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def printable_name(path: str | PurePath) -> str:
+    r"""A path as text that every file of results can hold, with `/` between folders.
+
+    Bytes that are no UTF-8 and characters that would end a line are written as `\xNN`.
+    """
+    text = os.fsencode(PurePath(path).as_posix()).decode("utf-8", errors="backslashreplace")
+    return "".join(
+        char.encode("unicode_escape").decode()
+        if unicodedata.category(char) in UNPRINTABLE
+        else char
+        for char in text
+    )
