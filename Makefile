@@ -6,9 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 # The demo: two models with their real weights, three threats with budgets that fit two CPU cores.
-EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite --examples 4
-LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --targets 3
-L2 := L2 --protocol crossing --steps 50
+EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite
+LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --targets 3 \
+    --examples 4
+L2 := L2 --protocol crossing --steps 50 --examples 4
 
 .PHONY: demo test test-all test-htcondor lint lock clean
 

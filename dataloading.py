@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError
 from alignment_security.images.image_sets import existing_folder
 from alignment_security.images.subsets import BIG12_PER_CLASS, export_subset, groupings, load_subset
@@ -37,9 +38,7 @@ def big12_command(args: argparse.Namespace) -> None:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line: one sub-command, big12."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     big12 = commands.add_parser(
         "big12", help="check the 960 images in an ImageNet validation folder, or export them"

@@ -2,7 +2,7 @@
 
     python evaluate_robustness.py --model_name tf_efficientnet_lite0 clean
     python evaluate_robustness.py --model_name tf_efficientnet_lite0 Linf --eps 0.5/255 1/255
-    python evaluate_robustness.py --model_name tf_efficientnet_lite0 --head animate L2 --steps 1000
+    python evaluate_robustness.py --model_name tf_efficientnet_lite0 L2 --head animate
     python evaluate_robustness.py --model_name resnet50.a1_in1k --dataset imagenet-val \\
         --data_dir DIR -s 960 Linf --eps 1/255
 

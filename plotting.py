@@ -24,6 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import NothingToDraw, load_results
+from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
@@ -150,16 +151,14 @@ def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
 
 def get_args_parser() -> argparse.ArgumentParser:
     """The command line; its help is the docstring of this file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--plots",
         nargs="+",
         choices=[*FIGURES, "all"],
         default=["all"],
         metavar="NAME",
-        help=f"any of {', '.join(FIGURES)}; default all",
+        help=f"any of {', '.join(FIGURES)}; default: all",
     )
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="only these; default every model with a record"

@@ -27,6 +27,7 @@ from alignment_security.analysis.brainscore_join import join_results
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
 from alignment_security.cluster.status import print_status
 from alignment_security.cluster.sweep import DEFAULTS, make_sweep
+from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import git_state, setting
 from alignment_security.models.lists import available_lists
@@ -278,9 +279,7 @@ def add_sweep_commands(commands) -> None:
 
 
 def get_args_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_record_commands(commands)
     add_models_command(commands)

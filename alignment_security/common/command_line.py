@@ -7,14 +7,87 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from difflib import get_close_matches
 from typing import NoReturn, TextIO, TypeVar
 
 Value = TypeVar("Value")
 
 
+class Store(argparse.Action):
+    """Store the value of an option; an option of several values adds them when it comes again.
+
+    argparse would keep the values of the last one and drop the others in silence.
+    """
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        before = getattr(namespace, self.dest, None)
+        if self.nargs in ("+", "*") and before is not None and before is not self.default:
+            values = [*before, *values]
+        setattr(namespace, self.dest, values)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        if default is None or default is False or "default" in text:
+            return text
+        if default in ([], argparse.SUPPRESS):
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+    """An ArgumentParser whose errors are one line, and whose options are written in full.
+
+    The help shows defaults (`HelpFormatter`); an option of several values may come twice (`Store`).
+    """
+
+    def __init__(self, *args, **options):
+        super().__init__(
+            *args, **{"allow_abbrev": False, "formatter_class": HelpFormatter} | options
+        )
+        self.register("action", None, Store)
+        self.register("action", "store", Store)
+
+    def parse_args(self, args=None, namespace=None):
+        """As of ArgumentParser; the error of an unknown option names the nearest ones."""
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            near = get_close_matches(unknown[0].split("=")[0], self._known_names())
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed
+
+    def _known_names(self) -> set[str]:
+        """Names of the options of this parser and of its sub-commands."""
+        names = {name for action in self._actions for name in action.option_strings}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names |= {
+                    name for parser in action.choices.values() for name in parser._known_names()
+                }
+        return names
+
+    def named(self, argv: list[str]) -> set[str]:
+        """`dest` of the options that a command line names, their defaults not counted."""
+        words = {word.split("=")[0] for word in argv}
+        return {action.dest for action in self._actions if words & set(action.option_strings)}
+
+    def options_of_one_value(self) -> set[str]:
+        """Names of the options that take exactly one value."""
+        actions = [action for action in self._actions if action.nargs is None]
+        return {name for action in actions for name in action.option_strings}
+
+    def hide(self, dests: Container[str]) -> None:
+        """Leave options out of the help; they are parsed all the same."""
+        for action in self._actions:
+            if action.dest in dests:
+                action.help = argparse.SUPPRESS
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")

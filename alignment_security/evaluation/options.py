@@ -6,273 +6,166 @@ A request that makes no sense is refused here, before anything is loaded.
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
+import sys
+from collections.abc import Sequence
 
 from alignment_security.attacks.attack import AttackError
-from alignment_security.attacks.autoattack import Budget
-from alignment_security.attacks.libraries import FOOLBOX
-from alignment_security.common.command_line import (
-    Parser,
-    argument,
-    positive_int,
-    set_name,
-    whole_number,
+from alignment_security.common.command_line import Parser, argument, positive_int, print_line
+from alignment_security.evaluation.protocols import (
+    DEFAULT_STEPS,
+    NORM_PROTOCOLS,
+    PROTOCOL_OPTIONS,
+    RUN_OPTIONS,
+    THREATS,
+    default_protocol,
+    options_of,
+    threat_from_args,
+    unread_options,
 )
-from alignment_security.common.settings import setting
-from alignment_security.evaluation.threats.autoattack import AutoAttack, add_autoattack_options
-from alignment_security.evaluation.threats.clean import Clean, Corruptions
-from alignment_security.evaluation.threats.foolbox import Foolbox
-from alignment_security.evaluation.threats.minimum_norm import (
-    Crossing,
-    FastMinimumNorm,
-    add_fmn_options,
+from alignment_security.evaluation.run_options import (
+    add_image_options,
+    add_model_options,
+    add_run_options,
 )
-from alignment_security.evaluation.threats.threat import Threat
-from alignment_security.models.fast import PRECISIONS
-from alignment_security.models.heads import HEADS
-from alignment_security.records.metrics import REDUCTIONS
+from alignment_security.evaluation.threats.autoattack import add_autoattack_options
+from alignment_security.evaluation.threats.minimum_norm import add_fmn_options
 
-CLEAN_THREATS: dict[str, type[Threat]] = {"clean": Clean, "corruptions": Corruptions}
-PROTOCOLS: dict[str, type[Threat]] = {
-    "autoattack": AutoAttack,
-    "fmn": FastMinimumNorm,
-    "crossing": Crossing,
-    **dict.fromkeys(FOOLBOX, Foolbox),
+# threat -> what it measures, and an example
+DESCRIPTIONS = {
+    "clean": ("accuracy on the images as they are", "clean"),
+    "corruptions": (
+        "accuracy on corrupted images (ImageNet-C's: of a folder, or made while loading)",
+        "corruptions --corruption_type fog --corruption_severity 3",
+    ),
+    "Linf": (
+        "robust accuracy within eps by AutoAttack, or minimal norms (--protocol crossing, fmn)",
+        "Linf --eps 0.5/255 1/255",
+    ),
+    "L2": (
+        "minimal norms by crossing (--protocol crossing, fmn, ...); with --eps robust accuracy by "
+        "AutoAttack",
+        "L2",
+    ),
+    "L1": ("minimal norms by FMN", "L1 --steps 1000"),
 }
-# norm -> its protocols, the default first
-NORM_PROTOCOLS = {
-    "Linf": ("autoattack", "fmn", "crossing"),
-    "L2": ("fmn", "crossing", *FOOLBOX, "autoattack"),
-    "L1": ("fmn",),
+
+PROTOCOLS_IN_WORDS = {
+    "autoattack": "robust accuracy within --eps",
+    "crossing": "minimal norms in a tenth of fmn's passes",
+    "fmn": "minimal norms as in Pintor et al. 2021",
+    "feng2025": "foolbox's FMN as Feng 2025 ran it, whose norms are not minimal",
+    "ddn": "foolbox's DDN",
+    "cw": "foolbox's Carlini-Wagner",
+    "deepfool": "foolbox's DeepFool",
 }
-DEFAULT_STEPS = {
-    "autoattack": Budget().steps,
-    "fmn": FastMinimumNorm.steps,
-    "crossing": Crossing.steps,
-    **{protocol: settings["steps"] for protocol, (_, settings) in FOOLBOX.items()},
-}
-DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
-
-
-# ---- values --------------------------------------------------------------------------------------
-
-
-def parse_batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r} is neither a number of images nor `auto`")
-    return int(text)
-
-
-def parse_slice(text: str) -> tuple[int, int | None]:
-    """`STOP` or `START:STOP`, as `join_slice` writes it."""
-    start, _, stop = text.partition(":")
-    if not stop:
-        return 0, int(start)
-    return int(start), int(stop)
-
-
-def join_slice(argv: list[str]) -> list[str]:
-    """`-s START STOP` as one argument `-s START:STOP`.
-
-    argparse would take the sub-command that follows for a third value of -s.
-    """
-    if "-s" not in argv:
-        return argv
-    first = argv.index("-s") + 1
-    last = first
-    while last < min(first + 2, len(argv)) and argv[last].isdigit():
-        last += 1
-    if last == first:
-        return argv
-    return [*argv[:first], ":".join(argv[first:last]), *argv[last:]]
 
 
 # ---- options -------------------------------------------------------------------------------------
 
 
-def get_args_parser(description: str) -> argparse.ArgumentParser:
-    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_options(parser)
-    add_image_options(parser)
-    add_run_options(parser)
-    threats = parser.add_subparsers(dest="threat", required=True, metavar="THREAT")
-    threats.add_parser("clean", help="accuracy on the images as they are")
-    add_corruptions(threats)
-    for norm in NORM_PROTOCOLS:
-        add_norm(threats, norm)
+def get_args_parser(threat: str | None, description: str) -> Parser:
+    """The options of a threat and those of every run; without a threat, the latter.
+
+    Options that only other threats read are hidden: they are parsed, so that their error can say
+    where they belong.
+    """
+    script = "evaluate_robustness.py"
+    parser = Parser(
+        prog=script if threat is None else f"{script} {threat}",
+        usage=f"{script} --model_name NAME [options] {threat or 'THREAT'} [options]",
+    )
+    if threat is None:
+        parser.description = f"{description}\n{threats_text()}"
+        parser.add_argument("threat", metavar="THREAT", choices=THREATS, help="see above")
+    else:
+        purpose, example = DESCRIPTIONS[threat]
+        model = "--model_name tf_efficientnet_lite0"
+        parser.description = f"{threat}: {purpose}.\n\n    python {script} {model} {example}"
+        add_attack_options(parser, threat)
+    add_model_options(parser.add_argument_group("model"))
+    add_image_options(parser.add_argument_group("images"))
+    add_run_options(parser.add_argument_group("run"))
+    if threat:
+        parser.hide(PROTOCOL_OPTIONS - options_of(threat))
     return parser
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model_name",
-        required=True,
-        help="a timm name, a name of lists/models/, or yours with --architecture",
-    )
-    parser.add_argument(
-        "--source",
-        choices=["timm", "brainscore"],
-        default="timm",
-        help="brainscore: a model of the installed brainscore-vision (requirements-brainscore.txt)",
-    )
-    parser.add_argument(
-        "--architecture",
-        help="timm name of the net (and its preprocessing), where --model_name is your own",
-    )
-    parser.add_argument(
-        "--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)"
-    )
-    parser.add_argument(
-        "--trust_checkpoint",
-        action="store_true",
-        help="allow a checkpoint to run code when it is loaded",
-    )
-    parser.add_argument(
-        "--head",
-        choices=list(HEADS),
-        default="none",
-        help="animate: two logits, the maxima over the animate and the inanimate classes",
-    )
-    parser.add_argument(
-        "--published_accuracy",
-        type=Path,
-        metavar="CSV",
-        help="columns model, top1 (percent), maybe img_size, as timm's results-imagenet.csv; a "
-        "clean accuracy that is far off is a warning, before an attack and after clean",
+def threats_text() -> str:
+    lines = [f"  {name:12} {purpose}" for name, (purpose, _) in DESCRIPTIONS.items()]
+    return "\n".join(
+        ["threats (options of a threat: evaluate_robustness.py THREAT --help):", *lines]
     )
 
 
-def add_image_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--dataset",
-        type=argument(set_name),
-        default="sample",
-        help="sample, imagenet-val, big12, clickme, imagenet-c, tiny-imagenet-c, or your own with "
-        "--data_dir",
+def add_attack_options(parser: Parser, threat: str) -> None:
+    """The options of all threats. --protocol decides which of them are read."""
+    group = parser.add_argument_group("corruptions")
+    group.add_argument(
+        "--corruption_type", help="gaussian_noise, fog, ...; an unknown one lists them"
     )
-    parser.add_argument(
-        "--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env"
-    )
-    parser.add_argument(
-        "-s",
-        dest="slice",
-        type=argument(parse_slice),
-        metavar="START [STOP]",
-        help="that slice of a fixed permutation of the list; one number is STOP",
-    )
-    parser.add_argument(
-        "--multilabel",
-        type=Path,
-        default=setting("MULTILABEL_FILE"),
-        metavar="FILE",
-        help="human_accuracy_v3.0.0.json (Shankar 2020; Vasudevan 2022): all labels that people "
-        "accept; default MULTILABEL_FILE of .env",
-    )
-    parser.add_argument(
-        "--map_reduce",
-        choices=list(REDUCTIONS),
-        default="max",
-        help="perturbation -> map over channels, for the agreement with human maps",
-    )
-    parser.add_argument(
-        "--workers",
-        type=argument(whole_number),
-        default=DEFAULT_WORKERS,
-        help="processes that decode images",
-    )
-
-
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--batch_size",
-        type=argument(parse_batch_size),
-        default="auto",
-        help="images a pass, or auto",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="float32",
-        help="of the attack; what fools the model is always confirmed in float32",
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile the model: pays on long runs"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results_dir", default="results")
-    parser.add_argument(
-        "--examples",
-        type=int,
-        default=0,
-        help="save the perturbations of the first N images, for figures",
-    )
-    parser.add_argument(
-        "--stop_after",
-        type=float,
-        metavar="SECONDS",
-        help="take no new image after that time, finish those under way, and exit with 85 if "
-        "images are left",
-    )
-    parser.add_argument(
-        "--chtc",
-        action="store_true",
-        help="weights from the model's tar in STAGING_DIR, images too where --data_dir is X.tar "
-        "(htcondor/)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="start this record anew")
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print what would run and its cost; write nothing"
-    )
-
-
-def add_corruptions(threats: argparse._SubParsersAction) -> None:
-    parser = threats.add_parser(
-        "corruptions", help="accuracy on corrupted images (ImageNet-C's; of a folder, or made)"
-    )
-    parser.add_argument(
-        "--corruption_type",
-        required=True,
-        help="gaussian_noise, fog, ...; an unknown one lists them",
-    )
-    parser.add_argument(
-        "--corruption_severity", required=True, type=argument(positive_int), help="1 to 5"
-    )
-
-
-def add_norm(threats: argparse._SubParsersAction, norm: str) -> None:
-    """AutoAttack within eps, or minimal norms. --protocol decides which options are read."""
-    protocols = NORM_PROTOCOLS[norm]
-    parser = threats.add_parser(norm, help=f"{norm}: {' or '.join(protocols)}")
-    parser.add_argument(
+    group.add_argument("--corruption_severity", type=argument(positive_int), help="1 to 5")
+    protocols = NORM_PROTOCOLS.get(threat, ())
+    group = parser.add_argument_group("attack")
+    group.add_argument(
         "--protocol",
-        choices=protocols,
-        default=protocols[0],
-        help="crossing: the norms of fmn in a tenth of its passes; feng2025: foolbox's L2 FMN as "
-        "published; ddn, cw, deepfool: foolbox's classes",
+        choices=protocols or None,
+        metavar="NAME",
+        help=protocols_text(protocols),
     )
-    defaults = ", ".join(f"{DEFAULT_STEPS[protocol]} ({protocol})" for protocol in protocols)
-    parser.add_argument("--steps", type=argument(positive_int), help=f"default: {defaults}")
-    if "autoattack" in protocols:
-        add_autoattack_options(parser, norm)
+    steps = ", ".join(f"{DEFAULT_STEPS[protocol]} ({protocol})" for protocol in protocols)
+    group.add_argument(
+        "--steps", type=argument(positive_int), help=f"gradient steps; default {steps}"
+    )
+    add_autoattack_options(parser, threat)
     add_fmn_options(parser)
+
+
+def protocols_text(protocols: Sequence[str]) -> str:
+    names = [f"{name}: {PROTOCOLS_IN_WORDS[name]}" for name in protocols]
+    with_eps = ", autoattack with --eps" if "autoattack" in protocols[1:] else ""
+    return f"{'; '.join(names)} (default: {''.join(protocols[:1])}{with_eps})"
 
 
 # ---- a request -----------------------------------------------------------------------------------
 
 
-def parse_args(argv: list[str], description: str) -> argparse.Namespace:
-    """Parse a command line; exits with status 2 and one line for a request that makes no sense."""
-    parser = get_args_parser(description)
-    args = parser.parse_args(join_slice(argv))
+def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
+    """Parse a command line, its options before and after the threat.
+
+    Exits with status 2 and one line for a request that makes no sense.
+    """
+    threat, options = split_threat(argv)
+    parser = get_args_parser(threat, description)
+    args = parser.parse_args(options)
+    args.threat = threat
     check_model_options(args, parser)
-    if args.threat not in CLEAN_THREATS:
+    if args.threat in NORM_PROTOCOLS:
+        args.protocol = args.protocol or default_protocol(args.threat, args.eps)
         args.steps = args.steps or DEFAULT_STEPS[args.protocol]
-        check_attack_options(args, parser)
+    unread = unread_options(args.threat, args.protocol, parser.named(options))
+    for option, sentence in unread.items():
+        if option not in RUN_OPTIONS:
+            parser.error(sentence)
+        print_line(f"warning: {sentence}", sys.stderr)
+    try:
+        check_attack_options(args)
+        threat_from_args(args)
+    except AttackError as error:
+        parser.error(str(error))
     return args
+
+
+def split_threat(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The threat of a command line, and the other words.
+
+    It is the first word that names one and is not the value of an option, as in `--dataset clean`.
+    Options of several values do not count: in `--eps 1/255 Linf` Linf is the threat.
+    """
+    one_value = get_args_parser("Linf", "").options_of_one_value()
+    for i, word in enumerate(argv):
+        if word in THREATS and (i == 0 or argv[i - 1] not in one_value):
+            return word, [*argv[:i], *argv[i + 1 :]]
+    return None, argv
 
 
 def check_model_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -294,20 +187,18 @@ def check_model_options(args: argparse.Namespace, parser: argparse.ArgumentParse
         )
 
 
-def check_attack_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def check_attack_options(args: argparse.Namespace) -> None:
+    """Raise AttackError for an attack without what it needs."""
     if args.protocol == "autoattack" and not args.eps:
-        parser.error(f"{args.threat} autoattack needs --eps, e.g. --eps 1/255 2/255")
+        raise AttackError(
+            f"{args.threat} needs --eps, e.g. --eps 1/255 2/255, or --protocol crossing for "
+            "minimal norms"
+        )
     if args.protocol == "feng2025" and args.steps != DEFAULT_STEPS["feng2025"]:
-        parser.error(
+        raise AttackError(
             "--protocol feng2025 is what was published: 1000 steps; for others use --protocol fmn"
         )
-    try:
-        threat_from_args(args)
-    except AttackError as error:
-        parser.error(str(error))
-
-
-def threat_from_args(args: argparse.Namespace) -> Threat:
-    """The threat that a command line asks for."""
-    threat_class = CLEAN_THREATS.get(args.threat) or PROTOCOLS[args.protocol]
-    return threat_class.from_args(args)
+    if args.threat == "corruptions" and not (args.corruption_type and args.corruption_severity):
+        raise AttackError("corruptions needs --corruption_type and --corruption_severity")
+    if args.bisect and args.engine == "reference":
+        raise AttackError("--bisect: pyautoattack (--engine reference) goes through eps in order")

@@ -111,11 +111,7 @@ def check_optimisation(args: argparse.Namespace) -> None:
 
 def get_args_parser(description: str) -> argparse.ArgumentParser:
     """All options, in groups: objective, images, optimisation, process."""
-    parser = Parser(
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(description=description)
     parser.add_argument(
         "--recipe",
         metavar="FILE:NAME",

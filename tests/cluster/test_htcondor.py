@@ -258,7 +258,7 @@ def disturb(how: str, folder: Path, slug: str, job: str) -> None:
 
 # how a job is disturbed -> the event that says so
 DISTURBANCES = {"vacated": "JOB_EVICTED", "held": "JOB_HELD", "killed": "JOB_RECONNECT_FAILED"}
-FMN = ["-s", "8", "L2", "--steps", "200"]
+FMN = ["-s", "8", "L2", "--protocol", "fmn", "--steps", "200"]
 
 
 def in_second_session(slug: str) -> bool:

@@ -55,7 +55,7 @@ THREATS = {
         ["Linf", "--eps", "16/255", "64/255", "--attacks", "apgd-ce", "square", "--steps", "4"]
         + ["--queries", "20"],
     ),
-    "L2-fmn": (FastMinimumNorm("L2", steps=10), ["L2", "--steps", "10"]),
+    "L2-fmn": (FastMinimumNorm("L2", steps=10), ["L2", "--protocol", "fmn", "--steps", "10"]),
     "Linf-crossing": (
         Crossing("Linf", steps=10),
         ["Linf", "--protocol", "crossing", "--steps", "10"],

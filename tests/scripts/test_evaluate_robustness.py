@@ -21,8 +21,6 @@ from conftest import ROOT
 import evaluate_robustness
 from alignment_security.common.files import sha256_file
 from alignment_security.evaluation.options import (
-    get_args_parser,
-    join_slice,
     parse_args,
     threat_from_args,
 )
@@ -69,9 +67,9 @@ WRONG = {  # id -> (arguments after those of a sound request, what the one line 
         "Linf --eps 1/255 --steps 0",
         "'0' has to be a whole number of at least 1",
     ),
-    "gamma": ("L2 --gamma 1.5", "gamma 1.5.*sign"),
-    "gamma nan": ("L2 --gamma nan", "gamma nan"),
-    "step size": ("L2 --step_size 0", "step_size 0"),
+    "gamma": ("L2 --protocol fmn --gamma 1.5", "gamma 1.5.*sign"),
+    "gamma nan": ("L2 --protocol fmn --gamma nan", "gamma nan"),
+    "step size": ("L2 --protocol fmn --step_size 0", "step_size 0"),
     "checkpoint": ("--checkpoint /nowhere/net.pth clean", "/nowhere/net.pth: no such checkpoint"),
     "two classes": (
         "--head animate Linf --eps 1/255",
@@ -178,22 +176,6 @@ def test_a_wrong_request_as_a_process(tmp_path):
 # ---- requests ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments, wanted, threat",
-    [
-        ("-s 5 Linf --eps 1/255", (0, 5), "Linf"),
-        ("-s 2 7 clean", (2, 7), "clean"),
-        ("-s 2 7 --seed 3 clean", (2, 7), "clean"),
-        ("--seed 3 -s 960 L2", (0, 960), "L2"),
-        ("clean", None, "clean"),
-    ],
-)
-def test_a_slice_has_one_number_or_two(arguments, wanted, threat):
-    argv = join_slice(["--model_name", "m", *arguments.split()])
-    args = get_args_parser("").parse_args(argv)
-    assert (args.slice, args.threat) == (wanted, threat)
-
-
 def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
     assert cli(*tiny.arguments(tmp_path), "-s", "2", "7", "clean")[0] == 0
     path, info = record(tmp_path)
@@ -227,7 +209,7 @@ def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
         ("clean", "none"),
         ("Linf --eps 1/255", "AutoAttack standard"),
         ("Linf --eps 1/255 --steps 3", "reduced"),
-        ("L2 --steps 7", "FMN 7 steps"),
+        ("L2 --steps 7", "crossing 7 steps"),
     ],
 )
 def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, threat, said):
@@ -349,7 +331,7 @@ def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
 
 # ---- interruptions -------------------------------------------------------------------------------
 
-FMN = ["L2", "--steps", "30"]
+FMN = ["L2", "--protocol", "fmn", "--steps", "30"]
 
 
 @pytest.fixture(scope="module")
@@ -432,7 +414,7 @@ def test_stop_after_checkpoints_and_the_same_command_goes_on(cli, tiny, tmp_path
 
 
 def test_going_on_with_other_settings_is_refused_by_name(cli, tiny, tmp_path):
-    begin = [*tiny.arguments(tmp_path), "-s", "2", "L2"]
+    begin = [*tiny.arguments(tmp_path), "-s", "2", *FMN[:3]]
     assert cli(*begin, "--steps", "2")[0] == 0
     path, _ = record(tmp_path)
     before = path.read_bytes()
@@ -442,7 +424,9 @@ def test_going_on_with_other_settings_is_refused_by_name(cli, tiny, tmp_path):
     ):
         status, _, err = cli(*begin, *changed)
         assert status == 2 and err.count("\n") == 1 and name in err and "--overwrite" in err
-    assert cli(*tiny.arguments(tmp_path), "-s", "2", "--seed", "1", "L2", "--steps", "2")[0] == 2
+    assert (
+        cli(*tiny.arguments(tmp_path), "-s", "2", "--seed", "1", *FMN[:3], "--steps", "2")[0] == 2
+    )
     assert path.read_bytes() == before
     assert cli("--overwrite", *begin, "--steps", "3")[0] == 0
     assert record(tmp_path)[1]["settings"]["run"]["steps"] == 3

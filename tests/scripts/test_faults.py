@@ -48,7 +48,7 @@ RUNS = {
         "--queries",
         "20",
     ],
-    "L2": ["L2", "--steps", "30"],
+    "L2": ["L2", "--protocol", "fmn", "--steps", "30"],
 }
 IMAGES = 8  # of the twelve; four a batch
 MANY_EPS = [

@@ -18,7 +18,7 @@ THREATS = {
     "clean": ["clean"],
     "Linf": ["Linf", "--eps", "0.25/255", "1/255", *SMALL, "--steps", "5", "--targets", "2"],
     "L2-crossing": ["L2", "--protocol", "crossing", "--steps", "10"],
-    "L2-fmn": ["--head", "animate", "L2", "--steps", "10"],
+    "L2-fmn": ["--head", "animate", "L2", "--protocol", "fmn", "--steps", "10"],
 }
 THREATS["Linf"] += ["--queries", "20"]
 

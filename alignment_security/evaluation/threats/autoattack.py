@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import run_pyautoattack
-from alignment_security.common.command_line import argument, positive_int
+from alignment_security.common.command_line import Parser, argument, positive_int
 from alignment_security.common.eps import parse_eps, parse_radius
 from alignment_security.common.verdicts import AUTOATTACK
 from alignment_security.evaluation.threats.threat import (
@@ -50,6 +50,20 @@ class AutoAttack(Threat):
     bisect: bool = False
     seed: int = 0
     kind: ClassVar[str] = "ball"
+    options: ClassVar[frozenset[str]] = frozenset(
+        {
+            "protocol",
+            "eps",
+            "engine",
+            "bisect",
+            "attacks",
+            "steps",
+            "targets",
+            "queries",
+            "examples",
+            "compile",
+        }
+    )
 
     def __post_init__(self):
         if self.norm not in NORMS:
@@ -165,7 +179,7 @@ class AutoAttack(Threat):
         return cls(args.threat, args.eps, budget, args.engine, args.bisect, args.seed)
 
 
-def add_autoattack_options(parser: ArgumentParser, norm: str) -> None:
+def add_autoattack_options(parser: Parser, norm: str) -> None:
     group = parser.add_argument_group("autoattack")
     group.add_argument(
         "--eps",
@@ -182,7 +196,14 @@ def add_autoattack_options(parser: ArgumentParser, norm: str) -> None:
         action="store_true",
         help="try the middle eps first; robust there counts as robust below (from_eps says so)",
     )
-    group.add_argument("--attacks", nargs="+", choices=AUTOATTACK, default=list(AUTOATTACK))
+    group.add_argument(
+        "--attacks",
+        nargs="+",
+        choices=AUTOATTACK,
+        default=list(AUTOATTACK),
+        metavar="ATTACK",
+        help=f"of {', '.join(AUTOATTACK)}, in this order",
+    )
     group.add_argument(
         "--targets",
         type=argument(positive_int),

@@ -24,6 +24,7 @@ class Clean(Threat):
 
     multilabel: Path | None = None
     kind: ClassVar[str] = "clean"
+    options: ClassVar[frozenset[str]] = frozenset({"multilabel"})
 
     @property
     def name(self) -> str:
@@ -59,6 +60,7 @@ class Corruptions(Clean):
 
     type: str = ""
     severity: int = 0
+    options: ClassVar[frozenset[str]] = Clean.options | {"corruption_type", "corruption_severity"}
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ class Foolbox(Threat):
     map_reduce: str = "max"
     seed: int = 0
     kind: ClassVar[str] = "minimum_norm"
+    options: ClassVar[frozenset[str]] = frozenset({"protocol", "steps", "map_reduce", "examples"})
 
     def __post_init__(self):
         if self.protocol not in FOOLBOX:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.common.command_line import Parser
 from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
@@ -30,6 +31,9 @@ class MinimumNormThreat(Threat):
 
     protocol: ClassVar[str]
     kind: ClassVar[str] = "minimum_norm"
+    options: ClassVar[frozenset[str]] = frozenset(
+        {"protocol", "steps", "map_reduce", "examples", "compile"}
+    )
     norm: str
     steps: int
     seed: int
@@ -92,6 +96,11 @@ class FastMinimumNorm(MinimumNormThreat):
     map_reduce: str = "max"
     seed: int = 0
     protocol: ClassVar[str] = "fmn"
+    options: ClassVar[frozenset[str]] = MinimumNormThreat.options | {
+        "step_size",
+        "final_step_size",
+        "gamma",
+    }
 
     def settings(self, head: str) -> dict:
         return super().settings(head) | {
@@ -118,7 +127,7 @@ class FastMinimumNorm(MinimumNormThreat):
         )
 
 
-def add_fmn_options(parser: ArgumentParser) -> None:
+def add_fmn_options(parser: Parser) -> None:
     group = parser.add_argument_group("fmn")
     group.add_argument(
         "--step_size",

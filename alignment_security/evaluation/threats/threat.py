@@ -44,6 +44,8 @@ class Threat(ABC):
     """The questions that a threat answers. Subclasses are frozen dataclasses."""
 
     kind: ClassVar[str]  # columns of its records: clean, ball or minimum_norm
+    # options of the command line that this threat reads and some other one does not
+    options: ClassVar[frozenset[str]]
     eps: Sequence[float] = ()  # radii in pixel units of [0, 1]; a row for each, else one row
     map_reduce: str | None = None  # perturbation -> map for the agreement with human maps
 

@@ -1,0 +1,85 @@
+"""The protocols of each threat, the options that they read, and the threat of a request."""
+
+from __future__ import annotations
+
+import argparse
+
+from alignment_security.attacks.autoattack import Budget
+from alignment_security.attacks.libraries import FOOLBOX
+from alignment_security.evaluation.threats.autoattack import AutoAttack
+from alignment_security.evaluation.threats.clean import Clean, Corruptions
+from alignment_security.evaluation.threats.foolbox import Foolbox
+from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
+from alignment_security.evaluation.threats.threat import Threat
+
+CLEAN_THREATS: dict[str, type[Threat]] = {"clean": Clean, "corruptions": Corruptions}
+PROTOCOLS: dict[str, type[Threat]] = {
+    "autoattack": AutoAttack,
+    "fmn": FastMinimumNorm,
+    "crossing": Crossing,
+    **dict.fromkeys(FOOLBOX, Foolbox),
+}
+# norm -> its protocols, the default first
+NORM_PROTOCOLS = {
+    "Linf": ("autoattack", "fmn", "crossing"),
+    "L2": ("crossing", "fmn", *FOOLBOX, "autoattack"),
+    "L1": ("fmn",),
+}
+THREATS = (*CLEAN_THREATS, *NORM_PROTOCOLS)
+# options that some protocol does not read; all other options are read by every protocol
+PROTOCOL_OPTIONS = frozenset().union(
+    *(threat.options for threat in (*CLEAN_THREATS.values(), *PROTOCOLS.values()))
+)
+# of these, options of the run: a script may give them to every threat, so they are only remarked on
+RUN_OPTIONS = frozenset({"examples", "map_reduce", "multilabel", "compile"})
+DEFAULT_STEPS = {
+    "autoattack": Budget().steps,
+    "fmn": FastMinimumNorm.steps,
+    "crossing": Crossing.steps,
+    **{protocol: settings["steps"] for protocol, (_, settings) in FOOLBOX.items()},
+}
+
+
+def threat_class(threat: str, protocol: str | None) -> type[Threat]:
+    return CLEAN_THREATS.get(threat) or PROTOCOLS[protocol or default_protocol(threat)]
+
+
+def threat_from_args(args: argparse.Namespace) -> Threat:
+    """The threat that a command line asks for."""
+    return threat_class(args.threat, args.protocol).from_args(args)
+
+
+def default_protocol(norm: str, eps: list[float] | None = None) -> str:
+    """The protocol without --protocol: AutoAttack where eps are given, else the norm's first."""
+    protocols = NORM_PROTOCOLS[norm]
+    return "autoattack" if eps and "autoattack" in protocols else protocols[0]
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def options_of(threat: str) -> frozenset[str]:
+    """The PROTOCOL_OPTIONS that some protocol of a threat reads."""
+    protocols = NORM_PROTOCOLS.get(threat, (None,))
+    return frozenset().union(*(threat_class(threat, protocol).options for protocol in protocols))
+
+
+def unread_options(threat: str, protocol: str | None, named: set[str]) -> dict[str, str]:
+    """The options that a protocol would ignore -> a sentence that says who reads them.
+
+    named   `dest` of the options that the command line names
+    """
+    unread = (named & PROTOCOL_OPTIONS) - threat_class(threat, protocol).options
+    request = threat if protocol is None else f"{threat} --protocol {protocol}"
+    return {
+        option: f"--{option}: {request} does not read it; it belongs to "
+        + " or ".join(readers_of(option, threat))
+        for option in sorted(unread)
+    }
+
+
+def readers_of(option: str, threat: str) -> list[str]:
+    """The protocols of a norm that read an option, else the threats that do."""
+    protocols = NORM_PROTOCOLS.get(threat, ())
+    readers = [f"--protocol {name}" for name in protocols if option in PROTOCOLS[name].options]
+    return readers or [other for other in THREATS if option in options_of(other)]

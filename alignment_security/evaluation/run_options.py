@@ -1,0 +1,166 @@
+"""Options of evaluate_robustness.py that every threat shares: model, images, run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from alignment_security.common.command_line import argument, set_name, whole_number
+from alignment_security.common.settings import setting
+from alignment_security.models.fast import PRECISIONS
+from alignment_security.models.heads import HEADS
+from alignment_security.records.metrics import REDUCTIONS
+
+DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+def parse_batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"{text!r} is neither a number of images nor `auto`")
+    return int(text)
+
+
+class Slice(argparse.Action):
+    """`-s STOP` or `-s START STOP` as (START, STOP)."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        if len(values) > 2:
+            parser.error(f"{option_string} {' '.join(map(str, values))}: one number or two")
+        start, stop = values if len(values) == 2 else (0, values[0])
+        setattr(namespace, self.dest, (start, stop))
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def add_model_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--model_name",
+        required=True,
+        help="a timm name, a name of lists/models/, or yours with --architecture",
+    )
+    parser.add_argument(
+        "--source",
+        choices=["timm", "brainscore"],
+        default="timm",
+        help="brainscore: a model of the installed brainscore-vision (requirements-brainscore.txt)",
+    )
+    parser.add_argument(
+        "--architecture",
+        help="timm name of the net (and its preprocessing), where --model_name is your own",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)"
+    )
+    parser.add_argument(
+        "--trust_checkpoint",
+        action="store_true",
+        help="allow a checkpoint to run code when it is loaded",
+    )
+    parser.add_argument(
+        "--head",
+        choices=list(HEADS),
+        default="none",
+        help="animate: two logits, the maxima over the animate and the inanimate classes",
+    )
+    parser.add_argument(
+        "--published_accuracy",
+        type=Path,
+        metavar="CSV",
+        help="columns model, top1 (percent), maybe img_size, as timm's results-imagenet.csv; a "
+        "clean accuracy that is far off is a warning, before an attack and after clean",
+    )
+
+
+def add_image_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--dataset",
+        type=argument(set_name),
+        default="sample",
+        help="sample, imagenet-val, big12, clickme, imagenet-c, tiny-imagenet-c, or your own with "
+        "--data_dir",
+    )
+    parser.add_argument(
+        "--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env"
+    )
+    parser.add_argument(
+        "-s",
+        dest="slice",
+        nargs="+",
+        action=Slice,
+        type=argument(whole_number),
+        metavar="N",
+        help="-s STOP or -s START STOP: that slice of a fixed permutation of the list",
+    )
+    parser.add_argument(
+        "--multilabel",
+        type=Path,
+        default=setting("MULTILABEL_FILE"),
+        metavar="FILE",
+        help="human_accuracy_v3.0.0.json (Shankar 2020; Vasudevan 2022): all labels that people "
+        "accept; default MULTILABEL_FILE of .env",
+    )
+    parser.add_argument(
+        "--map_reduce",
+        choices=list(REDUCTIONS),
+        default="max",
+        help="perturbation -> map over channels, for the agreement with human maps",
+    )
+    parser.add_argument(
+        "--workers",
+        type=argument(whole_number),
+        default=DEFAULT_WORKERS,
+        help="processes that decode images",
+    )
+
+
+def add_run_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--batch_size",
+        type=argument(parse_batch_size),
+        default="auto",
+        help="images a pass, or auto",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the attack; what fools the model is always confirmed in float32",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the model: pays on long runs"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    parser.add_argument("--seed", type=int, default=0, help="of the attack's random numbers")
+    parser.add_argument(
+        "--results_dir", default="results", help="folder that gets records/ and examples/"
+    )
+    parser.add_argument(
+        "--examples",
+        type=int,
+        default=0,
+        help="save the perturbations of the first N images, for figures",
+    )
+    parser.add_argument(
+        "--stop_after",
+        type=float,
+        metavar="SECONDS",
+        help="take no new image after that time, finish those under way, and exit with 85 if "
+        "images are left",
+    )
+    parser.add_argument(
+        "--chtc",
+        action="store_true",
+        help="weights from the model's tar in STAGING_DIR, images too where --data_dir is X.tar "
+        "(htcondor/)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start this record anew")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print what would run and its cost; write nothing"
+    )

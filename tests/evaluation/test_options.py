@@ -1,0 +1,189 @@
+"""The command line of an evaluation: where options may stand, and which of them are read."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from itertools import permutations
+
+import pytest
+
+from alignment_security.common.command_line import Parser
+from alignment_security.evaluation.options import DESCRIPTIONS, get_args_parser, parse_args
+from alignment_security.evaluation.protocols import (
+    CLEAN_THREATS,
+    NORM_PROTOCOLS,
+    PROTOCOL_OPTIONS,
+    PROTOCOLS,
+    RUN_OPTIONS,
+    THREATS,
+    threat_class,
+    threat_from_args,
+)
+
+MODEL = ["--model_name", "net"]
+
+
+def refusal(capsys, arguments: str) -> str:
+    """The one line with which a request is refused."""
+    with pytest.raises(SystemExit) as refused:
+        parse_args([*MODEL, *arguments.split()])
+    said = capsys.readouterr().err
+    assert refused.value.code == 2 and said.count("\n") == 1
+    return said
+
+
+# ---- where options stand -------------------------------------------------------------------------
+
+
+def test_options_stand_anywhere():
+    """Options of the run and of the attack, before and after the threat, in any order."""
+    parts = [MODEL, ["-s", "2", "7"], ["--eps", "1/255", "2/255"], ["Linf"], ["--dataset", "clean"]]
+    wanted = vars(parse_args([word for part in parts for word in part]))
+    assert wanted["threat"] == "Linf" and wanted["slice"] == (2, 7) and wanted["dataset"] == "clean"
+    for order in permutations(parts):
+        assert vars(parse_args([word for part in order for word in part])) == wanted
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted", [("-s 5", (0, 5)), ("-s 2 7", (2, 7)), ("", None), ("-s 1 -s 2 3", (2, 3))]
+)
+def test_a_slice_has_one_number_or_two(arguments, wanted):
+    assert parse_args([*MODEL, *arguments.split(), "clean"]).slice == wanted
+
+
+def test_a_slice_of_three_numbers(capsys):
+    assert "one number or two" in refusal(capsys, "-s 1 2 3 clean")
+
+
+def test_an_option_of_several_values_may_come_twice():
+    args = parse_args([*MODEL, *"Linf --eps 1/255 --steps 5 --eps 2/255 4/255".split()])
+    assert args.eps == [1 / 255, 2 / 255, 4 / 255]
+    chosen = parse_args([*MODEL, *"Linf --eps 0.1 --attacks square --attacks apgd-ce".split()])
+    assert chosen.attacks == ["square", "apgd-ce"]  # not added to the default, which is all of them
+    assert parse_args([*MODEL, "--seed", "1", "--seed", "2", "clean"]).seed == 2
+
+
+def test_the_nearest_option_is_named(capsys):
+    assert "nearest: --batch_size" in refusal(capsys, "clean --batchsize 3")
+    assert "unrecognized arguments: --overw" in refusal(capsys, "clean --overw")
+
+
+# ---- which options are read ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, protocol, steps",
+    [
+        ("L2", "crossing", 100),
+        ("L2 --eps 0.5", "autoattack", 100),
+        ("L2 --steps 7", "crossing", 7),
+        ("Linf --eps 0.5", "autoattack", 100),
+        ("Linf --protocol fmn", "fmn", 1000),
+        ("L1", "fmn", 1000),
+    ],
+)
+def test_the_default_protocol(arguments, protocol, steps):
+    args = parse_args([*MODEL, *arguments.split()])
+    assert (args.protocol, args.steps) == (protocol, steps)
+
+
+class Reading(argparse.Namespace):
+    """A namespace that knows which of its values were read."""
+
+    def __getattribute__(self, name: str):
+        if not name.startswith("_"):
+            object.__getattribute__(self, "__dict__").setdefault("_read", set()).add(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("name", [*CLEAN_THREATS, *PROTOCOLS])
+def test_a_threat_declares_the_options_that_it_reads(name):
+    """`options` of a threat are what its from_args reads, and what the run reads for it alone."""
+    of_the_run = {"protocol", "examples", "compile"}
+    threat = name if name in CLEAN_THREATS else "L2"
+    line = (
+        f"{threat} --corruption_type fog --corruption_severity 1" if name == "corruptions" else ""
+    )
+    if name in PROTOCOLS:
+        line = f"L2 --protocol {name}" + (" --eps 1" if name == "autoattack" else "")
+    args = Reading(**vars(parse_args([*MODEL, *(line or name).split()])))
+    threat_class(threat, name).from_args(args)
+    assert args._read & PROTOCOL_OPTIONS - of_the_run == (
+        threat_class(threat, name).options - of_the_run
+    )
+
+
+VALUES = {"eps": "0.1", "engine": "own", "attacks": "square", "map_reduce": "l2", "multilabel": "f"}
+
+
+def requests():
+    for threat in THREATS:
+        for protocol in NORM_PROTOCOLS.get(threat, (None,)):
+            unread = PROTOCOL_OPTIONS - {"protocol"} - threat_class(threat, protocol).options
+            for option in sorted(unread):
+                yield threat, protocol, option
+
+
+@pytest.mark.parametrize("threat, protocol, option", requests())
+def test_an_option_that_is_not_read_is_not_taken_in_silence(capsys, threat, protocol, option):
+    """No protocol takes an option that it ignores, and the refusal names one that reads it."""
+    flag = option in ("bisect", "compile")
+    words = [f"--{option}"] if flag else [f"--{option}", VALUES.get(option, "1")]
+    base = f"{threat} --protocol {protocol}" if protocol else threat
+    if threat == "corruptions" and not option.startswith("corruption"):
+        base += " --corruption_type fog --corruption_severity 1"
+    if protocol == "autoattack":
+        base += " --eps 1"
+    if option in RUN_OPTIONS:  # remarked on: a script may give them to every threat
+        parse_args([*MODEL, *base.split(), *words])
+        said = capsys.readouterr().err
+        assert said.startswith("warning: ") and said.count("\n") == 1
+    else:
+        said = refusal(capsys, f"{base} {' '.join(words)}")
+    reader = re.search(r"it belongs to (--protocol )?(\S+)", said)
+    assert reader, said
+    norm = threat if reader[1] else reader[2]
+    readers = [reader[2]] if reader[1] else NORM_PROTOCOLS.get(norm, (None,))
+    assert any(option in threat_class(norm, name).options for name in readers)
+
+
+def test_eps_of_l2_is_autoattacks(capsys):
+    said = refusal(capsys, "L2 --protocol fmn --eps 0.5")
+    assert "--eps: L2 --protocol fmn does not read it; it belongs to --protocol autoattack" in said
+    assert threat_from_args(parse_args([*MODEL, "L2", "--eps", "3"])).name == "L2-autoattack"
+
+
+def test_the_reference_has_no_bisection(capsys):
+    assert "in order" in refusal(capsys, "Linf --eps 0.1 --engine reference --bisect")
+
+
+# ---- help ----------------------------------------------------------------------------------------
+
+
+def actions_of(parser: Parser):
+    return [action for action in parser._actions if action.help != argparse.SUPPRESS]
+
+
+@pytest.mark.parametrize("threat", [None, *THREATS])
+def test_every_option_is_explained(threat):
+    """Every option shown has a help text, every threat an example that is a request."""
+    parser = get_args_parser(threat, "")
+    assert all(action.help for action in actions_of(parser))
+    text = parser.format_help()
+    assert "default: 0)" in text  # --seed and --examples
+    if threat:
+        example = f"--model_name tf_efficientnet_lite0 {DESCRIPTIONS[threat][1]}"
+        assert example in text and parse_args(example.split()).threat == threat
+
+
+def test_help_of_a_threat_shows_what_it_reads(capsys):
+    for arguments, shown, hidden in [
+        ("clean --help", "--multilabel", "--eps"),
+        ("--help Linf", "--eps", "--corruption_type"),
+        ("L1 --help", "--gamma", "--eps"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            parse_args(arguments.split())
+        text = capsys.readouterr().out
+        assert ended.value.code == 0 and shown in text and hidden not in text
