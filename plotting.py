@@ -61,6 +61,8 @@ DRAWN_BY = [
 ]
 FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
 
+SAMPLE = "results/sample"
+
 
 def rendered(figure: Figure) -> dict[str, bytes]:
     """PDF and PNG of a figure, without dates."""
@@ -128,6 +130,11 @@ def draw(args: argparse.Namespace) -> int:
         drawn_any |= drawn > 0
     for command, figures in missing.items():
         print(f"nothing to draw for {', '.join(figures)}: {command}", file=sys.stderr)
+    if not drawn_any and not results.runs:
+        print(
+            f"{args.results_dir}: no records; the committed ones: --results_dir {SAMPLE}",
+            file=sys.stderr,
+        )
     if args.report:
         print(write_report(results, files, Path(args.figures_dir)))
     if args.show_plots:

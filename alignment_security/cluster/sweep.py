@@ -69,7 +69,14 @@ SETTINGS_FILES = {
     ],
 }
 # patterns of the files that a job needs
-CODE_FILES = ["*.py", "alignment_security/**/*.py", "lists/**/*", "requirements.txt", ".env"]
+CODE_FILES = [
+    "*.py",
+    "alignment_security/**/*.py",
+    "lists/**/*",
+    "requirements.txt",
+    ".env",
+    ".env.local",
+]
 DEFAULTS = {
     "image": "alignment-security.sif",
     "chunk_seconds": "1800",
@@ -159,7 +166,8 @@ def check_settings(settings: dict[str, str]) -> None:
     if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", settings.get("staging", "")):
         raise SweepError(
             f"staging {settings.get('staging', '')!r}: write the folder of the staged files, e.g. "
-            "/staging/n/netid/alignment-security, as STAGING_DIR into .env, or --set staging=..."
+            "/staging/n/netid/alignment-security, as STAGING_DIR into .env.local, or --set "
+            "staging=..."
         )
 
 

@@ -1,4 +1,4 @@
-"""Settings and provenance: values of .env, the git commit, versions of packages."""
+"""Settings and provenance: values of .env and .env.local, the git commit, package versions."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from dotenv import dotenv_values
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
+# what can change a row of a record: paths as git takes them
+CODE = [":(glob)*.py", "alignment_security", "lists", "requirements*.txt", "Dockerfile"]
 IMAGENET_CLASSES = 1000
 SEVERITIES = (1, 2, 3, 4, 5)  # of ImageNet-C's corruptions
 # packages that can change a number
@@ -29,21 +31,26 @@ PACKAGES = [
 
 
 def setting(name: str, default: str | None = None) -> str | None:
-    """A value of the environment, else of the repository's .env; an empty one counts as unset."""
-    return os.environ.get(name) or dotenv_values(ROOT / ".env").get(name) or default
+    """A value of the environment, else of .env.local, else of the committed .env.
+
+    An empty value counts as unset.
+    """
+    in_files = (dotenv_values(ROOT / file).get(name) for file in (".env.local", ".env"))
+    return os.environ.get(name) or next(filter(None, in_files), None) or default
 
 
 # ---- provenance ----------------------------------------------------------------------------------
 
 
 def git_state() -> str:
-    """The commit of the code, with `-dirty` appended when tracked files differ.
+    """The commit of the code, with `-dirty` appended when tracked files of the code differ.
 
-    Without a git repository: GIT_COMMIT of the environment, else `unknown`.
+    Results, figures, documents and tests are no code: they change no row of a record. Without a git
+    repository: GIT_COMMIT of the environment, else `unknown`.
     """
     try:
         commit = _git("rev-parse", "HEAD").strip()
-        changes = _git("status", "--porcelain", "-uno").strip()
+        changes = _git("status", "--porcelain", "-uno", "--", *CODE).strip()
     except (OSError, subprocess.CalledProcessError):
         return setting("GIT_COMMIT") or "unknown"
     return f"{commit}-dirty" if changes else commit

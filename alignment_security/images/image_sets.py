@@ -208,8 +208,8 @@ def existing_folder(name: str, data_dir: str | Path | None) -> Path:
     """`data_dir` as a path. Raises DataError if it is not given or does not exist."""
     if not data_dir:
         raise DataError(
-            f"{name}: needs --data_dir DIR, or its folder in .env (IMAGENET_DIR, CLICKME_DIR, "
-            "IMAGENET_C_DIR, TINY_IMAGENET_C_DIR); only the set `sample` needs none"
+            f"{name}: needs --data_dir DIR, or its folder in .env.local (IMAGENET_DIR, "
+            "CLICKME_DIR, IMAGENET_C_DIR, TINY_IMAGENET_C_DIR); only the set `sample` needs none"
         )
     if not Path(data_dir).is_dir():
         raise DataError(

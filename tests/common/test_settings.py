@@ -98,7 +98,10 @@ def root(tmp_path, monkeypatch):
 
 
 def test_setting_of_the_environment_wins_over_env_file(root, monkeypatch):
-    (root / ".env").write_text("SOME_DIR=from_file\nEMPTY_DIR=\n")
+    (root / ".env").write_text("SOME_DIR=committed\nEMPTY_DIR=\nOTHER_DIR=committed\n")
+    assert setting("SOME_DIR") == "committed"
+    (root / ".env.local").write_text("SOME_DIR=from_file\nOTHER_DIR=\n")
+    assert setting("OTHER_DIR") == "committed"
     assert setting("SOME_DIR") == "from_file"
     assert setting("EMPTY_DIR") is None and setting("EMPTY_DIR", "default") == "default"
     monkeypatch.setenv("SOME_DIR", "from_environment")
@@ -117,13 +120,21 @@ def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
         ).stdout.strip()
 
     git("init", "-q")
-    (root / "a.py").write_text("1\n")
-    git("add", "a.py")
+    code = ["a.py", "alignment_security/records/run.py", "lists/models/own.txt", "requirements.txt"]
+    other = ["results/evaluation_results.csv", ".env", "README.md", "docs/a.md", "figures/a.png"]
+    for name in code + other:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("1\n")
+    git("add", ".")
     git("commit", "-qm", "first")
     (root / "untracked").write_text("")
+    for name in other:
+        (root / name).write_text("2\n")
     assert git_state() == git("rev-parse", "HEAD")
-    (root / "a.py").write_text("2\n")
-    assert git_state() == git("rev-parse", "HEAD") + "-dirty"
+    for name in code:
+        (root / name).write_text("2\n")
+        assert git_state() == git("rev-parse", "HEAD") + "-dirty", name
+        git("checkout", "--", name)
 
 
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["no repository", "no git"])

@@ -48,4 +48,4 @@ def test_a_record_begun_by_the_flat_layout_is_finished(cli, tmp_path, threat):
 
 
 def test_the_committed_records_are_audited_clean():
-    assert audit(ROOT / "results") == []
+    assert audit(ROOT / "results/sample") == []
