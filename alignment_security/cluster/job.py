@@ -139,8 +139,8 @@ def staging_dir(value: str | None) -> Path:
     """STAGING_DIR as a path. Raises StagingError when it is not set."""
     if not value:
         raise StagingError(
-            "--chtc: STAGING_DIR is not set; write the folder that holds staged.tsv into .env.local "
-            "or the environment"
+            "--chtc: STAGING_DIR is not set; write the folder of staged.tsv into .env.local or the "
+            "environment"
         )
     return Path(value)
 
