@@ -17,7 +17,6 @@ import argparse
 import errno
 import sys
 
-from alignment_security.cluster.job import DamagedTar
 from alignment_security.common.command_line import on_stop, print_line
 from alignment_security.common.exit_status import (
     CHECKPOINTED,
@@ -25,7 +24,7 @@ from alignment_security.common.exit_status import (
     INTERRUPTED,
     WRONG_REQUEST,
 )
-from alignment_security.common.files import UserError
+from alignment_security.common.files import TryAgain, UserError
 from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import parse_args, threat_from_args
 from alignment_security.evaluation.run import (
@@ -79,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         return evaluate_request(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, DamagedTar) else WRONG_REQUEST
+        return FAILED if isinstance(error, TryAgain) else WRONG_REQUEST
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
         print(
             f"error: {error.filename}: cannot be written ({error.strerror}); give another "

@@ -25,14 +25,13 @@ from pathlib import Path
 
 import torch
 
-from alignment_security.cluster.job import DamagedTar
 from alignment_security.common.exit_status import (
     CHECKPOINTED,
     FAILED,
     INTERRUPTED,
     WRONG_REQUEST,
 )
-from alignment_security.common.files import UserError
+from alignment_security.common.files import TryAgain, UserError
 from alignment_security.images.image_sets import DataError
 from alignment_security.models.forward import session_facts, tune_process
 from alignment_security.trainer.distributed import (
@@ -50,6 +49,7 @@ from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.recipe import Recipe
 from alignment_security.trainer.session import (
     StopRequest,
+    note_images,
     open_run,
     record_session,
     report,
@@ -94,6 +94,7 @@ def train(args: Namespace) -> int:
     with open_run(args.results_dir, recipe.name, settings, facts, args.overwrite) as run:
         finished = broadcast(run is not None and run.done)
         if not finished:
+            note_images(run, sets)
             data = augmented_images(args, sets, model.preprocessing)
             steps_per_epoch = len(data.ids) // recipe.batch_size
             with record_session(run) as session:
@@ -138,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
         # All ranks raise the same errors, except those of the images that each decodes.
         if rank() == 0 or isinstance(error, DataError):
             print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, DamagedTar) else WRONG_REQUEST
+        return FAILED if isinstance(error, TryAgain) else WRONG_REQUEST
     except torch.OutOfMemoryError:
         print(
             f"error: {images_per_pass(args)} images at once do not fit on the device; a smaller "

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.files import TryAgain, UserError, sha256_file
 
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = ["sha256", "tar", "name", "bytes", "weights", "weights_sha256", "gpu_memory_mb"]
@@ -35,7 +35,7 @@ class StagingError(UserError):
     """A staged file that is missing or wrong."""
 
 
-class DamagedTar(StagingError):
+class DamagedTar(StagingError, TryAgain):
     """A tar with another sha256 than staged.tsv says: its transfer failed, so a retry may help."""
 
 

@@ -91,16 +91,21 @@ def list_files(root: Path, is_wanted: Callable[[Path], bool] = lambda path: True
 
 def _walk(root: Path, by_tools: list[Path]) -> Iterator[Path]:
     """Files below `root`; what tools left goes to `by_tools`."""
-    seen: set[str] = set()
     for folder, folders, files in os.walk(root, onerror=_raise, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link to a folder above it
+        if _links_to_a_parent(folder):
             folders.clear()
             continue
-        seen.add(real)
         by_tools += [Path(folder, name) for name in [*folders, *files] if is_left_by_tools(name)]
         folders[:] = [name for name in folders if not is_left_by_tools(name)]
         yield from (Path(folder, name) for name in files if not is_left_by_tools(name))
+
+
+def _links_to_a_parent(folder: str) -> bool:
+    """Whether a folder is a link to one that holds it; walking it would never end."""
+    if not os.path.islink(folder):
+        return False
+    parent = os.path.realpath(os.path.dirname(folder))
+    return Path(parent).is_relative_to(os.path.realpath(folder))
 
 
 def _raise(error: OSError) -> None:

@@ -235,8 +235,11 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
 def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> None:
     """Check the model on its first image; warnings go to the run file."""
     model = evaluation.model
-    for warning in [*version_drift(), *model.notes]:
+    images = evaluation.images
+    for warning in [*version_drift(), *model.notes, *images.notes]:
         run.warn(warning)
+    if images.class_names:
+        run.save(classes=list(images.class_names))
     if not len(todo):
         return
     first = next(stream_images(todo, model.preprocessing))[1][None]

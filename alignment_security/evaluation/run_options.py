@@ -90,6 +90,12 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         "--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env"
     )
     parser.add_argument(
+        "--class_order",
+        metavar="ORDER",
+        help="of class folders without ImageNet's names, where it is not plain: text (torchvision, "
+        "Keras), natural (timm: class2 before class10), or a file with a class in each line",
+    )
+    parser.add_argument(
         "-s",
         dest="slice",
         nargs="+",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from timm.data import ImageNetInfo
 
 from alignment_security.common.files import write_atomic
-from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.human_maps import human_map
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import PixelDataset
@@ -41,8 +41,8 @@ def example_bytes(row: dict, model: Model, images: ImageSet) -> bytes:
     arrays = {
         "image": (image.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
         "delta": row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
-        "label": class_name(row["label"], head),
-        "pred": class_name(row["adv_pred"], head),
+        "label": class_name(row["label"], head, images.class_names),
+        "pred": class_name(row["adv_pred"], head, images.class_names),
         "eps": row.get("eps", np.nan),
         "l2": row["l2"],
         "linf": row["linf"],
@@ -55,10 +55,13 @@ def example_bytes(row: dict, model: Model, images: ImageSet) -> bytes:
     return file.getvalue()
 
 
-def class_name(index: int, head: str) -> str:
-    """The class that a label or a prediction stands for, in words."""
+def class_name(index: int, head: str, names: Sequence[str] = ()) -> str:
+    """The class that a label or a prediction stands for, in words.
+
+    names   of the set's own classes; empty for ImageNet's
+    """
     if HEADS[head]:
         return ("animate", "inanimate")[index]
-    if index >= IMAGENET_CLASSES:
-        return str(index)
+    if names:
+        return names[index]
     return ImageNetInfo("imagenet-1k").index_to_description(index).split(",")[0]

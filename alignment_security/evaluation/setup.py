@@ -59,7 +59,8 @@ def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:
     corruption = None
     if args.threat == "corruptions":
         corruption = (args.corruption_type, args.corruption_severity)
-    images = load_image_set(args.dataset, requested_data_dir(args), classes, corruption, args.seed)
+    folder = requested_data_dir(args)
+    images = load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
     return take_slice(images, *args.slice) if args.slice else images
 
 

@@ -5,7 +5,6 @@ ClickMe: Linsley et al. 2019; the data set as published by Fel et al. 2022.
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +13,12 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from alignment_security.common.folders import left_by_tools_note, list_files, not_wanted_note
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
+from alignment_security.images.decoding import decode_bytes
 from alignment_security.images.image_sets import DataError, ImageSet, checked_set
 
 SHARD = re.compile(r"\.tfrecords?$")
@@ -147,10 +148,7 @@ def decode_feature(data: bytes, channels: int, where: str) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, channels: int, where: str) -> np.ndarray:
     """uint8 (H, W, channels)."""
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"{where} cannot be decoded ({error})") from None
+    image = decode_bytes(data, where).convert("RGB" if channels == 3 else "L")
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -218,9 +216,11 @@ def clickme_set(root: Path) -> ImageSet:
     anything is evaluated. image_id is the shard's name and the record's number in it
     (`val-3-00017`), or the .pth file's name. Raises DataError.
     """
-    shards = [path for path in root.rglob("*") if path.is_file() and SHARD.search(path.name)]
-    shards.sort(key=natural_order)
-    files = sorted(root.rglob("*.pth"), key=natural_order)
+    listing = list_files(root, lambda path: bool(SHARD.search(path.name)))
+    shards = sorted(listing.files, key=natural_order)
+    files = sorted((path for path in listing.others if path.suffix == ".pth"), key=natural_order)
+    taken = set(shards or files)
+    others = [path for path in [*listing.files, *listing.others] if path not in taken]
     _check_one_folder(root, shards or files)
     if shards:
         rows = [row for shard in shards for row in shard_rows(shard)]
@@ -232,6 +232,10 @@ def clickme_set(root: Path) -> ImageSet:
         paths=[path for _, path, _, _ in rows],
         labels=[label for _, _, _, label in rows],
         offsets=tuple(offset for _, _, offset, _ in rows),
+        notes=(
+            *left_by_tools_note(root, listing.by_tools),
+            *not_wanted_note(root, others, "shard of ClickMe"),
+        ),
     )
 
 

@@ -16,11 +16,11 @@ from torchvision.transforms import functional
 
 from alignment_security.common.seeds import seed_from_text
 from alignment_security.common.settings import IMAGENET_CLASSES, SEVERITIES
+from alignment_security.images.class_folders import class_folders, folder_set
 from alignment_security.images.image_sets import (
     Corruption,
     DataError,
     ImageSet,
-    folder_set,
     synsets,
 )
 from alignment_security.images.imagenet import imagenet_folders
@@ -53,25 +53,21 @@ def corruption_set(name: str, root: Path, corruption: tuple[str, int] | None) ->
 
 def _existing_corruption(root: Path, corruption: tuple[str, int] | None) -> tuple[str, int]:
     """The corruption, if root/<type>/<severity> exists. Raises DataError."""
-    types = _folder_names(root)
+    types = class_folders(root)
     if corruption is None or corruption[0] not in types:
         asked = "no corruption was named" if not corruption else f"no corruption {corruption[0]!r}"
         raise DataError(f"{root}: {asked}; in the folder: {', '.join(types) or 'nothing'}")
     kind, severity = corruption
     if severity not in SEVERITIES or not (root / kind / str(severity)).is_dir():
-        there = ", ".join(_folder_names(root / kind)) or "nothing"
+        there = ", ".join(class_folders(root / kind)) or "nothing"
         raise DataError(f"{root / kind}: no severity {severity}; in the folder: {there}")
     return kind, severity
-
-
-def _folder_names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
 def _tiny_imagenet(name: str, folder: Path) -> ImageSet:
     """The images of 200 synset folders, with answers restricted to their classes."""
     images = folder_set(name, folder, IMAGENET_CLASSES)
-    classes = _folder_names(folder)
+    classes = class_folders(folder)
     if len(classes) != TINY_IMAGENET_CLASSES:
         raise DataError(
             f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has "

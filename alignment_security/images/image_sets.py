@@ -8,7 +8,8 @@ Nothing here decodes a pixel. `loading.load_image_set` knows these names:
     clickme          ClickMe's TFRecord shards or .pth files
     imagenet-c       DIR/<type>/<severity>/<synset>/
     tiny-imagenet-c  the same with 200 synsets; answers are restricted to these classes
-    any other name   an ImageFolder: synset folders, or as many classes as the model has outputs
+    any other name   an ImageFolder (class_folders.py): synset folders, folders 0 to 999, or as
+                     many classes as the model has outputs
 """
 
 from __future__ import annotations
@@ -26,9 +27,14 @@ from timm.data import ImageNetInfo
 
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.settings import IMAGENET_CLASSES, ROOT, setting
+from alignment_security.common.text import text_lines
 
 IMAGE_LISTS = ROOT / "lists" / "images"
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+# of the formats that decoding.FORMATS lists
+IMAGE_ENDINGS = set(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .webp .avif .avifs .jp2 .j2k .j2c .jpc .jpf .jpx "
+    ".tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .pfm".split()
+)
 SLICE_SEED = 42  # of the permutation behind -s
 # --dataset -> the variable of .env with its folder; DATA_DIR for all others
 DATA_DIRS = {
@@ -67,6 +73,9 @@ class ImageSet:
     offsets      byte offset of each image's record in its file (TFRecord shards), else empty
     restrict_to  the classes that an answer may have; empty for all
     cropped      the images are crops already: preprocessing must not crop them again
+    class_names  names of the classes in the order of the outputs; empty for ImageNet's 1000
+    class_order  how the folders were ordered, where that was asked for
+    notes        what was left out, for the run file and the screen
     slice        (start, stop) of take_slice, for the run file
     """
 
@@ -80,6 +89,9 @@ class ImageSet:
     restrict_to: tuple[int, ...] = ()
     corruption: Corruption | None = None
     cropped: bool = False
+    class_names: tuple[str, ...] = ()
+    class_order: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
     slice: tuple[int, int | None] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
@@ -116,6 +128,8 @@ class ImageSet:
             found["restricted_to"] = len(self.restrict_to)
         if self.cropped:
             found["crop_pct"] = 1.0
+        if self.class_order:
+            found["class_order"] = self.class_order
         return found
 
     def take(self, rows: Iterable[int]) -> ImageSet:
@@ -159,9 +173,11 @@ def checked_set(
     """
     missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
+        is_link = missing[0].is_symlink()
         raise DataError(
-            f"{missing[0]}: missing ({len(missing)} of {len(paths)} images of {name!r}); "
-            "restore the folder"
+            f"{missing[0]}: {'a link to a file that is missing' if is_link else 'missing'} "
+            f"({len(missing)} of {len(paths)} images of {name!r}); "
+            f"{'mount or copy what it points to' if is_link else 'restore the folder'}"
         )
     repeated = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
     if repeated:
@@ -182,18 +198,13 @@ def read_image_list(path: Path) -> list[tuple[str, int]]:
 
 def read_list_fields(path: Path) -> list[list[str]]:
     """The words of each line of a list that is not empty; `#` starts a comment."""
-    lines = [line.split("#")[0].split() for line in path.read_text().splitlines()]
+    lines = [line.split("#")[0].split() for line in text_lines(path)]
     return [fields for fields in lines if fields]
 
 
 def synsets() -> list[str]:
     """The 1000 ImageNet synsets in the order of the logits, as timm ships them."""
     return ImageNetInfo("imagenet-1k").label_names()
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files in a folder and below it, sorted by path."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
 
 
 # ---- folders -------------------------------------------------------------------------------------
@@ -244,30 +255,3 @@ def sample_set() -> ImageSet:
                 f"{path}: not the photograph of the list (sha256 differs); reinstall foolbox"
             )
     return images
-
-
-def folder_set(name: str, root: Path, n_outputs: int) -> ImageSet:
-    """An ImageFolder, in the order of its sorted class folders.
-
-    The folders are ImageNet synsets, whose labels are those of ImageNet, or there are as many as
-    the model has outputs, and their sorted order gives the labels. Raises DataError otherwise.
-    """
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
-    index = {synset: i for i, synset in enumerate(synsets())}
-    if classes and n_outputs == IMAGENET_CLASSES and all(name in index for name in classes):
-        label_of, n_classes = {name: index[name] for name in classes}, IMAGENET_CLASSES
-    elif len(classes) == n_outputs:
-        label_of, n_classes = {name: i for i, name in enumerate(classes)}, n_outputs
-    else:
-        raise DataError(
-            f"{root}: {len(classes)} class folders that are not ImageNet synsets, for a model with "
-            f"{n_outputs} outputs: their labels would be a guess; name the folders by synset "
-            "(n01440764 ...)"
-        )
-    paths, labels = [], []
-    for folder in classes:
-        files = image_files(root / folder)
-        paths += files
-        labels += [label_of[folder]] * len(files)
-    ids = [path.relative_to(root).as_posix() for path in paths]
-    return checked_set(name, ids, paths, labels, n_classes)

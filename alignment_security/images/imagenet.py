@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
+from dataclasses import replace
 from pathlib import Path
 
+from alignment_security.common.folders import Listing
+from alignment_security.common.text import printable_name, read_text
+from alignment_security.images.class_folders import (
+    class_folders,
+    in_root_note,
+    list_images,
+    listing_notes,
+)
 from alignment_security.images.image_sets import (
-    IMAGE_ENDINGS,
     IMAGE_LISTS,
     DataError,
     ImageSet,
     checked_set,
-    image_files,
     read_image_list,
     synsets,
 )
@@ -25,8 +33,7 @@ def imagenet_set(root: Path) -> ImageSet:
 
     Raises DataError.
     """
-    has_folders = any(path.is_dir() for path in root.iterdir())
-    return imagenet_folders(root) if has_folders else imagenet_flat(root)
+    return imagenet_folders(root) if class_folders(root) else imagenet_flat(root)
 
 
 def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
@@ -35,7 +42,7 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
     Raises DataError unless the folders are exactly timm's synsets and none is empty.
     """
     want = synsets()
-    have = {path.name for path in root.iterdir() if path.is_dir()}
+    have = set(class_folders(root))
     missing = [synset for synset in want if synset not in have]
     unknown = sorted(have - set(want))
     if missing or unknown:
@@ -45,7 +52,12 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
             f"{len(unknown)} unknown ({', '.join(unknown[:3]) or '-'}); "
             "a subset goes under another --dataset name"
         )
-    files_of = {synset: image_files(root / synset) for synset in want}
+    listing = list_images(root)
+    in_root = [path for path in listing.files if path.parent == root]
+    files_of: dict[str, list[Path]] = {synset: [] for synset in want}
+    for path in listing.files:
+        if path.parent != root:
+            files_of[path.relative_to(root).parts[0]].append(path)
     empty = [synset for synset in want if not files_of[synset]]
     if empty:
         raise DataError(
@@ -53,9 +65,13 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
         )
     files = [(path, label) for label, synset in enumerate(want) for path in files_of[synset]]
     files.sort(key=lambda row: row[0].name)
-    paths = [path for path, _ in files]
-    labels = [label for _, label in files]
-    return checked_set(name, [path.name for path in paths], paths, labels)
+    return checked_set(
+        name,
+        ids=[printable_name(path.name) for path, _ in files],
+        paths=[path for path, _ in files],
+        labels=[label for _, label in files],
+        notes=(*listing_notes(root, listing), *in_root_note(root, in_root)),
+    )
 
 
 def imagenet_flat(root: Path) -> ImageSet:
@@ -64,7 +80,8 @@ def imagenet_flat(root: Path) -> ImageSet:
     Raises DataError if there is no such file, or if it does not label every image in the order of
     the logits.
     """
-    files = [path for path in sorted(root.iterdir()) if path.suffix.lower() in IMAGE_ENDINGS]
+    listing = list_images(root)
+    files = listing.files
     ground_truth = _find_ground_truth(root)
     label_of = read_ground_truth(ground_truth, [path.name for path in files])
     unlabelled = [path.name for path in files if path.name not in label_of]
@@ -74,7 +91,19 @@ def imagenet_flat(root: Path) -> ImageSet:
         )
     labels = {path.name: label_of[path.name] for path in files}
     _check_class_order(ground_truth, labels)
-    return checked_set("imagenet-val", list(labels), files, list(labels.values()))
+    return checked_set(
+        "imagenet-val",
+        ids=[printable_name(name) for name in labels],
+        paths=files,
+        labels=list(labels.values()),
+        notes=tuple(listing_notes(root, _without_ground_truth(listing))),
+    )
+
+
+def _without_ground_truth(listing: Listing) -> Listing:
+    """The listing without the files of labels, which are not left out."""
+    known = {*GROUND_TRUTH_FILES, "meta.mat"}
+    return replace(listing, others=[path for path in listing.others if path.name not in known])
 
 
 def _find_ground_truth(root: Path) -> Path:
@@ -130,21 +159,20 @@ def _read_kaggle(path: Path) -> dict[str, int]:
     """The solution file: ImageId, and boxes `synset x y x y` in PredictionString."""
     index = _class_index()
     label_of = {}
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            label_of[row["ImageId"] + ".JPEG"] = index[row["PredictionString"].split()[0]]
+    for row in csv.DictReader(io.StringIO(read_text(path))):
+        label_of[row["ImageId"] + ".JPEG"] = index[row["PredictionString"].split()[0]]
     return label_of
 
 
 def _read_caffe(path: Path) -> dict[str, int]:
     """Lines `file name, class index`."""
-    words = path.read_text().split()
+    words = read_text(path).split()
     return dict(zip(words[::2], map(int, words[1::2]), strict=True))
 
 
 def _read_devkit(path: Path, names: list[str]) -> dict[str, int]:
     """One ILSVRC2012_ID per image, in the order of the file names."""
-    ids = path.read_text().split()
+    ids = read_text(path).split()
     if len(ids) != len(names):
         raise DataError(f"{path}: {len(ids)} labels for {len(names)} images")
     index = _class_index()

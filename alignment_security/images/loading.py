@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.images.class_folders import folder_set
 from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
 from alignment_security.images.corruptions import corrupt, corruption_set, with_corruption
+from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import (
     DataError,
     ImageSet,
     default_dir,
     existing_folder,
-    folder_set,
     sample_set,
 )
 from alignment_security.images.imagenet import imagenet_set
@@ -30,19 +29,9 @@ from alignment_security.images.subsets import big12_set
 
 NAMED_SETS = {"imagenet-val": imagenet_set, "big12": big12_set, "clickme": clickme_set}
 CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
-MAX_PIXELS = 100_000_000  # of an image file
-LARGEST_16_BIT = 65535.0
 # Images that a worker sends at once: one message of 16 costs the receiving process a third of the
 # time of 16 messages.
 CHUNK_IMAGES = 16
-# what PIL raises for files that it cannot decode
-UNDECODABLE = (
-    UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)
 Chunk = tuple[list[int], Tensor, DataError | None]  # as stack_chunk returns it
 
 
@@ -52,6 +41,7 @@ def load_image_set(
     n_outputs: int = IMAGENET_CLASSES,
     corruption: tuple[str, int] | None = None,
     seed: int = 0,
+    class_order: str | Path | None = None,
 ) -> ImageSet:
     """The image set called `name`; image_sets.py lists the names.
 
@@ -60,18 +50,14 @@ def load_image_set(
     corruption  (type, severity): the folder of imagenet-c and tiny-imagenet-c; for other sets, the
                 corruption that is made while loading
     seed        of corruptions made while loading, drawn per image from (seed, image id)
+    class_order "text", "natural" or a file: the order of class folders (class_folders.folder_set)
 
     Raises DataError for data that is missing, incomplete or inconsistent.
     """
-    data_dir = data_dir or default_dir(name)
-    if name in CORRUPTED_SETS:
-        images = corruption_set(name, existing_folder(name, data_dir), corruption)
-    elif name == "sample":
-        images = sample_set()
-    elif name in NAMED_SETS:
-        images = NAMED_SETS[name](existing_folder(name, data_dir))
-    else:
-        images = folder_set(name, existing_folder(name, data_dir), n_outputs)
+    try:
+        images = _named_set(name, data_dir or default_dir(name), n_outputs, corruption, class_order)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
     if images.n_classes != n_outputs:
         raise DataError(
             f"{name}: has {images.n_classes} classes, the model {n_outputs} outputs, so that its "
@@ -83,34 +69,31 @@ def load_image_set(
     return with_corruption(images, *corruption, seed)
 
 
+def _named_set(
+    name: str,
+    data_dir: str | None,
+    n_outputs: int,
+    corruption: tuple[str, int] | None,
+    class_order: str | Path | None,
+) -> ImageSet:
+    """The image set before a corruption that is made while loading. Raises DataError, OSError."""
+    if class_order is not None and has_imagenet_order(name):
+        raise DataError(f"--class_order {class_order}: {name} has the order of ImageNet's classes")
+    if name in CORRUPTED_SETS:
+        return corruption_set(name, existing_folder(name, data_dir), corruption)
+    if name == "sample":
+        return sample_set()
+    if name in NAMED_SETS:
+        return NAMED_SETS[name](existing_folder(name, data_dir))
+    return folder_set(name, existing_folder(name, data_dir), n_outputs, class_order)
+
+
+def has_imagenet_order(name: str) -> bool:
+    """Whether the image set of that name has ImageNet's labels, whatever its folders are called."""
+    return name == "sample" or name in NAMED_SETS or name in CORRUPTED_SETS
+
+
 # ---- one image -----------------------------------------------------------------------------------
-
-
-def read_image(path: Path) -> Image.Image:
-    """A file as an RGB image. Raises DataError if it cannot be decoded whole, or is too large."""
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; "
-                    "shrink it first"
-                )
-            return to_rgb(image)
-    except UNDECODABLE as error:
-        raise DataError(
-            f"{path}: cannot be decoded ({error}); fetch it again or take it off the list"
-        ) from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Three channels of eight bits. 16-bit greys are scaled; PIL would clip them at 255."""
-    if not image.mode.startswith("I") and image.mode != "F":
-        return image.convert("RGB")
-    grey = np.asarray(image, dtype=np.float64)
-    white = 1.0 if image.mode == "F" else LARGEST_16_BIT
-    levels = (grey / white * 255).clip(0, 255).round().astype(np.uint8)
-    return Image.fromarray(levels).convert("RGB")
 
 
 def load_photograph(images: ImageSet, i: int) -> Image.Image:

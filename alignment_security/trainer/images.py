@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from alignment_security.common.seeds import seed_from_text
 from alignment_security.images.clickme import is_clickme
+from alignment_security.images.decoding import read_image
 from alignment_security.images.human_maps import drawings, harmonization_blur, original_map
 from alignment_security.images.image_sets import DataError, ImageSet
 from alignment_security.images.loading import (
     in_unit_range,
     leave_the_group,
     load_photograph,
-    read_image,
     set_preprocessing,
 )
 

@@ -194,6 +194,9 @@ def add_images(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--data_dir", help="folder of the images")
     group.add_argument(
+        "--class_order", metavar="ORDER", help="of the class folders; as for evaluate_robustness.py"
+    )
+    group.add_argument(
         "--clickme_dir",
         type=Path,
         help="folder of ClickMe's images and maps, added to the images of --dataset",

@@ -12,6 +12,7 @@ from pathlib import Path
 from alignment_security.common.command_line import on_stop
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import version_drift
+from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.trainer.distributed import broadcast, rank
 from alignment_security.trainer.learner import Learner, bare_net, resume
@@ -107,6 +108,16 @@ def resume_from_checkpoint(
         run.cut_log(learner.step)
         known = run.info["warnings"]
         known += [warning for warning in version_drift() if warning not in known]
+
+
+def note_images(run: TrainingRun | None, sets: list[ImageSet]) -> None:
+    """Record the classes in the order of the outputs, and what the image lists leave out."""
+    if run is None:
+        return
+    known = run.info["warnings"]
+    known += [note for images in sets for note in images.notes if note not in known]
+    names = [list(images.class_names) for images in sets if images.class_names]
+    run.save(**({"classes": names[0]} if names else {}))
 
 
 def save_weights(run: TrainingRun | None, learner: Learner) -> None:

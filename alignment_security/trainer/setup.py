@@ -17,7 +17,7 @@ from alignment_security.cluster.job import staged_images, staging_dir
 from alignment_security.common.settings import setting
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet, default_dir
-from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import Model, ModelError, PixelModel
 from alignment_security.models.loading import create_net, load_model
@@ -77,7 +77,8 @@ def with_staged_folders(args: Namespace) -> Namespace:
 def load_training_images(args: Namespace) -> list[ImageSet]:
     """The lists to train on: --dataset, and ClickMe's images with their maps (--clickme_dir)."""
     folder = args.data_dir or default_dir(args.dataset)
-    sets = [load_image_set(args.dataset, folder, args.num_classes)]
+    order = args.class_order
+    sets = [load_image_set(args.dataset, folder, args.num_classes, class_order=order)]
     if args.clickme_dir:
         sets.append(load_image_set("clickme", str(args.clickme_dir)))
     return sets
@@ -217,7 +218,8 @@ def validation(
     if not args.val_dataset:
         return None
     folder = args.val_dir or default_dir(args.val_dataset)
-    images = load_image_set(args.val_dataset, folder, model.n_outputs)
+    order = None if has_imagenet_order(args.val_dataset) else args.class_order
+    images = load_image_set(args.val_dataset, folder, model.n_outputs, class_order=order)
     share = images.take(range(rank(), len(images), world_size()))
 
     def accuracy(net: nn.Module) -> float:

@@ -440,7 +440,7 @@ def test_stream_images_resizes_with_the_aspect_ratio(tmp_path):
 
 @pytest.mark.parametrize("size, refused", [((40, 25), False), ((40, 26), True)])
 def test_more_pixels_than_allowed_are_refused(tmp_path, monkeypatch, size, refused):
-    monkeypatch.setattr("alignment_security.images.loading.MAX_PIXELS", 1000)
+    monkeypatch.setattr("alignment_security.images.decoding.MAX_PIXELS", 1000)
     if refused:
         with pytest.raises(DataError, match="large.png: 40 x 26 pixels, more than 1,000"):
             decoded(tmp_path, "large.png", noise(size=size))

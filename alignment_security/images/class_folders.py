@@ -1,0 +1,193 @@
+"""Image sets in folders, one a class: which folder has which label.
+
+A label is never a guess. Folders named by ImageNet synset, or 0 to 999 as in ImageNetV2, say their
+label. Other folders are the classes of a network with as many outputs, in the order in which its
+training sorted them; where loaders sort them differently, `class_order` has to say it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from timm.utils.misc import natural_key
+
+from alignment_security.common.folders import (
+    Listing,
+    left_by_tools_note,
+    list_files,
+    not_wanted_note,
+    visible,
+)
+from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.common.text import printable_name, text_lines
+from alignment_security.images.image_sets import (
+    IMAGE_ENDINGS,
+    DataError,
+    ImageSet,
+    checked_set,
+    synsets,
+)
+
+SORT_KEYS = {"text": None, "natural": natural_key}  # torchvision's and Keras' order, and timm's
+MAX_NAMED = 3
+
+
+@dataclass(frozen=True)
+class ClassLabels:
+    """The labels of class folders.
+
+    label_of   folder -> label
+    names      of the classes in the order of the outputs; () for ImageNet's 1000
+    order      "text", "natural" or a file, where that was asked for; else ""
+    """
+
+    label_of: dict[str, int]
+    names: tuple[str, ...] = ()
+    order: str = ""
+
+
+def folder_set(
+    name: str, root: Path, n_outputs: int, class_order: str | Path | None = None
+) -> ImageSet:
+    """An ImageFolder, in the order of its sorted class folders.
+
+    class_order   "text", "natural", or a file with the name of a class in each line, in the order
+                  of the outputs; None where the folders' names leave no doubt
+
+    Raises DataError for folders whose labels would be a guess.
+    """
+    folders = class_folders(root)
+    classes = label_folders(root, folders, n_outputs, class_order)
+    listing = list_images(root)
+    in_root = [path for path in listing.files if path.parent == root]
+    files = sorted((path for path in listing.files if path.parent != root), key=_by_class(root))
+    notes = [*listing_notes(root, listing), *in_root_note(root, in_root)]
+    present = {_class_of(root, path) for path in files}
+    return checked_set(
+        name,
+        ids=[printable_name(path.relative_to(root)) for path in files],
+        paths=files,
+        labels=[classes.label_of[_class_of(root, path)] for path in files],
+        n_classes=n_outputs,
+        class_names=classes.names,
+        class_order=classes.order,
+        notes=(*notes, *empty_note(root, [name for name in folders if name not in present])),
+    )
+
+
+def _class_of(root: Path, path: Path) -> str:
+    return path.relative_to(root).parts[0]
+
+
+def _by_class(root: Path):
+    return lambda path: (_class_of(root, path), path)
+
+
+# ---- listing -------------------------------------------------------------------------------------
+
+
+def class_folders(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without those that tools leave."""
+    return [path.name for path in visible(root) if path.is_dir()]
+
+
+def list_images(root: Path) -> Listing:
+    """Image files below a folder, sorted by path, and what is left out."""
+    return list_files(root, lambda path: path.suffix.lower() in IMAGE_ENDINGS)
+
+
+def listing_notes(root: Path, listing: Listing) -> list[str]:
+    """Sentences that count what a listing left out."""
+    return [
+        *left_by_tools_note(root, listing.by_tools),
+        *not_wanted_note(root, listing.others, "image"),
+    ]
+
+
+def in_root_note(root: Path, paths: list[Path]) -> list[str]:
+    """A sentence about images beside the class folders; [] for none."""
+    if not paths:
+        return []
+    example = printable_name(paths[0].name)
+    return [f"{root}: {len(paths)} images are in no class folder and are left out ({example})"]
+
+
+def empty_note(root: Path, names: list[str]) -> list[str]:
+    """A sentence about class folders without an image; [] for none."""
+    if not names:
+        return []
+    return [f"{root}: {len(names)} class folders hold no image ({', '.join(names[:MAX_NAMED])})"]
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def label_folders(
+    root: Path, folders: list[str], n_outputs: int, class_order: str | Path | None = None
+) -> ClassLabels:
+    """The labels of class folders for a model of n_outputs; see folder_set. Raises DataError."""
+    if class_order is None and n_outputs == IMAGENET_CLASSES:
+        return _imagenet_labels(root, folders)
+    if class_order is not None and class_order not in SORT_KEYS:
+        return _listed_labels(root, folders, n_outputs, Path(class_order))
+    if len(folders) != n_outputs:
+        raise DataError(
+            f"{root}: {len(folders)} class folders that are not ImageNet synsets, for a model with "
+            f"{n_outputs} outputs: their labels would be a guess; name the folders by synset "
+            "(n01440764 ...), or give --class_order FILE with the name of a class in each line"
+        )
+    if class_order is None:
+        _check_one_order(root, folders)
+    names = sorted(folders, key=SORT_KEYS[str(class_order or "text")])
+    labels = {name: label for label, name in enumerate(names)}
+    return ClassLabels(labels, tuple(map(printable_name, names)), str(class_order or ""))
+
+
+def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
+    """Labels of folders named by synset, or by class from 0 to 999. Raises DataError."""
+    by_synset = {synset: label for label, synset in enumerate(synsets())}
+    by_number = {str(label): label for label in range(IMAGENET_CLASSES)}
+    for label_of in (by_synset, by_number):
+        if folders and all(name in label_of for name in folders):
+            return ClassLabels({name: label_of[name] for name in folders})
+    unknown = [name for name in folders if name not in by_synset]
+    raise DataError(
+        f"{root}: {len(folders)} class folders that are not ImageNet synsets"
+        f"{' (' + ', '.join(unknown[:MAX_NAMED]) + ')' if unknown else ''}, for a model with "
+        f"{IMAGENET_CLASSES} outputs: their labels would be a guess; name the folders by synset "
+        "(n01440764 ...) or 0 to 999, or give --class_order FILE with the name of a class in each "
+        "line"
+    )
+
+
+def _listed_labels(root: Path, folders: list[str], n_outputs: int, file: Path) -> ClassLabels:
+    """Labels in the order of the lines of a file. Raises DataError."""
+    if not file.is_file():
+        raise DataError(f"--class_order {file}: no such file, and neither `text` nor `natural`")
+    names = [line.strip() for line in text_lines(file) if line.strip()]
+    label_of = {name: label for label, name in enumerate(names)}
+    if len(label_of) != n_outputs or len(names) != n_outputs:
+        raise DataError(
+            f"{file}: {len(names)} lines with {len(label_of)} names, for a model with {n_outputs} "
+            "outputs; write the name of one class in each line"
+        )
+    unknown = [name for name in folders if name not in label_of]
+    if unknown:
+        raise DataError(
+            f"{root}: {len(unknown)} class folders are not in {file} ({', '.join(unknown[:3])})"
+        )
+    return ClassLabels({name: label_of[name] for name in folders}, tuple(names), file.name)
+
+
+def _check_one_order(root: Path, folders: list[str]) -> None:
+    """Raise DataError where loaders sort the folders differently."""
+    text, natural = sorted(folders), sorted(folders, key=natural_key)
+    differing = [k for k, pair in enumerate(zip(text, natural)) if pair[0] != pair[1]]
+    if differing:
+        k = differing[0]
+        raise DataError(
+            f"{root}: the order of its class folders is a guess: class {k} is {text[k]} as text "
+            f"(torchvision) and {natural[k]} in natural order (timm), and {len(differing)} classes "
+            "differ; pass --class_order text, natural, or a FILE with a class in each line"
+        )
