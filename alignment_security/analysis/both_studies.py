@@ -17,16 +17,18 @@ from alignment_security.analysis.brainscore_leaderboard import (
     read_leaderboard,
     score_numbers,
 )
+from alignment_security.analysis.brainscore_plugins import listed_nets
+from alignment_security.analysis.brainscore_registry import INPUT_COLUMN
 from alignment_security.analysis.brainscore_scores import read_merged_scores
 from alignment_security.analysis.feng2025 import MEASURES, correlation, norm_tables, tables_with
-from alignment_security.analysis.feng2025_published import TIMM_TOP1_TABLES, published_table
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
 from alignment_security.analysis.statistics import benjamini_hochberg, correlation_p
-from alignment_security.models.lists import read_model_list
+from alignment_security.common.public_nets import public_nets
 from alignment_security.records.metrics import accuracy_interval
 
-TIMM_PREFIX = "timm:"  # of weights in model lists
+# how a model joined: its name here and there, the rule, and the difference of its input there
+JOIN_COLUMNS = ["model", "weights", "model_registry_name", "match", "input_note"]
 
 
 # ---- Brain-Score ---------------------------------------------------------------------------------
@@ -46,28 +48,11 @@ def read_scores(results: Results) -> tuple[pd.DataFrame, str]:
         raise NothingToDraw(f"no {path} and no published leaderboard")
     scores, facts = read_leaderboard(files[0])
     scores, _ = drop_repeats(scores)
-    timm = scores["model_name"].map(timm_names(results)).fillna("")
-    names = pd.DataFrame({"model_registry_name": scores["model_name"], "timm_name": timm})
+    nets = listed_nets().reindex(scores["model_name"], columns=["timm_name", INPUT_COLUMN])
+    names = nets.fillna("").rename_axis("model_registry_name").reset_index().set_index(scores.index)
     numbers = score_numbers(scores[benchmark_columns(scores)])
     source = f"Brain-Score leaderboard {files[0].name} ({facts['date'] or 'undated'})"
     return pd.concat([names, numbers], axis=1), source
-
-
-def timm_names(results: Results) -> dict[str, str]:
-    """Registry name -> timm model that certainly has the same weights.
-
-    From lists/models/brainscore.txt, and architectures with a single set of weights in timm.
-    """
-    listed = read_model_list("brainscore")
-    listed = listed[listed["weights"].str.startswith(TIMM_PREFIX)]
-    known = dict(zip(listed["name"], listed["weights"].str.removeprefix(TIMM_PREFIX)))
-    table = published_table(results, TIMM_TOP1_TABLES, ["model"], [])
-    if table is None:
-        return known
-    models = pd.Series(table["model"].unique())
-    architectures = models.str.partition(".")[0]
-    single = ~architectures.duplicated(keep=False)
-    return dict(zip(architectures[single], models[single])) | known
 
 
 def benchmark_table(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +60,7 @@ def benchmark_table(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
 
     q (Benjamini & Hochberg 1995) is over all benchmarks and both measures; averages have none.
     """
-    joined, _ = join_scores(scores, norms.rows[["model", "weights", *MEASURES]])
+    joined = joined_models(norms, scores)
     benchmarks = benchmark_columns(scores)
     leaves = set(leaf_benchmarks(benchmarks))
     rows = []
@@ -93,6 +78,17 @@ def benchmark_table(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
     table["p"] = [correlation_p(rho, n) for rho, n in zip(table["rho"], table["n"])]
     table["q"] = benjamini_hochberg(table["p"].where(table["leaf"] == 1).to_numpy())
     return table
+
+
+def joined_models(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
+    """The models of a table of norms that have scores, with how they joined and the scores."""
+    columns = ["source", "model", "weights", "weights_sha256", *MEASURES]
+    return join_scores(scores, norms.rows[columns])[0]
+
+
+def join_facts(joined: pd.DataFrame) -> pd.DataFrame:
+    """JOIN_COLUMNS of `joined_models`, a row per model, for the table of a figure."""
+    return joined[["source", *JOIN_COLUMNS]].sort_values("model", ignore_index=True)
 
 
 # ---- robust accuracy against norms ---------------------------------------------------------------
@@ -118,8 +114,7 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
     groups = summary[finished].groupby(["image_set", "threat", "attack"], dropna=False)
     for (image_set, threat, attack), part in groups:
         for norms in tables_with(norm_tables(results), ["pt"]):
-            columns = ["source", "model", "group", "pt", "pt_sem"]
-            models = part.merge(norms.rows[columns], on="model")
+            models = join_norms(part, norms)
             same_images = norms.name == PUBLISHED or norms.image_set == image_set
             if len(models) and same_images:
                 intervals = [
@@ -128,3 +123,14 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
                 ]
                 models["low"], models["high"] = zip(*intervals)
                 yield RobustPair(f"{image_set}, {threat}, {attack}", norms, models)
+
+
+def join_norms(part: pd.DataFrame, norms: NormTable) -> pd.DataFrame:
+    """Rows of the summary with source, group, pt and pt_sem of a table of norms.
+
+    Published norms join the public nets alone; ours join by name, which is one net in a folder.
+    """
+    columns = ["source", "group", "pt", "pt_sem"]
+    key = "public" if norms.name == PUBLISHED else "model"
+    rows = norms.rows.loc[norms.rows[key] != "", [key, *columns]]
+    return part.drop(columns="group").assign(public=public_nets(part)).merge(rows, on=key)

@@ -6,20 +6,20 @@ Writes the summary with each model's scores (JOINED) and the models that did not
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES, SCORES_FOLDER
-from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
+from alignment_security.analysis.brainscore_plugins import input_note
+from alignment_security.analysis.brainscore_registry import INPUT_COLUMN, NAME_COLUMNS
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.public_nets import public_net, with_tag
 from alignment_security.records.summary import SUMMARY_NAME
 
 JOINED, UNMATCHED = "evaluation_results_scores.csv", "evaluation_results_unmatched.csv"
 REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
 MAX_SHOWN = 20  # models without results that are printed; the file has all
-BY_BARE_NAME = "timm name without tag"
 OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"
 
 
@@ -66,55 +66,49 @@ def unmatched_text(unmatched: pd.DataFrame) -> str:
     return text
 
 
-def candidates(name: str, scores: pd.DataFrame, weights: str = "") -> tuple[list[str], str]:
+def candidates(name: str, weights: str, sha256: str, scores: pd.DataFrame) -> tuple[list[str], str]:
     """Registry names that a result's model may have, and the rule (or the reason why none).
 
-    name      registry or timm name of the result's model
-    scores    with REGISTRY_NAME and TIMM_NAME
-    weights   where the result's weights are from (`timm:...`, `brainscore:...`); "" if unknown
+    name, weights, sha256   of the result's model, as `public_net` takes them
+    scores                  with REGISTRY_NAME and TIMM_NAME
     """
-    keys, timm = scores[REGISTRY_NAME], scores[TIMM_NAME]
+    keys = scores[REGISTRY_NAME]
+    nets = scores[TIMM_NAME].map(with_tag)
     same_key = keys == name
-    brainscores_own = timm == ""
-    if weights.startswith(("timm:", "pypi:")) and (same_key & brainscores_own).any():
-        return [], OTHER_WEIGHTS
-    same_bare_name = (timm != "") & (timm.str.partition(".")[0] == name.partition(".")[0])
-    one_untagged = ("." not in name) | ~timm.str.contains(".", regex=False)
-    rules = [
-        ("registry name", same_key),
-        ("timm name", same_bare_name & (timm == name)),
-        (BY_BARE_NAME, same_bare_name & one_untagged),
-    ]
-    for rule, hit in rules:
+    if same_key.any() and (not weights or weights.startswith("brainscore:")):
+        return list(keys[same_key]), "registry name"
+    public = public_net(name, weights, sha256)
+    if not public and weights.startswith("file:"):
+        return [], f"not a public net: its weights are {weights}"
+    if not public:
+        return [], "no scores under this name"
+    same_net = nets == public
+    for rule, hit in (("registry name", same_net & same_key), ("timm name", same_net)):
         if hit.any():
             return list(keys[hit]), rule
-    return [], "no scores under this name"
+    return [], OTHER_WEIGHTS if same_key.any() else f"no scores of {public}"
 
 
 def join_scores(scores: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Every row of some results with the scores of its model.
 
     scores    as setup_scores writes them
-    results   with a column `model` (a registry or timm name) and perhaps `weights`
-    Tried in turn: the registry name; the timm name; the timm name if one of the two has no tag
-    (`.in1k`) and only one model on either side fits. Two different tags are different weights and
-    never join; nor do timm's weights with a net of that name that is Brain-Score's own.
-    Returns (joined: the results' columns, `match`, the scores' columns; unmatched: `side, model,
-    reason`). Raises UserError if a column is missing or in both tables.
+    results   with a column `model` (a registry or timm name) and perhaps `weights, weights_sha256`
+    A model of Brain-Score's own package joins by its registry name, and so does a name without
+    weights. Every other model joins only if it is a public net (`public_net`) that a plugin runs
+    with the same weights, as the plugin's code says: the same architecture is not enough.
+    Returns (joined: the results' columns, `match, input_note`, the scores' columns; unmatched:
+    `side, model, reason`). `input_note` says how the plugin's input differs from timm's. Raises
+    UserError if a column is missing or in both tables.
     """
     check_columns(scores, results)
     scores = scores.assign(timm_name=scores[TIMM_NAME].fillna("").astype(str))
-    weights = {}
-    if "weights" in results:
-        weights = dict(zip(results["model"], results["weights"].fillna("").astype(str)))
-    found = {
-        name: candidates(str(name).strip(), scores, weights.get(name, ""))
-        for name in results["model"].unique()
-    }
-    claims = Counter(keys[0] for keys, _ in found.values() if len(keys) == 1)
+    columns = ["model", "weights", "weights_sha256"]
+    models = results.reindex(columns=columns).fillna("").astype(str).drop_duplicates("model")
     matched, unmatched = [], []
-    for name, (keys, rule) in found.items():
-        if len(keys) == 1 and (claims[keys[0]] == 1 or rule != BY_BARE_NAME):
+    for name, weights, sha256 in models.itertuples(index=False):
+        keys, rule = candidates(name.strip(), weights, sha256, scores)
+        if len(keys) == 1:
             matched.append((name, keys[0], rule))
         else:
             reason = f"ambiguous {rule}: {', '.join(keys)}" if keys else rule
@@ -124,15 +118,26 @@ def join_scores(scores: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFra
         if key not in used:
             unmatched.append(("scores", key, "no results under this name or its timm name"))
     link = pd.DataFrame(matched, columns=["model", REGISTRY_NAME, "match"])
-    joined = results.merge(link, on="model")
+    joined = results.merge(link.merge(input_notes(scores), on=REGISTRY_NAME), on="model")
+    scores = scores.drop(columns=INPUT_COLUMN, errors="ignore")
     joined = joined.merge(scores, on=REGISTRY_NAME, validate="many_to_one")
     return joined, pd.DataFrame(unmatched, columns=["side", "model", "reason"])
+
+
+def input_notes(scores: pd.DataFrame) -> pd.DataFrame:
+    """REGISTRY_NAME and `input_note` of each row of scores that is a timm net."""
+    seen = scores.reindex(columns=[INPUT_COLUMN], fill_value="")[INPUT_COLUMN].fillna("")
+    notes = [
+        input_note(with_tag(net), text) if net and INPUT_COLUMN in scores else ""
+        for net, text in zip(scores[TIMM_NAME], seen)
+    ]
+    return pd.DataFrame({REGISTRY_NAME: scores[REGISTRY_NAME], "input_note": notes})
 
 
 def check_columns(scores: pd.DataFrame, results: pd.DataFrame) -> None:
     """Raise UserError unless `join_scores` can join the two tables."""
     has_names = "model" in results and {REGISTRY_NAME, TIMM_NAME} <= set(scores)
-    if not has_names or {*scores, "match"} & set(results):
+    if not has_names or {*scores, "match", "input_note"} & set(results):
         raise UserError(
             f"joining needs results with a column model and none of {', '.join(NAME_COLUMNS)}, "
             "match or the benchmarks, and scores as setup_scores writes them"

@@ -15,7 +15,7 @@ from typing import IO
 
 import pandas as pd
 
-from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
+from alignment_security.analysis.brainscore_registry import INPUT_COLUMN, NAME_COLUMNS
 from alignment_security.common.files import UserError, sha256_file
 
 # The leaderboard's averages: parents in brain-score.org's benchmark tree. Hoak 2025's plotting
@@ -50,6 +50,7 @@ AGGREGATES = frozenset(
 )
 NOT_BENCHMARKS = {
     *NAME_COLUMNS,
+    INPUT_COLUMN,
     "model_name",
     "model",
     "model_id",

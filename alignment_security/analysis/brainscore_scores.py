@@ -31,7 +31,9 @@ from alignment_security.analysis.brainscore_leaderboard import (
     read_leaderboard,
     score_numbers,
 )
+from alignment_security.analysis.brainscore_plugins import listed_nets
 from alignment_security.analysis.brainscore_registry import (
+    INPUT_COLUMN,
     NAME_COLUMNS,
     find_package,
     package_version,
@@ -168,12 +170,14 @@ def merge_leaderboard(
     merge_facts = describe_merge(registry, scores, merged, facts["stripped_names"])
     names = merged[[*NAME_COLUMNS, "model_name", "layers"]]
     table = pd.concat([names, score_numbers(merged[benchmarks])], axis=1)
+    inputs = registry.set_index("model_registry_name")[INPUT_COLUMN]
     sidecar = {
         **facts,
         "package_version": package_version(package),
         **merge_facts,
         **report,
         "repeated_names": repeated,
+        "plugin_inputs": inputs[inputs != ""].to_dict(),
         "benchmarks": cell_counts(merged[benchmarks], facts["shape"]),
     }
     write_atomic(Path(results_dir) / NAMES_FILE, registry.to_csv(index=False, lineterminator="\n"))
@@ -201,8 +205,8 @@ def join_registry(registry: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
     """The table that `setup_scores` wrote, and a phrase on its source and date.
 
-    Columns model_registry_name, timm_name ("" if unknown), benchmarks (floats). Raises
-    NothingToDraw if there is no table, UserError if it is damaged.
+    Columns model_registry_name, timm_name ("" if unknown), plugin_input, benchmarks (floats).
+    Raises NothingToDraw if there is no table, UserError if it is damaged.
     """
     path = results_folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
     if not path.exists():
@@ -219,6 +223,8 @@ def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
         facts = json.loads(path.with_suffix(".json").read_text())
     except (OSError, ValueError):
         facts = {}
+    seen = facts.get("plugin_inputs") or listed_nets()[INPUT_COLUMN].to_dict()
+    names[INPUT_COLUMN] = names["model_registry_name"].map(seen).fillna("")
     date, source = facts.get("date") or "a date not recorded", facts.get("source", path.name)
     return pd.concat([names, numbers.astype(float)], axis=1), f"Brain-Score of {date} ({source})"
 

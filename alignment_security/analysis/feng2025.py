@@ -14,8 +14,8 @@ from scipy import stats
 
 from alignment_security.analysis.feng2025_published import (
     ROBUST_NAME,
-    model_groups,
     multilabel_accuracy,
+    own_groups,
     paper_tables,
     published_norms,
 )
@@ -31,6 +31,7 @@ from alignment_security.analysis.statistics import (
     rank_correlations,
     resample_counts,
 )
+from alignment_security.common.public_nets import public_nets
 from alignment_security.models.families import family
 from alignment_security.records.metrics import pareto_front
 
@@ -102,20 +103,26 @@ def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -
 
     Its accuracy is multi-label accuracy if any of the models has one, else clean accuracy.
     """
-    accuracy, label = multilabel_accuracy(results, rows["model"]), MULTILABEL
+    public, groups, label = public_nets(rows), own_groups(rows), MULTILABEL
+    accuracy = multilabel_accuracy(results, public)
     without = rows.loc[accuracy["accuracy"].isna(), "model"]
     if len(without) == len(rows):
         accuracy = accuracy.assign(accuracy=100 * rows["clean_acc"])
         label = f"clean accuracy on {rows['image_set'].iat[0]} (%)"
     elif len(without):
         note += f" No multi-label accuracy: {', '.join(without)}."
+    unlabelled = rows.loc[(public == "") & rows["group"].isna() & (groups == "Other"), "model"]
+    if len(unlabelled):
+        note += f" Counted as standard, their training is not recorded: {', '.join(unlabelled)}."
     table = pd.DataFrame(
         {
             "source": name.replace("\n", ", "),
             "model": rows["model"],
             "weights": rows["weights"].fillna("").astype(str),
+            "weights_sha256": rows["weights_sha256"].fillna("").astype(str),
+            "public": public,
             "family": rows["model"].map(family),
-            "group": model_groups(rows["model"]),
+            "group": groups,
             "pt": rows["l2_mean"],
             "pt_sem": rows["l2_sem"],
             "alignment": rows["human_alignment"],

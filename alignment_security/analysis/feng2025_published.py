@@ -21,6 +21,7 @@ from alignment_security.analysis.norm_table import (
 )
 from alignment_security.analysis.results import Results
 from alignment_security.common.files import UserError
+from alignment_security.common.public_nets import public_nets
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.models.families import family
 from alignment_security.models.lists import read_model_list
@@ -75,10 +76,23 @@ def published_table(
     return pd.concat(tables, ignore_index=True) if tables else None
 
 
-def model_groups(models: pd.Series) -> pd.Series:
-    """Group of each model in Feng 2025 (SSL, CNN, ViT, Hybrid, robust); "Other" if not in it."""
+def model_groups(public: pd.Series) -> pd.Series:
+    """Group of public nets in Feng 2025 (SSL, CNN, ViT, Hybrid, robust); missing if not in it."""
     table = read_model_list("feng2025")
-    return models.map(dict(zip(table["name"], table["group"]))).fillna("Other")
+    return public.map(dict(zip(table["name"], table["group"])))
+
+
+def own_groups(rows: pd.DataFrame) -> pd.Series:
+    """Group of each row of the summary: the study's, else the run file's, else "Other".
+
+    A file of the name that the study's list gives to its robust nets gets the list's group, even
+    though its sha256 is not known: it is no standard model.
+    """
+    listed = read_model_list("feng2025").set_index("name")
+    has_listed_file = rows["weights"] == rows["model"].map(listed["weights"])
+    of_file = rows["model"].where(has_listed_file).map(listed["group"])
+    recorded = rows["group"].replace({"": np.nan, "plain": "Other"})
+    return model_groups(public_nets(rows)).fillna(of_file).fillna(recorded).fillna("Other")
 
 
 # ---- accuracies ----------------------------------------------------------------------------------
@@ -106,8 +120,9 @@ def multilabel_name(model: str, known: pd.Index) -> str:
 
 
 def multilabel_accuracy(results: Results, models: pd.Series) -> pd.DataFrame:
-    """Multi-label accuracy in percent (`accuracy`) of timm models, and whether it is `estimated`.
+    """Multi-label accuracy in percent (`accuracy`) of public nets, and whether it is `estimated`.
 
+    models   names of public nets (`public_net`); "" has no accuracy
     Measured: eth-sri/automated-error-analysis. Its torchvision names may be newer weights than
     timm's, so those count only if the top-1 of both agree within SAME_WEIGHTS. Estimated: a cubic
     in top-1, fitted to all models of that table, at the model's top-1. Neither: nan.
@@ -180,10 +195,10 @@ def published_norms(results: Results) -> Iterator[NormTable]:
     rows = table.drop_duplicates("model").rename(
         columns={"aa": "alignment", "aa_sem": "alignment_sem"}
     )
-    rows = rows.assign(group=model_groups(rows["model"]))
+    rows = rows.assign(public=rows["model"], group=model_groups(rows["model"]).fillna("Other"))
     printed = paper_tables(results)
     if printed is not None:
-        nets = printed[printed["table"] == 1].assign(group="harmonized")
+        nets = printed[printed["table"] == 1].assign(group="harmonized", public="")
         nets["model"] += " (harmonized)"  # so that it joins with no timm model
         rows = pd.concat([rows, nets], ignore_index=True)
     with_accuracy = rows.loc[rows["group"] != "harmonized", "model"]
@@ -192,6 +207,7 @@ def published_norms(results: Results) -> Iterator[NormTable]:
     rows = rows.assign(
         source=PUBLISHED,
         weights=("timm:" + rows["model"]).where(standard, ""),
+        weights_sha256="",
         family=rows["model"].map(family),
         estimated=rows["estimated"].fillna(False).astype(bool),
     )

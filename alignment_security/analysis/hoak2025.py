@@ -19,6 +19,7 @@ from alignment_security.analysis.brainscore_scores import read_merged_scores
 from alignment_security.analysis.hoak2025_accuracies import (
     CLEAN_OUTCOME,
     STUDY_KEY,
+    WEIGHTS_COLUMNS,
     accuracy_table,
     read_accuracies,
 )
@@ -122,9 +123,8 @@ def join_study(rows: pd.DataFrame, key: dict, scores: pd.DataFrame, source: str)
     Raises UserError if two results are one model of Brain-Score.
     """
     accuracy = accuracy_table(rows, key["attack"])
-    weights = rows.groupby("model")["weights"].first().reindex(accuracy.index)
-    models = pd.DataFrame({"model": accuracy.index, "weights": weights.to_numpy()})
-    joined, unmatched = join_scores(scores, models)
+    weights = rows.groupby("model")[WEIGHTS_COLUMNS].first().reindex(accuracy.index)
+    joined, unmatched = join_scores(scores, weights.rename_axis("model").reset_index())
     twice = joined["model_registry_name"].duplicated(keep=False)
     if twice.any():
         raise UserError(

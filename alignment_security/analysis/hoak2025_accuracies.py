@@ -19,7 +19,8 @@ from alignment_security.records.summary import SUMMARY_NAME
 HOAK2025_TABLE = "evaluation_results_merged_robust.csv"
 # models that share these are comparable
 STUDY_KEY = ["image_set", "threat", "protocol", "attack", "n", "list_sha256"]
-ACCURACY_COLUMNS = ["model", "weights", "eps", "clean_acc", "robust_acc", *STUDY_KEY]
+WEIGHTS_COLUMNS = ["weights", "weights_sha256"]
+ACCURACY_COLUMNS = ["model", *WEIGHTS_COLUMNS, "eps", "clean_acc", "robust_acc", *STUDY_KEY]
 # what Hoak 2025's table does not say and its scripts do
 HOAK2025_KEY = {
     "image_set": "imagenet-val",
@@ -97,7 +98,8 @@ def read_hoak2025_table(path: Path) -> pd.DataFrame:
     # numbers first: an error names the columns as the file has them
     rows = numeric_accuracies(path, table[list(HOAK2025_COLUMNS)]).rename(columns=HOAK2025_COLUMNS)
     rows = rows.dropna(subset="robust_acc").drop_duplicates()
-    return rows[rows["eps"] > 0].assign(**HOAK2025_KEY, n=np.nan, list_sha256="", weights="")
+    rows = rows[rows["eps"] > 0].assign(**HOAK2025_KEY, n=np.nan, list_sha256="")
+    return rows.assign(**dict.fromkeys(WEIGHTS_COLUMNS, ""))
 
 
 def melt_wide_table(path: Path, table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:

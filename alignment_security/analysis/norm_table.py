@@ -16,6 +16,8 @@ NORM_TABLE_COLUMNS = [
     "source",
     "model",
     "weights",
+    "weights_sha256",
+    "public",  # name of the public net that it is; "" for a net of one's own
     "family",
     "group",
     "pt",  # Perturbation Tolerance: mean minimal L2 norm, pixel units of [0, 1]

@@ -113,10 +113,14 @@ def is_feng2025(table: NormTable) -> bool:
 
 
 def rank_models(feng2025: NormTable, other: NormTable) -> pd.DataFrame:
-    """The models of two tables with both norms and ranks by them, the most tolerant model first."""
-    both = feng2025.rows[["model", "pt"]].merge(
-        other.rows[["model", "pt"]], on="model", suffixes=("_feng2025", "_other")
-    )
+    """The models of two tables with both norms and ranks by them, the most tolerant model first.
+
+    A published norm is paired with the norm of the public net; a net of one's own has none.
+    """
+    key = "public" if PUBLISHED in (feng2025.name, other.name) else "model"
+    names = list(dict.fromkeys(["model", key]))
+    theirs = feng2025.rows.loc[feng2025.rows[key] != "", [key, "pt"]]
+    both = theirs.merge(other.rows[[*names, "pt"]], on=key, suffixes=("_feng2025", "_other"))
     return both.assign(
         rank_feng2025=both["pt_feng2025"].rank(ascending=False),
         rank_other=both["pt_other"].rank(ascending=False),

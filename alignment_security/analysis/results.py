@@ -31,7 +31,8 @@ SUMMARY_NUMBERS = [
     "human_alignment_sem",
     "partial",
 ]
-SUMMARY_COLUMNS = list(dict.fromkeys([*REQUIRED_COLUMNS, *SUMMARY_NUMBERS, "weights"]))
+PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group"]
+SUMMARY_COLUMNS = list(dict.fromkeys([*REQUIRED_COLUMNS, *SUMMARY_NUMBERS, *PROVENANCE_COLUMNS]))
 
 
 class NothingToDraw(Exception):

@@ -186,6 +186,7 @@ def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
         "net": model.settings.get("architecture", wanted.name),
         "weights": model.settings["weights"],
         "weights_sha256": model.settings["weights_sha256"],
+        "group": model.settings.get("group"),
     }
     description = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
     write_tar(

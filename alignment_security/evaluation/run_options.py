@@ -8,6 +8,7 @@ from pathlib import Path
 
 from alignment_security.common.command_line import argument, set_name, whole_number
 from alignment_security.common.settings import setting
+from alignment_security.models.checkpoints import GROUPS
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.heads import HEADS
 from alignment_security.records.metrics import REDUCTIONS
@@ -57,6 +58,12 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--checkpoint", type=Path, help="its state dict (.pth, .pth.tar, .safetensors)"
+    )
+    parser.add_argument(
+        "--group",
+        choices=GROUPS,
+        help="how the checkpoint was trained, so that figures fit plain nets alone; default: as "
+        "the run.json of training.py beside it says",
     )
     parser.add_argument(
         "--trust_checkpoint",

@@ -34,6 +34,7 @@ def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
         device,
         args.architecture,
         args.source,
+        args.group,
     )
 
 
@@ -44,7 +45,14 @@ def load_staged(staging: Path, name: str, head: str, device: str | torch.device)
     """
     staged = staged_weights(staging, name)
     net = staged.facts["net"]
-    model = load_model(name, staged.checkpoint, head=head, device=device, architecture=net)
+    model = load_model(
+        name,
+        staged.checkpoint,
+        head=head,
+        device=device,
+        architecture=net,
+        group=staged.facts.get("group"),
+    )
     if model.settings["weights_sha256"] != staged.facts["weights_sha256"]:
         raise StagingError(
             f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage "

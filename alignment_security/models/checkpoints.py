@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import pickle
 import re
 import sys
@@ -29,6 +30,14 @@ NOT_THE_NET = re.compile(r"(module\.)?(attacker\.|normalizer\.|normalize\.)")
 NORMALISER = re.compile(r"(module\.)?(normalizer|normalize)\.(new_)?(mean|std)")
 # BatchNorm counters, unused in eval mode; torch has saved them since 0.4.1
 BATCH_NORM_COUNTER = "num_batches_tracked"
+# objective of a training (trainer.objectives) -> group of its net in tables and figures
+OBJECTIVE_GROUPS = {
+    "plain": "plain",
+    "harmonizer": "harmonized",
+    "adversarial": "robust",
+    "both": "robust",
+}
+GROUPS = tuple(dict.fromkeys(OBJECTIVE_GROUPS.values()))
 # what timm's checkpoint filters raise for files of another origin
 FILTER_ERRORS = (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 
@@ -96,6 +105,15 @@ def _is_state_dict(loaded) -> bool:
     if not isinstance(loaded, dict) or not loaded:
         return False
     return all(isinstance(value, Tensor) for value in loaded.values())
+
+
+def training_group(checkpoint: Path) -> str | None:
+    """The group of a net by the run.json that training.py wrote beside its checkpoint, or None."""
+    try:
+        run = json.loads(Path(checkpoint).with_name("run.json").read_text())
+        return OBJECTIVE_GROUPS.get(run["settings"]["run"]["objective"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 # ---- layouts -------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from alignment_security.models.checkpoints import (
     read_checkpoint,
     rename_for_timm,
     strip_wrappers,
+    training_group,
     weights_sha256,
 )
 from alignment_security.models.heads import (
@@ -53,6 +54,7 @@ def load_model(
     device: str | torch.device = "cpu",
     architecture: str | None = None,
     source: str = "timm",
+    group: str | None = None,
 ) -> Model:
     """The model called `name`, frozen and in eval mode, from pixels in [0, 1] to logits.
 
@@ -62,6 +64,8 @@ def load_model(
     head              "none", or "animate" or "animate-sum" for two logits (see heads.AnimateHead)
     architecture      timm name of the network, where `name` is your own name for it
     source            "timm", or "brainscore" for a model of the installed brainscore-vision
+    group             how a checkpoint was trained (GROUPS), for the run file; default: as the
+                      run.json of training.py beside it says
 
     Never returns random weights. Raises ModelError for a model that cannot be loaded.
     """
@@ -85,6 +89,8 @@ def load_model(
         "preprocessing": preprocessing,
         "head": head,
     }
+    if checkpoint and (group := group or training_group(checkpoint)):
+        settings["group"] = group
     if entry.net != name.removeprefix("timm/"):
         settings["architecture"] = entry.net
 

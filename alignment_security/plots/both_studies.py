@@ -20,6 +20,8 @@ from matplotlib.lines import Line2D
 from alignment_security.analysis.both_studies import (
     RobustPair,
     benchmark_table,
+    join_facts,
+    joined_models,
     read_scores,
     robust_pairs,
 )
@@ -78,7 +80,9 @@ def brainscore_vs_tolerance(results: Results) -> Iterator[Drawing]:
         caption = benchmarks_caption(table, rows, origin)
         if few:
             caption += f"\nToo few models with scores: {few}."
-        yield f"brainscore_vs_tolerance{name}", draw_benchmarks(rows), rows, caption
+        models = join_facts(joined_models(table, scores))
+        numbers = pd.concat([rows, models], ignore_index=True)
+        yield f"brainscore_vs_tolerance{name}", draw_benchmarks(rows), numbers, caption
 
 
 def benchmarks_caption(table: NormTable, rows: pd.DataFrame, origin: str) -> str:
@@ -90,7 +94,8 @@ def benchmarks_caption(table: NormTable, rows: pd.DataFrame, origin: str) -> str
         f"(the table has all {leaves}). Filled: q <= {ALPHA} (Benjamini-Hochberg "
         "over all benchmarks and both measures; averages are not tested). Only "
         f"{rows['models'].max()} models have both; models of a family resemble each other.\n"
-        f"{origin}; joined by timm name.\n{table.note}"
+        f"{origin}; joined by the weights that the code of Brain-Score's plugins names: the last "
+        f"rows of the table list the models.\n{table.note}"
     )
 
 

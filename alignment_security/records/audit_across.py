@@ -31,11 +31,14 @@ def check_models(records: list[Record]) -> Iterator[str]:
 
 
 def check_same_weights(records: list[Record]) -> Iterator[str]:
-    """Records of one model name have the same weights and preprocessing; heads may differ."""
+    """Records of one model name have the same weights and preprocessing; heads may differ.
+
+    So may the group: records made before groups were recorded have none.
+    """
     first: dict[str, Record] = {}
     for record in records:
         other = first.setdefault(record.run["model"], record)
-        difference = first_difference(_without_head(other.model), _without_head(record.model))
+        difference = first_difference(_network(other.model), _network(record.model))
         if difference:
             yield (
                 f"{record.path}: not the model of {other.path} though it has the same name "
@@ -43,8 +46,8 @@ def check_same_weights(records: list[Record]) -> Iterator[str]:
             )
 
 
-def _without_head(model: dict) -> dict:
-    return {name: value for name, value in model.items() if name != "head"}
+def _network(model: dict) -> dict:
+    return {name: value for name, value in model.items() if name not in ("head", "group")}
 
 
 def check_same_predictions(records: list[Record]) -> Iterator[str]:

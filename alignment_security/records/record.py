@@ -54,6 +54,8 @@ INTEGER_COLUMNS = [
     "success",
     "adv_pred",
 ]
+# settings that run files have had since a later version: a run begun without one goes on without
+LATER_SETTINGS = ("group", "human_map_blur", "geometry")
 # keys that every run file has
 RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessions", "warnings"}
 
@@ -147,6 +149,18 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
         elif old_value != new_value:
             return f"{name}: {old_value!r} -> {new_value!r}"
     return None
+
+
+def without_later_settings(old: dict, new: dict) -> dict:
+    """The settings `new` of a request without LATER_SETTINGS that the run with `old` lacks."""
+    return {
+        part: {
+            name: value
+            for name, value in settings.items()
+            if name in old.get(part, {}) or name not in LATER_SETTINGS
+        }
+        for part, settings in new.items()
+    }
 
 
 def check_complete(

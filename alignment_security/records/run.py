@@ -28,6 +28,7 @@ from alignment_security.records.record import (
     read_record,
     read_run_file,
     rows_to_csv,
+    without_later_settings,
 )
 
 
@@ -36,7 +37,8 @@ class Run(LockedRun):
 
     kind       clean, ball or minimum_norm: decides the columns
     settings   {"model": {...}, "run": {...}}: everything that changes a row. A run resumes only
-               with equal settings.
+               with equal settings. Those that it was begun without (LATER_SETTINGS) stay out, and
+               the run goes on as it was begun.
     session    facts about this process (versions, git, device): appended to the run file, never
                compared
     overwrite  delete what an earlier run left
@@ -86,6 +88,7 @@ class Run(LockedRun):
         """Content of the run file: the existing one, if its settings are equal, or a new one."""
         if self.json.exists():
             info = read_run_file(self.json)
+            self.settings = without_later_settings(info["settings"], self.settings)
             if difference := first_difference(info["settings"], self.settings):
                 raise UserError(
                     f"{self.json}: this record was begun with other settings ({difference}); "

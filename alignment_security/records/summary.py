@@ -140,6 +140,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "partial": int(not complete),
         "weights": model.get("weights"),
         "weights_sha256": model.get("weights_sha256"),
+        "group": model.get("group"),
         "list_sha256": settings.get("list_sha256"),
         "seed": settings.get("seed"),
         "git": sessions[-1].get("git"),

@@ -144,7 +144,7 @@ def is_behind(run: dict, row: dict, columns: list[str], sources: list[str]) -> b
     values = run_values(run)
     source = ", ".join(values[name] for name in ("image_set", "threat", "attack"))
     if source in [row[name] for name in sources]:
-        return run["model"] == row.get("model", run["model"])
+        return run["model"] == (row.get("model") or run["model"])
     if sources and "threat" not in columns:
         return False
     return all(values[name] == row[name] for name in columns)

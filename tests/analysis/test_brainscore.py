@@ -34,7 +34,10 @@ from alignment_security.analysis.brainscore_leaderboard import (
     leaf_benchmarks,
     read_leaderboard,
 )
+from alignment_security.analysis.brainscore_plugins import OWN_INPUT, plugin_input
 from alignment_security.analysis.brainscore_registry import (
+    INPUT_COLUMN,
+    NAME_COLUMNS,
     find_package,
     package_version,
     read_registry,
@@ -396,7 +399,7 @@ def test_all_shapes_merge_to_the_same_table(
     pd.testing.assert_frame_equal(merged[benchmark_columns(merged)], expected)
     pd.testing.assert_frame_equal(table[benchmark_columns(table)], expected)
     names = pd.read_csv(tmp_path / "results" / "model_names_translated.csv")
-    assert list(names.columns) == ["og_model_name", "model_registry_name", "timm_name"]
+    assert list(names.columns) == [*NAME_COLUMNS, INPUT_COLUMN]
     assert list(names["model_registry_name"]) == ["net_a", "net_b", "net:c", "net_e"]
     side = sidecar(tmp_path / "results")
     assert side["shape"] == shape and side["source"] == path.name and len(side["sha256"]) == 64
@@ -761,8 +764,10 @@ SCORES = pd.DataFrame(
         ("conv:in1k", "conv:in1k", "registry name"),
         ("conv.in1k", "conv:in1k", "timm name"),
         ("xception", "xc", "timm name"),
-        ("xception.tf_in1k", "xc", "timm name without tag"),
-        ("conv", None, "ambiguous timm name without tag: conv:in1k, conv_22k"),
+        ("xception.tf_in1k", "xc", "timm name"),
+        ("legacy_xception.tf_in1k", "xc", "timm name"),
+        ("xception.other", None, "no scores of legacy_xception.other"),
+        ("conv", None, "no scores of conv"),
         ("conv.other", None, "no scores"),
         ("pnas.tf", None, "ambiguous timm name: half, whole"),
         ("alexnet.tv", None, "no scores"),
@@ -796,14 +801,62 @@ def test_join_scores_keeps_every_row():
     assert list(unmatched["side"]) == ["results"] + ["scores"] * 4
 
 
-def test_two_tags_do_not_share_one_untagged_score():
-    joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": ["xception.a", "xception.b"]}))
-    assert (
-        joined.empty
-        and list(unmatched["reason"][:2]) == ["ambiguous timm name without tag: xc"] * 2
+@pytest.mark.parametrize(
+    "model, weights, key",
+    [
+        ("inception_v3", "timm:timm/inception_v3.tv_in1k", "inception_v3"),
+        ("inception_v3.tv_in1k", "timm:timm/inception_v3.tv_in1k", "inception_v3"),
+        ("inception_v3.tf_adv_in1k", "timm:timm/inception_v3.tf_adv_in1k", None),
+        ("inception_v3", "timm:timm/inception_v3.tf_adv_in1k", None),
+        ("legacy_xception", "timm:https://github.com/x/xception-43020ad28.pth", "xception"),
+        ("legacy_xception.tf_in1k", "timm:timm/legacy_xception.tf_in1k", "xception"),
+    ],
+)
+def test_an_untagged_plugin_joins_timms_default_weights_and_no_others(model, weights, key):
+    """`create_model("inception_v3")` loads tv_in1k; tf_adv_in1k is adversarially trained."""
+    plugins = ["inception_v3", "xception"]
+    scores = pd.DataFrame({"model_registry_name": plugins, "timm_name": plugins, "V1": [1, 2]})
+    joined, _ = join_scores(scores, pd.DataFrame({"model": [model], "weights": [weights]}))
+    assert joined["model_registry_name"].tolist() == ([key] if key else [])
+
+
+def test_a_row_says_when_the_plugin_shows_its_net_other_images_than_timm():
+    """The xception plugin normalises with ImageNet's mean; the weights want 0.5."""
+    scores = pd.DataFrame(
+        {
+            "model_registry_name": ["xception", "inception_v3"],
+            "timm_name": ["xception", "inception_v3"],
+            "plugin_input": ["299 px, mean 0.485 0.456 0.406", "299 px, mean 0.5 0.5 0.5"],
+            "V1": [1, 2],
+        }
     )
-    joined, _ = join_scores(SCORES, pd.DataFrame({"model": ["xception.a", "xception"]}))
-    assert list(joined["model"]) == ["xception"]
+    joined, _ = join_scores(scores, pd.DataFrame({"model": ["inception_v3", "xception"]}))
+    assert joined["input_note"].tolist() == [
+        "",
+        "the plugin gives it 299 px, mean 0.485 0.456 0.406, timm 299 px, mean 0.5 0.5 0.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    "source, text",
+    [
+        ("f = partial(load_preprocess_images, image_size=224)", "224 px, mean 0.485 0.456 0.406"),
+        (
+            "N = 9\npartial(load_preprocess_images, image_size=N, preprocess_type='inception')",
+            "9 px, mean 0.5 0.5 0.5",
+        ),
+        (
+            "f = partial(load_preprocess_images, image_size=64, normalize_mean=(0.1, 0.2, 0.3))",
+            "64 px, mean 0.1 0.2 0.3",
+        ),
+        ("f = create_transform(**data_config)", OWN_INPUT),
+        ("f = partial(load_preprocess_images, image_size=size_of(net))", ""),
+        ("f = my_own_loader", ""),
+    ],
+)
+def test_the_input_of_a_plugin_is_read_from_its_source(tmp_path, source, text):
+    (tmp_path / "model.py").write_text(source)
+    assert plugin_input(tmp_path) == text
 
 
 def test_join_scores_works_on_the_files_as_written(package, tmp_path, scores_file):
@@ -831,16 +884,19 @@ def test_join_scores_refuses_tables_it_cannot_join(results):
         ("alexnet", None, True),
         ("conv:in1k", "timm:timm/conv.in1k", True),
         ("conv.in1k", "timm:timm/conv.in1k", True),
-        ("xception", "pypi:xception", True),
+        ("conv.in1k", "file:conv.in1k.pth", False),
+        ("conv:in1k", "file:mine.pth", False),
+        ("conv:in1k", "timm:timm/conv.in22k", True),
     ],
 )
 def test_timms_weights_do_not_join_a_net_of_that_name_that_is_not_timms(model, weights, joins):
     joined, unmatched = join_scores(SCORES, pd.DataFrame({"model": [model], "weights": [weights]}))
     assert len(joined) == joins
     if not joins:
-        assert "Brain-Score's own net" in unmatched["reason"][0] and "alexnet" in set(
-            unmatched["model"][1:]
-        )
+        reason = "not a public net" if weights.startswith("file:") else "Brain-Score's own net"
+        assert reason in unmatched["reason"][0] and "alexnet" in set(unmatched["model"][1:])
+    if joins and weights == "timm:timm/conv.in22k":
+        assert joined["model_registry_name"].tolist() == ["conv_22k"]
 
 
 # ---- the join command ----------------------------------------------------------------------------

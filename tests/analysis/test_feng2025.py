@@ -6,8 +6,10 @@ import pytest
 from conftest import DATA
 from norm_tables import MODELS, write_published, write_summary
 
+from alignment_security.analysis.both_studies import robust_pairs
 from alignment_security.analysis.feng2025 import norm_tables
-from alignment_security.analysis.norm_table import MULTILABEL
+from alignment_security.analysis.norm_table import MULTILABEL, PUBLISHED
+from alignment_security.analysis.norms import rank_models
 from alignment_security.analysis.results import load_results
 from alignment_security.common.files import UserError
 from alignment_security.records.summary import SUMMARY_NAME
@@ -158,3 +160,50 @@ def test_published_numbers_that_are_not_there_or_lack_a_column(tmp_path):
         UserError, match=r"adversarial_alignment_x\.csv: no column aa_sem; download it again"
     ):
         of(tmp_path, tmp_path / "published")
+
+
+# ---- nets of one's own ---------------------------------------------------------------------------
+
+OWN = "file:mine.pth"
+
+
+def test_a_net_of_ones_own_takes_no_number_of_the_public_net_of_its_name(tmp_path):
+    """Its name is vgg11.tv_in1k's: multi-label accuracy, group and published norms stay away."""
+    public = {"weights": "timm:timm/vgg11.tv_in1k"}
+    rows = [{"model": "vgg11.tv_in1k", "l2_mean": 1.0} | public, {"model": "x", "l2_mean": 2.0}]
+    published = write_published(tmp_path / "published")
+    write_summary(tmp_path / "public", rows)
+    write_summary(tmp_path / "own", [rows[0] | {"weights": OWN}, rows[1]])
+    theirs, mine = of(tmp_path / "public", published)[1], of(tmp_path / "own", published)[1]
+    assert theirs.rows["accuracy"].iat[0] == pytest.approx(1e-4 * 70.0**3 + 20)
+    assert theirs.accuracy_label == MULTILABEL and theirs.rows["group"].iat[0] == "CNN"
+    assert theirs.rows["public"].tolist() == ["vgg11.tv_in1k", "x"]
+    assert mine.accuracy_label == "clean accuracy on mine (%)"
+    assert mine.rows["accuracy"].tolist() == [50.0, 50.0] and mine.rows["group"].iat[0] == "Other"
+    assert "Counted as standard, their training is not recorded: vgg11.tv_in1k." in mine.note
+    for folder, pairs in (("public", 1), ("own", 0)):
+        _, ours = of(tmp_path / folder, published)
+        (feng2025,) = of(tmp_path / "none", published)
+        assert len(rank_models(feng2025, ours)) == pairs
+    accuracy = rows[0] | {"threat": "Linf", "eps": 0.1, "robust": 1, "robust_acc": 0.1}
+    for weights, sources in ((public["weights"], {PUBLISHED}), (OWN, set())):
+        folder = write_summary(tmp_path / weights[:4], [accuracy | {"weights": weights}])
+        pairs = robust_pairs(load_results(folder, None, published))
+        assert {pair.norms.name for pair in pairs} == sources
+
+
+def test_own_robust_and_harmonized_nets_are_not_in_the_fits_of_standard_ones(tmp_path):
+    listed = "resnet18_l2_eps3"  # the study's list gives this name this file
+    rows = [
+        {"model": "a", "weights": OWN, "group": "harmonized"},
+        {"model": "b", "weights": OWN, "group": "robust"},
+        {"model": "c", "weights": OWN, "group": "plain"},
+        {"model": listed, "weights": f"file:{listed}.ckpt"},
+        {"model": "resnet18.a3_in1k", "weights": "timm:timm/resnet18.a3_in1k", "group": "robust"},
+        {"model": "d", "weights": OWN},
+    ]
+    (source,) = of(write_summary(tmp_path, [row | {"l2_mean": 1.0} for row in rows]))
+    groups = ["harmonized", "robust", "Other", "robust", "CNN", "Other"]
+    assert source.rows["group"].tolist() == groups
+    assert source.standard["model"].tolist() == ["c", "resnet18.a3_in1k", "d"]
+    assert source.note.endswith("their training is not recorded: d.")
