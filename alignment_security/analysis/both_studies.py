@@ -98,6 +98,7 @@ class RobustPair(NamedTuple):
     """Robust accuracies under one threat, and norms of one table, of the models that have both."""
 
     accuracy: str  # image set, threat and budget of the accuracies
+    norm: str  # of the attack
     norms: NormTable
     models: pd.DataFrame  # a row per model and eps
 
@@ -122,7 +123,8 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
                     for correct, n in zip(models["robust"], models["n"])
                 ]
                 models["low"], models["high"] = zip(*intervals)
-                yield RobustPair(f"{image_set}, {threat}, {attack}", norms, models)
+                norm = threat.split("-")[0]
+                yield RobustPair(f"{image_set}, {threat}, {attack}", norm, norms, models)
 
 
 def join_norms(part: pd.DataFrame, norms: NormTable) -> pd.DataFrame:

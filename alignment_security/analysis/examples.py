@@ -45,7 +45,7 @@ def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
     part = rows[rows["image_id"] == image_id]
     fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
     path = example_path(run["csv"], image_id)
-    verdict = verdict_without_example(part, fooled)
+    verdict = verdict_without_example(part, fooled, run["threat"])
     if not verdict and not path.exists():
         verdict = NOT_KEPT
     if verdict:
@@ -60,7 +60,7 @@ def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
     return cell | example | facts
 
 
-def verdict_without_example(part: pd.DataFrame, fooled: pd.DataFrame) -> str:
+def verdict_without_example(part: pd.DataFrame, fooled: pd.DataFrame, threat: str) -> str:
     """Why a model has no adversarial image of a photograph; "" if it was fooled.
 
     part     the record's rows of the photograph
@@ -73,7 +73,7 @@ def verdict_without_example(part: pd.DataFrame, fooled: pd.DataFrame) -> str:
     if len(fooled):
         return ""
     if "eps" in part:
-        return f"robust at ε = {format_eps(part['eps'].max())}"
+        return f"robust at ε = {format_eps(part['eps'].max(), threat)}"
     return "no adversarial image found"
 
 

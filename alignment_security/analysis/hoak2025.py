@@ -54,6 +54,7 @@ class Study:
     facts: str  # n, date of the scores, missing data: in every caption
     scores: pd.DataFrame  # (models, benchmarks); nan: no score
     accuracy: pd.DataFrame  # (models, `clean` and each eps), in [0, 1]; nan: not evaluated
+    norm: str = "Linf"  # of the eps
 
     @cached_property
     def families(self) -> np.ndarray:
@@ -65,6 +66,10 @@ class Study:
         """The eps of the accuracies under attack."""
         return [outcome for outcome in self.accuracy if outcome != CLEAN_OUTCOME]
 
+    def label(self, outcome: str | float) -> str:
+        """`clean`, or an eps as text: `ε = 1/255`."""
+        return outcome if isinstance(outcome, str) else f"ε = {format_eps(outcome, self.norm)}"
+
 
 def benchmark_groups(benchmarks: list[str]) -> dict[str, str]:
     """Benchmark -> average, neural, behavioral or engineering, by the last average before it."""
@@ -73,11 +78,6 @@ def benchmark_groups(benchmarks: list[str]) -> dict[str, str]:
         current = BENCHMARK_GROUPS.get(benchmark, current)
         groups[benchmark] = current
     return groups
-
-
-def outcome_label(outcome: str | float) -> str:
-    """`clean`, or an eps as text: `ε = 1/255`."""
-    return outcome if isinstance(outcome, str) else f"ε = {format_eps(outcome)}"
 
 
 # ---- studies -------------------------------------------------------------------------------------
@@ -142,6 +142,7 @@ def join_study(rows: pd.DataFrame, key: dict, scores: pd.DataFrame, source: str)
         facts=f"{heading}: {study_facts(joined_scores, source, without)}",
         scores=joined_scores,
         accuracy=accuracy.loc[joined.index],
+        norm=key["threat"],
     )
 
 

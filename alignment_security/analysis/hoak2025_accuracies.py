@@ -127,9 +127,10 @@ def accuracy_table(rows: pd.DataFrame, attack: str) -> pd.DataFrame:
     """
     twice = rows.duplicated(["model", "eps"])
     if twice.any():
-        model, eps = rows.loc[twice, ["model", "eps"]].iloc[0]
+        model, eps, threat = rows.loc[twice, ["model", "eps", "threat"]].iloc[0]
         raise UserError(
-            f"{model}: two accuracies at eps {format_eps(eps)} under {attack}; keep one of them"
+            f"{model}: two accuracies at eps {format_eps(eps, threat)} under {attack}; keep one "
+            "of them"
         )
     robust = rows.pivot(index="model", columns="eps", values="robust_acc")
     robust.insert(0, CLEAN_OUTCOME, rows.groupby("model")["clean_acc"].first())

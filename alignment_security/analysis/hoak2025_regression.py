@@ -69,7 +69,7 @@ def regression_rows(study: Study) -> pd.DataFrame:
             rows.append(
                 {
                     "alignment": group,
-                    "eps": format_eps(eps),
+                    "eps": format_eps(eps, study.norm),
                     "n": fit["n"],
                     "slope": fit["slope"],
                     "R2": fit["r2"],

@@ -18,7 +18,6 @@ from alignment_security.analysis.hoak2025 import (
     MIN_MODELS,
     Study,
     benchmark_groups,
-    outcome_label,
 )
 from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME
 from alignment_security.analysis.statistics import (
@@ -224,7 +223,7 @@ def ranked_benchmarks(study: Study, most: int = MAX_RANKED) -> tuple[pd.DataFram
 
     counted = f"{len(alive)} of {len(strength)} benchmarks survive ({SURVIVES})"
     if len(chosen) != len(alive):
-        counted += f"; shown: the {len(chosen)} strongest at {outcome_label(largest)}"
+        counted += f"; shown: the {len(chosen)} strongest at {study.label(largest)}"
     rank = {name: i for i, name in enumerate(chosen.index)}
     rows = table[table["benchmark"].isin(rank)].assign(row=table["benchmark"].map(rank))
     return rows.sort_values(["row", "accuracy"]).astype({"row": int}), f"{counted}."

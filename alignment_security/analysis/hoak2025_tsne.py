@@ -11,7 +11,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import nan_euclidean_distances
 
 from alignment_security.analysis.brainscore_leaderboard import leaf_benchmarks
-from alignment_security.analysis.hoak2025 import COMPARABLE, Study, outcome_label
+from alignment_security.analysis.hoak2025 import COMPARABLE, Study
 from alignment_security.models.families import family
 
 MAX_PERPLEXITY, SEED = 20, 42  # as in Hoak 2025
@@ -56,5 +56,5 @@ def tsne_map(study: Study, standardised: pd.DataFrame) -> pd.DataFrame:
     places = tsne.fit_transform(score_distances(standardised))
     table = pd.DataFrame(places, standardised.index, ["x", "y"])
     table["family"] = [family(model) for model in standardised.index]
-    names = {eps: f"accuracy at {outcome_label(eps)}" for eps in study.radii}
+    names = {eps: f"accuracy at {study.label(eps)}" for eps in study.radii}
     return table.join(study.accuracy).rename(columns=names)

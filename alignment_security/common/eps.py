@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
+ROUNDING = 1e-6  # relative: eps of published tables have six digits
+
 
 def parse_eps(text: str) -> float:
     """`8/255` or `0.031` as a float in pixel units of [0, 1].
@@ -43,12 +45,13 @@ def _parse_fraction(text: str) -> float:
     return float(Fraction(numerator) / Fraction(denominator))
 
 
-def format_eps(eps: float) -> str:
-    """eps as papers write it: `8/255`, `0.25/255`.
+def format_eps(eps: float, norm: str = "Linf") -> str:
+    """eps as papers write it: `8/255`, `0.25/255` in L-infinity, a number in the other norms.
 
-    A value that is no multiple of 1/255000 stays a plain float.
+    norm   or the name of a threat, which begins with its norm
+    A value that is no multiple of 1/255000 up to rounding (0.00392157 is) stays a plain float.
     """
     levels = round(255 * eps, 3)
-    if eps and abs(255 * eps - levels) < 1e-9:
+    if eps and norm.startswith("Linf") and abs(255 * eps - levels) <= ROUNDING * levels:
         return f"{levels:.10g}/255"
     return f"{eps:g}"

@@ -336,7 +336,8 @@ def report_text(run: Run) -> str:
     lines = [first if run.info["threat"] == "clean" else f"{first}; {attack}"]
     if "robust" in rows:
         for eps, part in rows.groupby("eps"):
-            lines.append(f"  eps {format_eps(eps)}: robust accuracy {part['robust'].mean():.1%}")
+            radius = format_eps(eps, run.info["threat"])
+            lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")
     if "success" in rows:
         norms = correct.loc[correct["success"] == 1, "l2"]
         lines.append(

@@ -174,7 +174,7 @@ def rho_sentences(pair: RobustPair) -> Iterator[str]:
         found = correlation(part, "pt", "robust_acc")
         if np.isfinite(found["rho"]):
             yield (
-                f"{pair.accuracy} against {pair.norms.source}, eps {format_eps(eps)}: "
+                f"{pair.accuracy} against {pair.norms.source}, eps {format_eps(eps, pair.norm)}: "
                 f"ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], "
                 f"n = {found['n']}."
             )
@@ -186,7 +186,10 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
     models = sorted({model for pair in pairs for model in pair.models["model"]})
     colours = {eps: EPS_COLOURS[i % len(EPS_COLOURS)] for i, eps in enumerate(radii)}
     markers = dict(zip(models, MARKERS)) if len(models) <= len(MARKERS) else {}
-    handles = [Line2D([], [], color=colours[eps], label=f"ε = {format_eps(eps)}") for eps in radii]
+    labels = {
+        eps: " or ".join(sorted({format_eps(eps, pair.norm) for pair in pairs})) for eps in radii
+    }
+    handles = [Line2D([], [], color=colours[eps], label=f"ε = {labels[eps]}") for eps in radii]
     for model, marker in markers.items():
         handles.append(Line2D([], [], linestyle="none", marker=marker, color=GREY, label=model))
     figure, axes = panels(len(pairs), handles)

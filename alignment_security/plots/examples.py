@@ -95,7 +95,7 @@ def difference(cell: dict) -> Picture:
 def size_text(cell: dict) -> str:
     """The radius of an attack in a ball, else the norm of the perturbation."""
     if np.isfinite(cell["eps"]):
-        return f"ε = {format_eps(cell['eps'])}"
+        return f"ε = {format_eps(cell['eps'], cell['threat'])}"
     if cell["threat"].startswith("Linf"):
         return f"{NORM_SYMBOLS['Linf']} = {255 * cell['linf']:.2g}/255"
     return f"{NORM_SYMBOLS['L2']} = {cell['l2']:.3g}"

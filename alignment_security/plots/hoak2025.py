@@ -23,7 +23,6 @@ from alignment_security.analysis.hoak2025 import (
     MIN_FAMILIES,
     MIN_MODELS,
     Study,
-    outcome_label,
     studies,
 )
 from alignment_security.analysis.hoak2025_regression import MIN_MODELS_EXPLAINED, alignment_fit
@@ -82,11 +81,11 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
         pairs, fit = alignment_fit(study, column, eps)
         color, marker = RADIUS_COLOURS[i], MARKERS[i]
         draw_fit(ax, pairs, fit, color, marker)
-        label = f"{outcome_label(eps)}: {fit_text(fit)}"
+        label = f"{study.label(eps)}: {fit_text(fit)}"
         handles.append(Line2D([], [], color=color, marker=marker, label=label))
         tables.append(pairs)
         facts.append(
-            f"{outcome_label(eps)}: n = {fit['n']}, slope {fit['slope']:.3g}, "
+            f"{study.label(eps)}: n = {fit['n']}, slope {fit['slope']:.3g}, "
             f"R2 = {fit['r2']:.3f}, p = {fit['p']:.3g}, p over families {fit['p_family']:.3g}"
         )
     ax.set(xlabel=f"{group} alignment (Brain-Score)", ylabel="accuracy under attack (%)")
@@ -179,10 +178,10 @@ def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
         columnspacing=1.5,
     )
     for ax, eps in zip(axes.flat[1:], radii):
-        accuracy = 100 * table[f"accuracy at {outcome_label(eps)}"]
+        accuracy = 100 * table[f"accuracy at {study.label(eps)}"]
         dots = ax.scatter(table["x"], table["y"], s=10, c=accuracy, cmap=SEQUENTIAL, linewidth=0)
         figure.colorbar(dots, ax=ax, aspect=30).set_label("accuracy under attack (%)", size=7)
-        ax.set_title(outcome_label(eps), loc="left")
+        ax.set_title(study.label(eps), loc="left")
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)

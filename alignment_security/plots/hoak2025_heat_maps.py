@@ -15,7 +15,6 @@ from alignment_security.analysis.hoak2025 import (
     ALPHA,
     MIN_MODELS,
     Study,
-    outcome_label,
     studies,
 )
 from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME
@@ -113,8 +112,9 @@ def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
     figure.set_layout_engine("constrained", wspace=0.06)
     grids = table.pivot(index="benchmark", columns="accuracy", values=[value, q, "n"])
     for ax, part in zip(axes.flat, parts):
-        shown = grids.loc[part["benchmark"]]
-        mesh = draw_column(ax, part, *(shown[name][outcomes] for name in (value, q, "n")))
+        cells = grids.loc[part["benchmark"]]
+        grid = (cells[name][outcomes].rename(columns=study.label) for name in (value, q, "n"))
+        mesh = draw_column(ax, part, *grid)
         ax.set_ylim(rows, 0)
     shorter = int(np.argmin(lengths))
     label = "Spearman's ρ" + (",\ngiven clean accuracy" if value == "partial_rho" else "")
@@ -138,7 +138,7 @@ def draw_column(
     """One column of a heat map: averages in bold, marks in cells, n at the right.
 
     rows          a row per benchmark, with `leaf`
-    value, q, n   (benchmarks, accuracies)
+    value, q, n   (benchmarks, labels of accuracies)
     """
     mesh = draw_heat_map(
         ax,
@@ -147,7 +147,7 @@ def draw_column(
         vmin=-1,
         vmax=1,
         linewidths=0.3,
-        xticklabels=[outcome_label(outcome) for outcome in value.columns],
+        xticklabels=list(value.columns),
         yticklabels=[short_benchmark(name) for name in value.index],
     )
     marked = np.argwhere((q <= ALPHA).to_numpy())

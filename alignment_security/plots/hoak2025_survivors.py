@@ -18,7 +18,6 @@ from alignment_security.analysis.hoak2025 import (
     COMPARABLE,
     MIN_FAMILIES,
     Study,
-    outcome_label,
     studies,
 )
 from alignment_security.analysis.hoak2025_regression import variance_table
@@ -93,7 +92,7 @@ def row_panels(
     axes[0, (len(radii) - 1) // 2].set_xlabel(quantity)
     for ax, eps in zip(axes.flat, radii):
         draw_rows(ax, len(labels))
-        ax.set_title(outcome_label(eps), loc="left", fontsize=7)
+        ax.set_title(study.label(eps), loc="left", fontsize=7)
     axes.flat[0].set_yticks(range(len(labels)), labels, fontsize=SMALL)
     axes.flat[0].set_ylim(len(labels) - 0.4, -0.6)
     put_heading(figure, study.heading)

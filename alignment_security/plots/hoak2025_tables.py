@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis.hoak2025 import outcome_label, studies
+from alignment_security.analysis.hoak2025 import studies
 from alignment_security.analysis.hoak2025_regression import regression_rows
 from alignment_security.analysis.hoak2025_statistics import (
     ranked_benchmarks,
@@ -57,7 +57,7 @@ def benchmark_table(results: Results) -> Iterator[Drawing]:
             }
         )
         caption = (
-            f"Spearman's correlation with accuracy at {outcome_label(largest)}: the strongest "
+            f"Spearman's correlation with accuracy at {study.label(largest)}: the strongest "
             "benchmarks of either sign, with bootstrap intervals over models and over families. "
             f"{ranked_benchmarks(study)[1]} Given clean: partial correlation given clean "
             f"accuracy.\n{study.facts}"

@@ -181,7 +181,7 @@ def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
         for eps, rows in part.groupby("eps"):
             if rows["robust_acc"].notna().any():
                 rows = rows.drop_duplicates(key).set_index(key)
-                heading = f"{threat} ε = {format_eps(eps)} (%)"
+                heading = f"{threat} ε = {format_eps(eps, threat)} (%)"
                 yield Column(heading, budget, "robust_acc", rows, 1, 100)
         rows = part.drop_duplicates(key).set_index(key)
         if part["l2_mean"].notna().any():

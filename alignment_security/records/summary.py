@@ -188,7 +188,8 @@ def norm_summary(correct: pd.DataFrame) -> dict:
 def summary_table(summary: pd.DataFrame) -> str:
     """The summary as text: one line per model x threat x eps, percentages and norms rounded."""
     shown = summary[["image_set", "threat", "model", "eps", "n"]].copy()
-    shown["eps"] = [format_eps(eps) if eps >= 0 else "" for eps in summary["eps"].astype(float)]
+    radii = zip(summary["eps"].astype(float), summary["threat"])
+    shown["eps"] = [format_eps(eps, threat) if eps >= 0 else "" for eps, threat in radii]
     for column in ("clean_acc", "robust_acc"):
         if column in summary:
             shown[column] = [f"{100 * v:.1f} %" if pd.notna(v) else "" for v in summary[column]]

@@ -67,12 +67,19 @@ def test_parse_radius_may_exceed_one(text, value):
         (1.0, "255/255"),
         (0.0, "0"),
         (0.03, "7.65/255"),
+        (0.00392157, "1/255"),
+        (0.0117647, "3/255"),
         (0.0314159, "0.0314159"),
         (1234.567 / 255, "1234.567/255"),
     ],
 )
 def test_format_eps_by_example(eps, text):
     assert format_eps(eps) == text
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1", "L2-autoattack"])
+def test_a_radius_of_another_norm_is_a_number(norm):
+    assert [format_eps(eps, norm) for eps in (3.0, 0.5, 1 / 255)] == ["3", "0.5", "0.00392157"]
 
 
 @given(st.integers(1, 255 * 8))
