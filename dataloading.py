@@ -10,11 +10,10 @@ The source is never altered. The exported folder is an image set: --dataset NAME
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from alignment_security.common.command_line import Parser
-from alignment_security.common.files import UserError
+from alignment_security.common.command_line import Parser, argument, positive_int
+from alignment_security.common.process import run_command, run_script
 from alignment_security.images.image_sets import existing_folder
 from alignment_security.images.subsets import BIG12_PER_CLASS, export_subset, groupings, load_subset
 
@@ -55,7 +54,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     big12.add_argument("--copy", action="store_true", help="export copies instead of links")
     big12.add_argument(
         "--per_class",
-        type=int,
+        type=argument(positive_int),
         default=BIG12_PER_CLASS,
         help="images per class (default: %(default)s)",
     )
@@ -72,13 +71,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 2 after an error in one line."""
     args = get_args_parser().parse_args(argv)
-    try:
-        args.run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: args.run(args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

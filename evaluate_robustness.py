@@ -14,17 +14,11 @@ SIGHUP), anything else is worth another try.
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 
-from alignment_security.common.command_line import on_stop, print_line
-from alignment_security.common.exit_status import (
-    CHECKPOINTED,
-    FAILED,
-    INTERRUPTED,
-    WRONG_REQUEST,
-)
-from alignment_security.common.files import TryAgain, UserError
+from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED
+from alignment_security.common.files import UserError
+from alignment_security.common.process import on_stop, print_line, report_error, run_script
 from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import parse_args, threat_from_args
 from alignment_security.evaluation.run import (
@@ -36,8 +30,6 @@ from alignment_security.evaluation.run import (
 )
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.models.forward import pick_device
-
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 
 
 def evaluate_request(args: argparse.Namespace) -> int:
@@ -76,32 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     on_stop(stop)
     try:
         return evaluate_request(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, TryAgain) else WRONG_REQUEST
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(
-            f"error: {error.filename}: cannot be written ({error.strerror}); give another "
-            "--results_dir",
-            file=sys.stderr,
-        )
-        return WRONG_REQUEST
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        reason = str(error.strerror).partition(";")[0]
-        print(
-            f"error: {error.filename or args.results_dir}: {reason}; what is written stays, make "
-            "room and run the same command again",
-            file=sys.stderr,
-        )
-        return FAILED
     except Stopped:
         print_line("checkpointed: run the same command again to go on", sys.stderr)
         return CHECKPOINTED
     except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
+        print_line("interrupted: run the same command again to go on", sys.stderr)
         return INTERRUPTED
+    except (UserError, OSError) as error:
+        return report_error(error, args.results_dir)
 
 
 def stop(*_) -> None:
@@ -109,4 +83,4 @@ def stop(*_) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.command_line import Parser
-from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.files import write_atomic
+from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
     both_studies,
@@ -200,13 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     args = get_args_parser().parse_args(argv)
     if not args.show_plots:
         plt.switch_backend("Agg")
-    try:
-        with plt.rc_context(STYLE):
-            return draw(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with plt.rc_context(STYLE):
+        return run_command(lambda: draw(args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

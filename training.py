@@ -25,13 +25,9 @@ from pathlib import Path
 
 import torch
 
-from alignment_security.common.exit_status import (
-    CHECKPOINTED,
-    FAILED,
-    INTERRUPTED,
-    WRONG_REQUEST,
-)
-from alignment_security.common.files import TryAgain, UserError
+from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED, WRONG_REQUEST
+from alignment_security.common.files import UserError
+from alignment_security.common.process import print_line, report_error, run_script
 from alignment_security.images.image_sets import DataError
 from alignment_security.models.forward import session_facts, tune_process
 from alignment_security.trainer.distributed import (
@@ -118,9 +114,9 @@ def train(args: Namespace) -> int:
 
         # Rank 0 reports.
         if run and finished:
-            print(report(run))
+            print_line(report(run))
         elif run:
-            print("checkpointed: run the same command again to continue", file=sys.stderr)
+            print_line("checkpointed: run the same command again to continue", sys.stderr)
     return 0 if finished else CHECKPOINTED
 
 
@@ -138,8 +134,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         # All ranks raise the same errors, except those of the images that each decodes.
         if rank() == 0 or isinstance(error, DataError):
-            print(f"error: {error}", file=sys.stderr)
-        return FAILED if isinstance(error, TryAgain) else WRONG_REQUEST
+            return report_error(error)
+        return error.exit_status
     except torch.OutOfMemoryError:
         print(
             f"error: {images_per_pass(args)} images at once do not fit on the device; a smaller "
@@ -147,17 +143,12 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return WRONG_REQUEST
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        print(
-            f"error: {error.filename}: cannot be written ({error.strerror}); "
-            "give another --results_dir",
-            file=sys.stderr,
-        )
-        return WRONG_REQUEST
+    except OSError as error:
+        return report_error(error, args.results_dir)
     except KeyboardInterrupt:
-        print(
+        print_line(
             "interrupted: run the same command again to continue from the last checkpoint",
-            file=sys.stderr,
+            sys.stderr,
         )
         return INTERRUPTED
     finally:
@@ -165,4 +156,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -27,8 +27,9 @@ from alignment_security.analysis.brainscore_join import join_results
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
 from alignment_security.cluster.status import print_status
 from alignment_security.cluster.sweep import DEFAULTS, make_sweep
-from alignment_security.common.command_line import Parser
+from alignment_security.common.command_line import Parser, argument, positive_int, whole_number
 from alignment_security.common.files import UserError
+from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import git_state, setting
 from alignment_security.models.lists import available_lists
 from alignment_security.records.audit import audit
@@ -81,12 +82,14 @@ def add_record_commands(commands) -> None:
     check.add_argument("results_dir", nargs="?", default="results")
     check.add_argument(
         "--reattack",
-        type=int,
+        type=argument(whole_number),
         default=0,
         metavar="K",
         help="run K random saved adversarial examples through their models again",
     )
-    check.add_argument("--seed", type=int, default=0, help="of the choice of examples")
+    check.add_argument(
+        "--seed", type=argument(whole_number), default=0, help="of the choice of examples"
+    )
     check.add_argument(
         "--checkpoint_dir",
         type=Path,
@@ -98,7 +101,11 @@ def add_record_commands(commands) -> None:
 
     trace = commands.add_parser("trace", help="the runs, weights and commits behind a figure")
     trace.add_argument("figure", type=Path, metavar="FIGURE.csv")
-    trace.add_argument("--line", type=int, help="only that line of the file (its header is line 1)")
+    trace.add_argument(
+        "--line",
+        type=argument(positive_int),
+        help="only that line of the file (its header is line 1)",
+    )
     trace.add_argument("--results_dir", type=Path, default=Path("results"))
     trace.set_defaults(run=trace_command)
 
@@ -219,6 +226,10 @@ def prestage_command(args) -> None:
 
 
 def make_sweep_command(args) -> None:
+    # torch, for this command alone: what every job would refuse is refused here
+    from alignment_security.evaluation.options import parse_args
+
+    parse_args(["--model_name", "NAME", *args.arguments], "")
     settings = dict(DEFAULTS)
     staging = setting("STAGING_DIR")
     if staging:
@@ -289,13 +300,8 @@ def get_args_parser() -> argparse.ArgumentParser:
 
 
 def main(args) -> int:
-    try:
-        args.run(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(lambda: args.run(args))
 
 
 if __name__ == "__main__":
-    sys.exit(main(get_args_parser().parse_args()))
+    run_script(lambda: main(get_args_parser().parse_args()))

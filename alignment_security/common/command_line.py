@@ -1,17 +1,19 @@
-"""What the command lines share: parser, types of arguments, exit status, signals, printing."""
+"""What the command lines share: the parser, and types of arguments that refuse a bad value."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
-import signal
-import sys
 from collections.abc import Callable, Container
 from difflib import get_close_matches
-from typing import NoReturn, TextIO, TypeVar
+from typing import NoReturn, TypeVar
 
 Value = TypeVar("Value")
+
+LONGEST_NAME = 100  # letters of a folder's name
+MOST_DIGITS = 15  # of a whole number
+MOST_WORKERS = max(64, 2 * (os.cpu_count() or 1))  # more processes than this only wait
 
 
 class Store(argparse.Action):
@@ -108,18 +110,22 @@ def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     return checked
 
 
+def whole_number(text: str, least: int = 0, most: float = float("inf")) -> int:
+    """A whole number from `least` to `most`. Raises ValueError."""
+    if re.fullmatch(rf"[0-9]{{1,{MOST_DIGITS}}}", text) and least <= int(text) <= most:
+        return int(text)
+    limits = f"of at least {least}" if most == float("inf") else f"from {least} to {most}"
+    raise ValueError(f"{text!r} has to be a whole number {limits}")
+
+
 def positive_int(text: str) -> int:
     """A whole number of at least 1. Raises ValueError."""
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r} has to be a whole number of at least 1")
-    return int(text)
+    return whole_number(text, least=1)
 
 
-def whole_number(text: str) -> int:
-    """A whole number of at least 0. Raises ValueError."""
-    if not text.isdigit():
-        raise ValueError(f"{text!r} has to be a whole number (workers: 0 decodes in this process)")
-    return int(text)
+def worker_count(text: str) -> int:
+    """Processes that decode images; 0 decodes in this one. Raises ValueError."""
+    return whole_number(text, most=MOST_WORKERS)
 
 
 def non_negative(text: str) -> float:
@@ -130,29 +136,19 @@ def non_negative(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number from 0 to 1. Raises ValueError."""
+    value = non_negative(text)
+    if value > 1:
+        raise ValueError(f"{text} has to be a number from 0 to 1")
+    return value
+
+
 def set_name(text: str) -> str:
     """The name of an image set, which also names a folder of results. Raises ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text):
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text) or len(text) > LONGEST_NAME:
         raise ValueError(
-            f"{text!r} names a folder of results: letters, digits, '.', '_' and '-' only"
+            f"{text[:LONGEST_NAME]!r} names a folder of results: letters, digits, '.', '_' and '-' "
+            f"only, at most {LONGEST_NAME} of them"
         )
     return text
-
-
-# ---- process -------------------------------------------------------------------------------------
-
-
-def on_stop(handler: Callable) -> None:
-    """Install `handler` for SIGTERM, and for SIGHUP unless it is ignored, as it is under nohup."""
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(name) is not signal.SIG_IGN:
-            signal.signal(name, handler)
-
-
-def print_line(text: str, stream: TextIO | None = None) -> None:
-    """Print a line; ignore a closed pipe or terminal, so that it ends no run."""
-    stream = stream or sys.stdout
-    try:
-        print(text, file=stream, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

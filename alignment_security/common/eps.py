@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 
 ROUNDING = 1e-6  # relative: eps of published tables have six digits
+# exact fractions take long for long numbers: at most 1e999, and 20 digits on each side of the point
+NUMBER = re.compile(r"[+-]?(\d{1,20}(\.\d{0,20})?|\.\d{1,20})(e[+-]?\d{1,3})?", re.IGNORECASE)
 
 
 def parse_eps(text: str) -> float:
@@ -28,10 +31,10 @@ def parse_radius(text: str) -> float:
     In L1 and L2 it may exceed 1. Raises ValueError for a negative radius or no number.
     """
     try:
-        value = _parse_fraction(text) if "/" in text else float(Fraction(text))
+        value = _parse_fraction(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         value = math.nan
-    if math.isnan(value):
+    if not math.isfinite(value):
         raise ValueError(
             f"eps {text!r} is not a number; write a fraction (8/255) or a float (0.031)"
         )
@@ -41,8 +44,12 @@ def parse_radius(text: str) -> float:
 
 
 def _parse_fraction(text: str) -> float:
-    numerator, denominator = text.split("/")
-    return float(Fraction(numerator) / Fraction(denominator))
+    """`A` or `A/B` as a float. Raises ValueError, ZeroDivisionError or OverflowError."""
+    numerator, slash, denominator = text.strip().partition("/")
+    for number in [numerator, denominator] if slash else [numerator]:
+        if not NUMBER.fullmatch(number.strip()):
+            raise ValueError(f"{number!r} is no number")
+    return float(Fraction(numerator) / Fraction(denominator if slash else 1))
 
 
 def format_eps(eps: float, norm: str = "Linf") -> str:

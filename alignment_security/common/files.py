@@ -11,17 +11,26 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from alignment_security.common.exit_status import FAILED, WRONG_REQUEST
+
 # chmod on file systems without modes: exFAT, CIFS, WSL's mounts
 NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST_STEM = 150  # characters of a name that safe_file_name keeps
 
 
 class UserError(Exception):
-    """An error that the user can fix; the message includes the file and the fix."""
+    """An error that the user can fix; the message includes the file and the fix.
+
+    exit_status   of a script that ends with it
+    """
+
+    exit_status = WRONG_REQUEST
 
 
 class TryAgain(UserError):
     """A failure that may pass by itself: the same command is worth another try."""
+
+    exit_status = FAILED
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

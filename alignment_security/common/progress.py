@@ -7,8 +7,8 @@ import time
 
 from tqdm import tqdm
 
-from alignment_security.common.command_line import print_line
 from alignment_security.common.files import utc_now
+from alignment_security.common.process import print_line
 
 PROGRESS_SECONDS = 60  # between lines where stderr is no terminal
 

@@ -46,9 +46,12 @@ def git_state() -> str:
     """The commit of the code, with `-dirty` appended when tracked files of the code differ.
 
     Results, figures, documents and tests are no code: they change no row of a record. Without a git
-    repository: GIT_COMMIT of the environment, else `unknown`.
+    repository that holds this code: GIT_COMMIT of the environment, else `unknown`. A copy inside
+    the checkout of another project is not of that project's commit.
     """
     try:
+        if not _git("ls-files", "--", "*.py"):
+            return setting("GIT_COMMIT") or "unknown"
         commit = _git("rev-parse", "HEAD").strip()
         changes = _git("status", "--porcelain", "-uno", "--", *CODE).strip()
     except (OSError, subprocess.CalledProcessError):
@@ -58,7 +61,11 @@ def git_state() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    # inside a git hook these name the repository of the hook
+    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE")}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, env=environment
+    ).stdout
 
 
 def installed_versions() -> dict[str, str]:

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from alignment_security.attacks.attack import AttackError
-from alignment_security.common.command_line import Parser, argument, positive_int, print_line
+from alignment_security.common.command_line import Parser, argument, positive_int
+from alignment_security.common.process import print_line
 from alignment_security.evaluation.protocols import (
     DEFAULT_STEPS,
     NORM_PROTOCOLS,

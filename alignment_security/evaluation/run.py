@@ -22,12 +22,11 @@ from torch import Tensor
 
 from alignment_security.attacks.autoattack import masked_gradient_warnings
 from alignment_security.attacks.clean import ImageStream
-from alignment_security.cluster.job import report_progress
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
-from alignment_security.common.progress import ProgressMeter
 from alignment_security.common.settings import version_drift
 from alignment_security.evaluation.human_columns import add_human_columns
+from alignment_security.evaluation.progress import EvaluationProgress
 from alignment_security.evaluation.published import compare_with_published, read_published
 from alignment_security.evaluation.saved_examples import save_examples
 from alignment_security.evaluation.threats.clean import Clean
@@ -81,6 +80,10 @@ class Evaluation:
             raise UserError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
         if self.batch_size < 1:
             raise UserError(f"batch_size {self.batch_size}: at least 1, or 'auto'")
+        for name in ("workers", "examples", "stop_after"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:  # nan is not
+                raise UserError(f"{name} {value}: at least 0")
 
     @property
     def settings(self) -> dict:
@@ -129,7 +132,7 @@ def evaluate(
     columns. Raises UserError for a request that cannot be run, and Stopped after `stop_after`.
     """
     if results_dir is None:
-        if options.get("stop_after"):
+        if options.get("stop_after") is not None:
             raise UserError("stop_after needs a results_dir, where the rows so far are kept")
         with TemporaryDirectory() as folder:
             return evaluate(model, images, threat, folder, batch_size=batch_size, **options)
@@ -183,8 +186,9 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
     signal or after `stop_after`.
     """
     begin = time.monotonic()
+    seconds = math.inf if evaluation.stop_after is None else evaluation.stop_after
     try:
-        add_missing_rows(evaluation, run, deadline=begin + (evaluation.stop_after or math.inf))
+        add_missing_rows(evaluation, run, deadline=begin + seconds)
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         status = "checkpointed" if stopped else "failed"
@@ -280,47 +284,6 @@ def stop_at(source: ImageStream, deadline: float) -> Iterator[tuple[str, Tensor,
         yield item
         if time.monotonic() > deadline:
             return
-
-
-# ---- progress ------------------------------------------------------------------------------------
-
-
-class EvaluationProgress:
-    """Images done and verdicts so far: on the screen, and in the job's ad on HTCondor."""
-
-    def __init__(self, total: int, begun: int, name: str):
-        self.meter = ProgressMeter(name, total, begun, unit="image")
-        self.verdicts: dict[str, list[float]] = {}
-        report_progress(begun, total, 0)
-
-    def show(self, finished: int, rows: list[dict]) -> None:
-        for row in rows:
-            self._count(row)
-        if self.meter.update(self.meter.done + finished, self.verdict()):
-            self._report()
-
-    def _count(self, row: dict) -> None:
-        name = f"robust at {format_eps(row['eps'])}" if "eps" in row else "correct"
-        self.verdicts.setdefault(name, []).append(row.get("robust", row["clean_correct"]))
-        if row.get("success"):
-            self.verdicts.setdefault("mean L2", []).append(row["l2"])
-
-    def verdict(self) -> str:
-        """Counts, not shares: easily fooled images finish first."""
-        parts = []
-        for name, values in self.verdicts.items():
-            if name == "mean L2":
-                parts.append(f"{name} {sum(values) / len(values):.3f}")
-            else:
-                parts.append(f"{name} {sum(values)} of {len(values)}")
-        return ", ".join(parts)
-
-    def _report(self) -> None:
-        report_progress(self.meter.done, self.meter.total, 3600 * self.meter.per_second())
-
-    def close(self) -> None:
-        self.meter.close()
-        self._report()
 
 
 # ---- the report ----------------------------------------------------------------------------------

@@ -6,7 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from alignment_security.common.command_line import argument, set_name, whole_number
+from alignment_security.common.command_line import (
+    argument,
+    non_negative,
+    positive_int,
+    set_name,
+    whole_number,
+    worker_count,
+)
 from alignment_security.common.settings import setting
 from alignment_security.models.checkpoints import GROUPS
 from alignment_security.models.fast import PRECISIONS
@@ -22,9 +29,10 @@ DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
 def parse_batch_size(text: str) -> int | str:
     if text == "auto":
         return text
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"{text!r} is neither a number of images nor `auto`")
-    return int(text)
+    try:
+        return positive_int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is neither a number of images nor `auto`") from None
 
 
 class Slice(argparse.Action):
@@ -127,7 +135,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=argument(whole_number),
+        type=argument(worker_count),
         default=DEFAULT_WORKERS,
         help="processes that decode images",
     )
@@ -150,19 +158,21 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
         "--compile", action="store_true", help="torch.compile the model: pays on long runs"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--seed", type=int, default=0, help="of the attack's random numbers")
+    parser.add_argument(
+        "--seed", type=argument(whole_number), default=0, help="of the attack's random numbers"
+    )
     parser.add_argument(
         "--results_dir", default="results", help="folder that gets records/ and examples/"
     )
     parser.add_argument(
         "--examples",
-        type=int,
+        type=argument(whole_number),
         default=0,
         help="save the perturbations of the first N images, for figures",
     )
     parser.add_argument(
         "--stop_after",
-        type=float,
+        type=argument(non_negative),
         metavar="SECONDS",
         help="take no new image after that time, finish those under way, and exit with 85 if "
         "images are left",

@@ -14,6 +14,7 @@ from alignment_security.cluster.job import (
     staged_weights,
     staging_dir,
 )
+from alignment_security.common.files import UserError
 from alignment_security.common.settings import setting
 from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
 from alignment_security.images.loading import load_image_set
@@ -69,7 +70,12 @@ def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:
         corruption = (args.corruption_type, args.corruption_severity)
     folder = requested_data_dir(args)
     images = load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
-    return take_slice(images, *args.slice) if args.slice else images
+    if not args.slice:
+        return images
+    start, stop = args.slice
+    if stop is not None and start < len(images) < stop:
+        raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
+    return take_slice(images, start, stop)
 
 
 def requested_data_dir(args: argparse.Namespace) -> str | None:

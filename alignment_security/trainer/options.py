@@ -14,7 +14,9 @@ from alignment_security.common.command_line import (
     non_negative,
     positive_int,
     set_name,
+    share,
     whole_number,
+    worker_count,
 )
 from alignment_security.common.eps import parse_radius
 from alignment_security.models.fast import PRECISIONS
@@ -224,15 +226,20 @@ def add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--val_dir", help="folder of --val_dataset")
     group.add_argument(
         "--scale",
-        type=float,
+        type=argument(share),
         nargs=2,
         default=[0.08, 1.0],
         metavar=("MIN", "MAX"),
         help="area of the random crop, as a share of the image",
     )
-    group.add_argument("--hflip", type=float, default=0.5, help="probability of a horizontal flip")
     group.add_argument(
-        "--color_jitter", type=float, default=0.0, help="strength of timm's colour jitter"
+        "--hflip", type=argument(share), default=0.5, help="probability of a horizontal flip"
+    )
+    group.add_argument(
+        "--color_jitter",
+        type=argument(non_negative),
+        default=0.0,
+        help="strength of timm's colour jitter",
     )
     group.add_argument(
         "--auto_augment",
@@ -262,7 +269,7 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         "--optimizer", default="sgd", help="timm's: sgd (Nesterov), momentum, adamw, lamb, ..."
     )
     group.add_argument("--lr", type=argument(non_negative), default=0.1, help="learning rate")
-    group.add_argument("--momentum", type=float, default=0.9)
+    group.add_argument("--momentum", type=argument(share), default=0.9)
     group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine")
     group.add_argument(
         "--decay_epochs",
@@ -271,7 +278,10 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         help="epochs between decays of --schedule step",
     )
     group.add_argument(
-        "--decay_rate", type=float, default=0.1, help="factor of a decay of --schedule step"
+        "--decay_rate",
+        type=argument(share),
+        default=0.1,
+        help="factor of a decay of --schedule step",
     )
     group.add_argument("--warmup_epochs", type=argument(whole_number), default=0)
     group.add_argument(
@@ -286,7 +296,7 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         help="decay of the moving average of the weights; 0: no average",
     )
     group.add_argument("--precision", choices=PRECISIONS, default="float32")
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=argument(whole_number), default=0)
 
 
 def add_process(group: argparse._ArgumentGroup) -> None:
@@ -304,7 +314,7 @@ def add_process(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--workers",
-        type=argument(whole_number),
+        type=argument(worker_count),
         default=DEFAULT_WORKERS,
         help="processes that decode images, per training process",
     )
@@ -314,13 +324,13 @@ def add_process(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--save_every",
-        type=float,
+        type=argument(non_negative),
         default=600,
         help="seconds between checkpoints within an epoch; each epoch ends with one",
     )
     group.add_argument(
         "--stop_after",
-        type=float,
+        type=argument(non_negative),
         metavar="SECONDS",
         help="checkpoint and exit with status 85 after this time",
     )

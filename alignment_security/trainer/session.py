@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_security.common.command_line import on_stop
 from alignment_security.common.files import UserError
+from alignment_security.common.process import on_stop
 from alignment_security.common.settings import version_drift
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.checkpoints import weights_sha256

@@ -614,6 +614,27 @@ def test_chosen_models_refuses_names_that_a_submit_file_cannot_hold(name):
         chosen_models(table, [])
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--overw clean",
+        "--results /x clean",
+        "--model=x clean",
+        "--stop 5 clean",
+        "Linf",
+        "--seed=-1",
+    ],
+)
+def test_make_sweep_refuses_what_every_job_would_refuse(staged, tmp_path, capsys, arguments):
+    command = ["make_sweep", "--staged", staged / STAGED_TABLE, "--out", tmp_path / "s"]
+    command += ["--set", "staging=/staging/x", "--", *arguments.split()]
+    with pytest.raises(SystemExit) as error:
+        utilities.main(utilities.get_args_parser().parse_args([str(word) for word in command]))
+    err = capsys.readouterr().err
+    assert error.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
 def test_make_sweep_from_the_command_line(staged, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STAGING_DIR", "/staging/n/netid/x")
     command = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from importlib.metadata import version
 
 import pytest
@@ -30,6 +31,14 @@ from alignment_security.common.settings import git_state, pinned_versions, setti
 def test_parse_eps_and_parse_radius_of_valid_text(text, value):
     assert parse_eps(text) == value
     assert parse_radius(text) == value
+
+
+@pytest.mark.parametrize("text", ["1e99999999", "-1e99999999/255", "1/1e99999999", "9" * 10**6])
+def test_parse_radius_of_a_long_number_takes_no_time(text):
+    begin = time.process_time()
+    with pytest.raises(ValueError, match="is not a number"):
+        parse_radius(text)
+    assert time.process_time() - begin < 1
 
 
 @pytest.mark.parametrize(
@@ -142,6 +151,23 @@ def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
         (root / name).write_text("2\n")
         assert git_state() == git("rev-parse", "HEAD") + "-dirty", name
         git("checkout", "--", name)
+
+
+@pytest.mark.parametrize("hook", [False, True], ids=["inside", "in a git hook"])
+def test_git_state_of_a_copy_inside_another_repository_is_not_its_commit(root, monkeypatch, hook):
+    """Code without .git (scp, COPY, git archive), untracked in the repository around it."""
+    commit = ["commit", "-q", "--allow-empty", "-m", "other"]
+    for arguments in (["init", "-q", "."], commit):
+        identity = ["-c", "user.name=n", "-c", "user.email=e@x"]
+        subprocess.run(["git", *identity, *arguments], cwd=root, check=True)
+    (root / "code").mkdir()
+    (root / "code/a.py").write_text("1\n")
+    monkeypatch.setattr("alignment_security.common.settings.ROOT", root / "code")
+    if hook:
+        monkeypatch.setenv("GIT_DIR", str(root / ".git"))
+    assert git_state() == "unknown"
+    monkeypatch.setenv("GIT_COMMIT", "abc123")
+    assert git_state() == "abc123"
 
 
 @pytest.mark.parametrize("path", [None, "/nonexistent"], ids=["no repository", "no git"])

@@ -14,7 +14,7 @@ from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.common.command_line import Parser
+from alignment_security.common.command_line import Parser, argument, non_negative
 from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
@@ -131,16 +131,19 @@ def add_fmn_options(parser: Parser) -> None:
     group = parser.add_argument_group("fmn")
     group.add_argument(
         "--step_size",
-        type=float,
+        type=argument(non_negative),
         default=FastMinimumNorm.step_size,
         help="first step, L2 length in pixel units of [0, 1]",
     )
     group.add_argument(
-        "--final_step_size", type=float, default=FastMinimumNorm.final_step_size, help="last step"
+        "--final_step_size",
+        type=argument(non_negative),
+        default=FastMinimumNorm.final_step_size,
+        help="last step",
     )
     group.add_argument(
         "--gamma",
-        type=float,
+        type=argument(non_negative),
         default=FastMinimumNorm.gamma,
         help="first relative change of eps, in (0, 1)",
     )
