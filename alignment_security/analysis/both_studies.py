@@ -24,6 +24,7 @@ from alignment_security.analysis.feng2025 import MEASURES, correlation, norm_tab
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
 from alignment_security.analysis.statistics import benjamini_hochberg, correlation_p
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.public_nets import public_nets
 from alignment_security.records.metrics import accuracy_interval
 
@@ -43,7 +44,9 @@ def read_scores(results: Results) -> tuple[pd.DataFrame, str]:
     path = results.folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
     if path.exists():
         return read_merged_scores(results.folder)
-    files = sorted(results.published.glob("brainscore/*leaderboard*")) if results.published else []
+    files = []
+    if results.published:
+        files = glob_visible(results.published, "brainscore/*leaderboard*")
     if not files:
         raise NothingToDraw(f"no {path} and no published leaderboard")
     scores, facts = read_leaderboard(files[0])

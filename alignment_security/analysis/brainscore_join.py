@@ -6,6 +6,7 @@ Writes the summary with each model's scores (JOINED) and the models that did not
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,8 @@ from alignment_security.analysis.brainscore_plugins import input_note
 from alignment_security.analysis.brainscore_registry import INPUT_COLUMN, NAME_COLUMNS
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.public_nets import public_net, with_tag
+from alignment_security.common.tables import read_table
+from alignment_security.common.text import read_text
 from alignment_security.records.summary import SUMMARY_NAME
 
 JOINED, UNMATCHED = "evaluation_results_scores.csv", "evaluation_results_unmatched.csv"
@@ -48,11 +51,12 @@ def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
 
 
 def read_own_table(path: Path, command: str) -> pd.DataFrame:
-    """A table that `command` writes. Raises UserError with the command if it is missing."""
-    try:
-        return pd.read_csv(path)
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        raise UserError(f"{path}: no such table; `{command}` makes it") from None
+    """A table that `command` writes. Raises UserError with the command if it is missing or bad."""
+    fix = f"`{command}` makes it"
+    if not path.exists():
+        raise UserError(f"{path}: no such table; {fix}")
+    read_table(path, [], fix)
+    return pd.read_csv(io.StringIO(read_text(path)))
 
 
 def unmatched_text(unmatched: pd.DataFrame) -> str:
@@ -99,9 +103,12 @@ def join_scores(scores: pd.DataFrame, results: pd.DataFrame) -> tuple[pd.DataFra
     with the same weights, as the plugin's code says: the same architecture is not enough.
     Returns (joined: the results' columns, `match, input_note`, the scores' columns; unmatched:
     `side, model, reason`). `input_note` says how the plugin's input differs from timm's. Raises
-    UserError if a column is missing or in both tables.
+    UserError if a column is missing or in both tables, or if the scores have a model twice.
     """
     check_columns(scores, results)
+    twice = scores.loc[scores[REGISTRY_NAME].duplicated(), REGISTRY_NAME]
+    if len(twice):
+        raise UserError(f"the scores have {twice.iloc[0]} twice; make them again with setup_scores")
     scores = scores.assign(timm_name=scores[TIMM_NAME].fillna("").astype(str))
     columns = ["model", "weights", "weights_sha256"]
     models = results.reindex(columns=columns).fillna("").astype(str).drop_duplicates("model")

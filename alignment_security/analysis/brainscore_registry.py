@@ -19,6 +19,7 @@ from alignment_security.analysis.python_source import (
     parse_file,
 )
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
 
 NAME_COLUMNS = ["og_model_name", "model_registry_name", "timm_name"]
 INPUT_COLUMN = "plugin_input"  # of the registry
@@ -123,7 +124,7 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
         "unresolved_keys": [],
         "plugins_without_keys": [],
     }
-    for path in sorted((package / "models").glob("*/__init__.py")):
+    for path in glob_visible(package / "models", "*/__init__.py"):
         plugin = path.parent
         found: list[tuple[Any, int, str]] = []
         timm: dict[str, str] = {}

@@ -41,7 +41,9 @@ from alignment_security.analysis.brainscore_registry import (
 )
 from alignment_security.analysis.results import NothingToDraw
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.tables import read_table, to_numbers
+from alignment_security.common.text import read_text
 
 NAMES_FILE = "model_names_translated.csv"
 HIDES_FAILED = 3  # the shape of leaderboard file in which failed cells are empty
@@ -57,7 +59,7 @@ def newest_scores(folder: Path) -> Path:
     """The newest CSV or ZIP in a folder that is not an output of `setup_scores`."""
     files = [
         file
-        for file in folder.glob("*")
+        for file in glob_visible(folder, "*")
         if file.suffix.lower() in (".csv", ".zip") and not file.name.startswith(MERGED_SCORES)
     ]
     if not files:
@@ -213,6 +215,8 @@ def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
         raise NothingToDraw(f"no {path}")
     fix = "make it again with setup_scores"
     table = read_table(path, ["model_registry_name"], fix)
+    if table["model_registry_name"].duplicated().any():
+        raise UserError(f"{path}: has a model twice; {fix}")
     benchmarks = benchmark_columns(table)
     cells = table[benchmarks]
     numbers = to_numbers(
@@ -220,7 +224,7 @@ def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
     )
     names = table.reindex(columns=["model_registry_name", "timm_name"], fill_value="")
     try:
-        facts = json.loads(path.with_suffix(".json").read_text())
+        facts = json.loads(read_text(path.with_suffix(".json")))
     except (OSError, ValueError):
         facts = {}
     seen = facts.get("plugin_inputs") or listed_nets()[INPUT_COLUMN].to_dict()

@@ -21,6 +21,7 @@ from alignment_security.analysis.norm_table import (
 )
 from alignment_security.analysis.results import Results
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.public_nets import public_nets
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.models.families import family
@@ -71,7 +72,7 @@ def published_table(
         )
     tables = [
         to_numbers(path, read_table(path, [*names, *numbers], DOWNLOAD), numbers, DOWNLOAD)
-        for path in sorted(folder.glob(pattern))
+        for path in glob_visible(folder, pattern)
     ]
     return pd.concat(tables, ignore_index=True) if tables else None
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import SUMMARY_NAME, norm_summary
@@ -66,7 +67,7 @@ def load_results(
     root = Path(results_dir) / "records"
     runs = [
         read_run_file(path) | {"csv": path.with_suffix(".csv")}
-        for path in sorted(root.glob("*/*/*.json"))
+        for path in glob_visible(root, "*/*/*.json")
     ]
     recorded = sorted({run["model"] for run in runs})
     unknown = sorted(set(models or []) - set(recorded))

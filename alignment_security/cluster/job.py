@@ -11,6 +11,7 @@ Nothing here starts a shell or writes outside the scratch folder.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tarfile
@@ -22,6 +23,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from alignment_security.common.files import TryAgain, UserError, sha256_file
+from alignment_security.common.text import read_text
 
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = ["sha256", "tar", "name", "bytes", "weights", "weights_sha256", "gpu_memory_mb"]
@@ -50,7 +52,9 @@ class StagedWeights:
 def read_staged_table(path: Path) -> pd.DataFrame:
     """staged.tsv as a table of text, a row per tar. Raises StagingError."""
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+        table = pd.read_csv(
+            io.StringIO(read_text(path)), sep="\t", dtype=str, keep_default_na=False
+        )
     except FileNotFoundError:
         raise StagingError(
             f"{path}: missing; `python utilities.py prestage --models LIST --out {path.parent}` "
@@ -168,7 +172,7 @@ def staged_weights(staging: Path, name: str) -> StagedWeights:
     """The weights staged for the model `name`. Raises StagingError."""
     folder = staged_folder(staging, "name", name)
     try:
-        facts = json.loads((folder / STAGED_FACTS).read_text())
+        facts = json.loads(read_text(folder / STAGED_FACTS))
         if facts["name"] != name or not {"net", "weights", "weights_sha256"} <= facts.keys():
             raise ValueError(f"it is of {facts['name']}")
     except (OSError, ValueError, KeyError, TypeError) as error:

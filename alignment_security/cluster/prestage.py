@@ -35,6 +35,8 @@ from alignment_security.cluster.job import (
     read_staged_table,
 )
 from alignment_security.common.files import safe_file_name, sha256_file, write_atomic
+from alignment_security.common.folders import list_files
+from alignment_security.common.text import text_lines
 from alignment_security.models.forward import FIRST_CUDA_BATCH
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import model_list_path, read_model_list
@@ -67,11 +69,7 @@ def read_wanted(path: str | Path) -> list[WantedModel]:
     Raises UserError.
     """
     file = model_list_path(path)
-    lines = [
-        line.strip()
-        for line in file.read_text().splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
+    lines = [line.strip() for line in text_lines(file) if line.strip() and not line.startswith("#")]
     if any("\t" in line for line in lines) or not lines:
         return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
     twice = {name for name in lines if lines.count(name) > 1}
@@ -231,9 +229,7 @@ def _state_with_normaliser(model: Model) -> dict[str, torch.Tensor]:
 def pack_images(folder: Path, path: Path) -> dict:
     """Write the tar of an image folder (links followed) and return its row of staged.tsv."""
     files: list[tuple[str, Path | bytes]] = [
-        (file.relative_to(folder).as_posix(), file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
+        (file.relative_to(folder).as_posix(), file) for file in list_files(folder).files
     ]
     if not files:
         raise StagingError(

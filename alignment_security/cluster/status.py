@@ -20,6 +20,8 @@ from pathlib import Path
 import pandas as pd
 
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.folders import glob_visible
+from alignment_security.common.text import text_lines
 from alignment_security.records.record import read_run_file
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
@@ -157,7 +159,7 @@ def exit_text(event: Mapping) -> str:
 def sweep_models(sweep: Path) -> list[tuple[str, str]]:
     """(name, slug) of the sweep's models; the slug names their files. Raises StatusError."""
     try:
-        rows = [line.split(", ") for line in (sweep / "models.txt").read_text().splitlines()]
+        rows = [line.split(", ") for line in text_lines(sweep / "models.txt")]
         return [(name, slug) for name, slug, _ in rows]
     except (OSError, ValueError):
         raise StatusError(
@@ -168,7 +170,7 @@ def sweep_models(sweep: Path) -> list[tuple[str, str]]:
 def run_files(sweep: Path) -> dict[str, dict]:
     """Slug -> run file, for the records that jobs returned; unreadable ones are left out."""
     found = {}
-    for path in sorted((sweep / "results" / "records").glob("*/*/*.json")):
+    for path in glob_visible(sweep / "results" / "records", "*/*/*.json"):
         try:
             found[path.stem] = read_run_file(path)
         except UserError:
@@ -179,7 +181,7 @@ def run_files(sweep: Path) -> dict[str, dict]:
 def last_line(path: Path) -> str:
     """The last non-empty line of a job's error file; empty when it cannot be read."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     filled = [line for line in lines if line.strip()]

@@ -19,6 +19,7 @@ import pandas as pd
 
 from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
 from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.folders import visible
 from alignment_security.common.settings import ROOT
 
 TEMPLATES = ROOT / "htcondor"
@@ -250,7 +251,7 @@ def make_sweep(
         arguments = ["--data_dir", images, *arguments]
         settings = settings | {"images": images}
     check_settings(settings)
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and visible(out):
         raise SweepError(f"{out}: is not empty; give --out a new folder")
     _write_sweep(out, staged, arguments, settings, models)
     return len(models)

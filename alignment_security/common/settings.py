@@ -10,6 +10,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from alignment_security.common.text import text_lines
+
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 # what can change a row of a record: paths as git takes them
 CODE = [":(glob)*.py", "alignment_security", "lists", "requirements*.txt", "Dockerfile"]
@@ -82,7 +84,7 @@ def installed_versions() -> dict[str, str]:
 def pinned_versions() -> dict[str, str]:
     """Package -> version, from the `name==version` lines of requirements.txt."""
     pinned = {}
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+    for line in text_lines(ROOT / "requirements.txt"):
         requirement = line.split("#")[0].strip()
         if "==" in requirement:
             name, version = requirement.split("==")

@@ -6,6 +6,8 @@ is missing is "" as text and nan as a number; a model that is called `NA` or `No
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
+from alignment_security.common.text import read_text
 
 HEADER_LINES = 1  # the first row of a table is line 2 of its file
 # cells without a value in tables that pandas or a spreadsheet wrote
@@ -25,16 +28,32 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
     path      the file
     columns   names that the header has to contain; other columns are kept
     fix       what the user can do about a bad file, appended to each message
-    Raises UserError if the file cannot be read, is no CSV, or lacks a column.
+    Raises UserError if the file cannot be read, is no CSV, is cut off, lacks a column, or has no
+    rows.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        text = read_text(path)
+        check_equal_lengths(text)
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    except (OSError, UserError, csv.Error, ValueError) as error:  # pandas' errors are ValueErrors
         raise UserError(f"{path}: not a table ({str(error).strip()}); {fix}") from None
     missing = [column for column in columns if column not in table]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")
+    if table.empty:
+        raise UserError(f"{path}: has a header and no rows; {fix}")
     return table
+
+
+def check_equal_lengths(text: str) -> None:
+    """Raise ValueError for rows of a CSV with other lengths than its first, which pandas would fill
+    with empty cells, and csv.Error for a quoted cell that does not end."""
+    width = 0
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    for row in rows:
+        width = width or len(row)
+        if row and len(row) != width:
+            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the first has {width}")
 
 
 def to_numbers(

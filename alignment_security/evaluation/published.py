@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from alignment_security.attacks.clean import run_clean
 from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.text import read_text
 from alignment_security.images.image_sets import ImageSet, take_slice
 from alignment_security.images.loading import stream_images
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
@@ -70,8 +72,8 @@ def read_published(path: str | Path) -> pd.DataFrame:
     and the cell.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        table = pd.read_csv(io.StringIO(read_text(path)), dtype=str, keep_default_na=False)
+    except (OSError, UserError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise UserError(f"{path}: not a CSV ({str(error).strip()}); {TIMM_TABLES}") from None
     missing = {"model", "top1"} - set(table)
     if missing:

@@ -17,6 +17,7 @@ import torch
 
 from alignment_security.attacks.libraries import stretch
 from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.folders import glob_visible
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.loading import load_model
 from alignment_security.records.adversarial_examples import load_example
@@ -33,7 +34,7 @@ def confirm_examples(
 
     Returns the findings, a sentence each, and a sentence on what was confirmed.
     """
-    paths = sorted((results_dir / "examples").glob("*/*/*/*.npz"))
+    paths = glob_visible(results_dir / "examples", "*/*/*/*.npz")
     drawn = sorted(np.random.default_rng(seed).permutation(len(paths))[:count])
     findings: list[str] = []
     unavailable: list[str] = []

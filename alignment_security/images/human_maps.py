@@ -16,6 +16,7 @@ from timm.data import create_transform
 
 from alignment_security.common.files import sha256_text_file
 from alignment_security.common.settings import ROOT
+from alignment_security.common.text import read_text
 from alignment_security.images.clickme import clickme_sample, is_clickme
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import set_preprocessing
@@ -78,7 +79,7 @@ def drawings() -> dict[str, list[list[float]]]:
 
     They were drawn by hand for this project. They are not from ClickMe or from participants.
     """
-    return json.loads(SAMPLE_MAPS.read_text())["maps"]
+    return json.loads(read_text(SAMPLE_MAPS))["maps"]
 
 
 def draw_ellipses(ellipses: list[list[float]], height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from timm.data import RealLabelsImagenet
 
+from alignment_security.common.text import read_text
 from alignment_security.images.image_sets import DataError, synsets
 
 VALIDATION_IMAGES = 50_000
@@ -47,7 +48,7 @@ def read_multilabels(path: Path) -> dict[str, frozenset[int]]:
     Raises DataError, also for the pickle of the first release: reading it would run code.
     """
     try:
-        return _parse_annotations(json.loads(Path(path).read_text()))
+        return _parse_annotations(json.loads(read_text(path)))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:

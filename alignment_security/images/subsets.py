@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from alignment_security.common.files import write_atomic
+from alignment_security.common.text import read_text
 from alignment_security.images.image_sets import (
     IMAGE_LISTS,
     DataError,
@@ -34,7 +35,7 @@ def groupings() -> dict[str, dict[str, list[int]]]:
 
     Its superclasses are balanced: each has the same number of classes, those of lowest index.
     """
-    return json.loads((IMAGE_LISTS / "groupings.json").read_text())["groupings"]
+    return json.loads(read_text(IMAGE_LISTS / "groupings.json"))["groupings"]
 
 
 def big12_set(root: Path) -> ImageSet:

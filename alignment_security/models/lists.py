@@ -11,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import ROOT
+from alignment_security.common.text import text_lines
 
 MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
@@ -21,7 +23,7 @@ WEIGHTS_PREFIXES = ("hub:", "file:", "timm:", "plugin")
 
 def available_lists() -> list[str]:
     """Names of the lists that come with the project."""
-    return sorted(path.stem for path in MODEL_LISTS.glob("*.txt"))
+    return [path.stem for path in glob_visible(MODEL_LISTS, "*.txt")]
 
 
 def model_list_path(name: str | Path) -> Path:
@@ -43,7 +45,7 @@ def read_model_list(name: str | Path) -> pd.DataFrame:
     path = model_list_path(name)
     rows: list[list[str]] = []
     line_of: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text_lines(path), start=1):
         cells = [cell.strip() for cell in line.split("\t")]
         if not line.strip() or line.startswith("#") or cells == LIST_COLUMNS:
             continue

@@ -23,6 +23,7 @@ from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.results import Results, read_summary
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
+from alignment_security.common.text import read_text
 
 REPORT_NAME = "report.html"
 PAGE_TEMPLATE = Template("""<!DOCTYPE html>
@@ -273,7 +274,7 @@ def drawing_html(name: str, files: dict[str, Path]) -> str:
 
     files   suffix -> file: .csv, .txt and, of a figure, .png
     """
-    caption = f"<figcaption>{escape(files['.txt'].read_text().strip())}</figcaption>"
+    caption = f"<figcaption>{escape(read_text(files['.txt']).strip())}</figcaption>"
     if ".png" not in files:
         table = frame_html(f"table-{name}", pd.read_csv(files[".csv"]))
         return f"{table}<figure>{caption}</figure>"

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import Results
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
+from alignment_security.common.text import read_text
 from alignment_security.plots.style import Drawing, legend_handles, model_styles, panels
 
 NEEDED_KEYS = {"name", "status", "settings", "sessions"}  # of run.json
@@ -26,7 +28,7 @@ def read_training(folder: Path) -> Training | None:
     Raises UserError if either file cannot be read.
     """
     try:
-        run = json.loads((folder / "run.json").read_text())
+        run = json.loads(read_text(folder / "run.json"))
         rows = pd.read_csv(folder / "log.csv", float_precision="round_trip")
         if not NEEDED_KEYS <= run.keys() or not NEEDED_COLUMNS <= set(rows):
             raise ValueError("keys or columns are missing")
@@ -58,7 +60,7 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
 
     Dotted: accuracy on the validation set, if there is one.
     """
-    paths = sorted((results.folder / "training").glob("*/run.json"))
+    paths = glob_visible(results.folder / "training", "*/run.json")
     found = [read_training(path.parent) for path in paths]
     trainings = [training for training in found if training]
     if not trainings:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
 from alignment_security.records.audit_across import (
     check_code,
     check_lists,
@@ -49,12 +50,12 @@ def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
     Raises UserError when there are neither run files nor records.
     """
     runs, problems = {}, []
-    for path in sorted(root.glob("*/*/*.json")):
+    for path in glob_visible(root, "*/*/*.json"):
         try:
             runs[path] = read_run_file(path)
         except UserError as error:
             problems.append(str(error))
-    for path in sorted(root.glob("*/*/*.csv")):
+    for path in glob_visible(root, "*/*/*.csv"):
         if not path.with_suffix(".json").exists():
             problems.append(f"{path}: a record without its run file; bring the .json, or remove it")
     if not runs and not problems:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from alignment_security.common.files import UserError, sha256_text_file
+from alignment_security.common.text import read_text
 
 CLEAN_COLUMNS = ["image_id", "label", "clean_pred", "clean_correct"]
 RECORD_COLUMNS = {
@@ -66,7 +67,7 @@ RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessi
 def read_run_file(path: Path) -> dict:
     """The run file as a dict. Raises UserError when it is missing, not JSON, or lacks a key."""
     try:
-        run = json.loads(Path(path).read_text())
+        run = json.loads(read_text(path))
         missing = RUN_KEYS - run.keys() or {"model", "run"} - run["settings"].keys()
         if missing:
             raise ValueError(f"no {min(missing)}")

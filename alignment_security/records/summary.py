@@ -9,6 +9,7 @@ import pandas as pd
 
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.folders import glob_visible
 from alignment_security.records.record import (
     check_record_sha256,
     first_difference,
@@ -55,13 +56,13 @@ def summarise(results_dir: str | Path, allow_partial: bool = False) -> pd.DataFr
 
 def _read_run_files(root: Path) -> dict[Path, dict]:
     """Path -> content of every run file. Raises UserError without any, or when one is missing."""
-    paths = sorted(root.glob("*/*/*.json"))
+    paths = glob_visible(root, "*/*/*.json")
     if not paths:
         raise UserError(
             f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes "
             "the first"
         )
-    records = sorted(root.glob("*/*/*.csv"))
+    records = glob_visible(root, "*/*/*.csv")
     orphans = [path for path in records if not path.with_suffix(".json").exists()]
     if orphans:
         raise UserError(

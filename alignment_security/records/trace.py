@@ -16,6 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from alignment_security.common.files import UserError, sha256_text_file
+from alignment_security.common.folders import glob_visible
+from alignment_security.common.text import read_text
 from alignment_security.records.record import read_record, read_run_file
 
 # columns of a figure's table that name one fact about a run; see run_values
@@ -56,8 +58,8 @@ def print_trace(figure: Path, results_dir: Path, line: int | None = None) -> Non
 
 def print_score_sources(results_dir: Path) -> None:
     """Print date, source and sha256 of each set of Brain-Score scores in the results folder."""
-    for path in sorted(results_dir.glob("benchmark_scores/*.json")):
-        facts = json.loads(path.read_text())
+    for path in glob_visible(results_dir, "benchmark_scores/*.json"):
+        facts = json.loads(read_text(path))
         print(
             f"{path}\n  Brain-Score of {facts.get('date')}, {facts.get('source')}, "
             f"sha256 {facts.get('sha256')}"
@@ -86,12 +88,12 @@ def read_figure(figure: Path, line: int | None) -> tuple[pd.DataFrame, str]:
             )
         table = table.loc[[line]]
     caption = figure.with_suffix(".txt")
-    return table, caption.read_text() if caption.exists() else ""
+    return table, read_text(caption) if caption.exists() else ""
 
 
 def finished_runs(results_dir: Path) -> dict[Path, dict]:
     """Path of the record -> content of the run file, for finished runs. Raises UserError."""
-    paths = sorted((results_dir / "records").glob("*/*/*.json"))
+    paths = glob_visible(results_dir / "records", "*/*/*.json")
     if not paths:
         raise UserError(
             f"{results_dir / 'records'}: no records; give the --results_dir that the figure was "

@@ -10,6 +10,8 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignment_security.common.text import text_lines
+
 
 @dataclass(frozen=True)
 class Harmonizer:
@@ -136,7 +138,7 @@ def recipe_options(reference: str) -> list[str]:
             "e.g. lists/training/robust.txt:resnet50_l2_eps0.5"
         )
     recipes = {}
-    for line in Path(file).read_text().splitlines():
+    for line in text_lines(file):
         options = shlex.split(line, comments=True)
         if "--name" in options:
             recipes[options[options.index("--name") + 1]] = options

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from alignment_security.common.files import UserError, safe_file_name, sha256_file, write_atomic
 from alignment_security.common.locked_run import LockedRun, json_round_trip
+from alignment_security.common.text import read_text
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.records.record import first_difference
 
@@ -106,14 +107,14 @@ class TrainingRun(LockedRun):
 
     def cut_log(self, step: int) -> None:
         """Remove the rows after a step: training repeats what was logged after the checkpoint."""
-        lines = self.csv.read_text().splitlines(keepends=True)[1:] if self.csv.exists() else []
+        lines = read_text(self.csv).splitlines(keepends=True)[1:] if self.csv.exists() else []
         kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
         write_atomic(self.csv, HEADER + "".join(kept))
 
     def log(self, row: dict) -> None:
         """Append a row to the learning curve; columns that `row` lacks stay empty."""
         table = pd.DataFrame([row], columns=LOG_COLUMNS)
-        with open(self.csv, "a") as file:
+        with open(self.csv, "a", encoding="utf-8") as file:
             file.write(table.to_csv(header=False, index=False, lineterminator="\n"))
 
     def checkpoint(self, state: dict) -> None:
@@ -141,7 +142,7 @@ class TrainingRun(LockedRun):
 def read_training_run(path: Path) -> dict:
     """The run file as a dict. Raises TrainingError when it is not a run file."""
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(read_text(path))
         if not TRAINING_RUN_KEYS <= run.keys():
             raise ValueError("keys are missing")
         return run

@@ -12,6 +12,7 @@ from pathlib import Path
 from alignment_security.common.files import UserError
 from alignment_security.common.process import on_stop
 from alignment_security.common.settings import version_drift
+from alignment_security.common.text import text_lines
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.trainer.distributed import broadcast, rank
@@ -129,7 +130,7 @@ def save_weights(run: TrainingRun | None, learner: Learner) -> None:
 
 def report(run: TrainingRun) -> str:
     """The last row of the log, the warnings, and the file of the weights, as lines of text."""
-    cells = run.csv.read_text().splitlines()[-1].split(",")
+    cells = text_lines(run.csv)[-1].split(",")
     values = [f"{name} {float(cell):.4g}" for name, cell in zip(LOG_COLUMNS, cells) if cell]
     warnings = [f"  warning: {warning}" for warning in run.info["warnings"]]
     return "\n".join([f"{run.info['name']}: {', '.join(values)}", *warnings, f"  {run.final}"])
