@@ -269,9 +269,9 @@ def _write_sweep(
         shutil.copy(TEMPLATES / name, out / name)
     shutil.copy(staged, out / STAGED_TABLE)
     pack_code(out / CODE_FILE)
-    (out / ARGUMENTS_FILE).write_text("\n".join(arguments) + "\n")
+    (out / ARGUMENTS_FILE).write_text("\n".join(arguments) + "\n", encoding="utf-8")
     for name, names in SETTINGS_FILES.items():
-        (out / name).write_text(settings_text(settings, names))
+        (out / name).write_text(settings_text(settings, names), encoding="utf-8")
     lines = [f"{row.name}, {row.slug}, {row.gpu_memory_mb}\n" for row in models.itertuples()]
-    (out / MODELS_FILE).write_text("".join(lines))
-    (out / DAG_FILE).write_text(dag_text(models))
+    (out / MODELS_FILE).write_text("".join(lines), encoding="utf-8")
+    (out / DAG_FILE).write_text(dag_text(models), encoding="utf-8")

@@ -306,7 +306,8 @@ def test_read_hoak2025_table_reads_eps_from_column_names(tmp_path):
     ],
 )
 def test_read_hoak2025_table_refuses_other_tables(tmp_path, header, lacking):
-    (tmp_path / HOAK2025_TABLE).write_text(f"{header}\n")
+    row = "," * header.count(",")
+    (tmp_path / HOAK2025_TABLE).write_text(f"{header}\n{row}x\n")
     with pytest.raises(UserError, match=f"no column {lacking}"):
         load(tmp_path)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import os
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from alignment_security.common.file_kinds import foreign_kind, weights_format
 from alignment_security.common.files import UserError
@@ -143,3 +145,36 @@ def test_foreign_kind(tmp_path, data, kind):
     found = foreign_kind(tmp_path / "file")
     assert found is None if kind is None else kind in found
     assert weights_format(tmp_path / "file") is None
+
+
+# ---- one place for each --------------------------------------------------------------------------
+
+SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "alignment_security").rglob("*.py"))]
+LISTING_CALLS = {"iterdir", "rglob", "glob", "listdir", "scandir", "walk"}
+# folders of the repository, of an installed package, and of common.folders itself
+MAY_LIST = {"common/folders.py": 3, "cluster/sweep.py": 1, "analysis/brainscore_registry.py": 1}
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """(name of the function or method, call) of every call in a file."""
+    found = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)]
+    return [(ast.unparse(node.func).split(".")[-1], node) for node in found]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_text_is_read_or_written_in_the_encoding_of_the_locale(path):
+    for name, call in calls(path):
+        named = any(keyword.arg == "encoding" for keyword in call.keywords)
+        if name in ("read_text", "write_text") and isinstance(call.func, ast.Attribute):
+            assert named, f"line {call.lineno}: {name} without encoding"
+        if ast.unparse(call.func) == "open":
+            mode = ast.unparse(call.args[1]) if len(call.args) > 1 else "'r'"
+            assert named or "b" in mode, f"line {call.lineno}: open without encoding"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_folders_are_listed_in_one_place(path):
+    lists = [call.lineno for name, call in calls(path) if name in LISTING_CALLS]
+    allowed = next((n for end, n in MAY_LIST.items() if path.as_posix().endswith(end)), 0)
+    lines = {line for line in lists if "ast.walk" not in path.read_text().splitlines()[line - 1]}
+    assert len(lines) <= allowed, f"lines {sorted(lines)}: use common.folders"
