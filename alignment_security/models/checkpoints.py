@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from alignment_security.common.text import read_text
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.models.heads import ModelError
 from alignment_security.models.names import PACKAGED
@@ -110,7 +111,7 @@ def _is_state_dict(loaded) -> bool:
 def training_group(checkpoint: Path) -> str | None:
     """The group of a net by the run.json that training.py wrote beside its checkpoint, or None."""
     try:
-        run = json.loads(Path(checkpoint).with_name("run.json").read_text())
+        run = json.loads(read_text(Path(checkpoint).with_name("run.json")))
         return OBJECTIVE_GROUPS.get(run["settings"]["run"]["objective"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
