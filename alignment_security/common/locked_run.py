@@ -6,8 +6,10 @@ the files of a run, the conditions of resuming, and the messages of its errors.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,10 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from alignment_security.common.files import UserError, utc_now, write_atomic
+from alignment_security.common.process import print_line
+
+# of flock, where a file system has none: NFS without lockd, some FUSE mounts
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def json_round_trip(value: dict) -> dict:
@@ -29,8 +35,10 @@ def json_round_trip(value: dict) -> dict:
 class LockedRun:
     """A run file and its lock, held from construction to `close`.
 
-    json   path of the run file
-    info   its content: status, sessions, warnings and whatever the subclass adds; `save` writes it
+    json           path of the run file
+    info           its content: status, sessions, warnings and whatever the subclass adds; `save`
+                   writes it
+    replaces_old   another run is still in the place of this one, and `save` writes nothing
     """
 
     def __init__(self, json_path: Path, lock_path: Path):
@@ -40,11 +48,20 @@ class LockedRun:
         """
         self.json = json_path
         self.info: dict = {}
+        self.replaces_old = False
         self._lock = FileLock(lock_path)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise self.busy_error() from None
+        except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+                raise
+            print_line(
+                f"warning: {lock_path}: this file system has no locks; let no other process write "
+                "the same results",
+                sys.stderr,
+            )
 
     def busy_error(self) -> UserError:
         """The error of a run that another process is writing."""
@@ -81,7 +98,8 @@ class LockedRun:
         if "seconds" in facts:
             self.info["sessions"][-1]["seconds"] = round(facts.pop("seconds"), 3)
         self.info.update(facts)
-        write_atomic(self.json, json.dumps(self.info, indent=1) + "\n")
+        if not self.replaces_old:
+            write_atomic(self.json, json.dumps(self.info, indent=1) + "\n")
 
     def close(self) -> None:
         self._lock.release()

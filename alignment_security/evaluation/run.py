@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -43,8 +41,8 @@ from alignment_security.models.forward import (
 )
 from alignment_security.models.heads import ANIMATE_CLASSES, HEADS, Model, restrict_classes
 from alignment_security.models.loading import check_model
-from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.metrics import HUMAN_CEILING
+from alignment_security.records.record import check_rows_belong
 from alignment_security.records.run import Run
 
 
@@ -164,7 +162,7 @@ def prepare(
 
 def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool = False) -> Run:
     """The record of an evaluation, new or begun; `overwrite` starts it anew."""
-    run = Run(
+    return Run(
         results_dir,
         evaluation.images.name,
         evaluation.threat.name,
@@ -174,9 +172,6 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         session_facts(device_of(evaluation.model.module), evaluation.batch_size),
         overwrite,
     )
-    if overwrite:
-        shutil.rmtree(examples_folder(run.csv), ignore_errors=True)
-    return run
 
 
 def fill_record(evaluation: Evaluation, run: Run) -> None:
@@ -192,8 +187,10 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         status = "checkpointed" if stopped else "failed"
-        with suppress(OSError):  # on a full disk the first error is the one to report
-            run.save(status=status, error=repr(error)[:500], seconds=time.monotonic() - begin)
+        seconds = time.monotonic() - begin
+        if run.csv.exists():  # a folder that was deleted is not made again
+            with suppress(OSError):  # on a full disk the first error is the one to report
+                run.save(status=status, error=repr(error)[:500], seconds=seconds)
         if isinstance(error, UserError):
             run.discard_if_empty()
         raise
@@ -208,17 +205,18 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
 def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     """Append rows as the attack finds them. Raises Stopped when images are left at the deadline."""
     model, images, threat = evaluation.model, evaluation.images, evaluation.threat
-    known_rows = run.known()
-    count = Counter({name: len(rows) for name, rows in known_rows.items()})
+    count = run.counts()
 
     def is_done(name: str) -> bool:
         return count[name] == threat.rows_per_image
 
+    check_rows_belong(run.rows, images.ids, threat.eps, run.csv)
     missing = [i for i, name in enumerate(images.ids) if not is_done(name)]
+    begun = run.known(images.ids[i] for i in missing)  # images with some of their eps
     todo = images.take(missing)
     check_before_attack(evaluation, todo, run)
     execution = Execution(
-        evaluation.batch_size, evaluation.precision, evaluation.compiled, run.warn, known_rows
+        evaluation.batch_size, evaluation.precision, evaluation.compiled, run.warn, begun
     )
     progress = EvaluationProgress(len(images), len(images) - len(todo), model.settings["name"])
     decoded = stream_images(todo, model.preprocessing, evaluation.workers)
@@ -226,8 +224,10 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     with closing(with_head_labels(decoded, model.settings["head"])) as source:
         for rows in threat.run(model, stop_at(source, deadline), execution):
             add_human_columns(rows, threat, model, images)
-            run.append(rows)
+            run.replace_old()
+            # before the row: an image with a row is never attacked again
             save_examples(rows, evaluation.examples, model, images, run)
+            run.append(rows)
             names = {row["image_id"] for row in rows}
             count.update(row["image_id"] for row in rows)
             progress.show(sum(map(is_done, names)), rows)

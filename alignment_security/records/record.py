@@ -5,16 +5,15 @@ results/README.md describes every column.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, sha256_text_file
-from alignment_security.common.text import read_text
+from alignment_security.common.files import UserError, safe_file_name, sha256_text_file
+from alignment_security.common.schema import FIRST_LINE, parse_table, read_json
+from alignment_security.records.schemas import RECORD, RUN_FILE
 
 CLEAN_COLUMNS = ["image_id", "label", "clean_pred", "clean_correct"]
 RECORD_COLUMNS = {
@@ -43,7 +42,6 @@ RECORD_COLUMNS = {
         "backwards",
     ],
 }
-TEXT_COLUMNS = {"image_id": str, "broken_by": str}  # dtypes, for pandas
 INTEGER_COLUMNS = [
     "label",
     "clean_pred",
@@ -57,65 +55,56 @@ INTEGER_COLUMNS = [
 ]
 # settings that run files have had since a later version: a run begun without one goes on without
 LATER_SETTINGS = ("group", "human_map_blur", "geometry")
-# keys that every run file has
-RUN_KEYS = {"model", "image_set", "threat", "kind", "settings", "status", "sessions", "warnings"}
+MAX_LINES = 50  # that a message says how to remove
+# what to do about a record or run file that cannot be right; {line} is the line
+MEND_RECORD = (
+    "remove this line (sed -i '{line}d' {path}) and the same command evaluates its image again, or "
+    "start anew with --overwrite"
+)
+MEND_RUN_FILE = "bring back the one that belongs to its record, or evaluate again with --overwrite"
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
 def read_run_file(path: Path) -> dict:
-    """The run file as a dict. Raises UserError when it is missing, not JSON, or lacks a key."""
+    """The run file as a dict.
+
+    Raises UserError when it is missing, has not the keys and types of `RUN_FILE`, or is of another
+    model, threat or image set than its folder and name say: names in it become names of files.
+    """
+    path = Path(path)
     try:
-        run = json.loads(read_text(path))
-        missing = RUN_KEYS - run.keys() or {"model", "run"} - run["settings"].keys()
-        if missing:
-            raise ValueError(f"no {min(missing)}")
-        return run
+        run = read_json(path, RUN_FILE, "run file", MEND_RUN_FILE)
     except FileNotFoundError:
         raise UserError(
             f"{path}: the run file of this record is missing; evaluate the model again with "
             "--overwrite"
         ) from None
-    except (ValueError, AttributeError) as error:
+    place = (path.parent.parent.name, path.parent.name, path.stem)
+    names = (run["image_set"], run["threat"], safe_file_name(run["model"]))
+    if names != place:
         raise UserError(
-            f"{path}: not a run file ({error}); delete it and evaluate the model again"
-        ) from None
+            f"{path}: is the run file of {'/'.join(names)}.json; move it and its record back"
+        )
+    if run["status"] == "done" and not run["sessions"]:
+        raise UserError(f"{path}: done without a session; {MEND_RUN_FILE}")
+    return run
 
 
 def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
     """The rows of a record: exact floats, empty cells as missing values.
 
     torn   leave out a last line without a line end, as a running process may leave one
-    Raises UserError when the record is missing or damaged.
+    Raises UserError when the record is missing, damaged, or holds a value that cannot be.
     """
     try:
         data = Path(path).read_bytes()
-        if torn:
-            data = data[: data.rfind(b"\n") + 1]
-        text = data.decode()
-        _check_equal_lengths(text)
-        return pd.read_csv(
-            io.StringIO(text),
-            dtype=TEXT_COLUMNS,
-            float_precision="round_trip",
-            keep_default_na=False,
-            na_values=[""],
-        )
     except FileNotFoundError:
         raise UserError(f"{path}: no such record") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
-        raise UserError(
-            f"{path}: damaged record ({str(error).strip()}); delete it and its .json, then "
-            "evaluate the model again"
-        ) from None
-
-
-def _check_equal_lengths(text: str) -> None:
-    """Raise ValueError for rows of different lengths, which pandas would fill with empty cells."""
-    lengths = {len(row) for row in csv.reader(io.StringIO(text, newline=""))}
-    if len(lengths) > 1:
-        raise ValueError(f"rows of {' and '.join(map(str, sorted(lengths)))} cells")
+    if torn:
+        data = data[: data.rfind(b"\n") + 1]
+    return parse_table(path, data, RECORD, MEND_RECORD)
 
 
 def rows_to_csv(rows: pd.DataFrame, header: bool = True) -> str:
@@ -171,22 +160,54 @@ def check_complete(
 
     path   of the record, for the message
     """
+    check_rows_belong(rows, image_ids, eps, path)
     levels: list[float | None] = list(eps) if eps else [None]
     wanted = {(image_id, level) for image_id in image_ids for level in levels}
-    row_eps = rows["eps"] if "eps" in rows else [None] * len(rows)
-    counts = Counter(zip(rows["image_id"], row_eps))
+    missing = sorted(wanted.difference(row_keys(rows)))
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} row(s) missing, e.g. {name_rows(missing)}; run the same "
+            "command again to fill gaps, or --overwrite"
+        )
+
+
+def check_rows_belong(
+    rows: pd.DataFrame, image_ids: Sequence[str], eps: Sequence[float] | None, path: Path
+) -> None:
+    """Raise UserError for rows of other images or eps than asked for, and for rows that are twice.
+
+    The message says how to remove these lines; the same command then fills the gaps.
+    """
+    keys = row_keys(rows)
+    images: set[str] = set(image_ids)
+    levels: set[float | None] = set(eps) if eps else {None}
+    counts = Counter(keys)
     problems = {
-        "missing": wanted - counts.keys(),
-        "not in the image list": counts.keys() - wanted,
-        "twice": {key for key, count in counts.items() if count > 1},
+        "not in the image list": [key[0] not in images or key[1] not in levels for key in keys],
+        "twice": [counts[key] > 1 for key in keys],
     }
-    for problem, keys in problems.items():
-        if keys:
-            examples = ", ".join(
-                f"{image_id}" if level is None else f"{image_id} at eps {level}"
-                for image_id, level in sorted(keys)[:3]
-            )
+    for problem, wrong in problems.items():
+        lines = [line for line, is_wrong in enumerate(wrong, FIRST_LINE) if is_wrong]
+        if lines:
+            named = sorted({keys[line - FIRST_LINE] for line in lines})
+            deletions = ";".join(f"{line}d" for line in lines[:MAX_LINES])
             raise UserError(
-                f"{path}: {len(keys)} row(s) {problem}, e.g. {examples}; run the same command "
-                "again to fill gaps, or --overwrite"
+                f"{path}: {len(named)} row(s) {problem}, e.g. {name_rows(named)}; remove these "
+                f"lines (sed -i '{deletions}' {path}) and run the same command again, or "
+                "--overwrite"
             )
+
+
+def row_keys(rows: pd.DataFrame) -> list[tuple[str, float | None]]:
+    """(image id, eps or None) of each row."""
+    levels: list[float | None] = [None] * len(rows)
+    if "eps" in rows:
+        levels = rows["eps"].tolist()
+    return list(zip(rows["image_id"].tolist(), levels))
+
+
+def name_rows(keys: list[tuple[str, float | None]]) -> str:
+    """The first three of some keys of rows, as text."""
+    return ", ".join(
+        image_id if level is None else f"{image_id} at eps {level}" for image_id, level in keys[:3]
+    )

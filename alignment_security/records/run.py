@@ -5,21 +5,25 @@ One run (model x threat x image set) has two files:
     results/records/<image set>/<threat>/<model>.csv    a row per image (and eps), appended
     results/records/<image set>/<threat>/<model>.json   settings, sessions, status
 
-Rows are appended whole and synced, so a killed process loses only the rows that it had not
-written. Resuming cuts a last line that a full disk left incomplete. `finish` sorts the rows into
-the order of the image list and writes the record's sha256 to the run file. The run file is always
-replaced by rename.
+Rows are appended whole, so a killed process loses only the rows that it had not written. Resuming
+cuts a last line that a full disk left incomplete, and checks every cell. `finish` sorts the rows
+into the order of the image list and writes the record's sha256 to the run file. The run file is
+always replaced by rename.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, safe_file_name, sha256_file, write_atomic
+from alignment_security.common.files import UserError, safe_file_name, sha256_file
 from alignment_security.common.locked_run import LockedRun, json_round_trip
+from alignment_security.common.schema import FOLDER_NAME
+from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.record import (
     RECORD_COLUMNS,
     check_complete,
@@ -30,6 +34,7 @@ from alignment_security.records.record import (
     rows_to_csv,
     without_later_settings,
 )
+from alignment_security.records.record_file import RecordFile
 
 
 class Run(LockedRun):
@@ -41,9 +46,11 @@ class Run(LockedRun):
                the run goes on as it was begun.
     session    facts about this process (versions, git, device): appended to the run file, never
                compared
-    overwrite  delete what an earlier run left
+    overwrite  begin anew. What an earlier run left stays until this one has its first row: a
+               request that is refused before, or stopped, destroys nothing.
     rows       rows that the record held when it was opened or finished
-    Raises UserError when another process holds the run, or the settings or columns differ.
+    Raises UserError when another process holds the run, the settings or columns differ, or the
+    record holds what cannot be.
     """
 
     def __init__(
@@ -57,24 +64,28 @@ class Run(LockedRun):
         session: dict | None = None,
         overwrite: bool = False,
     ):
+        for name in (image_set, threat):
+            if not FOLDER_NAME.fullmatch(name):
+                raise UserError(f"{name!r} names a folder of results: letters, digits, '.-_+' only")
         folder = Path(results_dir) / "records" / image_set / threat
         folder.mkdir(parents=True, exist_ok=True)
         stem = safe_file_name(model)
         self.csv = folder / f"{stem}.csv"
-        self.columns = RECORD_COLUMNS[kind]
+        self._file = RecordFile(self.csv, RECORD_COLUMNS[kind])
         super().__init__(folder / f"{stem}.json", folder / f"{stem}.lock")
         with self.closed_on_error():
             self.settings = json_round_trip(settings)
-            if overwrite:
-                self.csv.unlink(missing_ok=True)
-                self.json.unlink(missing_ok=True)
+            self.replaces_old = overwrite
             names = {"model": model, "image_set": image_set, "threat": threat, "kind": kind}
             self.info = self._resume_or_begin(names)
-            if self.done:
+            if self.replaces_old:
+                self.start_session(session)
+                self.rows = pd.DataFrame(columns=RECORD_COLUMNS[kind])
+            elif self.done:
                 check_record_sha256(self.csv, self.info)
+                self.rows = read_record(self.csv)
             else:
-                self._begin_session(session)
-            self.rows = read_record(self.csv)
+                self.rows = self._begin_session(session)
 
     def busy_error(self) -> UserError:
         sessions = read_run_file(self.json)["sessions"] if self.json.exists() else []
@@ -86,7 +97,7 @@ class Run(LockedRun):
 
     def _resume_or_begin(self, names: dict) -> dict:
         """Content of the run file: the existing one, if its settings are equal, or a new one."""
-        if self.json.exists():
+        if self.json.exists() and not self.replaces_old:
             info = read_run_file(self.json)
             self.settings = without_later_settings(info["settings"], self.settings)
             if difference := first_difference(info["settings"], self.settings):
@@ -95,65 +106,59 @@ class Run(LockedRun):
                     "run it with the old ones, or start anew with --overwrite"
                 )
             return info
-        if self.csv.exists():
+        if self.csv.exists() and not self.replaces_old:
             raise UserError(
                 f"{self.csv}: a record without its run file; remove it or pass --overwrite"
             )
         new = {"settings": self.settings, "status": "running", "sessions": [], "warnings": []}
         return names | new
 
-    def _begin_session(self, session: dict | None) -> None:
-        """Make the record ready for appending, and record this process in the run file."""
+    def _begin_session(self, session: dict | None) -> pd.DataFrame:
+        """Make the record ready for appending, and record this process; returns its rows."""
         if not self.csv.exists():
             self.save()  # before the record, which is refused without a run file
-        self._repair_record()
+        rows = self._file.take_up()
         self.info["status"] = "running"
         self.start_session(session)
         self.save()
+        return rows
 
-    def _repair_record(self) -> None:
-        """Write the header of a new record; cut an incomplete last line; refuse other columns."""
-        header = (",".join(self.columns) + "\n").encode()
-        text = self.csv.read_bytes() if self.csv.exists() else b""
-        whole_lines = text[: text.rfind(b"\n") + 1]
-        if not whole_lines:
-            write_atomic(self.csv, header)
-        elif not whole_lines.startswith(header):
-            found = whole_lines.splitlines()[0].decode(errors="replace")
-            raise UserError(
-                f"{self.csv}: columns {found!r} are not those of this version; remove the record "
-                "or pass --overwrite"
-            )
-        elif whole_lines != text:
-            write_atomic(self.csv, whole_lines)
+    def replace_old(self) -> None:
+        """With `overwrite`: put the new run in the place of what was there, examples too.
 
-    def known(self) -> dict[str, list[dict]]:
-        """Rows that the record held when it was opened, by image_id."""
-        by_image = self.rows.groupby("image_id", sort=False)
-        return {name: rows.to_dict("records") for name, rows in by_image}
+        To be called when the first row is known; later calls do nothing.
+        """
+        if not self.replaces_old:
+            return
+        self.csv.unlink(missing_ok=True)  # first: a finished run file without its record is refused
+        shutil.rmtree(examples_folder(self.csv), ignore_errors=True)
+        self.replaces_old = False
+        self.save()
+        self._file.begin()
+
+    def counts(self) -> Counter[str]:
+        """Image id -> number of rows that the record held when it was opened."""
+        return Counter(self.rows["image_id"].tolist())
+
+    def known(self, image_ids: Iterable[str] | None = None) -> dict[str, list[dict]]:
+        """Rows that the record held when it was opened, by image id; all, or of some images."""
+        rows = self.rows
+        if image_ids is not None:
+            rows = rows[rows["image_id"].isin(list(image_ids))]
+        by_image: dict[str, list[dict]] = {}
+        for row in rows.to_dict("records"):
+            by_image.setdefault(row["image_id"], []).append(row)
+        return by_image
 
     def append(self, rows: list[dict]) -> None:
         """Append rows in one write; on a full disk, undo the write and raise OSError."""
-        if not rows:
-            return
-        text = rows_to_csv(pd.DataFrame(rows, columns=self.columns), header=False).encode()
-        handle = os.open(self.csv, os.O_WRONLY | os.O_APPEND)
-        try:
-            size = os.fstat(handle).st_size
-            try:
-                while text:
-                    written = os.write(handle, text)
-                    text = text[written:]
-                os.fsync(handle)
-            except OSError as error:
-                os.ftruncate(handle, size)
-                raise OSError(
-                    error.errno,
-                    f"{error.strerror}; no row was lost, free some room and run it again",
-                    str(self.csv),
-                ) from None
-        finally:
-            os.close(handle)
+        if rows:
+            self.replace_old()
+        self._file.append(rows)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
     def warn(self, message: str) -> None:
         """Add a warning to the run file, unless it has it already."""
@@ -168,13 +173,13 @@ class Run(LockedRun):
         facts       go to the run file; see `save`
         Returns the rows. Raises UserError when rows are missing, duplicate or unknown.
         """
-        rows = read_record(self.csv)
+        rows = self._file.read()
         check_complete(rows, image_ids, eps, self.csv)
         position = {name: i for i, name in enumerate(image_ids)}
         sort_columns = ["_position", "eps"] if eps else ["_position"]
         rows = rows.assign(_position=rows["image_id"].map(position))
         rows = rows.sort_values(sort_columns, kind="stable").drop(columns="_position")
-        write_atomic(self.csv, rows_to_csv(rows))
+        self._file.replace(rows_to_csv(rows).encode())
         self.rows = rows
         sha256 = sha256_file(self.csv)
         self.save(status="done", images=len(image_ids), record_sha256=sha256, **facts)
@@ -182,6 +187,6 @@ class Run(LockedRun):
 
     def discard_if_empty(self) -> None:
         """Delete the files of a run that has no row, so that a failed request leaves nothing."""
-        if read_record(self.csv).empty:
+        if not self.replaces_old and self.csv.exists() and read_record(self.csv).empty:
             self.csv.unlink()
             self.json.unlink()

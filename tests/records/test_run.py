@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment_security.common.files import UserError, _umask, safe_file_name, write_atomic
+from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.record import RECORD_COLUMNS, read_record, rows_to_csv
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
@@ -187,6 +188,89 @@ def test_the_lock_of_a_killed_process_is_no_obstacle(tmp_path, fork):
             os.kill(last, 9)
 
 
+def test_a_second_writer_that_no_lock_keeps_away_stops_at_its_first_row(open_run, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    with open_run() as first, open_run() as second:
+        first.append([row("a.jpg")])
+        with pytest.raises(UserError, match=f"{first.csv}: another process writes it too"):
+            second.append([row("a.jpg")])
+        first.append([row(name) for name in ("b.jpg", "c.jpg")])
+        first.finish(IDS)
+    assert open_run().done
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"])
+def test_a_file_system_without_locks_is_a_word_and_no_obstacle(open_run, monkeypatch, capsys, name):
+    def flock(*_):
+        raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with open_run() as run:
+        run.append([row(image) for image in IDS])
+        run.finish(IDS)
+    assert name == "ENOSYS" or "has no locks" in capsys.readouterr().err  # filelock has its own way
+
+
+@pytest.mark.parametrize("gone", ["record", "folder", "another in its place"])
+def test_a_record_that_goes_away_under_its_run_is_noticed(open_run, gone):
+    with open_run() as run:
+        run.append([row("a.jpg")])
+        if gone == "folder":
+            run.csv.parent.rename(run.csv.parent.with_name("moved"))
+        else:
+            run.csv.rename(run.csv.with_name("moved"))
+        if gone == "another in its place":
+            run.csv.write_text("image_id\n")
+        with pytest.raises(UserError, match=f"{run.csv}: (was moved or deleted|another process)"):
+            run.append([row("b.jpg")])
+    assert not run.csv.exists() or run.csv.read_text() == "image_id\n"
+
+
+# ---- overwriting ---------------------------------------------------------------------------------
+
+
+def test_overwriting_leaves_the_old_run_until_the_first_row(open_run):
+    with open_run() as run:
+        run.append([row(name, l2=0.5) for name in IDS])
+        run.finish(IDS)
+    before = run.csv.read_bytes(), run.json.read_bytes()
+    example = examples_folder(run.csv) / "a.jpg.npz"
+    write_atomic(example, b"")
+    with open_run(overwrite=True, steps=20) as run:
+        run.warn("a warning")
+        run.save(status="failed")
+        run.discard_if_empty()
+        assert run.counts() == {} and run.known() == {}
+    assert (run.csv.read_bytes(), run.json.read_bytes()) == before and example.exists()
+    with open_run(overwrite=True, steps=20) as run:
+        run.append([row("b.jpg", l2=0.25)])
+        assert not example.exists() and list(read_record(run.csv)["image_id"]) == ["b.jpg"]
+        info = json.loads(run.json.read_text())
+        assert info["settings"]["run"]["steps"] == 20 and len(info["sessions"]) == 1
+    with open_run(steps=20) as run:
+        assert run.counts() == {"b.jpg": 1}
+
+
+@pytest.mark.parametrize("step", ["unlink", "write"])
+def test_a_kill_while_the_old_run_is_replaced_mixes_no_rows(open_run, monkeypatch, step):
+    with open_run() as run:
+        run.append([row(name, l2=0.5) for name in IDS])
+        run.finish(IDS)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if step == "write":
+            patch.setattr("alignment_security.common.locked_run.write_atomic", killed)
+        else:
+            patch.setattr("alignment_security.records.run.shutil.rmtree", killed)
+        with open_run(overwrite=True) as run:
+            run.append([row("b.jpg", l2=0.25)])
+    with pytest.raises(UserError, match="--overwrite"):
+        open_run()
+
+
 # ---- the disk ------------------------------------------------------------------------------------
 
 
@@ -257,7 +341,6 @@ def test_append_continues_after_a_short_write(open_run, monkeypatch):
     "names, message",
     [
         (["a.jpg", "b.jpg"], r"1 row\(s\) missing, e.g. c.jpg"),
-        ([*IDS, "a.jpg"], r"1 row\(s\) twice, e.g. a.jpg"),
         ([*IDS, "x.jpg"], r"1 row\(s\) not in the image list, e.g. x.jpg"),
     ],
 )
@@ -272,6 +355,34 @@ def test_finish_refuses_gaps_duplicates_and_unknown_images(open_run, names, mess
     )
 
 
+def test_rows_that_are_twice_and_equal_are_dropped_with_a_word(open_run, capsys):
+    """As two processes write them where locks do nothing; on resume, and at the end."""
+    with open_run() as run:
+        run.append([row(name, l2=0.5) for name in IDS[:2]] * 2)
+    with open_run() as run:
+        assert "2 row(s) were there twice and equal" in capsys.readouterr().err
+        assert run.counts() == dict.fromkeys(IDS[:2], 1)
+        run.append([row(IDS[2])] * 2)
+        assert len(run.finish(IDS)) == 3
+    assert "1 row(s) were there twice" in capsys.readouterr().err
+    assert open_run().done and len(run.csv.read_text().splitlines()) == 4
+
+
+def test_rows_that_are_twice_and_differ_are_refused_with_a_way_out(open_run):
+    """The command of the message removes them, and keeps the others."""
+    with open_run() as run:
+        run.append([row(name, l2=0.5) for name in IDS])
+        run.append([row("a.jpg", l2=0.6)])
+        with pytest.raises(UserError, match=r"1 row\(s\) twice, e.g. a.jpg") as error:
+            run.finish(IDS)
+    (command,) = re.findall(r"\((sed .*)\)", str(error.value))
+    subprocess.run(command, shell=True, check=True)
+    with open_run() as run:
+        assert set(run.counts()) == {"b.jpg", "c.jpg"}
+        run.append([row("a.jpg", l2=0.6)])
+        assert run.finish(IDS)["l2"].tolist() == [0.5, 0.6, 0.5]
+
+
 def test_finish_requires_every_eps_of_every_image(open_run):
     with open_run(kind="ball", threat="Linf") as run:
         run.append(rows_of_eps("a.jpg", 1, 0) + rows_of_eps("b.jpg", 1))
@@ -284,7 +395,7 @@ FILE_NAMES = st.text(
 )
 
 
-@given(st.lists(st.tuples(FILE_NAMES, st.floats(allow_nan=False)), min_size=1, max_size=8))
+@given(st.lists(st.tuples(FILE_NAMES, st.floats(0, 20000)), min_size=1, max_size=8))
 def test_read_record_returns_text_and_floats_exactly(tmp_path_factory, pairs):
     path = tmp_path_factory.getbasetemp() / "round_trip.csv"
     rows = pd.DataFrame(

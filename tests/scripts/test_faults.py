@@ -210,7 +210,7 @@ def test_kill_9_at_twenty_random_moments(start, tiny, whole, tmp_path, threat):
     kill_at_random_moments(start, tiny, whole, tmp_path, threat, 20)
 
 
-@pytest.mark.parametrize("step", ["save", "_repair_record"])
+@pytest.mark.parametrize("step", ["save", "_begin_session"])
 def test_a_kill_while_the_files_of_a_run_are_made_is_no_obstacle(open_run, monkeypatch, step):
     """A record without its run file would be refused: the run file comes first."""
 
@@ -347,7 +347,7 @@ def test_a_row_that_lost_its_end_is_never_filled_up(open_run):
         )
     lines = run.csv.read_text().splitlines()
     run.csv.write_text("\n".join([*lines[:2], lines[2][:9], lines[3], ""]))
-    with pytest.raises(UserError, match=f"{run.csv}: damaged record .rows of . and 12 cells"):
+    with pytest.raises(UserError, match=f"{run.csv}, line 3, . cells and not 12"):
         open_run()
 
 
