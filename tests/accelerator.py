@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = torch.device("meta")
+WAITS: list[str] = []  # operations for which the host would have waited for the device
 COPIES, INDEXING = {"copy_", "_to_copy"}, {"index", "index_put", "index_put_"}
 
 
@@ -81,9 +82,25 @@ def check(func, args, kwargs) -> None:
         raise RuntimeError(f"{func}: a CPU generator for the accelerator")
 
 
+def waits(func, args, kwargs) -> bool:
+    """Whether the host needs values of the device: a copy, or a size that they decide."""
+    name = func.overloadpacket.__name__
+    if name == "copy_":
+        return isinstance(args[1], Pretended) and not isinstance(args[0], Pretended)
+    if not args or not isinstance(args[0], Pretended):
+        return False
+    if name in INDEXING:
+        return any(part is not None and part.dtype == torch.bool for part in args[1])
+    return name in ("_local_scalar_dense", "nonzero", "_unique2") or (
+        name == "_to_copy" and kwargs.get("device", DEVICE) != DEVICE
+    )
+
+
 def run(func, args, kwargs):
     """Compute an operation on the CPU; the result is on the device where CUDA would put it."""
     check(func, args, kwargs)
+    if waits(func, args, kwargs):
+        WAITS.append(func.overloadpacket.__name__)
     tensors = [part for part in tree_leaves((args, kwargs)) if isinstance(part, torch.Tensor)]
     assert all(isinstance(part, Pretended) for part in tensors if part.is_meta), (
         f"{func}: a real meta tensor"
@@ -132,12 +149,15 @@ def pretended():
 
         return on_device
 
+    def counted_tolist(values):
+        if isinstance(values, Pretended):
+            WAITS.append("tolist")
+        return tolist(getattr(values, "behind", values))
+
     with (
         mock.patch.object(torch, "tensor", placed(tensor)),
         mock.patch.object(torch, "as_tensor", placed(as_tensor)),
-        mock.patch.object(
-            torch.Tensor, "tolist", lambda self: tolist(getattr(self, "behind", self))
-        ),
+        mock.patch.object(torch.Tensor, "tolist", counted_tolist),
         Mode(),
     ):
         yield DEVICE

@@ -120,6 +120,27 @@ def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 1
     return net.eval().requires_grad_(False)
 
 
+class RowCounter(nn.Module):
+    """A net that counts the rows that go forward and backward, without idle ones.
+
+    Idle rows are copies of the last row. Two images of a batch are never at the same point.
+    """
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.forwards, self.backwards = net, 0, 0
+
+    def forward(self, x):
+        rows = len(x)
+        while rows > 1 and torch.equal(x[rows - 1], x[rows - 2]):
+            rows -= 1
+        self.forwards += rows
+        logits = self.net(x)
+        if logits.requires_grad:
+            self.backwards += rows
+        return logits
+
+
 class DigitsWithMaps(torch.utils.data.Dataset):
     """Digits for training, with or without maps: (epoch, position) -> what `collate` takes."""
 

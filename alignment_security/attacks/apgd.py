@@ -17,6 +17,7 @@ from alignment_security.attacks.attack import (
     State,
     initial_state,
     target_classes,
+    to_device,
 )
 from alignment_security.attacks.geometry import (
     ORDER,
@@ -119,21 +120,24 @@ class APGD:
     def is_candidate(self, state: State, logits: Tensor) -> Tensor:
         return logits.argmax(1) != state["y"]
 
-    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+    def update(
+        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+    ) -> Tensor:
         """An iteration of Algorithm 1: keep the best point, check the step size, take a step."""
         finished = state["iteration"] >= self.steps
         if grad is None:
             return finished
         first = state["iteration"] == 0
         loss = self.loss(state, logits, slice(None))
-        self._keep_best(state, loss, grad, first.to(loss.device))
+        on_device = to_device(first, loss.device)
+        self._keep_best(state, loss, grad, on_device)
         if first.any():
             vanishes = grad.flatten(1).abs().amax(1) == 0
-            state["zero_gradient"] |= first.to(loss.device) & vanishes
+            state["zero_gradient"] |= on_device & vanishes
         self._halve_step_size(state, grad)
-        weight = torch.where(first, 0.0, 1 - MOMENTUM).to(loss.device)
+        weight = torch.where(on_device, 0.0, 1 - MOMENTUM)
         momentum = (state["x_adv"] - state["x_previous"]).mul_(per_row(weight))
-        x_next = self._step(state, grad, momentum, first)
+        x_next = self._step(state, grad, momentum, on_device)
         state["x_previous"], state["x_adv"] = state["x_adv"], x_next
         state["iteration"] += 1
         return finished
@@ -161,7 +165,7 @@ class APGD:
         rows = period.nonzero().squeeze(1)
         if not len(rows):
             return
-        length, rows = period[rows].to(grad.device), rows.to(grad.device)
+        length, rows = to_device(period[rows], grad.device), to_device(rows, grad.device)
         condition_1 = state["increases"][rows] <= length * self.rho
         not_improved = state["loss_best_at_check"][rows] >= state["loss_best"][rows]
         condition_2 = ~state["reduced_at_check"][rows] & not_improved
@@ -169,10 +173,9 @@ class APGD:
         state["reduced_at_check"][rows] = halve
         state["loss_best_at_check"][rows] = state["loss_best"][rows]
         state["increases"][rows] = 0.0
-        halved = rows[halve]
-        state["step_size"][halved] /= 2
-        state["x_adv"][halved] = state["x_best"][halved]
-        grad[halved] = state["grad_best"][halved]
+        state["step_size"][rows] *= torch.where(halve, 0.5, 1.0)
+        for values, best in ((state["x_adv"], state["x_best"]), (grad, state["grad_best"])):
+            values[rows] = torch.where(per_row(halve), best[rows], values[rows])
 
     def _step(self, state: State, grad: Tensor, momentum: Tensor, first: Tensor) -> Tensor:
         """z = P(x_adv + step_size direction), next = P(x_adv + 0.75 (z - x_adv) + momentum).
@@ -183,9 +186,13 @@ class APGD:
         direction = grad.sign_() if self.norm == "Linf" else normalize(grad, 2)
         step = direction.mul_(per_row(state["step_size"]))
         z = project_onto_ball(step.add_(x_adv), x, eps, self.norm)
-        weight = per_row(torch.where(first, 1.0, MOMENTUM)).to(z.device)
+        weight = per_row(torch.where(first, 1.0, MOMENTUM))
         weighted = z.sub_(x_adv).mul_(weight).add_(x_adv)
         return project_onto_ball(weighted.add_(momentum), x, eps, self.norm)
 
-    def on_done(self, state: State, row: int, image: AttackedImage[EpsProgress]) -> None:
-        image.progress.zero_gradient |= bool(state["zero_gradient"][row])
+    def on_done(
+        self, state: State, rows: list[int], images: list[AttackedImage[EpsProgress]]
+    ) -> None:
+        flags = state["zero_gradient"].tolist()
+        for row, image in zip(rows, images):
+            image.progress.zero_gradient |= flags[row]

@@ -17,7 +17,8 @@ from alignment_security.common.files import UserError
 from alignment_security.common.seeds import seed_from_text
 
 # The first dimension of every tensor is the batch's B rows. "iteration" (B,) int64 is kept on the
-# CPU, and so are masks derived from it; the other tensors are on the model's device.
+# CPU, and so are masks derived from it, so that decisions about rows need not wait for the device;
+# `to_device` takes them there. The other tensors are on the model's device.
 State = dict[str, Tensor]
 Rows = Tensor | slice
 
@@ -134,7 +135,7 @@ class Attack(Protocol[Progress]):
         loss            what a gradient ascends (called inside the forward pass)
         is_candidate    which points the float32 model should confirm
         update          puts the next points into x_adv, in place of the evaluated ones
-        on_done         for each row that leaves the batch
+        on_done         for the rows that leave the batch
 
     A row must not depend on another row: rows join and leave the batch at any time.
     """
@@ -161,16 +162,19 @@ class Attack(Protocol[Progress]):
         """
         ...
 
-    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+    def update(
+        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+    ) -> Tensor:
         """Write the next x_adv from logits (B, K) and gradients (B, C, H, W) at the present one.
 
         `grad` is zero in rows that wanted none, None if no row wanted one. It may be overwritten.
+        `misclassified` (B,) bool on the CPU: the largest logit is another class than y.
         Returns (B,) bool on the CPU: rows whose run is finished.
         """
         ...
 
-    def on_done(self, state: State, row: int, image: AttackedImage[Progress]) -> None:
-        """Called before `row` leaves the batch: store in image.progress what has to outlive it."""
+    def on_done(self, state: State, rows: list[int], images: list[AttackedImage[Progress]]) -> None:
+        """Called before `rows` leave the batch: keep in image.progress what has to outlive them."""
         ...
 
 
@@ -186,6 +190,13 @@ def initial_state(images: list[AttackedImage]) -> State:
         "eps": torch.tensor([image.eps for image in images], device=x.device),
         "iteration": torch.zeros(len(images), dtype=torch.long),
     }
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on the device; the host does not wait for a GPU."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def target_classes(images: list[AttackedImage]) -> Tensor:

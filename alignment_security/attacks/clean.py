@@ -37,10 +37,11 @@ def run_clean(
     forward, source = Forward(module, batch_size, log), iter(source)
     while batch := list(islice(source, batch_size)):
         _, logits = clean_pass(forward, batch, n_outputs)
+        predictions = logits.argmax(1).tolist()
         largest = logits.topk(min(TOP, n_outputs), dim=1)[1].tolist()
         rows = []
-        for (name, _, label), image_logits, classes in zip(batch, logits, largest):
-            row = clean_columns(name, label, image_logits)
+        for (name, _, label), prediction, classes in zip(batch, predictions, largest):
+            row = clean_columns(name, label, prediction)
             if n_outputs > TOP:
                 row["clean_top5"] = int(label in classes)
             rows.append(row)
@@ -63,7 +64,8 @@ def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, T
         raise AttackError(
             f"{ids[0]}: the model gives {logits.shape[1]} logits instead of {n_outputs}"
         )
-    bad = [name for name, row in zip(ids, logits) if not torch.isfinite(row).all()]
+    finite = torch.isfinite(logits).all(1).tolist()
+    bad = [name for name, is_finite in zip(ids, finite) if not is_finite]
     if bad:
         raise AttackError(
             f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)"
@@ -88,33 +90,34 @@ def images_to_attack(
             label,
             image_logits,
             new_progress(),
-            clean=clean_columns(name, label, image_logits),
+            clean=clean_columns(name, label, prediction),
             seed=seed,
             eps=eps,
             forwards=1,
         )
-        for (name, _, label), pixels, image_logits in zip(batch, x, logits)
+        for (name, _, label), pixels, image_logits, prediction in zip(
+            batch, x, logits, logits.argmax(1).tolist()
+        )
     ]
 
 
 def check_images(x: Tensor, labels: list[int], ids: list[str], n_outputs: int) -> None:
     """Raise AttackError, naming the image, for pixels outside [0, 1] and labels out of range."""
-    for name, image, label in zip(ids, x, labels):
-        if not torch.isfinite(image).all() or image.min() < 0 or image.max() > 1:
+    smallest, largest = x.flatten(1).amin(1).tolist(), x.flatten(1).amax(1).tolist()
+    for name, label, low, high in zip(ids, labels, smallest, largest):
+        if not (low >= 0 and high <= 1):  # NaN is neither
             raise AttackError(
-                f"{name}: pixels are not all in [0, 1] "
-                f"(from {image.min():.3g} to {image.max():.3g})"
+                f"{name}: pixels are not all in [0, 1] (from {low:.3g} to {high:.3g})"
             )
         if not 0 <= label < n_outputs:
             raise AttackError(f"{name}: label {label} is outside 0..{n_outputs - 1}")
 
 
-def clean_columns(name: str, label: int, logits: Tensor) -> dict[str, Any]:
-    """The columns that every record row begins with, from the clean logits (K,)."""
-    pred = int(logits.argmax())
+def clean_columns(name: str, label: int, prediction: int) -> dict[str, Any]:
+    """The columns that every record row begins with."""
     return {
         "image_id": name,
         "label": label,
-        "clean_pred": pred,
-        "clean_correct": int(pred == label),
+        "clean_pred": prediction,
+        "clean_correct": int(prediction == label),
     }

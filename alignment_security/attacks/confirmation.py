@@ -27,16 +27,16 @@ def confirm_in_float32(exact: Forward, norm: str) -> Confirm:
         images: list[AttackedImage], points: Tensor, broken_by: str
     ) -> list[Finding | None]:
         deltas = points - torch.stack([image.x for image in images])
-        sizes = lp_norm(deltas, ORDER[norm]).tolist()
-        linf, l2 = lp_norm(deltas, ORDER["Linf"]).tolist(), lp_norm(deltas, ORDER["L2"]).tolist()
-        predictions = exact.logits(points).argmax(1).tolist()
+        measured = [
+            exact.logits(points).argmax(1).to(deltas.dtype),
+            *(lp_norm(deltas, ORDER[name]) for name in (norm, "Linf", "L2")),
+        ]
         findings: list[Finding | None] = []
-        for i, image in enumerate(images):
+        for image, delta, values in zip(images, deltas, torch.stack(measured, 1).tolist()):
+            prediction, size, linf, l2 = values
             image.forwards += 1
-            if predictions[i] != image.label and inside_ball(sizes[i], image.eps):
-                findings.append(
-                    Finding(predictions[i], linf[i], l2[i], deltas[i], broken_by, image.eps)
-                )
+            if prediction != image.label and inside_ball(size, image.eps):
+                findings.append(Finding(int(prediction), linf, l2, delta, broken_by, image.eps))
             else:
                 findings.append(None)
         return findings

@@ -14,6 +14,7 @@ from alignment_security.attacks.attack import (
     Rows,
     State,
     initial_state,
+    to_device,
 )
 from alignment_security.attacks.geometry import (
     DUAL_ORDER,
@@ -24,6 +25,7 @@ from alignment_security.attacks.geometry import (
     margin,
     per_row,
     project_onto_hyperplane,
+    row_sum,
 )
 from alignment_security.attacks.minimum_norm import BestSoFar
 
@@ -96,10 +98,11 @@ class BoundaryCrossing(BestSoFar):
         """Minus the margin (b,); at first, log-sum-exp of the other logits minus the true one."""
         y = state["y"][rows]
         walk, done = self._position(state["iteration"])
-        smooth = ((walk == 0) & (done < self.smooth)).to(logits.device)[rows]
+        smooth = (walk == 0) & (done < self.smooth)
         hard = -margin(logits, y)
         if not smooth.any():
             return hard
+        smooth = to_device(smooth, logits.device)[rows]
         others = logits.scatter(1, y[:, None], -torch.inf)
         soft = others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
         return torch.where(smooth, soft, hard)
@@ -109,7 +112,9 @@ class BoundaryCrossing(BestSoFar):
         smallest = torch.minimum(state["walk_norm"], norm)
         state["walk_norm"] = torch.where(adversarial, smallest, state["walk_norm"])
 
-    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+    def update(
+        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+    ) -> Tensor:
         """One step of the walk, and the start of the next walk in rows whose walk is over."""
         finished = state["iteration"] >= self.steps
         if grad is None:
@@ -118,7 +123,7 @@ class BoundaryCrossing(BestSoFar):
         fresh_walks = 2 if logits.shape[1] > 2 else 1  # walks that start at the image
         delta = state["x_adv"] - x
         size = lp_norm(delta, self.p)
-        gained = (grad * delta).flatten(1).sum(1)  # g.delta
+        gained = row_sum(grad * delta)  # g.delta
         rise, d0 = self._crossing_point(x, size, gained, gap, grad)
         radius = self._radius(size, gained, gap, rise, d0, state["walk_norm"])
         mixed = self._mix(delta, d0, state["iteration"], fresh_walks)
@@ -160,7 +165,7 @@ class BoundaryCrossing(BestSoFar):
         """A point between delta and d0, closer to delta with each step of a walk: (B, C, H, W)."""
         walk, done = self._position(iteration)
         first = torch.where(walk < fresh_walks, FRESH_SHARE, CONTINUED_SHARE)
-        share = cosine_schedule(done, 1, first, LAST_SHARE).to(delta.device)
+        share = to_device(cosine_schedule(done, 1, first, LAST_SHARE), delta.device)
         return delta + per_row(share) * (d0 - delta)
 
     def _rescale(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
@@ -182,8 +187,10 @@ class BoundaryCrossing(BestSoFar):
         """Rows whose walk is over begin the next, at the image (fresh) or at their best point."""
         device = state["x"].device
         begins = torch.isin(state["iteration"], self.begins[1:-1])
+        if not begins.any():
+            return
         continued = self._position(state["iteration"])[0] >= fresh_walks
-        at_image, at_best = (begins & ~continued).to(device), (begins & continued).to(device)
+        at_image, at_best = (to_device(begins & c, device) for c in (~continued, continued))
         x_adv = torch.where(per_row(at_best), state["x_best"], state["x_adv"])
         state["x_adv"] = torch.where(per_row(at_image), state["x"], x_adv)
         walk_norm = torch.where(at_best, state["norm_best"], state["walk_norm"])

@@ -16,7 +16,14 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from alignment_security.attacks.attack import Attack, AttackedImage, AttackError, Finding, State
+from alignment_security.attacks.attack import (
+    Attack,
+    AttackedImage,
+    AttackError,
+    Finding,
+    State,
+    to_device,
+)
 from alignment_security.models.forward import Forward
 
 # (images, points (b, C, H, W), name of the attack) -> a finding for each point that is confirmed
@@ -53,12 +60,15 @@ class AttackBatch:
         """
         self.fill()
         logits, grad = self._evaluate(forward)
-        self._check_logits(logits)
-        findings = self._confirmed(logits, confirm)
-        finished = self.attack.update(self.state, logits, grad)
-        for row in sorted({*finished.nonzero().squeeze(1).tolist(), *findings}):
-            self.attack.on_done(self.state, row, self.images[row])
-            self.free.append(row)
+        misclassified, candidates = self._look(logits)
+        findings = self._confirmed(candidates, confirm)
+        finished = self.attack.update(self.state, logits, grad, misclassified)
+        rows = sorted({*finished.nonzero().squeeze(1).tolist(), *findings})
+        if not rows:
+            return
+        self.attack.on_done(self.state, rows, [self.images[row] for row in rows])
+        self.free += rows
+        for row in rows:
             yield self.images[row], findings.get(row)
 
     # -- rows
@@ -80,8 +90,8 @@ class AttackBatch:
         for row, image in zip(rows, new):
             self.images[row] = image
         if rows:
-            for name, tensor in self.state.items():
-                tensor[rows] = started[name][: len(rows)]
+            for name, tensor, index in self._indexed(rows):
+                tensor[index] = started[name][: len(rows)]
         return len(rows)
 
     def _append_rows(self, new: list[AttackedImage], started: State, first: int) -> None:
@@ -100,8 +110,17 @@ class AttackBatch:
         free = set(self.free)
         keep = [row for row in range(len(self.images)) if row not in free]
         self.images = [self.images[row] for row in keep]
-        self.state = {name: tensor[keep] for name, tensor in self.state.items()} if keep else {}
+        self.state = {name: tensor[index] for name, tensor, index in self._indexed(keep)}
         self.free = []
+
+    def _indexed(self, rows: list[int]) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, tensor, `rows` as an index on its device) of the state; nothing for no rows."""
+        if not rows:
+            return
+        on_cpu = torch.tensor(rows)
+        on_device = to_device(on_cpu, self.state["x"].device)
+        for name, tensor in self.state.items():
+            yield name, tensor, on_cpu if tensor.device == on_cpu.device else on_device
 
     # -- evaluation
 
@@ -119,8 +138,8 @@ class AttackBatch:
             return forward.logits(x_adv), None
         if wanted.all():
             return forward.gradient(x_adv, lambda z, rows: attack.loss(state, z, rows))
-        with_grad = wanted.nonzero().squeeze(1).to(x_adv.device)
-        without = (~wanted).nonzero().squeeze(1).to(x_adv.device)
+        with_grad = to_device(wanted.nonzero().squeeze(1), x_adv.device)
+        without = to_device((~wanted).nonzero().squeeze(1), x_adv.device)
         some_logits, some_grads = forward.gradient(
             x_adv[with_grad], lambda z, rows: attack.loss(state, z, with_grad[rows])
         )
@@ -130,17 +149,25 @@ class AttackBatch:
         grad[with_grad] = some_grads
         return logits, grad
 
-    def _check_logits(self, logits: Tensor) -> None:
-        finite = torch.isfinite(logits)
-        if not finite.all():
-            image = self.images[int((~finite.all(1)).nonzero()[0])]
+    def _look(self, logits: Tensor) -> tuple[Tensor, list[int]]:
+        """Which rows are misclassified, (B,) bool on the CPU, and which are candidates.
+
+        The one moment of a step at which the host waits for the device. Raises AttackError for NaN
+        or infinite logits.
+        """
+        misclassified = logits.argmax(1) != self.state["y"]
+        candidate = self.attack.is_candidate(self.state, logits)
+        finite = torch.isfinite(logits).all(1)
+        looked = torch.stack([misclassified, candidate, finite]).cpu()
+        if not looked[2].all():
+            image = self.images[int((~looked[2]).nonzero()[0])]
             raise AttackError(
                 f"{image.image_id}: the model gives NaN or infinite logits under {self.attack.name}"
             )
+        return looked[0], looked[1].nonzero().squeeze(1).tolist()
 
-    def _confirmed(self, logits: Tensor, confirm: Confirm) -> dict[int, Finding]:
-        """Confirmed findings by row."""
-        rows = self.attack.is_candidate(self.state, logits).nonzero().squeeze(1).tolist()
+    def _confirmed(self, rows: list[int], confirm: Confirm) -> dict[int, Finding]:
+        """Confirmed findings among the candidates `rows`."""
         if not rows:
             return {}
         images = [self.images[row] for row in rows]

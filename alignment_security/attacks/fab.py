@@ -16,8 +16,15 @@ from alignment_security.attacks.attack import (
     State,
     initial_state,
     target_classes,
+    to_device,
 )
-from alignment_security.attacks.geometry import ORDER, lp_norm, per_row, project_onto_hyperplane
+from alignment_security.attacks.geometry import (
+    ORDER,
+    lp_norm,
+    per_row,
+    project_onto_hyperplane,
+    row_sum,
+)
 
 
 class FAB:
@@ -91,7 +98,9 @@ class FAB:
         inside = lp_norm(state["x_adv"] - state["x"], self.p) <= state["eps"]
         return (logits.argmax(1) != state["y"]) & inside
 
-    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+    def update(
+        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+    ) -> Tensor:
         """One of three things happens to a row.
 
         A new point that is adversarial is moved back, and its gradient is asked for next.
@@ -99,28 +108,28 @@ class FAB:
         If its gradient is not known, it stays and asks for it.
         """
         device, had_gradient = logits.device, self.wants_gradient(state)
-        crossed = (logits.argmax(1) != state["y"]) & state["is_new"].to(device)
-        if state["is_new"].any():
-            self._keep_nearest(state, crossed)
-        crossed_cpu = crossed.cpu()
-        self._learn_pattern(state, crossed_cpu)
+        crossed = misclassified & state["is_new"]
+        if crossed.any():
+            self._keep_nearest(state, to_device(crossed, device))
+        self._learn_pattern(state, crossed)
         state["iteration"] += state["is_new"].long()
         finished = state["iteration"] >= self.steps
-        moved_back = state["x"] + (state["x_adv"] - state["x"]) * self.beta
-        state["x_adv"] = torch.where(per_row(crossed), moved_back, state["x_adv"])
-        stepping = had_gradient & ~crossed_cpu & ~finished
+        stepping = had_gradient & ~crossed & ~finished
         if stepping.any() and grad is not None:
-            rows = stepping.nonzero().squeeze(1).to(device)
+            rows = to_device(stepping.nonzero().squeeze(1), device)
             gap = self.loss(state, logits, slice(None))[rows]
             state["x_adv"][rows] = self._step(state, rows, gap, grad[rows])
         state["is_new"] = stepping
         return finished
 
     def _keep_nearest(self, state: State, crossed: Tensor) -> None:
+        """Keep new points where they are the nearest of the run, and move them back."""
         distance = lp_norm(state["x_adv"] - state["x"], self.p)
         nearer = crossed & (distance < state["distance"])
         state["nearest"] = torch.where(per_row(nearer), state["x_adv"], state["nearest"])
         state["distance"] = torch.where(nearer, distance, state["distance"])
+        moved_back = state["x"] + (state["x_adv"] - state["x"]) * self.beta
+        state["x_adv"] = torch.where(per_row(crossed), moved_back, state["x_adv"])
 
     def _learn_pattern(self, state: State, crossed: Tensor) -> None:
         """Store which kind of point followed which, for `wants_gradient`."""
@@ -135,7 +144,7 @@ class FAB:
         mixed by alpha = min(|d1| / (|d1| + |d0|), alpha_max).
         """
         x0, x1, w = state["x"][rows], state["x_adv"][rows], grad.flatten(1)
-        gap_at_x0 = gap + ((x0 - x1).flatten(1) * w).sum(1)
+        gap_at_x0 = gap + row_sum((x0 - x1) * grad)
         d1, d0 = project_onto_hyperplane(
             torch.cat([x1, x0]).flatten(1),
             torch.cat([w, w]),
@@ -147,5 +156,9 @@ class FAB:
         from_x1, from_x0 = x1 + self.eta * d1, x0 + self.eta * d0
         return (from_x1 * (1 - alpha) + from_x0 * alpha).clamp_(0, 1)
 
-    def on_done(self, state: State, row: int, image: AttackedImage[EpsProgress]) -> None:
-        image.progress.fab.remember(state["nearest"][row], float(state["distance"][row]), image.eps)
+    def on_done(
+        self, state: State, rows: list[int], images: list[AttackedImage[EpsProgress]]
+    ) -> None:
+        distances = state["distance"].tolist()
+        for row, image in zip(rows, images):
+            image.progress.fab.remember(state["nearest"][row], distances[row], image.eps)

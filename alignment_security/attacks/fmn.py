@@ -11,6 +11,7 @@ from alignment_security.attacks.attack import (
     Rows,
     State,
     initial_state,
+    to_device,
 )
 from alignment_security.attacks.geometry import (
     DUAL_ORDER,
@@ -80,12 +81,14 @@ class FMN(BestSoFar):
     def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
         return -margin(logits, state["y"][rows])
 
-    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+    def update(
+        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+    ) -> Tensor:
         """An iteration of Algorithm 1: update eps, take a gradient step, project onto the ball."""
         finished = state["iteration"] >= self.steps
         if grad is None:
             return finished
-        iteration = state["iteration"].to(grad.device)
+        iteration = to_device(state["iteration"], grad.device)
         delta = state["x_adv"] - state["x"]
         state["eps"] = self._next_eps(state, logits, grad, delta, iteration)
         length = cosine_schedule(iteration, self.steps, self.step_size, self.final_step_size)

@@ -19,6 +19,7 @@ from alignment_security.attacks.attack import (
     Finding,
     MinimumNormProgress,
     State,
+    to_device,
 )
 from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
@@ -148,10 +149,16 @@ class BestSoFar:
 
     def take_best(self, state: State, device: torch.device) -> Tensor:
         """Put the best point into x_adv in rows without steps left. (B,) bool: those with one."""
-        ended = (state["iteration"] >= self.steps).to(device)
+        if not (state["iteration"] >= self.steps).any():
+            return torch.zeros_like(state["y"], dtype=torch.bool)
+        ended = to_device(state["iteration"] >= self.steps, device)
         state["x_adv"] = torch.where(per_row(ended), state["x_best"], state["x_adv"])
         return ended & torch.isfinite(state["norm_best"])
 
-    def on_done(self, state: State, row: int, image: AttackedImage[MinimumNormProgress]) -> None:
-        if torch.isfinite(state["norm_best"][row]):
-            image.progress.x_best = state["x_best"][row]
+    def on_done(
+        self, state: State, rows: list[int], images: list[AttackedImage[MinimumNormProgress]]
+    ) -> None:
+        norms = state["norm_best"].tolist()
+        for row, image in zip(rows, images):
+            if norms[row] < math.inf:
+                image.progress.x_best = state["x_best"][row]

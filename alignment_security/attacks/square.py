@@ -6,12 +6,18 @@ each image by itself instead of once per batch.
 
 from __future__ import annotations
 
-import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from alignment_security.attacks.attack import AttackedImage, Rows, State, initial_state
+from alignment_security.attacks.attack import (
+    AttackedImage,
+    Rows,
+    State,
+    initial_state,
+    to_device,
+)
 from alignment_security.attacks.geometry import ORDER, TINY, lp_norm, margin, normalize, per_row
 
 FIRST_FRACTION = 0.8  # p of the paper
@@ -23,9 +29,9 @@ TILES = 5  # bumps per side of the L2 start
 PLACING_DRAWS = {"Linf": 2, "L2": 5}
 
 
-def square_fraction(query: int) -> float:
-    """Share of the image's area that proposal `query` changes; not rescaled to the budget."""
-    return FIRST_FRACTION / 2 ** sum(query > bound for bound in HALVED_AFTER)
+def square_fraction(query: Tensor) -> Tensor:
+    """Share of the image's area that proposals `query` change; not rescaled to the budget."""
+    return FIRST_FRACTION / 2 ** torch.bucketize(query, torch.tensor(HALVED_AFTER)).double()
 
 
 class Square:
@@ -91,91 +97,98 @@ class Square:
     def is_candidate(self, state: State, logits: Tensor) -> Tensor:
         return logits.argmax(1) != state["y"]
 
-    def update(self, state: State, logits: Tensor, grad: Tensor | None) -> Tensor:
+    def update(
+        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+    ) -> Tensor:
         """Their Algorithm 1: keep the proposal if its margin is smaller, and draw the next one."""
         value = margin(logits, state["y"])
-        better = (value < state["margin_best"]).nonzero().squeeze(1)
-        state["x_best"][better], state["margin_best"][better] = (
-            state["x_adv"][better],
-            value[better],
-        )
+        better = value < state["margin_best"]
+        state["margin_best"] = torch.where(better, value, state["margin_best"])
+        state["x_best"] = torch.where(per_row(better), state["x_adv"], state["x_best"])
         finished = state["iteration"] >= self.queries
-        state["x_adv"] = state["x_best"].clone()
-        for side, rows in self._rows_by_side(state, finished).items():
-            index = torch.tensor(rows, device=state["x"].device)
-            if self.norm == "Linf":
-                self._propose_linf(state, side, index)
-            else:
-                self._propose_l2(state, side, index)
+        query = state["iteration"].clamp(max=self.queries - 1)
+        side = square_sides(self.norm, *state["x"].shape[2:], self.queries)[query]
+        row, query = torch.arange(len(value), device=value.device), to_device(query, value.device)
+        draw = state["draws"][row, query]  # (B, PLACING_DRAWS + C)
+        if self.norm == "Linf":
+            self._propose_linf(state, to_device(side, value.device), draw)
+        else:
+            self._propose_l2(state, side, draw)
         state["iteration"] += 1
         return finished
 
-    def _rows_by_side(self, state: State, finished: Tensor) -> dict[int, list[int]]:
-        """Unfinished rows, grouped by the side of their next square in pixels (odd in L2)."""
-        h, w = state["x"].shape[2:]
-        rows_by_side: dict[int, list[int]] = {}
-        for row, query in enumerate(state["iteration"].tolist()):
-            if finished[row]:
-                continue
-            side = round(math.sqrt(square_fraction(query) * h * w))
-            side = max(side, SMALLEST_SIDE[self.norm])
-            if self.norm == "L2" and side % 2 == 0:
-                side += 1
-            rows_by_side.setdefault(min(side, h, w), []).append(row)
-        return rows_by_side
-
-    def _draws(self, state: State, rows: Tensor) -> Tensor:
-        """The random numbers of the next proposal of each of the b rows: (b, PLACING_DRAWS + C)."""
-        return state["draws"][rows, state["iteration"].to(rows.device)[rows]]
-
-    def _propose_linf(self, state: State, side: int, rows: Tensor) -> None:
+    def _propose_linf(self, state: State, side: Tensor, draw: Tensor) -> None:
         """Their Algorithm 2: a window of the perturbation becomes +eps or -eps in each channel."""
-        draw = self._draws(state, rows)
-        window = window_index(rows, state["x"].shape[1:], side, draw)
-        eps, sign = per_row(state["eps"][rows]), (2 * draw[:, 2:] - 1).sign()[:, :, None, None]
-        x = state["x"][window]
-        proposal = state["x_best"][window] + 2 * eps * sign
-        clipped = torch.minimum(torch.maximum(proposal, x - eps), x + eps)
-        state["x_adv"][window] = clipped.clamp_(0, 1)
+        x, (h, w) = state["x"], state["x"].shape[2:]
+        rows = is_inside(((h - side) * draw[:, 0]).long(), side, h)[:, None, :, None]
+        columns = is_inside(((w - side) * draw[:, 1]).long(), side, w)[:, None, None, :]
+        sign = (2 * draw[:, 2:] - 1).sign()[:, :, None, None]
+        changed = (x + per_row(state["eps"]) * sign).clamp_(0, 1)
+        state["x_adv"] = torch.where(rows & columns, changed, state["x_best"])
 
-    def _propose_l2(self, state: State, side: int, rows: Tensor) -> None:
-        """Their Algorithm 3: move the budget of a second window to a new bump in the first."""
-        draw = self._draws(state, rows)
-        x, eps = state["x"][rows], per_row(state["eps"][rows])
-        channels = x.shape[1]
-        delta = state["x_best"][rows] - x
-        local = torch.arange(len(rows), device=rows.device)
-        first = window_index(local, x.shape[1:], side, draw[:, :2])
-        second = window_index(local, x.shape[1:], side, draw[:, 2:4])
-        mask = torch.zeros_like(delta)
-        mask[first] = mask[second] = 1.0
-        norm_of_image = per_row(lp_norm(delta, ORDER["L2"]))
-        norm_of_windows = channel_norm(delta * mask)
-        bumps = torch.stack([bump(side, bool(t)) for t in draw[:, 4] > 0.5]).to(x)[:, None]
-        sign = (2 * draw[:, 5:] - 1).sign()[:, :, None, None]
-        old = delta[first]
-        new = bumps * sign + old / (TINY + channel_norm(old))
-        new = new / (TINY + channel_norm(new))
-        unused = (eps**2 - norm_of_image**2).clamp(min=0) / channels
-        delta[second] = 0.0
-        delta[first] = new * (unused + norm_of_windows**2).sqrt()
-        state["x_adv"][rows] = (x + eps * normalize(delta, 2)).clamp_(0, 1)
+    def _propose_l2(self, state: State, side: Tensor, draw: Tensor) -> None:
+        """A proposal for each row, by the side (B,) of its windows."""
+        state["x_adv"] = state["x_best"].clone()
+        for value in side.unique().tolist():
+            rows = to_device((side == value).nonzero().squeeze(1), draw.device)
+            x, eps, draws = state["x"][rows], state["eps"][rows], draw[rows]
+            state["x_adv"][rows] = propose_l2(x, state["x_best"][rows], eps, value, draws)
 
-    def on_done(self, state: State, row: int, image: AttackedImage) -> None:
+    def on_done(self, state: State, rows: list[int], images: list[AttackedImage]) -> None:
         pass
 
 
-def window_index(rows: Tensor, shape: torch.Size, side: int, draw: Tensor) -> tuple[Tensor, ...]:
-    """Index of one square window per row of a (B, C, H, W) tensor; selects (b, C, side, side).
+@cache
+def square_sides(norm: str, h: int, w: int, queries: int) -> Tensor:
+    """Side of the square of each proposal in pixels, odd in L2: (queries,) int64."""
+    side = (square_fraction(torch.arange(queries)) * h * w).sqrt().round().long()
+    side = side.clamp(min=SMALLEST_SIDE[norm])
+    if norm == "L2":
+        side += 1 - side % 2
+    return side.clamp(max=min(h, w))
 
-    rows (b,); shape (C, H, W); draw (b, 2 or more) uniform numbers, row and column of the window.
+
+def is_inside(first: Tensor, side: Tensor, length: int) -> Tensor:
+    """Which of `length` positions are in [first, first + side): (B,), (B,) -> (B, length) bool."""
+    positions = torch.arange(length, device=first.device)
+    return (positions >= first[:, None]) & (positions < (first + side)[:, None])
+
+
+def propose_l2(x: Tensor, x_best: Tensor, eps: Tensor, side: int, draw: Tensor) -> Tensor:
+    """Their Algorithm 3: move the budget of a second window to a new bump in the first.
+
+    x, x_best (b, C, H, W), eps (b,), draw (b, PLACING_DRAWS + C) -> (b, C, H, W)
     """
-    c, h, w = shape
-    grid, channels = torch.arange(side, device=rows.device), torch.arange(c, device=rows.device)
+    channels, delta = x.shape[1], x_best - x
+    first = window_index(x.shape, side, draw[:, :2])
+    second = window_index(x.shape, side, draw[:, 2:4])
+    mask = torch.zeros_like(delta)
+    mask[first] = mask[second] = 1.0
+    norm_of_image = per_row(lp_norm(delta, ORDER["L2"]))
+    norm_of_windows = channel_norm(delta * mask)
+    upright = bump(side, transpose=False).to(x)
+    bumps = torch.where(per_row(draw[:, 4] > 0.5), upright.T, upright)
+    sign = (2 * draw[:, 5:] - 1).sign()[:, :, None, None]
+    old = delta[first]
+    new = bumps * sign + old / (TINY + channel_norm(old))
+    new = new / (TINY + channel_norm(new))
+    unused = (per_row(eps) ** 2 - norm_of_image**2).clamp(min=0) / channels
+    delta[second] = 0.0
+    delta[first] = new * (unused + norm_of_windows**2).sqrt()
+    return (x + per_row(eps) * normalize(delta, 2)).clamp_(0, 1)
+
+
+def window_index(shape: torch.Size, side: int, draw: Tensor) -> tuple[Tensor, ...]:
+    """Index of one square window per row of a tensor of `shape`; selects (B, C, side, side).
+
+    draw (B, 2 or more) uniform numbers: row and column of the window.
+    """
+    b, c, h, w = shape
+    grid = torch.arange(side, device=draw.device)
     top, left = (h - side) * draw[:, 0], (w - side) * draw[:, 1]
     return (
-        per_row(rows),
-        channels.view(1, -1, 1, 1),
+        per_row(torch.arange(b, device=draw.device)),
+        torch.arange(c, device=draw.device).view(1, -1, 1, 1),
         per_row(top.long()) + grid.view(1, 1, -1, 1),
         per_row(left.long()) + grid.view(1, 1, 1, -1),
     )

@@ -2,7 +2,7 @@
 
 Process-wide state. Apart from random seeds, the project changes these settings of the process:
 
-    tune_process           glibc's malloc thresholds, cuDNN's benchmark mode, the TF32 flags
+    tune_process           glibc's malloc thresholds, the TF32 flags
     fast.WithoutTF32       switches TF32 off during its forward pass, then restores the flags
     brainscore.load_plugin sets BS_INSTALL_DEPENDENCIES=no in the environment unless it is set
 """
@@ -23,6 +23,9 @@ from alignment_security.common.settings import git_state, installed_versions
 
 CPU_BATCH, FIRST_CUDA_BATCH, LARGEST_BATCH = 8, 32, 1024
 LEAST_GAIN = 1.05  # a doubled batch must be this many times as fast, in images per second
+# A network sees at most so many sizes of batch (`batch_shapes`), and none below SMALLEST_SHAPE:
+# on CPUs, kernels for one or two rows round differently.
+SHAPES, SMALLEST_SHAPE = 6, 4
 # glibc, malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -35,12 +38,24 @@ def device_of(module: nn.Module) -> torch.device:
 # ---- passes --------------------------------------------------------------------------------------
 
 
+def batch_shapes(batch_size: int) -> list[int]:
+    """Sizes of the batches that reach a network, ascending; the last one is batch_size."""
+    shapes = [batch_size]
+    while len(shapes) < SHAPES and shapes[0] // 2 >= SMALLEST_SHAPE:
+        shapes.insert(0, shapes[0] // 2)
+    return shapes
+
+
 class Forward:
     """Runs a model's forward and backward passes in chunks of at most `batch_size` rows.
 
+    Each chunk is filled up with idle rows to the next of `batch_shapes`. So kernels are chosen for
+    a few sizes only, and the logits of an image do not depend on how many others are with it, as
+    far as the kernels of these sizes agree.
+
     When the device is out of memory, `batch_size` is halved and `log` is called with a message.
 
-    forwards    images that went through forward passes so far
+    forwards    images that went through forward passes so far, without idle rows
     backwards   images that went through backward passes so far
     """
 
@@ -52,8 +67,12 @@ class Forward:
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K) float32 of images x (B, C, H, W), without a graph."""
+
+        def chunk_logits(part: Tensor, rows: slice) -> tuple[Tensor]:
+            return (self.module(self._with_idle_rows(part))[: len(part)].float(),)
+
         with torch.no_grad():
-            (logits,) = self._in_chunks(x, lambda part, rows: (self.module(part).float(),))
+            (logits,) = self._in_chunks(x, chunk_logits)
         return logits
 
     def gradient(self, x: Tensor, loss: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
@@ -66,14 +85,22 @@ class Forward:
 
         def chunk_gradient(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
-                leaf = part.detach().requires_grad_()
-                logits = self.module(leaf).float()
+                leaf = self._with_idle_rows(part).detach().requires_grad_()
+                logits = self.module(leaf)[: len(part)].float()
                 (gradient,) = torch.autograd.grad(loss(logits, rows).sum(), leaf)
-            return logits.detach(), gradient
+            return logits.detach(), gradient[: len(part)]
 
         logits, gradient = self._in_chunks(x, chunk_gradient)
         self.backwards += len(x)
         return logits, gradient
+
+    def _with_idle_rows(self, part: Tensor) -> Tensor:
+        """The rows (b, C, H, W), and copies of the last one up to the next of `batch_shapes`."""
+        idle = self._shape(len(part)) - len(part)
+        return torch.cat([part, part[-1:].expand(idle, *part.shape[1:])]) if idle else part
+
+    def _shape(self, rows: int) -> int:
+        return next(shape for shape in batch_shapes(self.batch_size) if shape >= rows)
 
     def _in_chunks(
         self, x: Tensor, evaluate: Callable[[Tensor, slice], tuple[Tensor, ...]]
@@ -92,7 +119,7 @@ class Forward:
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
                     raise
-                self.batch_size = max(1, min(self.batch_size, len(x)) // 2)
+                self.batch_size = self._shape(min(self.batch_size, len(x) - begin)) // 2
                 self.log(f"out of device memory: batch size is now {self.batch_size}")
                 if x.is_cuda:
                     torch.cuda.empty_cache()
@@ -161,16 +188,16 @@ def tune_process(device: torch.device, precision: str) -> None:
     CPU, Linux   glibc keeps freed memory. By default it returns large tensors to the kernel after
                  every layer and pays a page fault per page to get them back: on two CPU cores
                  EfficientNet-Lite0 at batch size 32 took 3 to 6 times as long.
-    CUDA         cuDNN picks the fastest algorithm for each shape.
     both         TF32 is on for precision `tf32`, and off for all others.
+
+    cuDNN's benchmark mode stays off: it took 13 s for each size of batch of EfficientNet-Lite0 in
+    float32 on an H200, longer than most attacks.
     """
     if device.type == "cpu" and platform.system() == "Linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 

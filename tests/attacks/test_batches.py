@@ -1,0 +1,127 @@
+"""The batches that reach a network: few sizes, idle rows that change nothing, few waits."""
+
+import copy
+from functools import partial
+
+import pandas as pd
+import pytest
+import torch
+from accelerator import WAITS, pretended
+from nets import digits, rows_of
+from torch import nn
+
+from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.attacks.clean import run_clean
+from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.models.forward import Forward, batch_shapes
+
+IMAGES = digits()[1200:1223]
+
+
+def bounded(attack: str, eps: float, **budget):
+    """One attack of AutoAttack in Linf."""
+    return partial(
+        run_autoattack, norm="Linf", eps=[eps], n_outputs=10, budget=Budget((attack,), **budget)
+    )
+
+
+def minimal(attack):
+    return partial(run_minimum_norm, attack=attack, n_outputs=10)
+
+
+def runs(eps: float) -> dict:
+    """Every attack that the engine runs."""
+    return {
+        "apgd-ce": bounded("apgd-ce", eps, steps=40),
+        "apgd-t": bounded("apgd-t", eps, steps=40, targets=2),
+        "fab-t": bounded("fab-t", eps, steps=40, targets=2),
+        "square": bounded("square", eps, queries=80),
+        "crossing": minimal(BoundaryCrossing("L2", 40, walks=2)),
+        "fmn": minimal(FMN("L2", 40)),
+    }
+
+
+class Watched(nn.Module):
+    """A net that notes the size of each batch."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.sizes = net, []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        return self.net(x)
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "shapes"),
+    [
+        (1, [1]),
+        (3, [3]),
+        (7, [7]),
+        (8, [4, 8]),
+        (12, [6, 12]),
+        (64, [4, 8, 16, 32, 64]),
+        (1024, [32, 64, 128, 256, 512, 1024]),
+    ],
+)
+def test_batch_shapes(batch_size, shapes):
+    assert batch_shapes(batch_size) == shapes
+
+
+@pytest.mark.parametrize("name", ["clean", *runs(0.1)])
+def test_a_network_sees_at_most_six_sizes_of_batch(robust_digits, name):
+    net = Watched(robust_digits)
+    run = partial(run_clean, n_outputs=10) if name == "clean" else runs(0.1)[name]
+    rows_of(run(net, digits()[1200:1300], batch_size=64))
+    assert set(net.sizes) <= set(batch_shapes(64)) and max(net.sizes) == 64
+
+
+@pytest.mark.parametrize("count", range(1, 20))
+def test_idle_rows_are_neither_returned_nor_counted(robust_digits, count):
+    x = torch.stack([image for _, image, _ in digits()[:count]])
+    forward = Forward(robust_digits, 16)
+    logits, gradient = forward.gradient(x, lambda logits, rows: logits[:, 0])
+    leaf = x.clone().requires_grad_()
+    want = robust_digits(leaf)
+    torch.testing.assert_close(logits, want.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(want[:, 0].sum(), leaf)[0])
+    torch.testing.assert_close(forward.logits(x), want.detach())
+    assert (forward.forwards, forward.backwards) == (2 * count, count)
+
+
+# ---- company -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["clean", *runs(0.1)])
+def test_rows_are_the_same_bytes_in_any_company(robust_digits, name):
+    """Reversed, in two halves, and an image almost alone: every digit of every column."""
+    run = partial(run_clean, n_outputs=10) if name == "clean" else runs(0.1)[name]
+
+    def rows(*parts) -> pd.DataFrame:
+        found = [rows_of(run(robust_digits, part, batch_size=8)) for part in parts]
+        return pd.concat(found).sort_values("image_id", ignore_index=True)
+
+    want = rows(IMAGES).drop(columns="perturbation", errors="ignore")
+    assert len(want) == len(IMAGES)
+    for parts in ([IMAGES[::-1]], [IMAGES[:13], IMAGES[13:]], [IMAGES[1:], IMAGES[:1]]):
+        got = rows(*parts).drop(columns="perturbation", errors="ignore")
+        pd.testing.assert_frame_equal(got[want.columns], want, check_exact=True)
+
+
+# ---- waits ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", runs(0.0))
+def test_the_host_waits_about_once_a_step_for_the_device(robust_digits, name):
+    """Copies to the host and sizes that values decide, per pass, where nothing breaks."""
+    with pretended() as device:
+        net = Watched(copy.deepcopy(robust_digits).to(device))
+        WAITS.clear()
+        rows_of(runs(1e-4)[name](net, digits()[1200:1208], batch_size=8))
+        assert len(WAITS) / len(net.sizes) < 2.1, pd.Series(WAITS).value_counts()
