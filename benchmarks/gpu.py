@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from alignment_security.models.forward import pick_device, tune_process
 from benchmarks.gpu_attacks import engine, parity, precision, survivors
 from benchmarks.gpu_machine import loading, memory, start, training
-from benchmarks.gpu_passes import floor, floor_compiled
+from benchmarks.gpu_passes import floor, floor_compiled, floor_tuned
 from benchmarks.gpu_stage import FULL, QUICK, Rows, Stage
 from benchmarks.machine import machine
 from benchmarks.output import get_args_parser, output_file, write_table
@@ -36,13 +36,14 @@ from benchmarks.output import get_args_parser, output_file, write_table
 STAGES = {
     "parity": (parity, 0.15),
     "engine": (engine, 0.25),
-    "floor": (floor, 0.15),
     "survivors": (survivors, 0.2),
+    "floor": (floor, 0.2),
     "precision": (precision, 0.15),
     "memory": (memory, 0.1),
     "training": (training, 0.1),
     "loading": (loading, 0.1),
     "start": (start, 0.1),
+    "floor_tuned": (floor_tuned, 0.2),
     "floor_compiled": (floor_compiled, 0.3),
 }
 

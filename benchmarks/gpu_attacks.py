@@ -17,6 +17,7 @@ from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.minimum_norm import MinimumNormAttack, run_minimum_norm
 from alignment_security.models.forward import Forward, auto_batch_size
+from benchmarks.gpu_passes import flags
 from benchmarks.gpu_stage import LITE0, Rows, Stage, shape_of
 from benchmarks.measure import Image, compare, measured, reference
 
@@ -219,11 +220,9 @@ def precision(stage: Stage) -> Rows:
         base: pd.DataFrame | None = None
         for kind in ("float32", "tf32", "bf16"):
             net = stage.fast(LITE0, kind)
-            torch.backends.cuda.matmul.allow_tf32 = kind == "tf32"
-            torch.backends.cudnn.allow_tf32 = kind == "tf32"
             begin = time.perf_counter()
-            rows = rows_of(run(net, images, batch_size=batch, exact=exact))
+            with flags(tf32=kind == "tf32"):
+                rows = rows_of(run(net, images, batch_size=batch, exact=exact))
             spent = {"seconds": time.perf_counter() - begin}
             base = rows if base is None else base
             yield f"{name}, {kind}", difference(rows, base) | spent
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

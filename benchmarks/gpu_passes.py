@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -19,17 +19,30 @@ def floor(stage: Stage) -> Rows:
     """Images per second forward, and forward + backward to the image, without any attack."""
     for batch in stage.size.batches:
         for name in stage.size.nets:
-            x = torch.rand(batch, *shape_of(name), device=stage.device)
-            for variant, (net, tf32) in variants(stage, name).items():
-                with allow_tf32(tf32):
-                    yield f"{name}, batch {batch}, {variant}", rates(stage, net, x)
-            if stage.on_gpu:
-                yield f"{name}, batch {batch}, float32 as a CUDA graph", graph_rates(stage, name, x)
+            x, fast = torch.rand(batch, *shape_of(name), device=stage.device), stage.fast(name)
+            yield f"{name}, batch {batch}, plain float32", rates(stage, stage.net(name), x)
+            yield f"{name}, batch {batch}, float32", rates(stage, fast, x)
+            if not stage.on_gpu:
+                continue
+            with flags(tf32=True):
+                yield f"{name}, batch {batch}, tf32", rates(stage, fast, x)
+            yield f"{name}, batch {batch}, bf16", rates(stage, BFloat16(fast), x)
+            yield f"{name}, batch {batch}, float32 as a CUDA graph", graph_rates(stage, fast, x)
+
+
+def floor_tuned(stage: Stage) -> Rows:
+    """The same in float32 with cuDNN's benchmark mode, and the seconds that tuning took."""
+    batch = stage.size.batches[0]
+    for name in stage.size.nets if stage.on_gpu else ():
+        x, fast = torch.rand(batch, *shape_of(name), device=stage.device), stage.fast(name)
+        with flags(benchmark=True):
+            spent = stage.seconds(partial(gradient, fast, x))
+            yield f"{name}, batch {batch}, tuned", rates(stage, fast, x) | {"tuning_seconds": spent}
 
 
 def floor_compiled(stage: Stage) -> Rows:
     """The same after torch.compile, with the seconds that compiling took."""
-    batch = stage.size.batches[-1]
+    batch = stage.size.batches[0]
     for name in stage.size.compiled:
         x = torch.rand(batch, *shape_of(name), device=stage.device)
         for precision in ("float32", "bf16"):
@@ -42,35 +55,19 @@ def floor_compiled(stage: Stage) -> Rows:
             )
 
 
-def variants(stage: Stage, name: str) -> dict[str, tuple[nn.Module, bool]]:
-    """(network, whether TF32 is on) by what is changed."""
-    plain = stage.net(name)
-    channels_last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    fast = stage.fast(name)
-    found = {
-        "float32": (plain, False),
-        "float32 channels_last": (channels_last, False),
-        "float32 as attacked": (fast, False),
-    }
-    if stage.on_gpu:
-        found |= {"tf32": (fast, True), "bf16": (BFloat16(fast), False)}
-    return found
+@contextmanager
+def flags(tf32: bool = False, benchmark: bool = False) -> Iterator[None]:
+    """A context with TF32 or cuDNN's benchmark mode on; both are off afterwards."""
+    set_flags(tf32, benchmark)
+    try:
+        yield
+    finally:
+        set_flags(False, False)
 
 
-class allow_tf32:
-    """A context with TF32 on or off."""
-
-    def __init__(self, allowed: bool):
-        self.allowed = allowed
-
-    def __enter__(self):
-        self._set(self.allowed)
-
-    def __exit__(self, *error):
-        self._set(False)
-
-    def _set(self, allowed: bool) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+def set_flags(tf32: bool, benchmark: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = benchmark
 
 
 def logits(net: nn.Module, x: Tensor) -> Tensor:
@@ -91,9 +88,8 @@ def rates(stage: Stage, net: nn.Module, x: Tensor) -> dict:
     }
 
 
-def graph_rates(stage: Stage, name: str, x: Tensor) -> dict:
+def graph_rates(stage: Stage, net: nn.Module, x: Tensor) -> dict:
     """Both passes replayed as CUDA graphs: no launch costs."""
-    net = stage.fast(name)
     return {
         key: rate(stage, captured(partial(run, net, x)).replay, len(x))
         for key, run in (("forward", logits), ("both", gradient))

@@ -42,13 +42,13 @@ class Size:
     """
 
     nets: tuple[str, ...] = ("resnet50", "vit_base_patch16_224", "convnext_tiny", LITE0)
-    batches: tuple[int, ...] = (16, 256)
+    batches: tuple[int, ...] = (256, 32)
     compiled: tuple[str, ...] = ("resnet50", "vit_base_patch16_224")
     seconds: float = 0.4
     engine_nets: tuple[str, ...] = (LITE0, "resnet50")
     engine_steps: int = 10
     engine_queries: int = 30
-    largest_batch: int = 512
+    largest_batch: int = 256
     budget: Budget = Budget(steps=20, targets=3, queries=500)
     photographs: int = 200
     parity: int = 20

@@ -156,7 +156,7 @@ def prepare(
     threat.check(model, images)
     if batch_size == "auto":
         shape = model.preprocessing["input_size"]
-        batch_size = auto_batch_size(model.module, shape, device_of(model.module))
+        batch_size = auto_batch_size(model.module, shape, device_of(model.module), len(images.ids))
     return Evaluation(model, images, threat, int(batch_size), **options)
 
 

@@ -129,15 +129,21 @@ class Forward:
         return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results)]
 
 
-def auto_batch_size(module: nn.Module, shape: tuple[int, int, int], device: torch.device) -> int:
+def auto_batch_size(
+    module: nn.Module,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    images: int = LARGEST_BATCH,
+) -> int:
     """The largest power of two at which forward and backward fit into memory and still gain speed.
 
-    On a CPU time is linear in the batch size, and a small batch stays in the caches: CPU_BATCH.
+    No larger than it takes to hold all `images`. On a CPU time is linear in the batch size, and a
+    small batch stays in the caches: CPU_BATCH.
     """
     if device.type != "cuda":
         return CPU_BATCH
     best, best_speed, size = 1, 0.0, FIRST_CUDA_BATCH
-    while size <= LARGEST_BATCH:
+    while size <= LARGEST_BATCH and (size == FIRST_CUDA_BATCH or size < 2 * images):
         try:
             speed = _probe_speed(module, torch.rand(size, *shape, device=device))
         except torch.OutOfMemoryError:
