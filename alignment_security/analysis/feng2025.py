@@ -125,6 +125,8 @@ def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -
             "group": groups,
             "pt": rows["l2_mean"],
             "pt_sem": rows["l2_sem"],
+            "size": rows["size"],
+            "pt_per_pixel": rows["l2_per_pixel"],
             "alignment": rows["human_alignment"],
             "alignment_sem": rows["human_alignment_sem"],
         }

@@ -26,6 +26,7 @@ from alignment_security.common.public_nets import public_nets
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.models.families import family
 from alignment_security.models.lists import read_model_list
+from alignment_security.records.summary import per_pixel, size_text
 
 DOWNLOAD = "download it again, from where results/README.md says"
 ROBUST_NAME = re.compile(r"(?P<net>.+)_(?P<norm>l2|linf)_eps(?P<eps>[\d.]+)(_255)?$")
@@ -45,6 +46,7 @@ MULTILABEL_NAMES = {
     "convnext_base.fb_in22k_ft_in1k_384": "facebook--convnext-base-384-22k-1k",
     "convnext_large.fb_in22k_ft_in1k_384": "facebook--convnext-large-384-22k-1k",
 }
+PUBLISHED_SIZE = (224, 224)  # of the attacked images, whatever the net's own size
 SAME_WEIGHTS = 1.0  # percent of top-1 by which two tables may differ on the same weights
 # top-1 of the linear heads in percent (Oquab et al. 2023, DINOv2, table 4), absent in timm's tables
 DINOV2_TOP1 = {
@@ -209,6 +211,8 @@ def published_norms(results: Results) -> Iterator[NormTable]:
         source=PUBLISHED,
         weights=("timm:" + rows["model"]).where(standard, ""),
         weights_sha256="",
+        size=size_text(PUBLISHED_SIZE),
+        pt_per_pixel=[per_pixel(pt, PUBLISHED_SIZE) for pt in rows["pt"]],
         family=rows["model"].map(family),
         estimated=rows["estimated"].fillna(False).astype(bool),
     )

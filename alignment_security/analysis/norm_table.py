@@ -22,6 +22,8 @@ NORM_TABLE_COLUMNS = [
     "group",
     "pt",  # Perturbation Tolerance: mean minimal L2 norm, pixel units of [0, 1]
     "pt_sem",
+    "size",  # of the attacked images, `height x width`: norms of another size are of other pixels
+    "pt_per_pixel",  # pt / sqrt(3 height width)
     "alignment",  # Spearman with human maps over the human ceiling
     "alignment_sem",
     "accuracy",  # percent

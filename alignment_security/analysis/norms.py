@@ -22,6 +22,7 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.models.families import family
 from alignment_security.records.metrics import accuracy_interval, spearman
+from alignment_security.records.summary import attacked_size, size_text
 
 NORM_COLUMNS = {"L2": "l2", "Linf": "linf"}  # norm of a threat -> column of its records
 POINTS = 100  # of a curve
@@ -64,6 +65,7 @@ def accuracy_curve(run: dict) -> pd.DataFrame:
             "threat": run["threat"],
             "budget": run_budget(run),
             "model": run["model"],
+            "size": size_text(attacked_size(run)),
             "eps": radii,
             "correct": correct,
             "n": n,

@@ -16,6 +16,7 @@ from alignment_security.records.metrics import (
     accuracy_interval,
     mean_corruption_error,
 )
+from alignment_security.records.summary import attacked_size, size_text
 
 CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors
 
@@ -104,6 +105,7 @@ def protocol_table(runs: list[dict]) -> pd.DataFrame:
             "model": run["model"],
             "threat": run["threat"],
             "attack": run_budget(run),
+            "size": size_text(attacked_size(run)),
         }
         rows.append(names | norm_means(read_finished_rows(run)))
     return pd.DataFrame(rows)

@@ -17,7 +17,12 @@ from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
-from alignment_security.records.summary import SUMMARY_NAME, norm_summary
+from alignment_security.records.summary import (
+    SUMMARY_NAME,
+    attacked_size,
+    norm_summary,
+    size_text,
+)
 
 REQUIRED_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]
 SUMMARY_NUMBERS = [
@@ -28,11 +33,12 @@ SUMMARY_NUMBERS = [
     "robust_acc",
     "l2_mean",
     "l2_sem",
+    "l2_per_pixel",
     "human_alignment",
     "human_alignment_sem",
     "partial",
 ]
-PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group"]
+PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group", "size"]
 SUMMARY_COLUMNS = list(dict.fromkeys([*REQUIRED_COLUMNS, *SUMMARY_NUMBERS, *PROVENANCE_COLUMNS]))
 
 
@@ -140,11 +146,27 @@ def describe_runs(group: list[dict], runs: list[dict]) -> str:
     heads = [run["settings"]["run"].get("head", "none") for run in group]
     if set(heads) != {"none"}:
         facts.append(either("head", [head for head in heads if head != "none"]))
+    facts += [*size_facts(group), *map_facts(group)]
     facts.append(either("budget", [run_budget(run) for run in group]))
     return (
         f"{image_set}, {threat}: {', '.join(facts)}, evaluated {evaluation_dates(group)}. "
         f"{missing_models(image_set, threat, runs)}"
     )
+
+
+def size_facts(group: list[dict]) -> list[str]:
+    """The sizes of the images that some runs attacked, for a caption."""
+    sizes = {text for run in group if (text := size_text(attacked_size(run)))}
+    if len(sizes) < 2 or group[0]["kind"] != "minimum_norm":
+        return [either("size", list(sizes))] if sizes else []
+    return [f"{either('size', list(sizes))} (compare norms of different sizes per pixel)"]
+
+
+def map_facts(group: list[dict]) -> list[str]:
+    """How ClickMe's maps were read in some runs, for a caption."""
+    settings = [run["settings"]["run"] for run in group]
+    blurs = [one.get("human_map_blur") for one in settings if one.get("human_map") == "ClickMe"]
+    return [either("maps blurred:", [blur or "no" for blur in blurs])] if blurs else []
 
 
 def either(name: str, values: list[str]) -> str:

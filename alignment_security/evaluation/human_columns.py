@@ -6,16 +6,32 @@ import numpy as np
 
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Threat
-from alignment_security.images.human_maps import human_map
+from alignment_security.images.human_maps import human_map, map_source
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.labels import multilabel_correct, real_correct
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
+from alignment_security.records.ceiling import CLICKME, HUMAN_CEILING, MAP_BLUR
 from alignment_security.records.metrics import over_ceiling, rank_agreement
 
 
-def add_human_columns(rows: list[dict], threat: Threat, model: Model, images: ImageSet) -> None:
+def map_settings(images: ImageSet, map_reduce: str | None) -> dict:
+    """How human maps are read and compared, for the run file; empty without maps.
+
+    ClickMe's maps are blurred, as they were when HUMAN_CEILING was measured.
+    """
+    source = map_source(images)
+    if source is None or map_reduce is None:
+        return {}
+    blur = {"human_map_blur": MAP_BLUR} if source == CLICKME else {}
+    return {"human_map": source, "map_reduce": map_reduce, **blur, "human_ceiling": HUMAN_CEILING}
+
+
+def add_human_columns(
+    rows: list[dict], threat: Threat, model: Model, images: ImageSet, settings: dict
+) -> None:
     """Add what people say of an image to its rows.
 
+    settings   of the run file: how human maps are read, and the ceiling of that reading
     Clean rows get `clean_real` and `clean_multilabel`: whether the prediction is among all labels
     that fit. Rows with a perturbation get its rank agreement with the image's human map. A value
     that does not exist is no cell.
@@ -24,7 +40,7 @@ def add_human_columns(rows: list[dict], threat: Threat, model: Model, images: Im
         if isinstance(threat, Clean) and model.n_outputs == IMAGENET_CLASSES:
             add_accepted_labels(row, threat, model)
         if threat.map_reduce and row.get("perturbation") is not None:
-            add_alignment(row, threat.map_reduce, model, images)
+            add_alignment(row, threat.map_reduce, model, images, settings)
 
 
 def add_accepted_labels(row: dict, threat: Clean, model: Model) -> None:
@@ -33,8 +49,11 @@ def add_accepted_labels(row: dict, threat: Clean, model: Model) -> None:
     row["clean_multilabel"] = multilabel_correct(accepted, row["image_id"], row["clean_pred"])
 
 
-def add_alignment(row: dict, map_reduce: str, model: Model, images: ImageSet) -> None:
-    attention = human_map(images, images.position(row["image_id"]), model.preprocessing)
+def add_alignment(
+    row: dict, map_reduce: str, model: Model, images: ImageSet, settings: dict
+) -> None:
+    position, blur = images.position(row["image_id"]), "human_map_blur" in settings
+    attention = human_map(images, position, model.preprocessing, blur)
     if attention is None:
         return
     perturbation = row["perturbation"].cpu().numpy()
@@ -42,4 +61,4 @@ def add_alignment(row: dict, map_reduce: str, model: Model, images: ImageSet) ->
     if np.isnan(raw):
         return
     row["human_alignment_raw"] = float(raw)
-    row["human_alignment"] = float(over_ceiling(raw))
+    row["human_alignment"] = float(over_ceiling(raw, settings["human_ceiling"]))

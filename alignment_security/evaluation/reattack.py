@@ -18,6 +18,7 @@ import torch
 from alignment_security.attacks.libraries import stretch
 from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import glob_visible
+from alignment_security.evaluation.threats.feng2025 import on_published_images
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.loading import load_model
 from alignment_security.records.adversarial_examples import load_example
@@ -46,6 +47,8 @@ def confirm_examples(
             run = read_run_file(csv.with_suffix(".json"))
             rows = read_record(csv).set_index("image_id", drop=False)
             model = model_of_run(run, checkpoint_dir)
+            if run["settings"]["run"].get("geometry"):
+                model = on_published_images(model)
         except ModelError as error:
             unavailable.append(f"{folder.name} is not available: {error}")
             continue

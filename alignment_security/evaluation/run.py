@@ -23,13 +23,12 @@ from alignment_security.attacks.clean import ImageStream
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import version_drift
-from alignment_security.evaluation.human_columns import add_human_columns
+from alignment_security.evaluation.human_columns import add_human_columns, map_settings
 from alignment_security.evaluation.progress import EvaluationProgress
 from alignment_security.evaluation.published import compare_with_published, read_published
 from alignment_security.evaluation.saved_examples import save_examples
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
-from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_images
 from alignment_security.models.fast import PRECISIONS
@@ -41,9 +40,9 @@ from alignment_security.models.forward import (
 )
 from alignment_security.models.heads import ANIMATE_CLASSES, HEADS, Model, restrict_classes
 from alignment_security.models.loading import check_model
-from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.record import check_rows_belong
 from alignment_security.records.run import Run
+from alignment_security.records.summary import attacked_size, size_text
 
 
 class Stopped(BaseException):
@@ -100,11 +99,7 @@ class Evaluation:
         }
         if images.name == "big12":
             run["contents_sha256"] = images.contents_sha256()
-        if threat.map_reduce and map_source(images):
-            run["human_map"] = map_source(images)
-            run["map_reduce"] = threat.map_reduce
-            run["human_ceiling"] = HUMAN_CEILING
-        return {"model": model.settings, "run": run}
+        return {"model": model.settings, "run": run | map_settings(images, threat.map_reduce)}
 
 
 def evaluate(
@@ -204,7 +199,8 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
 
 def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     """Append rows as the attack finds them. Raises Stopped when images are left at the deadline."""
-    model, images, threat = evaluation.model, evaluation.images, evaluation.threat
+    images, threat, settings = evaluation.images, evaluation.threat, run.settings["run"]
+    model = threat.input_model(evaluation.model, settings)
     count = run.counts()
 
     def is_done(name: str) -> bool:
@@ -223,7 +219,7 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     # close the stream before a failure travels on: decoding workers would keep the process alive
     with closing(with_head_labels(decoded, model.settings["head"])) as source:
         for rows in threat.run(model, stop_at(source, deadline), execution):
-            add_human_columns(rows, threat, model, images)
+            add_human_columns(rows, threat, model, images, settings)
             run.replace_old()
             # before the row: an image with a row is never attacked again
             save_examples(rows, evaluation.examples, model, images, run)
@@ -305,7 +301,7 @@ def report_text(run: Run) -> str:
         norms = correct.loc[correct["success"] == 1, "l2"]
         lines.append(
             f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} "
-            f"over {len(norms)} images"
+            f"over {len(norms)} images ({size_text(attacked_size(run.info))})"
         )
     lines += [f"  warning: {warning}" for warning in run.info["warnings"]]
     return "\n".join([*lines, f"  {run.csv}"])

@@ -29,14 +29,15 @@ def save_examples(
         if row.get("perturbation") is None or row["image_id"] not in chosen:
             continue
         path = example_path(run.csv, row["image_id"])
-        write_atomic(path, example_bytes(row, model, images))
+        blur = "human_map_blur" in run.settings["run"]
+        write_atomic(path, example_bytes(row, model, images, blur))
 
 
-def example_bytes(row: dict, model: Model, images: ImageSet) -> bytes:
-    """The .npz file of one adversarial example."""
+def example_bytes(row: dict, model: Model, images: ImageSet, blur: bool = False) -> bytes:
+    """The .npz file of one adversarial example; `blur` says how its human map is read."""
     position = images.position(row["image_id"])
     image = PixelDataset(images, model.preprocessing)[position][1]
-    attention = human_map(images, position, model.preprocessing)
+    attention = human_map(images, position, model.preprocessing, blur)
     head = model.settings["head"]
     arrays = {
         "image": (image.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),

@@ -50,7 +50,10 @@ def human_map(
     if drawn is None or not drawn.any():
         return None
     if blur:
+        shape = drawn.shape
         drawn = harmonization_blur(drawn)
+        if shape[0] != shape[1]:  # back to the photograph's proportions, for the crop
+            drawn = resize_map(drawn, shape)
     geometry = set_preprocessing(images, preprocessing) | {"interpolation": "bilinear"}
     # crop mode `border` pads with the mean: 0 for maps
     transform = create_transform(**geometry, is_training=False, normalize=False, mean=(0.0,))
@@ -99,6 +102,14 @@ def draw_ellipses(ellipses: list[list[float]], height: int, width: int) -> np.nd
     return drawn.astype(np.float32)
 
 
+def resize_map(drawn: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A map as float32 (height, width) = `size`, bilinear without antialiasing."""
+    x = torch.from_numpy(drawn)[None, None]
+    return torch.nn.functional.interpolate(x, size, mode="bilinear", align_corners=False)[
+        0, 0
+    ].numpy()
+
+
 # ---- Harmonization's blur ------------------------------------------------------------------------
 
 
@@ -110,12 +121,7 @@ def harmonization_blur(drawn: np.ndarray) -> np.ndarray:
     zeros as in TensorFlow (4 before, 5 after). tf.image.resize does not antialias; neither does
     this.
     """
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(drawn)[None, None],
-        size=(BLUR_SIDE, BLUR_SIDE),
-        mode="bilinear",
-        align_corners=False,
-    )
+    small = torch.from_numpy(resize_map(drawn, (BLUR_SIDE, BLUR_SIDE)))[None, None]
     offsets = torch.arange(BLUR_KERNEL, dtype=torch.float32) - BLUR_KERNEL // 2
     line = torch.exp(-(offsets**2) / (2 * BLUR_SIGMA**2))
     kernel = torch.outer(line.flip(0), line)  # the source counts rows from 4 down, columns from -5

@@ -61,6 +61,7 @@ def check_same_predictions(records: list[Record]) -> Iterator[str]:
             settings.get("head"),
             settings.get("precision"),
             settings.get("pixels"),
+            settings.get("geometry"),
             str(settings.get("corruption")),
         )
         images = record.rows.drop_duplicates("image_id").set_index("image_id")

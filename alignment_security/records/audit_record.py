@@ -16,6 +16,7 @@ from alignment_security.common.verdicts import (
     STANDARD_BUDGET,
     inside_ball,
 )
+from alignment_security.records.ceiling import check_ceiling
 from alignment_security.records.record import (
     CLEAN_COLUMNS,
     check_complete,
@@ -212,6 +213,7 @@ def check_norms(record: Record) -> Iterator[str]:
         "give it more --steps, or report the success rate",
     )
     yield from impossible_norms(rows)
+    yield from check_ceiling(record.settings)
     raw, ceiling = rows["human_alignment_raw"], record.settings.get("human_ceiling")
     if ceiling:
         wrong_ratio = (raw / ceiling - rows["human_alignment"]).abs() > ALIGNMENT_TOLERANCE

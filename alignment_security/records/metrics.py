@@ -14,10 +14,8 @@ import numpy as np
 from scipy import stats
 
 from alignment_security.common.settings import SEVERITIES
+from alignment_security.records.ceiling import HUMAN_CEILING
 
-# Spearman's split-half agreement of people on ClickMe maps (Fel et al. 2022, "Harmonizing the
-# object recognition strategies of deep neural networks with humans"; also used by Feng 2025)
-HUMAN_CEILING = 0.65753
 MAX_THREADS = 8
 # AlexNet's top-1 error on ImageNet-C, mean over the five severities (hendrycks/robustness; as in
 # google-research/augmix)

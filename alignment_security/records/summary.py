@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -131,8 +132,11 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
     row |= _clean_accuracies(rows)
     if "robust" in rows:
         row |= {"robust": int(rows["robust"].sum()), "robust_acc": rows["robust"].mean()}
+    size = attacked_size(run)
+    row["size"] = size_text(size)
     if "success" in rows:
         row |= norm_summary(correct)
+        row["l2_per_pixel"] = per_pixel(row["l2_mean"], size)
     for column in ("forwards", "backwards"):
         if column in rows:
             row[f"{column}_per_image"] = rows[column].sum() / len(rows)
@@ -183,6 +187,32 @@ def norm_summary(correct: pd.DataFrame) -> dict:
     }
 
 
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+def attacked_size(run: dict) -> tuple[int, int] | None:
+    """(height, width) of the images that a run attacked; None for a run file without it.
+
+    Norms of images of different sizes are not of the same pixels: compare them per pixel.
+    """
+    settings = run["settings"]
+    if geometry := settings["run"].get("geometry"):
+        side = int(geometry.split()[0])  # `224 px, ...`
+        return side, side
+    input_size = settings["model"].get("preprocessing", {}).get("input_size")
+    return tuple(input_size[1:]) if input_size else None
+
+
+def size_text(size: tuple[int, int] | None) -> str | None:
+    """`224x224`; None without a size."""
+    return f"{size[0]}x{size[1]}" if size else None
+
+
+def per_pixel(l2: float, size: tuple[int, int] | None) -> float | None:
+    """An L2 norm over sqrt(3 H W): the root of the mean squared change of a channel of a pixel."""
+    return l2 / math.sqrt(3 * size[0] * size[1]) if size else None
+
+
 # ---- printing ------------------------------------------------------------------------------------
 
 
@@ -197,5 +227,8 @@ def summary_table(summary: pd.DataFrame) -> str:
     for column in ("l2_mean", "l2_sem", "human_alignment"):
         if column in summary:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
+    if "size" in summary:
+        has_norm = summary["l2_mean"].notna() if "l2_mean" in summary else False
+        shown["size"] = summary["size"].where(has_norm, "").fillna("")
     shown["attack"] = summary["attack"].fillna("")
     return shown.to_string(index=False)

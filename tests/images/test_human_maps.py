@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import correlate, zoom
+from scipy.stats import spearmanr
 
 from alignment_security.images.clickme import clickme_sample, masked_crc, read_tfrecords
 from alignment_security.images.human_maps import (
@@ -342,3 +343,60 @@ def test_human_map_blurred_aligns_with_the_map(sample, lite0):
     assert blurred.shape == (224, 224)
     near = zoom(zoom(plain, 1 / 14), 14)
     assert np.corrcoef(near.ravel(), blurred.ravel())[0, 1] > 0.85
+
+
+# serre-lab/Harmonization's parse_clickme_prototype (TensorFlow 2.21) on `clicks(seed)`, every 32nd
+# pixel of its map of 224 x 224 from (8, 8)
+HARMONIZATION = {
+    0: [
+        [0.0, 9.734, 8.006, 12.883, 16.94, 0.0, 0.0],
+        [6.245, 0.011, 3.826, 5.148, 3.143, 6.047, 0.0],
+        [0.0, 7.825, 0.0, 6.194, 0.0, 0.0, 0.0],
+        [9.835, 0.012, 0.0, 10.846, 7.544, 0.0, 0.0],
+        [10.477, 0.003, 10.587, 18.999, 2.584, 11.73, 3.761],
+        [0.0, 15.769, 13.547, 4.814, 1.606, 4.425, 4.606],
+        [0.0, 0.547, 0.016, 5.12, 13.414, 0.0, 0.0],
+    ],
+    1: [
+        [0.0, 5.701, 0.0, 0.0, 0.0, 0.0, 0.0],
+        [9.837, 4.42, 0.0, 0.0, 0.0, 2.993, 20.218],
+        [2.43, 13.95, 9.344, 11.345, 0.0, 11.853, 3.67],
+        [0.0, 6.331, 15.599, 22.371, 5.9, 20.563, 1.034],
+        [0.004, 0.0, 0.0, 0.0, 5.171, 2.555, 0.001],
+        [7.876, 0.013, 8.12, 6.245, 0.0, 5.946, 0.405],
+        [0.0, 8.292, 0.0, 0.0, 1.246, 21.229, 0.0],
+    ],
+}
+
+
+def clicks(seed: int) -> np.ndarray:
+    """25 clicks of 7 x 7 pixels, uint8 (256, 256)."""
+    heatmap = np.zeros((256, 256), np.uint8)
+    for x, y in np.random.default_rng(seed).integers(20, 236, (25, 2)):
+        heatmap[y - 3 : y + 4, x - 3 : x + 4] = 255
+    return heatmap
+
+
+def test_a_blurred_map_is_harmonizations(tmp_path):
+    """As its evaluation reads ClickMe before it divides by the ceiling."""
+    black = np.zeros((256, 256, 3), np.uint8)
+    pairs = [(black, clicks(seed)) for seed in HARMONIZATION]
+    write_shard(tmp_path / "val" / "val-0.tfrecords", pairs, [7, 7])
+    images = load_image_set("clickme", str(tmp_path / "val"))
+    whole = PLAIN | {"crop_pct": 1.0}  # Harmonization does not crop
+    for seed, expected in HARMONIZATION.items():
+        ours = human_map(images, seed, whole, blur=True)[8::32, 8::32]
+        np.testing.assert_allclose(ours, expected, atol=0.3)  # JPEG decoders differ
+        plain = human_map(images, seed, whole)[8::32, 8::32]
+        assert spearmanr(ours.ravel(), np.ravel(expected))[0] > 0.98
+        assert spearmanr(plain.ravel(), np.ravel(expected))[0] < 0.7
+
+
+def test_a_blurred_map_keeps_the_proportions_of_its_photograph(marked):
+    images = marked(0.65, 0.7)  # 400 x 200 pixels
+    peaks = []
+    for blur in (False, True):
+        drawn = human_map(images, 0, PLAIN, blur)
+        y, x = np.indices(drawn.shape)
+        peaks.append([(y * drawn).sum() / drawn.sum(), (x * drawn).sum() / drawn.sum()])
+    assert np.abs(np.subtract(*peaks)).max() < 8  # a pixel of 64 is 6 of the 400's

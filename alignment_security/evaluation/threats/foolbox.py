@@ -9,6 +9,7 @@ from typing import ClassVar
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox
+from alignment_security.evaluation.threats.feng2025 import GEOMETRY, on_published_images
 from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows, Threat
 from alignment_security.models.heads import Model
 
@@ -53,8 +54,12 @@ class Foolbox(Threat):
             "steps": self.steps,
         }
         if self.protocol == "feng2025":
-            settings["pixels"] = "stretched to [0, 1]"
+            settings |= {"pixels": "stretched to [0, 1]", "geometry": GEOMETRY}
         return settings
+
+    def input_model(self, model: Model, settings: dict) -> Model:
+        """feng2025: the study's images; a run begun before they were taken goes on without."""
+        return on_published_images(model) if settings.get("geometry") else model
 
     def cost(self) -> tuple[Cost, Cost]:
         settings = FOOLBOX[self.protocol][1]

@@ -78,6 +78,13 @@ class Threat(ABC):
     def check(self, model: Model, images: ImageSet) -> None:  # noqa: B027
         """Raise UserError for a model or images that this threat is not defined on."""
 
+    def input_model(self, model: Model, settings: dict) -> Model:
+        """The model on the images that this threat attacks: mostly those of its own preprocessing.
+
+        settings   of the run file, which say how the run was begun
+        """
+        return model
+
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         """The module that the attack calls: the model itself, or a faster copy of it."""
         return model.module
