@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 FIRST_BYTES = 512
+LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 # beginning -> (what the file is, what to do)
 SIGNATURES: list[tuple[bytes, str, str]] = [
     (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull` in its repository"),
@@ -65,7 +66,7 @@ def weights_format(path: Path) -> str | None:
     The ending of the name does not matter. Raises OSError.
     """
     start = first_bytes(path)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < LONGEST_HEADER:
         return SAFETENSORS
     if zipfile.is_zipfile(path):
         return _format_of_zip(path)

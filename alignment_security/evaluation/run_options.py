@@ -74,6 +74,11 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
         "the run.json of training.py beside it says",
     )
     parser.add_argument(
+        "--checkpoint_key",
+        metavar="KEY",
+        help="entry of the checkpoint to take, where it holds several networks (state_dict_ema)",
+    )
+    parser.add_argument(
         "--trust_checkpoint",
         action="store_true",
         help="allow a checkpoint to run code when it is loaded",

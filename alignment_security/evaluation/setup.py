@@ -36,6 +36,7 @@ def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
         args.architecture,
         args.source,
         args.group,
+        args.checkpoint_key,
     )
 
 

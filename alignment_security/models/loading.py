@@ -8,30 +8,17 @@ model is in eval mode.
 
 from __future__ import annotations
 
-import pickle
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-import safetensors.torch
-import timm
 import torch
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from alignment_security.common.settings import IMAGENET_CLASSES, setting
 from alignment_security.models.brainscore import load_brainscore
-from alignment_security.models.checkpoints import (
-    checkpoint_normalisation,
-    fit_classifier,
-    load_packaged,
-    load_strictly,
-    read_checkpoint,
-    rename_for_timm,
-    strip_wrappers,
-    training_group,
-    weights_sha256,
-)
+from alignment_security.models.checkpoint_entries import load_checkpoint
+from alignment_security.models.checkpoints import load_packaged, training_group, weights_sha256
 from alignment_security.models.heads import (
     Model,
     ModelError,
@@ -40,10 +27,12 @@ from alignment_security.models.heads import (
     logits_repeat,
 )
 from alignment_security.models.names import ModelEntry, find_entry, listed_checkpoint
-
-HUB_UNREACHABLE = (LocalEntryNotFoundError, HfHubHTTPError, OSError)
-DAMAGED_FILE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError)
-PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
+from alignment_security.models.timm_nets import (
+    PREPROCESSING_KEYS,
+    check_data_config,
+    create_net,
+    data_config,
+)
 
 
 def load_model(
@@ -55,6 +44,7 @@ def load_model(
     architecture: str | None = None,
     source: str = "timm",
     group: str | None = None,
+    checkpoint_key: str | None = None,
 ) -> Model:
     """The model called `name`, frozen and in eval mode, from pixels in [0, 1] to logits.
 
@@ -66,23 +56,27 @@ def load_model(
     source            "timm", or "brainscore" for a model of the installed brainscore-vision
     group             how a checkpoint was trained (GROUPS), for the run file; default: as the
                       run.json of training.py beside it says
+    checkpoint_key    entry of the checkpoint to take, where it holds several networks
 
     Never returns random weights. Raises ModelError for a model that cannot be loaded.
     """
     if source == "brainscore":
         entry = ModelEntry(name, name, "plugin")
         net, config = load_brainscore(name)
-        weights, n_outputs = f"brainscore:{name}", IMAGENET_CLASSES
+        check_data_config(config, name)
+        loaded = LoadedNet(net, f"brainscore:{name}", config)
+        n_outputs = IMAGENET_CLASSES
     else:
         entry = _known_entry(name, architecture)
         checkpoint = checkpoint or listed_checkpoint(name, setting("CHECKPOINT_DIR"))
-        net, weights, config = load_weights(entry, checkpoint, trust_checkpoint)
-        n_outputs = getattr(net, "num_classes", IMAGENET_CLASSES)
+        loaded = load_weights(entry, checkpoint, trust_checkpoint, checkpoint_key)
+        n_outputs = getattr(loaded.net, "num_classes", IMAGENET_CLASSES)
 
+    net, config = loaded.net, loaded.config
     preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
     settings = {
         "name": name,
-        "weights": weights,
+        "weights": loaded.source,
         "weights_sha256": weights_sha256(net),
         "mean": config["mean"],
         "std": config["std"],
@@ -98,7 +92,7 @@ def load_model(
     module, n_outputs = add_head(pixel_model, n_outputs, head, name)
     module = module.eval().requires_grad_(False).to(device)
     notes = [f"{name}: {entry.note}"] if entry.note else []
-    return Model(module, settings, preprocessing, n_outputs, notes)
+    return Model(module, settings, preprocessing, n_outputs, notes + loaded.notes)
 
 
 def _known_entry(name: str, architecture: str | None) -> ModelEntry:
@@ -114,15 +108,33 @@ def _known_entry(name: str, architecture: str | None) -> ModelEntry:
 # ---- weights -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class LoadedNet:
+    """A network with its weights.
+
+    source   of the weights, for the run file
+    config   mean, std and preprocessing, checked
+    notes    what the user should know
+    """
+
+    net: nn.Module
+    source: str
+    config: dict
+    notes: list[str] = field(default_factory=list)
+
+
 def load_weights(
-    entry: ModelEntry, checkpoint: Path | None, trust: bool
-) -> tuple[nn.Module, str, dict]:
-    """The network of an entry with its weights, their source, and its data configuration.
+    entry: ModelEntry, checkpoint: Path | None, trust: bool, key: str | None = None
+) -> LoadedNet:
+    """The network of an entry with its weights, from `key` of a checkpoint if there is one.
 
     Raises ModelError. Weights are never left random, and never replaced by others.
     """
     if checkpoint is not None:
-        return _load_checkpoint(entry.net, checkpoint, trust)
+        create = partial(create_net, entry.net, False)
+        fitted = load_checkpoint(create, checkpoint, trust, key)
+        config = data_config(fitted.net, entry.name, fitted.normalisation)
+        return LoadedNet(fitted.net, f"file:{Path(checkpoint).name}", config, fitted.notes)
     kind, _, place = entry.weights.partition(":")
     if kind == "file":
         raise ModelError(
@@ -137,50 +149,7 @@ def load_weights(
     else:
         net = create_net(entry.net, pretrained=True)
         source = f"timm:{place}"
-    return net, source, resolve_model_data_config(net)
-
-
-def _load_checkpoint(net_name: str, checkpoint: Path, trust: bool) -> tuple[nn.Module, str, dict]:
-    """As load_weights, with the weights of a file and the normalisation in it, if there is one."""
-    net = create_net(net_name, pretrained=False)
-    tensors = read_checkpoint(checkpoint, trust)
-    state = strip_wrappers(tensors)
-    fit_classifier(net, state)
-    load_strictly(net, rename_for_timm(net, state), str(checkpoint))
-    config = resolve_model_data_config(net) | checkpoint_normalisation(tensors, checkpoint)
-    return net, f"file:{Path(checkpoint).name}", config
-
-
-def create_net(name: str, pretrained: bool) -> nn.Module:
-    """timm's network of that name. Raises ModelError if its weights cannot be loaded."""
-    try:
-        return timm.create_model(name, pretrained=pretrained)
-    except HUB_UNREACHABLE as error:
-        raise ModelError(
-            f"{name}: its weights are not in the local cache and the hub is out of reach "
-            f"({type(error).__name__}); on a machine with network run {_download_command(name)} "
-            "and copy $HF_HOME here, or pass --checkpoint FILE"
-        ) from None
-    except DAMAGED_FILE as error:
-        raise ModelError(_damaged_weights(name, error)) from None
-    except (RuntimeError, ValueError) as error:
-        if not pretrained:
-            raise ModelError(f"{name}: {str(error).splitlines()[0]}") from None
-        raise ModelError(_damaged_weights(name, error)) from None
-
-
-def _damaged_weights(name: str, error: Exception) -> str:
-    """Message about cached weights that cannot be loaded, most often half a download."""
-    reason = str(error).partition("\n")[0][:120]
-    return (
-        f"{name}: its file in the cache cannot be loaded ({type(error).__name__}: {reason}); "
-        "remove its folder from $HF_HOME/hub (default ~/.cache/huggingface/hub) and run "
-        f"{_download_command(name)}"
-    )
-
-
-def _download_command(name: str) -> str:
-    return f"`python -c \"import timm; timm.create_model('{name}', pretrained=True)\"`"
+    return LoadedNet(net, source, data_config(net, entry.name))
 
 
 # ---- checks --------------------------------------------------------------------------------------

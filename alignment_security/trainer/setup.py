@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from alignment_security.attacks.clean import run_clean
@@ -20,15 +19,20 @@ from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import Model, ModelError, PixelModel
-from alignment_security.models.loading import create_net, load_model
+from alignment_security.models.loading import load_model
 from alignment_security.models.names import find_entry
+from alignment_security.models.timm_nets import (
+    PREPROCESSING_KEYS,
+    create_net,
+    data_config,
+    with_classes,
+)
 from alignment_security.trainer.distributed import rank, sum_over_processes, world_size
 from alignment_security.trainer.images import AugmentedImages, classes_without_map
 from alignment_security.trainer.learner import bare_net
 from alignment_security.trainer.run import TrainingError
 
 FOLDER_OPTIONS = ("data_dir", "clickme_dir", "map_dir", "val_dir")
-PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
 # What changes the weights, besides images, maps and augmentation. Resuming compares it.
 RECIPE_OPTIONS = (
     "objective",
@@ -151,7 +155,9 @@ def starting_model(name: str, init: str, classes: int, seed: int) -> Model:
         torch.manual_seed(seed)
     net = bare_net(model.module)
     if classes != model.n_outputs:
-        net.reset_classifier(classes)
+        net = with_classes(net, find_entry(name).net, classes)
+        mean, std = model.settings["mean"], model.settings["std"]
+        model = replace(model, module=PixelModel(net, mean, std))
     facts = model.settings | {
         "weights": model.settings.get("weights", "random"),
         "classes": classes,
@@ -167,7 +173,7 @@ def random_model(name: str, seed: int) -> Model:
         raise ModelError(entry.note)
     torch.manual_seed(seed)
     net: Any = create_net(entry.net, pretrained=False)
-    config = resolve_model_data_config(net)
+    config = data_config(net, name)
     preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
     facts = {
         "name": name,

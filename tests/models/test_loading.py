@@ -20,7 +20,8 @@ from conftest import loaded_from_hub_cache
 from torch import nn
 
 from alignment_security.images.loading import stream_images
-from alignment_security.models.checkpoints import checkpoint_normalisation, weights_sha256
+from alignment_security.models.checkpoint_entries import checkpoint_normalisation
+from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import (
     AnimateHead,
     Model,
@@ -207,7 +208,7 @@ def test_the_robustness_package_writes_the_layout_that_is_tested(small):
     torch.save({"model": saved, "epoch": 3}, file, pickle_module=dill)
     file.seek(0)
     assert torch.load(file, weights_only=True)["model"].keys() == saved.keys()
-    found = checkpoint_normalisation(saved, Path("net.ckpt"))
+    found = checkpoint_normalisation(saved, "module.model.", Path("net.ckpt"))
     assert found == {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -470,7 +471,9 @@ def test_load_model_of_a_robust_network_by_its_published_name(tmp_path):
     state = timm.create_model("resnet18").state_dict()
     torch.save(robustness_layout(state), tmp_path / "resnet18_l2_eps3.ckpt")
     model = load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
-    assert torch.equal(model.module.net.fc.weight, state["fc.weight"]) and model.notes == []
+    assert torch.equal(model.module.net.fc.weight, state["fc.weight"])
+    entry = "its weights are the entry 'model.module.model'"
+    assert model.notes == [f"resnet18_l2_eps3.ckpt: {entry}"]
     assert (
         model.settings["name"] == "resnet18_l2_eps3"
         and model.settings["architecture"] == "resnet18.tv_in1k"
