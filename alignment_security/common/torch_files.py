@@ -31,7 +31,12 @@ def load_torch_file(path: Path, trust: bool = False) -> Any:
     """
     if zipfile.is_zipfile(path):
         _check_nothing_is_compressed(path)
-    return torch.load(path, map_location="cpu", weights_only=not trust)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not trust)
+    except (*TORCH_FILE_ERRORS, ImportError, MemoryError):
+        raise
+    except Exception as error:  # bytes that are no pickle raise anything: IndexError, struct.error
+        raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
 
 def _check_nothing_is_compressed(path: Path) -> None:
