@@ -20,10 +20,17 @@ from alignment_security.analysis.brainscore_leaderboard import (
 from alignment_security.analysis.brainscore_plugins import listed_nets
 from alignment_security.analysis.brainscore_registry import INPUT_COLUMN
 from alignment_security.analysis.brainscore_scores import read_merged_scores
-from alignment_security.analysis.feng2025 import MEASURES, correlation, norm_tables, tables_with
+from alignment_security.analysis.feng2025 import (
+    MEASURES,
+    correlation,
+    correlation_tests,
+    norm_tables,
+    tables_with,
+)
+from alignment_security.analysis.hoak2025 import MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
-from alignment_security.analysis.statistics import benjamini_hochberg, correlation_p
+from alignment_security.analysis.statistics import benjamini_hochberg
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.public_nets import public_nets
 from alignment_security.records.metrics import accuracy_interval
@@ -61,7 +68,9 @@ def read_scores(results: Results) -> tuple[pd.DataFrame, str]:
 def benchmark_table(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
     """Spearman of every benchmark with both measures, a row each.
 
-    q (Benjamini & Hochberg 1995) is over all benchmarks and both measures; averages have none.
+    p and q treat models as independent, family_p and family_q do not (`rank_tests`). Each q
+    (Benjamini & Hochberg 1995) is over all benchmarks of at least MIN_MODELS models and both
+    measures; averages have none.
     """
     joined = joined_models(norms, scores)
     benchmarks = benchmark_columns(scores)
@@ -76,10 +85,12 @@ def benchmark_table(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
                 "measure": measure,
                 "models": len(joined),
             }
-            rows.append(row | correlation(joined, name, measure))
+            found = correlation(joined, name, measure) | correlation_tests(joined, name, measure)
+            rows.append(row | found)
     table = pd.DataFrame(rows)
-    table["p"] = [correlation_p(rho, n) for rho, n in zip(table["rho"], table["n"])]
-    table["q"] = benjamini_hochberg(table["p"].where(table["leaf"] == 1).to_numpy())
+    tested = table["leaf"].eq(1) & (table["n"] >= MIN_MODELS)
+    for kind in ("", "family_"):
+        table[f"{kind}q"] = benjamini_hochberg(table[f"{kind}p"].where(tested).to_numpy())
     return table
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from alignment_security.analysis.family_tests import rank_tests
 from alignment_security.analysis.feng2025_published import (
     ROBUST_NAME,
     multilabel_accuracy,
@@ -32,7 +33,7 @@ from alignment_security.analysis.statistics import (
     resample_counts,
 )
 from alignment_security.common.public_nets import public_nets
-from alignment_security.models.families import family
+from alignment_security.models.families import family, lineage
 from alignment_security.records.metrics import pareto_front
 
 TOLERANCE, ALIGNMENT = "Perturbation Tolerance ($L_2$)", "human alignment (% of ceiling)"
@@ -149,6 +150,23 @@ def correlation(rows: pd.DataFrame, x: str, y: str) -> dict[str, float]:
     resampled = rank_correlations(pair, resample_counts(n))[:, 0, 1]
     low, high = percentile_interval(resampled)
     return {"rho": rank_correlations(pair)[0, 0, 1], "low": low, "high": high, "n": n}
+
+
+def correlation_tests(rows: pd.DataFrame, x: str, y: str) -> dict[str, float]:
+    """p of Spearman's correlation of two columns, as if models were independent and over families.
+
+    rows   with `model`
+    Returns p, families (their number) and family_p (`rank_tests`), over the models with both
+    values; p are nan below FEWEST of them.
+    """
+    pair = rows[["model", x, y]].dropna()
+    families = pair["model"].map(lineage).to_numpy()
+    found = {"p": np.nan, "families": len(set(families)), "family_p": np.nan}
+    if len(pair) >= FEWEST:
+        ranked = pair[x].to_numpy(float), pair[[y]].to_numpy(float), families
+        found["p"] = rank_tests(*ranked, independent=True).p[0]
+        found["family_p"] = rank_tests(*ranked).p[0]
+    return found
 
 
 def rho_text(found: dict[str, float]) -> str:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from alignment_security.analysis.family_tests import group_test
 from alignment_security.analysis.feng2025 import (
     FEWEST,
     MEASURES,
     correlation,
+    correlation_tests,
     harmonized_pairs,
     norm_tables,
     paired_test,
@@ -24,7 +26,8 @@ from alignment_security.analysis.feng2025 import (
 from alignment_security.analysis.feng2025_published import paper_tables
 from alignment_security.analysis.norm_table import NOT_STANDARD, PUBLISHED, NormTable
 from alignment_security.analysis.results import Results
-from alignment_security.analysis.statistics import correlation_p, welch_test
+from alignment_security.analysis.statistics import welch_test
+from alignment_security.models.families import lineage
 
 TABLE_HEADINGS = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
 TABLE_DIGITS = {"pt": 4, "alignment": 2}  # decimals of Tables 1 and 2
@@ -116,6 +119,8 @@ def statistic_row(
     value: float = np.nan,
     df: float = np.nan,
     p: float = np.nan,
+    families: float = np.nan,
+    family_p: float = np.nan,
     n: str = "",
 ) -> dict:
     """A row of the table of statistics; texts as the paper prints them, value, df and p in full."""
@@ -129,6 +134,8 @@ def statistic_row(
         "value": value,
         "df": df,
         "p": p,
+        "families": families,
+        "family_p": family_p,
         "n": n,
         "rule": rule,
     }
@@ -169,8 +176,25 @@ def group_test_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
                 value=t,
                 df=df,
                 p=p,
+                **group_test_over_families(table.rows["model"], first, second),
                 n=f"{len(first)}, {len(second)}",
             )
+
+
+def group_test_over_families(
+    models: pd.Series, first: pd.Series, second: pd.Series
+) -> dict[str, float]:
+    """The same two samples with a random intercept per family (`group_test`).
+
+    models          names
+    first, second   values, with the index of `models`
+    Returns families, the number of families in both, and family_p.
+    """
+    values = pd.concat([first, second])
+    families = models[values.index].map(lineage).to_numpy()
+    in_first = np.arange(len(values)) < len(first)
+    p = group_test(in_first, values.to_numpy(float), families)
+    return {"families": len(set(families)), "family_p": p}
 
 
 def correlation_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
@@ -197,7 +221,7 @@ def correlation_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
                 rule=f"{rows['estimated'].sum()} accuracies estimated from top-1; 95 % bootstrap "
                 f"interval [{found['low']:.3f}, {found['high']:.3f}]",
                 value=found["rho"],
-                p=correlation_p(found["rho"], int(found["n"])),
+                **correlation_tests(rows, "accuracy", measure),
                 n=str(found["n"]),
             )
 

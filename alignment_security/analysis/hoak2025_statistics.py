@@ -1,17 +1,20 @@
 """Spearman's correlations of Brain-Score benchmarks with accuracy, and which of them survive.
 
-`correlation_table` has each benchmark with each accuracy: p, q, intervals over models and over
-families of models, the range with each family left out, and the correlation given clean accuracy.
+`correlation_table` has each benchmark with each accuracy: p and q as if models were independent, p
+and q with families of models (`family_tests`), intervals over models and over families, the range
+with each family left out, and the same correlation given clean accuracy.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import leaf_benchmarks
+from alignment_security.analysis.family_tests import rank_tests
 from alignment_security.analysis.hoak2025 import (
     ALPHA,
     MIN_FAMILIES,
@@ -22,7 +25,7 @@ from alignment_security.analysis.hoak2025 import (
 from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME
 from alignment_security.analysis.statistics import (
     benjamini_hochberg,
-    correlation_p,
+    expanded_interval,
     family_counts,
     partial_correlation,
     percentile_interval,
@@ -31,6 +34,7 @@ from alignment_security.analysis.statistics import (
     without_each,
 )
 
+TEST_COLUMNS = ["p", "q", "family_p", "family_q"]
 CORRELATION_COLUMNS = [
     "benchmark",
     "group",
@@ -40,26 +44,28 @@ CORRELATION_COLUMNS = [
     "families",
     "empty",
     "rho",
-    "p",
-    "q",
+    *TEST_COLUMNS,
+    "icc",
     "low",
     "high",
     "family_low",
     "family_high",
+    "expanded_low",
+    "expanded_high",
     "left_low",
     "left_high",
     "left_family",
+    "partial_n",
     "partial_rho",
-    "partial_p",
-    "partial_q",
+    *(f"partial_{name}" for name in TEST_COLUMNS),
     "partial_low",
     "partial_high",
 ]
 MAX_RANKED = 45  # benchmarks of a forest plot
 MAX_RANKED_OTHERWISE = 10  # benchmarks of one in which none survives
 SURVIVES = (
-    f"q <= {ALPHA} over the whole grid of `robust_only_correlation`, an interval over families of "
-    "models without 0, and one sign whichever family is left out"
+    f"q over families <= {ALPHA} over the whole grid of `robust_only_correlation`, one sign "
+    f"whichever family is left out, and partial q over families <= {ALPHA} given clean accuracy"
 )
 
 
@@ -74,74 +80,114 @@ def correlate(score: np.ndarray, accuracy: np.ndarray, families: np.ndarray) -> 
     families   (n,) names
     Returns k dicts with
     - n, families: numbers of models that have both values, and of their families
-    - rho, p, and the bootstrap intervals over models (low, high) and over families (family_low,
-      family_high)
+    - rho, and its p as if models were independent
+    - family_p, icc: p with a random intercept per family (`rank_tests`), and the intraclass
+      correlation of the accuracy
+    - bootstrap intervals over models (low, high) and over families: percentiles (family_low,
+      family_high), and expanded ones for few families (expanded_low, expanded_high)
     - left_low, left_high, left_family: range of rho with each family left out, and the family that
       changes it most
-    - partial_rho, partial_p, partial_low, partial_high: the same given clean accuracy
+    - partial_n, partial_rho, partial_p, partial_family_p, partial_low, partial_high: the same given
+      clean accuracy, over the models that have it too
     - empty: why there is no correlation
     """
     known = ~np.isnan(accuracy) & ~np.isnan(score)[:, None]
-    found: dict[int, dict] = {}
-    # accuracies that are known of the same models share their resamples
+    cells: list[dict] = [{} for _ in known.T]
+    for models, outcomes in complete_sets(known):
+        found = correlate_complete(score[models], accuracy[models][:, outcomes], families[models])
+        for j, cell in zip(outcomes, found):
+            cells[j] |= cell
+    known &= ~np.isnan(accuracy[:, :1])
+    known[:, 0] = False  # clean accuracy is not correlated given itself
+    for models, outcomes in complete_sets(known):
+        found = correlate_given_clean(
+            score[models], accuracy[models][:, [0, *outcomes]], families[models]
+        )
+        for j, cell in zip(outcomes, found):
+            cells[j] |= {f"partial_{name}": value for name, value in cell.items()}
+    return cells
+
+
+def complete_sets(known: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Accuracies that are known of the same models share their resamples.
+
+    known   (n, k) bool
+    Yields the models (n,) bool and the columns that have values of exactly these.
+    """
     for models in np.unique(known, axis=1).T:
-        outcomes = np.flatnonzero((known == models[:, None]).all(axis=0))
-        cells = correlate_complete(score[models], accuracy[models], outcomes, families[models])
-        found |= zip(outcomes, cells)
-    return [found[j] for j in range(accuracy.shape[1])]
+        yield models, np.flatnonzero((known == models[:, None]).all(axis=0))
 
 
 def correlate_complete(
-    score: np.ndarray, accuracy: np.ndarray, outcomes: np.ndarray, families: np.ndarray
-) -> list[dict]:
-    """`correlate` for models that all have the score and some accuracies.
-
-    score, accuracy, families   as in `correlate`, of these models
-    outcomes                    (m,) columns of `accuracy` without nan
-    """
+    score: np.ndarray, accuracy: np.ndarray, families: np.ndarray
+) -> Iterator[dict]:
+    """`correlate` for models that all have the score (n,) and the accuracies (n, m)."""
     n = len(score)
     names, left_out = without_each(families)
     counts: dict = {"n": n, "families": len(names)}
-    if n < MIN_MODELS:
-        return [counts | {"empty": f"fewer than {MIN_MODELS} models"}] * len(outcomes)
-    if np.ptp(score) == 0:
-        return [counts | {"empty": "constant score"}] * len(outcomes)
-
+    empty = why_empty(score)
+    if empty:
+        yield from [counts | {"empty": empty}] * accuracy.shape[1]
+        return
     # all models, each family left out, models drawn, families drawn: one pass over all resamples
     models_drawn = resample_counts(n)
     weights = np.concatenate([np.ones((1, n)), left_out, models_drawn, family_counts(families)])
     parts = np.cumsum([1, len(names), len(models_drawn)])
-    used = list(dict.fromkeys([0, *outcomes]))  # clean accuracy too, for the partial correlation
-    columns = np.column_stack([score, np.nan_to_num(accuracy[:, used])])
-    r = rank_correlations(columns, weights)  # (resamples, columns, columns)
+    r = rank_correlations(np.column_stack([score, accuracy]), weights)[:, 0, 1:]
     enough_left = left_out.sum(axis=1) >= MIN_MODELS
-    clean_known = not np.isnan(accuracy[:, 0]).any()
-
-    cells = []
-    for j in outcomes:
-        y = 1 + used.index(j)
-        (rho,), without, resampled, clustered = np.split(r[:, 0, y], parts)
-        cell = counts | correlation_estimate(rho, resampled, n)
+    tests = correlation_tests(score, accuracy, families)
+    for j, test in enumerate(tests):
+        (rho,), without, resampled, clustered = np.split(r[:, j], parts)
+        low, high = percentile_interval(resampled)
+        cell = counts | {"rho": rho, "low": low, "high": high} | test
         if np.isnan(rho):
             cell["empty"] = "constant accuracy"
         elif len(names) >= MIN_FAMILIES:
             cell["family_low"], cell["family_high"] = percentile_interval(clustered)
+            cell["expanded_low"], cell["expanded_high"] = expanded_interval(clustered, len(names))
             cell |= range_without(rho, np.where(enough_left, without, np.nan), names)
-        if j != 0 and clean_known:
-            partial = partial_correlation(r[:, 0, y], r[:, 0, 1], r[:, 1, y])
-            (rho,), _, resampled, _ = np.split(partial, parts)
-            estimate = correlation_estimate(rho, resampled, n, given=1)
-            cell |= {f"partial_{name}": value for name, value in estimate.items()}
-        cells.append(cell)
-    return cells
+        yield cell
 
 
-def correlation_estimate(
-    rho: float, resampled: np.ndarray, n: int, given: int = 0
-) -> dict[str, float]:
-    """A correlation, its p given some more variables, and its bootstrap interval."""
-    low, high = percentile_interval(resampled)
-    return {"rho": rho, "p": correlation_p(rho, n, given), "low": low, "high": high}
+def correlate_given_clean(
+    score: np.ndarray, accuracy: np.ndarray, families: np.ndarray
+) -> Iterator[dict]:
+    """Partial correlations of the score (n,) with accuracies (n, 1 + m), given the first of them.
+
+    Yields m dicts: n, rho, p, family_p, icc, low and high; nothing where there is no correlation.
+    """
+    n = len(score)
+    if why_empty(score):
+        return
+    weights = np.concatenate([np.ones((1, n)), resample_counts(n)])
+    r = rank_correlations(np.column_stack([score, accuracy]), weights)
+    tests = correlation_tests(score, accuracy[:, 1:], families, given=accuracy[:, 0])
+    for y, test in enumerate(tests, start=2):
+        rho, *resampled = partial_correlation(r[:, 0, y], r[:, 0, 1], r[:, 1, y])
+        low, high = percentile_interval(np.array(resampled))
+        yield {"n": n, "rho": rho, "low": low, "high": high} | test
+
+
+def why_empty(score: np.ndarray) -> str:
+    """Why the scores (n,) of a benchmark have no correlation with anything; "" if they have."""
+    if len(score) < MIN_MODELS:
+        return f"fewer than {MIN_MODELS} models"
+    return "constant score" if np.ptp(score) == 0 else ""
+
+
+def correlation_tests(
+    score: np.ndarray,
+    accuracy: np.ndarray,
+    families: np.ndarray,
+    given: np.ndarray | None = None,
+) -> list[dict[str, float]]:
+    """p, family_p and icc of the (partial) rank correlation of a score with accuracies (n, m)."""
+    alone = rank_tests(score, accuracy, families, given, independent=True)
+    within = rank_tests(score, accuracy, families, given)
+    return [
+        {"p": p, "family_p": family_p, "icc": icc}
+        for p, family_p, icc in zip(alone.p, within.p, within.icc)
+    ]
 
 
 def range_without(rho: float, without: np.ndarray, names: np.ndarray) -> dict:
@@ -157,9 +203,9 @@ def range_without(rho: float, without: np.ndarray, names: np.ndarray) -> dict:
 
 @lru_cache(maxsize=8)
 def correlation_table(study: Study) -> pd.DataFrame:
-    """`correlate` of every benchmark with every accuracy: CORRELATION_COLUMNS and `survives`.
+    """`correlate` of every benchmark with every accuracy: CORRELATION_COLUMNS and `survival`.
 
-    q (Benjamini & Hochberg 1995) is over all cells of the table, partial_q too.
+    Each q (Benjamini & Hochberg 1995) is over all cells of the table.
     """
     groups, leaves = benchmark_groups(list(study.scores)), set(leaf_benchmarks(study.scores))
     accuracy = study.accuracy.to_numpy()
@@ -174,27 +220,30 @@ def correlation_table(study: Study) -> pd.DataFrame:
         for outcome, cell in zip(study.accuracy, cells):
             rows.append(names | {"accuracy": outcome} | cell)
     table = pd.DataFrame(rows, columns=CORRELATION_COLUMNS).fillna({"empty": "", "left_family": ""})
-    table["q"] = benjamini_hochberg(table["p"].to_numpy(float))
-    table["partial_q"] = benjamini_hochberg(table["partial_p"].to_numpy(float))
-    return table.assign(survives=survives(table).astype(int))
+    for kind in ("", "family_", "partial_", "partial_family_"):
+        table[f"{kind}q"] = benjamini_hochberg(table[f"{kind}p"].to_numpy(float))
+    return table.join(survival(table))
 
 
 # ---- survivors -----------------------------------------------------------------------------------
 
 
-def survives(table: pd.DataFrame) -> pd.Series:
-    """Whether each correlation of a table survives.
+def survival(table: pd.DataFrame) -> pd.DataFrame:
+    """Whether each correlation of a table survives: 0 or 1 in `survives` and `through_clean`.
 
-    A benchmark (no average) survives at an eps if q <= ALPHA, its interval over families does not
-    contain 0, and its sign is the same whichever family is left out.
+    A benchmark (no average) survives at an eps if its q over families is at most ALPHA, its sign is
+    the same whichever family is left out, and its partial q over families given clean accuracy is
+    at most ALPHA. What fails the last alone works through clean accuracy, if that is known at all.
     """
-    return (
+    stands = (
         (table["leaf"] == 1)
         & (table["accuracy"] != CLEAN_OUTCOME)
-        & (table["q"] <= ALPHA)
-        & (table["family_low"] * table["family_high"] > 0)
+        & (table["family_q"] <= ALPHA)
         & (table["left_low"] * table["left_high"] > 0)
     )
+    through_clean = stands & table["partial_family_q"].gt(ALPHA)
+    flags = {"survives": stands & ~through_clean, "through_clean": through_clean}
+    return pd.DataFrame(flags).astype(int)
 
 
 def robust_correlations(study: Study) -> pd.DataFrame:
@@ -222,11 +271,20 @@ def ranked_benchmarks(study: Study, most: int = MAX_RANKED) -> tuple[pd.DataFram
     chosen = chosen.reindex(strongest).sort_values(ascending=False)
 
     counted = f"{len(alive)} of {len(strength)} benchmarks survive ({SURVIVES})"
+    counted += clean_sentence(table, set(alive))
     if len(chosen) != len(alive):
         counted += f"; shown: the {len(chosen)} strongest at {study.label(largest)}"
     rank = {name: i for i, name in enumerate(chosen.index)}
     rows = table[table["benchmark"].isin(rank)].assign(row=table["benchmark"].map(rank))
     return rows.sort_values(["row", "accuracy"]).astype({"row": int}), f"{counted}."
+
+
+def clean_sentence(table: pd.DataFrame, alive: set[str]) -> str:
+    """How many benchmarks that do not survive work through clean accuracy, for a sentence."""
+    if table["partial_rho"].isna().all():
+        return "; clean accuracy is not known, so none is left out for working through it"
+    through = set(table.loc[table["through_clean"] == 1, "benchmark"]) - alive
+    return f"; {len(through)} more correlate through clean accuracy only" if through else ""
 
 
 def correlations_without_families(study: Study, rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Statistics over models: tests, intervals, rank correlations, regressions; arrays in, numbers out.
 
 The sampling unit is a model. Models of a family resemble each other, so a second interval resamples
-whole families (Field & Welsh 2007), and every correlation is recomputed with each family left out.
+whole families (Field & Welsh 2007), every correlation is recomputed with each family left out, and
+`family_tests` has a second p.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import fdrcorrection
 from statsmodels.tools import add_constant
 
+from alignment_security.analysis.family_tests import slope_tests
+
 RESAMPLES = 1000
 BLOCK = 256  # resamples at a time, so that they fit a processor's cache
 MOSTLY_DEFINED = 0.9  # share of resamples that have to have a value for an interval
 MIN_FIT = 3  # models for a regression
-MIN_CLUSTERS = 3  # families for a covariance summed over families
 
 
 # ---- tests and intervals -------------------------------------------------------------------------
@@ -53,6 +55,18 @@ def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[f
         return np.nan, np.nan
     low, high = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def expanded_interval(
+    values: np.ndarray, units: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of values resampled by few units, expanded (Hesterberg 2015).
+
+    A percentile interval is too short by sqrt((units - 1) / units), and by the normal quantile for
+    that of t on units - 1 degrees of freedom; this takes percentiles further out.
+    """
+    t = stats.t.ppf((1 + confidence) / 2, units - 1) * np.sqrt(units / (units - 1))
+    return percentile_interval(values, 2 * stats.norm.cdf(t) - 1)
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
@@ -120,18 +134,6 @@ def partial_correlation(xy: np.ndarray, xz: np.ndarray, yz: np.ndarray) -> np.nd
     return np.divide(xy - xz * yz, rest, out=np.full_like(rest, np.nan), where=rest > 1e-6)
 
 
-def correlation_p(rho: float, n: int, given: int = 0) -> float:
-    """Two-sided p of a (rank) correlation over n models, given some more variables.
-
-    From t on n - 2 - given degrees of freedom; nan without any.
-    """
-    df = n - 2 - given
-    if df < 1 or np.isnan(rho):
-        return np.nan
-    t = abs(rho) * np.sqrt(df / max(1 - rho**2, 1e-300))
-    return float(2 * stats.t.sf(t, df))
-
-
 # ---- resamples as counts -------------------------------------------------------------------------
 
 
@@ -167,23 +169,18 @@ def linear_regression(
 
     x, y       (n,)
     families   (n,) names, or None
-    Returns slope, intercept, r2, p of the slope, n, and with families p_family: its covariance
-    summed over families (Liang & Zeger 1986), on families - 1 degrees of freedom. nan if fewer than
-    MIN_FIT models, or a constant x or y, leave nothing to fit.
+    Returns slope, intercept, r2, p of the slope, n, and with families p_family, with a random
+    intercept per family (`slope_tests`). nan if fewer than MIN_FIT models, or a constant x or y,
+    leave nothing to fit.
     """
     n = len(x)
     if n < MIN_FIT or np.ptp(x) == 0 or np.ptp(y) == 0:
         undefined = dict.fromkeys(["slope", "intercept", "r2", "p", "p_family"], np.nan)
         return undefined | {"n": n}
-    p_family = np.nan
+    p_family = np.nan if families is None else slope_tests(x, y[:, None], families).p[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of a perfect fit, whose p is 0
         fit = OLS(y, add_constant(x)).fit()
-        if families is not None:
-            names, clusters = np.unique(families, return_inverse=True)
-            if len(names) >= MIN_CLUSTERS:
-                robust = fit.get_robustcov_results("cluster", groups=clusters, use_t=True)
-                p_family = robust.pvalues[1]
         return {
             "slope": fit.params[1],
             "intercept": fit.params[0],

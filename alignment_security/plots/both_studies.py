@@ -32,7 +32,7 @@ from alignment_security.analysis.feng2025 import (
     norm_tables,
     tables_with,
 )
-from alignment_security.analysis.hoak2025 import ALPHA
+from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
 from alignment_security.common.eps import format_eps
@@ -50,7 +50,7 @@ AVERAGES = [
     "behavior_vision",
     "engineering_vision",
 ]
-MAX_LEAVES = 14  # benchmarks below the averages: those of smallest p in either panel
+MAX_LEAVES = 14  # benchmarks below the averages: those of smallest family_p in either panel
 MAX_LETTERS = 40  # of a benchmark's name
 TITLE_LETTERS = 46  # in a line of a panel's title
 LEAF_COLOUR = "#0072B2"
@@ -91,9 +91,10 @@ def benchmarks_caption(table: NormTable, rows: pd.DataFrame, origin: str) -> str
     return (
         "Spearman of Brain-Score benchmarks with Perturbation Tolerance and human alignment, 95 % "
         f"bootstrap intervals; above the averages, below the {MAX_LEAVES} benchmarks of smallest p "
-        f"(the table has all {leaves}). Filled: q <= {ALPHA} (Benjamini-Hochberg "
-        "over all benchmarks and both measures; averages are not tested). Only "
-        f"{rows['models'].max()} models have both; models of a family resemble each other.\n"
+        f"over families (the table has all {leaves}). Filled: q over families <= {ALPHA} (ranks "
+        "with a random intercept per family of models; Benjamini-Hochberg over all benchmarks of "
+        f"at least {MIN_MODELS} models and both measures; averages are not tested). Only "
+        f"{rows['models'].max()} models have both.\n"
         f"{origin}; joined by the weights that the code of Brain-Score's plugins names: the last "
         f"rows of the table list the models.\n{table.note}"
     )
@@ -104,7 +105,8 @@ def draw_benchmarks(table: pd.DataFrame) -> Figure:
 
     table   of `benchmark_table`
     """
-    leaves = table[table["leaf"] == 1].groupby("benchmark")["p"].min().nsmallest(MAX_LEAVES).index
+    smallest_p = table[table["leaf"] == 1].groupby("benchmark")["family_p"].min()
+    leaves = smallest_p.nsmallest(MAX_LEAVES).index
     averages = [name for name in AVERAGES if table["benchmark"].eq(name).any()]
     names = [*averages, *leaves]
     figure, axes = plt.subplots(
@@ -122,11 +124,11 @@ def draw_benchmarks(table: pd.DataFrame) -> Figure:
 
 
 def draw_intervals(ax: Axes, part: pd.DataFrame) -> None:
-    """A dot with its interval per row, filled if q is small, and n at the right."""
+    """A dot with its interval per row, filled if family_q is small, and n at the right."""
     at_right: Any = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
     for y, row in enumerate(part.itertuples()):
         colour = LEAF_COLOUR if row.leaf else DARK
-        face = colour if row.q <= ALPHA else "white"
+        face = colour if row.family_q <= ALPHA else "white"
         ax.plot([row.low, row.high], [y, y], color=colour, linewidth=1)
         ax.plot(row.rho, y, "o", color=colour, markerfacecolor=face)
         ax.annotate(f"{row.n}", (1, y), (3, 0), fontsize=SMALL, va="center", **at_right)

@@ -32,7 +32,8 @@ def text_statistics(results: Results) -> Iterator[Drawing]:
         [
             "Statistics of Feng et al. (2025) as claimed and as recomputed from public numbers. "
             "reproduces: equal to the digits printed; no: differs; not public: what it takes was "
-            "not published; empty: not in the paper. value, df and p are in full.",
+            "not published; empty: not in the paper. value, df and p are in full. family_p: the "
+            "same with a random intercept for each of the families of models.",
             f"Does not reproduce from public numbers: {lost or 'nothing'}.",
             *(source.note for source in norm_tables(results)),
         ]

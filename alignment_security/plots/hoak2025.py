@@ -95,8 +95,7 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
     caption = "\n".join(
         [
             f"Accuracy under attack against {group} alignment (`{column}`), a point per model and "
-            "least squares lines. p over families: the slope's covariance summed over families of "
-            "models (Liang & Zeger 1986).",
+            "least squares lines. p over families: with a random intercept per family of models.",
             *facts,
             study.facts,
         ]

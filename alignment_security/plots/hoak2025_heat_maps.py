@@ -34,20 +34,21 @@ from alignment_security.plots.style import (
 ROW_HEIGHT = 0.1  # inches: a benchmark, with letters of SMALL points
 SCALE_ROWS = 7  # rows that the colour scale and its label take
 STRONG = 0.6  # |rho| above which a mark is white, on a dark cell
-PARTIAL_COLUMNS = ["partial_rho", "partial_p", "partial_q", "partial_low", "partial_high"]
 
 
 def robust_only_correlation(results: Results) -> Iterator[Drawing]:
     """Heat map: Spearman's correlation of every benchmark with clean accuracy and under attack."""
     for study in studies(results):
-        table = correlation_table(study).drop(columns=PARTIAL_COLUMNS)
+        table = correlation_table(study)
+        table = table[[name for name in table if not name.startswith("partial_")]]
         caption = (
             "Spearman's correlation of each benchmark with accuracy, over the n models that have "
-            "both (right of each row; where it differs, the smallest). " + correction(table["q"])
+            "both (right of each row; where it differs, the smallest). "
+            + correction(table["family_q"])
         )
         yield (
             f"robust_only_correlation{study.name}",
-            heat_map(study, table, "rho", "q"),
+            heat_map(study, table, "rho", "family_q", "n"),
             table,
             f"{caption}\n{study.facts}",
         )
@@ -65,11 +66,12 @@ def partial_correlation(results: Results) -> Iterator[Drawing]:
             continue
         caption = (
             "Partial Spearman correlation of each benchmark with accuracy under attack, given "
-            "clean accuracy on the same images. " + correction(table["partial_q"])
+            "clean accuracy on the same images, over the models that have all three. "
+            + correction(table["partial_family_q"])
         )
         yield (
             f"partial_correlation{study.name}",
-            heat_map(study, table, "partial_rho", "partial_q"),
+            heat_map(study, table, "partial_rho", "partial_family_q", "partial_n"),
             table,
             f"{caption}\n{study.facts}",
         )
@@ -78,8 +80,9 @@ def partial_correlation(results: Results) -> Iterator[Drawing]:
 def correction(q: pd.Series) -> str:
     """What the marks and the empty cells of a heat map mean, for its caption."""
     return (
-        f"Dot: q <= {ALPHA} (Benjamini-Hochberg over all {q.notna().sum()} cells that have a "
-        f"value; {(q <= ALPHA).sum()} are marked). Grey: no value, because fewer than {MIN_MODELS} "
+        f"Dot: q over families <= {ALPHA} (ranks with a random intercept per family of models; "
+        f"Benjamini-Hochberg over all {q.notna().sum()} cells that have a value; "
+        f"{(q <= ALPHA).sum()} are marked). Grey: no value, because fewer than {MIN_MODELS} "
         "models, or no clean accuracy to hold constant, are known, or because all values are equal "
         "(column `empty` of the table). Bold: averages of the benchmarks below them. Marques2020_ "
         "and laboratories are left off the names."
@@ -94,11 +97,11 @@ def halves(groups: list[str]) -> int:
     return min(changes, key=lambda i: abs(i - len(groups) / 2))
 
 
-def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
+def heat_map(study: Study, table: pd.DataFrame, value: str, q: str, n: str) -> Figure:
     """Benchmarks in the leaderboard's order down two columns, accuracies across.
 
-    table      rows of `correlation_table`
-    value, q   its columns with the correlation and its q
+    table         rows of `correlation_table`
+    value, q, n   its columns with the correlation, its q and its number of models
     The colour scale is below the shorter column.
     """
     benchmarks, outcomes = table.drop_duplicates("benchmark"), list(table["accuracy"].unique())
@@ -110,10 +113,10 @@ def heat_map(study: Study, table: pd.DataFrame, value: str, q: str) -> Figure:
         1, len(parts), figsize=(PAGE_WIDTH, ROW_HEIGHT * rows + 0.9), squeeze=False
     )
     figure.set_layout_engine("constrained", wspace=0.06)
-    grids = table.pivot(index="benchmark", columns="accuracy", values=[value, q, "n"])
+    grids = table.pivot(index="benchmark", columns="accuracy", values=[value, q, n])
     for ax, part in zip(axes.flat, parts):
         cells = grids.loc[part["benchmark"]]
-        grid = (cells[name][outcomes].rename(columns=study.label) for name in (value, q, "n"))
+        grid = (cells[name][outcomes].rename(columns=study.label) for name in (value, q, n))
         mesh = draw_column(ax, part, *grid)
         ax.set_ylim(rows, 0)
     shorter = int(np.argmin(lengths))

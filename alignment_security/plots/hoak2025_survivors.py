@@ -1,6 +1,6 @@
 """Figures that Hoak 2025 lacks: which benchmarks survive, family by family, and what they explain.
 
-`analysis.hoak2025_statistics.survives` defines what survives.
+`analysis.hoak2025_statistics.survival` defines what survives.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def survivors_forest(results: Results) -> Iterator[Drawing]:
             continue
         caption = (
             f"Spearman's correlation with accuracy under attack. {counted} Filled: survives at "
-            "that eps. Thick: 95 % bootstrap interval over models; thin: over families "
-            f"({RESAMPLES} resamples each, percentiles; rough where families are few and uneven). "
+            "that eps. Thick: 95 % bootstrap interval over models (percentiles); thin: over "
+            f"families (percentiles expanded for few families); {RESAMPLES} resamples each. "
             "Diamond: partial correlation given clean accuracy. What is selected for being large "
             "tends to be smaller on new models."
         )
@@ -150,7 +150,9 @@ def draw_forest(study: Study, rows: pd.DataFrame) -> Figure:
     for ax, eps in zip(axes, drawn_radii(study.radii)):
         part = rows[rows["accuracy"] == eps]
         colors = part["group"].map(GROUP_COLOURS).fillna(GROUP_COLOURS["other"])
-        ax.hlines(part["row"], part["family_low"], part["family_high"], color=colors, linewidth=0.7)
+        ax.hlines(
+            part["row"], part["expanded_low"], part["expanded_high"], color=colors, linewidth=0.7
+        )
         ax.hlines(part["row"], part["low"], part["high"], color=colors, linewidth=2)
         ax.scatter(
             part["partial_rho"],

@@ -29,7 +29,7 @@ def regression_table(results: Results) -> Iterator[Drawing]:
         caption = (
             "Accuracy under attack regressed on alignment: least squares, R2 in the sample and of "
             "unseen models (ten folds, five times) and families (ten folds), p of the slope, and p "
-            "with its covariance summed over families."
+            "with a random intercept per family."
         )
         yield f"regression_table{study.name}", None, rows, f"{caption}\n{study.facts}"
 
@@ -50,8 +50,8 @@ def benchmark_table(results: Results) -> Iterator[Drawing]:
                 "n": table["n"],
                 "rho": table["rho"],
                 "95 % interval": interval(table["low"], table["high"]),
-                "over families": interval(table["family_low"], table["family_high"]),
-                "q": table["q"],
+                "over families": interval(table["expanded_low"], table["expanded_high"]),
+                "q": table["family_q"],
                 "given clean": table["partial_rho"],
                 "survives": table["survives"].map({1: "yes", 0: "no"}),
             }
@@ -59,6 +59,7 @@ def benchmark_table(results: Results) -> Iterator[Drawing]:
         caption = (
             f"Spearman's correlation with accuracy at {study.label(largest)}: the strongest "
             "benchmarks of either sign, with bootstrap intervals over models and over families. "
+            "q: with a random intercept per family. "
             f"{ranked_benchmarks(study)[1]} Given clean: partial correlation given clean "
             f"accuracy.\n{study.facts}"
         )

@@ -868,6 +868,14 @@ def test_join_scores_works_on_the_files_as_written(package, tmp_path, scores_fil
     assert list(joined["ImageNet-top1"]) == [0.7] and len(unmatched) == 2
 
 
+def test_join_scores_names_a_registry_name_that_is_there_twice(tmp_path):
+    scores = pd.DataFrame(
+        {"model_registry_name": ["a", "b", "a"], "timm_name": "", "V1": [0.1, 0.2, 0.3]}
+    )
+    with pytest.raises(UserError, match="a twice; .*setup_scores"):
+        join_scores(scores, pd.DataFrame({"model": ["b"]}))
+
+
 @pytest.mark.parametrize(
     "results", [pd.DataFrame({"name": ["a"]}), pd.DataFrame({"model": ["a"], "V1": [1]})]
 )

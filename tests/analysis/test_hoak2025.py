@@ -23,7 +23,11 @@ from scipy import stats
 
 from alignment_security.analysis.hoak2025 import Study, benchmark_groups, studies
 from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME, HOAK2025_TABLE
-from alignment_security.analysis.hoak2025_statistics import correlation_table
+from alignment_security.analysis.hoak2025_statistics import (
+    correlate,
+    correlation_table,
+    ranked_benchmarks,
+)
 from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.files import UserError
 
@@ -103,7 +107,7 @@ def test_a_correlation_of_one_family_does_not_survive(tmp_path):
         .loc[("Family2021-consistency", RADII[0])]
     )
     assert row["q"] < 0.05 and row["low"] > 0  # as if thirty models were independent
-    assert row["left_family"] == "vgg" and row["survives"] == 0
+    assert row["left_family"] == "vgg" and row["survives"] == 0 and row["family_q"] > 0.05
 
 
 def test_correlation_table_equals_scipy_over_the_models_that_have_both(planted_rows):
@@ -130,12 +134,79 @@ def test_correlation_table_equals_scipy_over_the_models_that_have_both(planted_r
 def test_q_is_over_the_whole_grid(planted_rows):
     """Against scipy's own Benjamini-Hochberg."""
     table = planted_rows[1]
-    np.testing.assert_allclose(table["q"], stats.false_discovery_control(table["p"]))
     given = table[table["partial_p"].notna()]
     assert len(given) == len(table) * 3 / 4
-    np.testing.assert_allclose(
-        given["partial_q"], stats.false_discovery_control(given["partial_p"])
-    )
+    for rows, kinds in ((table, ("", "family_")), (given, ("partial_", "partial_family_"))):
+        for kind in kinds:
+            expected = stats.false_discovery_control(rows[f"{kind}p"])
+            np.testing.assert_allclose(rows[f"{kind}q"], expected)
+
+
+def test_one_model_without_clean_accuracy_takes_one_model_from_partial_correlations(tmp_path):
+    """And no more: they are those of the other models alone."""
+    rows = write_study(tmp_path)
+    lacking = rows["model"] == "vit_001"
+    write_summary(tmp_path, rows.assign(clean_acc=rows["clean_acc"].mask(lacking)))
+    found = correlation_table(*load(tmp_path))
+    write_summary(tmp_path, rows[~lacking])
+    without = correlation_table(*load(tmp_path))
+    robust = found["accuracy"] != CLEAN_OUTCOME
+    assert found.loc[robust, "partial_rho"].notna().all()
+    assert (found.loc[robust, "partial_n"] >= found.loc[robust, "n"] - 1).all()
+    assert (found.loc[robust, "n"] > found.loc[robust, "partial_n"]).any()
+    partial = [name for name in found if name.startswith("partial_")]
+    pd.testing.assert_frame_equal(found.loc[robust, partial], without.loc[robust, partial])
+
+
+def test_what_works_through_clean_accuracy_does_not_survive_and_is_counted(tmp_path):
+    """Clean accuracy follows two benchmarks, and accuracy under attack follows clean accuracy."""
+    scores, rng = random_scores(), np.random.default_rng(8)
+    clean = scores["ImageNet-top1"] + scores["V1"] + 0.5 * rng.normal(size=120)
+    robust = clean + 2 * scores[PLUS] + rng.normal(size=120)
+    write_scores(tmp_path, scores)
+    write_summary(tmp_path, made_up(clean, robust))
+    (study,) = load(tmp_path)
+    table = correlation_table(study)
+    last = table[table["accuracy"] == RADII[-1]].set_index("benchmark")
+    assert last.loc["ImageNet-top1", ["survives", "through_clean"]].tolist() == [0, 1]
+    assert last.loc[PLUS, ["survives", "through_clean"]].tolist() == [1, 0]
+    assert last.loc["V1", ["survives", "through_clean"]].tolist() == [0, 0]  # an average
+    _, counted = ranked_benchmarks(study)
+    assert counted.startswith("1 of 7 benchmarks survive (")
+    assert "; 1 more correlate through clean accuracy only" in counted
+
+
+def test_without_any_clean_accuracy_survivors_are_counted_and_the_sentence_says_so(tmp_path):
+    write_summary(tmp_path, write_study(tmp_path).assign(clean_acc=np.nan))
+    (study,) = load(tmp_path)
+    table = correlation_table(study)
+    assert table["partial_rho"].isna().all() and not table["through_clean"].any()
+    assert set(table.loc[table["survives"] == 1, "benchmark"]) == {PLUS, MINUS}
+    assert "clean accuracy is not known" in ranked_benchmarks(study)[1]
+
+
+def test_accuracies_that_families_share_have_few_false_dots(tmp_path):
+    """Twelve worlds of accuracies that have nothing to do with scores of the same families."""
+    rng, dots, false = np.random.default_rng(4), 0, 0
+    place = np.arange(120) % 10
+    for _ in range(12):
+        effects = rng.normal(size=(10, 12))
+        scores = random_scores()
+        scores[:] = effects[place] + rng.normal(size=(120, 12))
+        robust, clean = rng.normal(size=(2, 10))[:, place] + 0.5 * rng.normal(size=(2, 120))
+        write_scores(tmp_path, scores)
+        write_summary(tmp_path, made_up(*(pd.Series(v, scores.index) for v in (clean, robust))))
+        cells = [correlate_row(study, name) for study in load(tmp_path) for name in study.scores]
+        p = np.array([[cell["p"], cell["family_p"]] for row in cells for cell in row])
+        dots += (stats.false_discovery_control(p[:, 0]) <= 0.05).any()
+        false += (stats.false_discovery_control(p[:, 1]) <= 0.05).any()
+        studies.cache_clear()
+    assert dots >= 6 and false <= 2
+
+
+def correlate_row(study: Study, benchmark: str) -> list[dict]:
+    families = study.families
+    return correlate(study.scores[benchmark].to_numpy(), study.accuracy.to_numpy(), families)
 
 
 def test_partial_correlation_takes_clean_accuracy_out(tmp_path):

@@ -11,9 +11,9 @@ from sklearn.linear_model import LinearRegression
 
 from alignment_security.analysis.statistics import (
     benjamini_hochberg,
-    correlation_p,
     cross_validated_r2,
     cross_validation_folds,
+    expanded_interval,
     family_counts,
     linear_regression,
     partial_correlation,
@@ -115,14 +115,6 @@ def test_a_constant_column_has_no_correlation():
     assert np.isnan(found[0]).all() and found[1, 1] == pytest.approx(1)
 
 
-def test_correlation_p_is_scipys(rng):
-    x, y = rng.normal(size=(2, 25))
-    rho, p = stats.spearmanr(x, y)
-    assert correlation_p(rho, 25) == pytest.approx(p)
-    assert np.isnan(correlation_p(np.nan, 25)) and np.isnan(correlation_p(0.5, 2))
-    assert correlation_p(1.0, 20) == pytest.approx(0, abs=1e-12)
-
-
 def test_partial_correlation_is_that_of_the_residuals(rng):
     """The same number another way: the correlation of x and y's ranks after regression on z's."""
     z = rng.normal(size=50)
@@ -181,6 +173,34 @@ def test_percentile_interval_needs_most_resamples():
     assert np.isnan(percentile_interval(np.array([]))).all()
 
 
+def test_expanded_interval_by_hand():
+    """Eight families: 2.365 sqrt(8 / 7) standard errors, so percentiles 0.57 and 99.43.
+
+    2.365 is the quantile of t on 7 degrees of freedom (any table).
+    """
+    values = np.arange(100_001.0)
+    outer = stats.norm.sf(2.3646 * np.sqrt(8 / 7))
+    assert outer == pytest.approx(0.0057, abs=1e-4)
+    assert expanded_interval(values, 8) == pytest.approx((1e5 * outer, 1e5 * (1 - outer)), abs=2)
+    assert np.ptp(expanded_interval(values, 10_000)) == pytest.approx(0.95e5, rel=1e-3)
+
+
+def test_expanded_interval_over_few_families_misses_less_often(rng):
+    """Null worlds of 60 models in 8 families; percentiles are too short."""
+    place = np.append(np.arange(8), rng.integers(0, 8, 52))
+    missed = {"percentile": 0, "expanded": 0}
+    for world in range(200):
+        effects, errors = rng.normal(size=(8, 2)), rng.normal(size=(60, 2))
+        columns = np.sqrt(0.5) * (effects[place] + errors)
+        drawn = rank_correlations(columns, family_counts(place, 400, seed=world))[:, 0, 1]
+        for kind, ends in (
+            ("percentile", percentile_interval(drawn)),
+            ("expanded", expanded_interval(drawn, 8)),
+        ):
+            missed[kind] += not ends[0] <= 0 <= ends[1]
+    assert missed["expanded"] <= 12 < missed["percentile"]
+
+
 # ---- regression ----------------------------------------------------------------------------------
 
 
@@ -194,20 +214,11 @@ def test_linear_regression_is_scipys(rng):
 
 
 def test_copies_do_not_make_a_slope_significant():
-    """Five models copied eight times.
-
-    Least squares counts 40, the covariance summed over families five.
-    """
+    """Five models copied eight times: least squares counts 40, a random intercept five."""
     x, y = np.array([0.1, 0.4, 0.5, 0.7, 0.9]), np.array([0.3, 0.1, 0.5, 0.2, 0.6])
     fit = linear_regression(np.repeat(x, 8), np.repeat(y, 8), np.repeat(np.arange(5), 8))
     assert fit["p"] < 0.01 < 0.1 < fit["p_family"]
-    # the sandwich by hand: families' scores, (X'X)^-1, and statsmodels' factor g/(g-1) (n-1)/(n-k)
-    design = np.column_stack([np.ones(40), np.repeat(x, 8)])
-    left = np.repeat(y, 8) - design @ [fit["intercept"], fit["slope"]]
-    scores = (design * left[:, None]).reshape(5, 8, 2).sum(axis=1)
-    inverse = np.linalg.inv(design.T @ design)
-    variance = (5 / 4 * 39 / 38) * (inverse @ scores.T @ scores @ inverse)[1, 1]
-    assert fit["p_family"] == pytest.approx(2 * stats.t.sf(fit["slope"] / np.sqrt(variance), 4))
+    assert fit["p_family"] == pytest.approx(stats.linregress(x, y).pvalue)
 
 
 @pytest.mark.parametrize("x, y", [([1, 2], [1, 2]), ([1, 1, 1], [1, 2, 3]), ([], [])])

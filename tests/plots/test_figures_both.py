@@ -185,6 +185,24 @@ def test_brainscore_vs_tolerance_of_the_models_that_join_and_no_others(tmp_path)
     assert "Only 6 models have both" in caption
 
 
+@pytest.mark.parametrize(("models", "filled"), [(5, 0), (9, 0), (12, 2)])
+def test_fewer_than_ten_models_fill_no_dot(tmp_path, models, filled):
+    """A benchmark that agrees perfectly with both measures, and one that does not."""
+    names = [f"{kind}{i}" for i, kind in zip(range(models), 3 * ["vgg", "vit", "swin", "dla"])]
+    measures = [{"l2_mean": 1.0 + i, "human_alignment": i} for i in range(models)]
+    write_summary(tmp_path, [{"model": n} | row for n, row in zip(names, measures)])
+    noise = np.random.default_rng(0).normal(size=models)
+    write_scores(tmp_path, names, **{"Lab.up": range(models), "Lab.noise": noise})
+    ((_, figure, table, _),) = brainscore_vs_tolerance(load_results(tmp_path))
+    dots = [line for ax in figure.axes for line in ax.lines if line.get_marker() == "o"]
+    assert sum(line.get_markerfacecolor() != "white" for line in dots) == filled
+    tested = table.loc[table["benchmark"].notna(), "family_q"].notna()
+    assert tested.all() if filled else not tested.any()
+    exact = 2 / 120 if models == 5 else 0.001
+    assert table.loc[table["benchmark"] == "Lab.up", "p"].max() <= exact
+    assert table.loc[table["benchmark"] == "Lab.up", "p"].min() > 0
+
+
 def test_brainscore_vs_tolerance_joins_the_published_models_of_the_same_weights(
     tmp_path, leaderboard
 ):

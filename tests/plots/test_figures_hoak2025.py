@@ -185,7 +185,7 @@ def test_the_heat_map_is_its_table(drawings):
     marks = sum(
         len(ax.collections[1].get_offsets()) for ax in figure.axes if len(ax.collections) == 2
     )
-    assert marks == (table["q"] <= 0.05).sum() > 0 and f"{marks} are marked" in caption
+    assert marks == (table["family_q"] <= 0.05).sum() > 0 and f"{marks} are marked" in caption
     assert f"all {4 * len(BENCHMARKS)} cells" in caption
 
 
