@@ -27,22 +27,23 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from alignment_security.models.forward import pick_device, tune_process
 from benchmarks.gpu_attacks import engine, parity, precision, survivors
 from benchmarks.gpu_machine import loading, memory, start, training
-from benchmarks.gpu_passes import floor, floor_compiled, floor_tuned
+from benchmarks.gpu_passes import first_passes, floor, floor_compiled, floor_tuned
 from benchmarks.gpu_stage import FULL, QUICK, Rows, Stage
 from benchmarks.machine import machine
 from benchmarks.output import get_args_parser, output_file, write_table
 
 # in order of worth, each with its share of the time
 STAGES = {
-    "parity": (parity, 0.15),
+    "parity": (parity, 0.12),
+    "first_passes": (first_passes, 0.08),
     "engine": (engine, 0.25),
-    "survivors": (survivors, 0.2),
-    "floor": (floor, 0.2),
+    "survivors": (survivors, 0.15),
     "precision": (precision, 0.15),
-    "memory": (memory, 0.1),
-    "training": (training, 0.1),
-    "loading": (loading, 0.1),
+    "floor": (floor, 0.2),
+    "memory": (memory, 0.08),
     "start": (start, 0.1),
+    "loading": (loading, 0.1),
+    "training": (training, 0.1),
     "floor_tuned": (floor_tuned, 0.2),
     "floor_compiled": (floor_compiled, 0.3),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -22,6 +23,7 @@ from benchmarks.gpu_stage import LITE0, Rows, Stage, shape_of
 from benchmarks.measure import Image, compare, measured, reference
 
 CLASSES = 1000
+APGD = ("apgd-ce", "apgd-t")
 PARITY_EPS = [0.25 / 255, 0.5 / 255, 1 / 255]
 TINY_EPS = 1e-5  # nothing breaks: every image takes every step
 SYNCHRONIZES = "called a synchronizing CUDA operation"
@@ -36,7 +38,7 @@ def parity(stage: Stage) -> Rows:
     """The same photographs on the device and on the CPU: verdicts and norms."""
     images = stage.photographs(stage.size.parity)
     steps = stage.size.steps
-    budget = Budget(steps=stage.size.budget.steps, targets=3, queries=100)
+    budget = replace(stage.size.budget, queries=100)
     runs = {
         "Linf, three eps": bounded(PARITY_EPS, budget),
         "L2 crossing": minimal(BoundaryCrossing("L2", steps)),
@@ -45,8 +47,12 @@ def parity(stage: Stage) -> Rows:
     }
     here, cpu = stage.fast(LITE0), Stage(torch.device("cpu"), stage.size).fast(LITE0)
     for name, run in runs.items():
+        begin = time.perf_counter()
+        rows = rows_of(run(here, images, batch_size=len(images)))
+        seconds = time.perf_counter() - begin
         there = rows_of(run(cpu, images, batch_size=8))
-        yield name, difference(rows_of(run(here, images, batch_size=len(images))), there)
+        spent = {"seconds": seconds, "seconds_cpu": time.perf_counter() - begin - seconds}
+        yield name, difference(rows, there) | spent
 
 
 def bounded(eps: list[float], budget: Budget) -> Run:
@@ -171,7 +177,7 @@ def count_synchronizations(run: Callable[[], object], stage: Stage) -> float:
 
 def survivors(stage: Stage) -> Rows:
     """pyautoattack against ours: photographs that break at once, and images that nothing breaks."""
-    photographs = stage.photographs(stage.size.parity)
+    photographs = stage.photographs(stage.size.survivors)
     fast, plain = stage.fast(LITE0), stage.net(LITE0)
     settings = {
         "Lite0, 1/255, all break": (fast, plain, photographs, 1 / 255),
@@ -213,7 +219,7 @@ def precision(stage: Stage) -> Rows:
     images = stage.photographs(stage.size.photographs)
     exact, batch = stage.net(LITE0), min(len(images), 256)
     runs = {
-        "Linf, three eps": bounded(PARITY_EPS, stage.size.budget),
+        "Linf, three eps": bounded(PARITY_EPS, replace(stage.size.budget, attacks=APGD)),
         "L2 crossing": minimal(BoundaryCrossing("L2", stage.size.steps)),
     }
     for name, run in runs.items():

@@ -28,11 +28,24 @@ def floor(stage: Stage) -> Rows:
                 yield f"{name}, batch {batch}, tf32", rates(stage, fast, x)
             yield f"{name}, batch {batch}, bf16", rates(stage, BFloat16(fast), x)
             yield f"{name}, batch {batch}, float32 as a CUDA graph", graph_rates(stage, fast, x)
+            fast.to(memory_format=torch.channels_last)
+            yield f"{name}, batch {batch}, float32 channels_last", rates(stage, fast, x)
+
+
+def first_passes(stage: Stage) -> Rows:
+    """Seconds of the first and second pass of a new size of batch, float32, by memory format."""
+    for name in stage.size.engine_nets:
+        for format in (torch.contiguous_format, torch.channels_last):
+            net = stage.fast(name).to(memory_format=format)
+            for batch in stage.size.new_batches:
+                x = torch.rand(batch, *shape_of(name), device=stage.device)
+                first, second = (stage.seconds(partial(gradient, net, x)) for _ in range(2))
+                yield f"{name}, {format}, batch {batch}", {"first": first, "second": second}
 
 
 def floor_tuned(stage: Stage) -> Rows:
     """The same in float32 with cuDNN's benchmark mode, and the seconds that tuning took."""
-    batch = stage.size.batches[0]
+    batch = stage.size.batches[-1]
     for name in stage.size.nets if stage.on_gpu else ():
         x, fast = torch.rand(batch, *shape_of(name), device=stage.device), stage.fast(name)
         with flags(benchmark=True):
@@ -42,7 +55,7 @@ def floor_tuned(stage: Stage) -> Rows:
 
 def floor_compiled(stage: Stage) -> Rows:
     """The same after torch.compile, with the seconds that compiling took."""
-    batch = stage.size.batches[0]
+    batch = stage.size.batches[-1]
     for name in stage.size.compiled:
         x = torch.rand(batch, *shape_of(name), device=stage.device)
         for precision in ("float32", "bf16"):

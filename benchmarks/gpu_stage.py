@@ -32,26 +32,29 @@ class Size:
     """How much is measured; the defaults are those of the committed file.
 
     nets, batches        of the bare passes; compiled: those that torch.compile is tried on
+    new_batches          of `first_passes`
     seconds              of one measurement of bare passes
     engine_nets, engine_steps, engine_queries, largest_batch   of the engine's share
     budget               where a smaller one than AutoAttack's has to do
-    photographs          at most, of `precision`; parity: of `parity`
+    photographs          at most, of `precision`, `survivors` and `parity`
     steps                of the minimum-norm attacks
     memory_batches       of `memory`; memory_limit_mib: where the device is made to run out
     training             (network, batch size) pairs
     """
 
     nets: tuple[str, ...] = ("resnet50", "vit_base_patch16_224", "convnext_tiny", LITE0)
-    batches: tuple[int, ...] = (256, 32)
+    batches: tuple[int, ...] = (32, 256)
     compiled: tuple[str, ...] = ("resnet50", "vit_base_patch16_224")
     seconds: float = 0.4
     engine_nets: tuple[str, ...] = (LITE0, "resnet50")
-    engine_steps: int = 10
-    engine_queries: int = 30
-    largest_batch: int = 256
+    new_batches: tuple[int, ...] = (24, 48, 96, 192)
+    engine_steps: int = 50
+    engine_queries: int = 200
+    largest_batch: int = 128
     budget: Budget = Budget(steps=20, targets=3, queries=500)
-    photographs: int = 200
-    parity: int = 20
+    photographs: int = 100
+    survivors: int = 20
+    parity: int = 8
     steps: int = 50
     memory_batches: tuple[int, ...] = (64, 256, 1024)
     memory_limit_mib: int = 6 * 1024
@@ -65,11 +68,13 @@ QUICK = Size(
     compiled=(),
     seconds=0.01,
     engine_nets=(LITE0,),
+    new_batches=(1,),
     engine_steps=2,
     engine_queries=3,
     largest_batch=4,
     budget=Budget(steps=2, targets=1, queries=3),
     photographs=2,
+    survivors=2,
     parity=2,
     steps=3,
     memory_batches=(2,),

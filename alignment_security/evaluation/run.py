@@ -15,7 +15,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from alignment_security.attacks.autoattack import masked_gradient_warnings
@@ -31,7 +30,7 @@ from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_images
-from alignment_security.models.fast import PRECISIONS
+from alignment_security.models.fast import PRECISIONS, memory_format_of
 from alignment_security.models.forward import (
     auto_batch_size,
     device_of,
@@ -143,15 +142,16 @@ def prepare(
     model: Model, images: ImageSet, threat: Threat, batch_size: int | str = "auto", **options
 ) -> Evaluation:
     """Check that model, images and threat fit together, and choose the batch size."""
-    tune_process(device_of(model.module), options.get("precision", "float32"))
-    model.module.to(memory_format=torch.channels_last)
+    device = device_of(model.module)
+    tune_process(device, options.get("precision", "float32"))
+    model.module.to(memory_format=memory_format_of(device, "float32"))
     model = restrict_classes(model, images.restrict_to)
     if options.get("published_accuracy"):
         read_published(options["published_accuracy"])  # refuse a bad table before anything runs
     threat.check(model, images)
     if batch_size == "auto":
         shape = model.preprocessing["input_size"]
-        batch_size = auto_batch_size(model.module, shape, device_of(model.module), len(images.ids))
+        batch_size = auto_batch_size(model.module, shape, device, len(images.ids))
     return Evaluation(model, images, threat, int(batch_size), **options)
 
 

