@@ -23,6 +23,7 @@ from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import parse_args, threat_from_args
 from alignment_security.evaluation.run import (
     Stopped,
+    already_done_text,
     fill_record,
     open_record,
     prepare,
@@ -57,7 +58,9 @@ def evaluate_request(args: argparse.Namespace) -> int:
 
     # open the record, lock it, and add the rows that it lacks
     with open_record(evaluation, args.results_dir, args.overwrite) as run:
-        if not run.done:
+        if run.done:
+            print_line(already_done_text(run))
+        else:
             fill_record(evaluation, run)
         print_line(report_text(run))
     return 0

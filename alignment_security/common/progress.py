@@ -10,11 +10,13 @@ from tqdm import tqdm
 from alignment_security.common.files import utc_now
 from alignment_security.common.process import print_line
 
-PROGRESS_SECONDS = 60  # between lines where stderr is no terminal
+FIRST_SECONDS = 15  # from the start to the first line where stderr is no terminal
+PROGRESS_SECONDS = 60  # between the lines after it
+BAR = "{percentage:3.0f}%|{bar:6}| {desc}"
 
 
 class ProgressMeter:
-    """Shows how much is done, the rate, the time left, and a line of text.
+    """Shows how much is done, the time gone and left, and a line of text.
 
     total, begun   units of work in all, and those that earlier sessions finished
     silent         show nothing: other processes of a distributed training
@@ -22,37 +24,47 @@ class ProgressMeter:
 
     def __init__(self, name: str, total: int, begun: int, unit: str, silent: bool = False):
         on_terminal = sys.stderr.isatty() and not silent
-        self.bar = tqdm(total=total, initial=begun, desc=name, unit=unit, disable=not on_terminal)
+        self.bar = tqdm(total=1.0, bar_format=BAR, dynamic_ncols=True, disable=not on_terminal)
         self.prints_lines = not on_terminal and not silent
         self.name, self.unit = name, unit
         self.total, self.begun, self.done = total, begun, begun
-        self.started = self.printed = time.monotonic()
+        self.started = time.monotonic()
+        self.next_line = self.started + min(FIRST_SECONDS, PROGRESS_SECONDS)
 
     def per_second(self) -> float:
         """Units a second in this process."""
         return (self.done - self.begun) / (time.monotonic() - self.started)
 
-    def update(self, done: int, text: str) -> bool:
-        """Show that `done` units are finished; returns whether a line was printed."""
+    def update(
+        self,
+        done: int,
+        text: str,
+        share: float | None = None,
+        seconds_left: float | None = None,
+    ) -> bool:
+        """Show that `done` units are finished; returns whether a line was printed.
+
+        share          of all the work that is done, where it is more than whole units
+        seconds_left   where it does not follow from the units done
+        """
         self.done = done
-        self.bar.set_postfix_str(text, refresh=False)
-        self.bar.update(done - self.bar.n)
-        if not self.prints_lines or time.monotonic() - self.printed <= PROGRESS_SECONDS:
+        if share is None:
+            share = done / max(self.total, 1)
+        if seconds_left is None and self.done > self.begun:
+            seconds_left = (self.total - done) / self.per_second()
+        line = self._line(text, seconds_left)
+        self.bar.set_description_str(line, refresh=False)
+        self.bar.update(share - self.bar.n)
+        if not self.prints_lines or time.monotonic() < self.next_line:
             return False
-        self.printed = time.monotonic()
-        print_line(f"{utc_now()} {self.name}: {self._line(text)}", sys.stderr)
+        self.next_line = time.monotonic() + PROGRESS_SECONDS
+        print_line(f"{utc_now()} {self.name}: {line}", sys.stderr)
         return True
 
-    def _line(self, text: str) -> str:
-        return tqdm.format_meter(
-            self.done,
-            self.total,
-            self.printed - self.started,
-            ncols=0,
-            unit=self.unit,
-            initial=self.begun,
-            postfix=text,
-        )
+    def _line(self, text: str, seconds_left: float | None) -> str:
+        gone = tqdm.format_interval(time.monotonic() - self.started)
+        left = "?" if seconds_left is None else tqdm.format_interval(seconds_left)
+        return f"{self.done}/{self.total} {self.unit}s [{gone}<{left}] {text}".rstrip()
 
     def close(self) -> None:
         self.bar.close()

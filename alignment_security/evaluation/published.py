@@ -10,6 +10,7 @@ import pandas as pd
 
 from alignment_security.attacks.clean import run_clean
 from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.process import print_line
 from alignment_security.common.text import read_text
 from alignment_security.images.image_sets import ImageSet, take_slice
 from alignment_security.images.loading import stream_images
@@ -20,6 +21,7 @@ from alignment_security.records.run import Run
 
 CONFIDENCE = 0.999  # of the interval: with nothing wrong, one model in a thousand falls outside
 MAX_CHECKED = 500  # images that are classified before an attack, a fair sample: seconds
+LOOK = "check the class order of the images, the preprocessing and the weights"
 TIMM_TABLES = "give one of timm's results/results-imagenet*.csv"
 
 
@@ -29,8 +31,8 @@ def compare_with_published(
     """Compare clean accuracy with a table of published ones; does nothing without a table.
 
     Takes the rows of a finished run, before an attack a fair sample of the images. The comparison
-    goes into the run file. A warning goes there and to stderr when the accuracies differ, or when
-    they cannot be compared.
+    goes into the run file. A warning goes there, and before an attack to stderr, when the
+    accuracies differ, or when they cannot be compared.
     """
     if not table or "published" in run.info:
         return
@@ -50,7 +52,8 @@ def compare_with_published(
             problem = comparison_warning(comparison, images.name)
     if problem:
         run.warn(problem)
-        print(f"warning: {problem}", file=sys.stderr)
+        if not run.done:  # else the report, which follows, says it
+            print_line(f"warning: {problem}", sys.stderr)
 
 
 def clean_answers(model: Model, images: ImageSet, batch_size: int) -> list[int]:
@@ -139,8 +142,9 @@ def compare_accuracy(published: dict, correct: int, n: int) -> dict:
 def comparison_warning(found: dict, image_set: str) -> str:
     ours = f"{found['correct'] / found['n']:.1%} on {found['n']} images of {image_set}"
     interval = f"{CONFIDENCE:.1%} interval {found['low']:.1%} to {found['high']:.1%}"
+    above = found["low"] > found["top1"]
+    cause = "easier images, or images of its training" if above else LOOK
     return (
         f"clean accuracy {ours}, but {found['top1']:.1%} is published for {found['model']}, "
-        f"outside the {interval}: check the class order of the images, the preprocessing and the "
-        "weights"
+        f"outside the {interval}: {cause}"
     )

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
-from torch import Tensor
 
 from alignment_security.attacks.autoattack import masked_gradient_warnings
-from alignment_security.attacks.clean import ImageStream
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
+from alignment_security.common.process import print_line
 from alignment_security.common.settings import version_drift
+from alignment_security.evaluation.checks import check_clean, warn_of_guesses
 from alignment_security.evaluation.human_columns import add_human_columns, map_settings
-from alignment_security.evaluation.progress import EvaluationProgress
+from alignment_security.evaluation.progress import EvaluationProgress, expected_time
 from alignment_security.evaluation.published import compare_with_published, read_published
 from alignment_security.evaluation.saved_examples import save_examples
+from alignment_security.evaluation.stream import stop_at, with_head_labels
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.image_sets import ImageSet
@@ -37,7 +37,7 @@ from alignment_security.models.forward import (
     session_facts,
     tune_process,
 )
-from alignment_security.models.heads import ANIMATE_CLASSES, HEADS, Model, restrict_classes
+from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.models.loading import check_model
 from alignment_security.records.record import check_rows_belong
 from alignment_security.records.run import Run
@@ -191,6 +191,9 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
         raise
     eps = run.settings["run"].get("eps")
     run.finish(list(evaluation.images.ids), eps, seconds=time.monotonic() - begin, error=None)
+    if isinstance(evaluation.threat, Clean):
+        rows = run.rows.to_dict("records")
+        warn_of_guesses(rows, evaluation.images, evaluation.model, run)
     if evaluation.threat.name == "clean":
         check_published(evaluation, run)
     for warning in masked_gradient_warnings(run.rows):
@@ -210,15 +213,23 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     missing = [i for i, name in enumerate(images.ids) if not is_done(name)]
     begun = run.known(images.ids[i] for i in missing)  # images with some of their eps
     todo = images.take(missing)
-    check_before_attack(evaluation, todo, run)
+    seconds = check_before_attack(evaluation, todo, run)
+    print_line(first_line(evaluation, run, len(todo), seconds))
+    done = len(images) - len(todo)
+    progress = EvaluationProgress(threat, len(images), done, model.settings["name"])
     execution = Execution(
-        evaluation.batch_size, evaluation.precision, evaluation.compiled, run.warn, begun
+        evaluation.batch_size,
+        evaluation.precision,
+        evaluation.compiled,
+        run.warn,
+        begun,
+        progress.on_pass,
     )
-    progress = EvaluationProgress(len(images), len(images) - len(todo), model.settings["name"])
     decoded = stream_images(todo, model.preprocessing, evaluation.workers)
     # close the stream before a failure travels on: decoding workers would keep the process alive
     with closing(with_head_labels(decoded, model.settings["head"])) as source:
-        for rows in threat.run(model, stop_at(source, deadline), execution):
+        begun_images = progress.count_images(stop_at(source, deadline))
+        for rows in threat.run(model, begun_images, execution):
             add_human_columns(rows, threat, model, images, settings)
             run.replace_old()
             # before the row: an image with a row is never attacked again
@@ -226,14 +237,17 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
             run.append(rows)
             names = {row["image_id"] for row in rows}
             count.update(row["image_id"] for row in rows)
-            progress.show(sum(map(is_done, names)), rows)
+            progress.on_rows(sum(map(is_done, names)), rows)
     progress.close()
     if time.monotonic() > deadline and not all(map(is_done, images.ids)):
         raise Stopped
 
 
-def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> None:
-    """Check the model on its first image; warnings go to the run file."""
+def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> float | None:
+    """Check the model on its first image and before an attack on a few; warnings go to the run.
+
+    Returns the seconds that a forward pass of an image takes, None without an attack.
+    """
     model = evaluation.model
     images = evaluation.images
     for warning in [*version_drift(), *model.notes, *images.notes]:
@@ -241,13 +255,34 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> Non
     if images.class_names:
         run.save(classes=list(images.class_names))
     if not len(todo):
-        return
+        return None
     first = next(stream_images(todo, model.preprocessing))[1][None]
     first = first.to(device_of(model.module))
     for warning in check_model(model.module, first, model.n_outputs, model.settings["name"]):
         run.warn(warning)
-    if not isinstance(evaluation.threat, Clean):
-        check_published(evaluation, run)
+    if isinstance(evaluation.threat, Clean):
+        return None
+    check_published(evaluation, run)
+    return check_clean(model, images, evaluation.batch_size, run)
+
+
+def first_line(evaluation: Evaluation, run: Run, todo: int, seconds: float | None) -> str:
+    """What will run: the model, how many images, the attack, the device, and the expected time.
+
+    seconds   that a forward pass of an image takes, where it was measured
+    """
+    model, images, threat = evaluation.model, evaluation.images, evaluation.threat
+    count = f"{todo} images" if todo == len(images) else f"{todo} of {len(images)} images"
+    attack = run.settings["run"]["attack"]
+    eps = ", ".join(format_eps(radius, threat.name) for radius in threat.eps)
+    parts = [
+        f"{model.settings['name']}: {count} of {images.name}",
+        threat.name if attack == "none" else f"{threat.name}, {attack}",
+        f"eps {eps}" if eps else "",
+        f"{run.info['sessions'][-1]['device']}, batches of {evaluation.batch_size}",
+        expected_time(threat, todo, seconds),
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def check_published(evaluation: Evaluation, run: Run) -> None:
@@ -260,29 +295,15 @@ def check_published(evaluation: Evaluation, run: Run) -> None:
     )
 
 
-# ---- the stream of images ------------------------------------------------------------------------
-
-
-def with_head_labels(source: ImageStream, head: str) -> Generator[tuple[str, Tensor, int]]:
-    """Images with the labels that the head's outputs stand for."""
-    for name, image, label in source:
-        if HEADS[head] is not None:
-            label = int(label >= ANIMATE_CLASSES)
-        yield name, image, label
-
-
-def stop_at(source: ImageStream, deadline: float) -> Iterator[tuple[str, Tensor, int]]:
-    """Yield images until the deadline, at least one.
-
-    Attacks finish the images that they have begun, so nothing is computed twice.
-    """
-    for item in source:
-        yield item
-        if time.monotonic() > deadline:
-            return
-
-
 # ---- the report ----------------------------------------------------------------------------------
+
+
+def already_done_text(run: Run) -> str:
+    """The first line where nothing is computed."""
+    begun = run.info["sessions"][-1]["started"]
+    return (
+        f"{run.info['model']}: evaluated on {begun}, read from its record; --overwrite does it anew"
+    )
 
 
 def report_text(run: Run) -> str:

@@ -10,7 +10,12 @@ from conftest import DATA
 from scipy import stats
 
 from alignment_security.common.files import UserError
-from alignment_security.evaluation.published import compare_accuracy, find_published, read_published
+from alignment_security.evaluation.published import (
+    compare_accuracy,
+    comparison_warning,
+    find_published,
+    read_published,
+)
 from alignment_security.models.names import published_names
 
 TIMM = ["results-imagenet_2023-05-24_049b1332.csv", "results-imagenet_2025-10-30_4e5207c7.csv"]
@@ -134,6 +139,13 @@ def test_far_off_is_wilsons_interval(correct, n, top1, far):
     assert found["low"] <= correct / n <= found["high"]
 
 
+def test_only_an_accuracy_below_the_published_one_asks_for_the_class_order():
+    asked = "check the class order"
+    assert asked in comparison_warning(compare_accuracy({"model": "m", "top1": 0.8}, 1, 50), "set")
+    above = comparison_warning(compare_accuracy({"model": "m", "top1": 0.2}, 49, 50), "set")
+    assert asked not in above and "easier images" in above
+
+
 # ---- the script ----------------------------------------------------------------------------------
 
 
@@ -168,8 +180,10 @@ def test_far_off_is_a_warning_in_the_run_file_and_on_the_screen(
     sentence = (
         f"clean accuracy 100.0% on 12 images of mine, but {top1}% is published for {tiny.name}"
     )
-    for place in (out, err, " ".join(info["warnings"])):
+    for place in (out, " ".join(info["warnings"])):
         assert (sentence in place) == warns
+    assert (sentence in err) == (warns and threat != "clean")  # early, before an attack
+    assert "check the class order" not in out + err  # it is above what is published
     assert "published" not in json.dumps(info["settings"])  # not a setting: it changes no row
 
 
@@ -190,6 +204,7 @@ def test_what_cannot_be_compared_says_so(cli, tiny, tmp_path, table, arguments, 
         and "published" not in info
         and any(why in warning for warning in info["warnings"])
         and err.count(why) == 1
+        and "check the class order" not in err
     )
 
 

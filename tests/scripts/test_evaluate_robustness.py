@@ -328,7 +328,9 @@ def test_lite0_on_the_sample_and_again(cli, sample, tmp_path, monkeypatch):
     assert info["status"] == "done" and info["settings"]["run"]["list_sha256"] == sample.list_sha256
     before = path.read_bytes()
     monkeypatch.setattr(evaluate_robustness, "fill_record", None)
-    assert cli(*command) == (0, out, "")
+    status, again, err = cli(*command)
+    assert (status, err) == (0, "") and "read from its record" in again.splitlines()[0]
+    assert again.splitlines()[1:] == out.splitlines()[1:]
     assert path.read_bytes() == before and len(record(tmp_path)[1]["sessions"]) == 1
 
 

@@ -266,8 +266,8 @@ def test_a_disk_that_fills_up_in_the_middle(start, tiny, whole, tmp_path):
     (path,) = tmp_path.glob("records/*/*/*.csv")
     assert (
         status == 1
-        and said.count("\n") == 1
-        and said.startswith(f"error: {path}: File too large; what is written stays")
+        and said.count("\n") == 2  # what would run, and why it does not
+        and said.splitlines()[1].startswith(f"error: {path}: File too large; what is written stays")
     )
     assert (
         0 < len(rows) < 15 * IMAGES
@@ -497,7 +497,8 @@ def test_a_model_that_cannot_be_evaluated_is_refused(cli, tiny, with_net, tmp_pa
         arguments[arguments.index("--dataset") + 1] = "sample"
     status, out, err = cli(*arguments)
     assert (
-        (status, out) == (2, "")
+        status == 2
+        and out.count("\n") <= 1  # what would run
         and err.count("\n") == 1
         and pd.Series([err]).str.contains(message).all()
     ), err

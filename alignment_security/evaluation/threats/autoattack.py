@@ -21,6 +21,7 @@ from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
     RecordRows,
+    ReportedPasses,
     Threat,
     fast_module,
 )
@@ -146,7 +147,7 @@ class AutoAttack(Threat):
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         if self.engine == "reference":
             return run_pyautoattack(
-                model.module,
+                ReportedPasses(model.module, execution),
                 images,
                 self.norm,
                 list(self.eps),
@@ -158,7 +159,7 @@ class AutoAttack(Threat):
                 log=execution.log,
             )
         return run_autoattack(
-            self.attacked_module(model, execution),
+            ReportedPasses(self.attacked_module(model, execution), execution),
             images,
             self.norm,
             list(self.eps),

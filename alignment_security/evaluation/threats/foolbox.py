@@ -10,7 +10,13 @@ from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox
 from alignment_security.evaluation.threats.feng2025 import GEOMETRY, on_published_images
-from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows, Threat
+from alignment_security.evaluation.threats.threat import (
+    Cost,
+    Execution,
+    RecordRows,
+    ReportedPasses,
+    Threat,
+)
 from alignment_security.models.heads import Model
 
 
@@ -74,7 +80,7 @@ class Foolbox(Threat):
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         return run_foolbox(
-            model.module,
+            ReportedPasses(model.module, execution),
             images,
             self.protocol,
             self.steps,

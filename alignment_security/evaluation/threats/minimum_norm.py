@@ -19,6 +19,7 @@ from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
     RecordRows,
+    ReportedPasses,
     Threat,
     fast_module,
 )
@@ -67,7 +68,7 @@ class MinimumNormThreat(Threat):
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         return run_minimum_norm(
-            self.attacked_module(model, execution),
+            ReportedPasses(self.attacked_module(model, execution), execution),
             images,
             self.attack(),
             model.n_outputs,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.images.image_sets import ImageSet
@@ -31,6 +31,7 @@ class Execution:
     compiled      whether torch.compile compiles the model
     log           receives warnings
     known_rows    rows of earlier sessions by image id, for threats with several eps
+    on_pass       called after each forward pass: number of images, whether a backward pass follows
     """
 
     batch_size: int
@@ -38,6 +39,7 @@ class Execution:
     compiled: bool = False
     log: Callable[[str], None] = lambda message: None
     known_rows: dict[str, list[dict]] = field(default_factory=dict)
+    on_pass: Callable[[int, bool], None] = lambda images, backward: None
 
 
 class Threat(ABC):
@@ -92,6 +94,20 @@ class Threat(ABC):
     @property
     def rows_per_image(self) -> int:
         return max(1, len(self.eps))
+
+
+class ReportedPasses(nn.Module):
+    """A module that calls `on_pass` after each forward pass (`Execution.on_pass`)."""
+
+    def __init__(self, module: nn.Module, execution: Execution):
+        super().__init__()
+        self.module, self.on_pass = module, execution.on_pass
+        self.train(module.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.module(x)
+        self.on_pass(len(x), logits.requires_grad)
+        return logits
 
 
 def fast_module(module: nn.Module, model: Model, execution: Execution) -> nn.Module:

@@ -1,0 +1,81 @@
+"""Checks of a model on a few clean images before its attack: does it more than guess?
+
+A wrong order of classes, crop or weights shows there, in seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable
+
+import torch
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from alignment_security.attacks.clean import run_clean
+from alignment_security.common.process import print_line
+from alignment_security.evaluation.published import LOOK
+from alignment_security.evaluation.stream import with_head_labels
+from alignment_security.images.image_sets import ImageSet, take_slice
+from alignment_security.images.loading import stream_images
+from alignment_security.models.forward import Forward, device_of
+from alignment_security.models.heads import Model
+from alignment_security.records.run import Run
+
+MAX_CHECKED = 64  # images, a fair sample, whose clean accuracy is looked at before an attack
+FEWEST = 10  # images: fewer say nothing
+LIKELY = 0.05  # probability with which a guess is right as often, or more often
+
+
+def check_clean(model: Model, images: ImageSet, batch_size: int, run: Run) -> float:
+    """Classify a fair sample of the images before an attack, and warn of a model that guesses.
+
+    Returns the seconds that a forward pass of an image takes.
+    """
+    sample = take_slice(images, 0, MAX_CHECKED)
+    stream = with_head_labels(stream_images(sample, model.preprocessing), model.settings["head"])
+    decoded = list(stream)
+    batches = run_clean(model.module, decoded, model.n_outputs, batch_size)
+    rows = [row for batch in batches for row in batch]
+    warn_of_guesses(rows, images, model, run, aloud=True)
+    x = torch.stack([image for _, image, _ in decoded[:batch_size]])
+    return seconds_per_image(model.module, x)
+
+
+def warn_of_guesses(
+    rows: Iterable[dict], images: ImageSet, model: Model, run: Run, aloud: bool = False
+) -> None:
+    """Warn in the run file, and on the screen where `aloud`, of what `chance_warning` finds."""
+    warning = chance_warning(list(rows), len(images.restrict_to) or model.n_outputs)
+    if warning:
+        run.warn(warning)
+        if aloud:
+            print_line(f"warning: {warning}", sys.stderr)
+
+
+def chance_warning(rows: list[dict], classes: int) -> str:
+    """A sentence about a model that does no better than a guess, or has one answer; else "".
+
+    rows      with label, clean_pred and clean_correct
+    classes   that an answer may have
+    """
+    n, correct = len(rows), sum(row["clean_correct"] for row in rows)
+    if n < FEWEST:
+        return ""
+    answers = {row["clean_pred"] for row in rows}
+    labels = {row["label"] for row in rows}
+    if len(answers) == 1 and len(labels) > 1 and 2 * correct <= n:
+        return f"the model takes all {n} images for class {answers.pop()}: {LOOK}"
+    if binom.sf(correct - 1, n, 1 / classes) > LIKELY:
+        return f"clean accuracy {correct} of {n}, as of a guess among {classes} classes: {LOOK}"
+    return ""
+
+
+def seconds_per_image(module: nn.Module, x: Tensor) -> float:
+    """Time of a forward pass of x (B, 3, H, W) through a module that is warm, per image."""
+    device = device_of(module)
+    forward, x = Forward(module, len(x)), x.to(device)
+    begin = time.perf_counter()
+    forward.logits(x).cpu()  # waits for the device
+    return (time.perf_counter() - begin) / len(x)
