@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.command_line import Parser
-from alignment_security.common.files import write_atomic
+from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
@@ -92,6 +92,8 @@ def write(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
     contents["txt"] = f"{caption}\n"
     if args.specifier:
         name = f"{name}_{args.specifier}"
+    if name != Path(name).name:
+        raise UserError(f"{name}: no name of a file; a figure is written to --figures_dir alone")
     files = {
         Path(args.figures_dir) / f"{name}.{kind}": content for kind, content in contents.items()
     }

@@ -96,7 +96,9 @@ def train(args: Namespace) -> int:
             with record_session(run) as session:
                 # Continue from the last checkpoint, if there is one.
                 learner = make_learner(recipe, model.module, steps_per_epoch, device)
-                resume_from_checkpoint(learner, run, args.results_dir, recipe.name, settings)
+                resume_from_checkpoint(
+                    learner, run, args.results_dir, recipe.name, settings, args.overwrite
+                )
                 finished = fit(
                     recipe,
                     learner,

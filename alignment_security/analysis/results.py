@@ -15,12 +15,12 @@ import pandas as pd
 
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import (
     SUMMARY_NAME,
     attacked_size,
     norm_summary,
+    read_summary_table,
     size_text,
 )
 
@@ -98,8 +98,7 @@ def read_summary(results: Results) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=SUMMARY_COLUMNS)
     fix = f"`python utilities.py merge --results_dir {results.folder}` writes it"
-    table = read_table(path, REQUIRED_COLUMNS, fix)
-    table = to_numbers(path, table, SUMMARY_NUMBERS, fix).replace("", np.nan)
+    table = read_summary_table(path, fix, REQUIRED_COLUMNS)
     missing = [column for column in SUMMARY_COLUMNS if column not in table]
     table[missing] = np.nan
     return table[table["model"].isin(results.models)] if results.models else table

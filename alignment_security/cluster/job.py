@@ -23,10 +23,12 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from alignment_security.common.files import TryAgain, UserError, sha256_file
-from alignment_security.common.text import read_text
+from alignment_security.common.schema import parse_table
+from alignment_security.common.text import decode_text, read_text
+from alignment_security.records.schemas import STAGED
 
 STAGED_TABLE = "staged.tsv"
-STAGED_COLUMNS = ["sha256", "tar", "name", "bytes", "weights", "weights_sha256", "gpu_memory_mb"]
+STAGED_COLUMNS = list(STAGED)
 STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
 
 # tarfile's own filter, which Python 3.11.0 to 3.11.3 lacks (Debian 12 has 3.11.2)
@@ -50,26 +52,28 @@ class StagedWeights:
 
 
 def read_staged_table(path: Path) -> pd.DataFrame:
-    """staged.tsv as a table of text, a row per tar. Raises StagingError."""
+    """staged.tsv as a table of text, a row per tar. Raises UserError for one that is damaged."""
     try:
-        table = pd.read_csv(
-            io.StringIO(read_text(path)), sep="\t", dtype=str, keep_default_na=False
-        )
+        data = path.read_bytes()
     except FileNotFoundError:
         raise StagingError(
             f"{path}: missing; `python utilities.py prestage --models LIST --out {path.parent}` "
             "makes it"
         ) from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    # checked as what it is, and kept as the text that goes into submit files
+    numbers = parse_table(path, data, STAGED, "run prestage again", delimiter="\t")
+    if list(numbers) != STAGED_COLUMNS:
         raise StagingError(
-            f"{path}: not a table of staged files ({str(error).strip()}); run prestage again"
-        ) from None
-    if list(table.columns) != STAGED_COLUMNS:
-        raise StagingError(
-            f"{path}: its columns are {', '.join(table.columns)}, not {', '.join(STAGED_COLUMNS)}; "
+            f"{path}: its columns are {', '.join(numbers)}, not {', '.join(STAGED_COLUMNS)}; "
             "run prestage again"
         )
-    return table
+    without_memory = numbers["name"].notna() & numbers["gpu_memory_mb"].isna()
+    if without_memory.any():
+        name = numbers.loc[without_memory, "name"].iloc[0]
+        raise StagingError(f"{path}: no gpu_memory_mb for {name}; run prestage again")
+    return pd.read_csv(
+        io.StringIO(decode_text(data, path)), sep="\t", dtype=str, keep_default_na=False
+    )
 
 
 def staged_row(table: pd.DataFrame, path: Path, column: str, value: str) -> dict:

@@ -187,7 +187,7 @@ def check_shape(value: Any, shape: Any, name: str) -> None:
     elif isinstance(shape, re.Pattern):
         _check_type(value, str, name)
         if not shape.fullmatch(value):
-            raise ValueError(f"{name} {value[:80]!r} is no name of a folder")
+            raise ValueError(f"{name} is {value[:80]!r}, which it cannot be")
     else:
         _check_type(value, shape, name)
 

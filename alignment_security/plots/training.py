@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import Results
-from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.text import read_text
 from alignment_security.plots.style import Drawing, legend_handles, model_styles, panels
+from alignment_security.records.training import read_training_log, read_training_run
 
-NEEDED_KEYS = {"name", "status", "settings", "sessions"}  # of run.json
-NEEDED_COLUMNS = {"epoch", "loss", "accuracy"}  # of log.csv
 OBJECTIVE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps")
 Training = tuple[dict, pd.DataFrame]  # run file, learning curve
 
@@ -27,15 +23,8 @@ def read_training(folder: Path) -> Training | None:
 
     Raises UserError if either file cannot be read.
     """
-    try:
-        run = json.loads(read_text(folder / "run.json"))
-        rows = pd.read_csv(folder / "log.csv", float_precision="round_trip")
-        if not NEEDED_KEYS <= run.keys() or not NEEDED_COLUMNS <= set(rows):
-            raise ValueError("keys or columns are missing")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{folder}: no training that can be drawn ({error}); train it again with --overwrite"
-        ) from None
+    run = read_training_run(folder / "run.json")
+    rows = read_training_log(folder / "log.csv", torn=run["status"] != "done")
     return (run, rows) if len(rows) else None
 
 

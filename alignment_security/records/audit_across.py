@@ -11,7 +11,12 @@ import pandas as pd
 from alignment_security.common.files import UserError
 from alignment_security.records.audit_record import EVALUATE_AGAIN, Record
 from alignment_security.records.record import first_difference
-from alignment_security.records.summary import SUMMARY_KEY, SUMMARY_NAME, summarise
+from alignment_security.records.summary import (
+    SUMMARY_KEY,
+    SUMMARY_NAME,
+    read_summary_table,
+    summarise,
+)
 
 MERGE_AGAIN = "run `python utilities.py merge` again"
 NO_EPS = -1.0  # in place of a missing eps, which would equal no other
@@ -160,16 +165,12 @@ def check_summary(results_dir: Path) -> Iterator[str]:
     except UserError:
         return
     try:
-        written = pd.read_csv(path, dtype={"model": str}, float_precision="round_trip")
+        written = read_summary_table(path, MERGE_AGAIN, SUMMARY_KEY)
     except FileNotFoundError:
         yield f"{path}: missing; {MERGE_AGAIN}"
         return
-    except (OSError, ValueError) as error:
-        yield f"{path}: not a table ({error}); {MERGE_AGAIN}"
-        return
-    missing = [name for name in SUMMARY_KEY if name not in written]
-    if missing:
-        yield f"{path}: no column {', '.join(missing)}; {MERGE_AGAIN}"
+    except UserError as error:
+        yield str(error)
         return
     written, fresh = _by_key(written), _by_key(fresh)
     yield from missing_row(path, written, fresh, "a row that no record gives")

@@ -5,6 +5,8 @@ results/README.md says what they mean. A column or key may be added; none is ren
 
 from __future__ import annotations
 
+import re
+
 from alignment_security.common.schema import FOLDER_NAME, NAME, NUMBER, TEXT, WHOLE, Column
 
 NONE = type(None)
@@ -66,6 +68,8 @@ SUMMARY = {
     "l2_mean": NORM_L2,
     "l2_sem": NORM_L2,
     "l2_median": NORM_L2,
+    "l2_per_pixel": NORM_LINF,
+    "size": Column(TEXT, empty=True),
     "linf_mean": NORM_LINF,
     "linf_median": NORM_LINF,
     "human_alignment": Column(NUMBER, low=-2, high=2, empty=True),
@@ -116,12 +120,17 @@ RUN_FILE = {
     "threat": FOLDER_NAME,
     "kind": FOLDER_NAME,
     "settings": {
-        "model": {"weights?": (str, NONE), "weights_sha256?": (str, NONE)},
+        "model": {
+            "weights?": (str, NONE),
+            "weights_sha256?": (str, NONE),
+            "preprocessing?": {"input_size?": [int]},
+        },
         "run": {
             "attack?": (str, NONE),
             "protocol?": (str, NONE),
             "eps?": [(float, int)],
             "head?": FOLDER_NAME,
+            "geometry?": re.compile(r"[1-9][0-9]{0,4} px.*"),
             "images?": (int, NONE),
             "list_sha256?": (str, NONE),
             "seed?": (int, NONE),
@@ -140,9 +149,9 @@ RUN_FILE = {
 # results/training/<name>/run.json
 TRAINING_RUN = {
     "name": str,
-    "settings": {"model": dict, "run": dict},
+    "settings": {"model?": dict, "run": {"epochs": int}},
     "status": str,
     "step": int,
-    "sessions": [SESSION],
+    "sessions": [{"started": str}],
     "warnings?": [str],
 }

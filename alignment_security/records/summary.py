@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +11,14 @@ import pandas as pd
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
+from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.records.record import (
     check_record_sha256,
     first_difference,
     read_record,
     read_run_file,
 )
+from alignment_security.records.schemas import SUMMARY
 
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
@@ -53,6 +55,25 @@ def summarise(results_dir: str | Path, allow_partial: bool = False) -> pd.DataFr
         key = duplicates.iloc[0][SUMMARY_KEY].to_dict()
         raise UserError(f"{root}: two records give {key}")
     return summary
+
+
+def read_summary_table(path: Path, fix: str, required: Iterable[str] = ()) -> pd.DataFrame:
+    """The table that `merge_records` wrote: exact numbers, empty cells as missing values.
+
+    fix        the command that writes it, for messages
+    required   columns that it has to have
+    Raises FileNotFoundError, and UserError for a table that is cut, damaged, or has a row twice.
+    """
+    table = parse_table(path, path.read_bytes(), SUMMARY, fix)
+    missing = [name for name in required if name not in table]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")
+    key = [name for name in SUMMARY_KEY if name in table]
+    is_again = table.duplicated(key) if key else pd.Series(dtype=bool)
+    if is_again.any():
+        line = int(is_again.to_numpy().argmax()) + FIRST_LINE
+        raise UserError(f"{path}, line {line}: the row of an earlier line again; {fix}")
+    return table
 
 
 def _read_run_files(root: Path) -> dict[Path, dict]:
@@ -148,10 +169,16 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "group": model.get("group"),
         "list_sha256": settings.get("list_sha256"),
         "seed": settings.get("seed"),
-        "git": sessions[-1].get("git"),
-        "device": sessions[-1].get("device"),
+        "git": _of_all_sessions(sessions, "git"),
+        "device": _of_all_sessions(sessions, "device"),
         "seconds": sum(session["seconds"] for session in sessions),
     }
+
+
+def _of_all_sessions(sessions: list[dict], name: str) -> str | None:
+    """The distinct values of a fact of the sessions, in order, joined by ` + `."""
+    values = [str(session[name]) for session in sessions if session.get(name)]
+    return " + ".join(dict.fromkeys(values)) or None
 
 
 def _clean_accuracies(rows: pd.DataFrame) -> dict:

@@ -26,24 +26,19 @@ from torch import Tensor
 
 from alignment_security.common.files import UserError, safe_file_name, sha256_file, write_atomic
 from alignment_security.common.locked_run import LockedRun, json_round_trip
+from alignment_security.common.schema import check_shape
 from alignment_security.common.text import read_text
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.records.record import first_difference
+from alignment_security.records.schemas import TRAINING_LOG
+from alignment_security.records.training import read_training_log, read_training_run
 
-LOG_COLUMNS = [
-    "step",
-    "epoch",
-    "lr",
-    "loss",
-    "cross_entropy",
-    "harmonizer",
-    "accuracy",
-    "gradient_norm",
-    "val_accuracy",
-]
+LOG_COLUMNS = list(TRAINING_LOG)
 HEADER = ",".join(LOG_COLUMNS) + "\n"
 LAST = "last.pth"
-TRAINING_RUN_KEYS = {"name", "settings", "status", "step", "sessions"}
+# what `checkpoint` writes
+STATE = {"state_dict": dict, "ema": (dict, type(None)), "optimizer": dict, "step": int}
+STATE |= {"window": [[float]], "settings": str}
 
 
 class TrainingError(UserError):
@@ -57,7 +52,9 @@ def training_folder(results_dir: str | Path, name: str) -> Path:
 class TrainingRun(LockedRun):
     """The open folder of one training run: locked, resumable.
 
-    settings, session, overwrite   as in records.run.Run
+    settings, session   as in records.run.Run
+    overwrite           begin anew; what an earlier training left stays until this one has its first
+                        checkpoint
     Raises TrainingError when another process holds the folder or the settings differ.
     """
 
@@ -77,9 +74,8 @@ class TrainingRun(LockedRun):
         self.bad = self.folder / "not_finite.json"
         super().__init__(self.folder / "run.json", self.folder / "run.lock")
         with self.closed_on_error():
-            if overwrite:
-                for path in (self.json, self.csv, self.last, self.final, self.bad):
-                    path.unlink(missing_ok=True)
+            self.replaces_old = overwrite
+            self._curve = HEADER  # rows that wait for the first checkpoint, with `overwrite`
             self.info = self._resume_or_begin(name, json_round_trip(settings))
             if not self.done:
                 self.start_session(session)
@@ -90,37 +86,70 @@ class TrainingRun(LockedRun):
 
     def _resume_or_begin(self, name: str, settings: dict) -> dict:
         """Content of the run file: the existing one, if its settings are equal, or a new one."""
-        if self.json.exists():
+        if self.json.exists() and not self.replaces_old:
             info = read_training_run(self.json)
             if difference := first_difference(info["settings"], settings):
                 raise TrainingError(
                     f"{self.json}: begun with another recipe ({difference}); train it with the old "
                     "one, give another --name, or start anew with --overwrite"
                 )
+            self._check_final(info)
             return info
-        if self.last.exists():
+        if self.last.exists() and not self.replaces_old:
             raise TrainingError(
                 f"{self.last}: a checkpoint without its run file; remove it or pass --overwrite"
             )
         new = {"status": "running", "step": 0, "sessions": [], "warnings": []}
         return {"name": name, "settings": settings} | new
 
+    def _check_final(self, info: dict) -> None:
+        """A training whose weights are gone is not done: last.pth gives them again."""
+        if info["status"] != "done":
+            return
+        if not self.final.exists():
+            info["status"] = "running"
+        elif sha256_file(self.final) != info.get("file_sha256"):
+            raise TrainingError(
+                f"{self.final}: not the weights that the training finished with (sha256 differs); "
+                f"remove it, and the same command writes them again from {self.last.name}"
+            )
+
     def cut_log(self, step: int) -> None:
         """Remove the rows after a step: training repeats what was logged after the checkpoint."""
-        lines = read_text(self.csv).splitlines(keepends=True)[1:] if self.csv.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
+        if self.replaces_old:
+            return
+        kept = []
+        if self.csv.exists():
+            steps = read_training_log(self.csv, torn=True)["step"]
+            lines = read_text(self.csv).splitlines(keepends=True)[1:]
+            kept = [line for line, logged in zip(lines, steps) if logged <= step]
+        elif step:
+            self.info["warnings"].append(f"log.csv was gone at step {step}: the curve begins there")
         write_atomic(self.csv, HEADER + "".join(kept))
 
     def log(self, row: dict) -> None:
         """Append a row to the learning curve; columns that `row` lacks stay empty."""
         table = pd.DataFrame([row], columns=LOG_COLUMNS)
+        line = table.to_csv(header=False, index=False, lineterminator="\n")
+        if self.replaces_old:
+            self._curve += line
+            return
         with open(self.csv, "a", encoding="utf-8") as file:
-            file.write(table.to_csv(header=False, index=False, lineterminator="\n"))
+            file.write(line)
+
+    def _replace_old(self) -> None:
+        """Put this training in the place of an earlier one, its run file first."""
+        for path in (self.json, self.last, self.final, self.bad):
+            path.unlink(missing_ok=True)
+        self.replaces_old = False
+        write_atomic(self.csv, self._curve)
 
     def checkpoint(self, state: dict) -> None:
         """Write last.pth and the recipe it belongs to; on failure the previous one remains."""
         buffer = io.BytesIO()
         torch.save(state | {"settings": json.dumps(self.info["settings"])}, buffer)
+        if self.replaces_old:
+            self._replace_old()
         write_atomic(self.last, buffer.getvalue())
         self.save(step=state["step"])
 
@@ -134,22 +163,9 @@ class TrainingRun(LockedRun):
 
     def discard_if_untrained(self) -> None:
         """Delete the files of a training without a checkpoint, except the images of a bad step."""
-        if not self.last.exists():
+        if not self.replaces_old and not self.last.exists():
             self.json.unlink(missing_ok=True)
             self.csv.unlink(missing_ok=True)
-
-
-def read_training_run(path: Path) -> dict:
-    """The run file as a dict. Raises TrainingError when it is not a run file."""
-    try:
-        run = json.loads(read_text(path))
-        if not TRAINING_RUN_KEYS <= run.keys():
-            raise ValueError("keys are missing")
-        return run
-    except (ValueError, AttributeError) as error:
-        raise TrainingError(
-            f"{path}: not a run file ({error}); remove its folder and train again"
-        ) from None
 
 
 def read_state(path: Path, settings: dict) -> dict | None:
@@ -162,6 +178,7 @@ def read_state(path: Path, settings: dict) -> dict | None:
         return None
     try:
         state = load_torch_file(path)
+        check_shape(state, STATE, "the checkpoint")
         saved_settings = json.loads(state["settings"])
     except TORCH_FILE_ERRORS as error:
         raise TrainingError(

@@ -12,14 +12,14 @@ from pathlib import Path
 from alignment_security.common.files import UserError
 from alignment_security.common.process import on_stop
 from alignment_security.common.settings import version_drift
-from alignment_security.common.text import text_lines
+from alignment_security.common.torch_files import error_reason
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.checkpoints import weights_sha256
+from alignment_security.records.training import read_training_log
 from alignment_security.trainer.distributed import broadcast, rank
 from alignment_security.trainer.learner import Learner, bare_net, resume
 from alignment_security.trainer.run import (
     LAST,
-    LOG_COLUMNS,
     TrainingError,
     TrainingRun,
     read_state,
@@ -54,7 +54,7 @@ def open_run(
     if rank() == 0:
         try:
             run = TrainingRun(results_dir, name, settings, facts, overwrite)
-        except TrainingError as error:
+        except UserError as error:
             error_text = str(error)
     error_text = broadcast(error_text)
     if error_text:
@@ -97,14 +97,23 @@ def resume_from_checkpoint(
     results_dir: str | Path,
     name: str,
     settings: dict,
+    overwrite: bool,
 ) -> None:
     """Load the last checkpoint, if there is one, and cut the log to its step.
 
-    Raises TrainingError for a checkpoint that cannot be read or has other settings.
+    overwrite   begin anew: leave the last checkpoint alone
+    Raises TrainingError for a checkpoint that cannot be read, has other settings or does not fit.
     """
-    state = read_state(training_folder(results_dir, name) / LAST, settings)
+    path = training_folder(results_dir, name) / LAST
+    state = None if overwrite else read_state(path, settings)
     if state:
-        resume(learner, state)
+        try:
+            resume(learner, state)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"{path}: does not fit this training ({error_reason(error)}); bring back its own, "
+                "or remove it to train from the start"
+            ) from None
     if run:
         run.cut_log(learner.step)
         known = run.info["warnings"]
@@ -130,7 +139,7 @@ def save_weights(run: TrainingRun | None, learner: Learner) -> None:
 
 def report(run: TrainingRun) -> str:
     """The last row of the log, the warnings, and the file of the weights, as lines of text."""
-    cells = text_lines(run.csv)[-1].split(",")
-    values = [f"{name} {float(cell):.4g}" for name, cell in zip(LOG_COLUMNS, cells) if cell]
+    last = read_training_log(run.csv).iloc[-1].dropna()
+    values = [f"{name} {value:.4g}" for name, value in last.items()]
     warnings = [f"  warning: {warning}" for warning in run.info["warnings"]]
     return "\n".join([f"{run.info['name']}: {', '.join(values)}", *warnings, f"  {run.final}"])

@@ -635,6 +635,44 @@ def test_make_sweep_refuses_what_every_job_would_refuse(staged, tmp_path, capsys
     assert not (tmp_path / "s").exists()
 
 
+GOOD_LINE = {
+    "sha256": "ab" * 32,
+    "tar": "m.tar",
+    "name": "m",
+    "bytes": "5",
+    "weights": "pypi:x",
+    "weights_sha256": "cd" * 32,
+    "gpu_memory_mb": "5099",
+}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"gpu_memory_mb": ""}, "no gpu_memory_mb for m"),
+        ({"gpu_memory_mb": "lots"}, "line 2, column gpu_memory_mb: 'lots' is no whole number"),
+        ({"gpu_memory_mb": "-5"}, "column gpu_memory_mb: '-5' is no"),
+        ({"gpu_memory_mb": '1" evil="x'}, "line 2"),
+        ({"gpu_memory_mb": "1e99"}, "column gpu_memory_mb"),
+        ({"bytes": "nan"}, "column bytes: 'nan'"),
+        ({"tar": "../m.tar"}, "column tar: '../m.tar' is no name"),
+        ({"tar": ""}, "column tar: ''"),
+    ],
+)
+def test_a_cell_of_staged_tsv_that_cannot_be_is_refused(tmp_path, change, message):
+    path = tmp_path / STAGED_TABLE
+    head = "\t".join(GOOD_LINE) + "\n"
+    path.write_text(head + "\t".join(GOOD_LINE.values()) + "\n")
+    assert make(tmp_path, tmp_path / "good") == 1
+    path.write_text(head + "\t".join((GOOD_LINE | change).values()) + "\n")
+    with pytest.raises(UserError, match=re.escape(message)):
+        make(tmp_path, tmp_path / "bad")
+    path.write_text(path.read_text()[:-2])
+    with pytest.raises(UserError, match="the last line is cut off"):
+        make(tmp_path, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
 def test_make_sweep_from_the_command_line(staged, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STAGING_DIR", "/staging/n/netid/x")
     command = [

@@ -110,5 +110,5 @@ def test_nothing_to_draw_and_what_cannot_be_read(tmp_path, capsys):
     )
     assert "training.py" in capsys.readouterr().err
     (make_training(tmp_path) / "log.csv").unlink()
-    with pytest.raises(UserError, match="net: no training that can be drawn"):
+    with pytest.raises(UserError, match="net/log.csv: missing"):
         list(learning_curves(load_results(tmp_path)))

@@ -414,7 +414,19 @@ PLANTED = {  # what was done -> (how, what the only finding says)
         "a row that no record gives",
         "no row for a record",
     ),
-    "no summary but a web page": (in_summary(lambda text: "<html>"), "no column model"),
+    "a summary with a row twice": (
+        in_summary(lambda text: text + text.splitlines(keepends=True)[-1]),
+        r"evaluation_results.csv, line \d+: the row of an earlier line again",
+    ),
+    "a summary cut in its last number": (
+        in_summary(lambda text: text[:-3]),
+        r"evaluation_results.csv, line \d+, the last line is cut off",
+    ),
+    "a summary with an impossible number": (
+        in_summary(lambda text: re.sub(r"(,\d,0\.\d+)", r"\1e9", text, count=1)),
+        r"evaluation_results.csv, line \d+, column \w+: '.*e9' is no number",
+    ),
+    "no summary but a web page": (in_summary(lambda text: "<html>\n"), "no column model"),
 }
 
 

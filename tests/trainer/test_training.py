@@ -467,6 +467,137 @@ def test_checkpoint_of_another_recipe_is_rejected(uninterrupted, mapped, script,
     one_line(script(*other), "last.pth: not a readable checkpoint")
 
 
+# ---- edited, cut and deleted files ---------------------------------------------------------------
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def change_state(change):
+    def edit(path: Path) -> None:
+        state = torch.load(path, weights_only=True)
+        change(state)
+        torch.save(state, path)
+
+    return edit
+
+
+# name of a file, what happens to it, message
+DAMAGE = {
+    "list": ("run.json", lambda path: path.write_text("[]"), "run.json: not a run file"),
+    "cut": ("run.json", cut_in_half, "run.json: not a run file"),
+    "step": (
+        "run.json",
+        lambda path: path.write_text(path.read_text().replace('"step": 3', '"step": "x"')),
+        "run.json: not a run file of a training .step is str",
+    ),
+    "text in the log": (
+        "log.csv",
+        lambda path: path.write_text(path.read_text().replace("\n1,", "\nx,")),
+        "log.csv, line 2, column step: 'x' is no whole number",
+    ),
+    "nan in the log": (
+        "log.csv",
+        lambda path: path.write_text(path.read_text().replace("\n1,0.5,", "\n1,nan,")),
+        "log.csv, line 2, column epoch: 'nan' is no number",
+    ),
+    "text": ("last.pth", lambda path: path.write_text("weights"), "last.pth: not a readable"),
+    "checkpoint cut": ("last.pth", cut_in_half, "last.pth: not a readable checkpoint"),
+    "a list of tensors": (
+        "last.pth",
+        lambda path: torch.save([torch.zeros(2)], path),
+        "last.pth: not a readable checkpoint .*the checkpoint is list",
+    ),
+    "without optimizer": (
+        "last.pth",
+        change_state(lambda state: state.pop("optimizer")),
+        "no optimizer in the checkpoint",
+    ),
+    "optimizer of another net": (
+        "last.pth",
+        change_state(lambda state: state["optimizer"].update(param_groups=[])),
+        "last.pth: does not fit this training",
+    ),
+    "without average": (
+        "last.pth",
+        change_state(lambda state: state.update(ema=None)),
+        "last.pth: does not fit this training",
+    ),
+    "another shape": (
+        "last.pth",
+        change_state(lambda s: s["state_dict"].update({"fc.bias": torch.zeros(3)})),
+        "last.pth: does not fit this training",
+    ),
+    "step no number": (
+        "last.pth",
+        change_state(lambda state: state.update(step="3")),
+        "step is str and not int",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def interrupted(mapped, tmp_path_factory, signals_kept) -> Path:
+    """A training that stopped after its third step of six."""
+    results = tmp_path_factory.mktemp("interrupted")
+    with signals_kept():
+        for _ in range(3):
+            assert training.main(request(mapped, results, "--stop_after", "0")) == 85
+    return results
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_file_of_a_training_is_one_line(interrupted, mapped, script, tmp_path, case):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    name, damage, message = DAMAGE[case]
+    before = (files(tmp_path) / name).read_bytes()
+    damage(files(tmp_path) / name)
+    assert (files(tmp_path) / name).read_bytes() != before
+    status, _, err = script(*request(mapped, tmp_path))
+    assert (status, err.count("\n")) == (2, 1) and re.search(message, err), err
+
+
+def test_a_log_that_is_gone_is_a_warning(interrupted, mapped, script, tmp_path):
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    (files(tmp_path) / "log.csv").unlink()
+    status, out, _ = script(*request(mapped, tmp_path))
+    assert status == 0 and "log.csv was gone at step 3" in out
+
+
+def test_weights_that_are_gone_are_written_again(uninterrupted, mapped, script, tmp_path):
+    """`done` without its weights is not done; others in their place are refused."""
+    shutil.copytree(uninterrupted, files(tmp_path))
+    weights = files(tmp_path) / "model.safetensors"
+    wanted = weights.read_bytes()
+    weights.unlink()
+    assert script(*request(mapped, tmp_path))[0] == 0 and weights.read_bytes() == wanted
+    weights.write_bytes(wanted[:-1])
+    status, _, err = script(*request(mapped, tmp_path))
+    assert status == 2 and "not the weights that the training finished with" in err
+
+
+def test_overwriting_keeps_the_old_training_until_the_first_checkpoint(
+    uninterrupted, mapped, script, tmp_path, monkeypatch
+):
+    shutil.copytree(uninterrupted, files(tmp_path))
+    before = {path.name: path.read_bytes() for path in files(tmp_path).iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr("training.fit", lambda *_, **__: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            script(*request(mapped, tmp_path, "--overwrite", "--lr", "0.02"))
+    now = {path.name: path.read_bytes() for path in files(tmp_path).iterdir()}
+    assert now == before
+    status, _, _ = script(
+        *request(mapped, tmp_path, "--overwrite", "--lr", "0.02", "--stop_after", "0")
+    )
+    assert status == 85 and not (files(tmp_path) / "model.safetensors").exists()
+    info = json.loads((files(tmp_path) / "run.json").read_text())
+    assert info["settings"]["run"]["lr"] == 0.02 and len(info["sessions"]) == 1
+    assert len((files(tmp_path) / "log.csv").read_text().splitlines()) == 2
+    assert script(*request(mapped, tmp_path, "--lr", "0.02"))[0] == 0
+
+
 def test_loss_that_is_not_finite_stops_with_its_images(mapped, tmp_path, script, monkeypatch):
     """The checkpoint before it is kept, and the message names the images."""
     assert script(*request(mapped, tmp_path, "--stop_after", "0"))[0] == 85

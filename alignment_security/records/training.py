@@ -1,0 +1,48 @@
+"""The run file and the learning curve of a training, read without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.schema import parse_table, read_json
+from alignment_security.records.schemas import TRAINING_LOG, TRAINING_RUN
+
+TRAIN_AGAIN = "bring back the one of this training, or train again with --overwrite"
+
+
+def read_training_run(path: Path) -> dict:
+    """The run file of a training, results/training/<name>/run.json.
+
+    Raises UserError for one that is missing, damaged, or of another training than its folder.
+    """
+    try:
+        run = read_json(path, TRAINING_RUN, "run file of a training", TRAIN_AGAIN)
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {TRAIN_AGAIN}") from None
+    if safe_file_name(run["name"]) != path.parent.name:
+        raise UserError(f"{path}: is of the training {run['name']!r}; {TRAIN_AGAIN}")
+    if not run["sessions"]:
+        raise UserError(f"{path}: has no session; {TRAIN_AGAIN}")
+    return run
+
+
+def read_training_log(path: Path, torn: bool = False) -> pd.DataFrame:
+    """The learning curve of a training, results/training/<name>/log.csv.
+
+    torn   leave out a last line without a line end, as a killed process may leave one
+    Raises UserError for one that is missing, damaged, or lacks a column.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {TRAIN_AGAIN}") from None
+    if torn:
+        data = data[: data.rfind(b"\n") + 1]
+    rows = parse_table(path, data, TRAINING_LOG, TRAIN_AGAIN)
+    missing = [name for name in TRAINING_LOG if name not in rows]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; {TRAIN_AGAIN}")
+    return rows
