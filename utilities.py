@@ -46,7 +46,7 @@ def merge_command(args) -> None:
 
 
 def audit_command(args) -> None:
-    found = audit(args.results_dir)
+    found = audit(args.results_dir, args.figures_dir)
     if args.reattack:
         # torch and timm, for this option alone
         from alignment_security.evaluation.reattack import confirm_examples
@@ -80,6 +80,12 @@ def add_record_commands(commands) -> None:
 
     check = commands.add_parser("audit", help="re-check a results folder from its files alone")
     check.add_argument("results_dir", nargs="?", default="results")
+    check.add_argument(
+        "--figures_dir",
+        metavar="DIR",
+        help="folder of the figures drawn from it, whose tables are checked too; default: figures "
+        "in the results folder",
+    )
     check.add_argument(
         "--reattack",
         type=argument(whole_number),

@@ -75,12 +75,15 @@ def write_summary(folder: Path, rows: list[dict]) -> Path:
     return folder
 
 
-def make_norms(results, model, norms, threat="L2-crossing", image_set="mine", finish=True):
+def make_norms(
+    results, model, norms, threat="L2-crossing", image_set="mine", finish=True, **settings
+):
     """A record of minimal norms: None is a misclassified image, inf one that nothing fools."""
     settings = {
         "protocol": threat.split("-")[1],
         "norm": threat.split("-")[0],
         "attack": f"{threat} 9 steps",
+        **settings,
     }
     column = threat.split("-")[0].lower()
     with Run(

@@ -18,9 +18,9 @@ from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.public_nets import public_net, with_tag
 from alignment_security.common.tables import read_table
 from alignment_security.common.text import read_text
-from alignment_security.records.summary import SUMMARY_NAME
+from alignment_security.records.summary import JOINED_NAME, SUMMARY_NAME
 
-JOINED, UNMATCHED = "evaluation_results_scores.csv", "evaluation_results_unmatched.csv"
+JOINED, UNMATCHED = JOINED_NAME, "evaluation_results_unmatched.csv"
 REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
 MAX_SHOWN = 20  # models without results that are printed; the file has all
 OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.results import (
@@ -19,6 +20,7 @@ from alignment_security.records.metrics import (
 from alignment_security.records.summary import attacked_size, size_text
 
 CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors
+NOT_ALEXNETS = "AlexNet's errors are of other"
 
 
 def accuracy_by_eps(run: dict) -> pd.DataFrame:
@@ -69,10 +71,19 @@ def corruption_table(runs: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """`metrics.mean_corruption_error` of each model (index) of a `corruption_table`.
+def tables_by_severities(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """A `corruption_table` in parts whose cells, a model and a type, have the same severities."""
+    severities = table.groupby(["model", "type"])["severity"].transform(
+        lambda cell: " ".join(map(str, sorted(cell)))
+    )
+    return [part.reset_index(drop=True) for _, part in table.groupby(severities)]
 
-    Relative to AlexNet where ImageNet-C was run at all five severities.
+
+def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """`mean_corruption_error` of each model (index) of a part of `tables_by_severities`.
+
+    Columns mean_error, types, cells; relative_error, over AlexNet's, of the types that it has;
+    mce, the same if these are all 15 types of ImageNet-C, else nan, and no_mce says why.
     """
     rows = {}
     for model, part in table.groupby("model"):
@@ -80,11 +91,32 @@ def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
             kind: dict(zip(cells["severity"], cells["error"]))
             for kind, cells in part.groupby("type")
         }
-        all_severities = all(set(cells) == set(SEVERITIES) for cells in errors.values())
-        known_types = set(errors) <= set(ALEXNET_ERRORS)
-        comparable = all_severities and known_types and set(part["image_set"]) == {CORRUPTED_SET}
-        rows[model] = mean_corruption_error(errors, ALEXNET_ERRORS if comparable else None)
+        of_both = {kind: cells for kind, cells in errors.items() if kind in ALEXNET_ERRORS}
+        reason = no_mce(part, of_both)
+        is_comparable = bool(of_both) and not reason.startswith(NOT_ALEXNETS)
+        relative = np.nan
+        if is_comparable:
+            relative = mean_corruption_error(of_both, ALEXNET_ERRORS)["mce"]
+        rows[model] = mean_corruption_error(errors) | {
+            "relative_error": relative,
+            "mce": np.nan if reason else relative,
+            "no_mce": reason,
+        }
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def no_mce(part: pd.DataFrame, errors: dict[str, dict]) -> str:
+    """Why a model has no mCE, "" if it has one.
+
+    part     its rows of a `corruption_table`
+    errors   of the types that AlexNet's errors have: type -> severity -> error
+    """
+    missing = len(ALEXNET_ERRORS) - len(errors)
+    if set(part["image_set"]) != {CORRUPTED_SET}:
+        return f"{NOT_ALEXNETS} images: {CORRUPTED_SET}'s"
+    if set(part["severity"]) != set(SEVERITIES):
+        return f"{NOT_ALEXNETS} severities: all five"
+    return f"{missing} of ImageNet-C's {len(ALEXNET_ERRORS)} types are missing" if missing else ""
 
 
 # ---- protocols -----------------------------------------------------------------------------------
@@ -96,7 +128,13 @@ def run_head(run: dict) -> str:
 
 
 def protocol_table(runs: list[dict]) -> pd.DataFrame:
-    """Mean norm and human alignment (`results.norm_means`) of minimum-norm runs, a row each."""
+    """Mean norm and human alignment (`results.norm_means`) of minimum-norm runs, a row each.
+
+    `protocol` names the budget too if a protocol was run with several.
+    """
+    budgets = pd.DataFrame({"threat": [run["threat"] for run in runs]})
+    budgets = budgets.assign(attack=list(map(run_budget, runs))).drop_duplicates()
+    several = set(budgets.loc[budgets["threat"].duplicated(), "threat"])
     rows = []
     for run in runs:
         names = {
@@ -105,7 +143,14 @@ def protocol_table(runs: list[dict]) -> pd.DataFrame:
             "model": run["model"],
             "threat": run["threat"],
             "attack": run_budget(run),
+            "protocol": protocol_name(run, several),
             "size": size_text(attacked_size(run)),
         }
         rows.append(names | norm_means(read_finished_rows(run)))
     return pd.DataFrame(rows)
+
+
+def protocol_name(run: dict, several: set[str]) -> str:
+    """`crossing`; of a threat in `several`, with its budget: `crossing, crossing 50 steps`."""
+    name = run["threat"].removeprefix("L2-")
+    return f"{name}, {run_budget(run)}" if run["threat"] in several else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
@@ -38,22 +39,25 @@ from alignment_security.plots.style import (
     panels,
     radius_axis,
 )
+from alignment_security.records.comparable import (
+    comparable_settings,
+    distinguishing_settings,
+)
 
 MAX_LETTERS = 34  # of a model's name
+TITLE_LETTERS = 46  # in a line of a panel's title
 
 
 # ---- accuracy against eps ------------------------------------------------------------------------
 
 
 def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
-    """Accuracy against eps from minimal norms: a panel per image set, protocol and budget.
+    """Accuracy against eps from minimal norms: a panel per image set, threat and settings.
 
     A line per model.
     """
     runs = [run for run in results.runs if run_norm(run) in NORM_COLUMNS]
-    groups = group_finished(
-        runs, ("minimum_norm",), lambda run: (*run_folder(run), run_budget(run))
-    )
+    groups = group_finished(runs, ("minimum_norm",), comparable_settings)
     if not groups:
         return
     tables = [
@@ -66,7 +70,9 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
     for ax, group, table in zip(axes, groups, tables):
         draw_curves(ax, table, styles, run_norm(group[0]))
         names = f"{', '.join(run_folder(group[0]))} (n = {group[0]['images']})"
-        ax.set_title(f"{names}\n{run_budget(group[0])}", loc="left")
+        facts = [run_budget(group[0]), *distinguishing_settings(group[0], groups)]
+        below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
+        ax.set_title(f"{names}\n{below}", loc="left")
     bands = "bands: 95 % Wilson intervals; " if len(styles) <= MAX_NAMED else ""
     caption = "\n".join(
         [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 
@@ -18,14 +17,13 @@ from alignment_security.analysis.record_tables import (
     corruption_summary,
     corruption_table,
     protocol_table,
-    run_head,
+    tables_by_severities,
 )
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
     group_finished,
     run_budget,
-    run_folder,
 )
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
@@ -40,6 +38,13 @@ from alignment_security.plots.style import (
     panels,
     put_heading,
     radius_axis,
+)
+from alignment_security.records.comparable import (
+    comparable_settings,
+    corruption_settings,
+    distinguishing_settings,
+    images_and_head,
+    numbered,
 )
 
 # Okabe and Ito's
@@ -85,28 +90,13 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
     yield "accuracy_vs_eps", figure, pd.concat(tables, ignore_index=True), caption
 
 
-def comparable_settings(run: dict) -> tuple[str, str, str]:
-    """Key of the runs of one panel: every setting but the list of eps."""
-    settings = run["settings"]["run"] | {"eps": None}
-    return *run_folder(run), json.dumps(settings, sort_keys=True)
-
-
 def panel_title(run: dict, groups: list[list[dict]]) -> str:
     """Image set, threat and n; below, the budget and the settings that distinguish panels.
 
     run      a run of the panel
     groups   the runs of all panels
     """
-    settings = run["settings"]["run"]
-    others = [settings | {"head": "none"}]
-    for group in groups:
-        if run_folder(group[0]) == run_folder(run):
-            others.append(group[0]["settings"]["run"])
-    facts = [run_budget(run)]
-    for name, value in settings.items():
-        differs = any(other.get(name) != value for other in others)
-        if differs and name not in ("attack", "attacks", "eps"):
-            facts.append(f"{name} {str(value)[:12]}")
+    facts = [run_budget(run), *distinguishing_settings(run, groups)]
     threat = NORM_SYMBOLS.get(run["threat"], run["threat"])
     below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
     return f"{run['image_set']}, {threat} (n = {run['images']})\n{below}"
@@ -141,19 +131,24 @@ def draw_accuracy(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: 
 
 
 def corruption_errors(results: Results) -> Iterator[Drawing]:
-    """Error under each corruption, mean over the severities run, and the mean over types.
+    """Error under each corruption, mean over severities, and the mean over types.
 
-    A figure per image set, a row per model.
+    A figure per image set, settings and set of severities, a row per model: a mean over severity 3
+    is not beside one over all five.
     """
     runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
-    for group in group_finished(runs, ("clean",), lambda run: run["image_set"]):
-        image_set = group[0]["image_set"]
-        table = corruption_table(group)
+    tables = [
+        table
+        for group in group_finished(runs, ("clean",), corruption_settings)
+        for table in tables_by_severities(corruption_table(group))
+    ]
+    names = [f"corruption_errors_{table['image_set'].iat[0]}" for table in tables]
+    for name, table in zip(numbered(names), tables):
         summary = corruption_summary(table)
         yield (
-            f"corruption_errors_{image_set}",
-            draw_corruptions(image_set, table, summary),
-            table.join(summary[["mean_error", "mce"]], on="model"),
+            name,
+            draw_corruptions(table["image_set"].iat[0], table, summary),
+            table.join(summary[["mean_error", "relative_error", "mce"]], on="model"),
             corruption_caption(table, summary),
         )
 
@@ -178,29 +173,38 @@ def draw_corruptions(image_set: str, table: pd.DataFrame, summary: pd.DataFrame)
     )
     names = [name.replace("_", " ") for name in errors.columns]
     ax.set_xticks(ax.get_xticks(), names, rotation=45, ha="right", rotation_mode="anchor")
-    put_heading(figure, f"{image_set}: error (%), mean over severities")
+    severities = severities_text(table)
+    put_heading(figure, f"{image_set} (n = {table['n'].iat[0]}): error (%), {severities}")
     return figure
 
 
+def severities_text(table: pd.DataFrame) -> str:
+    """The severities behind each cell: `severity 3`, or `mean over severities 1, 2`."""
+    severities = sorted(map(str, table["severity"].unique()))
+    if len(severities) == 1:
+        return f"severity {severities[0]}"
+    return f"mean over severities {', '.join(severities)}"
+
+
 def corruption_caption(table: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """Mean error and mCE of each model, and which severities were run."""
+    """Mean error and mCE of each model, or why it has none, and which severities were run."""
     lines = []
     for model, row in summary.iterrows():
-        mce = "no mCE (it needs imagenet-c at all five severities)"
+        mce = f"no mCE ({row.no_mce})"
         if np.isfinite(row.mce):
-            mce = f"mCE {100 * row.mce:.1f} (AlexNet 100)"
+            mce = f"mCE {100 * row.mce:.1f} over ImageNet-C's 15 types (AlexNet 100)"
+        elif np.isfinite(row.relative_error):
+            mce += f", {100 * row.relative_error:.1f} % of AlexNet's error over the types of both"
         lines.append(
             f"{model}: mean error {100 * row.mean_error:.1f} % over {row.types:.0f} types and "
             f"{row.cells:.0f} cells, {mce}"
         )
-    severities = " or ".join(map(str, sorted(table["severity"].unique())))
-    n = " or ".join(map(str, sorted(table["n"].unique())))
     return "\n".join(
         [
-            "Top-1 error of all images under each corruption, mean over the severities run "
-            f"({severities}); grey: not run.",
+            "Top-1 error of all images under each corruption, "
+            f"{severities_text(table)}; grey: not run.",
             *lines,
-            f"n = {n} images a cell.",
+            f"n = {table['n'].iat[0]} images a cell.",
         ]
     )
 
@@ -211,11 +215,12 @@ def corruption_caption(table: pd.DataFrame, summary: pd.DataFrame) -> str:
 def protocols_compared(results: Results) -> Iterator[Drawing]:
     """Perturbation Tolerance and human alignment of the same models under each L2 protocol.
 
-    A figure per image set and head.
+    A figure per image list and head.
     """
     runs = [run for run in results.runs if run["threat"].startswith("L2-")]
-    groups = group_finished(runs, ("minimum_norm",), lambda run: (run["image_set"], run_head(run)))
-    for group in groups:
+    groups = group_finished(runs, ("minimum_norm",), images_and_head)
+    names = [f"protocols_compared_{'_'.join(images_and_head(group[0])[:2])}" for group in groups]
+    for name, group in zip(numbered(names), groups):
         table = protocol_table(group)
         threats = table["threat"].unique()
         if "L2-feng2025" not in threats or len(threats) < 2:
@@ -231,7 +236,6 @@ def protocols_compared(results: Results) -> Iterator[Drawing]:
                 ),
             ]
         )
-        name = f"protocols_compared_{group[0]['image_set']}_{run_head(group[0])}"
         yield name, draw_protocols(table), table, caption
 
 
@@ -256,16 +260,16 @@ def draw_protocols(table: pd.DataFrame) -> Figure:
 def draw_protocol_means(ax: Axes, table: pd.DataFrame, value: str) -> None:
     """A row per model, a marker with its standard error per protocol."""
     models = sorted(table["model"].unique(), reverse=True)
-    middle = (table["threat"].nunique() - 1) / 2
-    for k, (threat, part) in enumerate(table.groupby("threat")):
+    middle = (table["protocol"].nunique() - 1) / 2
+    for k, (protocol, part) in enumerate(table.groupby("protocol")):
         below = 0.16 * (k - middle)  # so that the bars of a model do not overlap
         ax.errorbar(
             part[value],
             [models.index(model) - below for model in part["model"]],
             xerr=part[f"{value}_sem"],
-            fmt=MARKERS[k],
+            fmt=MARKERS[k % len(MARKERS)],
             color=PROTOCOL_COLOURS[k % len(PROTOCOL_COLOURS)],
-            label=threat.removeprefix("L2-"),
+            label=protocol,
             elinewidth=0.8,
         )
     ax.set_yticks(range(len(models)), models)

@@ -1,6 +1,7 @@
 """Re-check a results folder from its files alone: one line per problem, with its fix.
 
     python utilities.py audit results/                 file, problem, fix
+    python utilities.py audit results/ --figures_dir figures/   and the tables of its figures
     python utilities.py audit results/ --reattack 20   and re-run 20 saved adversarial examples
 
 Exit status: 0 no problem, 1 problems, 2 a wrong request. Only --reattack needs torch.
@@ -18,14 +19,16 @@ from alignment_security.records.audit_across import (
     check_models,
     check_summary,
 )
+from alignment_security.records.audit_figures import check_tables
 from alignment_security.records.audit_record import Record, check_record, finished_record
 from alignment_security.records.record import read_run_file
 from alignment_security.records.summary import differing_runs
 
 
-def audit(results_dir: str | Path) -> list[str]:
+def audit(results_dir: str | Path, figures_dir: str | Path | None = None) -> list[str]:
     """Every problem of a results folder, one line each, starting with the file.
 
+    figures_dir   folder of the figures drawn from it; default: `figures` in the results folder
     Raises UserError when the folder holds no record.
     """
     root = Path(results_dir) / "records"
@@ -41,6 +44,9 @@ def audit(results_dir: str | Path) -> list[str]:
     problems += check_lists(records)
     problems += check_code(root, records)
     problems += check_summary(Path(results_dir))
+    finished = {record.path: record.run for record in records}
+    figures = Path(figures_dir or Path(results_dir) / "figures")
+    problems += check_tables(Path(results_dir), figures, finished)
     return list(dict.fromkeys(problems))
 
 

@@ -22,6 +22,7 @@ from alignment_security.records.schemas import SUMMARY
 
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
+JOINED_NAME = "evaluation_results_scores.csv"  # with Brain-Score's scores: `utilities.py join`
 SUMMARY_ORDER = ["image_set", "threat", "model", "eps"]
 
 

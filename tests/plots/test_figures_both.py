@@ -90,6 +90,25 @@ def test_many_norms_become_quantiles(tmp_path):
     )
 
 
+def test_runs_of_other_slices_and_heads_have_panels_of_their_own(tmp_path):
+    """Four models: two alike, one on a slice of two images, one on the animate head."""
+    for model, norms, settings in (
+        ("a", [0.1, 0.3, 0.2], {}),
+        ("b", [0.2, 0.4, 0.1], {}),
+        ("c", [0.1, 0.3], {"slice": [0, 2]}),
+        ("d", [0.5, 0.6, 0.7], {"head": "animate"}),
+    ):
+        make_norms(tmp_path, model, norms, **settings)
+    ((_, figure, table, _),) = accuracy_vs_norm(load_results(tmp_path))
+    assert sorted(table.groupby("panel")["model"].unique().map(list)) == [["a", "b"], ["c"], ["d"]]
+    assert table.groupby("model")["n"].first().to_dict() == {"a": 3, "b": 3, "c": 2, "d": 3}
+    titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes]
+    counts = [title.split("(")[1][:5] for title in titles if title]
+    assert sorted(counts) == ["n = 2", "n = 3", "n = 3"]
+    assert any("head animate" in title for title in titles)
+    assert any("slice [0, 2]" in title for title in titles)
+
+
 # ---- ranks ---------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from alignment_security.plots.records import (
     protocols_compared,
 )
 from alignment_security.plots.style import MAX_NAMED, legend_handles, model_styles
+from alignment_security.records.metrics import ALEXNET_ERRORS
 from alignment_security.records.run import Run
 
 EPS = [1 / 255, 2 / 255]
@@ -383,38 +384,70 @@ def make_record(results, threat, model, rows, kind, image_set="tiny", **settings
     return Path(results) / "examples" / image_set / threat / safe_file_name(model)
 
 
-def test_corruption_errors_and_mce_by_hand(tmp_path):
-    """fog: 1 of 4 wrong at every severity; noise: 2 of 4.
+def corrupted(results, kind, severity, wrong, model="resnet18", image_set="imagenet-c", **settings):
+    """A record of 4 images, the first `wrong` of them misclassified."""
+    rows = [{"clean_correct": int(i >= wrong)} for i in range(4)]
+    threat = f"corruptions-{kind}-{severity}"
+    make_record(results, threat, model, rows, "clean", image_set, **settings)
 
-    mCE = mean(0.25 / 0.819324, 0.5 / 0.886428).
-    """
-    for kind, wrong in (("fog", 1), ("gaussian_noise", 2)):
-        for severity in range(1, 6):
-            make_record(
-                tmp_path,
-                f"corruptions-{kind}-{severity}",
-                "resnet18",
-                [{"clean_correct": int(i >= wrong)} for i in range(4)],
-                "clean",
-                "imagenet-c",
-            )
-    make_record(
-        tmp_path, "corruptions-fog-3", "resnet18", [{}, {"clean_correct": 0}], "clean", "sample"
-    )
-    drawn = {
-        name: (table, caption)
-        for name, _, table, caption in corruption_errors(load_results(tmp_path))
-    }
+
+def drawn_corruptions(results):
+    """{name: (table, caption)}"""
+    drawn = {name: rest for name, _, *rest in corruption_errors(load_results(results))}
     plt.close("all")
+    return drawn
+
+
+def test_corruption_errors_and_mce_by_hand(tmp_path):
+    """fog: 1 of 4 wrong at every severity; noise: 2 of 4; speckle, not of the 15 types: 3 of 4.
+
+    Two of 15 types have no mCE; over them, mean(0.25 / 0.819324, 0.5 / 0.886428) of AlexNet's.
+    """
+    for kind, wrong in (("fog", 1), ("gaussian_noise", 2), ("speckle_noise", 3)):
+        for severity in range(1, 6):
+            corrupted(tmp_path, kind, severity, wrong)
+    corrupted(tmp_path, "fog", 3, 2, image_set="sample")
+    drawn = drawn_corruptions(tmp_path)
     table, caption = drawn["corruption_errors_imagenet-c"]
-    assert len(table) == 10 and set(table["error"]) == {0.25, 0.5}
+    assert len(table) == 15 and set(table["error"]) == {0.25, 0.5, 0.75}
+    relative = (0.25 / 0.819324 + 0.5 / 0.886428) / 2
     np.testing.assert_allclose(
-        table[["mean_error", "mce"]].drop_duplicates(),
-        [[0.375, (0.25 / 0.819324 + 0.5 / 0.886428) / 2]],
+        table[["mean_error", "relative_error"]].drop_duplicates(), [[0.5, relative]]
     )
-    assert "mCE 43.5 (AlexNet 100)" in caption and "2 types and 10 cells" in caption
+    assert table["mce"].isna().all()
+    assert "no mCE (13 of ImageNet-C's 15 types are missing), 43.5 % of AlexNet's" in caption
+    assert "3 types and 15 cells" in caption
     table, caption = drawn["corruption_errors_sample"]
-    assert table["error"].tolist() == [0.5] and table["mce"].isna().all() and "no mCE" in caption
+    assert table["error"].tolist() == [0.5] and table["mce"].isna().all()
+    assert "no mCE (AlexNet's errors are of other images: imagenet-c's)" in caption
+
+
+def test_the_mce_of_15_types_stands_beside_a_sixteenth(tmp_path):
+    """Every type at an error of 0.5: mCE = mean(0.5 / AlexNet's error), whatever speckle has."""
+    for kind in [*ALEXNET_ERRORS, "speckle_noise"]:
+        for severity in range(1, 6):
+            corrupted(tmp_path, kind, severity, 4 if kind == "speckle_noise" else 2)
+    ((table, caption),) = drawn_corruptions(tmp_path).values()
+    expected = sum(0.5 / error for error in ALEXNET_ERRORS.values()) / 15
+    np.testing.assert_allclose(table["mce"], expected)
+    assert f"mCE {100 * expected:.1f} over ImageNet-C's 15 types" in caption
+
+
+def test_a_mean_over_one_severity_is_not_beside_one_over_five(tmp_path):
+    """Nor are runs of different images: `a` has fog at five severities, `b` at one."""
+    for severity in range(1, 6):
+        corrupted(tmp_path, "fog", severity, 1, "a")
+    corrupted(tmp_path, "fog", 3, 3, "b")
+    corrupted(tmp_path, "snow", 3, 3, "a")
+    corrupted(tmp_path, "fog", 3, 2, "c", slice=[0, 4])
+    drawn = drawn_corruptions(tmp_path)
+    tables = [table.groupby("model")["mean_error"].first().to_dict() for table, _ in drawn.values()]
+    assert sorted(drawn) == [f"corruption_errors_imagenet-c_{i}" for i in (1, 2, 3)]
+    assert sorted(map(str, tables)) == sorted(
+        map(str, [{"a": 0.25}, {"a": 0.75, "b": 0.75}, {"c": 0.5}])
+    )
+    captions = " ".join(caption for _, caption in drawn.values())
+    assert "mean over severities 1, 2, 3, 4, 5;" in captions and "severity 3;" in captions
 
 
 def test_both_protocols_side_by_side(tmp_path):
