@@ -125,6 +125,11 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         help="-s STOP or -s START STOP: that slice of a fixed permutation of the list",
     )
     parser.add_argument(
+        "--restrict_classes",
+        action="store_true",
+        help="answers are among the classes that have images, as of ImageNet-A and -R",
+    )
+    parser.add_argument(
         "--multilabel",
         type=Path,
         default=setting("MULTILABEL_FILE"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import torch
@@ -15,11 +18,15 @@ from alignment_security.cluster.job import (
     staging_dir,
 )
 from alignment_security.common.files import UserError
+from alignment_security.common.process import print_line
 from alignment_security.common.settings import setting
 from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
-from alignment_security.images.loading import load_image_set
+from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.loading import load_model
+
+SHORT_WORD = 2  # letters: shorter words of a name tell variants apart, as in imagenet-r
+SLIP = 0.6  # similarity of two words of which one is a slip for the other
 
 
 def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
@@ -71,6 +78,10 @@ def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:
         corruption = (args.corruption_type, args.corruption_severity)
     folder = requested_data_dir(args)
     images = load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
+    if args.restrict_classes:
+        images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
+    for remark in (*name_remarks(args), *class_remarks(images)):
+        print_line(f"note: {remark}")
     if not args.slice:
         return images
     start, stop = args.slice
@@ -84,3 +95,46 @@ def requested_data_dir(args: argparse.Namespace) -> str | None:
     if args.chtc and args.data_dir:
         return staged_images(staging_dir(setting("STAGING_DIR")), args.data_dir)
     return args.data_dir or default_dir(args.dataset)
+
+
+# ---- remarks -------------------------------------------------------------------------------------
+
+
+def name_remarks(args: argparse.Namespace) -> Iterator[str]:
+    """A sentence where --dataset may be a slip for a name of ours, or of a set with records."""
+    recorded = (path.name for path in Path(args.results_dir, "records").glob("*") if path.is_dir())
+    known = [*NAMED_SETS, *CORRUPTED_SETS, "sample", *recorded]
+    if args.dataset in known:
+        return
+    for name in known:
+        if similar(args.dataset, name):
+            yield f"--dataset {args.dataset} is a new image set; is {name} meant?"
+
+
+def similar(name: str, other: str) -> bool:
+    """Whether a name is probably a slip for another one: imagnet-val, ImageNet_val, big21.
+
+    imagenet-r is none for imagenet-c: short words name variants.
+    """
+    words, others = (re.split(r"[-_.]+", text.casefold()) for text in (name, other))
+    if "".join(words) == "".join(others):
+        return True
+    return len(words) == len(others) and all(
+        a == b or (min(len(a), len(b)) > SHORT_WORD and ratio(a, b) > SLIP)
+        for a, b in zip(words, others)
+    )
+
+
+def ratio(a: str, b: str) -> float:
+    return SequenceMatcher(None, a, b).ratio()
+
+
+def class_remarks(images: ImageSet) -> Iterator[str]:
+    """A sentence where images are of a part of the classes, and answers may be of any."""
+    classes = len(set(images.labels))
+    own = images.name not in {*NAMED_SETS, *CORRUPTED_SETS, "sample"}
+    if own and classes < images.n_classes and not images.restrict_to:
+        yield (
+            f"{images.name}: {classes} of {images.n_classes} classes have images, and answers are "
+            "not restricted to them (--restrict_classes does it)"
+        )
