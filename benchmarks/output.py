@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from alignment_security.common.files import write_atomic
 
@@ -32,6 +35,11 @@ def output_file(args: argparse.Namespace, script: str) -> Path | None:
     if args.output or args.quick:
         return args.output
     return Path(script).resolve().with_suffix(".json")
+
+
+def share(marks: Sequence[float] | np.ndarray) -> float:
+    """The mean, to four decimals."""
+    return round(float(np.mean(marks)), 4)
 
 
 def write_results(results: dict, path: Path | None) -> None:

@@ -6,9 +6,12 @@ import importlib
 import json
 import sys
 
+import numpy as np
 import pytest
+import statsmodels.api as sm
 import torch
 from conftest import ROOT
+from scipy import stats
 
 FOLDER = ROOT / "benchmarks"
 SCRIPTS = [path.stem for path in FOLDER.glob("*.py") if "def main(" in path.read_text()]
@@ -45,7 +48,7 @@ def test_output_file_is_the_committed_one_only_without_quick():
 
 
 def test_every_script_is_tested_here():
-    assert sorted(SCRIPTS) == ["alignment", "attacks", "loading", "sweep", "training"]
+    assert sorted(SCRIPTS) == ["alignment", "attacks", "loading", "survivors", "sweep", "training"]
 
 
 def committed(script: str) -> dict:
@@ -109,3 +112,74 @@ def test_training_speed(run):
 def test_training_digits(run):
     found = run("training", "digits")["digits"]
     assert committed("training")["digits"]["results"].keys() == found["results"].keys()
+
+
+def test_survivors_on_a_leaderboard(run, leaderboard):
+    (found,) = run("survivors", "planted", "--leaderboard", str(leaderboard)).values()
+    assert len(found["cells"]) == 6
+
+
+@pytest.fixture(scope="module")
+def survivors():
+    return importlib.import_module("benchmarks.survivors")
+
+
+@pytest.mark.parametrize(("models", "lineages"), [(144, 31), (60, 8)])
+def test_null_worlds_of_families_have_few_false_marks(survivors, models, lineages):
+    """60 worlds: 0.05 of them in truth, so more than 9 are once in a thousand."""
+    board = survivors.made_board(models, lineages, seed=7)
+    found = survivors.null_cell(board, 0.65, 60, seed=7)["worlds_with_any"]
+    assert found["independent"] > 0.5
+    assert max(found["dots"], found["partial"], found["survivors"]) <= 9 / 60
+
+
+@pytest.mark.parametrize(("icc", "lineages"), [(0.0, 31), (0.65, 8)])
+def test_planted_effects_are_found_nearly_as_often_as_by_independent_models(
+    survivors, icc, lineages
+):
+    board = survivors.made_board(60, lineages, seed=7)
+    found = survivors.planted_cell(board, icc, 60, seed=7)["of_those_found_as_independent"]
+    assert min(found["dots"], found["survivors"]) >= 0.8
+
+
+def test_what_works_through_clean_accuracy_does_not_survive_in_made_up_worlds(survivors):
+    found = survivors.clean_cell(survivors.made_board(60, 8, seed=7), 0.35, 60, seed=7)
+    assert found["survivors"] <= 0.05 < 0.2 < found["dots"]
+
+
+def test_other_methods_are_those_of_statsmodels():
+    """CR1 against statsmodels, CR3 against fits with each family left out, the others by name."""
+    methods = importlib.import_module("benchmarks.family_methods")
+    rng = np.random.default_rng(3)
+    families = np.append(np.arange(6), rng.integers(0, 6, 44))
+    x, y = rng.permutation(50) + 1.0, rng.normal(size=(50, 2))
+    design = sm.add_constant(x)
+    for j in range(2):
+        fit = sm.OLS(y[:, j], design).fit()
+        robust = fit.get_robustcov_results("cluster", groups=families, use_t=True)
+        assert methods.cluster_robust(x, y, families)[j] == pytest.approx(robust.pvalues[1])
+        slopes = [
+            sm.OLS(y[families != f, j], design[families != f]).fit().params[1] for f in range(6)
+        ]
+        error = np.sqrt(5 / 6 * np.sum((np.array(slopes) - fit.params[1]) ** 2))
+        p = 2 * stats.t.sf(abs(fit.params[1]) / error, 5)
+        assert methods.cluster_jackknife(x, y, families)[j] == pytest.approx(p)
+        indicators = (families[:, None] == np.arange(6)).astype(float)
+        fixed = sm.OLS(y[:, j], np.column_stack([indicators, x])).fit()
+        assert methods.within_families(x, y, families)[j] == pytest.approx(fixed.pvalues[-1])
+    independent = methods.independent(x, y, np.arange(50))
+    assert methods.cluster_satterthwaite(x, y, np.arange(50)) == pytest.approx(independent, abs=0.1)
+
+
+def test_resampling_methods_find_what_is_there_and_keep_families():
+    methods = importlib.import_module("benchmarks.family_methods")
+    rng = np.random.default_rng(3)
+    families = np.repeat(np.arange(12), 8)
+    x = rng.normal(size=(96, 3))
+    y = np.column_stack([x[:, 0] + 0.3 * rng.normal(size=96), rng.normal(size=12)[families]])
+    for method in methods.GRIDWISE.values():
+        p = method(x - x.mean(axis=0), y - y.mean(axis=0), families, rng)
+        assert p.shape == (3, 2) and p[0, 0] < 0.05 < p[1:].min()
+    # what is constant within families is left as it is by orders within them
+    p = methods.permuted_within(x - x.mean(axis=0), y[:, 1:] - y[:, 1].mean(), families, rng)
+    assert (p == 1).all()
