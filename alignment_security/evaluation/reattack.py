@@ -1,9 +1,10 @@
 """Re-run saved adversarial examples: does the perturbation of the record still fool the model?
 
 Used by `python utilities.py audit --reattack K`. An example holds the pixels that the model saw
-(exactly: they are 8-bit) and the perturbation in float16. That rounding changes each pixel by up to
-2^-11 of its perturbation, which can move a point on the decision boundary to its other side. So a
-perturbation may be lengthened by up to a hundredth, and no further.
+(exactly: they are 8-bit) and the perturbation in float32; older versions kept it in float16. That
+rounding changes each pixel by up to 2^-11 of its perturbation, which can move a point on the
+decision boundary to its other side. So a perturbation may be lengthened by up to a hundredth, and
+no further.
 """
 
 from __future__ import annotations

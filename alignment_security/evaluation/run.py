@@ -22,6 +22,7 @@ from alignment_security.common.process import print_line
 from alignment_security.common.settings import version_drift
 from alignment_security.evaluation.checks import check_clean, warn_of_guesses
 from alignment_security.evaluation.human_columns import add_human_columns, map_settings
+from alignment_security.evaluation.image_files import check_image_files
 from alignment_security.evaluation.progress import EvaluationProgress, expected_time
 from alignment_security.evaluation.published import compare_with_published, read_published
 from alignment_security.evaluation.saved_examples import save_examples
@@ -164,7 +165,8 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         evaluation.model.settings["name"],
         evaluation.threat.kind,
         evaluation.settings,
-        session_facts(device_of(evaluation.model.module), evaluation.batch_size),
+        session_facts(device_of(evaluation.model.module), evaluation.batch_size)
+        | {"examples": evaluation.examples},
         overwrite,
     )
 
@@ -209,6 +211,7 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     def is_done(name: str) -> bool:
         return count[name] == threat.rows_per_image
 
+    check_image_files(run, images)
     check_rows_belong(run.rows, images.ids, threat.eps, run.csv)
     missing = [i for i, name in enumerate(images.ids) if not is_done(name)]
     begun = run.known(images.ids[i] for i in missing)  # images with some of their eps

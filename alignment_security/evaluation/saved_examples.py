@@ -41,7 +41,7 @@ def example_bytes(row: dict, model: Model, images: ImageSet, blur: bool = False)
     head = model.settings["head"]
     arrays = {
         "image": (image.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
-        "delta": row["perturbation"].cpu().numpy().astype(np.float16).transpose(1, 2, 0),
+        "delta": row["perturbation"].cpu().numpy().astype(np.float32).transpose(1, 2, 0),
         "label": class_name(row["label"], head, images.class_names),
         "pred": class_name(row["adv_pred"], head, images.class_names),
         "eps": row.get("eps", np.nan),
@@ -50,7 +50,7 @@ def example_bytes(row: dict, model: Model, images: ImageSet, blur: bool = False)
         "human_alignment": row.get("human_alignment", np.nan),
     }
     if attention is not None:
-        arrays["human_map"] = attention.astype(np.float16)
+        arrays["human_map"] = attention.astype(np.float32)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return file.getvalue()

@@ -22,15 +22,19 @@ MAX_PIXELS = 100_000_000  # of an image file
 # 1 x 40,000 pixels would become one of 224 x 9 million.
 MAX_ASPECT = 50
 LARGEST_16_BIT = 65535.0
+# a record is of one list: without the image it is another one
+ADVICE = "fetch it again, or evaluate a list without it into another --results_dir"
 
 
 def read_image(path: Path) -> Image.Image:
     """A file as an RGB image. Raises DataError if it cannot be decoded whole, or is too large."""
     try:
         with open(path, "rb") as file:
-            return decode_image(file, str(path), "fetch it again or take it off the list")
+            return decode_image(file, str(path), ADVICE)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); make it readable for this user"
+        ) from None
     except DataError:
         kind = foreign_kind(path)
         if kind is None:

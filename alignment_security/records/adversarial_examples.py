@@ -30,7 +30,7 @@ def example_path(csv: Path, image_id: str) -> Path:
 def load_example(path: Path) -> dict:
     """The arrays and scalars of an example file.
 
-    Returns a dict with at least EXAMPLE_KEYS: image (H, W, 3) uint8; delta (H, W, 3) float16 in
+    Returns a dict with at least EXAMPLE_KEYS: image (H, W, 3) uint8; delta (H, W, 3) float32 in
     pixel units of [0, 1]; classes label and pred; eps and norms. human_map and human_alignment too
     when the image set has maps. Raises UserError for a damaged file.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from alignment_security.common.verdicts import (
     STANDARD_BUDGET,
     inside_ball,
 )
+from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.ceiling import check_ceiling
 from alignment_security.records.record import (
     CLEAN_COLUMNS,
@@ -23,10 +25,13 @@ from alignment_security.records.record import (
     check_record_sha256,
     read_record,
 )
+from alignment_security.records.summary import attacked_size
 
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
 FINISH_IT = "run the same command again to finish it"
 HARMLESS_WARNING = "batch size is now"  # no verdict depends on the batch size
+CHANNELS = 3
+L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling
 # kind of a run -> columns that its checks read, besides CLEAN_COLUMNS
 NEEDED_COLUMNS = {
@@ -82,10 +87,17 @@ def check_record(record: Record) -> Iterator[str]:
         rows,
         "clean_correct is not clean_pred == label",
     )
+    if "clean_top5" in rows:
+        yield from wrong_rows(
+            (rows["clean_correct"] == 1) & (rows["clean_top5"] == 0),
+            rows,
+            "a label is the first prediction and not among the first five",
+        )
     if record.run["kind"] == "ball":
         yield from check_ball(record)
     elif record.run["kind"] == "minimum_norm":
         yield from check_norms(record)
+    yield from check_examples(record)
     for warning in record.run["warnings"]:
         if HARMLESS_WARNING not in warning:
             yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or report it"
@@ -179,14 +191,15 @@ def check_ball(record: Record) -> Iterator[str]:
         ),
         (robust & (broken_by != ""), "a robust image was broken by something"),
         (broken & ~broken_by.isin(attacks), "no attack of the budget broke the image"),
-        (broken & ~(rows["adv_pred"] != rows["label"]), "the adversarial class is the label"),
+        (broken & (rows["adv_pred"] == rows["label"]), "the adversarial class is the label"),
+        (broken & rows["adv_pred"].isna(), "the adversarial class is missing"),
         (broken & outside, f"the {norm} norm is not within eps"),
         (broken & from_larger, "an image breaks at eps for having broken at a larger one"),
         (robust & from_smaller, "an image is robust at eps for being so at a smaller one"),
     ]
     for wrong, problem in checks:
         yield from wrong_rows(wrong, rows, problem)
-    yield from impossible_norms(rows)
+    yield from impossible_norms(record)
     ordered = rows.sort_values(["image_id", "eps"])
     same_image = ordered["image_id"] == ordered["image_id"].shift()
     rises = same_image & (ordered["robust"].diff() > 0)
@@ -200,7 +213,8 @@ def check_norms(record: Record) -> Iterator[str]:
     checks = [
         (success & ~correct, "a misclassified image has a minimal norm"),
         (success & ~(rows["l2"] > 0), "an image was fooled by no perturbation"),
-        (success & ~(rows["adv_pred"] != rows["label"]), "the adversarial class is the label"),
+        (success & (rows["adv_pred"] == rows["label"]), "the adversarial class is the label"),
+        (success & correct & rows["adv_pred"].isna(), "the adversarial class is missing"),
         (~success & rows["l2"].notna(), "an image that was not fooled has a norm"),
     ]
     for wrong, problem in checks:
@@ -212,7 +226,7 @@ def check_norms(record: Record) -> Iterator[str]:
         "hardest",
         "give it more --steps, or report the success rate",
     )
-    yield from impossible_norms(rows)
+    yield from impossible_norms(record)
     yield from check_ceiling(record.settings)
     raw, ceiling = rows["human_alignment_raw"], record.settings.get("human_ceiling")
     if ceiling:
@@ -224,8 +238,37 @@ def check_norms(record: Record) -> Iterator[str]:
     )
 
 
-def impossible_norms(rows: pd.DataFrame) -> Iterator[str]:
-    """No pixel changes by more than 1, and Linf is at most L2."""
+def impossible_norms(record: Record) -> Iterator[str]:
+    """No pixel changes by more than 1; Linf <= L2 <= Linf sqrt(values of an image)."""
+    rows, size = record.rows, attacked_size(record.run)
+    values = CHANNELS * size[0] * size[1] if size else math.inf
     above_1 = rows["linf"] > 1 + EPS_ATOL
     above_l2 = rows["linf"] > rows["l2"] * (1 + EPS_RTOL) + EPS_ATOL
     yield from wrong_rows(above_1 | above_l2, rows, "linf is above 1 or above l2")
+    too_long = rows["l2"] > rows["linf"] * math.sqrt(values) * (1 + L2_RTOL) + EPS_ATOL
+    yield from wrong_rows(too_long, rows, "l2 is larger than linf in every value of the image")
+
+
+# ---- other files ---------------------------------------------------------------------------------
+
+
+def check_examples(record: Record) -> Iterator[str]:
+    """Every example that the sessions were asked to save is there.
+
+    They save the first `examples` images of the list that were fooled.
+    """
+    asked = min(session.get("examples", 0) for session in record.run["sessions"])
+    if not asked or "l2" not in record.rows:
+        return
+    ids = list(dict.fromkeys(record.rows["image_id"]))[:asked]
+    fooled = record.rows.loc[record.rows["l2"] > 0, "image_id"]
+    missing = [
+        image_id
+        for image_id in ids
+        if image_id in set(fooled) and not example_path(record.path, image_id).exists()
+    ]
+    if missing:
+        yield (
+            f"{len(missing)} of its adversarial examples are missing, e.g. of {missing[0]}; bring "
+            f"them back, or {EVALUATE_AGAIN} --examples {asked}"
+        )

@@ -112,7 +112,7 @@ STAGED = {
     "gpu_memory_mb": Column(WHOLE, low=1, high=1e7, empty=True),
 }
 
-SESSION = {"started": str, "seconds": (float, int)}
+SESSION = {"started": str, "seconds": (float, int), "examples?": int, "git?": (str, NONE)}
 # results/records/<image set>/<threat>/<model>.json
 RUN_FILE = {
     "model": str,
@@ -143,6 +143,7 @@ RUN_FILE = {
     "sessions": [SESSION],
     "warnings": [str],
     "images?": int,
+    "image_files?": {"list_sha256": str, "sizes_sha256": str, "times_sha256": str},
     "record_sha256?": str,
     "error?": (str, NONE),
 }

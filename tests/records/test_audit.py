@@ -426,6 +426,41 @@ PLANTED = {  # what was done -> (how, what the only finding says)
         in_summary(lambda text: re.sub(r"(,\d,0\.\d+)", r"\1e9", text, count=1)),
         r"evaluation_results.csv, line \d+, column \w+: '.*e9' is no number",
     ),
+    **{
+        f"an impossible cell: {column} {value}": (
+            cell("L2-fmn", "a.jpg", column, value),
+            re.escape(f"L2-fmn/net.csv, line 2, column {column}: '{value}' is no "),
+        )
+        for column, value in [
+            ("forwards", "-1"),
+            ("backwards", "inf"),
+            ("linf", "-1"),
+            ("l2", "1e30"),
+            ("adv_pred", -1),
+            ("success", 2),
+            ("human_alignment", "=1+1"),
+        ]
+    },
+    "a class that is missing": (
+        cell("Linf", "c.jpg", "adv_pred", None, EPS[-1]),
+        "1 row.* the adversarial class is missing, e.g. c.jpg",
+    ),
+    "a norm of more values than an image has": (
+        lambda r: (
+            in_settings("L2-fmn", "model", preprocessing={"input_size": [3, 8, 8]})(r),
+            cell("L2-fmn", "a.jpg", "l2", 1.5)(r),
+        ),
+        "l2 is larger than linf in every value",
+        "not the model of",
+    ),
+    "a first prediction that is not among the first five": (
+        cell("clean", "a.jpg", "clean_top5", 0),
+        "a label is the first prediction and not among the first five",
+    ),
+    "an example that is gone": (
+        in_session("L2-fmn", examples=2),
+        "2 of its adversarial examples are missing, e.g. of a.jpg.*--examples 2",
+    ),
     "no summary but a web page": (in_summary(lambda text: "<html>\n"), "no column model"),
 }
 

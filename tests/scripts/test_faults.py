@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
@@ -30,6 +31,7 @@ from alignment_security.common.files import UserError
 from alignment_security.images.image_sets import DataError, checked_set
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.loading import load_model
+from alignment_security.records.adversarial_examples import load_example
 from alignment_security.records.record import CLEAN_COLUMNS, read_record, read_run_file
 from alignment_security.records.run import Run
 
@@ -349,6 +351,85 @@ def test_a_row_that_lost_its_end_is_never_filled_up(open_run):
     run.csv.write_text("\n".join([*lines[:2], lines[2][:9], lines[3], ""]))
     with pytest.raises(UserError, match=f"{run.csv}, line 3, . cells and not 12"):
         open_run()
+
+
+# ---- images --------------------------------------------------------------------------------------
+
+
+def begun_on_a_copy(cli, tiny, tmp_path) -> tuple[Path, list]:
+    """A run that stopped after its first batch, on a copy of the images."""
+    data = shutil.copytree(tiny.data, tmp_path / "data")
+    arguments = [*tiny.arguments(tmp_path / "results"), "--data_dir", data, "--workers", "0"]
+    assert cli("--stop_after", "0", *arguments, "clean")[0] == 85
+    return data, [*arguments, "clean"]
+
+
+def test_images_that_are_replaced_between_two_sessions_are_noticed(cli, tiny, tmp_path):
+    """The same names, other photographs: one record would be of both."""
+    data, arguments = begun_on_a_copy(cli, tiny, tmp_path)
+    before = record(tmp_path / "results")[0]
+    for path in data.rglob("*.jpg"):
+        Image.new("RGB", (200, 200), (255, 0, 0)).save(path)
+    status, _, err = cli(*arguments)
+    assert (status, err.count("\n")) == (
+        2,
+        1,
+    ) and "were replaced since this record was begun" in err
+    pd.testing.assert_frame_equal(record(tmp_path / "results")[0], before)
+    assert cli("--overwrite", *arguments)[0] == 0
+
+
+def test_images_that_are_copied_between_two_sessions_are_a_warning(cli, tiny, tmp_path):
+    data, arguments = begun_on_a_copy(cli, tiny, tmp_path)
+    for path in data.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    assert cli(*arguments)[0] == 0
+    assert any("copied or changed" in line for line in record(tmp_path / "results")[1]["warnings"])
+
+
+def test_no_advice_leads_to_a_record_that_cannot_be_finished(cli, tiny, tmp_path):
+    """A record is of one list: an image less is another list."""
+    data, arguments = begun_on_a_copy(cli, tiny, tmp_path)
+    image = max(data.rglob("*.jpg"))
+    good = image.read_bytes()
+    image.write_bytes(good[: len(good) - 600] + b"x" * 600)
+    os.utime(image, (1, 1))
+    status, _, err = cli(*arguments)
+    if status == 0:
+        pytest.skip("this decoder takes the damaged image")
+    assert "take it off" not in err and "another --results_dir" in err
+    image.write_bytes(good)
+    assert cli(*arguments)[0] == 0
+
+
+# ---- examples ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["after the example", "after the row"])
+def test_an_example_is_there_before_its_row(cli, tiny, tmp_path, monkeypatch, moment):
+    """A kill between the two costs no example: an image with a row is never attacked again."""
+    append, calls = Run.append, []
+
+    def killed(run, rows):
+        calls.append(rows)
+        if moment == "after the row":
+            append(run, rows)
+        raise KeyboardInterrupt
+
+    arguments = [*tiny.arguments(tmp_path), "--examples", "6", "-s", "6", "--workers", "0"]
+    arguments += ["L2", "--protocol", "crossing", "--steps", "10"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", killed)
+        assert cli(*arguments)[0] == 130 and len(calls) == 1
+    assert cli(*arguments)[0] == 0
+    fooled = (record(tmp_path)[0]["success"] == 1).sum()
+    assert fooled == len(list(tmp_path.rglob("*.npz"))) > 0
+    example = load_example(next(iter(tmp_path.rglob("*.npz"))))
+    assert example["delta"].dtype == "float32"
+    assert np.linalg.norm(example["delta"]) == pytest.approx(example["l2"], rel=1e-6)
+
+
+# ---- lists ---------------------------------------------------------------------------------------
 
 
 def test_a_list_that_changed_is_refused_and_said_how(cli, tiny, tmp_path):

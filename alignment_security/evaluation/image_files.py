@@ -1,0 +1,50 @@
+"""Notice that the image files of a run are other ones than when it was begun.
+
+The names of images are compared as settings are; their contents are not read, which takes long.
+Their sizes and times of change are cheap, and change when photographs are replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+from alignment_security.common.files import UserError
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.records.run import Run
+
+
+def check_image_files(run: Run, images: ImageSet) -> None:
+    """Compare the image files with those of earlier sessions, and note them in the run file.
+
+    Raises UserError where sizes differ. Other times alone are a warning: a copy has them too.
+    """
+    found = image_file_facts(images)
+    known = run.info.get("image_files", {})
+    if known.get("list_sha256") == found["list_sha256"]:
+        if known["sizes_sha256"] != found["sizes_sha256"]:
+            raise UserError(
+                f"{run.json}: the images of {images.name} were replaced since this record was "
+                "begun (their sizes differ); bring the old ones back, or start anew with "
+                "--overwrite"
+            )
+        if known["times_sha256"] != found["times_sha256"]:
+            run.warn(
+                "image files were copied or changed between two sessions (their times differ, "
+                "their sizes do not)"
+            )
+    run.save(image_files=found)
+
+
+def image_file_facts(images: ImageSet) -> dict[str, str]:
+    """Hex sha256 of the list, and of the sizes and the times (whole seconds) of its files."""
+    stats = [path.stat() for path in dict.fromkeys(images.paths)]
+    return {
+        "list_sha256": images.list_sha256,
+        "sizes_sha256": _sha256(stat.st_size for stat in stats),
+        "times_sha256": _sha256(int(stat.st_mtime) for stat in stats),
+    }
+
+
+def _sha256(numbers: Iterable[int]) -> str:
+    return hashlib.sha256("".join(f"{number}\n" for number in numbers).encode()).hexdigest()
