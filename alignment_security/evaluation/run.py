@@ -253,7 +253,7 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> flo
     """
     model = evaluation.model
     images = evaluation.images
-    for warning in [*version_drift(), *model.notes, *images.notes]:
+    for warning in [*version_drift(), *model.notes, *images.notes, *evaluation.threat.notes]:
         run.warn(warning)
     if images.class_names:
         run.save(classes=list(images.class_names))

@@ -19,6 +19,10 @@ from alignment_security.evaluation.threats.threat import (
 )
 from alignment_security.models.heads import Model
 
+# A batch is written when all of it is attacked; a signal loses at most so many images.
+LARGEST_BATCH = 32
+NEGLIGIBLE_FLOOR = 1e-3  # an L2 norm
+
 
 @dataclass(frozen=True)
 class Foolbox(Threat):
@@ -67,6 +71,20 @@ class Foolbox(Threat):
         """feng2025: the study's images; a run begun before they were taken goes on without."""
         return on_published_images(model) if settings.get("geometry") else model
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """DDN's first ball has radius 1 and shrinks by 5 % a step: few steps end at a floor."""
+        if self.protocol != "ddn":
+            return ()
+        settings = FOOLBOX["ddn"][1]
+        floor = settings["init_epsilon"] * (1 - settings["gamma"]) ** max(0, self.steps - 3)
+        if floor < NEGLIGIBLE_FLOOR:
+            return ()
+        return (
+            f"ddn with {self.steps} steps finds no L2 norm below {floor:.2g}, however near the "
+            "boundary is: more --steps, or --protocol crossing",
+        )
+
     def cost(self) -> tuple[Cost, Cost]:
         settings = FOOLBOX[self.protocol][1]
         if self.protocol == "deepfool":
@@ -85,7 +103,7 @@ class Foolbox(Threat):
             self.protocol,
             self.steps,
             model.n_outputs,
-            execution.batch_size,
+            min(execution.batch_size, LARGEST_BATCH),
             execution.log,
         )
 

@@ -92,6 +92,11 @@ class Threat(ABC):
         return model.module
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What its settings cannot find: warnings for the run file."""
+        return ()
+
+    @property
     def rows_per_image(self) -> int:
         return max(1, len(self.eps))
 

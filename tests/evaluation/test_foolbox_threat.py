@@ -1,0 +1,39 @@
+"""foolbox's protocols as threats: what few steps cannot find, what a signal can lose."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from nets import two_class
+
+from alignment_security.evaluation.threats.foolbox import LARGEST_BATCH, Foolbox
+from alignment_security.evaluation.threats.threat import Execution
+from alignment_security.models.heads import Model
+
+
+def model_of(net) -> Model:
+    return Model(net, {"head": "none"}, {"input_size": (1, 8, 8)}, 2)
+
+
+@pytest.mark.parametrize("steps, floored", [(20, True), (40, True), (80, True), (400, False)])
+def test_ddn_with_few_steps_has_a_floor_and_says_so(steps, floored):
+    """A boundary at 0.001 is found at the floor that the note names, or near its distance."""
+    threat = Foolbox("ddn", steps)
+    net, image = two_class(0.001, "L2")
+    ((row,),) = threat.run(model_of(net), [("a", image, 0)], Execution(1))
+    assert bool(threat.notes) == floored
+    if floored:
+        named = float(re.search(r"below ([\d.]+)", threat.notes[0])[1])
+        assert row["l2"] == pytest.approx(named, rel=0.05)
+    else:
+        assert row["l2"] < 0.0012
+    assert Foolbox("deepfool").notes == ()
+
+
+def test_a_signal_loses_at_most_a_small_batch():
+    """The rows of a batch are written before the next one is attacked."""
+    net, image = two_class(0.1, "L2")
+    images = [(f"{i}", image, 0) for i in range(LARGEST_BATCH + 8)]
+    batches = Foolbox("deepfool", 2).run(model_of(net), images, Execution(batch_size=512))
+    assert [len(rows) for rows in batches] == [LARGEST_BATCH, 8]
