@@ -24,9 +24,9 @@ from alignment_security.models.heads import (
     ModelError,
     PixelModel,
     add_head,
-    logits_repeat,
 )
 from alignment_security.models.names import ModelEntry, find_entry, listed_checkpoint
+from alignment_security.models.repeatability import check_company, check_repeats
 from alignment_security.models.timm_nets import (
     PREPROCESSING_KEYS,
     check_data_config,
@@ -161,28 +161,26 @@ def check_model(module: nn.Module, images: Tensor, n_outputs: int, name: str) ->
     images   (B, 3, H, W) float32 in [0, 1]
 
     Raises ModelError unless the module is in eval mode, no parameter asks for a gradient, and the
-    logits are (B, n_outputs), finite and the same in two passes. Warns about outputs that look like
-    probabilities and about zero input gradients.
+    logits are (B, n_outputs), finite, the same in two passes and the same in any batch. Warns about
+    outputs that look like probabilities and about zero input gradients.
     """
     if any(part.training for part in module.modules()):
         raise ModelError(f"{name}: is in train mode; call .eval()")
     if any(parameter.requires_grad for parameter in module.parameters()):
         raise ModelError(f"{name}: its parameters ask for gradients; call .requires_grad_(False)")
     x = images.detach().clone().requires_grad_()
-    logits = module(x)
+    try:
+        logits = module(x)
+    except ValueError as error:  # as batch norm raises in a batch of one
+        raise ModelError(f"{name}: cannot take {len(x)} image(s) ({error})") from None
     if logits.shape != (len(images), n_outputs):
         raise ModelError(
             f"{name}: gives {tuple(logits.shape[1:])} outputs an image, {n_outputs} are wanted"
         )
     if not torch.isfinite(logits).all():
         raise ModelError(f"{name}: gives NaN or infinite logits on clean images")
-    with torch.no_grad():
-        again = module(images)
-    if not logits_repeat(logits, again):
-        raise ModelError(
-            f"{name}: gives other logits for the same images (randomised or stateful); "
-            "AutoAttack's standard budget and a minimal norm mean nothing for it"
-        )
+    check_repeats(module, images, logits, name)
+    check_company(module, images[:1], name)
     return [*probability_warning(logits), *gradient_warning(logits, x)]
 
 

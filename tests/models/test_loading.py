@@ -578,6 +578,49 @@ def test_a_model_that_no_attack_can_be_trusted_on_is_refused(net, message):
         check_model(net, IMAGES, 5, "net")
 
 
+class BatchStatistics(nn.Module):
+    """Layers of a net that mix the images of a batch, by name."""
+
+    MIX = {
+        "batch norm": lambda z: nn.functional.batch_norm(z, None, None, training=True),
+        "softmax over the batch": lambda z: z.softmax(0),
+        "a mean over the batch": lambda z: z - 0.1 * z.mean(0, keepdim=True),
+        "the neighbour": lambda z: z + 0.01 * z.roll(1, 0),
+        "attention": lambda z: nn.functional.scaled_dot_product_attention(
+            z[None], z[None], z[None]
+        )[0],
+        "one scale for the batch": lambda z: (z / z.abs().max() * 20).round() / 20,
+        "the size of the batch": lambda z: z / len(z),
+        "the first image is another": lambda z: torch.cat([z[:1] * 1.5, z[1:]]),
+    }
+
+    def __init__(self, mix):
+        super().__init__()
+        self.first, self.last, self.mix = Net(), nn.Linear(5, 5), self.MIX[mix]
+        self.eval().requires_grad_(False)
+
+    def forward(self, x):
+        return self.last(self.mix(self.first(x)))
+
+
+@pytest.mark.parametrize("mix", BatchStatistics.MIX)
+def test_a_model_whose_logits_depend_on_the_batch_is_refused(mix):
+    """One image is all that an evaluation has before it begins."""
+    with pytest.raises(ModelError, match="^net: .*(other logits among other images|cannot take 1)"):
+        check_model(BatchStatistics(mix), IMAGES[1:], 5, "net")
+
+
+def test_a_model_of_batch_norms_without_running_statistics_is_refused():
+    net = timm.create_model("test_resnet", num_classes=5).eval().requires_grad_(False)
+    images = torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    assert check_model(net, images, 5, "net") == []
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.track_running_stats, part.running_mean, part.running_var = False, None, None
+    with pytest.raises(ModelError, match="^net: .*statistics of the batch"):
+        check_model(net, images, 5, "net")
+
+
 @pytest.mark.parametrize(
     "f, message",
     [

@@ -1,0 +1,57 @@
+"""Whether a network gives an image the same logits again, alone and among other images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from alignment_security.models.heads import ModelError, logits_repeat
+
+# share of the largest logit by which kernels for one row may round differently from those for more
+ALONE_TOLERANCE = 0.02
+
+
+def check_repeats(module: nn.Module, images: Tensor, logits: Tensor, name: str) -> None:
+    """Raise ModelError unless a second pass over the images gives their logits (B, K) again."""
+    with torch.no_grad():
+        again = module(images)
+    if not logits_repeat(logits, again):
+        raise ModelError(
+            f"{name}: gives other logits for the same images (randomised or stateful); "
+            "AutoAttack's standard budget and a minimal norm mean nothing for it"
+        )
+
+
+def check_company(module: nn.Module, image: Tensor, name: str) -> None:
+    """Raise ModelError unless an image has the same logits alone, among copies and among others.
+
+    image   (1, 3, H, W) in [0, 1]
+
+    A network that normalises by the statistics of the batch has not. The batches of copies and of
+    others have one size, hence the same kernels, and are compared up to rounding of a repeated
+    pass. The image is asked about at both ends of its batch.
+    """
+    others = other_images(image)
+    with torch.no_grad():
+        alone = module(image)
+        copies = module(image.repeat(len(others) + 1, 1, 1, 1))
+        first = module(torch.cat([image, others]))[:1]
+        last = module(torch.cat([others, image]))[-1:]
+    limit = ALONE_TOLERANCE * float(alone.abs().max())
+    is_alone_the_same = float((alone - copies).abs().max()) <= limit
+    same = logits_repeat(first, copies[:1]) and logits_repeat(last, copies[-1:])
+    if not (same and is_alone_the_same):
+        raise company_error(name)
+
+
+def company_error(name: str) -> ModelError:
+    return ModelError(
+        f"{name}: gives an image other logits among other images than alone (it uses statistics of "
+        "the batch, as batch norm without running statistics does); it has no answer for an image. "
+        "Load it with running statistics"
+    )
+
+
+def other_images(image: Tensor) -> Tensor:
+    """Three images unlike a given one (1, C, H, W): negative, dark, and mirrored with contrast."""
+    return torch.cat([1 - image, image / 8, image.flip(3).sub(0.5).mul(4).add(0.5).clamp(0, 1)])
