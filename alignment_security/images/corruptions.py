@@ -1,4 +1,4 @@
-"""Corruptions of ImageNet-C: published folders, or made while loading by imagecorruptions.
+"""Corruptions of ImageNet-C: published folders, or made while loading.
 
 ImageNet-C and Tiny-ImageNet-C: Hendrycks & Dietterich 2019.
 """
@@ -24,9 +24,13 @@ from alignment_security.images.image_sets import (
     synsets,
 )
 from alignment_security.images.imagenet import imagenet_folders
+from alignment_security.images.imagenet_c import MADE_HERE
 
 TINY_IMAGENET_CLASSES = 200
 CORRUPTION_PACKAGE = "imagecorruptions-imaug"  # on PyPI; imports as imagecorruptions
+# made as the code of ImageNet-C makes them, not by the package
+SOURCE_CODE = "hendrycks/robustness create_c"
+WITHOUT_PACKAGE = frozenset(MADE_HERE) - {"frost"}  # whose textures are the package's
 OWN_GENERATOR = ("impulse_noise", "glass_blur")  # these take a seed instead of numpy's global state
 # hendrycks/robustness, ImageNet-C/create_c: pixels of the shorter side and the crop, JPEG quality
 IMAGENET_C_SIZE, IMAGENET_C_CROP, IMAGENET_C_QUALITY = 256, 224, 85
@@ -98,14 +102,18 @@ def with_corruption(images: ImageSet, kind: str, severity: int, seed: int = 0) -
 
     Raises DataError for an unknown type or severity.
     """
-    known = corruption_library().get_corruption_names("all")
-    if kind not in known:
-        raise DataError(f"no corruption {kind!r}; there are {', '.join(known)}")
+    if kind not in WITHOUT_PACKAGE:
+        known = corruption_library().get_corruption_names("all")
+        if kind not in known:
+            raise DataError(f"no corruption {kind!r}; there are {', '.join(known)}")
     if severity not in SEVERITIES:
         raise DataError(
             f"{kind}: no severity {severity}; there are {SEVERITIES[0]} to {SEVERITIES[-1]}"
         )
-    source = f"{CORRUPTION_PACKAGE} {metadata.version(CORRUPTION_PACKAGE)}"
+    source = SOURCE_CODE if kind in MADE_HERE else ""
+    if kind not in WITHOUT_PACKAGE:
+        package = f"{CORRUPTION_PACKAGE} {metadata.version(CORRUPTION_PACKAGE)}"
+        source = f"{source}, textures of {package}" if source else package
     return replace(images, corruption=Corruption(kind, severity, source, seed), cropped=True)
 
 
@@ -128,7 +136,13 @@ def _noise_seed(corruption: Corruption, image_id: str) -> int:
 
 
 def _corrupt_pixels(pixels: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:
-    """imagecorruptions.corrupt of uint8 (H, W, 3); leaves numpy's global generator as it was."""
+    """A corruption of uint8 (H, W, 3); leaves numpy's global generator as it was.
+
+    By imagecorruptions, where it does as ImageNet-C's code (MADE_HERE has the others).
+    """
+    if corruption.type in MADE_HERE:
+        random = np.random.RandomState(seed)
+        return MADE_HERE[corruption.type](pixels, corruption.severity, random)
     own_seed = {"seed": seed} if corruption.type in OWN_GENERATOR else {}
     state = np.random.get_state()
     try:

@@ -343,7 +343,7 @@ def test_corruption_set_refuses_tiny_imagenet_c_of_other_classes(tmp_path, class
 
 
 @needs_corruptions
-@pytest.mark.parametrize("kind", ["gaussian_noise", "impulse_noise", "glass_blur", "frost"])
+@pytest.mark.parametrize("kind", ["gaussian_noise", "impulse_noise", "glass_blur"])
 def test_corrupt_depends_on_seed_and_image_only(sample, kind):
     """Not on the order, the workers or numpy's global generator, which it leaves unchanged."""
     images = load_image_set("sample", corruption=(kind, 3))
