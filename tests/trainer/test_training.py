@@ -96,12 +96,13 @@ def test_training_writes_curve_checkpoint_and_run_file(uninterrupted, mapped):
 
 
 def test_evaluator_loads_the_trained_weights(uninterrupted, mapped, cli, tmp_path):
-    for file in ("model.safetensors", "last.pth"):
+    for file, key in (("model.safetensors", ()), ("last.pth", ("--checkpoint_key", "ema"))):
         status, out, err = cli(
             "--model_name",
             "test_resnet",
             "--checkpoint",
             uninterrupted / file,
+            *key,
             "--dataset",
             "mine",
             "--data_dir",
