@@ -30,6 +30,7 @@ from alignment_security.records.schemas import STAGED
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = list(STAGED)
 STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
+STAGED_CONFIG = "config.json"  # of a net that timm reads from a folder or a hub repository
 
 # tarfile's own filter, which Python 3.11.0 to 3.11.3 lacks (Debian 12 has 3.11.2)
 EXTRACTION: dict = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
@@ -49,6 +50,13 @@ class StagedWeights:
 
     checkpoint: Path
     facts: dict  # content of weights.json: name, net, weights, weights_sha256
+
+    @property
+    def architecture(self) -> str:
+        """timm name of the net: the unpacked folder, where its configuration was staged too."""
+        folder = self.checkpoint.parent
+        has_config = (folder / STAGED_CONFIG).is_file()
+        return f"local-dir:{folder.resolve()}" if has_config else self.facts["net"]
 
 
 def read_staged_table(path: Path) -> pd.DataFrame:

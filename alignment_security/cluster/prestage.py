@@ -23,11 +23,13 @@ import pandas as pd
 import safetensors.torch
 import timm
 import torch
+from timm.models._hub import download_from_hf
 from torch import nn
 from tqdm import tqdm
 
 from alignment_security.cluster.job import (
     STAGED_COLUMNS,
+    STAGED_CONFIG,
     STAGED_FACTS,
     STAGED_STATE,
     STAGED_TABLE,
@@ -41,7 +43,12 @@ from alignment_security.models.forward import FIRST_CUDA_BATCH
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import model_list_path, read_model_list
 from alignment_security.models.loading import load_model
-from alignment_security.models.names import listed_checkpoint
+from alignment_security.models.names import (
+    HUB_SOURCE,
+    find_entry,
+    listed_checkpoint,
+    split_source,
+)
 
 # GPU memory that a job requests: CUDA context, copies of the weights, margin * what autograd keeps
 WEIGHT_COPIES = 2
@@ -187,10 +194,14 @@ def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
         "group": model.settings.get("group"),
     }
     description = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
-    write_tar(
-        path,
-        [(STAGED_STATE, safetensors.torch.save(state)), (STAGED_FACTS, description.encode())],
-    )
+    files: list[tuple[str, Path | bytes]] = [
+        (STAGED_STATE, safetensors.torch.save(state)),
+        (STAGED_FACTS, description.encode()),
+    ]
+    config = own_config(wanted.net)
+    if config is not None:
+        files.append((STAGED_CONFIG, config))
+    write_tar(path, files)
     weight_bytes = sum(tensor.nbytes for tensor in state.values())
     image_bytes = kept_for_backward(model.module, model.preprocessing["input_size"])
     return table_row(path) | {
@@ -209,6 +220,19 @@ def _load_wanted(wanted: WantedModel, net: str, checkpoints: Path) -> Model:
         checkpoint = listed_checkpoint(wanted.name, checkpoints)
     architecture = net if net != wanted.name else None
     return load_model(wanted.name, checkpoint, architecture=architecture)
+
+
+def own_config(net: str) -> bytes | None:
+    """config.json of a net that timm reads from a folder or a hub repository; None for others.
+
+    A job has neither, so it travels with the weights.
+    """
+    source, place = split_source(find_entry(net).net)
+    if not source:
+        return None
+    if source == HUB_SOURCE:
+        return Path(download_from_hf(place, STAGED_CONFIG)).read_bytes()
+    return (Path(place) / STAGED_CONFIG).read_bytes()
 
 
 def _state_with_normaliser(model: Model) -> dict[str, torch.Tensor]:

