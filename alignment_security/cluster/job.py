@@ -15,7 +15,6 @@ import io
 import json
 import os
 import tarfile
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -24,6 +23,7 @@ import pandas as pd
 
 from alignment_security.common.files import TryAgain, UserError, sha256_file
 from alignment_security.common.schema import parse_table
+from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import decode_text, read_text
 from alignment_security.records.schemas import STAGED
 
@@ -124,18 +124,23 @@ def unpack(tar: Path, folder: Path, sha256: str) -> Path:
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            tarfile.open(tar, "r:") as archive,
-            tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
-        ):
+        with tarfile.open(tar, "r:") as archive, temporary_beside(folder) as temporary:
             members = archive.getmembers()
             _check_members(tar, members)
-            whole = Path(temporary) / "whole"
-            archive.extractall(whole, members, **EXTRACTION)
-            whole.rename(folder)
+            archive.extractall(temporary, members, **EXTRACTION)
+            _rename_unless_there(temporary, folder)
     except tarfile.TarError as error:
         raise StagingError(f"{tar}: not an uncompressed tar ({error}); not unpacked") from None
     return folder
+
+
+def _rename_unless_there(unpacked: Path, folder: Path) -> None:
+    """Rename `unpacked` to `folder`, unless another job of this scratch folder was faster."""
+    try:
+        unpacked.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _check_members(tar: Path, members: list[tarfile.TarInfo]) -> None:
@@ -174,8 +179,6 @@ def staged_folder(staging: Path, column: str, value: str) -> Path:
     table = staging / STAGED_TABLE
     row = staged_row(read_staged_table(table), table, column, value)
     tar = Path(row["tar"])
-    if tar.name != row["tar"]:
-        raise StagingError(f"{table}: {row['tar']} leaves the folder; run prestage again")
     folder = scratch_dir() / "staged" / f"{tar.stem}-{row['sha256'][:8]}"
     return unpack(staging / tar, folder, row["sha256"])
 

@@ -11,7 +11,6 @@ import json
 import math
 import sys
 import tarfile
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +37,8 @@ from alignment_security.cluster.job import (
 )
 from alignment_security.common.files import safe_file_name, sha256_file, write_atomic
 from alignment_security.common.folders import list_files
+from alignment_security.common.locked_run import lock_file
+from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import text_lines
 from alignment_security.models.forward import FIRST_CUDA_BATCH
 from alignment_security.models.heads import Model, ModelError
@@ -161,8 +162,7 @@ def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
     files   (name in the tar, path or content); links are followed
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".tar-") as temporary:
-        unfinished = Path(temporary) / path.name
+    with temporary_beside(path) as unfinished:
         with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
             for name, content in files:
                 if isinstance(content, bytes):
@@ -321,16 +321,27 @@ def prestage(
     checkpoints   folder of the files that a model list names
     Returns what failed, as model or folder -> reason. Raises StagingError.
     """
-    table, failed = staged_so_far(out), {}
+    staged, failed = set(staged_so_far(out)["tar"]), {}
     tasks = packing_tasks(wanted, out, images, checkpoints)
     for task in tqdm(tasks, unit="tar", disable=not sys.stderr.isatty()):
-        if task.tar.name in set(table["tar"]):
+        if task.tar.name in staged:
             continue
         try:
             row = task.pack(task.tar)
         except (ModelError, StagingError) as error:
             failed[task.label] = str(error)
             continue
+        add_to_staged(out, row)
+    return failed
+
+
+def add_to_staged(out: Path, row: dict) -> None:
+    """Add a row to staged.tsv as it is now: another prestage may have added its own."""
+    lock = lock_file(out / f".{STAGED_TABLE}.lock")
+    try:
+        table = staged_so_far(out)
+        table = table[table["tar"] != row["tar"]]
         table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
         write_atomic(out / STAGED_TABLE, table.to_csv(sep="\t", index=False, lineterminator="\n"))
-    return failed
+    finally:
+        lock.release()

@@ -21,6 +21,7 @@ from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, stag
 from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import visible
 from alignment_security.common.settings import ROOT
+from alignment_security.common.temporary import temporary_beside
 
 TEMPLATES = ROOT / "htcondor"
 COPIED_TEMPLATES = [
@@ -253,7 +254,15 @@ def make_sweep(
     check_settings(settings)
     if out.exists() and visible(out):
         raise SweepError(f"{out}: is not empty; give --out a new folder")
-    _write_sweep(out, staged, arguments, settings, models)
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(out) as unfinished:
+        _write_sweep(unfinished, staged, arguments, settings, models)
+        if not out.exists():
+            unfinished.rename(out)
+        else:  # empty, but for what tools left in it
+            for path in unfinished.iterdir():
+                path.rename(out / path.name)
     return len(models)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
-import tempfile
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from alignment_security.common.exit_status import FAILED, WRONG_REQUEST
+from alignment_security.common.temporary import temporary_beside
 
-# chmod on file systems without modes: exFAT, CIFS, WSL's mounts
-NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST_STEM = 150  # characters of a name that safe_file_name keeps
 
 
@@ -40,33 +36,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with temporary_beside(path) as temporary:
+        with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        _set_default_mode(Path(temporary))
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
-
-
-def _set_default_mode(path: Path) -> None:
-    """Give a temporary file the mode of a new file, where the file system knows modes."""
-    try:
-        path.chmod(0o666 & ~_umask())
-    except OSError as error:
-        if error.errno not in NO_MODES:
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        temporary.replace(path)
 
 
 def sha256_file(path: Path) -> str:

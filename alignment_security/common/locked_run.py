@@ -24,6 +24,29 @@ from alignment_security.common.process import print_line
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
+def lock_file(path: Path, timeout: float = -1) -> FileLock:
+    """Take a lock, and return it, to be released; where the file system has none, warn and go on.
+
+    timeout   seconds to wait; -1 waits as long as it takes
+    Raises filelock.Timeout.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except (OSError, NotImplementedError) as error:
+        if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
+            raise
+        print_line(
+            f"warning: {path}: this file system has no locks; let no other process write the same "
+            "results",
+            sys.stderr,
+        )
+    return lock
+
+
 def json_round_trip(value: dict) -> dict:
     """A dict as JSON gives it back: tuples become lists, keys become strings.
 
@@ -49,19 +72,10 @@ class LockedRun:
         self.json = json_path
         self.info: dict = {}
         self.replaces_old = False
-        self._lock = FileLock(lock_path)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock = lock_file(lock_path, timeout=0)
         except Timeout:
             raise self.busy_error() from None
-        except (OSError, NotImplementedError) as error:
-            if getattr(error, "errno", errno.ENOSYS) not in NO_LOCKS:
-                raise
-            print_line(
-                f"warning: {lock_path}: this file system has no locks; let no other process write "
-                "the same results",
-                sys.stderr,
-            )
 
     def busy_error(self) -> UserError:
         """The error of a run that another process is writing."""

@@ -255,8 +255,7 @@ def summary_table(summary: pd.DataFrame) -> str:
     for column in ("l2_mean", "l2_sem", "human_alignment"):
         if column in summary:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
-    if "size" in summary:
-        has_norm = summary["l2_mean"].notna() if "l2_mean" in summary else False
-        shown["size"] = summary["size"].where(has_norm, "").fillna("")
+    if {"size", "l2_mean"} <= set(summary):
+        shown["size"] = summary["size"].where(summary["l2_mean"].notna(), "").fillna("")
     shown["attack"] = summary["attack"].fillna("")
     return shown.to_string(index=False)

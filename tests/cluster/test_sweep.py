@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ from conftest import ROOT
 from torch import nn
 
 import utilities
+from alignment_security.cluster import job as job_module
 from alignment_security.cluster.job import (
     STAGED_FACTS,
     STAGED_STATE,
@@ -36,8 +38,10 @@ from alignment_security.cluster.job import (
 from alignment_security.cluster.prestage import (
     MARGIN,
     WantedModel,
+    add_to_staged,
     gpu_memory_mb,
     kept_for_backward,
+    pack_images,
     prestage,
     read_wanted,
 )
@@ -450,7 +454,7 @@ def test_chtc_refuses_a_table_that_leaves_the_staging_folder(job, cli, staged, m
     status, _, err = cli(
         "--chtc", "--model_name", NAMES[0], "--results_dir", job / "results", "clean"
     )
-    assert status == 2 and "leaves the folder" in err
+    assert status == 2 and "column tar: '../lab--net" in err and "no name of a folder" in err
 
 
 def test_chtc_refuses_other_weights_than_the_table_names(job, cli, staged, monkeypatch, tiny):
@@ -693,6 +697,55 @@ def test_a_cell_of_staged_tsv_that_cannot_be_is_refused(tmp_path, change, messag
     with pytest.raises(UserError, match="the last line is cut off"):
         make(tmp_path, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_sweep_that_is_interrupted_leaves_nothing_that_is_refused(staged, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("alignment_security.cluster.sweep.dag_text", raise_interrupt)
+        make(staged, tmp_path / "sweep")
+    assert os.listdir(tmp_path) == []
+    assert make(staged, tmp_path / "sweep") == len(NAMES)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/.DS_Store").touch()
+    assert make(staged, tmp_path / "empty") == len(NAMES)
+    wanted = sorted([*os.listdir(tmp_path / "sweep"), ".DS_Store"])
+    assert sorted(os.listdir(tmp_path / "empty")) == wanted
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_two_prestages_at_once_list_the_tars_of_both(tmp_path):
+    """Each reads staged.tsv before the other writes it."""
+    rows = [GOOD_LINE | {"tar": f"{name}.tar", "name": name} for name in "abcdefgh"]
+    for row in rows:
+        (tmp_path / row["tar"]).touch()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda row: add_to_staged(tmp_path, row), rows))
+    table = read_staged_table(tmp_path / STAGED_TABLE)
+    assert sorted(table["tar"]) == [row["tar"] for row in rows]
+    add_to_staged(tmp_path, rows[0] | {"bytes": "7"})
+    table = read_staged_table(tmp_path / STAGED_TABLE)
+    assert len(table) == len(rows) and table.set_index("tar").loc["a.tar", "bytes"] == "7"
+
+
+def test_jobs_that_unpack_into_one_scratch_folder_share_it(tmp_path, monkeypatch):
+    """The other one is faster by the time that this one renames."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_text("a")
+    tar, folder = tmp_path / "images.tar", tmp_path / "scratch" / "images"
+    row = pack_images(tmp_path / "images", tar)
+    check_members = job_module._check_members
+
+    def other_is_faster(*arguments):
+        monkeypatch.setattr(job_module, "_check_members", check_members)
+        unpack(tar, folder, row["sha256"])
+        check_members(*arguments)
+
+    monkeypatch.setattr(job_module, "_check_members", other_is_faster)
+    assert unpack(tar, folder, row["sha256"]) == folder
+    assert os.listdir(folder) == ["a.jpg"] and os.listdir(folder.parent) == ["images"]
 
 
 def test_make_sweep_from_the_command_line(staged, tmp_path, monkeypatch, capsys):
