@@ -173,8 +173,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="only these; default every model with a record"
     )
-    parser.add_argument("--results_dir", default="results")
-    parser.add_argument("--figures_dir", default="figures")
+    parser.add_argument("--results_dir", default="results", help="folder of records and tables")
+    parser.add_argument("--figures_dir", default="figures", help="folder that gets the figures")
     parser.add_argument(
         "--published",
         default=setting("PUBLISHED_DIR"),

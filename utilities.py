@@ -29,12 +29,27 @@ from alignment_security.cluster.status import print_status
 from alignment_security.cluster.sweep import DEFAULTS, make_sweep
 from alignment_security.common.command_line import Parser, argument, positive_int, whole_number
 from alignment_security.common.files import UserError
-from alignment_security.common.process import run_command, run_script
+from alignment_security.common.process import report_error, run_command, run_script
 from alignment_security.common.settings import git_state, setting
 from alignment_security.models.lists import available_lists
 from alignment_security.records.audit import audit
 from alignment_security.records.summary import SUMMARY_NAME, merge_records, summary_table
 from alignment_security.records.trace import print_trace
+
+RESULTS_HELP = "folder of records and tables"
+EXAMPLES = {
+    "merge": "merge --results_dir results/mine",
+    "audit": "audit results/mine --reattack 20",
+    "trace": "trace figures/accuracy_vs_eps.csv --line 2",
+    "models": "models resnet50 convnext_tiny.fb_in1k",
+    "setup_scores": "setup_scores --package_path brainscore --date 2026-05-07",
+    "compare_scores": "compare_scores old_leaderboard.csv leaderboard.csv",
+    "join": "join --results_dir results/mine",
+    "prestage": "prestage --models feng2025 --images imagenet/val --out staging",
+    "make_sweep": "make_sweep --staged staging/staged.tsv --out sweep "
+    "-- --dataset sample Linf --eps 1/255",
+    "sweep_status": "sweep_status --sweep sweep",
+}
 
 # ---- records -------------------------------------------------------------------------------------
 
@@ -70,7 +85,7 @@ def trace_command(args) -> None:
 
 def add_record_commands(commands) -> None:
     merge = commands.add_parser("merge", help="records -> evaluation_results.csv")
-    merge.add_argument("--results_dir", default="results")
+    merge.add_argument("--results_dir", default="results", help=RESULTS_HELP)
     merge.add_argument(
         "--allow_partial",
         action="store_true",
@@ -79,7 +94,7 @@ def add_record_commands(commands) -> None:
     merge.set_defaults(run=merge_command)
 
     check = commands.add_parser("audit", help="re-check a results folder from its files alone")
-    check.add_argument("results_dir", nargs="?", default="results")
+    check.add_argument("results_dir", nargs="?", default="results", help=RESULTS_HELP)
     check.add_argument(
         "--figures_dir",
         metavar="DIR",
@@ -106,13 +121,15 @@ def add_record_commands(commands) -> None:
     check.set_defaults(run=audit_command)
 
     trace = commands.add_parser("trace", help="the runs, weights and commits behind a figure")
-    trace.add_argument("figure", type=Path, metavar="FIGURE.csv")
+    trace.add_argument(
+        "figure", type=Path, metavar="FIGURE.csv", help="the table that plotting.py wrote with it"
+    )
     trace.add_argument(
         "--line",
         type=argument(positive_int),
         help="only that line of the file (its header is line 1)",
     )
-    trace.add_argument("--results_dir", type=Path, default=Path("results"))
+    trace.add_argument("--results_dir", type=Path, default=Path("results"), help=RESULTS_HELP)
     trace.set_defaults(run=trace_command)
 
 
@@ -170,11 +187,15 @@ def setup_scores(package_path=None, scores_path=None, results_dir="results", dat
     `alignment_security.analysis.brainscore_scores.merge_leaderboard`.
     """
     package_path = package_path or setting("BRAINSCORE_VISION_PATH")
-    return merge_leaderboard(package_path, scores_path, results_dir, date)
+    try:
+        return merge_leaderboard(package_path, scores_path, results_dir, date)
+    except UserError as error:  # for `python -c`, which would print a traceback
+        raise SystemExit(report_error(error)) from None
 
 
 def setup_scores_command(args) -> None:
-    setup_scores(args.package_path, args.scores_path, args.results_dir, args.date)
+    package_path = args.package_path or setting("BRAINSCORE_VISION_PATH")
+    merge_leaderboard(package_path, args.scores_path, args.results_dir, args.date)
 
 
 def compare_scores_command(args) -> None:
@@ -199,18 +220,18 @@ def add_score_commands(commands) -> None:
         help="leaderboard, CSV or ZIP; default the newest in RESULTS_DIR/benchmark_scores",
     )
     scores.add_argument("--date", help="day of the download, YYYY-MM-DD")
-    scores.add_argument("--results_dir", default="results")
+    scores.add_argument("--results_dir", default="results", help=RESULTS_HELP)
     scores.set_defaults(run=setup_scores_command)
 
     compare = commands.add_parser(
         "compare_scores", help="which models and benchmarks changed between two leaderboard files"
     )
-    compare.add_argument("a", metavar="A")
-    compare.add_argument("b", metavar="B")
+    compare.add_argument("a", metavar="A", help="the older file, CSV or ZIP")
+    compare.add_argument("b", metavar="B", help="the newer one")
     compare.set_defaults(run=compare_scores_command)
 
     join = commands.add_parser("join", help="evaluation_results.csv with the scores of each model")
-    join.add_argument("--results_dir", default="results")
+    join.add_argument("--results_dir", default="results", help=RESULTS_HELP)
     join.set_defaults(run=join_command)
 
 
@@ -260,7 +281,7 @@ def add_sweep_commands(commands) -> None:
     staging.add_argument(
         "--images", nargs="*", type=Path, default=[], help="image folders, a tar each"
     )
-    staging.add_argument("--out", type=Path, required=True)
+    staging.add_argument("--out", type=Path, required=True, help="folder of the tars")
     staging.add_argument(
         "--checkpoint_dir",
         type=Path,
@@ -277,7 +298,7 @@ def add_sweep_commands(commands) -> None:
     )
     making.add_argument("--only", nargs="*", default=[], help="these models of it")
     making.add_argument("--images", help="the images' tar, as staged.tsv names it")
-    making.add_argument("--out", type=Path, required=True)
+    making.add_argument("--out", type=Path, required=True, help="the new folder")
     making.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the submit files"
     )
@@ -287,7 +308,9 @@ def add_sweep_commands(commands) -> None:
     making.set_defaults(run=make_sweep_command)
 
     progress = commands.add_parser("sweep_status", help="done, running, held, failed; GPU hours")
-    progress.add_argument("--sweep", type=Path, default=Path())
+    progress.add_argument(
+        "--sweep", type=Path, default=Path(), help="the folder that make_sweep wrote"
+    )
     progress.add_argument("--out", type=Path, help="write it to this file too")
     progress.set_defaults(run=sweep_status_command)
 
@@ -302,6 +325,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_models_command(commands)
     add_score_commands(commands)
     add_sweep_commands(commands)
+    for name, command in commands.choices.items():
+        command.description = f"Example:\n\n    python utilities.py {EXAMPLES[name]}"
     return parser
 
 

@@ -18,6 +18,7 @@ from alignment_security.cluster.job import (
     staging_dir,
 )
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import setting
 from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
@@ -105,7 +106,7 @@ def requested_data_dir(args: argparse.Namespace) -> str | None:
 
 def name_remarks(args: argparse.Namespace) -> Iterator[str]:
     """A sentence where --dataset may be a slip for a name of ours, or of a set with records."""
-    recorded = (path.name for path in Path(args.results_dir, "records").glob("*") if path.is_dir())
+    recorded = (path.name for path in glob_visible(Path(args.results_dir, "records"), "*"))
     known = [*NAMED_SETS, *CORRUPTED_SETS, "sample", *recorded]
     if args.dataset in known:
         return

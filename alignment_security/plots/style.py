@@ -27,6 +27,7 @@ EMPTY, GREY, DARK = "#D9D9D9", "#666666", "#222222"
 # Okabe and Ito's colours; a radius each, so that figures show at most as many radii
 RADIUS_COLOURS = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#000000")
 STYLE: Any = {
+    "figure.max_open_warning": 0,  # --show_plots keeps them all
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,

@@ -141,7 +141,12 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
 
 def add_objective(group: argparse._ArgumentGroup) -> None:
     """Loss and adversarial examples."""
-    group.add_argument("--objective", choices=OBJECTIVES, default="plain")
+    group.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default="plain",
+        help="plain: cross-entropy; harmonizer: and human maps; adversarial: on PGD's images; both",
+    )
     group.add_argument(
         "--lambda_1",
         type=argument(non_negative),
@@ -252,7 +257,9 @@ def add_images(group: argparse._ArgumentGroup) -> None:
 
 def add_optimisation(group: argparse._ArgumentGroup) -> None:
     """Batches, optimiser, schedule, precision, seed."""
-    group.add_argument("--epochs", type=argument(positive_int), default=90)
+    group.add_argument(
+        "--epochs", type=argument(positive_int), default=90, help="passes over the training images"
+    )
     group.add_argument(
         "--batch_size",
         type=argument(positive_int),
@@ -269,8 +276,15 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         "--optimizer", default="sgd", help="timm's: sgd (Nesterov), momentum, adamw, lamb, ..."
     )
     group.add_argument("--lr", type=argument(non_negative), default=0.1, help="learning rate")
-    group.add_argument("--momentum", type=argument(share), default=0.9)
-    group.add_argument("--schedule", choices=["cosine", "step", "constant"], default="cosine")
+    group.add_argument(
+        "--momentum", type=argument(share), default=0.9, help="of sgd and the like, from 0 to 1"
+    )
+    group.add_argument(
+        "--schedule",
+        choices=["cosine", "step", "constant"],
+        default="cosine",
+        help="of the learning rate over the epochs",
+    )
     group.add_argument(
         "--decay_epochs",
         type=argument(positive_int),
@@ -283,7 +297,12 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         default=0.1,
         help="factor of a decay of --schedule step",
     )
-    group.add_argument("--warmup_epochs", type=argument(whole_number), default=0)
+    group.add_argument(
+        "--warmup_epochs",
+        type=argument(whole_number),
+        default=0,
+        help="epochs in which the learning rate rises to --lr",
+    )
     group.add_argument(
         "--clip_grad",
         type=argument(non_negative),
@@ -295,8 +314,12 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         default=0.0,
         help="decay of the moving average of the weights; 0: no average",
     )
-    group.add_argument("--precision", choices=PRECISIONS, default="float32")
-    group.add_argument("--seed", type=argument(whole_number), default=0)
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of the passes of the training"
+    )
+    group.add_argument(
+        "--seed", type=argument(whole_number), default=0, help="of weights, order and augmentation"
+    )
 
 
 def add_process(group: argparse._ArgumentGroup) -> None:
@@ -318,7 +341,7 @@ def add_process(group: argparse._ArgumentGroup) -> None:
         default=DEFAULT_WORKERS,
         help="processes that decode images, per training process",
     )
-    group.add_argument("--results_dir", default="results")
+    group.add_argument("--results_dir", default="results", help="folder that gets training/")
     group.add_argument(
         "--log_every", type=argument(positive_int), default=50, help="steps per row of log.csv"
     )
