@@ -182,7 +182,7 @@ def against_reference(
         n_outputs=n_outputs,
         budget=budget,
         seed=0,
-        batch_size=64,
+        batch_size=min(64, len(images)),
     )
     return compare(ours, cost, *reference(net, images, eps, n_outputs, budget))
 

@@ -167,7 +167,8 @@ class Attack(Protocol[Progress]):
     ) -> Tensor:
         """Write the next x_adv from logits (B, K) and gradients (B, C, H, W) at the present one.
 
-        `grad` is zero in rows that wanted none, None if no row wanted one. It may be overwritten.
+        `grad` is None if no row wanted one. It may be overwritten. Rows that wanted none do not
+        use theirs.
         `misclassified` (B,) bool on the CPU: the largest logit is another class than y.
         Returns (B,) bool on the CPU: rows whose run is finished.
         """

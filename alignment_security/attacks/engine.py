@@ -2,9 +2,10 @@
 
 Each attack has one `AttackBatch`. An image leaves it as soon as its question is answered, and the
 next waiting image takes over its row. `run_stages` always steps the latest attack that can fill a
-batch. So few images are unfinished at any time (an interruption loses little), and the accelerator
-sees full batches to the end. An image's path does not depend on the other images of its batch: its
-random numbers come from (seed, image id, attack, run).
+batch, and in the end, when none can, the first one, so that images gather for the later ones. So
+few images are unfinished at any time (an interruption loses little), and batches are full. An
+image's path does not depend on the other images of its batch: its random numbers come from (seed,
+image id, attack, run).
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class AttackBatch:
     def _evaluate(self, forward: Forward) -> tuple[Tensor, Tensor | None]:
         """Logits (B, K) and gradients (B, C, H, W) at every row's point.
 
-        Gradients are zero in rows that want none, None if no row wants one.
+        Gradients are None if no row wants one, and undefined in rows that want none.
         """
         state, attack = self.state, self.attack
         x_adv, wanted = state["x_adv"], attack.wants_gradient(state)
@@ -136,7 +137,7 @@ class AttackBatch:
             image.backwards += backward
         if not wanted.any():
             return forward.logits(x_adv), None
-        if wanted.all():
+        if not forward.split_pays(int(wanted.sum()), len(wanted)):
             return forward.gradient(x_adv, lambda z, rows: attack.loss(state, z, rows))
         with_grad = to_device(wanted.nonzero().squeeze(1), x_adv.device)
         without = to_device((~wanted).nonzero().squeeze(1), x_adv.device)
@@ -209,8 +210,8 @@ def run_stages(
                 yield rows
             continue
         if batch is None:
-            batch = max(batches, key=lambda b: b.ready)
-        if not batch.ready:
+            batch = next((b for b in batches if b.ready), None)
+        if batch is None:
             return
         for image, finding in batch.step(forward, confirm):
             image.run += 1

@@ -94,13 +94,25 @@ class Forward:
         self.backwards += len(x)
         return logits, gradient
 
+    def split_pays(self, with_gradient: int, rows: int) -> bool:
+        """Whether a gradient for some of the rows, apart from the others, costs less than for all.
+
+        A backward pass costs about two forward passes.
+        """
+        others = rows - with_gradient
+        if not others:
+            return False
+        return 3 * self._shape(with_gradient) + self._shape(others) < 3 * self._shape(rows)
+
     def _with_idle_rows(self, part: Tensor) -> Tensor:
         """The rows (b, C, H, W), and copies of the last one up to the next of `batch_shapes`."""
         idle = self._shape(len(part)) - len(part)
         return torch.cat([part, part[-1:].expand(idle, *part.shape[1:])]) if idle else part
 
     def _shape(self, rows: int) -> int:
-        return next(shape for shape in batch_shapes(self.batch_size) if shape >= rows)
+        """Size of the batch that so many rows are filled up to; above batch_size, of its chunks."""
+        shapes = batch_shapes(self.batch_size)
+        return next((shape for shape in shapes if shape >= rows), rows)
 
     def _in_chunks(
         self, x: Tensor, evaluate: Callable[[Tensor, slice], tuple[Tensor, ...]]
