@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from alignment_security.analysis.results import NothingToDraw, load_results
+from alignment_security.analysis.results import NothingToDraw, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.process import run_command, run_script
@@ -44,6 +44,7 @@ from alignment_security.plots import (
 )
 from alignment_security.plots.report import write_report
 from alignment_security.plots.style import STYLE, Drawing
+from alignment_security.records.summary import SUMMARY_NAME
 
 # name -> (function that draws it, command that makes what it draws)
 DRAWN_BY = [
@@ -115,6 +116,12 @@ def draw(args: argparse.Namespace) -> int:
     if unfinished:
         names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)
         print(f"unfinished, not drawn: {names}", file=sys.stderr)
+    if stale := stale_records(results):
+        print(
+            f"{args.results_dir}/{SUMMARY_NAME} is older than {len(stale)} record(s), e.g. "
+            f"{stale[0]}: run `python utilities.py merge --results_dir {args.results_dir}` first",
+            file=sys.stderr,
+        )
     files: list[Path] = []
     missing: dict[str, list[str]] = {}  # command that makes the data -> figures
     drawn_any = False

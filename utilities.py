@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,7 @@ from alignment_security.cluster.status import print_status
 from alignment_security.cluster.sweep import DEFAULTS, make_sweep
 from alignment_security.common.command_line import Parser, argument, positive_int, whole_number
 from alignment_security.common.files import UserError
-from alignment_security.common.process import report_error, run_command, run_script
+from alignment_security.common.process import print_line, report_error, run_command, run_script
 from alignment_security.common.settings import git_state, setting
 from alignment_security.models.lists import available_lists
 from alignment_security.records.audit import audit
@@ -55,7 +56,8 @@ EXAMPLES = {
 
 
 def merge_command(args) -> None:
-    summary = merge_records(args.results_dir, args.allow_partial)
+    log = None if args.strict else partial(print_line, stream=sys.stderr)
+    summary = merge_records(args.results_dir, args.allow_partial, log)
     print(summary_table(summary))
     print(Path(args.results_dir) / SUMMARY_NAME)
 
@@ -90,6 +92,12 @@ def add_record_commands(commands) -> None:
         "--allow_partial",
         action="store_true",
         help="summarise unfinished records too, marked partial=1",
+    )
+    merge.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse where a record is unfinished, damaged or not comparable, instead of leaving "
+        "it out",
     )
     merge.set_defaults(run=merge_command)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
@@ -102,6 +103,28 @@ def read_summary(results: Results) -> pd.DataFrame:
     missing = [column for column in SUMMARY_COLUMNS if column not in table]
     table[missing] = np.nan
     return table[table["model"].isin(results.models)] if results.models else table
+
+
+def stale_records(results: Results) -> list[str]:
+    """Names of finished records that the summary lacks, or summarises as they were before.
+
+    A record that was evaluated again has other seconds. Empty without a summary.
+    """
+    path = results.folder / SUMMARY_NAME
+    if not path.exists():
+        return []
+    summary = read_summary_table(path, "merge again")
+    if "seconds" not in summary:
+        return []
+    names = zip(summary["image_set"], summary["threat"], summary["model"])
+    known = dict(zip(names, summary["seconds"]))
+    stale = []
+    for run in results.runs:
+        key = run["image_set"], run["threat"], run["model"]
+        seconds = sum(session["seconds"] for session in run["sessions"])
+        if run["status"] == "done" and not math.isclose(known.get(key, -1.0), seconds):
+            stale.append(str(run["csv"]))
+    return stale
 
 
 def read_finished_rows(run: dict) -> pd.DataFrame:

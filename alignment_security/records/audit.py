@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment_security.common.files import UserError
-from alignment_security.common.folders import glob_visible
 from alignment_security.records.audit_across import (
     check_code,
     check_lists,
@@ -21,8 +20,7 @@ from alignment_security.records.audit_across import (
 )
 from alignment_security.records.audit_figures import check_tables
 from alignment_security.records.audit_record import Record, check_record, finished_record
-from alignment_security.records.record import read_run_file
-from alignment_security.records.summary import differing_runs
+from alignment_security.records.summary import differing_runs, not_comparable, read_runs
 
 
 def audit(results_dir: str | Path, figures_dir: str | Path | None = None) -> list[str]:
@@ -35,11 +33,7 @@ def audit(results_dir: str | Path, figures_dir: str | Path | None = None) -> lis
     runs, problems = read_runs(root)
     records, found = check_records(runs)
     problems += found
-    problems += [
-        f"{path}: not comparable with {other.name}, whose settings differ ({difference}); "
-        "evaluate one of them again with --overwrite"
-        for path, other, difference in differing_runs(runs)
-    ]
+    problems += [not_comparable(*found) for found in differing_runs(runs)]
     problems += check_models(records)
     problems += check_lists(records)
     problems += check_code(root, records)
@@ -48,28 +42,6 @@ def audit(results_dir: str | Path, figures_dir: str | Path | None = None) -> lis
     figures = Path(figures_dir or Path(results_dir) / "figures")
     problems += check_tables(Path(results_dir), figures, finished)
     return list(dict.fromkeys(problems))
-
-
-def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
-    """(path -> content of the readable run files, problems of the others).
-
-    Raises UserError when there are neither run files nor records.
-    """
-    runs, problems = {}, []
-    for path in glob_visible(root, "*/*/*.json"):
-        try:
-            runs[path] = read_run_file(path)
-        except UserError as error:
-            problems.append(str(error))
-    for path in glob_visible(root, "*/*/*.csv"):
-        if not path.with_suffix(".json").exists():
-            problems.append(f"{path}: a record without its run file; bring the .json, or remove it")
-    if not runs and not problems:
-        raise UserError(
-            f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes "
-            "the first"
-        )
-    return runs, problems
 
 
 def check_records(runs: dict[Path, dict]) -> tuple[list[Record], list[str]]:

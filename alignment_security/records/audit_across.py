@@ -161,10 +161,6 @@ def check_summary(results_dir: Path) -> Iterator[str]:
     """
     path = results_dir / SUMMARY_NAME
     try:
-        fresh = summarise(results_dir, allow_partial=True)
-    except UserError:
-        return
-    try:
         written = read_summary_table(path, MERGE_AGAIN, SUMMARY_KEY)
     except FileNotFoundError:
         yield f"{path}: missing; {MERGE_AGAIN}"
@@ -172,6 +168,12 @@ def check_summary(results_dir: Path) -> Iterator[str]:
     except UserError as error:
         yield str(error)
         return
+    try:
+        fresh = summarise(results_dir, allow_partial=True)
+    except UserError:
+        return
+    if "partial" not in written or not written["partial"].eq(1).any():
+        fresh = fresh[fresh["partial"] != 1]  # merged without --allow_partial
     written, fresh = _by_key(written), _by_key(fresh)
     yield from missing_row(path, written, fresh, "a row that no record gives")
     yield from missing_row(path, fresh, written, "no row for a record")

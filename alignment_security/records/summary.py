@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -23,31 +24,48 @@ from alignment_security.records.schemas import SUMMARY
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
 SUMMARY_NAME = "evaluation_results.csv"
 JOINED_NAME = "evaluation_results_scores.csv"  # with Brain-Score's scores: `utilities.py join`
+# settings that a row of the summary shows: `attack` names them, eps is a column
+BUDGET_OF_ROW = ("attack", "attacks", "steps", "targets", "queries", "eps")
 SUMMARY_ORDER = ["image_set", "threat", "model", "eps"]
 
 
-def merge_records(results_dir: str | Path, allow_partial: bool = False) -> pd.DataFrame:
-    """Write results_dir/evaluation_results.csv. Returns and raises as `summarise`."""
-    summary = summarise(results_dir, allow_partial)
+def merge_records(
+    results_dir: str | Path, allow_partial: bool = False, log: Callable[[str], None] | None = None
+) -> pd.DataFrame:
+    """Write results_dir/evaluation_results.csv. Parameters, returns and raises as `summarise`."""
+    summary = summarise(results_dir, allow_partial, log)
     write_atomic(Path(results_dir) / SUMMARY_NAME, summary.to_csv(index=False, lineterminator="\n"))
     return summary
 
 
-def summarise(results_dir: str | Path, allow_partial: bool = False) -> pd.DataFrame:
+def summarise(
+    results_dir: str | Path, allow_partial: bool = False, log: Callable[[str], None] | None = None
+) -> pd.DataFrame:
     """One row per model x threat x eps x image set x protocol, from every finished record.
 
     allow_partial   summarise an unfinished record over the rows it has, and mark it `partial=1`
-    Raises UserError for an unfinished or damaged record, and when two models of one threat and
-    image set were evaluated with different settings.
+    log             gets a sentence for each record that is left out; None refuses them
+    Raises UserError where nothing is left. Without `log` also for an unfinished or damaged record,
+    and when two models of one threat and image set were evaluated with different settings.
     """
     root = Path(results_dir) / "records"
-    runs = _read_run_files(root)
-    for path, other, difference in differing_runs(runs):
-        raise UserError(
-            f"{path}: not comparable with {other.name}, whose settings differ ({difference}); "
-            "evaluate one of them again with --overwrite"
-        )
-    rows = [row for path, run in runs.items() for row in _summary_rows(path, run, allow_partial)]
+    runs, problems = read_runs(root)
+    if log:
+        runs, others = comparable_runs(runs)
+        problems += others
+    else:
+        problems += [not_comparable(*found) for found in differing_runs(runs)]
+    rows = []
+    for path, run in runs.items():
+        try:
+            rows += _summary_rows(path, run, allow_partial)
+        except UserError as error:
+            problems.append(str(error))
+    if problems and not (log and rows):
+        raise UserError(problems[0])
+    if log:
+        for problem in problems:
+            log(f"left out: {problem}")
     if not rows:
         raise UserError(f"{root}: no rows yet in any of its records; let the evaluation go on")
     summary = pd.DataFrame(rows).sort_values(SUMMARY_ORDER, kind="stable", ignore_index=True)
@@ -77,22 +95,26 @@ def read_summary_table(path: Path, fix: str, required: Iterable[str] = ()) -> pd
     return table
 
 
-def _read_run_files(root: Path) -> dict[Path, dict]:
-    """Path -> content of every run file. Raises UserError without any, or when one is missing."""
-    paths = glob_visible(root, "*/*/*.json")
-    if not paths:
+def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
+    """(path -> content of the readable run files, problems of the others).
+
+    Raises UserError when there are neither run files nor records.
+    """
+    runs, problems = {}, []
+    for path in glob_visible(root, "*/*/*.json"):
+        try:
+            runs[path] = read_run_file(path)
+        except UserError as error:
+            problems.append(str(error))
+    for path in glob_visible(root, "*/*/*.csv"):
+        if not path.with_suffix(".json").exists():
+            problems.append(f"{path}: a record without its run file; bring the .json, or remove it")
+    if not runs and not problems:
         raise UserError(
             f"{root}: no records; `python evaluate_robustness.py --model_name NAME clean` makes "
             "the first"
         )
-    records = glob_visible(root, "*/*/*.csv")
-    orphans = [path for path in records if not path.with_suffix(".json").exists()]
-    if orphans:
-        raise UserError(
-            f"{orphans[0]}: a record without its run file ({len(orphans)} such); bring the .json "
-            "or remove it"
-        )
-    return {path: read_run_file(path) for path in paths}
+    return runs, problems
 
 
 def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
@@ -106,6 +128,43 @@ def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
         difference = first_difference(runs[other]["settings"]["run"], run["settings"]["run"])
         if difference:
             yield path, other, difference
+
+
+def not_comparable(path: Path, other: Path, difference: str) -> str:
+    return (
+        f"{path}: not comparable with {other.name}, whose settings differ ({difference}); "
+        "evaluate one of them again with --overwrite"
+    )
+
+
+def comparable_runs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], list[str]]:
+    """(the runs of each folder that may share a table, a sentence about each other one).
+
+    Budgets and eps may differ, since every row of the summary names its own. Of the runs that
+    differ in anything else (images, head, seed, ...), those of the larger group stay.
+    """
+    groups: dict[Path, dict[str, list[Path]]] = {}
+    for path, run in runs.items():
+        settings = {**run["settings"]["run"], **dict.fromkeys(BUDGET_OF_ROW)}
+        key = json.dumps(settings, sort_keys=True)
+        groups.setdefault(path.parent, {}).setdefault(key, []).append(path)
+    kept: dict[Path, dict] = {}
+    problems = []
+    for of_folder in groups.values():
+        largest = max(of_folder.values(), key=len)  # of equal ones the first
+        kept |= {path: runs[path] for path in largest}
+        for group in of_folder.values():
+            if group is not largest:
+                problems += [_other_settings(path, largest[0], runs) for path in group]
+    return kept, problems
+
+
+def _other_settings(path: Path, other: Path, runs: dict[Path, dict]) -> str:
+    settings, others = (
+        {name: value for name, value in run.items() if name not in BUDGET_OF_ROW}
+        for run in (runs[path]["settings"]["run"], runs[other]["settings"]["run"])
+    )
+    return not_comparable(path, other, first_difference(others, settings) or "")
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -227,3 +227,14 @@ def test_merge_refuses_with_one_line(tmp_path, tiny_record, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and "--allow_partial" in error
     assert merge("--results_dir", tmp_path, "--allow_partial") == 0
+
+
+def test_merge_goes_on_without_an_unfinished_record_unless_strict(tmp_path, tiny_record, capsys):
+    tiny_record([{"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}], model="a")
+    tiny_record([], done=False, model="b")
+    assert merge("--results_dir", tmp_path, "--strict") == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert merge("--results_dir", tmp_path) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("left out: ") and err.count("\n") == 1 and "b.csv" in err
+    assert str(tmp_path / "evaluation_results.csv") in out

@@ -24,6 +24,7 @@ from alignment_security.plots.records import (
 from alignment_security.plots.style import MAX_NAMED, legend_handles, model_styles
 from alignment_security.records.metrics import ALEXNET_ERRORS
 from alignment_security.records.run import Run
+from alignment_security.records.summary import merge_records
 
 EPS = [1 / 255, 2 / 255]
 # verdicts per image: clean, robust at 1/255, robust at 2/255 -> 3, 2 and 1 of 4
@@ -523,3 +524,16 @@ def test_maps_of_people_and_perturbations(tmp_path):
     ]  # the one pixel that was changed
     assert "r = 0.25" in figure.axes[2].texts[0].get_text()
     plt.close(figure)
+
+
+def test_a_summary_that_is_older_than_the_records_is_said(tmp_path, tiny_record, capsys):
+    tiny_record([{"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}], model="a")
+    options = ["--plots", "accuracy_vs_eps"]
+    draw(tmp_path, tmp_path / "figures", *options)
+    assert "is older than" not in capsys.readouterr().err  # there is none
+    merge_records(tmp_path)
+    draw(tmp_path, tmp_path / "figures", *options)
+    assert "is older than" not in capsys.readouterr().err
+    tiny_record([{"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}], model="b")
+    draw(tmp_path, tmp_path / "figures", *options)
+    assert "is older than 1 record(s), e.g. " in capsys.readouterr().err

@@ -580,6 +580,39 @@ def test_merge_refuses_mixed_settings_naming_both(tiny_record, tmp_path):
         merge_records(tmp_path)
 
 
+def test_merge_leaves_out_what_is_odd_and_says_why(tiny_record, tmp_path):
+    """One unfinished, one damaged and one of another seed; another budget has rows of its own."""
+    for model in "ab":
+        tiny_record(NORMS, model=model)
+    tiny_record(NORMS, model="budget", steps=20, attack="FMN 20 steps")
+    tiny_record(NORMS, model="seed", seed=7)
+    tiny_record(NORMS[:2], done=False, model="unfinished")
+    damaged = tiny_record(NORMS, model="damaged")
+    damaged.csv.write_text(damaged.csv.read_text().replace("6.0", "5.0"))
+    said: list[str] = []
+    summary = merge_records(tmp_path, log=said.append)
+    assert summary[["model", "attack"]].to_numpy().tolist() == [
+        ["a", "FMN 10 steps"],
+        ["b", "FMN 10 steps"],
+        ["budget", "FMN 20 steps"],
+    ]
+    assert all(text.startswith("left out: ") for text in said) and len(said) == 3
+    for model, why in (("seed", "seed: 0 -> 7"), ("unfinished", "unfinished"), ("damaged", "sha")):
+        assert any(f"/{model}." in text and why in text for text in said), said
+    with pytest.raises(UserError):
+        merge_records(tmp_path)  # strict
+    assert len(merge_records(tmp_path, allow_partial=True, log=said.append)) == 4
+
+
+def test_merge_keeps_the_larger_group_of_a_folder(tiny_record, tmp_path):
+    tiny_record(NORMS, model="a", seed=7)
+    for model in "bc":
+        tiny_record(NORMS, model=model)
+    said: list[str] = []
+    assert list(merge_records(tmp_path, log=said.append)["model"]) == ["b", "c"]
+    assert len(said) == 1 and "seed: 0 -> 7" in said[0] and "b.json" in said[0]
+
+
 def test_merge_of_nothing_names_the_command_that_makes_a_record(tmp_path):
     with pytest.raises(UserError, match="no records.*evaluate_robustness.py"):
         merge_records(tmp_path)
