@@ -20,7 +20,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import pandas as pd
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.results import NothingToDraw, load_results, stale_records
@@ -42,6 +41,7 @@ from alignment_security.plots import (
     slide,
     training,
 )
+from alignment_security.plots.latex import latex
 from alignment_security.plots.report import write_report
 from alignment_security.plots.style import STYLE, Drawing
 from alignment_security.records.summary import SUMMARY_NAME
@@ -76,18 +76,12 @@ def rendered(figure: Figure) -> dict[str, bytes]:
     return contents
 
 
-def latex(table: pd.DataFrame) -> str:
-    """A table for a paper: booktabs, floats with three significant digits, empty for nan."""
-    styles = table.reset_index(drop=True).style.hide(axis="index")
-    styles = styles.format_index(escape="latex", axis=1)
-    formats = dict.fromkeys(table.select_dtypes("float"), "{:.3g}")
-    return styles.format(formats, na_rep="", escape="latex").to_latex(hrules=True)
-
-
 def write(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
     """Write the files of a figure or table, and the paper's copy; same data, same bytes."""
     name, figure, table, caption = drawing
-    contents: dict[str, str | bytes] = {**rendered(figure)} if figure else {"tex": latex(table)}
+    contents: dict[str, str | bytes] = (
+        {**rendered(figure)} if figure else {"tex": latex(table, name)}
+    )
     paper_kind = "pdf" if figure else "tex"
     contents["csv"] = table.to_csv(index=False, lineterminator="\n")
     contents["txt"] = f"{caption}\n"
