@@ -9,7 +9,7 @@ caption.
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.common.folders import glob_visible
+from alignment_security.common.schema import read_json
 from alignment_security.common.text import read_text
 from alignment_security.records.record import read_record, read_run_file
 
@@ -59,7 +60,7 @@ def print_trace(figure: Path, results_dir: Path, line: int | None = None) -> Non
 def print_score_sources(results_dir: Path) -> None:
     """Print date, source and sha256 of each set of Brain-Score scores in the results folder."""
     for path in glob_visible(results_dir, "benchmark_scores/*.json"):
-        facts = json.loads(read_text(path))
+        facts = read_json(path, dict, "description of scores", "run setup_scores again")
         print(
             f"{path}\n  Brain-Score of {facts.get('date')}, {facts.get('source')}, "
             f"sha256 {facts.get('sha256')}"
@@ -180,15 +181,30 @@ def changed_numbers(
     for line, paths in behind.items():
         if len(paths) != 1 or runs[paths[0]]["kind"] != "ball":
             continue
-        eps, accuracy = table.loc[line, "eps"], table.loc[line, "accuracy"]
+        eps, accuracy = (
+            figure_number(figure, line, name, table.loc[line, name]) for name in ("eps", "accuracy")
+        )
         rows = read_record(paths[0])
-        at_eps = rows[rows["eps"] == float(eps)]["robust"] if float(eps) else rows["clean_correct"]
-        if abs(at_eps.mean() - float(accuracy)) > ACCURACY_TOLERANCE:
+        at_eps = rows[rows["eps"] == eps]["robust"] if eps else rows["clean_correct"]
+        if abs(at_eps.mean() - accuracy) > ACCURACY_TOLERANCE:
             sentences.append(
                 f"{figure}, line {line}: accuracy {accuracy}, its record gives {at_eps.mean()}; "
                 "draw it again"
             )
     return sentences
+
+
+def figure_number(figure: Path, line: int, column: str, text: str) -> float:
+    """A number in a figure's table. Raises UserError for a cell that is none."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"{figure}, line {line}, column {column}: {text!r} is no number; draw it again"
+        )
+    return number
 
 
 # ---- printing ------------------------------------------------------------------------------------

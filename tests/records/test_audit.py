@@ -615,6 +615,20 @@ def test_trace_names_a_figure_older_than_its_record(results, tmp_path, capsys):
     assert "WHICH IT NO LONGER HAS" in describe_run(path, finished_runs(results)[path])
 
 
+@pytest.mark.parametrize("column", ["eps", "accuracy"])
+@pytest.mark.parametrize("text", ["x", "nan", "=1+1", ""])
+def test_trace_of_text_in_the_place_of_a_number_is_one_line(
+    results, tmp_path, capsys, column, text
+):
+    figure = tmp_path / "accuracy_vs_eps.csv"
+    row = {"image_set": "mine", "threat": "Linf", "model": "net", "budget": "AutoAttack standard"}
+    row |= {"eps": str(EPS[0]), "accuracy": "0.5"} | {column: text}
+    pd.DataFrame([row]).to_csv(figure, index=False)
+    assert command("trace", figure, "--results_dir", results) == 2
+    err = capsys.readouterr().err
+    assert f"{figure}, line 2, column {column}: {text!r} is no number" in err
+
+
 def test_trace_exits_1_for_numbers_without_a_run(results, tmp_path, capsys):
     (tmp_path / "f.csv").write_text("image_set,threat,model\nmine,Linf,net\nmine,Linf,published\n")
     status, out, err = traced(capsys, tmp_path / "f.csv", "--results_dir", results)
