@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED
+from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED, WRONG_REQUEST
 from alignment_security.common.files import UserError
 from alignment_security.common.process import on_stop, print_line, report_error, run_script
 from alignment_security.evaluation.dry_run import describe_dry_run
@@ -30,7 +30,7 @@ from alignment_security.evaluation.run import (
     report_text,
 )
 from alignment_security.evaluation.setup import requested_images, requested_model
-from alignment_security.models.forward import pick_device
+from alignment_security.models.forward import is_out_of_memory, pick_device
 
 
 def evaluate_request(args: argparse.Namespace) -> int:
@@ -79,6 +79,15 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except (UserError, OSError) as error:
         return report_error(error, args.results_dir)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print_line(
+            f"error: out of memory with one image at a time ({type(error).__name__}); the network "
+            "needs a larger device, --precision bf16 or fewer --workers",
+            sys.stderr,
+        )
+        return WRONG_REQUEST
 
 
 def stop(*_) -> None:

@@ -19,9 +19,6 @@ import io
 import sys
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
 from alignment_security.analysis.results import NothingToDraw, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
@@ -43,7 +40,7 @@ from alignment_security.plots import (
 )
 from alignment_security.plots.latex import latex
 from alignment_security.plots.report import write_report
-from alignment_security.plots.style import STYLE, Drawing
+from alignment_security.plots.style import STYLE, Drawing, Figure, plt
 from alignment_security.records.summary import SUMMARY_NAME
 
 # name -> (function that draws it, command that makes what it draws)

@@ -23,13 +23,11 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import torch
-
 from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED, WRONG_REQUEST
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line, report_error, run_script
 from alignment_security.images.image_sets import DataError
-from alignment_security.models.forward import session_facts, tune_process
+from alignment_security.models.forward import is_out_of_memory, session_facts, tune_process
 from alignment_security.trainer.distributed import (
     broadcast,
     join_processes,
@@ -138,7 +136,9 @@ def main(argv: list[str] | None = None) -> int:
         if rank() == 0 or isinstance(error, DataError):
             return report_error(error)
         return error.exit_status
-    except torch.OutOfMemoryError:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(
             f"error: {images_per_pass(args)} images at once do not fit on the device; a smaller "
             "--pass_size takes a step in parts, --precision bf16 about half the memory",

@@ -50,7 +50,7 @@ def decode_image(file: BinaryIO, where: str, advice: str = "") -> Image.Image:
             with Image.open(file, formats=available_formats()) as image:
                 check_size(image, where)
                 return to_rgb(image)
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         size = str(error).partition(" exceeds")[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.class_folders import folder_set
@@ -26,6 +26,7 @@ from alignment_security.images.image_sets import (
 )
 from alignment_security.images.imagenet import imagenet_set
 from alignment_security.images.subsets import big12_set
+from alignment_security.images.workers import worker_loader
 
 NAMED_SETS = {"imagenet-val": imagenet_set, "big12": big12_set, "clickme": clickme_set}
 CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
@@ -156,24 +157,20 @@ def stream_images(
     A few dozen images are in memory at a time. Raises DataError for a bad image, after the images
     in front of it.
     """
-    for rows, x, error in _chunks(PixelDataset(images, preprocessing, as_bytes=True), workers):
+    pixels = PixelDataset(images, preprocessing, as_bytes=True)
+    for rows, x, error in _chunks(pixels, preprocessing, workers):
         for i, image in zip(rows, x):
             yield images.ids[i], in_unit_range(image), images.labels[i]
         if error is not None:
             raise error
 
 
-def _chunks(pixels: PixelDataset, workers: int) -> Iterable[Chunk]:
+def _chunks(pixels: PixelDataset, preprocessing: dict, workers: int) -> Iterable[Chunk]:
     """The images as stack_chunk returns them, from worker processes or one by one."""
     if not workers:
         return (stack_chunk([pixels[i]]) for i in range(len(pixels)))
-    return DataLoader(
-        pixels,
-        CHUNK_IMAGES,
-        collate_fn=stack_chunk,
-        num_workers=workers,
-        worker_init_fn=leave_the_group,
-    )
+    message_bytes = CHUNK_IMAGES * math.prod(preprocessing["input_size"])
+    return worker_loader(pixels, workers, stack_chunk, message_bytes, batch_size=CHUNK_IMAGES)
 
 
 def stack_chunk(rows: list[tuple[int, Tensor | DataError]]) -> Chunk:
@@ -187,11 +184,3 @@ def stack_chunk(rows: list[tuple[int, Tensor | DataError]]) -> Chunk:
         positions.append(i)
         good.append(x)
     return positions, torch.stack(good) if good else torch.empty(0), error
-
-
-def leave_the_group(_: int) -> None:
-    """Leave the process group, so that a SIGTERM to it reaches the script and not its workers.
-
-    The script ends its workers itself.
-    """
-    os.setpgrp()

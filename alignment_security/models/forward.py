@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import sys
 from collections.abc import Callable
 from itertools import chain
@@ -26,6 +27,13 @@ LEAST_GAIN = 1.05  # a doubled batch must be this many times as fast, in images 
 # A network sees at most so many sizes of batch (`batch_shapes`), and none below SMALLEST_SHAPE:
 # on CPUs, kernels for one or two rows round differently.
 SHAPES, SMALLEST_SHAPE = 6, 4
+# what allocators of torch, CUDA, cuDNN, cuBLAS, oneDNN and C++ say
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
+    r"failed to allocate|ALLOC_FAILED|bad_alloc|could not create a memory",
+    re.IGNORECASE,
+)
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 # glibc, malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -128,8 +136,9 @@ class Forward:
             rows = slice(begin, begin + self.batch_size)
             try:
                 results.append(evaluate(x[rows], rows))
-            except torch.OutOfMemoryError:
-                if self.batch_size == 1:
+            except (RuntimeError, MemoryError) as error:
+                refuse_failed_compilation(error)
+                if self.batch_size == 1 or not is_out_of_memory(error):
                     raise
                 self.batch_size = self._shape(min(self.batch_size, len(x) - begin)) // 2
                 self.log(f"out of device memory: batch size is now {self.batch_size}")
@@ -139,6 +148,23 @@ class Forward:
             begin = rows.stop
         self.forwards += len(x)
         return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results)]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device or the machine had no memory; each library says so in its own way."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+def refuse_failed_compilation(error: Exception) -> None:
+    """Raise UserError if the error is one of torch.compile, most often a missing compiler."""
+    if type(error).__module__.startswith(COMPILER_MODULES):
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"--compile: torch.compile fails here ({type(error).__name__}: {reason[:200]}); leave "
+            "out --compile, or install a C++ compiler"
+        ) from None
 
 
 def auto_batch_size(
@@ -158,7 +184,9 @@ def auto_batch_size(
     while size <= LARGEST_BATCH and (size == FIRST_CUDA_BATCH or size < 2 * images):
         try:
             speed = _probe_speed(module, torch.rand(size, *shape, device=device))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             torch.cuda.empty_cache()
             size //= 2
             if best_speed > 0 or size <= best:  # a smaller batch has worked, or 1 is left

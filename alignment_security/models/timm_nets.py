@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import pickle
@@ -23,6 +24,7 @@ HUB_UNREACHABLE = (LocalEntryNotFoundError, HfHubHTTPError, OSError)
 DAMAGED_FILE = (safetensors.SafetensorError, pickle.UnpicklingError, EOFError)
 NO_SUCH_NET = (RuntimeError, ValueError, KeyError, TypeError, AssertionError)
 LOCAL_DIR = "local-dir:"
+CACHE_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 TRANSIENT_ANSWERS = (408, 425, 429, 500, 502, 503, 504)  # HTTP; others stay as they are
 FORBIDDEN, NOT_FOUND = (401, 403), (404, 410)
 PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
@@ -61,6 +63,11 @@ def _hub_error(name: str, error: BaseException) -> ModelError:
     """The error about weights that could not be fetched, from what the hub answered."""
     if name.startswith(LOCAL_DIR):
         return ModelError(f"{name}: cannot be read ({str(error).partition(chr(10))[0]})")
+    if isinstance(error, OSError) and error.errno in CACHE_ERRORS:
+        return ModelError(
+            f"{name}: the cache {error.filename} cannot be written ({error.strerror}); set HF_HOME "
+            "(and TORCH_HOME) to a folder that can"
+        )
     answer = hub_answer(error)
     if answer in TRANSIENT_ANSWERS:
         return HubBusy(f"{name}: the hub answers {answer}, too many requests or overloaded; wait")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from alignment_security.common.seeds import seed_from_text
 from alignment_security.images.clickme import is_clickme
@@ -27,10 +27,10 @@ from alignment_security.images.human_maps import drawings, harmonization_blur, o
 from alignment_security.images.image_sets import DataError, ImageSet
 from alignment_security.images.loading import (
     in_unit_range,
-    leave_the_group,
     load_photograph,
     set_preprocessing,
 )
+from alignment_security.images.workers import worker_loader
 
 MAP_SUFFIX = ".png"
 
@@ -301,14 +301,15 @@ def batch_indices(
 
 
 def batch_loader(
-    data: Dataset, indices: Iterator[list[tuple[int, int]]], workers: int, pin: bool
-) -> DataLoader:
+    data: Dataset,
+    indices: Iterator[list[tuple[int, int]]],
+    workers: int,
+    pin: bool,
+    batch_size: int = 1,
+) -> Iterator[TrainingBatch | DataError]:
     """Batches of `data` in the order of batch_indices; `pin`: in pinned memory, for a GPU."""
-    return DataLoader(
-        data,
-        batch_sampler=indices,
-        collate_fn=collate,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=leave_the_group,
+    height, width = getattr(data, "size", (0, 0))
+    message_bytes = batch_size * height * width * (3 + 4)  # uint8 colours and a float32 map
+    return worker_loader(
+        data, workers, collate, message_bytes, batch_sampler=indices, pin_memory=pin
     )

@@ -187,7 +187,8 @@ def fit(
         len(ids), recipe.batch_size, recipe.seed, learner.step, last_step, rank(), world_size()
     )
     saved = time.monotonic()
-    for batch in batch_loader(data, indices, workers, pin=device.type == "cuda"):
+    share = recipe.batch_size // world_size()
+    for batch in batch_loader(data, indices, workers, device.type == "cuda", share):
         if isinstance(batch, DataError):
             raise batch
 
