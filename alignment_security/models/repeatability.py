@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from alignment_security.models.forward import is_out_of_memory
 from alignment_security.models.heads import ModelError, logits_repeat
 
 # share of the largest logit by which kernels for one row may round differently from those for more
@@ -32,11 +33,16 @@ def check_company(module: nn.Module, image: Tensor, name: str) -> None:
     pass. The image is asked about at both ends of its batch.
     """
     others = other_images(image)
-    with torch.no_grad():
-        alone = module(image)
-        copies = module(image.repeat(len(others) + 1, 1, 1, 1))
-        first = module(torch.cat([image, others]))[:1]
-        last = module(torch.cat([others, image]))[-1:]
+    try:
+        with torch.no_grad():
+            alone = module(image)
+            copies = module(image.repeat(len(others) + 1, 1, 1, 1))
+            first = module(torch.cat([image, others]))[:1]
+            last = module(torch.cat([others, image]))[-1:]
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return  # there is memory for one image only, so that none has company
     limit = ALONE_TOLERANCE * float(alone.abs().max())
     is_alone_the_same = float((alone - copies).abs().max()) <= limit
     same = logits_repeat(first, copies[:1]) and logits_repeat(last, copies[-1:])

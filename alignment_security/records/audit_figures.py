@@ -10,6 +10,7 @@ import pandas as pd
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.public_nets import public_nets
+from alignment_security.common.text import read_text
 from alignment_security.records.comparable import (
     comparable_settings,
     corruption_settings,
@@ -98,7 +99,7 @@ def pooled(
     columns = dict.fromkeys([*RUN_COLUMNS, *SOURCE_COLUMNS, *CORRUPTION_COLUMNS])
     lines = table.drop_duplicates([name for name in columns if name in table])
     caption = path.with_suffix(".txt")
-    behind = runs_behind(lines, caption.read_text() if caption.exists() else "", runs)
+    behind = runs_behind(lines, read_text(caption) if caption.exists() else "", runs)
     first: dict = {}
     for record in dict.fromkeys(record for records in behind.values() for record in records):
         first.setdefault(key(runs[record]), record)
