@@ -233,7 +233,8 @@ def survival(table: pd.DataFrame) -> pd.DataFrame:
 
     A benchmark (no average) survives at an eps if its q over families is at most ALPHA, its sign is
     the same whichever family is left out, and its partial q over families given clean accuracy is
-    at most ALPHA. What fails the last alone works through clean accuracy, if that is known at all.
+    at most ALPHA. through_clean: all but the last, so nothing is shown beyond clean accuracy. Where
+    that is not known, the last condition is left out.
     """
     stands = (
         (table["leaf"] == 1)
@@ -280,11 +281,11 @@ def ranked_benchmarks(study: Study, most: int = MAX_RANKED) -> tuple[pd.DataFram
 
 
 def clean_sentence(table: pd.DataFrame, alive: set[str]) -> str:
-    """How many benchmarks that do not survive work through clean accuracy, for a sentence."""
+    """How many benchmarks fail given clean accuracy alone, for a sentence."""
     if table["partial_rho"].isna().all():
         return "; clean accuracy is not known, so none is left out for working through it"
     through = set(table.loc[table["through_clean"] == 1, "benchmark"]) - alive
-    return f"; {len(through)} more correlate through clean accuracy only" if through else ""
+    return f"; {len(through)} more meet all but the last" if through else ""
 
 
 def correlations_without_families(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
