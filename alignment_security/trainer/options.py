@@ -6,8 +6,6 @@ import argparse
 import os
 from pathlib import Path
 
-from timm.optim import list_optimizers
-
 from alignment_security.common.command_line import (
     Parser,
     argument,
@@ -21,12 +19,14 @@ from alignment_security.common.command_line import (
 from alignment_security.common.eps import parse_radius
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.trainer.objectives import FORMS, OBJECTIVES
+from alignment_security.trainer.option_checks import (
+    check_augmentation,
+    check_objective,
+    check_optimisation,
+)
 from alignment_security.trainer.pgd import PGD_NORMS, PGD_STEPS
 from alignment_security.trainer.recipe import recipe_options
 
-# timm's policies that move an image, and would leave its map behind
-GEOMETRIC_POLICIES = ("rand", "augmix", "v0", "original")
-POLICIES = (*GEOMETRIC_POLICIES, "3a")
 DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
 
 
@@ -51,61 +51,6 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     return args
-
-
-# ---- checks --------------------------------------------------------------------------------------
-
-
-def check_objective(args: argparse.Namespace) -> None:
-    """Raise ValueError for an objective that lacks an option, or has one that it does not use."""
-    wanted = f"--objective {args.objective}"
-    harmonizes = args.objective in ("harmonizer", "both")
-    attacks = args.objective in ("adversarial", "both")
-    if harmonizes and args.lambda_1 is None:
-        raise ValueError(
-            f"{wanted} needs --lambda_1, e.g. --form code --lambda_1 1 as in its authors' code"
-        )
-    if attacks and (args.norm is None or args.eps is None):
-        raise ValueError(f"{wanted} needs --norm and --eps, e.g. --norm Linf --eps 4/255")
-    if attacks and args.norm == "Linf" and args.eps > 1:
-        raise ValueError(
-            f"--eps {args.eps:g} is above 1 in Linf; write {args.eps:g}/255 if you mean "
-            f"{args.eps:g} of 255 levels"
-        )
-    if not attacks and args.eps is not None:
-        raise ValueError(f"{wanted} takes no --eps")
-    if not harmonizes and args.lambda_1 is not None:
-        raise ValueError(f"{wanted} takes no --lambda_1")
-
-
-def check_augmentation(args: argparse.Namespace) -> None:
-    """Raise ValueError for a policy that timm lacks or that loses the maps, and for a bad crop."""
-    policy = args.auto_augment
-    harmonizes = args.objective in ("harmonizer", "both")
-    if harmonizes and policy and policy.startswith(GEOMETRIC_POLICIES):
-        raise ValueError(
-            f"--auto_augment {policy} moves an image, and would leave its human map behind; use 3a"
-        )
-    if policy and not policy.startswith(POLICIES):
-        raise ValueError(
-            f"--auto_augment {policy}: timm has no such policy; e.g. 3a, rand-m9-mstd0.5, original"
-        )
-    smallest, largest = args.scale
-    if not 0 < smallest <= largest <= 1:
-        raise ValueError(
-            f"--scale {smallest:g} {largest:g}: shares of the area, 0 < MIN <= MAX <= 1"
-        )
-
-
-def check_optimisation(args: argparse.Namespace) -> None:
-    """Raise ValueError for an optimiser that timm lacks, and for shares of 1 and more."""
-    if args.optimizer not in list_optimizers():
-        raise ValueError(
-            f"--optimizer {args.optimizer}: timm has none of that name; "
-            "e.g. sgd, momentum, adamw, lamb"
-        )
-    if not args.ema < 1 or not args.smoothing < 1:
-        raise ValueError("--ema and --smoothing must be in [0, 1)")
 
 
 # ---- options -------------------------------------------------------------------------------------
