@@ -21,6 +21,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import version_drift
 from alignment_security.evaluation.checks import check_clean, warn_of_guesses
+from alignment_security.evaluation.growth import growth_check
 from alignment_security.evaluation.human_columns import add_human_columns, map_settings
 from alignment_security.evaluation.image_files import check_image_files
 from alignment_security.evaluation.progress import EvaluationProgress, expected_time
@@ -168,6 +169,7 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         session_facts(device_of(evaluation.model.module), evaluation.batch_size)
         | {"examples": evaluation.examples},
         overwrite,
+        growth_check(evaluation.images),
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +48,8 @@ class Run(LockedRun):
                compared
     overwrite  begin anew. What an earlier run left stays until this one has its first row: a
                request that is refused before, or stopped, destroys nothing.
+    may_grow   (settings of a finished record, those of this request, rows of the record) ->
+               whether the request adds rows to them; other settings are then no refusal
     rows       rows that the record held when it was opened or finished
     Raises UserError when another process holds the run, the settings or columns differ, or the
     record holds what cannot be.
@@ -63,6 +65,7 @@ class Run(LockedRun):
         settings: dict,
         session: dict | None = None,
         overwrite: bool = False,
+        may_grow: Callable[[dict, dict, pd.DataFrame], bool] | None = None,
     ):
         for name in (image_set, threat):
             if not FOLDER_NAME.fullmatch(name):
@@ -75,7 +78,7 @@ class Run(LockedRun):
         super().__init__(folder / f"{stem}.json", folder / f"{stem}.lock")
         with self.closed_on_error():
             self.settings = json_round_trip(settings)
-            self.replaces_old = overwrite
+            self.replaces_old, self.may_grow = overwrite, may_grow
             names = {"model": model, "image_set": image_set, "threat": threat, "kind": kind}
             self.info = self._resume_or_begin(names)
             if self.replaces_old:
@@ -100,10 +103,12 @@ class Run(LockedRun):
         if self.json.exists() and not self.replaces_old:
             info = read_run_file(self.json)
             self.settings = without_later_settings(info["settings"], self.settings)
-            if difference := first_difference(info["settings"], self.settings):
+            difference = first_difference(info["settings"], self.settings)
+            if difference and not self._grow(info):
                 raise UserError(
                     f"{self.json}: this record was begun with other settings ({difference}); "
-                    "run it with the old ones, or start anew with --overwrite"
+                    "run it with the old ones, keep both with another --results_dir, or start "
+                    "anew with --overwrite"
                 )
             return info
         if self.csv.exists() and not self.replaces_old:
@@ -112,6 +117,22 @@ class Run(LockedRun):
             )
         new = {"settings": self.settings, "status": "running", "sessions": [], "warnings": []}
         return names | new
+
+    def _grow(self, info: dict) -> bool:
+        """Whether a finished record takes the rows of this request too; if so, it is begun again.
+
+        The run file keeps in `grown` what the record was finished with.
+        """
+        if self.may_grow is None or info["status"] != "done":
+            return False
+        check_record_sha256(self.csv, info)
+        if not self.may_grow(info["settings"], self.settings, read_record(self.csv)):
+            return False
+        finished = {name: info.pop(name) for name in ("images", "record_sha256") if name in info}
+        old = {name: info["settings"]["run"].get(name) for name in ("slice", "eps", "list_sha256")}
+        info.setdefault("grown", []).append(finished | old)
+        info |= {"settings": self.settings, "status": "running"}
+        return True
 
     def _begin_session(self, session: dict | None) -> pd.DataFrame:
         """Make the record ready for appending, and record this process; returns its rows."""

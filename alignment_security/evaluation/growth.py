@@ -1,0 +1,47 @@
+"""A finished record grows: a request for its images and eps and more adds the rows that it lacks.
+
+Images are added in any place of the list, eps above the largest one. An image that survived the
+smaller eps is attacked at the new ones as after an interruption: its clean pass is counted again.
+Another model, budget, head or seed shares no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+from alignment_security.common.locked_run import json_round_trip
+from alignment_security.images.image_sets import ImageSet
+
+IMAGE_SETTINGS = {"slice", "images", "list_sha256", "contents_sha256"}
+
+
+def growth_check(images: ImageSet) -> Callable[[dict, dict, pd.DataFrame], bool]:
+    """The question of `records.run.Run`: do these images and eps hold those of a finished record?
+
+    (its settings, the settings of the request, its rows) -> whether it may grow
+    """
+
+    def may_grow(old: dict, new: dict, rows: pd.DataFrame) -> bool:
+        before, after = old["run"], new["run"]
+        names = {*before, *after}
+        changed = {name for name in names if before.get(name) != after.get(name)}
+        if old["model"] != new["model"] or not changed <= IMAGE_SETTINGS | {"eps"}:
+            return False
+        return holds_eps(before.get("eps"), after.get("eps")) and holds_images(images, rows, before)
+
+    return may_grow
+
+
+def holds_eps(old: list[float] | None, new: list[float] | None) -> bool:
+    """Whether the new eps are the old ones, and perhaps larger ones. Both ascend."""
+    old, new = old or [], json_round_trip({"eps": new or []})["eps"]
+    return new[: len(old)] == old
+
+
+def holds_images(images: ImageSet, rows: pd.DataFrame, settings: dict) -> bool:
+    """Whether the list of a finished record, with its labels and order, is a part of `images`."""
+    recorded = set(rows["image_id"])
+    part = images.take(i for i, name in enumerate(images.ids) if name in recorded)
+    return part.list_sha256 == settings.get("list_sha256")

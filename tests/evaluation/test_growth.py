@@ -1,0 +1,105 @@
+"""A finished record grows: more images, larger eps. What differs otherwise shares no row."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from alignment_security.records.audit import audit
+from alignment_security.records.record import read_record
+from alignment_security.records.summary import merge_records
+
+CROSSING = ["L2", "--protocol", "crossing", "--steps", "10"]
+LINF = ["Linf", "--attacks", "apgd-ce", "square", "--steps", "3", "--queries", "5", "--eps"]
+
+
+def record(results: Path) -> tuple[pd.DataFrame, dict]:
+    (path,) = results.glob("records/*/*/*.csv")
+    return read_record(path), json.loads(path.with_suffix(".json").read_text())
+
+
+def at_once(cli, tiny, folder, *arguments) -> pd.DataFrame:
+    assert cli(*tiny.arguments(folder), *arguments)[0] == 0
+    return record(folder)[0]
+
+
+@pytest.mark.parametrize("threat", [["clean"], CROSSING, [*LINF, "8/255", "32/255"]])
+@pytest.mark.parametrize("sizes", [("4", "9"), ("3", "6", None)])
+def test_a_record_that_grew_is_the_one_made_at_once(cli, tiny, tmp_path, threat, sizes):
+    """Row for row: a longer slice of the permutation, and the whole list, in list order."""
+    for size in sizes:
+        part = ["-s", size] if size else []
+        status, out, _ = cli(*tiny.arguments(tmp_path / "grown"), *part, *threat)
+        assert status == 0
+    rows, info = record(tmp_path / "grown")
+    want = at_once(cli, tiny, tmp_path / "once", *part, *threat)
+    norms = [name for name in ("l2", "linf") if name in rows]
+    exact = rows.columns.drop(norms)
+    pd.testing.assert_frame_equal(rows[exact], want[exact])
+    pd.testing.assert_frame_equal(rows[norms], want[norms], rtol=1e-2)  # batches differ
+    assert info["status"] == "done" and info["images"] == len(want["image_id"].unique())
+    assert [old["images"] for old in info["grown"]] == [int(size) for size in sizes[:-1]]
+    assert len(merge_records(tmp_path / "grown")) == len(merge_records(tmp_path / "once"))
+
+
+def test_larger_eps_are_added(cli, tiny, tmp_path):
+    """Verdicts as at once; rows of the old eps stay as they were."""
+    cli(*tiny.arguments(tmp_path / "grown"), *LINF, "8/255", "32/255")
+    before, _ = record(tmp_path / "grown")
+    assert cli(*tiny.arguments(tmp_path / "grown"), *LINF, "8/255", "32/255", "64/255")[0] == 0
+    rows, info = record(tmp_path / "grown")
+    old = rows[rows["eps"] < 64 / 255].reset_index(drop=True)
+    pd.testing.assert_frame_equal(old, before)
+    want = at_once(cli, tiny, tmp_path / "once", *LINF, "8/255", "32/255", "64/255")
+    verdicts = ["image_id", "eps", "robust", "broken_by"]
+    pd.testing.assert_frame_equal(rows[verdicts], want[verdicts])
+    assert info["grown"][0]["eps"] == [8 / 255, 32 / 255]
+    merge_records(tmp_path / "grown")
+    harmless = ("git", "pins", "its run warned")
+    found = audit(tmp_path / "grown")
+    assert not [line for line in found if not any(word in line for word in harmless)]
+
+
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        (["-s", "4", *CROSSING], ["-s", "9", *CROSSING[:-1], "11"]),  # another budget
+        (["-s", "4", *CROSSING], ["-s", "9", "--seed", "1", *CROSSING]),
+        (["-s", "9", *CROSSING], ["-s", "4", *CROSSING]),  # fewer images
+        (["-s", "4", *CROSSING], ["-s", "2", "9", *CROSSING]),  # not all of them
+        (["-s", "3", *LINF, "8/255"], ["-s", "3", *LINF, "4/255", "8/255"]),  # a smaller eps
+    ],
+)
+def test_what_shares_no_row_is_refused_and_nothing_changes(cli, tiny, tmp_path, first, then):
+    assert cli(*tiny.arguments(tmp_path), *first)[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.glob("records/*/*/*.*s*")}
+    status, _, err = cli(*tiny.arguments(tmp_path), *then)
+    assert status == 2 and "keep both with another --results_dir" in err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_record_whose_labels_changed_does_not_grow(cli, tiny, tmp_path):
+    data = tmp_path / "data"
+    folder = next(path for path in tiny.data.iterdir())
+    (data / folder.name).mkdir(parents=True)
+    for path in sorted(tiny.data.rglob("*.jpg")):
+        (data / folder.name / path.name).symlink_to(path)
+    arguments = tiny.arguments(tmp_path / "results")
+    arguments[arguments.index("--data_dir") + 1] = str(data)
+    assert cli(*arguments, "-s", "4", "clean")[0] == 0
+    other = "n01440764" if folder.name != "n01440764" else "n01443537"
+    (data / folder.name).rename(data / other)
+    assert cli(*arguments, "-s", "9", "clean")[0] == 2
+
+
+def test_growth_that_is_stopped_goes_on(cli, tiny, tmp_path):
+    arguments = [*tiny.arguments(tmp_path), "--workers", "0"]
+    assert cli(*arguments, "-s", "4", "clean")[0] == 0
+    assert cli("--stop_after", "1e-9", *arguments, "clean")[0] == 85
+    rows, info = record(tmp_path)
+    assert info["status"] == "checkpointed" and 4 < len(rows) < tiny.images
+    assert cli(*arguments, "clean")[0] == 0
+    assert len(record(tmp_path)[0]) == tiny.images
