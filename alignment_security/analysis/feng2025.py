@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -174,6 +175,24 @@ def rho_text(found: dict[str, float]) -> str:
     if np.isnan(found["rho"]):
         return f"n = {found['n']}"
     return f"ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], n = {found['n']}"
+
+
+# ---- Figures 2 and 3 -----------------------------------------------------------------------------
+
+
+def quadratic_fit(standard: pd.DataFrame, measure: str) -> dict[str, Any]:
+    """The second-degree fit of a measure on accuracy in percent: coefficients, r2, n.
+
+    standard   rows with values in both
+    `coefficients` are of the square, the slope and the constant; empty below FEWEST accuracies.
+    """
+    accuracy, values = standard["accuracy"], standard[measure]
+    if accuracy.nunique() < FEWEST:
+        return {}
+    coefficients = np.polyfit(accuracy, values, 2)
+    residuals = values - np.polyval(coefficients, accuracy)
+    r2 = 1 - residuals.var() / values.var()
+    return {"coefficients": coefficients.tolist(), "r2": r2, "n": len(values)}
 
 
 # ---- Figure 4 ------------------------------------------------------------------------------------

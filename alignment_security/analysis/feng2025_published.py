@@ -46,6 +46,10 @@ MULTILABEL_NAMES = {
     "convnext_base.fb_in22k_ft_in1k_384": "facebook--convnext-base-384-22k-1k",
     "convnext_large.fb_in22k_ft_in1k_384": "facebook--convnext-large-384-22k-1k",
 }
+# of all 702 published errors: SD / error is sqrt(240), though the text speaks of 960 images
+PUBLISHED_ERRORS = (
+    "its standard errors are SD / √240, whatever the number of images (960 in the text)"
+)
 PUBLISHED_SIZE = (224, 224)  # of the attacked images, whatever the net's own size
 SAME_WEIGHTS = 1.0  # percent of top-1 by which two tables may differ on the same weights
 # top-1 of the linear heads in percent (Oquab et al. 2023, DINOv2, table 4), absent in timm's tables
@@ -226,7 +230,7 @@ def published_note(rows: pd.DataFrame) -> str:
         f"{PUBLISHED} (TonyFPY/Adversarial_Alignment@597da67, Tables 1 and 2): {len(standard)} "
         f"standard, {rows['group'].eq('robust').sum()} robust, "
         f"{rows['group'].eq('harmonized').sum()} harmonized nets; protocol feng2025 (its norms are "
-        "not minimal), bars as published. Multi-label accuracy of "
+        f"not minimal); {PUBLISHED_ERRORS}. Multi-label accuracy of "
         f"eth-sri/automated-error-analysis: of {len(standard)} standard models "
         f"{standard['estimated'].sum()} are estimated from their top-1, as all robust ones are; "
         f"{rows['accuracy'].isna().sum()} models have none."

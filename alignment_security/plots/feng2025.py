@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from adjustText import adjust_text
 from matplotlib.axes import Axes
@@ -18,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignment_security.analysis.feng2025 import (
-    FEWEST,
     MEASURES,
     correlation,
     harmonized_pairs,
@@ -29,8 +27,17 @@ from alignment_security.analysis.feng2025 import (
     robust_series,
     tables_with,
 )
+from alignment_security.analysis.feng2025_published import PUBLISHED_ERRORS
 from alignment_security.analysis.norm_table import MULTILABEL, NormTable
 from alignment_security.analysis.results import Results
+from alignment_security.plots.feng2025_fits import (
+    HUMAN_ACCURACY,
+    HUMAN_SPREAD,
+    draw_human_accuracy,
+    draw_quadratic_fit,
+    factor,
+    fit_sentences,
+)
 from alignment_security.plots.feng2025_style import (
     GROUP_STYLES,
     LACKING,
@@ -41,7 +48,6 @@ from alignment_security.plots.feng2025_style import (
     tolerance_scale,
 )
 from alignment_security.plots.style import (
-    DARK,
     NORM_SYMBOLS,
     PAGE_WIDTH,
     SMALL,
@@ -49,10 +55,6 @@ from alignment_security.plots.style import (
     panels,
 )
 
-HUMAN_ACCURACY, HUMAN_SPREAD = (
-    95.14,
-    2.02,
-)  # multi-label accuracy of people (Figures 2 and 3), percent
 PUBLIC_STYLE: Any = {"marker": "o", "color": GROUP_STYLES["CNN"][0]}
 HARMONIZED_STYLE: Any = {"marker": "*", "color": GROUP_STYLES["harmonized"][0], "markersize": 8}
 MAX_NAMED_POINTS = 6  # models of a panel whose names are written next to their points
@@ -60,11 +62,6 @@ MAX_LETTERS = 26  # of such a name
 
 
 # ---- panels --------------------------------------------------------------------------------------
-
-
-def factor(column: str) -> float:
-    """What a column is multiplied by to be drawn: measures as percent, others as they are."""
-    return MEASURES[column][1] if column in MEASURES else 1
 
 
 def scatter(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
@@ -177,35 +174,11 @@ def against_accuracy(results: Results, measure: str, name: str) -> Iterator[Draw
             "models (all but robust and harmonized nets); band: people, "
             f"{HUMAN_ACCURACY} ± {HUMAN_SPREAD} %; ρ: Spearman over the standard models, 95 % "
             "bootstrap interval.",
+            *fit_sentences(shown, measure),
             *(table.note for table in tables),
         ]
     )
     yield name, figure, rows, caption
-
-
-def draw_human_accuracy(ax: Axes) -> None:
-    """A band at the multi-label accuracy of people."""
-    low, high = HUMAN_ACCURACY - HUMAN_SPREAD, HUMAN_ACCURACY + HUMAN_SPREAD
-    ax.axvspan(low, high, color="#BBBBBB", alpha=0.35, linewidth=0, zorder=0)
-    ax.annotate(
-        "people",
-        (HUMAN_ACCURACY, 1),
-        xycoords=("data", "axes fraction"),
-        ha="center",
-        va="top",
-        fontsize=7,
-        color="#444444",
-    )
-
-
-def draw_quadratic_fit(ax: Axes, standard: pd.DataFrame, measure: str) -> None:
-    """The second-degree fit, over the accuracies that it was fitted to."""
-    accuracy = standard["accuracy"]
-    if accuracy.nunique() < FEWEST:
-        return
-    line = np.linspace(accuracy.min(), accuracy.max(), 200)
-    fit = np.polyval(np.polyfit(accuracy, standard[measure], 2), line)
-    ax.plot(line, factor(measure) * fit, color=DARK, linestyle="--", zorder=3)
 
 
 # ---- Figure 4 ------------------------------------------------------------------------------------
@@ -271,7 +244,8 @@ def figure_6_7(results: Results) -> Iterator[Drawing]:
         return
     without = pairs.loc[pairs["model"].isna(), "net"].unique()[::-1]
     caption = (
-        "Harmonized nets (Feng et al. 2025, Table 1; protocol feng2025, bars: standard errors) and "
+        "Harmonized nets (Feng et al. 2025, Table 1; protocol feng2025, bars: standard errors; "
+        f"{PUBLISHED_ERRORS}) and "
         "the published standard models of their architecture. Test: Wilcoxon's signed ranks, each "
         "net against the mean of its public models. The paper's own baselines were not published, "
         f"nor are there public numbers for {', '.join(without)}."

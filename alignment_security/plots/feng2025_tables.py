@@ -7,7 +7,11 @@ from collections.abc import Iterator
 import pandas as pd
 
 from alignment_security.analysis.feng2025 import NORM_NAMES, norm_tables
-from alignment_security.analysis.feng2025_published import ROBUST_NAME, paper_tables
+from alignment_security.analysis.feng2025_published import (
+    PUBLISHED_ERRORS,
+    ROBUST_NAME,
+    paper_tables,
+)
 from alignment_security.analysis.feng2025_statistics import (
     DIFFERS,
     NOT_PUBLIC,
@@ -47,8 +51,8 @@ def paper_drawings(results: Results) -> Iterator[Drawing]:
     if tables is not None:
         first = tables[tables["table"] == 1]
         caption = (
-            "Feng et al. (2025), Table 1: harmonized nets, mean ± standard error. Printed only: no "
-            "public file holds these rows."
+            "Feng et al. (2025), Table 1: harmonized nets, mean ± standard error "
+            f"({PUBLISHED_ERRORS}). Printed only: no public file holds these rows."
         )
         table = pd.DataFrame({"model": first["model"], **printed_columns(first)})
         yield "table_1_harmonized", None, table, caption
@@ -79,7 +83,8 @@ def robust_drawing(robust: pd.DataFrame) -> Drawing:
     )
     caption = (
         "Feng et al. (2025), Table 2: robust nets of microsoft/robust-models-transfer, mean ± "
-        "standard error; eps of L2 in pixel units, of Linf in 255ths. equal: the public file has "
+        f"standard error ({PUBLISHED_ERRORS}); eps of L2 in pixel units, of Linf in 255ths. "
+        "equal: the public file has "
         f"the same value to the digits printed: {robust['equal'].eq('yes').sum()} of {len(robust)} "
         "rows."
     )

@@ -8,7 +8,8 @@ from conftest import DATA
 from norm_tables import write_published, write_summary
 
 import plotting
-from alignment_security.analysis.feng2025 import paired_test
+from alignment_security.analysis.feng2025 import norm_tables, paired_test, quadratic_fit
+from alignment_security.analysis.feng2025_published import PUBLISHED_ERRORS
 from alignment_security.analysis.feng2025_statistics import welch_text
 from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.results import load_results
@@ -299,3 +300,53 @@ def test_letters_are_large_enough_and_names_do_not_lie_on_each_other(tmp_path):
             ]
             boxes = [text.get_window_extent().shrunk(0.9, 0.7) for text in labels]
             assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+# ---- what captions say of errors and fits --------------------------------------------------------
+
+
+def test_every_published_error_is_a_deviation_over_the_root_of_240():
+    """The published code rounds a deviation to four decimals: error x sqrt(240) has four, always.
+
+    With another n, most products have more.
+    """
+    table = pd.read_csv(next((DATA / "feng2025").glob("adversarial_alignment*.csv")))
+    errors = table[["pt_sem", "aa_sem"]].to_numpy().ravel()
+    assert len(errors) == 702
+
+    def with_four_decimals(n: int) -> int:
+        deviations = errors * np.sqrt(n)
+        return int((np.abs(deviations - deviations.round(4)) < 2e-7).sum())
+
+    assert with_four_decimals(240) == 702
+    # (960 is 4 x 240: its products are twice those)
+    assert max(with_four_decimals(n) for n in (239, 241, 480, 1000)) < 50
+    assert "SD / √240" in PUBLISHED_ERRORS and "960" in PUBLISHED_ERRORS
+
+
+def test_captions_say_what_the_published_bars_are(published):
+    captions = [
+        caption
+        for function in (perturbation_tolerance, human_alignment, tradeoff, figure_6_7)
+        for _, _, _, caption in function(published)
+    ]
+    captions += [caption for _, _, _, caption in paper_drawings(published)]
+    assert len(captions) >= 6 and all(PUBLISHED_ERRORS in caption for caption in captions)
+    plt.close("all")
+
+
+def test_the_fit_is_that_of_the_normal_equations_and_the_caption_has_it(published):
+    """Second degree in accuracy over the 309 standard models; R² is a squared correlation."""
+    (source,) = [table for table in norm_tables(published) if table.name == PUBLISHED]
+    ((_, _, _, caption),) = perturbation_tolerance(published)
+    rows = source.standard.dropna(subset=["accuracy", "pt"])
+    a, y = rows["accuracy"].to_numpy(), rows["pt"].to_numpy()
+    design = np.vander(a - a.mean(), 3)
+    fitted = design @ np.linalg.solve(design.T @ design, design.T @ y)
+    fit = quadratic_fit(rows, "pt")
+    np.testing.assert_allclose(np.polyval(fit["coefficients"], a), fitted, rtol=1e-8)
+    assert fit["r2"] == pytest.approx(np.corrcoef(fitted, y)[0, 1] ** 2, rel=1e-9)
+    square, slope, constant = fit["coefficients"]
+    assert f"{constant:.4g} {slope:+.4g} a {square:+.4g} a²" in caption
+    assert f"R² = {fit['r2']:.3f}, n = 309." in caption
+    plt.close("all")
