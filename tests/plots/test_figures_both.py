@@ -167,7 +167,7 @@ def test_brainscore_vs_tolerance_of_the_models_that_join_and_no_others(tmp_path)
     write_summary(
         tmp_path,
         [
-            {"model": model, "l2_mean": i + 1, "human_alignment": -i}
+            {"model": model, "l2_mean": i + 1, "human_alignment": -i / 20}
             for i, model in enumerate(models)
         ]
         + [{"model": "elsewhere", "l2_mean": 9.0}],
@@ -208,7 +208,7 @@ def test_brainscore_vs_tolerance_of_the_models_that_join_and_no_others(tmp_path)
 def test_fewer_than_ten_models_fill_no_dot(tmp_path, models, filled):
     """A benchmark that agrees perfectly with both measures, and one that does not."""
     names = [f"{kind}{i}" for i, kind in zip(range(models), 3 * ["vgg", "vit", "swin", "dla"])]
-    measures = [{"l2_mean": 1.0 + i, "human_alignment": i} for i in range(models)]
+    measures = [{"l2_mean": 1.0 + i, "human_alignment": i / 20} for i in range(models)]
     write_summary(tmp_path, [{"model": n} | row for n, row in zip(names, measures)])
     noise = np.random.default_rng(0).normal(size=models)
     write_scores(tmp_path, names, **{"Lab.up": range(models), "Lab.noise": noise})
