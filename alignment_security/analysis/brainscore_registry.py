@@ -14,9 +14,12 @@ import pandas as pd
 from alignment_security.analysis.brainscore_plugins import plugin_input, timm_names
 from alignment_security.analysis.python_source import (
     UNKNOWN,
+    SourceTooLarge,
     definitions,
     evaluate_node,
+    limited_steps,
     parse_file,
+    spend,
 )
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
@@ -24,7 +27,7 @@ from alignment_security.common.folders import glob_visible
 NAME_COLUMNS = ["og_model_name", "model_registry_name", "timm_name"]
 INPUT_COLUMN = "plugin_input"  # of the registry
 # what reading a plugin raises; the last two: model_configs.json of another structure
-UNREADABLE_PLUGIN = (ValueError, RecursionError, TypeError, AttributeError)
+UNREADABLE_PLUGIN = (ValueError, RecursionError, TypeError, AttributeError, SourceTooLarge)
 PACKAGE = "brainscore_vision"
 INSTALL = (
     "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and pass "
@@ -43,6 +46,7 @@ def loop_rounds(loop: ast.For, names: dict[str, ast.AST]) -> list[dict[str, ast.
     )
     if not isinstance(items, (list, dict, range)) or conditional:
         items = [UNKNOWN]
+    spend(len(items) * (1 + len(names) // 20))  # a round has a copy of the names
     match loop.target:
         case ast.Name(id=name):
             return [names | {name: ast.Constant(item)} for item in items]
@@ -78,10 +82,13 @@ def registered(node: ast.AST, names: dict[str, ast.AST]) -> Iterator[tuple[Any, 
         elif keys:
             for key in keys:
                 value = evaluate_node(key, names)
-                yield value if isinstance(value, str) else UNKNOWN, key.lineno, ast.unparse(key)
+                source = ast.unparse(key)
+                spend(len(source) // 100)
+                yield value if isinstance(value, str) else UNKNOWN, key.lineno, source
         elif is_registry(child):
             yield UNKNOWN, getattr(child, "lineno", 0), ast.unparse(node)
         else:
+            spend(1)
             yield from registered(child, names)
 
 
@@ -129,11 +136,13 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
         found: list[tuple[Any, int, str]] = []
         timm: dict[str, str] = {}
         try:
-            tree = parse_file(path)
-            found = list(registered(tree, definitions(tree, plugin)))
-            if not found:
-                report["plugins_without_keys"].append(plugin.name)
-            timm = timm_names(plugin, [key for key, _, _ in found])
+            with limited_steps():
+                tree = parse_file(path)
+                for row in registered(tree, definitions(tree, plugin)):
+                    found.append(row)
+                if not found:
+                    report["plugins_without_keys"].append(plugin.name)
+                timm = timm_names(plugin, [key for key, _, _ in found])
         except UNREADABLE_PLUGIN as error:
             report["files_not_parsed"].append(f"{plugin.name}: {error}")
         for key, line, source in found:

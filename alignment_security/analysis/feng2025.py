@@ -37,7 +37,7 @@ from alignment_security.common.public_nets import public_nets
 from alignment_security.models.families import family, lineage
 from alignment_security.records.metrics import pareto_front
 
-TOLERANCE, ALIGNMENT = "Perturbation Tolerance ($L_2$)", "human alignment (% of ceiling)"
+TOLERANCE, ALIGNMENT = "Perturbation Tolerance (L₂)", "human alignment (% of ceiling)"
 MEASURES = {"pt": (TOLERANCE, 1), "alignment": (ALIGNMENT, 100)}  # column -> label, factor
 NORM_NAMES = {"l2": "L2", "linf": "Linf"}  # in names of robust nets -> as threats name them
 FEWEST = 5  # models below which nothing is fitted and no correlation is given

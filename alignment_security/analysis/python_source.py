@@ -5,22 +5,61 @@ from __future__ import annotations
 import ast
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-MAX_ITEMS = 10_000  # of one range
+MAX_ITEMS = 10_000  # of one range, list or text
+MAX_STEPS = 100_000  # of one plugin: expressions, statements, rounds; brainscore-vision 2.4.2: 138
+MAX_BYTES = 5_000_000  # of one file
 UNKNOWN: Any = object()  # value of an expression that only running the source would give
 VIEWS = ("items", "keys", "values")  # methods of a dict that leave it as it is
+
+
+class SourceTooLarge(Exception):
+    """Source that would take too long to read, whether by accident or on purpose."""
+
+
+_steps_left: ContextVar[list[int] | None] = ContextVar("steps_left", default=None)
+
+
+@contextmanager
+def limited_steps() -> Iterator[None]:
+    """Let the code inside read at most MAX_STEPS expressions; then `spend` raises."""
+    token = _steps_left.set([MAX_STEPS])
+    try:
+        yield
+    finally:
+        _steps_left.reset(token)
+
+
+def spend(steps: int) -> None:
+    """Count steps of reading. Raises SourceTooLarge when there were too many."""
+    left = _steps_left.get()
+    if left is None:
+        return
+    left[0] -= steps
+    if left[0] < 0:
+        raise SourceTooLarge(f"more than {MAX_STEPS:,} steps to read it")
 
 
 def evaluate_node(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
     """Value of an expression as far as it can be read without running it; else UNKNOWN.
 
-    Reads literals, names, f-strings, `+`, indexing, range() and dict views.
+    Reads literals, names, f-strings, `+`, indexing, range() and dict views, up to MAX_ITEMS.
 
     node    the expression
     names   {name: expression} of `definitions`
     """
+    spend(1)
+    value = _evaluate(node, names)
+    is_long = isinstance(value, str | bytes | list | dict) and len(value) > MAX_ITEMS
+    return UNKNOWN if is_long else value
+
+
+def _evaluate(node: ast.AST | None, names: dict[str, ast.AST]) -> Any:
     try:
         match node:
             case ast.Constant(value=value):
@@ -105,6 +144,8 @@ def parse_file(path: Path) -> ast.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # invalid escapes in other people's docstrings
+            if path.stat().st_size > MAX_BYTES:
+                raise ValueError(f"has more than {MAX_BYTES:,} bytes")
             return ast.parse(path.read_bytes(), filename=path.name)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:
         raise ValueError(f"{'/'.join(path.parts[-3:])}: {type(error).__name__}: {error}") from error

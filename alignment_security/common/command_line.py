@@ -7,7 +7,8 @@ import os
 import re
 from collections.abc import Callable, Container
 from difflib import get_close_matches
-from typing import NoReturn, TypeVar
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 Value = TypeVar("Value")
 
@@ -19,14 +20,23 @@ MOST_WORKERS = max(64, 2 * (os.cpu_count() or 1))  # more processes than this on
 class Store(argparse.Action):
     """Store the value of an option; an option of several values adds them when it comes again.
 
-    argparse would keep the values of the last one and drop the others in silence.
+    argparse would keep the values of the last one and drop the others in silence. `~` at the
+    beginning of a value is the home folder: shells leave it alone in `--results_dir=~/x`.
     """
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
+        values = [*map(expand_home, values)] if self.nargs in ("+", "*") else expand_home(values)
         before = getattr(namespace, self.dest, None)
         if self.nargs in ("+", "*") and before is not None and before is not self.default:
             values = [*before, *values]
         setattr(namespace, self.dest, values)
+
+
+def expand_home(value: Any) -> Any:
+    """A text or path with `~` at its beginning as the home folder; other values unchanged."""
+    if isinstance(value, str | Path) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))
+    return value
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

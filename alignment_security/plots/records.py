@@ -247,7 +247,7 @@ def draw_protocols(table: pd.DataFrame) -> Figure:
     )
     draw_protocol_means(norms, table, "l2")
     draw_protocol_means(alignments, table, "alignment")
-    norms.set(xlabel="Perturbation Tolerance ($L_2$, log scale)", xscale="log")
+    norms.set(xlabel="Perturbation Tolerance (L₂, log scale)", xscale="log")
     norms.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     norms.xaxis.set_major_formatter("{x:g}")
     norms.xaxis.set_minor_formatter(NullFormatter())

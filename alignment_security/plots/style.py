@@ -45,10 +45,11 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.handlelength": 2.6,
     "pdf.fonttype": 42,
+    "text.parse_math": False,  # a name with two dollar signs is no mathematics
 }
 MARKERS, DASHES = "osD^vP*X", ("-", "--", ":", "-.")  # distinguish the models of a family
 MAX_NAMED = 24  # models in a legend; with more, lines are plain and the legend gives families
-NORM_SYMBOLS = {"Linf": "$L_\\infty$", "L2": "$L_2$", "L1": "$L_1$"}
+NORM_SYMBOLS = {"Linf": "L∞", "L2": "L₂", "L1": "L₁"}
 # name, figure (None: a LaTeX table), the table that is drawn, caption
 Drawing = tuple[str, Figure | None, pd.DataFrame, str]
 

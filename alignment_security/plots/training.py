@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from alignment_security.analysis.results import Results
 from alignment_security.common.folders import glob_visible
@@ -81,6 +82,8 @@ def draw_trainings(trainings: list[Training]) -> Figure:
         loss.plot(rows["epoch"], rows["loss"], **style)
         draw_accuracies(accuracy, rows, style)
     loss.set(xlabel="epoch", ylabel="loss", yscale="log")
+    loss.yaxis.set_major_formatter(LogFormatter())
+    loss.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
     return figure
 

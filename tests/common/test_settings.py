@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import utilities
+from alignment_security.common.command_line import Parser
 from alignment_security.common.eps import format_eps, parse_eps, parse_radius
 from alignment_security.common.settings import git_state, pinned_versions, setting, version_drift
 
@@ -238,3 +240,17 @@ def test_merge_goes_on_without_an_unfinished_record_unless_strict(tmp_path, tiny
     out, err = capsys.readouterr()
     assert err.startswith("left out: ") and err.count("\n") == 1 and "b.csv" in err
     assert str(tmp_path / "evaluation_results.csv") in out
+
+
+def test_a_tilde_that_no_shell_expanded_is_the_home_folder(monkeypatch, tmp_path):
+    """In `--results_dir=~/x` and in .env."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IMAGENET_DIR", "~/pictures")
+    assert setting("IMAGENET_DIR") == str(tmp_path / "pictures")
+    parser = Parser()
+    parser.add_argument("--one", type=Path)
+    parser.add_argument("--many", nargs="+")
+    parser.add_argument("place")
+    args = parser.parse_args(["--one=~/a", "--many", "~/b", "c~d", "--", "~/e"])
+    assert args.one == tmp_path / "a" and args.many == [str(tmp_path / "b"), "c~d"]
+    assert args.place == str(tmp_path / "e")

@@ -1,5 +1,6 @@
 """Figures of tiny records whose numbers can be counted by hand: table, files, captions, errors."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from alignment_security.plots.records import (
     corruption_errors,
     protocols_compared,
 )
-from alignment_security.plots.style import MAX_NAMED, legend_handles, model_styles
+from alignment_security.plots.style import MAX_NAMED, STYLE, legend_handles, model_styles
 from alignment_security.records.metrics import ALEXNET_ERRORS
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
@@ -537,3 +538,16 @@ def test_a_summary_that_is_older_than_the_records_is_said(tmp_path, tiny_record,
     tiny_record([{"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}], model="b")
     draw(tmp_path, tmp_path / "figures", *options)
     assert "is older than 1 record(s), e.g. " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["prune_$5_of_$9", "$x_{$", "a$b$c", "\\alpha_$", "$L_2$"])
+def test_a_name_with_dollar_signs_is_no_mathematics(name):
+    with plt.rc_context(STYLE):
+        figure, ax = plt.subplots(layout="constrained")
+        ax.plot([1, 2], [0.1, 3], label=name)
+        ax.set(title=name, yscale="log")
+        ax.set_xticks([1], [name])
+        ax.legend()
+        figure.savefig(io.BytesIO(), format="png")
+        assert not ax.title.get_parse_math()
+        plt.close(figure)
