@@ -18,7 +18,7 @@ from alignment_security.analysis.brainscore_leaderboard import (
 from alignment_security.analysis.family_tests import FEW_MODELS
 from alignment_security.models.families import lineage
 
-BENCHMARKS = 130
+BENCHMARKS, GROUPS = 130, 10
 OUTCOMES = 4  # clean accuracy, and accuracy at three eps
 # correlation of each with what they have in common: 0.8 between any two eps, 0.4 with clean
 COMMON = np.sqrt([[0.2], [0.8], [0.8], [0.8]])
@@ -44,22 +44,29 @@ def with_enough(board: Board) -> Board:
     return Board(scores[:, varies], board.families)
 
 
-def made_board(models: int, lineages: int, seed: int = 0) -> Board:
+def made_board(models: int, lineages: int, seed: int = 0, loose: bool = False) -> Board:
     """Scores with the structure of Brain-Score's leaderboard, all of them made up.
 
-    Sizes of families fall as 1 / rank. A good model is good at most benchmarks; 0.31 of the
-    variance of a benchmark lies between families (median), and a fifth of the scores are missing.
+    Sizes of families fall as 1 / rank. A good model is good at most benchmarks, and most of all at
+    those of one group; a third of the variance of a benchmark lies between families, and a fifth
+    of the scores are missing.
+
+    loose   benchmarks that are less alike than Brain-Score's, of which some are nearly the same in
+            a family: harder for every test
     """
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, lineages + 1)
     place = np.append(
         np.arange(lineages), rng.choice(lineages, models - lineages, p=share / share.sum())
     )
-    icc = rng.beta(1.5, 3, BENCHMARKS)
+    icc = rng.beta(1.5, 3, BENCHMARKS) if loose else rng.beta(5, 9, BENCHMARKS)
     loading = rng.uniform(-0.2, 0.9, BENCHMARKS)
+    group = np.arange(BENCHMARKS) * GROUPS // BENCHMARKS
+    in_group = 0 if loose else np.sqrt(0.8)
 
     def factor(count: int) -> np.ndarray:
         common, own = rng.normal(size=(count, 1)), rng.normal(size=(count, BENCHMARKS))
+        own = in_group * rng.normal(size=(count, GROUPS))[:, group] + np.sqrt(1 - in_group**2) * own
         return loading * common + np.sqrt(1 - loading**2) * own
 
     scores = np.sqrt(icc) * factor(lineages)[place] + np.sqrt(1 - icc) * factor(models)
