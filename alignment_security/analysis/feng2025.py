@@ -211,7 +211,11 @@ def mark_pareto_front(table: NormTable) -> NormTable:
 
 
 def robust_series(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """(net and norm, its rows by increasing training eps) of the adversarially trained nets."""
+    """(net and norm, its rows by increasing training eps) of the adversarially trained nets.
+
+    Of the group robust: another net of one's own may have such a name.
+    """
+    rows = rows[rows["group"] == "robust"]
     parts = rows["model"].str.extract(ROBUST_NAME)
     nets = rows.join(parts.astype({"eps": float})).dropna(subset=["net"]).sort_values("eps")
     return [

@@ -99,6 +99,7 @@ def own_drawing(source: NormTable) -> Drawing:
             "model": rows["model"],
             "group": rows["group"],
             source.accuracy_label: rows["accuracy"],
+            "size": rows["size"],
             **printed_columns(rows),
         }
     )

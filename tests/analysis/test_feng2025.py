@@ -7,7 +7,7 @@ from conftest import DATA
 from norm_tables import MODELS, write_published, write_summary
 
 from alignment_security.analysis.both_studies import robust_pairs
-from alignment_security.analysis.feng2025 import norm_tables
+from alignment_security.analysis.feng2025 import norm_tables, robust_series
 from alignment_security.analysis.norm_table import MULTILABEL, PUBLISHED
 from alignment_security.analysis.norms import rank_models
 from alignment_security.analysis.results import load_results
@@ -207,3 +207,11 @@ def test_own_robust_and_harmonized_nets_are_not_in_the_fits_of_standard_ones(tmp
     assert source.rows["group"].tolist() == groups
     assert source.standard["model"].tolist() == ["c", "resnet18.a3_in1k", "d"]
     assert source.note.endswith("their training is not recorded: d.")
+
+
+def test_a_net_of_ones_own_with_a_robust_name_is_on_no_line_of_robust_nets(tmp_path):
+    names = ["resnet18_l2_eps1", "resnet18_l2_eps3"]
+    files = [f"file:{names[0]}.ckpt", "file:mine.pth"]
+    rows = [{"model": name, "weights": file, "l2_mean": 1} for name, file in zip(names, files)]
+    (source,) = of(write_summary(tmp_path, rows))
+    assert [part["model"].tolist() for _, part in robust_series(source.rows)] == [names[:1]]
