@@ -39,6 +39,13 @@ def expand_home(value: Any) -> Any:
     return value
 
 
+class Last(argparse.Action):
+    """Store the values of an option; where it comes again, the last ones count."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Help that ends with the default of each option that has one."""
 

@@ -130,7 +130,10 @@ def describe_dry_run(evaluation: Evaluation) -> str:
         **describe_cost(threat, len(images), speed, on_gpu=device.type == "cuda"),
     }
     lines = [f"{name:14} {value}" for name, value in facts.items()]
-    lines += [f"  warning: {warning}" for warning in [*model.notes, *threat.notes, *warnings]]
+    lines += [
+        f"  warning: {warning}"
+        for warning in [*evaluation.remarks, *model.notes, *threat.notes, *warnings]
+    ]
     return "\n".join(lines)
 
 

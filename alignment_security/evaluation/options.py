@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 from alignment_security.attacks.attack import AttackError
 from alignment_security.common.command_line import Parser, argument, positive_int
@@ -30,6 +31,7 @@ from alignment_security.evaluation.run_options import (
 )
 from alignment_security.evaluation.threats.autoattack import add_autoattack_options
 from alignment_security.evaluation.threats.minimum_norm import add_fmn_options
+from alignment_security.records.metrics import ALEXNET_ERRORS
 
 # threat -> what it measures, and an example
 DESCRIPTIONS = {
@@ -102,9 +104,18 @@ def add_attack_options(parser: Parser, threat: str) -> None:
     """The options of all threats. --protocol decides which of them are read."""
     group = parser.add_argument_group("corruptions")
     group.add_argument(
-        "--corruption_type", help="gaussian_noise, fog, ...; an unknown one lists them"
+        "--corruption_type",
+        nargs="+",
+        metavar="TYPE",
+        help="gaussian_noise, fog, ...; all: the 15 of ImageNet-C; an unknown one lists them",
     )
-    group.add_argument("--corruption_severity", type=argument(positive_int), help="1 to 5")
+    group.add_argument(
+        "--corruption_severity",
+        nargs="+",
+        type=argument(positive_int),
+        metavar="N",
+        help="1 to 5; several with several types: each with each",
+    )
     protocols = NORM_PROTOCOLS.get(threat, ())
     group = parser.add_argument_group("attack")
     group.add_argument(
@@ -139,6 +150,7 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     parser = get_args_parser(threat, description)
     args = parser.parse_args(options)
     args.threat = threat
+    set_requests(args)
     check_model_options(args, parser)
     if args.threat in NORM_PROTOCOLS:
         args.protocol = args.protocol or default_protocol(args.threat, args.eps)
@@ -169,8 +181,32 @@ def split_threat(argv: list[str]) -> tuple[str | None, list[str]]:
     return None, argv
 
 
+def set_requests(args: argparse.Namespace) -> None:
+    """Note what is asked for in `models` and `corruptions`, and the first of each in its option."""
+    types, severities = args.corruption_type or [], args.corruption_severity or []
+    if types == ["all"]:
+        types = list(ALEXNET_ERRORS)
+    args.models = list(dict.fromkeys(args.model_name))
+    args.corruptions = list(product(types, severities))
+    args.model_name = args.models[0]
+    args.corruption_type, args.corruption_severity = next(iter(args.corruptions), (None, None))
+
+
+def single_requests(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """A request for each model and each corruption, the corruptions of a model in turn."""
+    for model in args.models:
+        for kind, severity in args.corruptions or [(None, None)]:
+            one = {"model_name": model, "corruption_type": kind, "corruption_severity": severity}
+            yield argparse.Namespace(**vars(args) | one)
+
+
 def check_model_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     own_net = args.checkpoint or args.architecture
+    if own_net and len(args.models) > 1:
+        parser.error(
+            f"--model_name {' '.join(args.models)}: --checkpoint is of one model; evaluate each "
+            "with its own command"
+        )
     if args.source == "brainscore" and own_net:
         parser.error(
             "--source brainscore builds the net and its weights itself; leave out --checkpoint and "

@@ -60,6 +60,7 @@ class Evaluation:
     examples             adversarial examples of the first images of the list to save
     published_accuracy   CSV of published accuracies to compare the clean accuracy with
     stop_after           seconds after which no new image is taken
+    remarks              to be said with the first line
     """
 
     model: Model
@@ -72,6 +73,7 @@ class Evaluation:
     examples: int = 0
     published_accuracy: Path | None = None
     stop_after: float | None = None
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -219,7 +221,7 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     begun = run.known(images.ids[i] for i in missing)  # images with some of their eps
     todo = images.take(missing)
     seconds = check_before_attack(evaluation, todo, run)
-    print_line(first_line(evaluation, run, len(todo), seconds))
+    print_line("\n".join([first_line(evaluation, run, len(todo), seconds), *evaluation.remarks]))
     done = len(images) - len(todo)
     progress = EvaluationProgress(threat, len(images), done, model.settings["name"])
     execution = Execution(

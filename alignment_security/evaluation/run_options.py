@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from alignment_security.common.command_line import (
+    Last,
     argument,
     non_negative,
     positive_int,
@@ -52,7 +53,11 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--model_name",
         required=True,
-        help="a timm name, a name of lists/models/, or yours with --architecture",
+        nargs="+",
+        action=Last,
+        metavar="NAME",
+        help="a timm name, a name of lists/models/, or yours with --architecture; several are "
+        "evaluated one after the other",
     )
     parser.add_argument(
         "--source",

@@ -19,7 +19,6 @@ from alignment_security.cluster.job import (
 )
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.process import print_line
 from alignment_security.common.settings import setting
 from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
@@ -74,8 +73,8 @@ def load_staged(staging: Path, name: str, head: str, device: str | torch.device)
     return replace(model, settings=settings)
 
 
-def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:
-    """The images of --dataset, corrupted where that is the threat, and the slice of -s."""
+def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, list[str]]:
+    """(images of --dataset, corrupted where that is the threat, sliced by -s; remarks on them)."""
     classes = model.n_outputs if args.head == "none" else IMAGENET_CLASSES
     corruption = None
     if args.threat == "corruptions":
@@ -84,14 +83,13 @@ def requested_images(args: argparse.Namespace, model: Model) -> ImageSet:
     images = load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
     if args.restrict_classes:
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
-    for remark in (*name_remarks(args), *class_remarks(images)):
-        print_line(f"note: {remark}")
+    remarks = [*name_remarks(args), *class_remarks(images)]
     if not args.slice:
-        return images
+        return images, remarks
     start, stop = args.slice
     if stop is not None and start < len(images) < stop:
         raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
-    return take_slice(images, start, stop)
+    return take_slice(images, start, stop), remarks
 
 
 def requested_data_dir(args: argparse.Namespace) -> str | None:

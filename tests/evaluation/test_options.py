@@ -9,7 +9,12 @@ from itertools import permutations
 import pytest
 
 from alignment_security.common.command_line import Parser
-from alignment_security.evaluation.options import DESCRIPTIONS, get_args_parser, parse_args
+from alignment_security.evaluation.options import (
+    DESCRIPTIONS,
+    get_args_parser,
+    parse_args,
+    single_requests,
+)
 from alignment_security.evaluation.protocols import (
     CLEAN_THREATS,
     NORM_PROTOCOLS,
@@ -156,6 +161,31 @@ def test_eps_of_l2_is_autoattacks(capsys):
 
 def test_the_reference_has_no_bisection(capsys):
     assert "in order" in refusal(capsys, "Linf --eps 0.1 --engine reference --bisect")
+
+
+# ---- several requests ----------------------------------------------------------------------------
+
+
+def asked_for(line: str) -> list[tuple[str, str]]:
+    """(model, threat) of each request of a command line."""
+    requests = single_requests(parse_args(line.split()))
+    return [(one.model_name, threat_from_args(one).name) for one in requests]
+
+
+def test_several_models_and_corruptions_are_a_request_each():
+    threats = ["fog-1", "fog-3", "snow-1", "snow-3"]
+    assert asked_for(
+        "--model_name a b corruptions --corruption_type fog snow --corruption_severity 1 3"
+    ) == [(model, f"corruptions-{threat}") for model in "ab" for threat in threats]
+    everything = "--model_name a corruptions --corruption_type all --corruption_severity 1 2 3 4 5"
+    assert len(asked_for(everything)) == 15 * 5
+    assert asked_for("--model_name a clean") == [("a", "clean")]
+
+
+def test_a_checkpoint_is_of_one_model(capsys):
+    with pytest.raises(SystemExit):
+        parse_args("--model_name a b --checkpoint x.pth clean".split())
+    assert "is of one model" in capsys.readouterr().err
 
 
 # ---- help ----------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_a_slip_for_a_set_with_records_is_said(cli, tiny, tmp_path):
     assert "is a new image set" not in cli(*arguments, "clean")[1]
     arguments[arguments.index("mine")] = "minne"
     status, out, _ = cli(*arguments, "clean")
-    assert status == 0 and "note: --dataset minne is a new image set; is mine meant?" in out
+    assert status == 0 and "--dataset minne is a new image set; is mine meant?" in out
     assert "is a new image set" not in cli(*arguments, "clean")[1]  # it has records now
 
 
@@ -51,15 +51,15 @@ def test_answers_are_restricted_to_the_classes_with_images(cli, tiny, tmp_path):
     arguments = [*tiny.arguments(tmp_path), "clean"]
     classes = len(list(tiny.data.iterdir()))
     status, out, _ = cli(*arguments)
-    assert f"note: mine: {classes} of 1000 classes have images" in out and status == 0
+    assert f"mine: {classes} of 1000 classes have images" in out and status == 0
     status, out, _ = cli(*arguments, "--overwrite", "--restrict_classes")
     (path,) = tmp_path.glob("records/*/*/*.json")
     settings = json.loads(path.read_text())["settings"]["run"]
-    assert status == 0 and settings["restricted_to"] == classes and "note" not in out
+    assert status == 0 and settings["restricted_to"] == classes and "not restricted" not in out
     assert cli(*arguments)[0] == 2  # other answers: not the same record
 
 
 def test_a_set_of_ours_needs_no_remark(cli, tiny, tmp_path):
     arguments = tiny.arguments(tmp_path)
     arguments[arguments.index("mine")] = "sample"
-    assert "note" not in cli(*arguments, "-s", "2", "clean")[1]
+    assert "not restricted" not in cli(*arguments, "-s", "2", "clean")[1]

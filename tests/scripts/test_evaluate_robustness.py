@@ -305,6 +305,20 @@ def test_a_checkpoint_is_found_in_the_folder_of_checkpoints(cli, tiny, tmp_path,
     )
 
 
+def test_several_models_in_one_command(cli, tmp_path):
+    """One that does not exist stops no other; the status says that one was refused."""
+    names = ["tf_efficientnet_lite0", "resnt50", "tf_efficientnet_lite1"]
+    status, out, err = cli("--model_name", *names, "-s", "2", "--results_dir", tmp_path, "clean")
+    assert status == 2 and "nearest names" in err and "2 of 3 evaluated" in err
+    found = sorted(path.stem for path in tmp_path.glob("records/*/*/*.json"))
+    assert found == ["tf_efficientnet_lite0", "tf_efficientnet_lite1"]
+    assert out.count("clean accuracy") == 2
+    status, out, err = cli(
+        "--model_name", names[0], names[2], "-s", "2", "--results_dir", tmp_path, "clean"
+    )
+    assert status == 0 and err == "" and out.count("read from its record") == 2
+
+
 # ---- the embedded default ------------------------------------------------------------------------
 
 
