@@ -99,6 +99,8 @@ def run_command(work: Callable[[], int | None]) -> int:
         drop_output(sys.stdout)
         return NOBODY_READS
     except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            drop_output(sys.stdout)  # e.g. on a full disk: it is not flushed again at the end
         return report_error(error)
 
 
@@ -112,7 +114,7 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
         print_line(f"error: {error}", sys.stderr)
         return error.exit_status
     reason = str(error.strerror).partition(";")[0]
-    place = error.filename if error.filename is not None else written_dir
+    place = error.filename or written_dir or "standard output"
     if isinstance(error, PLACE_ERRORS):
         status, text = WRONG_REQUEST, place_text(place, reason, written_dir)
     elif error.errno in DISK_ERRORS:

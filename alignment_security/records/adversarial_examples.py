@@ -9,6 +9,8 @@ import numpy as np
 
 from alignment_security.common.files import UserError, safe_file_name
 
+DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile)
+MAX_BYTES = 2**30  # unpacked; an example of 1000 x 1000 pixels has 30 MB
 EXAMPLE_KEYS = ("label", "pred", "eps", "l2", "linf", "image", "delta")
 
 
@@ -35,12 +37,38 @@ def load_example(path: Path) -> dict:
     when the image set has maps. Raises UserError for a damaged file.
     """
     try:
+        check_size(path)
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         example = {
             name: array if array.ndim else array.item()  # scalars are 0-dimensional arrays
             for name, array in arrays.items()
         }
-        return example | {name: example[name] for name in EXAMPLE_KEYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        check_arrays(example)
+        return example
+    except DAMAGE as error:
         raise UserError(f"{path}: damaged example ({error}); delete it") from None
+
+
+def check_size(path: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than any example."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > MAX_BYTES:
+        raise ValueError(f"it unpacks to {size:,} bytes")
+
+
+def check_arrays(example: dict) -> None:
+    """Raise ValueError or KeyError unless an example has its keys, shapes and kinds of numbers."""
+    image, delta = example["image"], example["delta"]
+    if np.ndim(image) != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
+        raise ValueError("its image is no photograph")
+    if np.shape(delta) != image.shape or not np.isfinite(delta).all():
+        raise ValueError("its perturbation does not fit its image")
+    if "human_map" in example and np.shape(example["human_map"]) != image.shape[:2]:
+        raise ValueError("its human map does not fit its image")
+    for name in ("label", "pred"):
+        if not isinstance(example[name], str | int):
+            raise ValueError(f"its {name} is no class")
+    for name in ("eps", "l2", "linf"):
+        float(example[name])

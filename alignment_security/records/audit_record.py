@@ -93,6 +93,8 @@ def check_record(record: Record) -> Iterator[str]:
             rows,
             "a label is the first prediction and not among the first five",
         )
+    for column in {"forwards", "backwards"} & set(rows):
+        yield from wrong_rows(rows[column].isna(), rows, f"the count of {column} is missing")
     if record.run["kind"] == "ball":
         yield from check_ball(record)
     elif record.run["kind"] == "minimum_norm":
@@ -181,6 +183,7 @@ def check_ball(record: Record) -> Iterator[str]:
     robust, correct = rows["robust"] == 1, rows["clean_correct"] == 1
     broken = correct & (rows["robust"] == 0) & (rows["eps"] > 0)
     # `~(a <= b)` and `~(a != b)` are true for a missing value too
+    other_norm = "l2" if norm == "Linf" else "linf"
     outside = ~inside_ball(rows[norm.lower()], rows["eps"])
     from_larger = rows["from_eps"] > rows["eps"] * (1 + EPS_RTOL)
     from_smaller = rows["from_eps"] < rows["eps"] * (1 - EPS_RTOL)
@@ -194,6 +197,9 @@ def check_ball(record: Record) -> Iterator[str]:
         (broken & (rows["adv_pred"] == rows["label"]), "the adversarial class is the label"),
         (broken & rows["adv_pred"].isna(), "the adversarial class is missing"),
         (broken & outside, f"the {norm} norm is not within eps"),
+        (broken & rows[other_norm].isna(), "a norm of a broken image is missing"),
+        (~broken & rows["linf"].notna(), "an image that was not broken has a norm"),
+        (rows["from_eps"].isna(), "the eps that decided the verdict is missing"),
         (broken & from_larger, "an image breaks at eps for having broken at a larger one"),
         (robust & from_smaller, "an image is robust at eps for being so at a smaller one"),
     ]

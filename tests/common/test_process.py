@@ -144,6 +144,19 @@ def test_a_command_whose_output_nobody_reads_is_141():
     assert (done.returncode, done.stderr) == (NOBODY_READS, "")
 
 
+def test_a_command_whose_output_does_not_fit_is_1_and_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "utilities.py", "models"],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == FAILED and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: standard output: No space left on device")
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 

@@ -299,6 +299,8 @@ PLANTED = {  # what was done -> (how, what the only finding says)
             ),
         ),
         "an image is robust that is broken at a smaller eps, e.g. b.jpg",
+        "an image that was not broken has a norm",
+        "a norm of a broken image is missing",
     ),
     "broken from above": (
         cell("Linf", "c.jpg", "from_eps", EPS[1], EPS[0]),
@@ -444,6 +446,22 @@ PLANTED = {  # what was done -> (how, what the only finding says)
     "a class that is missing": (
         cell("Linf", "c.jpg", "adv_pred", None, EPS[-1]),
         "1 row.* the adversarial class is missing, e.g. c.jpg",
+    ),
+    "a norm that is missing": (
+        cell("Linf", "c.jpg", "l2", None, EPS[-1]),
+        "1 row.* a norm of a broken image is missing, e.g. c.jpg",
+    ),
+    "a norm of a robust image": (
+        cell("Linf", "a.jpg", "linf", EPS[0], EPS[0]),
+        "1 row.* an image that was not broken has a norm, e.g. a.jpg",
+    ),
+    "a deciding eps that is missing": (
+        cell("Linf", "a.jpg", "from_eps", None, EPS[0]),
+        "1 row.* the eps that decided the verdict is missing, e.g. a.jpg",
+    ),
+    "a count that is missing": (
+        cell("L2-fmn", "a.jpg", "forwards", None),
+        "1 row.* the count of forwards is missing, e.g. a.jpg",
     ),
     "a norm of more values than an image has": (
         lambda r: (

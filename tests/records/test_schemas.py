@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from alignment_security.common.files import UserError
 from alignment_security.common.schema import check_shape, parse_table
+from alignment_security.records.adversarial_examples import load_example
 from alignment_security.records.audit import audit
 from alignment_security.records.record import RECORD_COLUMNS, read_record, read_run_file
 from alignment_security.records.schemas import RECORD
@@ -172,3 +174,48 @@ def test_check_shape_takes_what_fits():
     )
     with pytest.raises(ValueError, match="no a in x"):
         check_shape({}, {"a": int}, "x")
+
+
+# ---- examples ------------------------------------------------------------------------------------
+
+EXAMPLE = {
+    "image": np.zeros((4, 5, 3), np.uint8),
+    "delta": np.zeros((4, 5, 3), np.float32),
+    "label": "dog",
+    "pred": "cat",
+    "eps": 0.1,
+    "l2": 0.2,
+    "linf": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": np.zeros((4, 5), np.uint8)},
+        {"image": np.zeros((4, 5, 3))},
+        {"delta": np.zeros((5, 4, 3), np.float32)},
+        {"delta": np.full((4, 5, 3), np.nan, np.float32)},
+        {"human_map": np.zeros((9, 9))},
+        {"l2": "x"},
+        {"l2": np.zeros(3)},
+        {"label": 0.5},
+        {"image": np.array([{}], dtype=object)},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_an_example_of_other_arrays_is_one_line(tmp_path, change):
+    path = tmp_path / "a.npz"
+    np.savez(path, **EXAMPLE)
+    assert load_example(path)["label"] == "dog"
+    np.savez(path, **EXAMPLE | change)
+    with pytest.raises(UserError, match=f"^{re.escape(str(path))}: damaged example[^\n]*$"):
+        load_example(path)
+
+
+def test_an_example_that_unpacks_to_more_than_any_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, **EXAMPLE | {"delta": np.zeros((1000, 1000, 3), np.float32)})
+    monkeypatch.setattr("alignment_security.records.adversarial_examples.MAX_BYTES", 10**6)
+    with pytest.raises(UserError, match="unpacks to 12,"):
+        load_example(path)
