@@ -83,6 +83,8 @@ def load_model(
         "preprocessing": preprocessing,
         "head": head,
     }
+    if group and not checkpoint:
+        raise ModelError(f"{name}: --group {group} is of a checkpoint, its weights are public")
     if checkpoint and (group := group or training_group(checkpoint)):
         settings["group"] = group
     if entry.net != name.removeprefix("timm/"):

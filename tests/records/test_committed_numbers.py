@@ -1,0 +1,50 @@
+"""Numbers of the front page against the committed records, which `trace` leads to."""
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import utilities
+from alignment_security.common.eps import format_eps
+from alignment_security.records.summary import SUMMARY_NAME, summarise
+
+SAMPLE = ROOT / "results" / "sample"
+
+
+def printed_rows() -> list[list[str]]:
+    """Cells of the rows of `make demo` in README.md, in words between two or more spaces."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    head = next(i for i, line in enumerate(lines) if "threat" in line and "clean_acc" in line)
+    return [line.split() for line in lines[head + 1 : lines.index("```", head)]]
+
+
+def test_the_rows_of_the_front_page_are_those_of_the_committed_records():
+    summary, rows = summarise(SAMPLE), printed_rows()
+    assert len(rows) == 2
+    for threat, model, *cells in rows:
+        found = summary[(summary["threat"] == threat) & (summary["model"] == model)]
+        shown = []
+        for row in found.to_dict("records"):
+            eps = [format_eps(row["eps"])] if row["eps"] > 0 else []
+            values = [f"{100 * row['clean_acc']:.1f}", "%"]
+            if pd.notna(row["robust_acc"]):
+                values += [f"{100 * row['robust_acc']:.1f}", "%"]
+            if pd.notna(row["l2_mean"]):
+                values += [f"{row['l2_mean']:.3f}", f"{row['human_alignment']:.3f}"]
+            shown.append(eps + values + row["attack"].split())
+        assert cells in shown
+
+
+@pytest.mark.parametrize("name", [SUMMARY_NAME])
+def test_trace_leads_every_committed_number_to_its_run(name, capsys):
+    request = ["trace", str(SAMPLE / name), "--results_dir", str(SAMPLE)]
+    utilities.main(utilities.get_args_parser().parse_args(request))
+    lines = len((SAMPLE / name).read_text().splitlines())
+    out = capsys.readouterr().out
+    assert out.count("record    ") == summarise(SAMPLE).groupby(["model", "threat"]).ngroups
+    assert f"line(s) {lines}" in out
+
+
+def test_the_committed_summary_is_what_the_records_give():
+    written = pd.read_csv(SAMPLE / SUMMARY_NAME)
+    assert list(written.columns) == list(summarise(SAMPLE).columns)
