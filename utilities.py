@@ -34,7 +34,7 @@ from alignment_security.common.process import print_line, report_error, run_comm
 from alignment_security.common.settings import git_state, setting
 from alignment_security.models.lists import available_lists
 from alignment_security.records.audit import audit
-from alignment_security.records.summary import SUMMARY_NAME, merge_records, summary_table
+from alignment_security.records.summary import SUMMARY_NAME, merge_records, notes_on, summary_table
 from alignment_security.records.trace import print_trace
 
 RESULTS_HELP = "folder of records and tables"
@@ -59,6 +59,8 @@ def merge_command(args) -> None:
     log = None if args.strict else partial(print_line, stream=sys.stderr)
     summary = merge_records(args.results_dir, args.allow_partial, log)
     print(summary_table(summary))
+    for note in notes_on(args.results_dir, summary):
+        print_line(f"note: {note}", sys.stderr)
     print(Path(args.results_dir) / SUMMARY_NAME)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 
 from timm.data import RealLabelsImagenet
 
+from alignment_security.common.files import UserError
 from alignment_security.common.text import read_text
 from alignment_security.images.image_sets import DataError, synsets
 
@@ -51,7 +52,7 @@ def read_multilabels(path: Path) -> dict[str, frozenset[int]]:
         return _parse_annotations(json.loads(read_text(path)))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: not human_accuracy_v3.0.0.json ({type(error).__name__}: {str(error)[:80]}); "
             "the pickle of the first release is not read"

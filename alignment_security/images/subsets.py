@@ -5,6 +5,7 @@ The superclasses are those of the robustness package. `dataloading.py big12` che
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from alignment_security.common.files import write_atomic
 from alignment_security.common.text import read_text
+from alignment_security.images.class_folders import list_images
 from alignment_security.images.image_sets import (
     IMAGE_LISTS,
     DataError,
@@ -140,23 +142,47 @@ def _find_image(root: Path, synset: str, name: str) -> Path | None:
 def export_subset(images: ImageSet, out: Path, source: Path, copy: bool = False) -> None:
     """Write out/<synset>/<file> as symbolic links, or as copies, and the list out/<set>.txt.
 
-    Existing files are left as they are; with `copy` only those of the right size. Raises DataError
-    for an `out` inside `source`.
+    What is there already and is right stays: a link to the image, or with `copy` a file of the same
+    content. Raises DataError for an `out` inside `source`, and for one that holds other images,
+    which --data_dir would read too.
     """
     if out.resolve().is_relative_to(source.resolve()):
         raise DataError(f"{out}: is inside {source}, which is never altered; choose another --out")
     names = synsets()
-    for name, path, label in zip(images.ids, images.paths, images.labels):
-        target = out / names[label] / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and (not copy or target.stat().st_size == path.stat().st_size):
-            continue
-        part = target.with_name(f".{name}.part")
-        part.unlink(missing_ok=True)
-        if copy:
-            shutil.copyfile(path, part)
-        else:
-            part.symlink_to(path.resolve())
-        part.replace(target)
+    targets = [out / names[label] / name for name, label in zip(images.ids, images.labels)]
+    _check_no_others(out, set(targets))
+    for path, target in zip(images.paths, targets):
+        if not _is_exported(path, target, copy):
+            _export(path, target, copy)
     lines = "".join(f"{n} {y} {g}\n" for n, y, g in zip(images.ids, images.labels, images.groups))
     write_atomic(out / f"{images.name}.txt", lines)
+
+
+def _check_no_others(out: Path, targets: set[Path]) -> None:
+    """Raise DataError if a folder holds images besides these."""
+    others = (
+        [path for path in list_images(out).files if path not in targets] if out.exists() else []
+    )
+    if others:
+        raise DataError(
+            f"{out}: holds {len(others)} images that are not of this set, e.g. {others[0].name}; "
+            "choose another --out"
+        )
+
+
+def _is_exported(path: Path, target: Path, copy: bool) -> bool:
+    if not copy:
+        return target.is_symlink() and target.resolve() == path.resolve()
+    return target.is_file() and not target.is_symlink() and filecmp.cmp(path, target, shallow=False)
+
+
+def _export(path: Path, target: Path, copy: bool) -> None:
+    """Make the link or copy under another name, then rename it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    if copy:
+        shutil.copyfile(path, part)
+    else:
+        part.symlink_to(path.resolve())
+    part.replace(target)

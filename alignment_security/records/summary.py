@@ -11,7 +11,7 @@ import pandas as pd
 
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, write_atomic
-from alignment_security.common.folders import glob_visible
+from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.records.record import (
     check_record_sha256,
@@ -115,6 +115,25 @@ def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
             "the first"
         )
     return runs, problems
+
+
+def notes_on(results_dir: str | Path, summary: pd.DataFrame) -> list[str]:
+    """What tools left among the records, and nets that the summary counts under several names."""
+    root = Path(results_dir) / "records"
+    return [*left_by_tools_note(root, list_files(root).by_tools), *same_weights(summary)]
+
+
+def same_weights(summary: pd.DataFrame) -> list[str]:
+    """A sentence for each net that a summary counts under several names."""
+    sentences = []
+    for sha256, rows in summary.groupby("weights_sha256", sort=False):  # without empty cells
+        names = sorted(set(rows["model"]))
+        if sha256 and len(names) > 1:
+            sentences.append(
+                f"{len(names)} names have the same weights (sha256 {str(sha256)[:12]}): "
+                f"{', '.join(names)}; a study counts such a net once"
+            )
+    return sentences
 
 
 def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:

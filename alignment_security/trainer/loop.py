@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 
-from alignment_security.common.files import write_atomic
+from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.progress import ProgressMeter
 from alignment_security.images.image_sets import DataError
 from alignment_security.models.fast import BFloat16
@@ -117,6 +117,19 @@ def backward(recipe: Recipe, learner: Learner, batch: TrainingBatch) -> Tensor:
     return sums
 
 
+def one_image_error(error: ValueError) -> UserError | None:
+    """The error about batch norm in a part of one image; None for other errors.
+
+    A batch norm of 1 x 1 maps has one value a channel then, which has no variance.
+    """
+    if "more than 1 value per channel" not in str(error):
+        return None
+    return UserError(
+        "a part of one image cannot be normalised by this network's batch norms; choose "
+        "--pass_size or --batch_size so that no part, the last one included, holds one image"
+    )
+
+
 def train_step(
     recipe: Recipe, learner: Learner, batch: TrainingBatch, stop: bool = False
 ) -> tuple[list[float], bool]:
@@ -130,7 +143,10 @@ def train_step(
     # Gradients of this process's images; DDP averages them over the processes.
     learner.schedule.step_update(learner.step)
     learner.optimiser.zero_grad()
-    sums = backward(recipe, learner, batch)
+    try:
+        sums = backward(recipe, learner, batch)
+    except ValueError as error:
+        raise one_image_error(error) or error from None
 
     # Means over all processes.
     counts = torch.tensor([len(batch.x), stop], device=batch.x.device)

@@ -254,3 +254,16 @@ def test_a_tilde_that_no_shell_expanded_is_the_home_folder(monkeypatch, tmp_path
     args = parser.parse_args(["--one=~/a", "--many", "~/b", "c~d", "--", "~/e"])
     assert args.one == tmp_path / "a" and args.many == [str(tmp_path / "b"), "c~d"]
     assert args.place == str(tmp_path / "e")
+
+
+def test_merge_says_which_names_are_one_net_and_what_tools_left(tmp_path, tiny_record, capsys):
+    row = {"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}
+    for name, weights in (("a", "same"), ("b", "same"), ("c", "other")):
+        tiny_record([row], model=name, kind="clean", threat="clean", weights=weights)
+    (folder,) = (tmp_path / "records").glob("*/*")
+    for name in ("._a.json", ".a.csv.x7.tmp", "@eaDir"):
+        (folder / name).write_text("no record")
+    assert merge("--results_dir", tmp_path) == 0
+    out, error = capsys.readouterr()
+    assert "2 names have the same weights (sha256 same): a, b; a study counts" in error
+    assert "3 files or folders that tools leave are left out" in error and "other" not in error

@@ -471,3 +471,26 @@ def test_big12_list_sha256_has_not_changed():
     """The sha256 of the committed list is the one in every run file of big12."""
     lines = "".join(f"{name} {label}\n" for name, label, _ in LIST)
     assert hashlib.sha256(lines.encode()).hexdigest()[:12] == "c007a418f82d"
+
+
+@pytest.mark.parametrize("first, second", [([], ["--copy"]), (["--copy"], []), ([], [])])
+def test_an_export_over_another_is_what_was_asked_for(tmp_path, first, second):
+    root, out = write_big12(tmp_path / "val"), tmp_path / "out"
+    command = ["big12", "--imagenet", str(root), "--out", str(out)]
+    assert dataloading.main(command + first) == 0
+    spoiled = out / SYNSETS[int(LIST[0][1])] / LIST[0][0]
+    spoiled.unlink()
+    spoiled.write_bytes(jpeg((9, 9, 9)))  # a file of another content in its place
+    assert dataloading.main(command + second) == 0
+    images = load_image_set("big12", str(out))
+    assert {path.is_symlink() for path in images.paths} == {second != ["--copy"]}
+    assert images.contents_sha256() == load_image_set("big12", str(root)).contents_sha256()
+
+
+def test_an_export_into_the_folder_of_another_set_is_refused(tmp_path, capsys):
+    root, out = write_big12(tmp_path / "val"), tmp_path / "out"
+    command = ["big12", "--imagenet", str(root), "--out", str(out)]
+    assert dataloading.main([*command, "--per_class", "1"]) == 0
+    assert dataloading.main([*command, "--per_class", "2"]) == 0  # holds the smaller draw
+    assert dataloading.main([*command, "--per_class", "1"]) == 2
+    assert "holds 240 images that are not of this set" in capsys.readouterr().err

@@ -635,3 +635,15 @@ def test_two_processes_do_not_train_one_folder(uninterrupted, mapped, script):
         one_line(
             script(*request(mapped, uninterrupted.parents[1])), "another process is training it"
         )
+
+
+def test_a_part_of_one_image_is_one_line(tmp_path, script):
+    """resnest's attention normalises maps of one pixel: one value a channel has no variance."""
+    status, _, err = script(
+        "--model_name", "resnest14d", "--init", "random", "--objective", "plain",
+        "--batch_size", "2", "--pass_size", "1", "--lr", "0.01", "--dataset", "sample",
+        "--epochs", "1", "--workers", "0", "--results_dir", tmp_path, "--name", "x",
+    )  # fmt: skip
+    last = err.strip().splitlines()[-1]
+    assert status == 2 and last.startswith("error: a part of one image") and "--pass_size" in last
+    assert not list(tmp_path.rglob("run.json"))
