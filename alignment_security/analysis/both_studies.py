@@ -120,14 +120,14 @@ class RobustPair(NamedTuple):
 def robust_pairs(results: Results) -> Iterator[RobustPair]:
     """Every pair of robust accuracies and norms that have models in common.
 
-    Accuracies are grouped by image set, threat and budget. Norms are of the same image set, or
-    published. `models` has the columns of the summary, pt, pt_sem, and a 95 % Wilson interval
-    low, high.
+    Accuracies are grouped by image set, threat, budget, head and list of images. Norms are of the
+    same list, or published. `models` has the columns of the summary, pt, pt_sem, and a 95 % Wilson
+    interval low, high.
     """
     summary = read_summary(results)
     finished = summary["robust_acc"].notna() & summary["partial"].ne(1) & (summary["eps"] > 0)
-    groups = summary[finished].groupby(["image_set", "threat", "attack"], dropna=False)
-    for (image_set, threat, attack), part in groups:
+    key = ["image_set", "threat", "attack", "head", "list_sha256"]
+    for (image_set, threat, attack, *_), part in summary[finished].groupby(key, dropna=False):
         for norms in tables_with(norm_tables(results), ["pt"]):
             models = join_norms(part, norms)
             same_images = norms.name == PUBLISHED or norms.image_set == image_set
@@ -144,9 +144,11 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
 def join_norms(part: pd.DataFrame, norms: NormTable) -> pd.DataFrame:
     """Rows of the summary with source, group, pt and pt_sem of a table of norms.
 
-    Published norms join the public nets alone; ours join by name, which is one net in a folder.
+    Published norms join the public nets alone; ours join by name, which is one net in a folder,
+    and by list of images.
     """
     columns = ["source", "group", "pt", "pt_sem"]
-    key = "public" if norms.name == PUBLISHED else "model"
-    rows = norms.rows.loc[norms.rows[key] != "", [key, *columns]]
-    return part.drop(columns="group").assign(public=public_nets(part)).merge(rows, on=key)
+    key = ["public"] if norms.name == PUBLISHED else ["model", "list_sha256"]
+    rows = norms.rows.loc[norms.rows[key[0]] != "", [*key, *columns]]
+    part = part.drop(columns="group").assign(public=public_nets(part))
+    return part.fillna({"list_sha256": ""}).merge(rows, on=key)

@@ -122,6 +122,7 @@ def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -
             "model": rows["model"],
             "weights": rows["weights"].fillna("").astype(str),
             "weights_sha256": rows["weights_sha256"].fillna("").astype(str),
+            "list_sha256": rows["list_sha256"].fillna("").astype(str),
             "public": public,
             "family": rows["model"].map(family),
             "group": groups,

@@ -215,6 +215,7 @@ def published_norms(results: Results) -> Iterator[NormTable]:
         source=PUBLISHED,
         weights=("timm:" + rows["model"]).where(standard, ""),
         weights_sha256="",
+        list_sha256="",
         size=size_text(PUBLISHED_SIZE),
         pt_per_pixel=[per_pixel(pt, PUBLISHED_SIZE) for pt in rows["pt"]],
         family=rows["model"].map(family),

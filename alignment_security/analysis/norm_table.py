@@ -17,6 +17,7 @@ NORM_TABLE_COLUMNS = [
     "model",
     "weights",
     "weights_sha256",
+    "list_sha256",  # of the images; "" for published norms
     "public",  # name of the public net that it is; "" for a net of one's own
     "family",
     "group",

@@ -39,7 +39,7 @@ SUMMARY_NUMBERS = [
     "human_alignment_sem",
     "partial",
 ]
-PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group", "size"]
+PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group", "size", "head", "list_sha256"]
 SUMMARY_COLUMNS = list(dict.fromkeys([*REQUIRED_COLUMNS, *SUMMARY_NUMBERS, *PROVENANCE_COLUMNS]))
 
 

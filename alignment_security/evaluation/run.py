@@ -319,8 +319,10 @@ def report_text(run: Run) -> str:
     correct = rows[rows["clean_correct"] == 1]
     n, n_correct = rows["image_id"].nunique(), correct["image_id"].nunique()
     attack = run.settings["run"]["attack"]
-    first = f"{name} on {run.info['image_set']} (n = {n}): clean accuracy {n_correct / n:.1%}"
-    lines = [first if run.info["threat"] == "clean" else f"{first}; {attack}"]
+    _, corrupted, corruption = run.info["threat"].partition("corruptions-")
+    accuracy = f"accuracy under {corruption}" if corrupted else "clean accuracy"
+    first = f"{name} on {run.info['image_set']} (n = {n}): {accuracy} {n_correct / n:.1%}"
+    lines = [first if run.info["kind"] == "clean" else f"{first}; {attack}"]
     if "robust" in rows:
         for eps, part in rows.groupby("eps"):
             radius = format_eps(eps, run.info["threat"])

@@ -82,6 +82,8 @@ for (const input of document.querySelectorAll("input")) input.oninput = () => {
 };
 </script></body></html>
 """)
+# what the values of a row share: an accuracy on other images, or of another head, is another row
+ROW = ["model", "image_set", "head", "n", "list_sha256"]
 LONG_CELL = 40  # letters above which a cell is wrapped
 
 
@@ -99,7 +101,7 @@ class Column(NamedTuple):
     heading: str
     budget: str  # small print below the heading
     name: str  # in the summary
-    rows: pd.DataFrame  # of the summary, indexed by model and image set
+    rows: pd.DataFrame  # of the summary, indexed by ROW
     digits: int
     factor: float  # 100: a fraction shown in percent
 
@@ -176,15 +178,18 @@ def record_link(results: Results, folder: Path, image_set: str, threat: str, mod
 
 def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
     """The columns of the leaderboard; each budget of a threat has its own."""
-    key = ["model", "image_set"]
     for (threat, attack), part in summary.groupby(["threat", "attack"], dropna=False):
         budget = "" if pd.isna(attack) else str(attack)
         for eps, rows in part.groupby("eps"):
             if rows["robust_acc"].notna().any():
-                rows = rows.drop_duplicates(key).set_index(key)
+                rows = rows.drop_duplicates(ROW).set_index(ROW)
                 heading = f"{threat} ε = {format_eps(eps, threat)} (%)"
                 yield Column(heading, budget, "robust_acc", rows, 1, 100)
-        rows = part.drop_duplicates(key).set_index(key)
+        rows = part.drop_duplicates(ROW).set_index(ROW)
+        if is_corrupted(threat):
+            yield Column(
+                f"{threat.removeprefix('corruptions-')} (%)", "", "clean_acc", rows, 1, 100
+            )
         if part["l2_mean"].notna().any():
             yield Column(f"{threat} L2 norm", budget, "l2_mean", rows, 3, 1)
         if part["human_alignment"].notna().any():
@@ -192,34 +197,31 @@ def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
 
 
 def leaderboard_html(results: Results, folder: Path) -> str:
-    """A row per model and image set: clean accuracy, then a column per threat, budget and eps.
+    """A row per model, image set, head and list of images; everything in it is of that list.
 
-    Every value links to its record. "" without a summary.
+    Clean accuracy, then a column per threat, budget and eps. Every value links to its record. ""
+    without a summary.
     """
     summary = read_summary(results)
     if summary.empty:
         return ""
+    summary = summary.fillna({"head": "none", "list_sha256": ""})
     columns = list(leaderboard_columns(summary))
     body = []
-    for key, part in summary.groupby(["model", "image_set"]):
-        model, image_set = key
+    for key, part in summary.groupby(ROW):
         links = {
-            threat: record_link(results, folder, image_set, threat, model)
+            threat: record_link(results, folder, part["image_set"].iat[0], threat, key[0])
             for threat in part["threat"].unique()
         }
+        clean = part.loc[~part["threat"].map(is_corrupted), "clean_acc"]
+        head = part["head"].iat[0]
         cells = [
-            Cell(model, href=next(filter(None, links.values()), "")),
-            Cell(image_set),
+            Cell(key[0], href=next(filter(None, links.values()), "")),
+            Cell(part["image_set"].iat[0] + ("" if head == "none" else f", head {head}")),
             number(part["n"].iat[0], 0),
-            number(part["clean_acc"].iat[0], 1, 100),
+            number(clean.iat[0], 1, 100) if len(clean) else Cell(""),
         ]
-        for column in columns:
-            if key not in column.rows.index:
-                cells.append(Cell(""))
-                continue
-            row = column.rows.loc[key]
-            link = links[row["threat"]]
-            cells.append(number(row[column.name], column.digits, column.factor, link))
+        cells += [value_cell(key, column, links) for column in columns]
         cells.append(Cell("unfinished" if part["partial"].eq(1).any() else ""))
         body.append(cells)
     header = [
@@ -231,6 +233,19 @@ def leaderboard_html(results: Results, folder: Path) -> str:
         ("", ""),
     ]
     return table_html("leaderboard", header, body)
+
+
+def value_cell(key: tuple, column: Column, links: dict[str, str]) -> Cell:
+    """A model's value in a column; empty where that list of images has none."""
+    if key not in column.rows.index:
+        return Cell("")
+    row = column.rows.loc[key]
+    return number(row[column.name], column.digits, column.factor, links[row["threat"]])
+
+
+def is_corrupted(threat: str) -> bool:
+    """Whether the images of a threat are corrupted, so that their accuracy is not clean."""
+    return threat.startswith("corruptions-")
 
 
 def published_html(results: Results) -> str:

@@ -82,6 +82,7 @@ SUMMARY = {
     "weights_sha256": Column(TEXT, empty=True),
     "group": Column(TEXT, empty=True),
     "list_sha256": Column(TEXT, empty=True),
+    "head": Column(TEXT, empty=True),
     "seed": optional(Column(WHOLE, low=-1e15, high=1e15)),
     "git": Column(TEXT, empty=True),
     "device": Column(TEXT, empty=True),

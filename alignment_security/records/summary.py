@@ -247,6 +247,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "weights_sha256": model.get("weights_sha256"),
         "group": model.get("group"),
         "list_sha256": settings.get("list_sha256"),
+        "head": settings.get("head", "none"),
         "seed": settings.get("seed"),
         "git": _of_all_sessions(sessions, "git"),
         "device": _of_all_sessions(sessions, "device"),
@@ -327,9 +328,14 @@ def summary_table(summary: pd.DataFrame) -> str:
     shown = summary[["image_set", "threat", "model", "eps", "n"]].copy()
     radii = zip(summary["eps"].astype(float), summary["threat"])
     shown["eps"] = [format_eps(eps, threat) if eps >= 0 else "" for eps, threat in radii]
-    for column in ("clean_acc", "robust_acc"):
-        if column in summary:
-            shown[column] = [f"{100 * v:.1f} %" if pd.notna(v) else "" for v in summary[column]]
+    corrupted = summary["threat"].str.startswith("corruptions-")
+    accuracies = {"clean_acc": summary["clean_acc"].where(~corrupted)}
+    if corrupted.any():
+        accuracies["corrupted_acc"] = summary["clean_acc"].where(corrupted)
+    if "robust_acc" in summary:
+        accuracies["robust_acc"] = summary["robust_acc"]
+    for column, values in accuracies.items():
+        shown[column] = [f"{100 * v:.1f} %" if pd.notna(v) else "" for v in values]
     for column in ("l2_mean", "l2_sem", "human_alignment"):
         if column in summary:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
