@@ -134,12 +134,13 @@ def join_study(rows: pd.DataFrame, key: dict, scores: pd.DataFrame, source: str)
     joined = joined.set_index("model").sort_index()
     without = sorted(unmatched.loc[unmatched["side"] == "results", "model"])
     joined_scores = joined[benchmark_columns(scores)]
+    other_input = list(joined.index[joined["input_note"] != ""])
     heading = study_heading(key)
     name = "_" + "_".join(str(key[column]) for column in ("image_set", "threat", "protocol"))
     return Study(
         name=re.sub(r"[^\w.-]+", "-", name),
         heading=heading,
-        facts=f"{heading}: {study_facts(joined_scores, source, without)}",
+        facts=f"{heading}: {study_facts(joined_scores, source, without, other_input)}",
         scores=joined_scores,
         accuracy=accuracy.loc[joined.index],
         norm=key["threat"],
@@ -153,8 +154,15 @@ def study_heading(key: dict) -> str:
     return f"{key['image_set']} (n = {n}), {threat}, {key['protocol']}, {key['attack']}"
 
 
-def study_facts(scores: pd.DataFrame, source: str, without: list[str]) -> str:
-    """Numbers of models and families, source of the scores, and what is missing, for a caption."""
+def study_facts(
+    scores: pd.DataFrame, source: str, without: list[str], other_input: list[str]
+) -> str:
+    """Numbers of models and families, source of the scores, and what is missing, for a caption.
+
+    without       models without scores
+    other_input   models to which Brain-Score's plugin shows other images than timm
+    """
+    seen = list_names("Scored on another input than timm's", other_input) if other_input else ""
     families = {lineage(model) for model in scores.index}
     empty = list(scores.columns[scores.isna().all()])
     missing = 1 - scores.notna().to_numpy().mean()
@@ -162,8 +170,8 @@ def study_facts(scores: pd.DataFrame, source: str, without: list[str]) -> str:
         f"{len(scores)} models in {len(families)} families; {source}. "
         f"{list_names('Models without scores', without)} "
         f"{list_names('Benchmarks without any score', empty)} "
-        f"{missing:.0%} of the scores are missing."
-    )
+        f"{missing:.0%} of the scores are missing. {seen}"
+    ).rstrip()
 
 
 def list_names(what: str, names: list[str]) -> str:

@@ -15,8 +15,10 @@ from conftest import DATA
 from matplotlib.colors import to_rgb
 from scipy.stats import ttest_ind_from_stats
 
+from alignment_security.analysis.brainscore_plugins import listed_nets
 from alignment_security.analysis.brainscore_registry import find_package, read_registry
 from alignment_security.common.files import UserError
+from alignment_security.common.public_nets import with_tag
 from alignment_security.models.families import FAMILIES, family
 from alignment_security.models.lists import LIST_COLUMNS, available_lists, read_model_list
 
@@ -120,6 +122,27 @@ def test_brainscore_is_what_the_installed_package_registers():
         for row in registry.itertuples()
     }
     assert set(table[["name", "weights", "group"]].itertuples(index=False, name=None)) == want
+
+
+def test_the_timm_nets_of_brainscore_are_the_listed_ones_with_timms_own_input():
+    """Their pixels and mean as timm has them, and as the plugins are listed to give them."""
+    nets, listed = listed_nets(), read_model_list("brainscore").set_index("name")["weights"]
+    listed = listed[listed.str.startswith("timm:")].str.removeprefix("timm:").map(with_tag)
+    assert nets["timm_name"].to_dict() == listed.to_dict()
+    for row in nets.itertuples():
+        config = timm.get_pretrained_cfg(row.timm_name)
+        mean = " ".join(f"{value:.3g}" for value in config.mean)
+        assert row.own_input == f"{config.input_size[-1]} px, mean {mean}", row.timm_name
+
+
+@pytest.mark.skipif(
+    not BRAINSCORE_PACKAGE and importlib.util.find_spec("brainscore_vision") is None,
+    reason="brainscore-vision is neither installed nor named by BRAINSCORE_VISION_PATH",
+)
+def test_the_inputs_of_brainscores_timm_nets_are_those_of_the_plugins():
+    registry, _ = read_registry(find_package(BRAINSCORE_PACKAGE))
+    found = registry[registry["timm_name"] != ""].set_index("model_registry_name")
+    assert found["plugin_input"].to_dict() == listed_nets()["plugin_input"].to_dict()
 
 
 # ---- lists of a user -----------------------------------------------------------------------------
