@@ -53,8 +53,11 @@ class Budget:
     @property
     def name(self) -> str:
         """`AutoAttack standard` for the standard budget only, else `reduced: ...`."""
-        if self == Budget():
-            return "AutoAttack standard"
+        return "AutoAttack standard" if self == Budget() else f"reduced: {self.listed}"
+
+    @property
+    def listed(self) -> str:
+        """The attacks and what each may spend: `apgd-ce(100) + apgd-t(9x100)`."""
         targeted = f"{self.targets}x{self.steps}"
         cost = {
             "apgd-ce": str(self.steps),
@@ -62,7 +65,7 @@ class Budget:
             "fab-t": targeted,
             "square": str(self.queries),
         }
-        return "reduced: " + " + ".join(f"{name}({cost[name]})" for name in self.attacks)
+        return " + ".join(f"{name}({cost[name]})" for name in self.attacks)
 
     def build(self, norm: str) -> list[Attack[EpsProgress]]:
         """The attacks in "Linf" or "L2"."""
@@ -84,7 +87,7 @@ class Budget:
             raise AttackError(
                 f"apgd-t needs at least {DLR_CLASSES} classes (its DLR loss compares the 1st, 3rd "
                 f"and 4th logit), the model has {n_outputs}; attack a two-class head with "
-                "L2 --protocol fmn, or leave it out: --attacks apgd-ce square"
+                "L2 --protocol fmn, or leave it out, e.g. --attacks apgd-ce"
             )
         if targeted and self.targets > n_outputs - 1:
             raise AttackError(
@@ -134,7 +137,10 @@ def run_autoattack(
         search.on_fooled,
         search.on_exhausted,
     )
-    ids = search.zero_gradient_ids
+    warn_of_zero_gradients(search.zero_gradient_ids, log)
+
+
+def warn_of_zero_gradients(ids: set[str], log: Callable[[str], None]) -> None:
     if ids:
         log(
             f"{len(ids)} image(s) had a zero gradient at a start point of APGD, "

@@ -60,11 +60,11 @@ def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, T
     check_images(x, labels, ids, n_outputs)
     x = x.to(device_of(forward.module), non_blocking=True)
     logits = forward.logits(x)
-    if logits.shape[1] != n_outputs:
+    if logits.shape[-1] != n_outputs:
         raise AttackError(
-            f"{ids[0]}: the model gives {logits.shape[1]} logits instead of {n_outputs}"
+            f"{ids[0]}: the model gives {logits.shape[-1]} logits instead of {n_outputs}"
         )
-    finite = torch.isfinite(logits).all(1).tolist()
+    finite = torch.isfinite(logits).flatten(1).all(1).tolist()
     bad = [name for name, is_finite in zip(ids, finite) if not is_finite]
     if bad:
         raise AttackError(

@@ -25,6 +25,7 @@ from alignment_security.attacks.attack import (
     State,
     to_device,
 )
+from alignment_security.models.draws import is_misclassified
 from alignment_security.models.forward import Forward
 
 # (images, points (b, C, H, W), name of the attack) -> a finding for each point that is confirmed
@@ -133,8 +134,8 @@ class AttackBatch:
         state, attack = self.state, self.attack
         x_adv, wanted = state["x_adv"], attack.wants_gradient(state)
         for image, backward in zip(self.images, wanted.tolist()):
-            image.forwards += 1
-            image.backwards += backward
+            image.forwards += forward.draws
+            image.backwards += forward.draws * backward
         if not wanted.any():
             return forward.logits(x_adv), None
         if not forward.split_pays(int(wanted.sum()), len(wanted)):
@@ -144,7 +145,7 @@ class AttackBatch:
         some_logits, some_grads = forward.gradient(
             x_adv[with_grad], lambda z, rows: attack.loss(state, z, with_grad[rows])
         )
-        logits = some_logits.new_empty(len(wanted), some_logits.shape[1])
+        logits = some_logits.new_empty(len(wanted), *some_logits.shape[1:])
         logits[with_grad], logits[without] = some_logits, forward.logits(x_adv[without])
         grad = torch.zeros_like(x_adv)
         grad[with_grad] = some_grads
@@ -156,9 +157,9 @@ class AttackBatch:
         The one moment of a step at which the host waits for the device. Raises AttackError for NaN
         or infinite logits.
         """
-        misclassified = logits.argmax(1) != self.state["y"]
+        misclassified = is_misclassified(logits, self.state["y"])
         candidate = self.attack.is_candidate(self.state, logits)
-        finite = torch.isfinite(logits).all(1)
+        finite = torch.isfinite(logits).flatten(1).all(1)
         looked = torch.stack([misclassified, candidate, finite]).cpu()
         if not looked[2].all():
             image = self.images[int((~looked[2]).nonzero()[0])]

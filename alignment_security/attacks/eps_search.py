@@ -8,7 +8,7 @@ are inferred: it is the eps of the attack that gave the verdict.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -101,6 +101,7 @@ class EpsSearch:
     eps         radii in pixel units of [0, 1], in any order
     confirm     see `run_stages`
     begun       rows that an earlier session wrote, by image id: those of its smallest eps
+    to_attack   gives the images of a batch after their clean pass
     """
 
     def __init__(
@@ -114,18 +115,20 @@ class EpsSearch:
         confirm: Confirm,
         bisect: bool = False,
         begun: dict[str, list[dict]] | None = None,
+        to_attack: Callable[..., list[AttackedImage[EpsProgress]]] = images_to_attack,
     ):
         self.attacks, self.norm, self.seed, self.n_outputs = attacks, norm, seed, n_outputs
         self.forward, self.confirm = forward, confirm
         self.eps = sorted(eps)
         self.order = EpsOrder(self.eps, bisect)
         self.begun = begun or {}
+        self.to_attack = to_attack
         self.zero_gradient_ids: set[str] = set()  # APGD met a zero gradient at a start point
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[EpsProgress]]]:
         """Rows that need no attack, and the images to attack at their first eps."""
         rows, images = [], []
-        for image in images_to_attack(
+        for image in self.to_attack(
             self.forward,
             batch,
             self.n_outputs,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # in the order in which they run
+RAND_ATTACKS = AUTOATTACK[:2]  # of `--budget rand`, for random networks
 
 # Croce & Hein 2020, version "standard" of fra31/auto-attack, in the types of a run file (JSON)
 STANDARD_BUDGET: dict[str, Any] = {

@@ -5,6 +5,7 @@ from alignment_security.evaluation.threats.autoattack import AutoAttack
 from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
+from alignment_security.evaluation.threats.rand import RandomAutoAttack
 
 __all__ = [
     "AutoAttack",
@@ -13,6 +14,7 @@ __all__ = [
     "Crossing",
     "FastMinimumNorm",
     "Foolbox",
+    "RandomAutoAttack",
     "Stopped",
     "evaluate",
 ]

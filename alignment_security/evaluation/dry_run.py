@@ -111,7 +111,9 @@ def describe_dry_run(evaluation: Evaluation) -> str:
     settings, device = model.settings, device_of(model.module)
     attack = evaluation.settings["run"]["attack"]
     first = next(iter(stream_images(images, model.preprocessing)))[1][None].to(device)
-    warnings = check_model(model.module, first, model.n_outputs, settings["name"])
+    warnings = check_model(
+        model.module, first, model.n_outputs, settings["name"], threat.takes_random_models
+    )
     execution = Execution(evaluation.batch_size, evaluation.precision, evaluation.compiled)
     speed = measure(
         threat.attacked_module(model, execution),

@@ -10,6 +10,7 @@ from alignment_security.evaluation.threats.autoattack import AutoAttack
 from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
+from alignment_security.evaluation.threats.rand import RandomAutoAttack
 from alignment_security.evaluation.threats.threat import Threat
 
 CLEAN_THREATS: dict[str, type[Threat]] = {"clean": Clean, "corruptions": Corruptions}
@@ -46,6 +47,8 @@ def threat_class(threat: str, protocol: str | None) -> type[Threat]:
 
 def threat_from_args(args: argparse.Namespace) -> Threat:
     """The threat that a command line asks for."""
+    if args.protocol == "autoattack" and args.budget == "rand":
+        return RandomAutoAttack.from_args(args)
     return threat_class(args.threat, args.protocol).from_args(args)
 
 

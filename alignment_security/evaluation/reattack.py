@@ -26,6 +26,7 @@ from alignment_security.records.adversarial_examples import load_example
 from alignment_security.records.record import read_record, read_run_file
 
 LENGTHS = (1.0, 1.001, 1.01)  # of a perturbation at which it may fool
+RANDOM_DRAWS = 80  # of a random network
 NORM_RTOL = 2e-3  # by which float16 may change a norm, with room
 
 
@@ -119,8 +120,11 @@ def check_example(path: Path, run: dict, rows: pd.DataFrame, model: Model) -> It
     if run["settings"]["run"].get("pixels"):
         x = stretch(x[None])[0]
     perturbed = [(x + factor * delta).clamp(0, 1) for factor in LENGTHS]
-    clean, *adversarial = predicted_classes(model, torch.stack([x, *perturbed]))
-    if clean != row["clean_pred"] and not run["settings"]["run"].get("restricted_to"):
+    draws = RANDOM_DRAWS if run["settings"]["run"].get("draws") else 1
+    points = torch.stack([x, *perturbed])
+    clean, *adversarial = predicted_classes(model, points, row["label"], draws)
+    is_other = clean != row["clean_pred"] and draws == 1
+    if is_other and not run["settings"]["run"].get("restricted_to"):
         yield (
             f"{path}: the clean image is class {clean} now, its record says "
             f"{int(row['clean_pred'])}; evaluate the model again"
@@ -132,7 +136,15 @@ def check_example(path: Path, run: dict, rows: pd.DataFrame, model: Model) -> It
         )
 
 
-def predicted_classes(model: Model, x: torch.Tensor) -> list[int]:
-    """Predicted class of each of x (B, 3, H, W), one by one: batch composition cannot matter."""
-    with torch.no_grad():
-        return [int(model.module(one[None]).argmax()) for one in x]
+def predicted_classes(model: Model, x: torch.Tensor, label: int, draws: int = 1) -> list[int]:
+    """Predicted class of each of x (B, 3, H, W), one by one: batch composition cannot matter.
+
+    draws   of a random network: the class is `label` unless more than half of them are wrong
+    """
+    classes = []
+    for one in x:
+        with torch.no_grad():
+            drawn = [int(model.module(one[None]).argmax()) for _ in range(draws)]
+        wrong = [prediction for prediction in drawn if prediction != label]
+        classes.append(max(wrong, key=wrong.count) if 2 * len(wrong) > draws else label)
+    return classes

@@ -265,7 +265,14 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> flo
         return None
     first = next(stream_images(todo, model.preprocessing))[1][None]
     first = first.to(device_of(model.module))
-    for warning in check_model(model.module, first, model.n_outputs, model.settings["name"]):
+    warnings = check_model(
+        model.module,
+        first,
+        model.n_outputs,
+        model.settings["name"],
+        evaluation.threat.takes_random_models,
+    )
+    for warning in warnings:
         run.warn(warning)
     if isinstance(evaluation.threat, Clean):
         return None

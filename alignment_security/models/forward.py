@@ -63,9 +63,12 @@ class Forward:
 
     When the device is out of memory, `batch_size` is halved and `log` is called with a message.
 
+    draws       passes of each row of x: one, but for a random network (`draws.DrawnForward`)
     forwards    images that went through forward passes so far, without idle rows
     backwards   images that went through backward passes so far
     """
+
+    draws = 1
 
     def __init__(
         self, module: nn.Module, batch_size: int, log: Callable[[str], None] = lambda message: None

@@ -26,7 +26,13 @@ from alignment_security.models.heads import (
     add_head,
 )
 from alignment_security.models.names import ModelEntry, find_entry, listed_checkpoint
-from alignment_security.models.repeatability import check_company, check_repeats
+from alignment_security.models.repeatability import (
+    DETERMINISTIC,
+    check_company,
+    check_random,
+    check_repeats,
+    is_random,
+)
 from alignment_security.models.timm_nets import (
     PREPROCESSING_KEYS,
     check_data_config,
@@ -157,10 +163,13 @@ def load_weights(
 # ---- checks --------------------------------------------------------------------------------------
 
 
-def check_model(module: nn.Module, images: Tensor, n_outputs: int, name: str) -> list[str]:
+def check_model(
+    module: nn.Module, images: Tensor, n_outputs: int, name: str, random: bool = False
+) -> list[str]:
     """Reject models whose outputs would make attack results meaningless; return warnings.
 
     images   (B, 3, H, W) float32 in [0, 1]
+    random   the logits may differ from pass to pass, as long as seeds repeat them
 
     Raises ModelError unless the module is in eval mode, no parameter asks for a gradient, and the
     logits are (B, n_outputs), finite, the same in two passes and the same in any batch. Warns about
@@ -181,9 +190,14 @@ def check_model(module: nn.Module, images: Tensor, n_outputs: int, name: str) ->
         )
     if not torch.isfinite(logits).all():
         raise ModelError(f"{name}: gives NaN or infinite logits on clean images")
-    check_repeats(module, images, logits, name)
-    check_company(module, images[:1], name)
-    return [*probability_warning(logits), *gradient_warning(logits, x)]
+    notes = []
+    if random and is_random(module, images[:1]):
+        check_random(module, images[:1], name)
+    else:
+        check_repeats(module, images, logits, name)
+        check_company(module, images[:1], name)
+        notes = [f"{name}: {DETERMINISTIC}"] if random else []
+    return [*notes, *probability_warning(logits), *gradient_warning(logits, x)]
 
 
 def probability_warning(logits: Tensor) -> list[str]:

@@ -22,6 +22,7 @@ from alignment_security.analysis.results import (
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.style import GREY, NORM_SYMBOLS, Drawing
 from alignment_security.records.metrics import HUMAN_CEILING
+from alignment_security.records.record import BALL_KINDS
 
 CELL = 1.62  # inches: a picture
 GAP, TEXT_LINE = 0.07, 0.117  # inches: between pictures; a line of text
@@ -40,7 +41,7 @@ def adversarial_examples(results: Results) -> Iterator[Drawing]:
 
     A figure per image set and threat, a row per model.
     """
-    for runs, columns in example_groups(results, ("ball", "minimum_norm")):
+    for runs, columns in example_groups(results, (*BALL_KINDS, "minimum_norm")):
         caption = (
             "Photographs, and under each what was added to fool a model, amplified by the factor "
             "given (grey: nothing; the largest 0.1 % of the values may be clipped). A photograph "

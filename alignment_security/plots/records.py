@@ -46,6 +46,7 @@ from alignment_security.records.comparable import (
     images_and_head,
     numbered,
 )
+from alignment_security.records.record import BALL_KINDS
 
 # Okabe and Ito's
 PROTOCOL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -60,7 +61,7 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
 
     A line per model.
     """
-    groups = group_finished(results.runs, ("ball",), comparable_settings)
+    groups = group_finished(results.runs, BALL_KINDS, comparable_settings)
     if not groups:
         return
     tables = [

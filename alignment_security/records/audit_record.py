@@ -20,6 +20,7 @@ from alignment_security.common.verdicts import (
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.ceiling import check_ceiling
 from alignment_security.records.record import (
+    BALL_KINDS,
     CLEAN_COLUMNS,
     check_complete,
     check_record_sha256,
@@ -33,10 +34,12 @@ HARMLESS_WARNING = "batch size is now"  # no verdict depends on the batch size
 CHANNELS = 3
 L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling
+BALL_CHECKED = ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"]
 # kind of a run -> columns that its checks read, besides CLEAN_COLUMNS
 NEEDED_COLUMNS = {
     "clean": [],
-    "ball": ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"],
+    "ball": BALL_CHECKED,
+    "ball_rand": [*BALL_CHECKED, "draws", "wrong_share", "wrong_low", "wrong_high"],
     "minimum_norm": ["success", "adv_pred", "l2", "linf", "human_alignment_raw", "human_alignment"],
 }
 
@@ -95,8 +98,10 @@ def check_record(record: Record) -> Iterator[str]:
         )
     for column in {"forwards", "backwards"} & set(rows):
         yield from wrong_rows(rows[column].isna(), rows, f"the count of {column} is missing")
-    if record.run["kind"] == "ball":
+    if record.run["kind"] in BALL_KINDS:
         yield from check_ball(record)
+        if "wrong_low" in record.rows:
+            yield from check_shares(record.rows)
     elif record.run["kind"] == "minimum_norm":
         yield from check_norms(record)
     yield from check_examples(record)
@@ -210,6 +215,18 @@ def check_ball(record: Record) -> Iterator[str]:
     same_image = ordered["image_id"] == ordered["image_id"].shift()
     rises = same_image & (ordered["robust"].diff() > 0)
     yield from wrong_rows(rises, ordered, "an image is robust that is broken at a smaller eps")
+
+
+def check_shares(rows: pd.DataFrame) -> Iterator[str]:
+    """Of a random network: broken only where more than half of the draws are wrong."""
+    broken = (rows["robust"] == 0) & ((rows["eps"] > 0) | (rows["clean_correct"] == 0))
+    inside = rows["wrong_share"].between(rows["wrong_low"], rows["wrong_high"])
+    checks = [
+        (broken & ~(rows["wrong_low"] > 0.5), "broken, though half of the draws may be right"),
+        (broken & ~inside, "the share of wrong draws is outside its interval"),
+    ]
+    for wrong, problem in checks:
+        yield from wrong_rows(wrong, rows, problem)
 
 
 def check_norms(record: Record) -> Iterator[str]:

@@ -16,20 +16,23 @@ from alignment_security.common.schema import FIRST_LINE, parse_table, read_json
 from alignment_security.records.schemas import RECORD, RUN_FILE
 
 CLEAN_COLUMNS = ["image_id", "label", "clean_pred", "clean_correct"]
+BALL_COLUMNS = [
+    *CLEAN_COLUMNS,
+    "eps",
+    "robust",
+    "adv_pred",
+    "broken_by",
+    "from_eps",
+    "linf",
+    "l2",
+    "forwards",
+    "backwards",
+]
+BALL_KINDS = ("ball", "ball_rand")  # kinds of run with a verdict per eps
 RECORD_COLUMNS = {
     "clean": [*CLEAN_COLUMNS, "clean_top5", "clean_real", "clean_multilabel"],
-    "ball": [
-        *CLEAN_COLUMNS,
-        "eps",
-        "robust",
-        "adv_pred",
-        "broken_by",
-        "from_eps",
-        "linf",
-        "l2",
-        "forwards",
-        "backwards",
-    ],
+    "ball": BALL_COLUMNS,
+    "ball_rand": [*BALL_COLUMNS, "draws", "wrong_share", "wrong_low", "wrong_high"],
     "minimum_norm": [
         *CLEAN_COLUMNS,
         "success",
@@ -52,6 +55,7 @@ INTEGER_COLUMNS = [
     "robust",
     "success",
     "adv_pred",
+    "draws",
 ]
 # settings that run files have had since a later version: a run begun without one goes on without
 LATER_SETTINGS = ("group", "human_map_blur", "geometry")

@@ -45,6 +45,10 @@ RECORD = {
     "human_alignment": Column(NUMBER, low=-2, high=2, empty=True),
     "forwards": optional(COUNT),
     "backwards": optional(COUNT),
+    "draws": optional(COUNT),
+    "wrong_share": SHARE,
+    "wrong_low": SHARE,
+    "wrong_high": SHARE,
 }
 
 # <results>/evaluation_results.csv, of `utilities.py merge`

@@ -19,14 +19,14 @@ from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.schema import read_json
 from alignment_security.common.text import read_text
-from alignment_security.records.record import read_record, read_run_file
+from alignment_security.records.record import BALL_KINDS, read_record, read_run_file
 
 # columns of a figure's table that name one fact about a run; see run_values
 RUN_COLUMNS = ("image_set", "threat", "model", "budget", "attack", "head")
 # columns that name `image set, threat, budget` in one cell
 SOURCE_COLUMNS = ("source", "ball", "feng2025", "other")
 # kinds of runs behind a table that only its caption describes: accuracies under attack
-KINDS_OF_CAPTIONS = ("ball",)
+KINDS_OF_CAPTIONS = BALL_KINDS
 FIRST_LINE = 2  # of the numbers in a CSV file, after its header
 ACCURACY_TOLERANCE = 1e-9
 
@@ -179,7 +179,7 @@ def changed_numbers(
         return []
     sentences = []
     for line, paths in behind.items():
-        if len(paths) != 1 or runs[paths[0]]["kind"] != "ball":
+        if len(paths) != 1 or runs[paths[0]]["kind"] not in BALL_KINDS:
             continue
         eps, accuracy = (
             figure_number(figure, line, name, table.loc[line, name]) for name in ("eps", "accuracy")

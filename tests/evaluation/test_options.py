@@ -25,6 +25,7 @@ from alignment_security.evaluation.protocols import (
     threat_class,
     threat_from_args,
 )
+from alignment_security.evaluation.threats.rand import RandomAutoAttack
 
 MODEL = ["--model_name", "net"]
 
@@ -105,7 +106,7 @@ class Reading(argparse.Namespace):
 @pytest.mark.parametrize("name", [*CLEAN_THREATS, *PROTOCOLS])
 def test_a_threat_declares_the_options_that_it_reads(name):
     """`options` of a threat are what its from_args reads, and what the run reads for it alone."""
-    of_the_run = {"protocol", "examples", "compile"}
+    of_the_run = {"protocol", "budget", "examples", "compile"}  # the first two choose the class
     threat = name if name in CLEAN_THREATS else "L2"
     line = (
         f"{threat} --corruption_type fog --corruption_severity 1" if name == "corruptions" else ""
@@ -119,7 +120,14 @@ def test_a_threat_declares_the_options_that_it_reads(name):
     )
 
 
-VALUES = {"eps": "0.1", "engine": "own", "attacks": "square", "map_reduce": "l2", "multilabel": "f"}
+VALUES = {
+    "eps": "0.1",
+    "budget": "rand",
+    "engine": "own",
+    "attacks": "square",
+    "map_reduce": "l2",
+    "multilabel": "f",
+}
 
 
 def requests():
@@ -217,3 +225,22 @@ def test_help_of_a_threat_shows_what_it_reads(capsys):
             parse_args(arguments.split())
         text = capsys.readouterr().out
         assert ended.value.code == 0 and shown in text and hidden not in text
+
+
+# ---- random networks -----------------------------------------------------------------------------
+
+
+def test_the_rand_budget_is_a_threat_of_its_own(capsys):
+    args = parse_args([*MODEL, *"Linf --eps 1/255 --budget rand --targets 3".split()])
+    threat = threat_from_args(args)
+    assert isinstance(threat, RandomAutoAttack) and threat.name == "Linf-rand"
+    assert threat.budget.attacks == ("apgd-ce", "apgd-t") and threat.settings("none")["draws"] == 20
+    assert (
+        not threat_from_args(parse_args([*MODEL, *"Linf --eps 1/255".split()])).name == "Linf-rand"
+    )
+    for more, says in (
+        ("--attacks square", "square: --budget rand has apgd-ce and apgd-t"),
+        ("--engine reference", "neither --engine reference"),
+        ("--queries 10", "--queries belongs to square"),
+    ):
+        assert says in refusal(capsys, f"Linf --eps 1/255 --budget rand {more}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 import types
 
@@ -18,10 +19,15 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
+from alignment_security.images.image_sets import synsets
+from alignment_security.images.loading import stream_images
 from alignment_security.models.brainscore import measured_preprocessing
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import ModelError, PixelModel
 from alignment_security.models.loading import check_model, load_model
+from alignment_security.records.audit import audit
+from alignment_security.records.record import read_record
+from alignment_security.records.summary import merge_records
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 installed = pytest.mark.skipif(
@@ -236,11 +242,6 @@ def test_load_model_unwraps_data_parallel(plugin):
 
 
 NETS = {
-    "stochastic": (
-        Net(lambda z: z + torch.rand_like(z)),
-        {},
-        "other logits for the same image.*VOneNets",
-    ),
     "ten classes": (Net(outputs=10), {}, r"gives \(10,\), not the 1000 logits"),
     "two outputs": (Net(lambda z: (z, z)), {}, "gives tuple, not the 1000 logits"),
     "half precision": (Net().half(), {}, "weights are torch.float16; attacks need float32"),
@@ -291,6 +292,103 @@ def test_source_options_that_contradict_each_other_are_refused(cli, tmp_path, ar
         and message in err
         and not list(tmp_path.iterdir())
     )
+
+
+# ---- random networks -----------------------------------------------------------------------------
+
+
+class V1Block(nn.Module):
+    """A made V1 block in front of a readout: Gabor filters, and Poisson-like noise.
+
+    As in VOneNets, the variance of a response is its mean. (B, 3, 8, 8) -> (B, 1000).
+    """
+
+    def __init__(self, noise=0.02):
+        super().__init__()
+        torch.manual_seed(0)
+        grid = torch.linspace(-1, 1, 5)
+        y, x = torch.meshgrid(grid, grid, indexing="ij")
+        angles = torch.arange(8)[:, None, None] * torch.pi / 8
+        waves = torch.cos(6 * (x * angles.cos() + y * angles.sin()))
+        gabor = waves * torch.exp(-(x**2 + y**2) / 0.5)
+        self.register_buffer("filters", gabor[:, None].repeat(1, 3, 1, 1) / 3)
+        self.readout, self.noise = nn.Linear(8 * 64, 1000), noise
+
+    def forward(self, x):
+        rates = nn.functional.conv2d(x, self.filters, padding=2).relu()
+        responses = rates + self.noise * (rates + 1e-4).sqrt() * torch.randn_like(rates)
+        return self.readout(responses.relu().flatten(1))
+
+
+def folders_by_prediction(model, sample, root):
+    """The sample's photographs in folders of the classes that a model gives them."""
+    for (_, x, _), path in zip(stream_images(sample, model.preprocessing), sample.paths):
+        folder = root / synsets()[int(model.module(x[None]).argmax())]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    return root
+
+
+def test_a_random_plugin_is_attacked_by_the_rand_budget_alone(plugin, cli, tmp_path, sample):
+    plugin(V1Block())
+    model = load_model("mine", source="brainscore")
+    data = folders_by_prediction(model, sample, tmp_path / "data")
+    results = tmp_path / "results"
+    request = ["--model_name", "mine", "--source", "brainscore", "--dataset", "own", "--data_dir"]
+    request += [data, "--device", "cpu", "--batch_size", "4", "--results_dir", results, "-s", "8"]
+    for threat in (["clean"], ["Linf", "--eps", "1/255"], ["L2", "--steps", "5"]):
+        status, _, err = cli(*request, *threat)
+        assert status == 2 and "mine: gives other logits" in err and "--budget rand" in err
+    assert not list(results.rglob("*.csv"))
+    threat = ["Linf", "--eps", "0.01", "0.3", "--budget", "rand", "--steps", "5", "--targets", "1"]
+    status, out, err = cli(*request, *threat)
+    assert status == 0, err
+    path = results / "records/own/Linf-rand/mine.csv"
+    rows = read_record(path)
+    run = json.loads(path.with_suffix(".json").read_text())["settings"]["run"]
+    assert run["draws"] == 20 and run["attack"].startswith("rand: apgd-ce(5) + apgd-t(1x5)")
+    assert len(rows) == 16 and rows.robust[rows.eps == 0.3].mean() < rows.clean_correct.mean()
+    broken = rows[rows.robust == 0]
+    assert len(broken) and (broken.wrong_low > 0.5).all() and (broken.draws >= 20).all()
+    assert rows.wrong_low[rows.robust == 1].isna().all()
+    findings = audit(results)
+    assert not [line for line in findings if "git" not in line and "evaluation_results" not in line]
+    assert merge_records(results).threat.unique().tolist() == ["Linf-rand"]
+
+
+def test_a_deterministic_plugin_is_warned_of_under_the_rand_budget(plugin):
+    plugin(Net())
+    model, x = load_model("mine", source="brainscore"), torch.rand(1, 3, 8, 8)
+    (warning,) = check_model(model.module, x, 1000, "mine", random=True)
+    assert "the same logits in every pass" in warning and "--budget standard" in warning
+
+
+class WithGenerator(V1Block):
+    """Draws from a generator of its own."""
+
+    def forward(self, x):
+        self.generator = getattr(self, "generator", torch.Generator().manual_seed(0))
+        return super().forward(x) + 0.1 * torch.randn(1000, generator=self.generator)
+
+
+class Centred(V1Block):
+    """Subtracts the mean of the batch."""
+
+    def forward(self, x):
+        z = super().forward(x)
+        return z - 0.5 * z.mean(0, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "net, message",
+    [(WithGenerator(), "generator of its own"), (Centred(), "other logits among other images")],
+)
+def test_random_plugins_that_cannot_be_repeated_are_refused(plugin, net, message):
+    plugin(net)
+    model, x = load_model("mine", source="brainscore"), torch.rand(1, 3, 8, 8)
+    assert check_model(V1Block().eval().requires_grad_(False), x, 1000, "mine", random=True) == []
+    with pytest.raises(ModelError, match=f"^mine: .*{message}"):
+        check_model(model.module, x, 1000, "mine", random=True)
 
 
 # ---- the package ---------------------------------------------------------------------------------

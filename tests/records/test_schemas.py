@@ -13,7 +13,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.schema import check_shape, parse_table
 from alignment_security.records.adversarial_examples import load_example
 from alignment_security.records.audit import audit
-from alignment_security.records.record import RECORD_COLUMNS, read_record, read_run_file
+from alignment_security.records.record import BALL_KINDS, RECORD_COLUMNS, read_record, read_run_file
 from alignment_security.records.schemas import RECORD
 from alignment_security.records.summary import merge_records
 
@@ -28,8 +28,10 @@ def rows_of(kind: str) -> list[dict]:
     more: list[dict]
     if kind == "clean":
         more = [{"clean_top5": 1, "clean_real": 1, "clean_multilabel": 0}]
-    elif kind == "ball":
+    elif kind in BALL_KINDS:
         found: dict = {"robust": 0, "adv_pred": 3, "broken_by": "apgd-ce", "linf": 0.003, "l2": 0.5}
+        if kind == "ball_rand":
+            found |= {"draws": 20, "wrong_share": 0.9, "wrong_low": 0.7, "wrong_high": 1.0}
         more = [{"eps": eps, "from_eps": eps, "forwards": 9, "backwards": 8} | found for eps in EPS]
     else:
         alignment = {"human_alignment_raw": 0.1, "human_alignment": 0.1 / 0.65753}
@@ -38,7 +40,7 @@ def rows_of(kind: str) -> list[dict]:
     return [{"image_id": f"{name}.jpg"} | clean | row for name in "ab" for row in more]
 
 
-KINDS = {"clean": "clean", "ball": "Linf", "minimum_norm": "L2-fmn"}
+KINDS = {"clean": "clean", "ball": "Linf", "ball_rand": "Linf-rand", "minimum_norm": "L2-fmn"}
 CELLS = [
     (kind, column, value)
     for kind, columns in RECORD_COLUMNS.items()
@@ -51,7 +53,7 @@ CELLS = [
 
 @pytest.mark.parametrize("kind, column, value", CELLS)
 def test_an_impossible_cell_is_refused_by_line_and_column(tiny_record, kind, column, value):
-    eps = EPS if kind == "ball" else None
+    eps = EPS if kind in BALL_KINDS else None
     run = tiny_record(rows_of(kind), done=False, kind=kind, threat=KINDS[kind], eps=eps)
     table = pd.read_csv(run.csv, dtype=str, keep_default_na=False)
     assert len(read_record(run.csv)) == len(table)

@@ -8,6 +8,7 @@ and the rows that its attack gives. A new protocol is one class in one file here
     Clean            accuracy on the images as they are
     Corruptions      accuracy on corrupted images (Hendrycks & Dietterich 2019)
     AutoAttack       verdicts within eps, Linf or L2 (Croce & Hein 2020)
+    RandomAutoAttack verdicts on random networks, `--budget rand`
     FastMinimumNorm  minimal norms, `--protocol fmn` (Pintor et al. 2021)
     Crossing         minimal norms in few passes, `--protocol crossing` (ours, docs/threats.md)
     Foolbox          minimal L2 norms by foolbox's DDN, Carlini-Wagner, DeepFool, and by its FMN as

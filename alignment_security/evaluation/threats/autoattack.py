@@ -29,6 +29,7 @@ from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
 
+BUDGETS = ("standard", "rand")
 ENGINES = ("own", "reference")
 NORMS = ("Linf", "L2")
 
@@ -55,6 +56,7 @@ class AutoAttack(Threat):
         {
             "protocol",
             "eps",
+            "budget",
             "engine",
             "bisect",
             "attacks",
@@ -176,7 +178,7 @@ class AutoAttack(Threat):
     @classmethod
     def from_args(cls, args: Namespace) -> AutoAttack:
         """Raises AttackError for an impossible budget."""
-        budget = Budget(tuple(args.attacks), args.steps, args.targets, args.queries)
+        budget = Budget(tuple(args.attacks or AUTOATTACK), args.steps, args.targets, args.queries)
         return cls(args.threat, args.eps, budget, args.engine, args.bisect, args.seed)
 
 
@@ -193,6 +195,12 @@ def add_autoattack_options(parser: Parser, norm: str) -> None:
         "--engine", choices=ENGINES, default="own", help="reference: pyautoattack, unchanged"
     )
     group.add_argument(
+        "--budget",
+        choices=BUDGETS,
+        default=BUDGETS[0],
+        help="rand: for random networks, over 20 draws; records in NORM-rand",
+    )
+    group.add_argument(
         "--bisect",
         action="store_true",
         help="try the middle eps first; robust there counts as robust below (from_eps says so)",
@@ -201,9 +209,8 @@ def add_autoattack_options(parser: Parser, norm: str) -> None:
         "--attacks",
         nargs="+",
         choices=AUTOATTACK,
-        default=list(AUTOATTACK),
         metavar="ATTACK",
-        help=f"of {', '.join(AUTOATTACK)}, in this order",
+        help=f"of {', '.join(AUTOATTACK)}; default: all, with --budget rand the first two",
     )
     group.add_argument(
         "--targets",
