@@ -117,7 +117,14 @@ STAGED = {
     "gpu_memory_mb": Column(WHOLE, low=1, high=1e7, empty=True),
 }
 
-SESSION = {"started": str, "seconds": (float, int), "examples?": int, "git?": (str, NONE)}
+SESSION = {
+    "started": str,
+    "seconds": (float, int),
+    "git?": (str, NONE),
+    "device?": (str, NONE),
+    "versions?": dict,
+    "examples?": int,
+}
 # results/records/<image set>/<threat>/<model>.json
 RUN_FILE = {
     "model": str,
@@ -135,6 +142,7 @@ RUN_FILE = {
             "protocol?": (str, NONE),
             "eps?": [(float, int)],
             "head?": FOLDER_NAME,
+            "corruption?": {"type": str, "severity": int},
             "geometry?": re.compile(r"[1-9][0-9]{0,4} px.*"),
             "images?": (int, NONE),
             "list_sha256?": (str, NONE),

@@ -115,7 +115,11 @@ def test_parse_table_gives_exact_types(tmp_path):
 # ---- run files -----------------------------------------------------------------------------------
 
 CHANGES: dict[str, list] = {
-    "sessions": [None, 5, "x", [1], [{}], [{"started": 1, "seconds": 1}], {}],
+    "sessions": [
+        *[None, 5, "x", [1], [{}], [{"started": 1, "seconds": 1}], {}],
+        [{"started": "2026-01-01", "seconds": 1.0, "versions": ["torch"]}],
+        [{"started": "2026-01-01", "seconds": 1.0, "git": 5}],
+    ],
     "settings": [None, [], {"model": {}}, {"model": [], "run": {}}, {"model": {}, "run": []}],
     "model": [["a"], None, 3],
     "warnings": [5, [1], "x"],
