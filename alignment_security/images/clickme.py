@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from alignment_security.common.file_kinds import foreign_kind
 from alignment_security.common.folders import left_by_tools_note, list_files, not_wanted_note
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
@@ -176,6 +177,7 @@ def read_pth(path: Path) -> ClickMeSample:
 
     No code in the file runs. Raises DataError for another content.
     """
+    check_kind(path)
     try:
         loaded = load_torch_file(path)
         image, heatmap, label = (
@@ -254,6 +256,7 @@ def _check_one_folder(root: Path, files: list[Path]) -> None:
 def shard_rows(path: Path) -> Iterator[tuple[str, Path, int, int]]:
     """(image_id, path, byte offset, label) of each record of a shard. Raises DataError."""
     name = SHARD.sub("", path.name)
+    check_kind(path)
     for number, (offset, payload) in enumerate(read_tfrecords(path)):
         label = parse_example(payload, f"{path}: record {number}")["label"]
         if not 0 <= label < IMAGENET_CLASSES:
@@ -261,6 +264,13 @@ def shard_rows(path: Path) -> Iterator[tuple[str, Path, int, int]]:
                 f"{path}: record {number} has label {label}, outside 0..{IMAGENET_CLASSES - 1}"
             )
         yield f"{name}-{number:05d}", path, offset, label
+
+
+def check_kind(path: Path) -> None:
+    """Raise DataError for a whole file of another kind, such as a Git LFS pointer."""
+    kind = foreign_kind(path) if path.stat().st_size else None
+    if kind is not None:
+        raise DataError(f"{path}: no file of ClickMe but {kind}")
 
 
 def is_clickme(images: ImageSet) -> bool:

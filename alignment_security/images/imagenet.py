@@ -23,7 +23,9 @@ from alignment_security.images.image_sets import (
     read_image_list,
     synsets,
 )
+from alignment_security.images.labels import real_correct
 
+FEWEST_JUDGED = 10  # images with ReaL labels that judge an order of classes
 # Kaggle's, Caffe's and the devkit's
 GROUND_TRUTH_FILES = ("LOC_val_solution.csv", "val.txt", "ILSVRC2012_validation_ground_truth.txt")
 
@@ -119,7 +121,7 @@ def _find_ground_truth(root: Path) -> Path:
 
 
 def _check_class_order(ground_truth: Path, labels: dict[str, int]) -> None:
-    """Raise DataError if labels {file name: class} contradict those of Big-12's list."""
+    """Raise DataError if labels {file name: class} contradict Big-12's list or ReaL's labels."""
     known = dict(read_image_list(IMAGE_LISTS / "big12.txt"))
     wrong = [name for name, label in labels.items() if label != known.get(name, label)]
     if wrong:
@@ -128,6 +130,14 @@ def _check_class_order(ground_truth: Path, labels: dict[str, int]) -> None:
             f"{ground_truth}: its classes are in another order than the logits: it gives {name} "
             f"class {labels[name]}, ImageNet's is {known[name]} ({len(wrong)} such images of "
             "big12.txt)"
+        )
+    judged = [real_correct(name, label) for name, label in labels.items()]
+    accepted = [one for one in judged if one is not None]
+    if len(accepted) >= FEWEST_JUDGED and sum(accepted) < len(accepted) / 2:
+        raise DataError(
+            f"{ground_truth}: people see its class in {sum(accepted)} of {len(accepted)} images "
+            "(ReaL, Beyer et al. 2020; of ImageNet's labels in nine of ten): its classes are in "
+            "another order than the logits, or count from 1"
         )
 
 

@@ -13,7 +13,13 @@ from PIL import Image
 
 from alignment_security.images.class_folders import label_folders
 from alignment_security.images.decoding import read_image
-from alignment_security.images.image_sets import DataError, synsets
+from alignment_security.images.image_sets import (
+    IMAGE_LISTS,
+    DataError,
+    read_image_list,
+    synsets,
+)
+from alignment_security.images.labels import real_labels
 from alignment_security.images.loading import load_image_set
 
 SYNSETS = synsets()
@@ -278,3 +284,26 @@ def test_an_image_beyond_pillows_own_guard_is_one_line(tmp_path):
     with pytest.raises(DataError, match="a.png: .*(14000|196000000)") as error:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(error.value) and "fetch it again" not in str(error.value)
+
+
+@pytest.mark.parametrize("shift", [0, 1, -1, 500])
+def test_labels_that_people_do_not_see_are_another_order(tmp_path, shift):
+    """ReaL's labels judge 12 validation images that are not in big12.txt."""
+    known = {name for name, _ in read_image_list(IMAGE_LISTS / "big12.txt")}
+    real = {name: seen for name, seen in real_labels().items() if seen and name not in known}
+    chosen = sorted(real)[:12]
+    write(tmp_path, *chosen)
+    lines = [f"{name} {(real[name][0] + shift) % 1000}\n" for name in chosen]
+    (tmp_path / "val.txt").write_text("".join(lines))
+    if not shift:
+        assert len(load_image_set("imagenet-val", str(tmp_path))) == 12
+        return
+    with pytest.raises(DataError, match="people see its class in . of 12 images.*count from 1"):
+        load_image_set("imagenet-val", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["val-0.tfrecords", "0.pth"])
+def test_a_shard_of_another_kind_is_told_as_what_it_is(tmp_path, name):
+    (tmp_path / name).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match="no file of ClickMe but a Git LFS pointer"):
+        load_image_set("clickme", str(tmp_path))
