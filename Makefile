@@ -11,7 +11,7 @@ LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --
     --examples 4
 L2 := L2 --protocol crossing --steps 50 --examples 4
 
-.PHONY: demo test test-all test-htcondor lint lock clean
+.PHONY: demo figures test test-all test-htcondor lint lock clean
 
 demo: $(VENV)/.ready
 	$(EVALUATE) --model_name tf_efficientnet_lite0 clean
@@ -22,6 +22,13 @@ demo: $(VENV)/.ready
 	$(EVALUATE) --model_name tf_efficientnet_lite1 $(L2)
 	$(BIN)/python utilities.py merge --results_dir results/demo
 	$(BIN)/python plotting.py --results_dir results/demo --figures_dir figures/demo
+
+# Draws the figures of a results folder, in an environment of its own without torch:
+#   make figures RESULTS=results/mine FIGURES=figures/mine
+RESULTS ?= results/sample
+FIGURES ?= figures/sample
+figures: $(VENV)-figures/.ready
+	$(VENV)-figures/bin/python plotting.py --results_dir $(RESULTS) --figures_dir $(FIGURES)
 
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q --cov --cov-report=term --cov-fail-under=90
@@ -55,6 +62,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 lock: $(BIN)/python
 	$(PIP) uv==0.13.9
 	$(COMPILE) requirements.txt --output-file locks/requirements.txt
+	$(COMPILE) requirements-figures.txt --constraints locks/requirements.txt \
+	    --output-file locks/requirements-figures.txt
 	$(COMPILE) requirements-dev.txt --constraints locks/requirements.txt \
 	    --output-file locks/requirements-dev.txt
 	$(COMPILE) requirements.txt requirements-htcondor.txt --constraints locks/requirements.txt \
@@ -77,7 +86,14 @@ $(VENV)/.ready-dev: $(VENV)/.ready requirements-dev.txt requirements-htcondor.tx
 	$(PIP) --no-index -r requirements-dev.txt
 	touch $@
 
+$(VENV)-figures/.ready: requirements-figures.txt locks/requirements-figures.txt
+	$(PYTHON) -m venv $(VENV)-figures
+	$(VENV)-figures/bin/python -m pip install --quiet --require-hashes \
+	    -r locks/requirements-figures.txt
+	$(VENV)-figures/bin/python -m pip install --quiet --no-index -r requirements-figures.txt
+	touch $@
+
 # Keeps the figures that are committed.
 clean:
-	rm -rf $(VENV) figures/demo results/demo
+	rm -rf $(VENV) $(VENV)-figures figures/demo results/demo
 	test ! -e .git || git clean -fdXq figures

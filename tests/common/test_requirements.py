@@ -1,0 +1,38 @@
+"""The requirement files agree with each other, and with what the figures import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "timm", "foolbox", "tqdm", "filelock"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Blocked())
+import plotting, utilities
+"""
+
+
+def pins(name: str) -> dict[str, str]:
+    """Package -> version of the `name==version` lines of a file."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\n]+)", text, re.M))
+
+
+def test_figures_are_drawn_with_the_versions_of_everything_else():
+    figures, all_of_them = pins("requirements-figures.txt"), pins("requirements.txt")
+    assert figures and figures.items() <= all_of_them.items()
+    locked = pins("locks/requirements-figures.txt")
+    assert {name.lower(): version for name, version in figures.items()}.items() <= locked.items()
+    assert "torch" not in locked
+
+
+def test_figures_import_nothing_that_is_not_required():
+    done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
