@@ -40,7 +40,7 @@ from alignment_security.plots import (
 )
 from alignment_security.plots.latex import latex
 from alignment_security.plots.report import write_report
-from alignment_security.plots.style import STYLE, Drawing, Figure, plt
+from alignment_security.plots.style import STYLE, Drawing, Figure, plt, titles_into_caption
 from alignment_security.records.summary import SUMMARY_NAME
 
 # name -> (function that draws it, command that makes what it draws)
@@ -102,7 +102,9 @@ def draw(args: argparse.Namespace) -> int:
     A figure without data is named with the command that makes them. The status is 2 if that is true
     of all.
     """
-    results = load_results(args.results_dir, args.models, args.published)
+    results = load_results(
+        args.results_dir, args.models, args.published, args.image_set, args.threat
+    )
     unfinished = [run for run in results.runs if run["status"] != "done"]
     if unfinished:
         names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)
@@ -145,10 +147,12 @@ def draw(args: argparse.Namespace) -> int:
 
 def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
     """Write a drawing and print its files, unless --no_save; close it, unless --show_plots."""
+    name, figure, table, caption = drawing
+    if args.no_titles and figure:
+        drawing = name, figure, table, titles_into_caption(figure) + caption
     files = [] if args.no_save else write(args, drawing)
     for path in files:
         print(path)
-    figure = drawing[1]
     if figure and not args.show_plots:
         plt.close(figure)
     return files
@@ -170,6 +174,20 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="only these; default every model with a record"
+    )
+    parser.add_argument(
+        "--image_set", nargs="+", metavar="SET", help="only these; default every image set"
+    )
+    parser.add_argument(
+        "--threat",
+        nargs="+",
+        metavar="THREAT",
+        help="only these folders of records: Linf, L2-crossing, ...; default all",
+    )
+    parser.add_argument(
+        "--no_titles",
+        action="store_true",
+        help="write titles and budgets into the captions, not into the pictures",
     )
     parser.add_argument("--results_dir", default="results", help="folder of records and tables")
     parser.add_argument("--figures_dir", default="figures", help="folder that gets the figures")

@@ -59,41 +59,69 @@ class Results:
     runs: list[dict]  # run files, finished or not, with the record's path as `csv`
     published: Path | None = None  # public numbers, laid out as results/README.md says
     models: tuple[str, ...] = ()  # only these; empty: all
+    image_sets: tuple[str, ...] = ()
+    threats: tuple[str, ...] = ()
+
+    def has(self, model: str, image_set: str, threat: str) -> bool:
+        """Whether results of this model, image set and threat are asked for."""
+        return all(
+            not wanted or name in wanted
+            for name, wanted in (
+                (model, self.models),
+                (image_set, self.image_sets),
+                (threat, self.threats),
+            )
+        )
 
 
 # ---- reading -------------------------------------------------------------------------------------
 
 
 def load_results(
-    results_dir: str | Path, models: list[str] | None = None, published: str | Path | None = None
+    results_dir: str | Path,
+    models: list[str] | None = None,
+    published: str | Path | None = None,
+    image_sets: list[str] | None = None,
+    threats: list[str] | None = None,
 ) -> Results:
-    """Read every run file of a results folder, or those of some models.
+    """Read every run file of a results folder, or those of some models, image sets and threats.
 
-    Raises UserError if one of `models` has no record while others have.
+    Raises UserError if one that is asked for has no record while others have.
     """
     root = Path(results_dir) / "records"
     runs = [
         read_run_file(path) | {"csv": path.with_suffix(".csv")}
         for path in glob_visible(root, "*/*/*.json")
     ]
-    recorded = sorted({run["model"] for run in runs})
-    unknown = sorted(set(models or []) - set(recorded))
-    if recorded and unknown:
-        raise UserError(
-            f"{root}: no record of {', '.join(unknown)}; --models takes {', '.join(recorded)}"
-        )
-    return Results(
+    for option, key, wanted in (
+        ("--models", "model", models),
+        ("--image_set", "image_set", image_sets),
+        ("--threat", "threat", threats),
+    ):
+        recorded = sorted({run[key] for run in runs})
+        unknown = sorted(set(wanted or []) - set(recorded))
+        if recorded and unknown:
+            raise UserError(
+                f"{root}: no record of {', '.join(unknown)}; {option} takes {', '.join(recorded)}"
+            )
+    results = Results(
         folder=Path(results_dir),
-        runs=[run for run in runs if not models or run["model"] in models],
+        runs=[],
         published=Path(published) if published else None,
         models=tuple(models or ()),
+        image_sets=tuple(image_sets or ()),
+        threats=tuple(threats or ()),
     )
+    results.runs.extend(
+        run for run in runs if results.has(run["model"], run["image_set"], run["threat"])
+    )
+    return results
 
 
 def read_summary(results: Results) -> pd.DataFrame:
     """results/evaluation_results.csv with SUMMARY_COLUMNS, a row per model, threat and eps.
 
-    Only the models asked for; empty if there is no file. Raises UserError for a damaged file.
+    Only what is asked for; empty if there is no file. Raises UserError for a damaged file.
     """
     path = results.folder / SUMMARY_NAME
     if not path.exists():
@@ -102,7 +130,8 @@ def read_summary(results: Results) -> pd.DataFrame:
     table = read_summary_table(path, fix, REQUIRED_COLUMNS)
     missing = [column for column in SUMMARY_COLUMNS if column not in table]
     table[missing] = np.nan
-    return table[table["model"].isin(results.models)] if results.models else table
+    names = zip(table["model"], table["image_set"], table["threat"])
+    return table[[results.has(*name) for name in names]]
 
 
 def stale_records(results: Results) -> list[str]:

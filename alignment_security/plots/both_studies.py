@@ -120,6 +120,12 @@ def draw_benchmarks(table: pd.DataFrame) -> Figure:
         ax.set_title(f"with {label.split(' (')[0]} ({part['n'].max()} models)", loc="left")
     labels = [name if len(name) <= MAX_LETTERS else f"{name[:MAX_LETTERS]}…" for name in names]
     axes[0].set_yticks(range(len(names)), labels, fontsize=SMALL)
+    dot: Any = {"linestyle": "none", "marker": "o", "color": LEAF_COLOUR}
+    handles = [
+        Line2D([], [], label=f"q ≤ {ALPHA} over families", **dot),
+        Line2D([], [], label=f"q > {ALPHA}", markerfacecolor="white", **dot),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure
 
 

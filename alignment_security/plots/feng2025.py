@@ -44,6 +44,7 @@ from alignment_security.plots.feng2025_style import (
     SERIES_DASHES,
     draw_front,
     draw_series,
+    estimated_handles,
     group_handles,
     tolerance_scale,
 )
@@ -159,7 +160,7 @@ def against_accuracy(results: Results, measure: str, name: str) -> Iterator[Draw
         return
     shown = [table._replace(rows=table.rows.dropna(subset=columns)) for table in tables]
     rows = number_panels(shown)
-    figure, axes = panels(len(shown), group_handles(rows))
+    figure, axes = panels(len(shown), group_handles(rows) + estimated_handles(rows))
     for ax, table in zip(axes, shown):
         draw_quadratic_fit(ax, table.standard, measure)
         if table.accuracy_label == MULTILABEL:

@@ -42,6 +42,17 @@ def group_handles(rows: pd.DataFrame) -> list[Line2D]:
     ]
 
 
+def estimated_handles(rows: pd.DataFrame) -> list[Line2D]:
+    """Legend of filled and hollow points, where some accuracies are estimated."""
+    if not rows["estimated"].any() or rows["estimated"].all():
+        return []
+    point: Any = {"linestyle": "none", "marker": "o", "color": "#666666"}
+    return [
+        Line2D([], [], label="accuracy measured", **point),
+        Line2D([], [], label="estimated from top-1", markerfacecolor="white", **point),
+    ]
+
+
 def tolerance_scale(axis: XAxis | YAxis, values: pd.Series) -> None:
     """A logarithmic axis with plain numbers, if norms span more than a factor of LOG_RANGE."""
     if not values.max() > LOG_RANGE * values.min() > 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterable
 from typing import Any
@@ -58,7 +59,16 @@ Drawing = tuple[str, Figure | None, pd.DataFrame, str]
 
 
 def model_styles(models: set[str]) -> dict[str, dict]:
-    """Keywords of each model's line: colour by family, marker and dashes by its place in it."""
+    """Keywords of each model's line: colour by family, marker and dashes by its place in it.
+
+    Few models have a colour each: three of one family would be three lines of one colour.
+    """
+    if len(models) <= len(RADIUS_COLOURS):
+        looks = zip(RADIUS_COLOURS, MARKERS, itertools.cycle(DASHES))
+        return {
+            model: {"color": colour, "marker": marker, "linestyle": dashes}
+            for model, (colour, marker, dashes) in zip(sorted(models), looks)
+        }
     styles, seen = {}, dict.fromkeys(FAMILIES, 0)
     for model in sorted(models):
         name = family(model)
@@ -127,6 +137,20 @@ def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:count])
+
+
+def titles_into_caption(figure: Figure) -> str:
+    """Take titles and heading off a figure; panels keep a letter. Returns them as a sentence."""
+    heading = figure.get_suptitle().replace("\n", " ")
+    figure.suptitle("")
+    titled = [ax for ax in figure.axes if ax.get_title(loc="left")]
+    letters = [""] if len(titled) == 1 else [f"({chr(ord('a') + i)})" for i in range(len(titled))]
+    sentences = [heading] if heading else []
+    for ax, letter in zip(titled, letters):
+        title = ax.get_title(loc="left").replace("\n", ", ")
+        sentences.append(f"{letter} {title}".strip())
+        ax.set_title(letter, loc="left")
+    return "".join(f"{sentence}. " for sentence in sentences)
 
 
 def put_heading(figure: Figure, text: str) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import plotting
-from alignment_security.analysis.results import NothingToDraw, load_results
+from alignment_security.analysis.results import NothingToDraw, load_results, read_summary
 from alignment_security.common.files import safe_file_name, utc_now
 from alignment_security.evaluation.options import parse_args
 from alignment_security.models.families import lineage
@@ -22,7 +22,13 @@ from alignment_security.plots.records import (
     corruption_errors,
     protocols_compared,
 )
-from alignment_security.plots.style import MAX_NAMED, STYLE, legend_handles, model_styles
+from alignment_security.plots.style import (
+    MAX_NAMED,
+    STYLE,
+    legend_handles,
+    model_styles,
+    titles_into_caption,
+)
 from alignment_security.records.metrics import ALEXNET_ERRORS
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
@@ -296,7 +302,8 @@ def test_models_that_resemble_each_other_are_resampled_together(model, name):
 
 
 def test_models_of_a_family_share_a_colour_and_nothing_else():
-    styles = model_styles({"resnet18", "resnet50", "vgg11"})
+    others = {f"vit_{k}" for k in range(5)}  # few models have a colour each
+    styles = model_styles({"resnet18", "resnet50", "vgg11", *others})
     assert styles["resnet18"]["color"] == styles["resnet50"]["color"] != styles["vgg11"]["color"]
     assert styles["resnet18"]["marker"] != styles["resnet50"]["marker"]
 
@@ -551,3 +558,41 @@ def test_a_name_with_dollar_signs_is_no_mathematics(name):
         figure.savefig(io.BytesIO(), format="png")
         assert not ax.title.get_parse_math()
         plt.close(figure)
+
+
+# ---- few models, filters, titles -----------------------------------------------------------------
+
+
+def test_few_models_of_a_family_have_a_colour_each():
+    """Three EfficientNets were three greens; many models keep the colours of their families."""
+    few = model_styles({f"efficientnet_b{k}" for k in range(6)})
+    assert len({style["color"] for style in few.values()}) == 6
+    assert len({style["marker"] for style in few.values()}) == 6
+    many = model_styles({f"efficientnet_b{k}" for k in range(7)})
+    assert len({style["color"] for style in many.values()}) == 1
+
+
+def test_image_sets_and_threats_can_be_left_out(tmp_path, tiny_record, capsys):
+    row = {"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}
+    for threat in ("clean", "corruptions-fog-3"):
+        tiny_record([row], kind="clean", threat=threat)
+    merge_records(tmp_path)
+    found = load_results(tmp_path, image_sets=["sample"], threats=["clean"])
+    assert [(run["image_set"], run["threat"]) for run in found.runs] == [("sample", "clean")]
+    assert read_summary(found)[["image_set", "threat"]].to_numpy().tolist() == [["sample", "clean"]]
+    assert read_summary(load_results(tmp_path, models=["net"]))["threat"].nunique() == 2
+    assert draw(tmp_path, tmp_path / "figures", "--image_set", "other") == 2
+    assert "--image_set takes sample" in capsys.readouterr().err
+    assert draw(tmp_path, tmp_path / "figures", "--threat", "Linf") == 2
+    assert "--threat takes clean, corruptions-fog-3" in capsys.readouterr().err
+
+
+def test_titles_move_to_the_caption():
+    figure, axes = plt.subplots(1, 3)
+    axes[0].set_title("sample, L2\nbudget", loc="left")
+    axes[1].set_title("mine, L2", loc="left")
+    figure.suptitle("a heading")
+    assert titles_into_caption(figure) == "a heading. (a) sample, L2, budget. (b) mine, L2. "
+    assert [ax.get_title(loc="left") for ax in axes] == ["(a)", "(b)", ""]
+    assert figure.get_suptitle() == ""
+    plt.close(figure)
