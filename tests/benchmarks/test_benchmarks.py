@@ -133,6 +133,20 @@ def test_training_digits(run):
     assert committed("training")["digits"]["results"].keys() == found["results"].keys()
 
 
+@pytest.mark.parametrize("table", ["null", "planted", "clean", "few", "intervals"])
+def test_survivors(run, table):
+    found = run("survivors", table)[table]
+    assert committed("survivors")[table].keys() == found.keys()
+    assert committed("survivors")[table]["cells"].keys() == found["cells"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", ["methods", "shapes", "loose", "groups"])
+def test_survivors_of_other_methods_and_worlds(run, table):
+    found = run("survivors", table)[table]
+    assert committed("survivors")[table]["cells"].keys() == found["cells"].keys()
+
+
 def test_survivors_on_a_leaderboard(run, leaderboard):
     (found,) = run("survivors", "planted", "--leaderboard", str(leaderboard)).values()
     assert len(found["cells"]) == 6
