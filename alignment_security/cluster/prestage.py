@@ -36,7 +36,7 @@ from alignment_security.cluster.job import (
     read_staged_table,
 )
 from alignment_security.common.files import safe_file_name, sha256_file, write_atomic
-from alignment_security.common.folders import list_files
+from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import text_lines
@@ -252,8 +252,11 @@ def _state_with_normaliser(model: Model) -> dict[str, torch.Tensor]:
 
 def pack_images(folder: Path, path: Path) -> dict:
     """Write the tar of an image folder (links followed) and return its row of staged.tsv."""
+    listing = list_files(folder)
+    for note in left_by_tools_note(folder, listing.by_tools):
+        print(f"note: {note}", file=sys.stderr)
     files: list[tuple[str, Path | bytes]] = [
-        (file.relative_to(folder).as_posix(), file) for file in list_files(folder).files
+        (file.relative_to(folder).as_posix(), file) for file in listing.files
     ]
     if not files:
         raise StagingError(
