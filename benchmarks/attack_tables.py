@@ -21,7 +21,6 @@ from benchmarks.measure import (
     Image,
     Size,
     against_reference,
-    compare,
     cost_of,
     held_out_digits,
     lite0,
@@ -33,6 +32,7 @@ from benchmarks.measure import (
 
 SCRIPT = Path(__file__).with_name("attacks.py")
 AGREEMENT_EPS = [0.08, 0.12, 0.16]
+MANY_EPS = [(0.1,), (0.06, 0.1, 0.14), tuple(0.02 * k for k in range(1, 11))]
 SIDES = {"ours": run_autoattack, "pyautoattack": run_pyautoattack}
 
 
@@ -78,29 +78,24 @@ def torchattacks_cost(net: nn.Module, images: list[Image], eps: float, device: s
 
 
 def agreement(device: str, size: Size) -> dict:
-    """Verdicts on an adversarially trained digits net, where all four attacks matter; three eps.
+    """Verdicts on an adversarially trained digits net, where all four attacks matter; three eps."""
+    net = robust_digits_net(device, size)
+    return against_reference(
+        net, held_out_digits(size.digits), AGREEMENT_EPS, DIGITS_CLASSES, size.budget
+    )
 
-    A table for each order in which our attacks search the eps: ascending, bisecting.
+
+def many_eps(device: str, size: Size) -> dict:
+    """The same net and other digits: one, three and ten eps in one run of ours.
+
+    pyautoattack has a run for each.
     """
     net = robust_digits_net(device, size)
-    images = held_out_digits(size.digits)
-    their_rows, their_cost = reference(net, images, AGREEMENT_EPS, DIGITS_CLASSES, size.budget)
-    table = {}
-    for order in ("ascending", "bisect"):
-        ours, cost = measured(
-            run_autoattack,
-            net,
-            images,
-            norm="Linf",
-            eps=AGREEMENT_EPS,
-            n_outputs=DIGITS_CLASSES,
-            budget=size.budget,
-            seed=0,
-            batch_size=64,
-            bisect=order == "bisect",
-        )
-        table[order] = compare(ours, cost, their_rows, their_cost)
-    return table
+    images = held_out_digits(size.digits + size.many_eps_digits)[size.digits :]
+    return {
+        f"{len(eps)} eps": against_reference(net, images, list(eps), DIGITS_CLASSES, size.budget)
+        for eps in MANY_EPS
+    }
 
 
 def survivor(device: str, size: Size) -> dict:

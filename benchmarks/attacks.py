@@ -25,6 +25,7 @@ from benchmarks.attack_tables import (
     agreement,
     early_exit,
     growth,
+    many_eps,
     memory,
     memory_of,
     overhead,
@@ -43,6 +44,7 @@ from benchmarks.output import get_args_parser, output_file, update_table
 TABLES = {
     "early_exit": early_exit,
     "agreement": agreement,
+    "many_eps": many_eps,
     "overhead": overhead,
     "norms_digits": norms_digits,
     "norms_digits_linf": norms_digits_linf,
@@ -53,7 +55,7 @@ TABLES = {
     "norms_lite0_animate": norms_lite0_animate,
 }
 # tiny networks are faster on one thread; `overhead` counts the time of one
-ONE_THREAD = ("agreement", "growth", "norms_digits", "norms_digits_linf", "overhead")
+ONE_THREAD = ("agreement", "many_eps", "growth", "norms_digits", "norms_digits_linf", "overhead")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -69,8 +69,15 @@ class FabMemory:
 
 
 @dataclass
-class EpsProgress:
-    """What norm-bounded attacks know of an image: an interval of eps, and how it was broken.
+class MinimumNormProgress:
+    """What a minimum-norm attack leaves when its steps are over."""
+
+    x_best: Tensor | None = None  # (C, H, W); None: no adversarial point was found
+
+
+@dataclass(kw_only=True)
+class EpsProgress(MinimumNormProgress):
+    """What norm-bounded attacks know of an image: an interval of eps, and verdicts.
 
     Indices count the eps of the search, ascending. The image is decided when nothing is left
     between `survived_index` and `broken_index`.
@@ -79,20 +86,16 @@ class EpsProgress:
     broken_index: int  # smallest eps that the image is known to break at (number of eps: none)
     survived_index: int = -1  # largest eps that the image is known to survive (-1: none)
     eps_index: int = 0  # the eps under attack
-    findings: dict[int, Finding] = field(default_factory=dict)  # by the smallest eps they decide
+    estimate_index: int = -1  # largest eps that the image is expected to survive (-1: no estimate)
+    # columns of record rows, by the index of the smallest eps that they decide
+    verdicts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    written: set[int] = field(default_factory=set)  # eps whose rows an earlier session wrote
     fab: FabMemory = field(default_factory=FabMemory)
     zero_gradient: bool = False  # APGD met a zero gradient at a start point
 
     @property
     def decided(self) -> bool:
         return self.survived_index + 1 >= self.broken_index
-
-
-@dataclass
-class MinimumNormProgress:
-    """What a minimum-norm attack leaves when its steps are over."""
-
-    x_best: Tensor | None = None  # (C, H, W); None: no adversarial point was found
 
 
 Progress = TypeVar("Progress")  # EpsProgress or MinimumNormProgress

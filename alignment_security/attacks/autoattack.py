@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -12,6 +12,7 @@ from alignment_security.attacks.apgd import APGD
 from alignment_security.attacks.attack import Attack, AttackError, EpsProgress
 from alignment_security.attacks.clean import ImageStream, ignore
 from alignment_security.attacks.confirmation import confirm_in_float32
+from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.engine import run_stages
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.fab import FAB
@@ -21,6 +22,9 @@ from alignment_security.models.forward import Forward
 
 SQUARE_SHARE = 0.002  # of all images: above it the reference's check flags masked gradients
 DLR_CLASSES = 4  # the targeted DLR loss divides by the 1st, 3rd and 4th logit
+# gradients of the walk that estimates a minimal norm, and how many such walks an image that
+# survives must cost at one eps for the estimate to pay
+ESTIMATE_STEPS, LEAST_WALKS = 30, 10
 
 # ---- the budget --------------------------------------------------------------------------------
 
@@ -80,6 +84,15 @@ class Budget:
             return FAB(norm, self.steps, runs=self.targets)
         return Square(norm, self.queries)
 
+    def cost_of(self, attack: str) -> tuple[int, int]:
+        """Forward and backward passes of an attack on an image that survives it, at most."""
+        return {
+            "apgd-ce": (self.steps + 1, self.steps),
+            "apgd-t": (self.targets * (self.steps + 1), self.targets * self.steps),
+            "fab-t": (self.targets * 2 * self.steps, self.targets * 2 * self.steps),
+            "square": (self.queries + 1, 0),
+        }[attack]
+
     def check(self, n_outputs: int) -> None:
         """Raise AttackError if the model has too few classes for an attack's loss or targets."""
         targeted = [name for name in self.attacks if name in ("apgd-t", "fab-t")]
@@ -108,7 +121,6 @@ def run_autoattack(
     budget: Budget,
     seed: int = 0,
     batch_size: int = 8,
-    bisect: bool = False,
     begun: dict[str, list[dict]] | None = None,
     exact: nn.Module | None = None,
     log: Callable[[str], None] = ignore,
@@ -118,7 +130,6 @@ def run_autoattack(
     module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
     norm     "Linf" or "L2"
     eps      radii in pixel units of [0, 1]; several are searched together (`EpsSearch`)
-    bisect   try the middle eps first, and infer robustness at smaller eps
     begun    rows that an earlier session wrote, by image id; the search continues after them
     exact    float32 model that confirms adversarial points; by default `module`
     log      receives warnings
@@ -127,10 +138,24 @@ def run_autoattack(
     budget.check(n_outputs)
     forward = Forward(module, batch_size, log)
     confirm = confirm_in_float32(Forward(exact or module, batch_size, log), norm)
-    search = EpsSearch(budget.attacks, eps, norm, seed, n_outputs, forward, confirm, bisect, begun)
+    stages: list[Attack] = [*budget.build(norm)]
+    estimate = estimate_of(budget, norm, eps)
+    if estimate:
+        stages.append(estimate)
+    search = EpsSearch(
+        budget.attacks,
+        eps,
+        norm,
+        seed,
+        n_outputs,
+        forward,
+        confirm,
+        begun,
+        estimate.name if estimate else None,
+    )
     yield from run_stages(
         source,
-        budget.build(norm),
+        stages,
         forward,
         confirm,
         search.on_images,
@@ -146,6 +171,17 @@ def warn_of_zero_gradients(ids: set[str], log: Callable[[str], None]) -> None:
             f"{len(ids)} image(s) had a zero gradient at a start point of APGD, "
             f"e.g. {min(ids)}: white-box attacks cannot work there"
         )
+
+
+def estimate_of(budget: Budget, norm: str, eps: Sequence[float]) -> BoundaryCrossing | None:
+    """The walk that estimates a minimal norm, to attack the nearest eps first.
+
+    None for one eps, and for budgets that cost no more than a few walks.
+    """
+    walk = BoundaryCrossing(norm, ESTIMATE_STEPS)
+    passes = sum(sum(budget.cost_of(attack)) for attack in budget.attacks)
+    pays = passes >= LEAST_WALKS * (2 * ESTIMATE_STEPS + 1)
+    return walk if pays and sum(radius > 0 for radius in eps) > 1 else None
 
 
 def masked_gradient_warnings(rows: pd.DataFrame) -> list[str]:

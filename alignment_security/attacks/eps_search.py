@@ -1,18 +1,21 @@
-"""EpsSearch: one image against several eps, ascending or by bisection, and the record rows of it.
+"""EpsSearch: one image against several eps, and the record rows of it.
 
 What is known of an image is an interval (`EpsProgress`). An image that is broken at eps is broken
-at every larger eps, since the larger ball contains the point. Bisection also takes an image that is
-robust at eps as robust at every smaller one, an inference. The column from_eps shows which verdicts
-are inferred: it is the eps of the attack that gave the verdict.
+at every larger eps, since the larger ball contains the point. The search begins with the smallest
+eps. If the first attack does not break the image there and the rest of the budget is expensive, a
+short minimum-norm walk estimates the norm at which the image breaks, and the eps just below it is
+attacked next, then the one just above. An image that is robust there is taken as robust at every
+smaller eps, an inference. The walk decides the order and no verdict. The column from_eps shows
+which verdicts are inferred: it is the eps of the attack that gave the verdict.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
-
-from torch import Tensor
 
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
 from alignment_security.attacks.clean import images_to_attack
@@ -20,74 +23,77 @@ from alignment_security.attacks.engine import Confirm, Decision
 from alignment_security.models.forward import Forward
 
 FAB_NAME = "fab-t"
+NO_PASSES = {"forwards": 0, "backwards": 0}
 
 # ---- order of eps ------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class EpsOrder:
-    """Which eps comes next: the smallest undecided one, or the middle of the undecided ones."""
+def next_index(progress: EpsProgress) -> int:
+    """Index of the next eps: as near as an undecided one can be to `estimate_index`."""
+    at_least = max(progress.estimate_index, progress.survived_index + 1)
+    return min(at_least, progress.broken_index - 1)
 
-    eps: list[float]  # ascending
-    bisect: bool = False
 
-    def next_index(self, progress: EpsProgress) -> int:
-        if self.bisect:
-            return (progress.survived_index + progress.broken_index) // 2
-        return progress.survived_index + 1
+def first_decided_by(norm: float, eps: list[float], progress: EpsProgress) -> int:
+    """Index of the smallest undecided eps whose ball holds a perturbation of this norm.
 
-    def first_decided_by(self, norm: float, progress: EpsProgress) -> int:
-        """Index of the smallest undecided eps whose ball holds a perturbation of this norm.
-
-        At most the eps under attack, where it was confirmed; under bisection smaller ones may be
-        undecided.
-        """
-        index = progress.eps_index
-        while index - 1 > progress.survived_index and self.eps[index - 1] >= norm:
-            index -= 1
-        return index
+    At most the eps under attack, where it was confirmed. `eps` ascending.
+    """
+    index = progress.eps_index
+    while index - 1 > progress.survived_index and eps[index - 1] >= norm:
+        index -= 1
+    return index
 
 
 # ---- record rows -------------------------------------------------------------------------------
 
 
-def robust_rows(image: AttackedImage, eps: list[float], from_eps: float) -> list[dict]:
-    """Rows of an image that survived the attack at `from_eps`."""
-    return _rows(image, eps, {"robust": 1, "adv_pred": image.label, "from_eps": from_eps})
-
-
-def misclassified_rows(image: AttackedImage, eps: list[float]) -> list[dict]:
-    """Rows of an image that is misclassified without an attack."""
+def misclassified(image: AttackedImage) -> dict[str, Any]:
+    """The verdict on an image that is misclassified without an attack."""
     verdict = {"adv_pred": image.clean["clean_pred"], "broken_by": "clean", "from_eps": 0.0}
-    return _rows(image, eps, {"robust": 0} | verdict)
+    return {"robust": 0} | verdict | passes_spent(image)
 
 
-def broken_rows(image: AttackedImage, eps: list[float], finding: Finding) -> list[dict]:
-    """Rows of an image that one finding decides. The first row has the perturbation."""
-    verdict = {"broken_by": finding.broken_by, "from_eps": finding.from_eps} | finding.columns()
-    return _rows(image, eps, {"robust": 0} | verdict, finding.perturbation)
+def survived(image: AttackedImage, from_eps: float) -> dict[str, Any]:
+    """The verdict on an image that survived the attack at `from_eps`."""
+    verdict = {"robust": 1, "adv_pred": image.label, "from_eps": from_eps}
+    return verdict | passes_spent(image)
 
 
-def repeated_rows(image: AttackedImage, eps: list[float], row: dict) -> list[dict]:
-    """Rows with the verdict of a row that an earlier session wrote."""
+def broken(image: AttackedImage, finding: Finding) -> dict[str, Any]:
+    """The verdict of a finding."""
+    verdict = {"robust": 0, "broken_by": finding.broken_by, "from_eps": finding.from_eps}
+    found = finding.columns() | {"perturbation": finding.perturbation}
+    return verdict | found | passes_spent(image)
+
+
+def known(row: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of a row that an earlier session wrote, whose passes are in that row."""
     columns = ("robust", "adv_pred", "broken_by", "from_eps", "linf", "l2")
-    return _rows(image, eps, {column: row[column] for column in columns})
+    return {column: row[column] for column in columns} | NO_PASSES
 
 
-def _rows(
-    image: AttackedImage,
-    eps: list[float],
-    verdict: dict[str, Any],
-    perturbation: Tensor | None = None,
-) -> list[dict]:
-    """One row per eps. The first row has the passes spent since the image's last row."""
-    rows: list[dict] = []
-    for value in eps:
-        rows.append(image.clean | {"eps": value, "forwards": 0, "backwards": 0} | verdict)
-    if rows:
-        spent = {"forwards": image.forwards, "backwards": image.backwards}
-        rows[0] |= spent | {"perturbation": perturbation}
-        image.forwards = image.backwards = 0
+def passes_spent(image: AttackedImage) -> dict[str, float]:
+    """Passes since the image's last verdict."""
+    spent = {"forwards": image.forwards, "backwards": image.backwards}
+    image.forwards = image.backwards = 0
+    return spent
+
+
+def rows_of_image(image: AttackedImage[EpsProgress], eps: list[float]) -> list[dict]:
+    """A row for each eps that has none yet, from `image.progress.verdicts`.
+
+    Each verdict decides the eps from its own to the next one's. Its first row has its passes and
+    its perturbation.
+    """
+    progress, rows, last = image.progress, [], None
+    for index, value in enumerate(eps):
+        if index in progress.written:
+            continue
+        start = max(start for start in progress.verdicts if start <= index)
+        row = image.clean | {"eps": value} | progress.verdicts[start]
+        rows.append(row | NO_PASSES | {"perturbation": None} if start == last else row)
+        last = start
     return rows
 
 
@@ -97,11 +103,13 @@ def _rows(
 class EpsSearch:
     """The callbacks of `run_stages` for norm-bounded attacks.
 
-    attacks     names of the attacks, a stage each
-    eps         radii in pixel units of [0, 1], in any order
-    confirm     see `run_stages`
-    begun       rows that an earlier session wrote, by image id: those of its smallest eps
-    to_attack   gives the images of a batch after their clean pass
+    attacks         names of the attacks, a stage each
+    eps             radii in pixel units of [0, 1], in any order
+    confirm         see `run_stages`
+    begun           rows that an earlier session wrote, by image id
+    estimate_name   name of the walk that estimates an image's minimal norm, which is the stage
+                    after the attacks; None: the eps are attacked in ascending order
+    to_attack       gives the images of a batch after their clean pass
     """
 
     def __init__(
@@ -113,16 +121,13 @@ class EpsSearch:
         n_outputs: int,
         forward: Forward,
         confirm: Confirm,
-        bisect: bool = False,
         begun: dict[str, list[dict]] | None = None,
+        estimate_name: str | None = None,
         to_attack: Callable[..., list[AttackedImage[EpsProgress]]] = images_to_attack,
     ):
         self.attacks, self.norm, self.seed, self.n_outputs = attacks, norm, seed, n_outputs
-        self.forward, self.confirm = forward, confirm
-        self.eps = sorted(eps)
-        self.order = EpsOrder(self.eps, bisect)
-        self.begun = begun or {}
-        self.to_attack = to_attack
+        self.forward, self.confirm, self.to_attack = forward, confirm, to_attack
+        self.eps, self.begun, self.estimate_name = sorted(eps), begun or {}, estimate_name
         self.zero_gradient_ids: set[str] = set()  # APGD met a zero gradient at a start point
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[EpsProgress]]]:
@@ -135,56 +140,70 @@ class EpsSearch:
             lambda: EpsProgress(broken_index=len(self.eps)),
             self.seed,
         ):
-            decided_rows, attack = self._begin(image, self.begun.get(image.image_id, []))
-            rows += decided_rows
-            if attack:
+            self._begin(image, self.begun.get(image.image_id, []))
+            if image.progress.decided:
+                rows += rows_of_image(image, self.eps)
+            else:
                 self._next_eps(image)
                 images.append(image)
         return rows, images
 
     def on_fooled(self, image: AttackedImage[EpsProgress], finding: Finding) -> Decision:
         """The image is broken at its eps; go on with a smaller one, or finish it."""
+        if finding.broken_by == self.estimate_name:
+            return self._on_estimate(image, finding.norm(self.norm))
         self._record_broken(image, finding)
-        return self._continue(image, [])
+        return self._continue(image)
 
     def on_exhausted(self, image: AttackedImage[EpsProgress], stage: int) -> Decision:
         """The attack of this stage failed: on to the next attack, or robust at this eps."""
+        if stage == len(self.attacks):
+            return self._on_estimate(image, math.inf)
         if self.attacks[stage] == FAB_NAME:
             image.progress.fab.finished = True
-        next_stage = self._next_stage(image, stage + 1)
-        if next_stage is not None:
-            return [], next_stage
-        return self.on_survived(image)
+        if stage == 0 and self.estimate_name and image.progress.estimate_index < 0:
+            image.eps = math.inf  # the walk has no eps; what it finds is confirmed at any distance
+            return [], len(self.attacks)
+        return self._next_attack(image, stage + 1)
 
     def on_survived(self, image: AttackedImage[EpsProgress]) -> Decision:
         """All attacks failed at the image's eps; go on with a larger one, or finish it."""
-        return self._continue(image, self._record_survived(image))
+        self._record_survived(image)
+        return self._continue(image)
 
-    def _begin(
-        self, image: AttackedImage[EpsProgress], done: list[dict]
-    ) -> tuple[list[dict], bool]:
-        """Rows that need no attack, and whether an attack is needed.
-
-        `done` are the image's rows of an earlier session, always those of the smallest eps.
-        """
-        remaining = self.eps[len(done) :]
+    def _begin(self, image: AttackedImage[EpsProgress], rows: list[dict]) -> None:
+        """Note what is known of an image without an attack, and from `rows` of earlier sessions."""
+        progress = image.progress
         if not image.clean["clean_correct"]:
-            return misclassified_rows(image, remaining), False
-        if done and not done[-1]["robust"]:
-            # the interrupted session wrote only some of the rows that one finding decides
-            return repeated_rows(image, remaining, done[-1]), False
-        image.progress.survived_index = len(done) - 1
-        rows: list[dict] = []
-        if remaining and remaining[0] == 0:  # a correct prediction survives eps 0
-            rows = robust_rows(image, remaining[:1], from_eps=0.0)
-            image.progress.survived_index += 1
-        return rows, not image.progress.decided
+            progress.verdicts[0] = misclassified(image)
+            progress.broken_index = 0
+        elif self.eps[0] == 0:  # a correct prediction survives eps 0
+            progress.verdicts[0] = survived(image, 0.0)
+            progress.survived_index = 0
+        for row in rows:
+            index = self.eps.index(row["eps"])
+            progress.written.add(index)
+            if row["robust"] and index > progress.survived_index:
+                progress.survived_index = index
+                progress.verdicts[0] = known(row)
+            elif not row["robust"] and index < progress.broken_index:
+                progress.broken_index = index
+                progress.verdicts[index] = known(row)
 
-    def _continue(self, image: AttackedImage[EpsProgress], rows: list[dict]) -> Decision:
+    def _on_estimate(self, image: AttackedImage[EpsProgress], norm: float) -> Decision:
+        """Attack the largest eps below the estimated norm, or the smallest of all.
+
+        The first attack has already failed at the present one.
+        """
+        before = image.progress.eps_index
+        image.progress.estimate_index = max(bisect_left(self.eps, norm) - 1, 0)
+        self._next_eps(image)
+        return self._next_attack(image, 1 if image.progress.eps_index == before else 0)
+
+    def _continue(self, image: AttackedImage[EpsProgress]) -> Decision:
         """Decide as many eps as possible without an attack.
 
-        Returns `rows` and the rows decided here, and the stage of the next attack, or None if every
-        eps is decided. Rows of broken eps come last, when the smallest broken eps is known.
+        Returns the image's rows if every eps is decided, else the stage of the next attack.
         """
         progress = image.progress
         if progress.zero_gradient:
@@ -192,52 +211,37 @@ class EpsSearch:
         while not progress.decided:
             self._next_eps(image)
             finding = self._recall(image)
-            if finding is not None:
-                self._record_broken(image, finding)
-                continue
-            stage = self._next_stage(image, 0)
-            if stage is not None:
-                return rows, stage
-            rows = rows + self._record_survived(image)
-        return rows + self._broken_rows(image), None
+            if finding is None:
+                return self._next_attack(image, 0)
+            self._record_broken(image, finding)
+        return rows_of_image(image, self.eps), None
 
-    def _next_eps(self, image: AttackedImage[EpsProgress]) -> None:
-        image.progress.eps_index = self.order.next_index(image.progress)
-        image.eps = self.eps[image.progress.eps_index]
-
-    def _next_stage(self, image: AttackedImage[EpsProgress], first: int) -> int | None:
-        """First stage from `first` on that can still break the image.
+    def _next_attack(self, image: AttackedImage[EpsProgress], first: int) -> Decision:
+        """The first stage from `first` on that can still break the image, else it survived.
 
         FAB ignores eps, so after all of its runs it would find nothing new.
         """
         for stage in range(first, len(self.attacks)):
             if self.attacks[stage] != FAB_NAME or not image.progress.fab.finished:
-                return stage
-        return None
+                return [], stage
+        return self.on_survived(image)
 
-    def _record_survived(self, image: AttackedImage[EpsProgress]) -> list[dict]:
-        """Move the lower bound up to the present eps; returns rows of the eps that this decides."""
+    def _next_eps(self, image: AttackedImage[EpsProgress]) -> None:
+        image.progress.eps_index = next_index(image.progress)
+        image.eps = self.eps[image.progress.eps_index]
+
+    def _record_survived(self, image: AttackedImage[EpsProgress]) -> None:
+        """Move the lower bound up to the present eps."""
         progress = image.progress
-        decided = self.eps[progress.survived_index + 1 : progress.eps_index + 1]
+        progress.verdicts[progress.survived_index + 1] = survived(image, image.eps)
         progress.survived_index = progress.eps_index
-        return robust_rows(image, decided, from_eps=image.eps)
 
     def _record_broken(self, image: AttackedImage[EpsProgress], finding: Finding) -> None:
         """Move the upper bound down to the smallest eps that the finding decides."""
         progress = image.progress
-        index = self.order.first_decided_by(finding.norm(self.norm), progress)
-        progress.findings[index] = finding
+        index = first_decided_by(finding.norm(self.norm), self.eps, progress)
+        progress.verdicts[index] = broken(image, finding)
         progress.broken_index = index
-
-    def _broken_rows(self, image: AttackedImage[EpsProgress]) -> list[dict]:
-        """Rows of the broken eps: each finding decides those from its own to the next one's."""
-        findings = image.progress.findings
-        starts = sorted(findings)
-        ends = [*starts[1:], len(self.eps)]
-        rows: list[dict] = []
-        for start, end in zip(starts, ends):
-            rows += broken_rows(image, self.eps[start:end], findings[start])
-        return rows
 
     def _recall(self, image: AttackedImage[EpsProgress]) -> Finding | None:
         """FAB ignores eps, so its point from outside a smaller ball also settles this larger one.

@@ -95,7 +95,7 @@ def run_pyautoattack(
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     counted = CountedModule(module)
     forward = Forward(counted, batch_size, log)
-    confirm = confirm_in_float32(forward, norm)
+    confirm = confirm_in_float32(Forward(module, batch_size, log), norm)  # counts its own passes
     search = EpsSearch(budget.attacks, eps, norm, seed, n_outputs, forward, confirm, begun=begun)
     source = iter(source)
     while batch := list(islice(source, batch_size)):

@@ -237,5 +237,3 @@ def check_attack_options(args: argparse.Namespace) -> None:
         )
     if args.threat == "corruptions" and not (args.corruption_type and args.corruption_severity):
         raise AttackError("corruptions needs --corruption_type and --corruption_severity")
-    if args.bisect and args.engine == "reference":
-        raise AttackError("--bisect: pyautoattack (--engine reference) goes through eps in order")

@@ -59,6 +59,8 @@ INTEGER_COLUMNS = [
 ]
 # settings that run files have had since a later version: a run begun without one goes on without
 LATER_SETTINGS = ("group", "human_map_blur", "geometry")
+# settings that earlier versions wrote: in which order the eps were attacked, which decides nothing
+FORMER_SETTINGS = ("ladder",)
 MAX_LINES = 50  # that a message says how to remove
 # what to do about a record or run file that cannot be right; {line} is the line
 MEND_RECORD = (
@@ -135,6 +137,8 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
     None when they are equal.
     """
     for key in dict.fromkeys([*old, *new]):
+        if key in FORMER_SETTINGS:
+            continue
         name, old_value, new_value = f"{prefix}{key}", old.get(key), new.get(key)
         if isinstance(old_value, dict) and isinstance(new_value, dict):
             difference = first_difference(old_value, new_value, f"{name}.")

@@ -38,8 +38,7 @@ RUNS = {
     "reference": partial(run_pyautoattack, **BALLS["Linf"]),
 }
 RUNS |= {
-    f"{norm} ladder": partial(run_autoattack, bisect=norm == "Linf", **options)
-    for norm, options in BALLS.items()
+    f"{norm} eps search": partial(run_autoattack, **options) for norm, options in BALLS.items()
 }
 NORMS: list[MinimumNormAttack] = [
     *(FMN(norm, 8) for norm in ("L2", "Linf", "L1")),

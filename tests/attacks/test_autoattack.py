@@ -8,6 +8,7 @@ from nets import RowCounter, cifar_photographs, cifar_resnet18, digits, rows_of,
 from scipy.optimize import linprog
 from torch import nn
 
+from alignment_security.attacks import autoattack
 from alignment_security.attacks.apgd import APGD
 from alignment_security.attacks.attack import (
     AttackedImage,
@@ -17,7 +18,7 @@ from alignment_security.attacks.attack import (
 )
 from alignment_security.attacks.autoattack import Budget, masked_gradient_warnings, run_autoattack
 from alignment_security.attacks.engine import run_stages
-from alignment_security.attacks.eps_search import EpsOrder
+from alignment_security.attacks.eps_search import first_decided_by, next_index
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import project_onto_hyperplane
@@ -281,29 +282,54 @@ def test_fab_memory_decides_larger_balls(robust_digits):
     )
 
 
-def test_eps_search_bisects_and_marks_what_it_inferred(robust_digits):
-    eps, images = [0.04, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
-    exact, bisected = (
-        rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, bisect=bisect))
-        .set_index(["image_id", "eps"])
-        .sort_index()
-        for bisect in (False, True)
-    )
-    assert (exact.robust == bisected.robust).mean() >= 0.97
-    inferred = bisected[bisected.from_eps > bisected.index.get_level_values("eps") + 1e-12]
-    assert len(inferred) and (inferred.robust == 1).all()
-    assert bisected.forwards.sum() < exact.forwards.sum()
+def test_an_estimate_orders_the_eps_and_changes_no_verdict(robust_digits, monkeypatch):
+    """Against the eps in ascending order, for which no estimate is made."""
+    eps, images = [0.02, 0.05, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
+    budget = Budget(steps=50, targets=9, queries=400)
+
+    def search() -> pd.DataFrame:
+        rows = rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, budget))
+        return rows.set_index(["image_id", "eps"]).sort_index()
+
+    with_estimate = search()
+    monkeypatch.setattr(autoattack, "LEAST_WALKS", float("inf"))
+    ascending = search()
+    assert (with_estimate.robust == ascending.robust).all()
+    levels = with_estimate.index.get_level_values("eps")
+    inferred = with_estimate[with_estimate.from_eps > levels + 1e-12]
+    assert (inferred.robust == 1).any() and not (inferred.broken_by == "crossing-Linf").any()
+    broken = with_estimate[(with_estimate.robust == 0) & (with_estimate.broken_by != "clean")]
+    assert set(broken.broken_by) <= set(Budget().attacks)
+    assert with_estimate.forwards.sum() < 0.5 * ascending.forwards.sum()
 
 
-def test_eps_order_decides_smaller_eps_by_a_small_perturbation():
-    """Bisection begins in the middle; a point with a norm of 0.1 also decides eps 0.15 and 0.1."""
-    progress = EpsProgress(broken_index=5)
-    order = EpsOrder([0.05, 0.1, 0.15, 0.2, 0.25], bisect=True)
-    assert order.next_index(progress) == 2 and EpsOrder(order.eps).next_index(progress) == 0
-    progress.eps_index = 3
-    assert [order.first_decided_by(norm, progress) for norm in (0.18, 0.1, 0.01)] == [3, 1, 0]
+@pytest.mark.parametrize("truth", range(7))
+@pytest.mark.parametrize("estimate", range(-1, 7))
+def test_the_next_eps_is_as_near_to_the_estimate_as_undecided_ones_are(truth, estimate):
+    """Six eps, of which `truth` are survived: at most two attacks where the estimate is right."""
+    progress = EpsProgress(broken_index=6, estimate_index=estimate)
+    attacked = []
+    while not progress.decided:
+        index = next_index(progress)
+        attacked.append(index)
+        if index < truth:
+            progress.survived_index = index
+        else:
+            progress.broken_index = index
+    assert progress.survived_index == truth - 1 and len(set(attacked)) == len(attacked)
+    if estimate == -1:
+        assert attacked == list(range(min(truth + 1, 6)))
+    if estimate == truth - 1 >= 0:
+        assert attacked == [truth - 1, truth][: 6 - estimate]
+
+
+def test_a_small_perturbation_decides_smaller_eps():
+    """A point with a norm of 0.1 also decides eps 0.15 and 0.1."""
+    eps = [0.05, 0.1, 0.15, 0.2, 0.25]
+    progress = EpsProgress(broken_index=5, eps_index=3)
+    assert [first_decided_by(norm, eps, progress) for norm in (0.18, 0.1, 0.01)] == [3, 1, 0]
     progress.survived_index = 1
-    assert order.first_decided_by(0.01, progress) == 2
+    assert first_decided_by(0.01, eps, progress) == 2
     progress.broken_index = 2
     assert progress.decided
 

@@ -141,7 +141,7 @@ def requests():
 @pytest.mark.parametrize("threat, protocol, option", requests())
 def test_an_option_that_is_not_read_is_not_taken_in_silence(capsys, threat, protocol, option):
     """No protocol takes an option that it ignores, and the refusal names one that reads it."""
-    flag = option in ("bisect", "compile")
+    flag = option == "compile"
     words = [f"--{option}"] if flag else [f"--{option}", VALUES.get(option, "1")]
     base = f"{threat} --protocol {protocol}" if protocol else threat
     if threat == "corruptions" and not option.startswith("corruption"):
@@ -165,10 +165,6 @@ def test_eps_of_l2_is_autoattacks(capsys):
     said = refusal(capsys, "L2 --protocol fmn --eps 0.5")
     assert "--eps: L2 --protocol fmn does not read it; it belongs to --protocol autoattack" in said
     assert threat_from_args(parse_args([*MODEL, "L2", "--eps", "3"])).name == "L2-autoattack"
-
-
-def test_the_reference_has_no_bisection(capsys):
-    assert "in order" in refusal(capsys, "Linf --eps 0.1 --engine reference --bisect")
 
 
 # ---- several requests ----------------------------------------------------------------------------

@@ -186,6 +186,16 @@ def cell(threat: str, name: str, column: str, value, eps=None):
     return change_rows(threat, change)
 
 
+def both(*plants):
+    """One plant after the other."""
+
+    def plant(results):
+        for part in plants:
+            part(results)
+
+    return plant
+
+
 def in_settings(threat: str, part: str, **values):
     return change_run(threat, lambda run: run["settings"][part].update(values))
 
@@ -303,7 +313,10 @@ PLANTED = {  # what was done -> (how, what the only finding says)
         "a norm of a broken image is missing",
     ),
     "broken from above": (
-        cell("Linf", "c.jpg", "from_eps", EPS[1], EPS[0]),
+        both(
+            in_settings("Linf", "run", ladder="ascending"),
+            cell("Linf", "c.jpg", "from_eps", EPS[1], EPS[0]),
+        ),
         "broken at a larger one",
     ),
     "robust from below": (cell("Linf", "a.jpg", "from_eps", EPS[0], EPS[1]), "so at a smaller one"),

@@ -11,8 +11,9 @@ from typing import ClassVar
 from torch import nn
 
 from alignment_security.attacks.attack import AttackError
-from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.attacks.autoattack import Budget, estimate_of, run_autoattack
 from alignment_security.attacks.clean import ImageStream
+from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.libraries import run_pyautoattack
 from alignment_security.common.command_line import Parser, argument, positive_int
 from alignment_security.common.eps import parse_eps, parse_radius
@@ -42,14 +43,12 @@ class AutoAttack(Threat):
     eps      radii in pixel units of [0, 1], or one of them
     budget   attacks and their steps; only the default is AutoAttack's standard version
     engine   own, or reference: pyautoattack, unchanged
-    bisect   try the middle eps first
     """
 
     norm: str
     eps: Sequence[float]
     budget: Budget = Budget()
     engine: str = "own"
-    bisect: bool = False
     seed: int = 0
     kind: ClassVar[str] = "ball"
     options: ClassVar[frozenset[str]] = frozenset(
@@ -58,7 +57,6 @@ class AutoAttack(Threat):
             "eps",
             "budget",
             "engine",
-            "bisect",
             "attacks",
             "steps",
             "targets",
@@ -96,7 +94,6 @@ class AutoAttack(Threat):
             "attack": self.budget.name,
             "eps": list(self.eps),
             "engine": self.engine,
-            "ladder": "bisect" if self.bisect else "ascending",
             "attacks": self.budget.attacks,
             "steps": self.budget.steps,
             "targets": self.budget.targets,
@@ -114,32 +111,33 @@ class AutoAttack(Threat):
             once = self._cost_once(attack)
             forwards += times * once[0]
             backwards += times * once[1]
+        if walk := self._estimate():
+            forwards, backwards = forwards + walk.steps + 2, backwards + walk.steps
         return first_point, (forwards, backwards)
 
     def _times_run(self, attack: str) -> int:
         """At how many eps an image that survives meets an attack."""
         if attack == "fab-t" and self.engine == "own":
             return 1  # FAB ignores eps, so its result settles them all
-        if self.bisect:
-            return math.ceil(math.log2(len(self.eps) + 1))
-        return len(self.eps)
+        if self._estimate() is None:
+            return len(self.eps)
+        return 2 if attack == self.budget.attacks[0] else 1  # the smallest and the largest eps
+
+    def _estimate(self) -> BoundaryCrossing | None:
+        """The walk that decides which eps is next."""
+        return None if self.engine == "reference" else estimate_of(self.budget, self.norm, self.eps)
 
     def _cost_once(self, attack: str) -> Cost:
         """Passes of one attack at one eps on an image that survives it, counted on both engines."""
         steps, targets, queries = self.budget.steps, self.budget.targets, self.budget.queries
         if self.engine == "reference":
             return {
-                "apgd-ce": (steps + 5, steps + 1),
-                "apgd-t": (targets * (steps + 3) + 1, targets * (steps + 1)),
-                "fab-t": (targets * (2 * steps + 4) + 1, targets * steps),
-                "square": (queries + 6, 0),
+                "apgd-ce": (steps + 3, steps + 1),
+                "apgd-t": (targets * (steps + 2) + 2, targets * (steps + 1)),
+                "fab-t": (targets * (2 * steps + 3) + 2, targets * steps),
+                "square": (queries + 4, 0),
             }[attack]
-        return {
-            "apgd-ce": (steps + 1, steps),
-            "apgd-t": (targets * (steps + 1), targets * steps),
-            "fab-t": (targets * 2 * steps, targets * 2 * steps),
-            "square": (queries + 1, 0),
-        }[attack]
+        return self.budget.cost_of(attack)
 
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         if self.engine == "reference":
@@ -169,7 +167,6 @@ class AutoAttack(Threat):
             self.budget,
             seed=self.seed,
             batch_size=execution.batch_size,
-            bisect=self.bisect,
             begun=execution.known_rows,
             exact=WithoutTF32(model.module),
             log=execution.log,
@@ -179,7 +176,7 @@ class AutoAttack(Threat):
     def from_args(cls, args: Namespace) -> AutoAttack:
         """Raises AttackError for an impossible budget."""
         budget = Budget(tuple(args.attacks or AUTOATTACK), args.steps, args.targets, args.queries)
-        return cls(args.threat, args.eps, budget, args.engine, args.bisect, args.seed)
+        return cls(args.threat, args.eps, budget, args.engine, args.seed)
 
 
 def add_autoattack_options(parser: Parser, norm: str) -> None:
@@ -199,11 +196,6 @@ def add_autoattack_options(parser: Parser, norm: str) -> None:
         choices=BUDGETS,
         default=BUDGETS[0],
         help="rand: for random networks, over 20 draws; records in NORM-rand",
-    )
-    group.add_argument(
-        "--bisect",
-        action="store_true",
-        help="try the middle eps first; robust there counts as robust below (from_eps says so)",
     )
     group.add_argument(
         "--attacks",

@@ -34,8 +34,8 @@ class RandomAutoAttack(AutoAttack):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.engine != "own" or self.bisect:
-            raise AttackError("--budget rand: neither --engine reference nor --bisect")
+        if self.engine != "own":
+            raise AttackError("--budget rand: not with --engine reference")
 
     @property
     def name(self) -> str:
@@ -52,6 +52,9 @@ class RandomAutoAttack(AutoAttack):
         (_, backwards), (most_forwards, most_backwards) = super().cost()
         least = (2 * draws + 2 * first, backwards * draws)
         return least, ((most_forwards - 1) * draws + first, most_backwards * draws)
+
+    def _estimate(self) -> None:
+        """The eps are attacked in ascending order."""
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         return run_rand(
@@ -74,4 +77,4 @@ class RandomAutoAttack(AutoAttack):
             raise AttackError("--budget rand: --queries belongs to square, which it does not run")
         attacks = tuple(args.attacks or RandomBudget().attacks)
         budget = RandomBudget(attacks, args.steps, args.targets)
-        return cls(args.threat, args.eps, budget, args.engine, args.bisect, args.seed)
+        return cls(args.threat, args.eps, budget, args.engine, args.seed)
