@@ -29,7 +29,8 @@ class Size:
     budget         of AutoAttack where the standard one is meant
     photographs    of the sample and of CIFAR-10; None: all
     epochs         of the adversarially trained digits net
-    digits         attacked in `agreement`; norm_digits: in the tables of norms
+    digits         attacked in `agreement`; many_eps_digits: in `many_eps`; norm_digits: in the
+                   tables of norms
     growth_images, growth_batches, growth_digits   of `growth`
     long_norms, short_norms                        steps of the tables of norms
     overhead_images, overhead_steps, queries, repeats   of `overhead`
@@ -40,6 +41,7 @@ class Size:
     photographs: int | None = None
     epochs: int = 6
     digits: int = 300
+    many_eps_digits: int = 100
     norm_digits: int = 100
     growth_budget: Budget = Budget(steps=20, targets=2, queries=100)
     growth_images: tuple[int, ...] = (20, 200, 1000)
@@ -61,6 +63,7 @@ QUICK = Size(
     photographs=2,
     epochs=2,
     digits=3,
+    many_eps_digits=2,
     norm_digits=20,
     growth_budget=Budget(steps=2, targets=1, queries=2),
     growth_images=(2, 3),
