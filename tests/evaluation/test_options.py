@@ -236,7 +236,7 @@ def test_the_rand_budget_is_a_threat_of_its_own(capsys):
     )
     for more, says in (
         ("--attacks square", "square: --budget rand has apgd-ce and apgd-t"),
-        ("--engine reference", "neither --engine reference"),
+        ("--engine reference", "not with --engine reference"),
         ("--queries 10", "--queries belongs to square"),
     ):
         assert says in refusal(capsys, f"Linf --eps 1/255 --budget rand {more}")
