@@ -63,7 +63,8 @@ def git_state() -> str:
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
+    # without the lock of the index, which a killed process would leave in the user's repository
+    command = ["git", "--no-optional-locks", "-C", str(ROOT), *arguments]
     # inside a git hook these name the repository of the hook
     environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE")}
     return subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from importlib.metadata import version
@@ -148,7 +149,10 @@ def test_git_state_is_the_commit_and_whether_tracked_files_differ(root):
     (root / "untracked").write_text("")
     for name in other:
         (root / name).write_text("2\n")
+    before = (root / ".git/index").read_bytes()
+    os.utime(root / "a.py", (1, 1))  # an index with locks would be refreshed and written
     assert git_state() == git("rev-parse", "HEAD")
+    assert (root / ".git/index").read_bytes() == before
     for name in code:
         (root / name).write_text("2\n")
         assert git_state() == git("rev-parse", "HEAD") + "-dirty", name
