@@ -148,9 +148,10 @@ def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
     """Labels of folders named by synset, or by class from 0 to 999. Raises DataError."""
     by_synset = {synset: label for label, synset in enumerate(synsets())}
     by_number = {str(label): label for label in range(IMAGENET_CLASSES)}
-    for label_of in (by_synset, by_number):
-        if folders and all(name in label_of for name in folders):
-            return ClassLabels({name: label_of[name] for name in folders})
+    if folders and all(name in by_synset for name in folders):
+        return ClassLabels({name: by_synset[name] for name in folders})
+    if set(folders) == by_number.keys():  # some of them may be the classes of another set
+        return ClassLabels(by_number)
     unknown = [name for name in folders if name not in by_synset]
     raise DataError(
         f"{root}: {len(folders)} class folders that are not ImageNet synsets"

@@ -65,6 +65,8 @@ def test_folders_0_to_999_are_those_classes(tmp_path):
         [f"{k:04d}" for k in range(1000)],
         [*SYNSETS[:-1], "dog"],
         [SYNSETS[0], "0"],
+        [str(k) for k in range(10)],
+        [str(k) for k in range(999)],
         [],
     ],
 )
