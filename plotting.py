@@ -25,6 +25,7 @@ from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
+    attacks,
     both_studies,
     examples,
     feng2025,
@@ -46,6 +47,7 @@ from alignment_security.records.summary import SUMMARY_NAME
 # name -> (function that draws it, command that makes what it draws)
 DRAWN_BY = [
     records,
+    attacks,
     norms,
     examples,
     hoak2025_heat_maps,

@@ -10,6 +10,7 @@ from alignment_security.analysis.results import (
     read_finished_rows,
     run_budget,
 )
+from alignment_security.common.verdicts import AUTOATTACK
 from alignment_security.models.families import family
 from alignment_security.records.metrics import (
     ALEXNET_ERRORS,
@@ -19,6 +20,7 @@ from alignment_security.records.metrics import (
 )
 from alignment_security.records.summary import attacked_size, size_text
 
+VERDICTS = ("robust", *AUTOATTACK, "misclassified")  # of an image at an eps
 CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors
 NOT_ALEXNETS = "AlexNet's errors are of other"
 
@@ -43,6 +45,32 @@ def accuracy_by_eps(run: dict) -> pd.DataFrame:
                 "correct": correct,
                 "n": n,
                 "accuracy": correct / n,
+                "low": low,
+                "high": high,
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def verdicts_by_eps(run: dict) -> pd.DataFrame:
+    """How many images were robust, broken by each attack, or misclassified, a row per eps.
+
+    With robust accuracy's 95 % Wilson interval `low, high`. Its columns are VERDICTS.
+    """
+    table = []
+    for eps, part in read_finished_rows(run).groupby("eps"):
+        verdicts = part["broken_by"].fillna("").replace({"": "robust", "clean": "misclassified"})
+        counts = {verdict: int((verdicts == verdict).sum()) for verdict in VERDICTS}
+        low, high = accuracy_interval(counts["robust"], len(part))
+        table.append(
+            {
+                "image_set": run["image_set"],
+                "threat": run["threat"],
+                "budget": run_budget(run),
+                "model": run["model"],
+                "eps": eps,
+                "n": len(part),
+                **counts,
                 "low": low,
                 "high": high,
             }

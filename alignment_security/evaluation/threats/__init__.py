@@ -3,7 +3,7 @@
 A threat is built once, from the command line or in a notebook, and answers every question about
 itself: the folder of its records, the settings for the run file, the columns of its rows, its cost,
 and the rows that its attack gives. A new protocol is one class in one file here, and its name in
-`evaluation/options.py`.
+`evaluation/protocols.py`.
 
     Clean            accuracy on the images as they are
     Corruptions      accuracy on corrupted images (Hendrycks & Dietterich 2019)
