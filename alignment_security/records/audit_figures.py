@@ -86,10 +86,16 @@ def check_panels(path: Path, table: pd.DataFrame, runs: dict[Path, dict]) -> Ite
     elif "panel" in table:
         for panel, part in table.groupby("panel"):
             yield from pooled(path, part, runs, comparable_settings, f" in panel {panel}")
-    elif {"protocol", "threat", "head", "model"} <= set(table.columns):
+    elif is_of_protocols(table):
         yield from pooled(path, table, runs, images_and_head)
         for protocol, part in table.groupby("protocol"):
             yield from pooled(path, part, runs, comparable_settings, f" under {protocol}")
+
+
+def is_of_protocols(table: pd.DataFrame) -> bool:
+    """Whether each row is one run under one protocol: a row with a source has several runs."""
+    columns = set(table.columns)
+    return {"protocol", "threat", "head", "model"} <= columns and not columns & {*SOURCE_COLUMNS}
 
 
 def pooled(

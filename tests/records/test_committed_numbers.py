@@ -1,11 +1,14 @@
 """Numbers of the front page against the committed records, which `trace` leads to."""
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import DATA, ROOT
 
+import plotting
 import utilities
 from alignment_security.common.eps import format_eps
+from alignment_security.records.audit import audit
 from alignment_security.records.summary import SUMMARY_NAME, summarise
 
 SAMPLE = ROOT / "results" / "sample"
@@ -45,6 +48,8 @@ def test_trace_leads_every_committed_number_to_its_run(name, capsys):
     assert f"line(s) {lines}" in out
 
 
-def test_the_committed_summary_is_what_the_records_give():
-    written = pd.read_csv(SAMPLE / SUMMARY_NAME)
-    assert list(written.columns) == list(summarise(SAMPLE).columns)
+def test_no_figure_of_the_committed_records_and_the_published_numbers_is_a_finding(tmp_path):
+    options = ["--results_dir", str(SAMPLE), "--published", str(DATA)]
+    plotting.main([*options, "--figures_dir", str(tmp_path)])
+    plt.close("all")
+    assert len(list(tmp_path.glob("*.csv"))) > 8 and audit(SAMPLE, tmp_path) == []
