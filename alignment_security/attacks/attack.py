@@ -73,6 +73,7 @@ class MinimumNormProgress:
     """What a minimum-norm attack leaves when its steps are over."""
 
     x_best: Tensor | None = None  # (C, H, W); None: no adversarial point was found
+    start: Tensor | None = None  # (C, H, W) adversarial: where a second attempt starts
 
 
 @dataclass(kw_only=True)

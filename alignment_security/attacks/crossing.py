@@ -87,12 +87,8 @@ class BoundaryCrossing(BestSoFar):
         walk_norm   (B,) smallest norm of an adversarial point of this walk, infinite at first
         """
         state = initial_state(images)
-        return state | {
-            "x_adv": state["x"].clone(),
-            "x_best": state["x"].clone(),
-            "norm_best": torch.full_like(state["eps"], torch.inf),
-            "walk_norm": torch.full_like(state["eps"], torch.inf),
-        }
+        points = self.first_points(state, images)
+        return state | points | {"walk_norm": points["norm_best"].clone()}
 
     def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
         """Minus the margin (b,); at first, log-sum-exp of the other logits minus the true one."""

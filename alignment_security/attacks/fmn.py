@@ -71,12 +71,8 @@ class FMN(BestSoFar):
         eps     (B,) radius of the ball, infinite at first
         """
         state = initial_state(images)
-        return state | {
-            "x_adv": state["x"].clone(),
-            "x_best": state["x"].clone(),
-            "norm_best": torch.full_like(state["eps"], torch.inf),
-            "eps": torch.full_like(state["eps"], torch.inf),
-        }
+        infinite = torch.full_like(state["eps"], torch.inf)
+        return state | self.first_points(state, images) | {"eps": infinite}
 
     def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
         return -margin(logits, state["y"][rows])

@@ -24,7 +24,8 @@ from alignment_security.attacks.attack import (
 from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.engine import Confirm, run_stages
-from alignment_security.attacks.geometry import lp_norm, per_row
+from alignment_security.attacks.geometry import ORDER, lp_norm, per_row
+from alignment_security.attacks.line_search import adversarial_point
 from alignment_security.models.forward import Forward
 
 # shares of its length by which a best point is moved outwards if float32 rejects it
@@ -59,7 +60,7 @@ def run_minimum_norm(
     """
     forward = Forward(module, batch_size, log)
     confirm = confirm_in_float32(Forward(exact or module, batch_size, log), attack.norm)
-    study = MinimumNorm(attack.name, seed, n_outputs, forward, confirm)
+    study = MinimumNorm(attack, seed, n_outputs, forward, confirm)
     yield from run_stages(
         source,
         [attack],
@@ -75,9 +76,14 @@ class MinimumNorm:
     """The callbacks of `run_stages` for a minimum-norm attack: one row per image."""
 
     def __init__(
-        self, attack_name: str, seed: int, n_outputs: int, forward: Forward, confirm: Confirm
+        self,
+        attack: MinimumNormAttack,
+        seed: int,
+        n_outputs: int,
+        forward: Forward,
+        confirm: Confirm,
     ):
-        self.attack_name, self.seed, self.n_outputs = attack_name, seed, n_outputs
+        self.attack, self.seed, self.n_outputs = attack, seed, n_outputs
         self.forward, self.confirm = forward, confirm
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[MinimumNormProgress]]]:
@@ -99,15 +105,26 @@ class MinimumNorm:
 
     def on_exhausted(
         self, image: AttackedImage[MinimumNormProgress], stage: int
-    ) -> tuple[list[dict], None]:
-        """If float32 rejects the best point, take the next larger one that it accepts (NUDGES)."""
+    ) -> tuple[list[dict], int | None]:
+        """An image without a norm is attacked once more, from a point of `adversarial_point`."""
+        finding = self._next_larger(image)
+        if finding is not None:
+            return self.on_fooled(image, finding)
+        if image.progress.start is None:
+            image.progress.start = adversarial_point(image, self.forward, ORDER[self.attack.norm])
+            if image.progress.start is not None:
+                return [], stage
+        return [minimum_norm_row(image)], None
+
+    def _next_larger(self, image: AttackedImage[MinimumNormProgress]) -> Finding | None:
+        """If float32 rejects the best point, the next larger one that it accepts (NUDGES)."""
         x_best = image.progress.x_best
         for nudge in NUDGES if x_best is not None else []:
             point = (image.x + (x_best - image.x) * (1 + nudge)).clamp(0, 1)
-            (finding,) = self.confirm([image], point[None], self.attack_name)
+            (finding,) = self.confirm([image], point[None], self.attack.name)
             if finding is not None:
-                return self.on_fooled(image, finding)
-        return [minimum_norm_row(image)], None
+                return finding
+        return None
 
 
 def minimum_norm_row(image: AttackedImage, finding: Finding | None = None) -> dict:
@@ -131,6 +148,19 @@ class BestSoFar:
     runs = 1
     steps: int
     p: float  # order of the norm
+
+    def first_points(self, state: State, images: list[AttackedImage[MinimumNormProgress]]) -> State:
+        """x_adv, x_best and norm_best of new rows: at the image, or where a second attempt starts.
+
+        state   of `initial_state`
+        """
+        starts = [image.progress.start for image in images]
+        x_adv = torch.stack(
+            [image.x if start is None else start for image, start in zip(images, starts)]
+        )
+        known = torch.tensor([start is not None for start in starts]).to(x_adv.device)
+        norm = torch.where(known, lp_norm(x_adv - state["x"], self.p), torch.inf)
+        return {"x_adv": x_adv, "x_best": x_adv.clone(), "norm_best": norm}
 
     def wants_gradient(self, state: State) -> Tensor:
         return state["iteration"] < self.steps

@@ -41,6 +41,7 @@ from alignment_security.models.forward import (
 )
 from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.models.loading import check_model
+from alignment_security.records.norm_summary import without_norm_warnings
 from alignment_security.records.record import check_rows_belong
 from alignment_security.records.run import Run
 from alignment_security.records.summary import attacked_size, size_text
@@ -202,7 +203,7 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
         warn_of_guesses(rows, evaluation.images, evaluation.model, run)
     if evaluation.threat.name == "clean":
         check_published(evaluation, run)
-    for warning in masked_gradient_warnings(run.rows):
+    for warning in [*masked_gradient_warnings(run.rows), *without_norm_warnings(run.rows)]:
         run.warn(warning)
 
 

@@ -19,6 +19,7 @@ from alignment_security.common.verdicts import (
 )
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.ceiling import check_ceiling
+from alignment_security.records.norm_summary import WITHOUT_NORM
 from alignment_security.records.record import (
     BALL_KINDS,
     CLEAN_COLUMNS,
@@ -30,7 +31,8 @@ from alignment_security.records.summary import attacked_size
 
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
 FINISH_IT = "run the same command again to finish it"
-HARMLESS_WARNING = "batch size is now"  # no verdict depends on the batch size
+# of a run that need no finding: no verdict depends on the batch size, check_norms has its own
+HARMLESS_WARNINGS = ("batch size is now", WITHOUT_NORM)
 CHANNELS = 3
 L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling
@@ -106,7 +108,7 @@ def check_record(record: Record) -> Iterator[str]:
         yield from check_norms(record)
     yield from check_examples(record)
     for warning in record.run["warnings"]:
-        if HARMLESS_WARNING not in warning:
+        if not any(text in warning for text in HARMLESS_WARNINGS):
             yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or report it"
 
 

@@ -13,6 +13,7 @@ from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
+from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import (
     check_record_sha256,
     first_difference,
@@ -273,27 +274,6 @@ def _clean_accuracies(rows: pd.DataFrame) -> dict:
     return accuracies
 
 
-def norm_summary(correct: pd.DataFrame) -> dict:
-    """Perturbation Tolerance: mean minimal norm, its SEM, and the number of images behind it.
-
-    correct   rows of correctly classified images; norms are averaged over those that were fooled
-    """
-    fooled = correct.loc[correct["success"] == 1]
-    alignment = correct["human_alignment"].dropna()
-    return {
-        "n_norm": len(fooled),
-        "success_rate": correct["success"].mean(),
-        "l2_mean": fooled["l2"].mean(),
-        "l2_sem": fooled["l2"].sem(),
-        "l2_median": fooled["l2"].median(),
-        "linf_mean": fooled["linf"].mean(),
-        "linf_median": fooled["linf"].median(),
-        "human_alignment": alignment.mean(),
-        "human_alignment_sem": alignment.sem(),
-        "n_alignment": len(alignment),
-    }
-
-
 # ---- sizes ---------------------------------------------------------------------------------------
 
 
@@ -341,5 +321,10 @@ def summary_table(summary: pd.DataFrame) -> str:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
     if {"size", "l2_mean"} <= set(summary):
         shown["size"] = summary["size"].where(summary["l2_mean"].notna(), "").fillna("")
+    if "n_without_norm" in summary and summary["n_without_norm"].any():
+        shown["without_norm"] = [
+            f"{int(n)} of {of}" if n > 0 else ""
+            for n, of in zip(summary["n_without_norm"], summary["clean_correct"])
+        ]
     shown["attack"] = summary["attack"].fillna("")
     return shown.to_string(index=False)

@@ -93,6 +93,61 @@ def test_a_zero_gradient_is_no_division_by_zero():
     assert row.success.tolist() == [0]
 
 
+class Flat(torch.nn.Module):
+    """Two classes whose boundary lies `beyond` a region in which no logit depends on the image."""
+
+    def __init__(self, distance, beyond=0.1):
+        super().__init__()
+        net, self.image = two_class(distance, "L2")
+        self.weight = net.weight[0]
+        self.first = (distance - beyond) * float(self.weight.norm())
+        self.beyond = beyond * float(self.weight.norm())
+
+    def forward(self, x):
+        along = (x - self.image).flatten(1) @ self.weight
+        gained = (along - self.first).relu() - self.beyond
+        return torch.stack([torch.zeros_like(gained), gained], 1)
+
+
+@pytest.mark.parametrize("attack", [FMN("L2", 100), BoundaryCrossing("L2", 50)])
+@pytest.mark.parametrize("distance", [0.2, 1.0])
+def test_an_image_without_gradient_has_the_norm_of_the_nearest_boundary(attack, distance):
+    """It is attacked again from where a line to another image leaves the class."""
+    net = Flat(distance)
+    row = rows_of(run_minimum_norm(net, [("a", net.image, 0)], attack, 2)).iloc[0]
+    assert row.success == 1 and distance * (1 - 1e-5) <= row.l2 <= 1.002 * distance
+    assert row.backwards == 2 * attack.steps
+
+
+class Saturated(torch.nn.Module):
+    """Digits with logits cut off at 1: most images have an input gradient of zero."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        logits = self.net(x)
+        return (logits - logits.amax(1, keepdim=True).detach() + 3).clamp(0, 1) * 0.5 + (
+            logits.argmax(1, keepdim=True) == torch.arange(10)
+        )
+
+
+@pytest.mark.parametrize("norm", ["L2", "Linf"])
+def test_images_without_gradient_all_have_norms(robust_digits, norm):
+    """Not far from those of the same classes with their gradients, in any batch and order."""
+    images = digits()[1200:1220]
+    attack = BoundaryCrossing(norm, 50)
+    found, want = (
+        norms_found(net, images, attack, 10) for net in (Saturated(robust_digits), robust_digits)
+    )
+    assert set(found.index) == set(want.index) and (found / want).median() < 3
+    turned = rows_of(
+        run_minimum_norm(Saturated(robust_digits), images[::-1], attack, 10, batch_size=7)
+    ).set_index("image_id")
+    np.testing.assert_allclose(turned[norm.lower()].loc[found.index], found, rtol=1e-3)
+
+
 def clipped_distance(net, image):
     """Linf distance to a two-class linear model's boundary in the box, by linear programming."""
     w, x, gap = (

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
 from alignment_security.records.adversarial_examples import examples_folder
+from alignment_security.records.norm_summary import norm_summary, without_norm_warnings
 from alignment_security.records.record import RECORD_COLUMNS, read_record, rows_to_csv
 from alignment_security.records.run import Run
-from alignment_security.records.summary import merge_records
+from alignment_security.records.summary import merge_records, summary_table
 
 IDS = ["b.jpg", "a.jpg", "c.jpg"]
 EPS = [1 / 255, 2 / 255]
@@ -487,6 +488,9 @@ def test_merge_of_norms_by_hand(tiny_record, tmp_path):
         "l2_median": 2.0,
         "linf_mean": 0.3,
         "linf_median": 0.2,
+        "n_without_norm": 1,
+        "l2_median_all": 4.0,  # of 1, 2, 6 and an infinite one
+        "linf_median_all": 0.4,
         "human_alignment": 0.4,
         "human_alignment_sem": 0.2,
         "n_alignment": 2,
@@ -504,6 +508,21 @@ def test_merge_of_norms_by_hand(tiny_record, tmp_path):
     pd.testing.assert_frame_equal(
         written, summary.astype({"eps": float}), check_dtype=False, check_exact=True
     )
+
+
+def test_images_without_a_norm_are_said_aloud(tiny_record, tmp_path):
+    """In a warning, in the table, and in medians that are missing where most have none."""
+    run = tiny_record(NORMS)
+    (warning,) = without_norm_warnings(run.rows)
+    assert warning.startswith("1 of 4 correctly classified images have no norm, e.g. d")
+    assert without_norm_warnings(run.rows[run.rows["image_id"] != "d"]) == []
+    assert without_norm_warnings(run.rows.drop(columns="success")) == []
+    table = summary_table(merge_records(tmp_path))
+    assert "without_norm" in table and "1 of 4" in table
+    few = run.rows.assign(success=[1, 0, 0, 0, 1])
+    summary = norm_summary(few[few["clean_correct"] == 1])
+    assert summary["n_without_norm"] == 3 and np.isnan(summary["l2_median_all"])
+    assert summary["l2_median"] == 1.0
 
 
 def test_merge_of_balls_by_hand(tiny_record, tmp_path):

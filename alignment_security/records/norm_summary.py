@@ -1,0 +1,53 @@
+"""What a record of minimal norms says of a model: means, medians, and the images left out."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+WITHOUT_NORM = "have no norm"  # in a warning of a run
+
+
+def norm_summary(correct: pd.DataFrame) -> dict:
+    """Perturbation Tolerance: mean minimal norm, its SEM, and the number of images behind it.
+
+    correct   rows of correctly classified images; norms are averaged over those that were fooled
+
+    The medians over all take a norm that was not found as infinite; they are missing where that is
+    the middle one.
+    """
+    fooled = correct.loc[correct["success"] == 1]
+    norms = correct[["l2", "linf"]].astype(float).where(correct["success"] == 1, math.inf)
+    median = norms.median().replace(math.inf, math.nan)
+    alignment = correct["human_alignment"].dropna()
+    return {
+        "n_norm": len(fooled),
+        "success_rate": correct["success"].mean(),
+        "l2_mean": fooled["l2"].mean(),
+        "l2_sem": fooled["l2"].sem(),
+        "l2_median": fooled["l2"].median(),
+        "linf_mean": fooled["linf"].mean(),
+        "linf_median": fooled["linf"].median(),
+        "n_without_norm": len(correct) - len(fooled),
+        "l2_median_all": median["l2"],
+        "linf_median_all": median["linf"],
+        "human_alignment": alignment.mean(),
+        "human_alignment_sem": alignment.sem(),
+        "n_alignment": len(alignment),
+    }
+
+
+def without_norm_warnings(rows: pd.DataFrame) -> list[str]:
+    """A sentence about correctly classified images without a norm; none where there is none."""
+    if "success" not in rows:
+        return []
+    correct = rows[rows["clean_correct"] == 1]
+    missing = correct.loc[correct["success"] != 1, "image_id"]
+    if missing.empty:
+        return []
+    return [
+        f"{len(missing)} of {len(correct)} correctly classified images {WITHOUT_NORM}, e.g. "
+        f"{missing.iloc[0]}: the mean leaves out what may be the most robust images; the medians "
+        "over all (l2_median_all) take these norms as infinite"
+    ]
