@@ -27,6 +27,7 @@ from alignment_security.analysis.hoak2025_statistics import (
     correlate,
     correlation_table,
     ranked_benchmarks,
+    survival,
 )
 from alignment_security.analysis.results import NothingToDraw, load_results
 from alignment_security.common.files import UserError
@@ -174,6 +175,28 @@ def test_what_works_through_clean_accuracy_does_not_survive_and_is_counted(tmp_p
     _, counted = ranked_benchmarks(study)
     assert counted.startswith("1 of 7 benchmarks survive (")
     assert "; 1 more meet all but the last" in counted
+
+
+@pytest.mark.parametrize(
+    ("change", "survives", "through_clean"),
+    [
+        ({}, 1, 0),
+        ({"family_q": 0.06}, 0, 0),  # though q is small
+        ({"q": 0.06}, 1, 0),
+        ({"left_low": -0.1}, 0, 0),
+        ({"left_low": np.nan, "left_high": np.nan}, 0, 0),  # too few families
+        ({"partial_family_q": 0.06}, 0, 1),
+        ({"partial_q": 0.06}, 1, 0),
+        ({"partial_family_q": np.nan}, 1, 0),  # clean accuracy is not known
+        ({"leaf": 0}, 0, 0),
+        ({"accuracy": CLEAN_OUTCOME}, 0, 0),
+    ],
+)
+def test_survival_condition_by_condition(change, survives, through_clean):
+    row = {"leaf": 1, "accuracy": RADII[0], "q": 0.01, "family_q": 0.05}
+    row |= {"left_low": 0.1, "left_high": 0.4, "partial_q": 0.01, "partial_family_q": 0.05}
+    found = survival(pd.DataFrame([row | change]))
+    assert found.loc[0].to_dict() == {"survives": survives, "through_clean": through_clean}
 
 
 def test_without_any_clean_accuracy_survivors_are_counted_and_the_sentence_says_so(tmp_path):

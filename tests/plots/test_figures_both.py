@@ -222,6 +222,20 @@ def test_fewer_than_ten_models_fill_no_dot(tmp_path, models, filled):
     assert table.loc[table["benchmark"] == "Lab.up", "p"].min() > 0
 
 
+def test_copies_of_five_models_fill_no_dot(tmp_path):
+    """Four near copies of each of five models: q is tiny, q over families is not."""
+    names = [f"{kind}{i}" for kind in ("vgg", "vit", "swin", "dla", "resnet") for i in range(4)]
+    level = np.repeat([10, 0, 20, 40, 30], 4) + np.tile(range(4), 5)
+    measures = [{"l2_mean": 1.0 + v, "human_alignment": v / 50} for v in level]
+    write_summary(tmp_path, [{"model": n} | row for n, row in zip(names, measures)])
+    scores = np.repeat([0, 10, 20, 30, 40], 4) + np.tile([1, 3, 0, 2], 5)
+    write_scores(tmp_path, names, **{"Lab.copies": scores})
+    ((_, figure, table, _),) = brainscore_vs_tolerance(load_results(tmp_path))
+    assert table["q"].max() < 0.001 and table["family_q"].min() > 0.05
+    dots = [line for ax in figure.axes for line in ax.lines if line.get_marker() == "o"]
+    assert {line.get_markerfacecolor() for line in dots} == {"white"}
+
+
 def test_brainscore_vs_tolerance_joins_the_published_models_of_the_same_weights(
     tmp_path, leaderboard
 ):
