@@ -59,7 +59,10 @@ def printable_name(path: str | PurePath) -> str:
 
     Bytes that are no UTF-8 and characters that would end a line are written as `\xNN`.
     """
-    text = os.fsencode(PurePath(path).as_posix()).decode("utf-8", errors="backslashreplace")
+    plain = PurePath(path).as_posix()
+    if plain.isprintable():
+        return plain
+    text = os.fsencode(plain).decode("utf-8", errors="backslashreplace")
     return "".join(
         char.encode("unicode_escape").decode()
         if unicodedata.category(char) in UNPRINTABLE

@@ -61,27 +61,30 @@ def folder_set(
     classes = label_folders(root, folders, n_outputs, class_order)
     listing = list_images(root)
     in_root = [path for path in listing.files if path.parent == root]
-    files = sorted((path for path in listing.files if path.parent != root), key=_by_class(root))
-    notes = [*listing_notes(root, listing), *in_root_note(root, in_root)]
-    present = {_class_of(root, path) for path in files}
+    # sorted by class first: a folder's name may sort otherwise with what is in it
+    rows = sorted((class_of(root, path), path) for path in listing.files if path.parent != root)
+    present = {folder for folder, _ in rows}
+    empty = [folder for folder in folders if folder not in present]
+    left_out = [*in_root_note(root, in_root), *empty_note(root, empty)]
     return checked_set(
         name,
-        ids=[printable_name(path.relative_to(root)) for path in files],
-        paths=files,
-        labels=[classes.label_of[_class_of(root, path)] for path in files],
+        ids=[printable_name(path.relative_to(root)) for _, path in rows],
+        paths=[path for _, path in rows],
+        labels=[classes.label_of[folder] for folder, _ in rows],
         n_classes=n_outputs,
         class_names=classes.names,
         class_order=classes.order,
-        notes=(*notes, *empty_note(root, [name for name in folders if name not in present])),
+        notes=(
+            *listing_notes(root, listing),
+            *in_root_note(root, in_root),
+            *empty_note(root, empty),
+        ),
     )
 
 
-def _class_of(root: Path, path: Path) -> str:
+def class_of(root: Path, path: Path) -> str:
+    """The name of the class folder of an image below `root`."""
     return path.relative_to(root).parts[0]
-
-
-def _by_class(root: Path):
-    return lambda path: (_class_of(root, path), path)
 
 
 # ---- listing -------------------------------------------------------------------------------------
