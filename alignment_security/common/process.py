@@ -63,11 +63,9 @@ def drop_output(stream: TextIO) -> None:
 def open_standard_streams() -> None:
     """Open /dev/null for each standard stream that the process was started without.
 
-    Else the next file to be opened would get its number, and what a library prints.
+    It gets the lowest free number, which is the stream's. Else the next file to be opened would get
+    it, and what a library prints.
     """
-    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(handle)
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
