@@ -27,11 +27,11 @@ import pandas as pd
 from alignment_security.analysis.brainscore_join import join_results
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
 from alignment_security.cluster.status import print_status
-from alignment_security.cluster.sweep import DEFAULTS, make_sweep
+from alignment_security.cluster.sweep import make_sweep, submit_settings
 from alignment_security.common.command_line import Parser, argument, positive_int, whole_number
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line, report_error, run_command, run_script
-from alignment_security.common.settings import git_state, setting
+from alignment_security.common.settings import setting
 from alignment_security.models.lists import available_lists
 from alignment_security.records.audit import audit
 from alignment_security.records.summary import SUMMARY_NAME, merge_records, notes_on, summary_table
@@ -274,14 +274,7 @@ def check_job_arguments(arguments: list[str]) -> None:
 
 def make_sweep_command(args) -> None:
     check_job_arguments(args.arguments)
-    settings = dict(DEFAULTS)
-    staging = setting("STAGING_DIR")
-    if staging:
-        settings["staging"] = staging
-    settings["git_commit"] = git_state()
-    for text in args.set:
-        name, _, value = text.partition("=")
-        settings[name] = value
+    settings = submit_settings(args.set)
     count = make_sweep(args.out, args.staged, args.arguments, settings, args.only, args.images)
     print(f"{count} models; go on with: cd {args.out} && condor_submit_dag sweep.dag")
 

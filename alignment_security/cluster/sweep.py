@@ -20,7 +20,7 @@ import pandas as pd
 from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
 from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import visible
-from alignment_security.common.settings import ROOT
+from alignment_security.common.settings import ROOT, git_state, setting
 from alignment_security.common.temporary import temporary_beside
 
 TEMPLATES = ROOT / "htcondor"
@@ -143,6 +143,14 @@ def dag_text(models: pd.DataFrame) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def submit_settings(pairs: Sequence[str]) -> dict[str, str]:
+    """The defaults, STAGING_DIR and the commit of the code, overridden by texts `NAME=VALUE`."""
+    settings = DEFAULTS | {"git_commit": git_state()}
+    if staging := setting("STAGING_DIR"):
+        settings["staging"] = staging
+    return settings | {text.partition("=")[0]: text.partition("=")[2] for text in pairs}
 
 
 def settings_text(settings: dict[str, str], names: list[str]) -> str:
