@@ -74,11 +74,7 @@ def folder_set(
         n_classes=n_outputs,
         class_names=classes.names,
         class_order=classes.order,
-        notes=(
-            *listing_notes(root, listing),
-            *in_root_note(root, in_root),
-            *empty_note(root, empty),
-        ),
+        notes=(*listing_notes(root, listing), *left_out),
     )
 
 
