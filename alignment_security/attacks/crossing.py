@@ -47,7 +47,13 @@ UNDERCUT = 2e-4
 # boundary, late ones refine the length; a walk that continues from the best point turns less
 FRESH_SHARE, CONTINUED_SHARE, LAST_SHARE = 1.0, 0.5, 0.03
 RESCALINGS = 3  # what clipping takes from some pixels is given to the free ones, approximately
-STEPS_PER_WALK = 50  # a walk has converged by then
+# A walk has converged after STEPS_PER_WALK; but two shorter walks find smaller norms than one.
+STEPS_PER_WALK, LEAST_STEPS_PER_WALK = 50, 20
+
+
+def default_walks(steps: int) -> int:
+    """Two walks, or one for each STEPS_PER_WALK; one if two would be very short."""
+    return max(min(2, steps // LEAST_STEPS_PER_WALK), steps // STEPS_PER_WALK, 1)
 
 
 class BoundaryCrossing(BestSoFar):
@@ -66,7 +72,7 @@ class BoundaryCrossing(BestSoFar):
 
     norm     "L2" or "Linf"
     steps    points with a gradient; one more point, the last update, is evaluated
-    walks    default: one per STEPS_PER_WALK steps, at least one
+    walks    default: `default_walks(steps)`
     smooth   share of the first walk's steps with log-sum-exp instead of the maximum
     Raises ValueError for another norm and for steps below 1.
     """
@@ -76,7 +82,7 @@ class BoundaryCrossing(BestSoFar):
             raise ValueError(f"crossing: {steps} steps in {norm}; at least 1, in L2 or Linf")
         self.norm, self.p, self.dual_p = norm, ORDER[norm], DUAL_ORDER[norm]
         self.name, self.steps, self.smooth = f"crossing-{norm}", steps, smooth
-        self.walks = walks or max(1, steps // STEPS_PER_WALK)
+        self.walks = walks or default_walks(steps)
         # iteration at which each walk begins, and the end of the last one
         self.begins = torch.tensor([round(k * steps / self.walks) for k in range(self.walks + 1)])
 

@@ -209,7 +209,8 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
 
 def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     """Append rows as the attack finds them. Raises Stopped when images are left at the deadline."""
-    images, threat, settings = evaluation.images, evaluation.threat, run.settings["run"]
+    images, settings = evaluation.images, run.settings["run"]
+    threat = evaluation.threat.as_begun(settings)
     model = threat.input_model(evaluation.model, settings)
     count = run.counts()
 

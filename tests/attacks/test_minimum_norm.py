@@ -240,6 +240,25 @@ def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
         assert (more <= fewer * (1 + 1e-6)).all()
 
 
+@pytest.mark.parametrize(
+    ("steps", "walks"),
+    [(1, 1), (39, 1), (40, 2), (50, 2), (100, 2), (149, 2), (150, 3), (1000, 20)],
+)
+def test_crossing_takes_two_walks_or_one_for_each_fifty_steps(steps, walks):
+    assert BoundaryCrossing("L2", steps).walks == walks
+
+
+def test_two_walks_find_smaller_norms_than_one(robust_digits):
+    """At the same number of steps, on digits that the schedule was not chosen on."""
+    images = digits()[1400:1440]
+    one, two = (
+        rows_of(run_minimum_norm(robust_digits, images, BoundaryCrossing("Linf", 50, walks), 10))
+        for walks in (1, 2)
+    )
+    both = one.merge(two, on="image_id", suffixes=("", "_two")).dropna(subset="linf")
+    assert both.linf_two.mean() < both.linf.mean() and (both.linf_two < 1.01 * both.linf).all()
+
+
 @pytest.mark.parametrize("walks", [1, 2, 3])
 def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     """The best point of all walks is what is reported."""

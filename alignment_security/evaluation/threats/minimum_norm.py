@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
 
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
-from alignment_security.attacks.crossing import BoundaryCrossing
+from alignment_security.attacks.crossing import STEPS_PER_WALK, BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.common.command_line import Parser, argument, non_negative
@@ -162,19 +162,25 @@ class Crossing(MinimumNormThreat):
     steps: int = 100
     map_reduce: str = "max"
     seed: int = 0
+    walks: int | None = None  # None: `attacks.crossing.default_walks`
     protocol: ClassVar[str] = "crossing"
 
     def settings(self, head: str) -> dict:
         settings = super().settings(head) | {
             "attack": f"crossing {self.steps} steps",
             "steps": self.steps,
+            "walks": self.attack().walks,
         }
         if head == "animate":
             settings["head_gradient"] = f"log-sum-exp at {HEAD_TEMPERATURE} std"
         return settings
 
     def attack(self) -> BoundaryCrossing:
-        return BoundaryCrossing(self.norm, self.steps)
+        return BoundaryCrossing(self.norm, self.steps, self.walks)
+
+    def as_begun(self, settings: dict) -> Crossing:
+        """With the number of walks of the run, which early versions did not write."""
+        return replace(self, walks=settings.get("walks", max(1, self.steps // STEPS_PER_WALK)))
 
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         return fast_module(smooth_head(model.module), model, execution)

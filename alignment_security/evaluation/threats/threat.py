@@ -81,6 +81,13 @@ class Threat(ABC):
     def check(self, model: Model, images: ImageSet) -> None:  # noqa: B027
         """Raise UserError for a model or images that this threat is not defined on."""
 
+    def as_begun(self, settings: dict) -> Threat:
+        """This threat as the run was begun, which early versions may have done otherwise.
+
+        settings   of the run file
+        """
+        return self
+
     def input_model(self, model: Model, settings: dict) -> Model:
         """The model on the images that this threat attacks: mostly those of its own preprocessing.
 
