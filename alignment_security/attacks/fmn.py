@@ -25,6 +25,10 @@ from alignment_security.attacks.geometry import (
 )
 from alignment_security.attacks.minimum_norm import BestSoFar
 
+STEP_SIZE, FINAL_STEP_SIZE = 1.0, 1e-5  # of the authors, in pixels
+STEP_UNITS = ("distance", "pixels")
+# L2 length of the first step at least, in pixel units: where the margin is 0, so is the distance
+SMALLEST_FIRST_STEP = 1e-3
 LAST_GAMMA = 0.001  # where the cosine schedule of gamma ends, in the authors' code
 
 
@@ -35,8 +39,10 @@ class FMN(BestSoFar):
 
     norm              "L1", "L2" or "Linf"
     steps             points with a gradient; one more point, the last update, is evaluated
-    step_size         L2 length of the first gradient step, in pixel units
+    step_size         L2 length of the first gradient step
     final_step_size   L2 length of the last one (cosine schedule)
+    step_unit         of both: "distance", the L2 distance of the image from the linearised
+                      boundary, |margin| / ||g||, or "pixels", as the authors
     gamma             relative change of eps in the first step, cosine to LAST_GAMMA; in (0, 1), or
                       eps (1 - gamma) turns negative
     Raises ValueError for settings outside these ranges.
@@ -46,9 +52,10 @@ class FMN(BestSoFar):
         self,
         norm: str,
         steps: int,
-        step_size: float = 1.0,
-        final_step_size: float = 1e-5,
+        step_size: float = STEP_SIZE,
+        final_step_size: float = FINAL_STEP_SIZE,
         gamma: float = 0.05,
+        step_unit: str = STEP_UNITS[0],
     ):
         if steps < 1 or not 0 <= final_step_size <= step_size or step_size <= 0:
             raise ValueError(
@@ -62,17 +69,22 @@ class FMN(BestSoFar):
             )
         self.norm, self.p, self.dual_p = norm, ORDER[norm], DUAL_ORDER[norm]
         self.name, self.steps, self.gamma = f"fmn-{norm}", steps, gamma
+        if step_unit not in STEP_UNITS:
+            raise ValueError(f"FMN: step_unit {step_unit!r}, one of {', '.join(STEP_UNITS)}")
         self.step_size, self.final_step_size = step_size, final_step_size
+        self.step_unit = step_unit
 
     def start(self, images: list[AttackedImage[MinimumNormProgress]]) -> State:
         """Rows at their images. Keys besides `initial_state`'s and `BestSoFar`'s:
 
         x_adv   (B, C, H, W)
         eps     (B,) radius of the ball, infinite at first
+        unit    (B,) unit of the step sizes in pixel units, known from the first gradient on
         """
         state = initial_state(images)
         infinite = torch.full_like(state["eps"], torch.inf)
-        return state | self.first_points(state, images) | {"eps": infinite}
+        unit = torch.ones_like(infinite)
+        return state | self.first_points(state, images) | {"eps": infinite, "unit": unit}
 
     def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
         return -margin(logits, state["y"][rows])
@@ -87,12 +99,25 @@ class FMN(BestSoFar):
         iteration = to_device(state["iteration"], grad.device)
         delta = state["x_adv"] - state["x"]
         state["eps"] = self._next_eps(state, logits, grad, delta, iteration)
+        if self.step_unit == "distance":
+            unit = self._first_distance(state, logits, grad, delta)
+            state["unit"] = torch.where(iteration == 0, unit, state["unit"])
         length = cosine_schedule(iteration, self.steps, self.step_size, self.final_step_size)
-        step = grad * per_row(length / (lp_norm(grad, 2) + TINY))
+        step = grad * per_row(state["unit"] * length / (lp_norm(grad, 2) + TINY))
         delta = shrink_onto_ball(delta + step, state["eps"], self.norm)
         state["x_adv"] = (state["x"] + delta).clamp_(0, 1)
         state["iteration"] += 1
         return finished
+
+    def _first_distance(self, state: State, logits: Tensor, grad: Tensor, delta: Tensor) -> Tensor:
+        """L2 distance of the linearised boundary, (B,); of a second attempt, of its start."""
+        distance = margin(logits, state["y"]).abs() / (lp_norm(grad, 2) + TINY)
+        largest = lp_norm(torch.maximum(state["x"], 1 - state["x"]), 2)
+        return (
+            torch.maximum(distance, lp_norm(delta, 2))
+            .clamp(min=SMALLEST_FIRST_STEP)
+            .minimum(largest)
+        )
 
     def _next_eps(
         self, state: State, logits: Tensor, grad: Tensor, delta: Tensor, iteration: Tensor

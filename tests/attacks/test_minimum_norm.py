@@ -49,6 +49,37 @@ def test_fmn_where_pixels_clip(distance):
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
 
+@pytest.mark.parametrize("norm", ["L2", "Linf", "L1"])
+@pytest.mark.parametrize("steps", [20, 100])
+def test_fmn_leaves_no_image_of_a_linear_model_unfound(monkeypatch, norm, steps):
+    """The 40 of 400 images that are nearest to the boundary, a third of their pixels on the box.
+
+    The authors' first step of 1 is far beyond it, and leaves some of them out.
+    """
+    monkeypatch.setattr("alignment_security.attacks.minimum_norm.adversarial_point", never)
+    generator = torch.Generator().manual_seed(1)
+    net = Linear(torch.randn(10, 192, generator=generator), torch.zeros(10))
+    x = (torch.rand(400, 3, 8, 8, generator=generator) * 1.6 - 0.3).clamp(0, 1)
+    first, second = net(x).topk(2)[0].unbind(1)
+    labels = net(x).argmax(1).tolist()
+    nearest = (first - second).argsort()[:40].tolist()
+    images = [(f"i{i}", x[i], labels[i]) for i in nearest]
+    ours, theirs = (
+        rows_of(run_minimum_norm(net, images, attack, 10, batch_size=40))
+        for attack in (FMN(norm, steps), FMN(norm, steps, step_unit="pixels"))
+    )
+    assert ours.success.sum() == 40
+    if norm == "L2":
+        assert theirs.success.sum() < 40
+        longer = rows_of(run_minimum_norm(net, images, FMN(norm, 1000), 10, batch_size=40))
+        assert ours.l2.mean() == pytest.approx(longer.l2.mean(), rel=1e-3)
+
+
+def never(*_):
+    """In the place of `adversarial_point`: no second attempt."""
+    return
+
+
 def test_fmn_takes_the_nearest_of_ten_classes():
     generator = torch.Generator().manual_seed(3)
     weight, image = torch.randn(10, 64, generator=generator), torch.full((1, 8, 8), 0.5)

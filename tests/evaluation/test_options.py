@@ -121,6 +121,7 @@ def test_a_threat_declares_the_options_that_it_reads(name):
 
 
 VALUES = {
+    "step_unit": "pixels",
     "eps": "0.1",
     "budget": "rand",
     "engine": "own",
@@ -240,3 +241,28 @@ def test_the_rand_budget_is_a_threat_of_its_own(capsys):
         ("--queries 10", "--queries belongs to square"),
     ):
         assert says in refusal(capsys, f"Linf --eps 1/255 --budget rand {more}")
+
+
+# ---- fmn -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, unit",
+    [
+        ("", "distance"),
+        ("--step_size 0.1", "pixels"),
+        ("--final_step_size 0.001", "pixels"),
+        ("--step_size 2 --step_unit distance", "distance"),
+        ("--step_unit pixels", "pixels"),
+    ],
+)
+def test_lengths_of_fmns_steps_are_in_pixels_where_they_are_given(arguments, unit):
+    """As before the unit was an option; a run that has none in its settings goes on in pixels."""
+    threat = threat_from_args(parse_args([*MODEL, "L2", "--protocol", "fmn", *arguments.split()]))
+    settings = threat.settings("none")
+    assert threat.attack().step_unit == unit
+    assert settings.get("step_unit", "pixels") == unit and settings["step_size"] > 0
+    assert threat.as_begun(settings) == threat
+    old = {name: value for name, value in settings.items() if name != "step_unit"}
+    assert threat.as_begun(old).attack().step_unit == "pixels"
+    assert threat.as_begun(old).settings("none") == old

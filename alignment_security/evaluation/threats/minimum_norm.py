@@ -12,7 +12,7 @@ from torch import nn
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.crossing import STEPS_PER_WALK, BoundaryCrossing
-from alignment_security.attacks.fmn import FMN
+from alignment_security.attacks.fmn import FINAL_STEP_SIZE, FMN, STEP_SIZE, STEP_UNITS
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.common.command_line import Parser, argument, non_negative
 from alignment_security.evaluation.threats.threat import (
@@ -84,36 +84,66 @@ class FastMinimumNorm(MinimumNormThreat):
     """Minimal norms by FMN with a projection that only shrinks (Pintor et al. 2021).
 
     norm                        Linf, L2 or L1
-    step_size, final_step_size  L2 length of the gradient step in pixel units, cosine schedule
+    step_size, final_step_size  L2 length of the gradient step, cosine schedule
+    step_unit                   of both: distance, each image's first linear distance, or pixels.
+                                Default: distance, or pixels where one of the two is given
     gamma                       first relative change of eps, in (0, 1)
     map_reduce                  max or l2: perturbation -> map over channels
     """
 
     norm: str
     steps: int = 1000
-    step_size: float = 1.0
-    final_step_size: float = 1e-5
+    step_size: float | None = None
+    final_step_size: float | None = None
     gamma: float = 0.05
     map_reduce: str = "max"
     seed: int = 0
+    step_unit: str | None = None
     protocol: ClassVar[str] = "fmn"
     options: ClassVar[frozenset[str]] = MinimumNormThreat.options | {
         "step_size",
         "final_step_size",
+        "step_unit",
         "gamma",
     }
 
+    def __post_init__(self):
+        given = self.step_size is not None or self.final_step_size is not None
+        values = {
+            "step_unit": self.step_unit or STEP_UNITS[given],
+            "step_size": STEP_SIZE if self.step_size is None else self.step_size,
+            "final_step_size": (
+                FINAL_STEP_SIZE if self.final_step_size is None else self.final_step_size
+            ),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
+
     def settings(self, head: str) -> dict:
-        return super().settings(head) | {
+        settings = super().settings(head) | {
             "attack": f"FMN {self.steps} steps",
             "steps": self.steps,
             "step_size": self.step_size,
             "final_step_size": self.final_step_size,
             "gamma": self.gamma,
         }
+        # runs of earlier versions have steps in pixels, and no step_unit
+        return settings | ({"step_unit": self.step_unit} if self.step_unit != "pixels" else {})
+
+    def as_begun(self, settings: dict) -> FastMinimumNorm:
+        return self if "step_unit" in settings else replace(self, step_unit="pixels")
 
     def attack(self) -> FMN:
-        return FMN(self.norm, self.steps, self.step_size, self.final_step_size, self.gamma)
+        assert self.step_size is not None and self.final_step_size is not None and self.step_unit
+        return FMN(
+            self.norm,
+            self.steps,
+            self.step_size,
+            self.final_step_size,
+            self.gamma,
+            self.step_unit,
+        )
 
     @classmethod
     def from_args(cls, args: Namespace) -> FastMinimumNorm:
@@ -125,6 +155,7 @@ class FastMinimumNorm(MinimumNormThreat):
             args.gamma,
             args.map_reduce,
             args.seed,
+            args.step_unit,
         )
 
 
@@ -133,14 +164,18 @@ def add_fmn_options(parser: Parser) -> None:
     group.add_argument(
         "--step_size",
         type=argument(non_negative),
-        default=FastMinimumNorm.step_size,
-        help="first step, L2 length in pixel units of [0, 1]",
+        help=f"first step, L2 length; default {STEP_SIZE:g}",
+    )
+    group.add_argument(
+        "--step_unit",
+        choices=STEP_UNITS,
+        help="of the steps: each image's first linear distance (default), or pixels in [0, 1], as "
+        "the authors (default where a step is given)",
     )
     group.add_argument(
         "--final_step_size",
         type=argument(non_negative),
-        default=FastMinimumNorm.final_step_size,
-        help="last step",
+        help=f"last step; default {FINAL_STEP_SIZE:g}",
     )
     group.add_argument(
         "--gamma",
