@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_every_script_is_tested_here():
     assert sorted(SCRIPTS) == [
         "alignment",
         "attacks",
+        "gpu",
         "loading",
         "records",
         "survivors",
@@ -119,6 +121,36 @@ def test_attacks_on_photographs(run, table):
     assert found["machine"]["processor"]
     if not table.startswith("norms"):  # their keys hold the number of steps
         assert committed("attacks")[table].keys() == found.keys()
+
+
+@pytest.mark.parametrize("stage", ["parity", "engine", "precision", "floor"])
+def test_gpu_stages_run_on_a_cpu(run, stage):
+    found = run("gpu", stage, "--device", "cpu")
+    assert found.keys() == {"machine", stage} and found[stage]["ended"] == "complete"
+
+
+@pytest.mark.slow
+def test_every_gpu_stage_runs_on_a_cpu(run):
+    found = run("gpu", "--device", "cpu", "--minutes", "10")
+    assert all(table["ended"] == "complete" for name, table in found.items() if name != "machine")
+    assert committed("gpu").keys() <= found.keys()
+
+
+def test_a_stage_that_fails_or_takes_too_long_leaves_the_others_alone(monkeypatch):
+    gpu = importlib.import_module("benchmarks.gpu")
+    saved: list[dict] = []
+
+    def rows(stop):
+        yield "first", 1
+        stop()
+
+    def fail():
+        raise ValueError("no card")
+
+    assert gpu.run_stage(rows(fail), 60, saved.append)["ended"] == "ValueError: no card"
+    late = gpu.run_stage(rows(lambda: time.sleep(60)), 0.2, saved.append)
+    assert late["first"] == 1 and late["ended"].startswith("out of time")
+    assert all(table["first"] == 1 for table in saved)
 
 
 def test_training_speed(run):
