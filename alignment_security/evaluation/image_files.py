@@ -17,21 +17,24 @@ from alignment_security.records.run import Run
 def check_image_files(run: Run, images: ImageSet) -> None:
     """Compare the image files with those of earlier sessions, and note them in the run file.
 
-    Raises UserError where sizes differ. Other times alone are a warning: a copy has them too.
+    Raises UserError where sizes differ. Other times alone are a warning: a copy has them too. So
+    are other sizes after a session that an unreadable image ended: it had to be mended.
     """
     found = image_file_facts(images)
     known = run.info.get("image_files", {})
     if known.get("list_sha256") == found["list_sha256"]:
-        if known["sizes_sha256"] != found["sizes_sha256"]:
+        same_sizes = known["sizes_sha256"] == found["sizes_sha256"]
+        if not same_sizes and not str(run.info.get("error")).startswith("DataError"):
             raise UserError(
                 f"{run.json}: the images of {images.name} were replaced since this record was "
                 "begun (their sizes differ); bring the old ones back, or start anew with "
                 "--overwrite"
             )
         if known["times_sha256"] != found["times_sha256"]:
+            sizes = "do not" if same_sizes else "too"
             run.warn(
                 "image files were copied or changed between two sessions (their times differ, "
-                "their sizes do not)"
+                f"their sizes {sizes})"
             )
     run.save(image_files=found)
 
