@@ -264,7 +264,8 @@ def test_a_second_walk_does_not_repeat_the_first(robust_digits, classes):
     net = robust_digits if classes == 10 else Halves(robust_digits)
     images = [(name, x, y if classes == 10 else y // 5) for name, x, y in digits()[1200:1230]]
     one, two, three = (
-        norms_found(net, images, BoundaryCrossing("L2", steps), classes) for steps in (50, 100, 150)
+        norms_found(net, images, BoundaryCrossing("L2", 50 * walks, walks), classes)
+        for walks in (1, 2, 3)
     )
     assert (two < one * (1 - 1e-5)).any()
     for fewer, more in ((one, two), (two, three)):
