@@ -39,6 +39,15 @@ hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, 
 hypothesis.settings.load_profile("steady")
 
 
+@pytest.fixture(autouse=True)
+def coverage_goes_on():
+    """Restore the trace function: an exception inside of it, as from a signal, ends the tracing."""
+    tracer = sys.gettrace()
+    yield
+    if sys.gettrace() is not tracer:
+        sys.settrace(tracer)
+
+
 @pytest.fixture(scope="session")
 def lite0() -> Model:
     return load_model("tf_efficientnet_lite0")
