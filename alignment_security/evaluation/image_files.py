@@ -20,23 +20,31 @@ def check_image_files(run: Run, images: ImageSet) -> None:
     Raises UserError where sizes differ. Other times alone are a warning: a copy has them too. So
     are other sizes after a session that an unreadable image ended: it had to be mended.
     """
-    found = image_file_facts(images)
+    found = now = image_file_facts(images)
     known = run.info.get("image_files", {})
-    if known.get("list_sha256") == found["list_sha256"]:
-        same_sizes = known["sizes_sha256"] == found["sizes_sha256"]
+    if known.get("list_sha256") != now["list_sha256"]:
+        now = image_file_facts(images_with_rows(run, images))  # the list of a record that grows
+    if known.get("list_sha256") == now["list_sha256"]:
+        same_sizes = known["sizes_sha256"] == now["sizes_sha256"]
         if not same_sizes and not str(run.info.get("error")).startswith("DataError"):
             raise UserError(
                 f"{run.json}: the images of {images.name} were replaced since this record was "
                 "begun (their sizes differ); bring the old ones back, or start anew with "
                 "--overwrite"
             )
-        if known["times_sha256"] != found["times_sha256"]:
+        if known["times_sha256"] != now["times_sha256"]:
             sizes = "do not" if same_sizes else "too"
             run.warn(
                 "image files were copied or changed between two sessions (their times differ, "
                 f"their sizes {sizes})"
             )
     run.save(image_files=found)
+
+
+def images_with_rows(run: Run, images: ImageSet) -> ImageSet:
+    """The images that the record has rows of, in the order of the list."""
+    with_rows = set(run.rows["image_id"])
+    return images.take(i for i, name in enumerate(images.ids) if name in with_rows)
 
 
 def image_file_facts(images: ImageSet) -> dict[str, str]:

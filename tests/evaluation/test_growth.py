@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from alignment_security.records.audit import audit
 from alignment_security.records.record import read_record
@@ -43,6 +45,21 @@ def test_a_record_that_grew_is_the_one_made_at_once(cli, tiny, tmp_path, threat,
     assert info["status"] == "done" and info["images"] == len(want["image_id"].unique())
     assert [old["images"] for old in info["grown"]] == [int(size) for size in sizes[:-1]]
     assert len(merge_records(tmp_path / "grown")) == len(merge_records(tmp_path / "once"))
+
+
+def test_replaced_photographs_do_not_join_a_finished_record(cli, tiny, tmp_path):
+    """The same names, other photographs, and a longer slice; an untouched copy is welcome."""
+    data = shutil.copytree(tiny.data, tmp_path / "data")
+    arguments = [*tiny.arguments(tmp_path / "results"), "--data_dir", data, "--workers", "0"]
+    assert cli(*arguments, "-s", "4", "clean")[0] == 0
+    assert cli(*arguments, "-s", "6", "clean")[0] == 0
+    rows, _ = record(tmp_path / "results")
+    for path in data.rglob("*.jpg"):
+        if path.name in set(rows["image_id"].map(lambda name: Path(name).name)):
+            Image.new("RGB", (200, 200), (255, 0, 0)).save(path)
+    status, _, err = cli(*arguments, "clean")
+    assert status == 2 and "were replaced since this record was begun" in err
+    pd.testing.assert_frame_equal(record(tmp_path / "results")[0], rows)
 
 
 def test_larger_eps_are_added(cli, tiny, tmp_path):
