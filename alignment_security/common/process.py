@@ -17,7 +17,7 @@ from alignment_security.common.files import UserError
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 SECONDS_TO_STOP = 30.0  # while a stop is under way, the same request again changes nothing
 PLACE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
 LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
 
 
@@ -113,7 +113,7 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
         return error.exit_status
     reason = str(error.strerror).partition(";")[0]
     place = error.filename or written_dir or "standard output"
-    if isinstance(error, PLACE_ERRORS):
+    if isinstance(error, PLACE_ERRORS) or error.errno == errno.EROFS:
         status, text = WRONG_REQUEST, place_text(place, reason, written_dir)
     elif error.errno in DISK_ERRORS:
         status = FAILED

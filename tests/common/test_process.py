@@ -169,6 +169,7 @@ def test_a_command_whose_output_does_not_fit_is_1_and_one_line():
         (OSError(errno.EMFILE, "Too many open files"), FAILED, "ulimit -a"),
         (PermissionError(errno.EACCES, "Permission denied", "/results/a"), 2, "another --results"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/a"), 2, "make it readable"),
+        (OSError(errno.EROFS, "Read-only file system", "/results/a"), 2, "another --results"),
     ],
 )
 def test_an_error_that_is_explained_is_one_line(capsys, error, status, text):
