@@ -207,7 +207,7 @@ def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     assert "its sha256 is" in table["note"][bad] and table["note"][bad].startswith("exit status 1")
     report = (folder / "report.txt").read_text()
     assert "3 done, 1 failed" in report and "its sha256 is" in report
-    summary = read_record(folder / "results/evaluation_results.csv")
+    summary = pd.read_csv(folder / "results/evaluation_results.csv")
     assert sorted(summary["model"]) == LITE and (summary["partial"] == 0).all()
     assert (folder / "figures/accuracy_vs_eps.pdf").is_file()
     runs = {name: events(folder, name)["EXECUTE"] for name in LITE}
@@ -215,7 +215,7 @@ def test_dag_with_a_failing_model_and_its_rescue(make, staged, tmp_path):
     tar.write_bytes(sound)
     assert run_dag(folder) == 0
     assert {name: events(folder, name)["EXECUTE"] for name in LITE} == runs
-    summary = read_record(folder / "results/evaluation_results.csv")
+    summary = pd.read_csv(folder / "results/evaluation_results.csv")
     assert sorted(summary["model"]) == sorted([*LITE, bad]) and (summary["n"] == 2).all()
     assert set(summary["model"]) == set(status_table(folder).query("state == 'done'")["model"])
     assert "4 models: 4 done" in (folder / "report.txt").read_text()
