@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -44,17 +46,15 @@ def memory(stage: Stage) -> Rows:
     yield "out of memory in the middle", difference(short, enough) | {"log": said}
 
 
-class memory_limit:
+@contextmanager
+def memory_limit(mib: int) -> Iterator[None]:
     """A context in which this process may use so many MiB of the GPU."""
-
-    def __init__(self, mib: int):
-        self.share = mib * 2**20 / torch.cuda.get_device_properties(0).total_memory
-
-    def __enter__(self):
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(self.share)
-
-    def __exit__(self, *error):
+    torch.cuda.empty_cache()
+    share = mib * 2**20 / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        yield
+    finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,7 @@ class Stage:
         preprocessing = load_model(LITE0).preprocessing
         folder = self.image_dir
         images = load_image_set("photographs", str(folder)) if folder else load_image_set("sample")
-        found = []
-        for row in stream_images(images, preprocessing):
-            found.append(row)
-            if len(found) == count:
-                break
+        found = list(islice(stream_images(images, preprocessing), count))
         return correct_images(self.net(LITE0), found, str(self.device))
 
     def random_images(self, name: str, count: int) -> list[Image]:

@@ -36,7 +36,9 @@ class EvaluationProgress:
 
     sums, counts   of the verdicts and norms of this session, by name
     taken          images that this session began
-    work, settled  passes so far in units of a forward pass, and those of the rows written
+    begun_at       work before each image under way was begun, by image id
+    work, settled  passes so far in units of a forward pass, idle rows of batches included, and
+                   those that the images of the rows written asked for
     """
 
     def __init__(self, threat: Threat, total: int, begun: int, name: str):
@@ -44,6 +46,7 @@ class EvaluationProgress:
         self.threat, self.most = threat, work_of(threat.cost()[1])
         self.sums: dict[str, float] = defaultdict(int)
         self.counts: dict[str, int] = defaultdict(int)
+        self.begun_at: dict[str, float] = {}
         self.taken, self.work, self.settled = 0, 0.0, 0.0
         self.shown = 0.0
         report_progress(begun, total, 0)
@@ -52,6 +55,7 @@ class EvaluationProgress:
         """Pass images on, and count them."""
         for item in source:
             self.taken += 1
+            self.begun_at[item[0]] = self.work
             yield item
 
     def on_pass(self, rows: int, backward: bool) -> None:
@@ -64,6 +68,7 @@ class EvaluationProgress:
         """Rows are written, which finish so many images."""
         for row in rows:
             self.settled += work_of((row.get("forwards", 1), row.get("backwards", 0)))
+            self.begun_at.pop(row["image_id"], None)
             self._count_verdict(row)
         self.meter.done += finished
         if rows:
@@ -107,10 +112,14 @@ class EvaluationProgress:
         done = self.meter.done - self.meter.begun
         under_way = max(0, self.taken - done)
         begun = self.settled + under_way * self.most
-        spent = max(0.0, self.work - self.settled)
         waiting = self.meter.total - self.meter.done - under_way
         mean = begun / self.taken if self.taken else self.most
-        return max(0.0, under_way * self.most - spent) + waiting * mean
+        return max(0.0, under_way * self.most - self._spent_under_way()) + waiting * mean
+
+    def _spent_under_way(self) -> float:
+        """Work on the images under way, which share the batches since they were begun."""
+        spent = sum(self.work - before for before in self.begun_at.values())
+        return spent / max(1, len(self.begun_at))
 
     def _show(self) -> None:
         self.shown = time.monotonic()

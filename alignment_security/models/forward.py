@@ -121,7 +121,7 @@ class Forward:
         return torch.cat([part, part[-1:].expand(idle, *part.shape[1:])]) if idle else part
 
     def _shape(self, rows: int) -> int:
-        """Size of the batch that so many rows are filled up to; above batch_size, of its chunks."""
+        """Size of the batch that so many rows are filled up to; more than batch_size stay."""
         shapes = batch_shapes(self.batch_size)
         return next((shape for shape in shapes if shape >= rows), rows)
 

@@ -313,12 +313,15 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
 
 
 def test_a_wrong_request_is_tried_once(make):
-    folder = make(["net"], "--dataset", "mine", "L2", "--gamma", "5")
+    """One that the check of make_sweep cannot see, since it does not know the images."""
+    folder = make(["net"], "--dataset", "mine", "-s", "5000", "6000", "clean")
     cluster = submit(folder)
     wait(lambda: left(cluster))
     assert events(folder, "net")["EXECUTE"] == 1
     (row,) = status_table(folder).to_dict("records")
-    assert row["state"] == "failed" and row["note"].startswith("exit status 2: error: gamma 5")
+    assert row["state"] == "failed" and row["note"].startswith(
+        "exit status 2: error: -s 5000 6000: takes no image"
+    )
 
 
 def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):

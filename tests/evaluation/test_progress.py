@@ -30,6 +30,22 @@ def progress_of(threat, n: int = 4) -> EvaluationProgress:
 # ---- passes --------------------------------------------------------------------------------------
 
 
+def test_idle_rows_of_finished_images_are_no_work_on_those_under_way():
+    """Ten images one after the other, each alone among three idle rows: the last has just begun."""
+    progress = progress_of(Crossing("L2", 20), 10)
+    source = progress.count_images((f"i{k}", torch.zeros(1), 0) for k in range(10))
+    for k in range(9):
+        next(source)
+        for _ in range(20):
+            progress.on_pass(4, True)
+        row = {"image_id": f"i{k}", "clean_correct": 1, "forwards": 20, "backwards": 20}
+        progress.on_rows(1, [row])
+    next(source)
+    assert progress.work_left() == progress.most
+    progress.on_pass(4, True)
+    assert 0.8 * progress.most < progress.work_left() < progress.most
+
+
 @pytest.mark.parametrize("protocol", [None, *FOOLBOX])
 def test_the_work_of_a_minimum_norm_attack_is_what_it_costs(protocol):
     """Counted at the model, foolbox's too, and nothing is left at the end."""
@@ -56,9 +72,11 @@ def test_the_time_left_counts_passes():
     for _ in range(50):
         progress.on_pass(2, backward=True)
     assert progress.work == 300 and progress.work_left() == pytest.approx(4 * most - 300)
-    row = {"clean_correct": 1, "success": 1, "l2": 0.5, "forwards": 103, "backwards": 100}
+    (first, *_), (second, *_) = IMAGES[:2]
+    row = {"image_id": first, "clean_correct": 1, "success": 1, "l2": 0.5}
+    progress.on_rows(1, [row | {"forwards": 103, "backwards": 100}])
+    row = {"image_id": second, "clean_correct": 0, "forwards": 1, "backwards": 0}
     progress.on_rows(1, [row])
-    progress.on_rows(1, [{"clean_correct": 0, "forwards": 1, "backwards": 0}])
     assert progress.work_left() == pytest.approx(2 * (most + 1) / 2)
     assert progress.verdict() == "correct 1/2, mean L2 0.500"
 
@@ -67,7 +85,8 @@ def test_verdicts_of_several_eps_fit_a_line():
     eps = [0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255]
     progress = progress_of(AutoAttack("Linf", eps))
     for k, radius in enumerate(eps):
-        progress.on_rows(0, [{"clean_correct": 1, "eps": radius, "robust": int(k < 2)}])
+        row = {"image_id": "a", "clean_correct": 1, "eps": radius, "robust": int(k < 2)}
+        progress.on_rows(0, [row])
     assert progress.verdict() == "robust 1/1, 1/1, 0/1 at 0.25, 0.5, 1/255"
     assert progress_of(AutoAttack("L2", [3.0])).verdict() == ""
 
