@@ -187,8 +187,9 @@ class EpsSearch:
                 progress.survived_index = index
                 progress.verdicts[0] = known(row)
             elif not row["robust"] and index < progress.broken_index:
-                progress.broken_index = index
-                progress.verdicts[index] = known(row)
+                # a point that lies inside a smaller ball decides that one, too
+                progress.broken_index = min(index, bisect_left(self.eps, row[self.norm.lower()]))
+                progress.verdicts[progress.broken_index] = known(row)
 
     def _on_estimate(self, image: AttackedImage[EpsProgress], norm: float) -> Decision:
         """Attack the largest eps below the estimated norm, or the smallest of all.

@@ -1,7 +1,8 @@
 """A finished record grows: a request for its images and eps and more adds the rows that it lacks.
 
-Images are added in any place of the list, eps above the largest one. An image that survived the
-smaller eps is attacked at the new ones as after an interruption: its clean pass is counted again.
+Images are added in any place of the list, and any eps. At a new eps an image is attacked as after
+an interruption (its clean pass is counted again), unless its rows decide it: it is robust below an
+eps that it survived, and broken above one that broke it.
 Another model, budget, head or seed shares no rows.
 """
 
@@ -35,9 +36,8 @@ def growth_check(images: ImageSet) -> Callable[[dict, dict, pd.DataFrame], bool]
 
 
 def holds_eps(old: list[float] | None, new: list[float] | None) -> bool:
-    """Whether the new eps are the old ones, and perhaps larger ones. Both ascend."""
-    old, new = old or [], json_round_trip({"eps": new or []})["eps"]
-    return new[: len(old)] == old
+    """Whether the new eps are the old ones, and perhaps more."""
+    return set(old or []) <= set(json_round_trip({"eps": new or []})["eps"])
 
 
 def holds_images(images: ImageSet, rows: pd.DataFrame, settings: dict) -> bool:

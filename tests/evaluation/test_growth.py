@@ -62,18 +62,28 @@ def test_replaced_photographs_do_not_join_a_finished_record(cli, tiny, tmp_path)
     pd.testing.assert_frame_equal(record(tmp_path / "results")[0], rows)
 
 
-def test_larger_eps_are_added(cli, tiny, tmp_path):
-    """Verdicts as at once; rows of the old eps stay as they were."""
-    cli(*tiny.arguments(tmp_path / "grown"), *LINF, "8/255", "32/255")
-    before, _ = record(tmp_path / "grown")
-    assert cli(*tiny.arguments(tmp_path / "grown"), *LINF, "8/255", "32/255", "64/255")[0] == 0
-    rows, info = record(tmp_path / "grown")
-    old = rows[rows["eps"] < 64 / 255].reset_index(drop=True)
-    pd.testing.assert_frame_equal(old, before)
-    want = at_once(cli, tiny, tmp_path / "once", *LINF, "8/255", "32/255", "64/255")
-    verdicts = ["image_id", "eps", "robust", "broken_by"]
+@pytest.mark.parametrize(
+    "old, more",
+    [
+        (["8/255", "32/255"], ["64/255"]),
+        (["32/255", "64/255"], ["8/255"]),
+        (["16/255"], ["1/255", "8/255", "32/255", "64/255"]),
+        (["8/255", "64/255"], ["0", "16/255", "32/255"]),
+    ],
+)
+def test_eps_are_added(cli, tiny, tmp_path, old, more):
+    """Verdicts as at once, smaller eps, larger and between; old rows stay as they were."""
+    cli(*tiny.arguments(tmp_path / "grown"), *LINF, *old)
+    before, info = record(tmp_path / "grown")
+    assert cli(*tiny.arguments(tmp_path / "grown"), *LINF, *old, *more)[0] == 0
+    rows, grown = record(tmp_path / "grown")
+    assert grown["grown"][0]["eps"] == info["settings"]["run"]["eps"]
+    same = rows[rows["eps"].isin(before["eps"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, before)
+    want = at_once(cli, tiny, tmp_path / "once", *LINF, *old, *more)
+    verdicts = ["image_id", "label", "clean_pred", "clean_correct", "eps", "robust"]
     pd.testing.assert_frame_equal(rows[verdicts], want[verdicts])
-    assert info["grown"][0]["eps"] == [8 / 255, 32 / 255]
+    assert want["robust"].nunique() == 2
     merge_records(tmp_path / "grown")
     harmless = ("git", "pins", "its run warned")
     found = audit(tmp_path / "grown")
@@ -87,7 +97,6 @@ def test_larger_eps_are_added(cli, tiny, tmp_path):
         (["-s", "4", *CROSSING], ["-s", "9", "--seed", "1", *CROSSING]),
         (["-s", "9", *CROSSING], ["-s", "4", *CROSSING]),  # fewer images
         (["-s", "4", *CROSSING], ["-s", "2", "9", *CROSSING]),  # not all of them
-        (["-s", "3", *LINF, "8/255"], ["-s", "3", *LINF, "4/255", "8/255"]),  # a smaller eps
     ],
 )
 def test_what_shares_no_row_is_refused_and_nothing_changes(cli, tiny, tmp_path, first, then):
