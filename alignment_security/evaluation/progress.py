@@ -117,9 +117,13 @@ class EvaluationProgress:
         return max(0.0, under_way * self.most - self._spent_under_way()) + waiting * mean
 
     def _spent_under_way(self) -> float:
-        """Work on the images under way, which share the batches since they were begun."""
-        spent = sum(self.work - before for before in self.begun_at.values())
-        return spent / max(1, len(self.begun_at))
+        """At most the work on the images under way, which share the batches since they were begun.
+
+        Finished images asked for a part of it, and images may wait before their first batch.
+        """
+        shares = sum(self.work - before for before in self.begun_at.values())
+        shares /= max(1, len(self.begun_at))
+        return max(0.0, min(shares, self.work - self.settled))
 
     def _show(self) -> None:
         self.shown = time.monotonic()

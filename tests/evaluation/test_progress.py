@@ -46,6 +46,18 @@ def test_idle_rows_of_finished_images_are_no_work_on_those_under_way():
     assert 0.8 * progress.most < progress.work_left() < progress.most
 
 
+def test_images_that_wait_for_a_row_are_no_further_than_they_are():
+    """Four images are taken at once, two fit into a batch, and these are done."""
+    progress = progress_of(Crossing("L2", 20), 4)
+    list(progress.count_images(iter(IMAGES)))
+    for _ in range(20):
+        progress.on_pass(2, True)
+    for name, *_ in IMAGES[:2]:
+        row = {"image_id": name, "clean_correct": 1, "forwards": 20, "backwards": 20}
+        progress.on_rows(1, [row])
+    assert progress.work_left() == 2 * progress.most
+
+
 @pytest.mark.parametrize("protocol", [None, *FOOLBOX])
 def test_the_work_of_a_minimum_norm_attack_is_what_it_costs(protocol):
     """Counted at the model, foolbox's too, and nothing is left at the end."""
