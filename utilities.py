@@ -24,11 +24,18 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.analysis.brainscore_join import join_results
-from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
+from alignment_security.analysis.brainscore_scores import merge_leaderboard
+from alignment_security.analysis.commands import add_score_commands
+from alignment_security.analysis.merge_formats import FORMATS
 from alignment_security.cluster.status import print_status
 from alignment_security.cluster.sweep import make_sweep, submit_settings
-from alignment_security.common.command_line import Parser, argument, positive_int, whole_number
+from alignment_security.common.command_line import (
+    RESULTS_HELP,
+    Parser,
+    argument,
+    positive_int,
+    whole_number,
+)
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line, report_error, run_command, run_script
 from alignment_security.common.settings import setting
@@ -37,7 +44,6 @@ from alignment_security.records.audit import audit
 from alignment_security.records.summary import SUMMARY_NAME, merge_records, notes_on, summary_table
 from alignment_security.records.trace import print_trace
 
-RESULTS_HELP = "folder of records and tables"
 EXAMPLES = {
     "merge": "merge --results_dir results/mine",
     "audit": "audit results/mine --reattack 20",
@@ -62,6 +68,8 @@ def merge_command(args) -> None:
     for note in notes_on(args.results_dir, summary):
         print_line(f"note: {note}", sys.stderr)
     print(Path(args.results_dir) / SUMMARY_NAME)
+    if args.format:
+        print(FORMATS[args.format](summary, Path(args.results_dir)))
 
 
 def audit_command(args) -> None:
@@ -100,6 +108,9 @@ def add_record_commands(commands) -> None:
         action="store_true",
         help="refuse where a record is unfinished, damaged or not comparable, instead of leaving "
         "it out",
+    )
+    merge.add_argument(
+        "--format", choices=list(FORMATS), help="write the table of that project too"
     )
     merge.set_defaults(run=merge_command)
 
@@ -201,48 +212,6 @@ def setup_scores(package_path=None, scores_path=None, results_dir="results", dat
         return merge_leaderboard(package_path, scores_path, results_dir, date)
     except UserError as error:  # for `python -c`, which would print a traceback
         raise SystemExit(report_error(error)) from None
-
-
-def setup_scores_command(args) -> None:
-    package_path = args.package_path or setting("BRAINSCORE_VISION_PATH")
-    merge_leaderboard(package_path, args.scores_path, args.results_dir, args.date)
-
-
-def compare_scores_command(args) -> None:
-    compare_scores(args.a, args.b)
-
-
-def join_command(args) -> None:
-    join_results(args.results_dir)
-
-
-def add_score_commands(commands) -> None:
-    scores = commands.add_parser(
-        "setup_scores", help="Brain-Score leaderboard -> names of its model registry"
-    )
-    scores.add_argument(
-        "--package_path",
-        help="an unpacked or installed brainscore-vision; default BRAINSCORE_VISION_PATH of .env, "
-        "else importlib",
-    )
-    scores.add_argument(
-        "--scores_path",
-        help="leaderboard, CSV or ZIP; default the newest in RESULTS_DIR/benchmark_scores",
-    )
-    scores.add_argument("--date", help="day of the download, YYYY-MM-DD")
-    scores.add_argument("--results_dir", default="results", help=RESULTS_HELP)
-    scores.set_defaults(run=setup_scores_command)
-
-    compare = commands.add_parser(
-        "compare_scores", help="which models and benchmarks changed between two leaderboard files"
-    )
-    compare.add_argument("a", metavar="A", help="the older file, CSV or ZIP")
-    compare.add_argument("b", metavar="B", help="the newer one")
-    compare.set_defaults(run=compare_scores_command)
-
-    join = commands.add_parser("join", help="evaluation_results.csv with the scores of each model")
-    join.add_argument("--results_dir", default="results", help=RESULTS_HELP)
-    join.set_defaults(run=join_command)
 
 
 # ---- a sweep on HTCondor -------------------------------------------------------------------------

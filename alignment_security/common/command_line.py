@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 Value = TypeVar("Value")
 
+RESULTS_HELP = "folder of records and tables"
 LONGEST_NAME = 100  # letters of a folder's name
 MOST_DIGITS = 15  # of a whole number
 MOST_WORKERS = max(64, 2 * (os.cpu_count() or 1))  # more processes than this only wait
