@@ -108,7 +108,8 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         "--dataset",
         type=argument(set_name),
         default="sample",
-        help="sample, imagenet-val, big12, clickme, imagenet-c, tiny-imagenet-c, or your own with "
+        help="sample, imagenet-val, big12, clickme, robustbench, attackbench, imagenet-v2, "
+        "imagenet-sketch, imagenet-a, imagenet-r, imagenet-c, tiny-imagenet-c, or your own with "
         "--data_dir",
     )
     parser.add_argument(
@@ -132,7 +133,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--restrict_classes",
         action="store_true",
-        help="answers are among the classes that have images, as of ImageNet-A and -R",
+        help="answers are among the classes that have images, as always with imagenet-a and -r",
     )
     parser.add_argument(
         "--multilabel",

@@ -5,9 +5,12 @@ Nothing here decodes a pixel. `loading.load_image_set` knows these names:
     sample           the 20 ImageNet photographs inside the foolbox wheel; needs no data
     imagenet-val     1000 synset folders, or the flat official folder with its ground-truth file
     big12            960 of these images: 12 superclasses x 20 classes x 4 (lists/images/big12.txt)
+    robustbench      5000 of these images: RobustBench's (lists/images/robustbench.txt)
+    attackbench      5000 of these images: AttackBench's, whose list has to be beside them
     clickme          ClickMe's TFRecord shards or .pth files
     imagenet-c       DIR/<type>/<severity>/<synset>/
     tiny-imagenet-c  the same with 200 synsets; answers are restricted to these classes
+    imagenet-v2, imagenet-sketch, imagenet-a, imagenet-r    class folders (variants.py)
     any other name   an ImageFolder (class_folders.py): synset folders, folders 0 to 999, or as
                      many classes as the model has outputs
 """
@@ -40,6 +43,8 @@ SLICE_SEED = 42  # of the permutation behind -s
 DATA_DIRS = {
     "imagenet-val": "IMAGENET_DIR",
     "big12": "IMAGENET_DIR",
+    "robustbench": "IMAGENET_DIR",
+    "attackbench": "IMAGENET_DIR",
     "clickme": "CLICKME_DIR",
     "imagenet-c": "IMAGENET_C_DIR",
     "tiny-imagenet-c": "TINY_IMAGENET_C_DIR",

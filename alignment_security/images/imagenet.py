@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from alignment_security.images.image_sets import (
 )
 from alignment_security.images.labels import real_correct
 
+TRAINING_IMAGE = re.compile(r"n\d{8}_\d+\.")  # n01440764_10026.JPEG
 FEWEST_JUDGED = 10  # images with ReaL labels that judge an order of classes
 # Kaggle's, Caffe's and the devkit's
 GROUND_TRUTH_FILES = ("LOC_val_solution.csv", "val.txt", "ILSVRC2012_validation_ground_truth.txt")
@@ -41,7 +43,8 @@ def imagenet_set(root: Path) -> ImageSet:
 def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
     """ImageNet validation in 1000 synset folders, in the order of the file names.
 
-    Raises DataError unless the folders are exactly timm's synsets and none is empty.
+    Raises DataError unless the folders are exactly timm's synsets, none is empty, and no image is
+    of the training set.
     """
     want = synsets()
     have = set(class_folders(root))
@@ -67,6 +70,7 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
         )
     files = [(path, label) for label, synset in enumerate(want) for path in files_of[synset]]
     files.sort(key=lambda row: row[0].name)
+    _refuse_training_images(root, name, [path.name for path, _ in files])
     return checked_set(
         name,
         ids=[printable_name(path.name) for path, _ in files],
@@ -74,6 +78,16 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
         labels=[label for _, label in files],
         notes=(*listing_notes(root, listing), *in_root_note(root, in_root)),
     )
+
+
+def _refuse_training_images(root: Path, name: str, files: list[str]) -> None:
+    """Raise DataError for the folder of the training images, which has the same synset folders."""
+    training = [file for file in files if TRAINING_IMAGE.match(file)]
+    if training:
+        raise DataError(
+            f"{root}: {len(training)} images of ImageNet's training set ({training[0]}), not of "
+            f"{name}; give the folder of the validation images, or another --dataset name"
+        )
 
 
 def imagenet_flat(root: Path) -> ImageSet:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +26,18 @@ from alignment_security.images.image_sets import (
     sample_set,
 )
 from alignment_security.images.imagenet import imagenet_set
-from alignment_security.images.subsets import big12_set
+from alignment_security.images.subsets import attackbench_set, big12_set, robustbench_set
+from alignment_security.images.variants import VARIANTS, variant_set
 from alignment_security.images.workers import worker_loader
 
-NAMED_SETS = {"imagenet-val": imagenet_set, "big12": big12_set, "clickme": clickme_set}
+NAMED_SETS: dict[str, Callable[[Path], ImageSet]] = {
+    "imagenet-val": imagenet_set,
+    "big12": big12_set,
+    "clickme": clickme_set,
+    "robustbench": robustbench_set,
+    "attackbench": attackbench_set,
+    **{name: partial(variant_set, name) for name in VARIANTS},
+}
 CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
 # Images that a worker sends at once: one message of 16 costs the receiving process a third of the
 # time of 16 messages.

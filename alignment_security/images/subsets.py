@@ -1,4 +1,4 @@
-"""Big-12 and its variants: subsets of ImageNet validation by superclass.
+"""Lists of ImageNet validation images: Big-12 and its variants, RobustBench's and AttackBench's.
 
 The superclasses are those of the robustness package. `dataloading.py big12` checks and exports.
 """
@@ -10,10 +10,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from alignment_security.common.files import write_atomic
+from alignment_security.common.files import sha256_file, write_atomic
 from alignment_security.common.text import read_text
 from alignment_security.images.class_folders import list_images
 from alignment_security.images.image_sets import (
@@ -29,6 +30,13 @@ from alignment_security.images.imagenet import imagenet_set
 
 BIG12_SEED = 0  # of the hash that draws the images of a class
 BIG12_PER_CLASS = 4
+# attackbench/AttackBench, whose repository has no licence to pass its list on
+ATTACKBENCH_LIST = "imagenet-5000-val.txt"
+ATTACKBENCH_SHA256 = "497c9e11c4464da8419a27c353d6cb467975aa549dca913a844fee60fb2d6a6c"
+ATTACKBENCH_URL = (
+    "https://raw.githubusercontent.com/attackbench/AttackBench/"
+    f"cb475a24d48c5a3b37e29b7cba899d200bae672f/attack_evaluation/datasets/subsets/{ATTACKBENCH_LIST}"
+)
 
 
 @cache
@@ -49,6 +57,42 @@ def big12_set(root: Path) -> ImageSet:
     return _subset("big12", root, [(name, int(label), group) for name, label, group in fields])
 
 
+def robustbench_set(root: Path) -> ImageSet:
+    """The 5000 images of RobustBench's ImageNet evaluation (lists/images/robustbench.txt).
+
+    Croce et al. 2021. Raises DataError.
+    """
+    labelled = read_image_list(IMAGE_LISTS / "robustbench.txt")
+    return _subset("robustbench", root, [(name, label, "") for name, label in labelled])
+
+
+def attackbench_set(root: Path) -> ImageSet:
+    """The 5000 images of AttackBench (Cinà et al. 2025) from an ImageNet validation folder.
+
+    Its list has to be in the folder or in the parent folder. Raises DataError.
+    """
+    names = {name for (name,) in read_list_fields(_attackbench_list(root))}
+    images = imagenet_set(root)
+    rows = [i for i, name in enumerate(images.ids) if name in names]
+    if len(rows) < len(names):
+        raise DataError(
+            f"{root}: {len(names) - len(rows)} of the {len(names)} images of {ATTACKBENCH_LIST} "
+            "are missing; it has to be the ImageNet validation folder"
+        )
+    return replace(images.take(rows), name="attackbench")
+
+
+def _attackbench_list(root: Path) -> Path:
+    """AttackBench's list beside the images. Raises DataError where it is not there or another."""
+    fetch = f"fetch it with `curl -o {root / ATTACKBENCH_LIST} {ATTACKBENCH_URL}`"
+    for path in (root / ATTACKBENCH_LIST, root.parent / ATTACKBENCH_LIST):
+        if path.is_file():
+            if sha256_file(path) != ATTACKBENCH_SHA256:
+                raise DataError(f"{path}: not AttackBench's list (sha256 differs); {fetch}")
+            return path
+    raise DataError(f"{root / ATTACKBENCH_LIST}: AttackBench's list is missing; {fetch}")
+
+
 def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
     """A variant of Big-12: `per_class` images of each class of a grouping. Raises DataError.
 
@@ -66,13 +110,13 @@ def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
 
 
 def _subset(name: str, root: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
-    """The set of rows (file name, label, superclass). Raises DataError."""
+    """The set of rows (file name, label, superclass or ""). Raises DataError."""
     return checked_set(
         name,
         ids=[file_name for file_name, _, _ in rows],
         paths=locate_images(root, rows),
         labels=[label for _, label, _ in rows],
-        groups=tuple(group for _, _, group in rows),
+        groups=tuple(group for _, _, group in rows if group),
     )
 
 

@@ -1,0 +1,74 @@
+"""Test sets of ImageNet's classes besides its validation images, as they are distributed.
+
+    imagenet-v2      folders 0 to 999 (Recht et al. 2019): matched-frequency, threshold-0.7 or top
+    imagenet-sketch  1000 synset folders (Wang et al. 2019)
+    imagenet-a       200 synset folders (Hendrycks et al. 2021a)
+    imagenet-r       200 synset folders (Hendrycks et al. 2021b)
+
+The last two are judged as published: an answer is the best of their 200 classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.images.class_folders import class_folders, folder_set, label_folders
+from alignment_security.images.image_sets import DataError, ImageSet, synsets
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A published set.
+
+    images       in it
+    class_file   of timm (timm/data/_info) with the synsets of its classes; "" for all 1000
+    """
+
+    images: int
+    class_file: str = ""
+
+    @property
+    def classes(self) -> tuple[int, ...]:
+        """Its classes among the 1000, sorted."""
+        if not self.class_file:
+            return tuple(range(IMAGENET_CLASSES))
+        names = resources.files("timm.data").joinpath("_info", self.class_file).read_text()
+        return tuple(sorted(map(synsets().index, names.split())))
+
+
+VARIANTS = {
+    "imagenet-v2": Variant(10_000),
+    "imagenet-sketch": Variant(50_889),
+    "imagenet-a": Variant(7_500, "imagenet_a_synsets.txt"),
+    "imagenet-r": Variant(30_000, "imagenet_r_synsets.txt"),
+}
+
+
+def variant_set(name: str, root: Path) -> ImageSet:
+    """A set of VARIANTS. Raises DataError unless its class folders are exactly those of the set."""
+    variant = VARIANTS[name]
+    _check_classes(root, name, variant.classes)
+    images = folder_set(name, root, IMAGENET_CLASSES)
+    notes = list(images.notes)
+    if len(images) != variant.images:
+        notes.append(f"{root}: {len(images)} images; {name} was published with {variant.images}")
+    restricted = variant.classes if len(variant.classes) < IMAGENET_CLASSES else ()
+    return replace(images, restrict_to=restricted, notes=tuple(notes))
+
+
+def _check_classes(root: Path, name: str, wanted: tuple[int, ...]) -> None:
+    """Raise DataError unless there is a folder for each of these classes, and no other."""
+    found = set(label_folders(root, class_folders(root), IMAGENET_CLASSES).label_of.values())
+    missing, others = (
+        [synsets()[label] for label in sorted(labels)]
+        for labels in (set(wanted) - found, found - set(wanted))
+    )
+    if missing or others:
+        raise DataError(
+            f"{root}: not the {len(wanted)} class folders of {name}: {len(missing)} missing "
+            f"({', '.join(missing[:3]) or '-'}), {len(others)} of other sets "
+            f"({', '.join(others[:3]) or '-'}); a part of it goes under another --dataset name"
+        )
