@@ -11,7 +11,7 @@ LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --
     --examples 4
 L2 := L2 --protocol crossing --steps 50 --examples 4
 
-.PHONY: demo figures test test-all test-htcondor lint lock clean
+.PHONY: demo figures test test-all test-htcondor test-page lint lock clean
 
 demo: $(VENV)/.ready
 	$(EVALUATE) --model_name tf_efficientnet_lite0 clean
@@ -47,6 +47,11 @@ test-htcondor: $(VENV)/.ready-dev
 	    NO_CONDOR="$$(echo "$$why" | tail -n 1)" \
 	        $(BIN)/python -m pytest -q -rs -m condor tests/cluster/test_htcondor.py; \
 	fi
+
+# Tests the HTML page in Debian's Chromium, unpacked into .venv.
+test-page: $(VENV)/.ready-dev
+	tests/browser/install.sh $(VENV)/browser
+	$(BIN)/python -m pytest -q tests/plots/test_report_page.py
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

@@ -44,23 +44,23 @@ from alignment_security.plots.report import write_report
 from alignment_security.plots.style import STYLE, Drawing, Figure, plt, titles_into_caption
 from alignment_security.records.summary import SUMMARY_NAME
 
+# section of the report -> modules whose FIGURES are drawn in it
+SECTIONS: dict[str, list] = {
+    "Accuracy under attack": [records, attacks],
+    "Minimal norms": [norms],
+    "Adversarial examples": [examples],
+    "Hoak 2025": [hoak2025_heat_maps, hoak2025, hoak2025_survivors, hoak2025_tables],
+    "Feng 2025": [feng2025, feng2025_tables],
+    "Both studies": [both_studies, slide],
+    "Trainings": [training],
+}
 # name -> (function that draws it, command that makes what it draws)
-DRAWN_BY = [
-    records,
-    attacks,
-    norms,
-    examples,
-    hoak2025_heat_maps,
-    hoak2025,
-    hoak2025_survivors,
-    hoak2025_tables,
-    feng2025,
-    feng2025_tables,
-    both_studies,
-    slide,
-    training,
-]
-FIGURES = {name: figure for module in DRAWN_BY for name, figure in module.FIGURES.items()}
+FIGURES = {
+    name: figure
+    for modules in SECTIONS.values()
+    for module in modules
+    for name, figure in module.FIGURES.items()
+}
 
 SAMPLE = "results/sample"
 
@@ -117,7 +117,7 @@ def draw(args: argparse.Namespace) -> int:
             f"{stale[0]}: run `python utilities.py merge --results_dir {args.results_dir}` first",
             file=sys.stderr,
         )
-    files: list[Path] = []
+    files: dict[str, list[Path]] = {title: [] for title in SECTIONS}
     missing: dict[str, list[str]] = {}  # command that makes the data -> figures
     drawn_any = False
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
@@ -127,7 +127,7 @@ def draw(args: argparse.Namespace) -> int:
         try:
             for drawing in function(results):
                 drawn += 1
-                files += finish(args, drawing)
+                files[section_of(name)] += finish(args, drawing)
         except NothingToDraw as reason:
             command = f"{reason}; {command}"
         if not drawn:
@@ -145,6 +145,15 @@ def draw(args: argparse.Namespace) -> int:
     if args.show_plots:
         plt.show()
     return 0 if drawn_any or args.report else 2
+
+
+def section_of(name: str) -> str:
+    """The section of the report that shows a figure."""
+    return next(
+        title
+        for title, modules in SECTIONS.items()
+        if any(name in module.FIGURES for module in modules)
+    )
 
 
 def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
