@@ -152,6 +152,8 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     args.threat = threat
     set_requests(args)
     check_model_options(args, parser)
+    if args.subset and not args.slice:
+        parser.error(f"--subset {args.subset}: is an order of the images; say how many, -s STOP")
     if args.threat in NORM_PROTOCOLS:
         args.protocol = args.protocol or default_protocol(args.threat, args.eps)
         args.steps = args.steps or DEFAULT_STEPS[args.protocol]

@@ -16,6 +16,7 @@ from alignment_security.common.command_line import (
     worker_count,
 )
 from alignment_security.common.settings import setting
+from alignment_security.images.image_sets import SUBSETS
 from alignment_security.models.checkpoints import GROUPS
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.heads import HEADS
@@ -129,6 +130,12 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         type=argument(whole_number),
         metavar="N",
         help="-s STOP or -s START STOP: that slice of a fixed permutation of the list",
+    )
+    parser.add_argument(
+        "--subset",
+        choices=SUBSETS,
+        default="",
+        help="hoak2025: -s slices the permutation of that paper's scripts (synset folders)",
     )
     parser.add_argument(
         "--restrict_classes",

@@ -89,7 +89,7 @@ def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, 
     start, stop = args.slice
     if stop is not None and start < len(images) < stop:
         raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
-    return take_slice(images, start, stop), remarks
+    return take_slice(images, start, stop, args.subset), remarks
 
 
 def requested_data_dir(args: argparse.Namespace) -> str | None:

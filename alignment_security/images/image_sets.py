@@ -39,6 +39,8 @@ IMAGE_ENDINGS = set(
     ".tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .pfm".split()
 )
 SLICE_SEED = 42  # of the permutation behind -s
+HOAK2025, HOAK2025_SEED = "hoak2025", 42
+SUBSETS = (HOAK2025,)  # --subset
 # --dataset -> the variable of .env with its folder; DATA_DIR for all others
 DATA_DIRS = {
     "imagenet-val": "IMAGENET_DIR",
@@ -81,6 +83,7 @@ class ImageSet:
     class_names  names of the classes in the order of the outputs; empty for ImageNet's 1000
     class_order  how the folders were ordered, where that was asked for
     notes        what was left out, for the run file and the screen
+    subset       the order from which the slice was taken, if not ours
     slice        (start, stop) of take_slice, for the run file
     """
 
@@ -96,6 +99,7 @@ class ImageSet:
     cropped: bool = False
     class_names: tuple[str, ...] = ()
     class_order: str = ""
+    subset: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)
     slice: tuple[int, int | None] | None = field(default=None, compare=False)
 
@@ -135,6 +139,8 @@ class ImageSet:
             found["crop_pct"] = 1.0
         if self.class_order:
             found["class_order"] = self.class_order
+        if self.subset:
+            found["subset"] = self.subset
         return found
 
     def take(self, rows: Iterable[int]) -> ImageSet:
@@ -148,17 +154,45 @@ class ImageSet:
         return replace(self, **taken)
 
 
-def take_slice(images: ImageSet, start: int, stop: int | None) -> ImageSet:
+def take_slice(images: ImageSet, start: int, stop: int | None, subset: str = "") -> ImageSet:
     """A random sample: images[permutation[start:stop]], kept in list order.
 
-    The permutation is numpy's with the fixed seed 42. A shorter slice from the same start is part
-    of a longer one. `stop` None takes the rest. Raises DataError for a slice without an image.
+    The permutation is fixed, so that a shorter slice from the same start is part of a longer one.
+    `stop` None takes the rest.
+
+    subset   "" for our own permutation, "hoak2025" for that of Hoak 2025 (hoak2025_permutation)
+
+    Raises DataError for a slice without an image.
     """
     end = len(images) if stop is None else stop
-    rows = np.random.default_rng(SLICE_SEED).permutation(len(images))[start:stop]
+    permutation = hoak2025_permutation if subset == HOAK2025 else our_permutation
+    rows = permutation(images)[start:stop]
     if not 0 <= start < end or not len(rows):
         raise DataError(f"-s {start} {stop}: takes no image; {images.name} has {len(images)}")
-    return replace(images.take(sorted(rows.tolist())), slice=(start, stop))
+    return replace(images.take(sorted(rows)), slice=(start, stop), subset=subset)
+
+
+def our_permutation(images: ImageSet) -> list[int]:
+    """Positions in the list, in the order from which -s takes a slice."""
+    return np.random.default_rng(SLICE_SEED).permutation(len(images)).tolist()
+
+
+def hoak2025_permutation(images: ImageSet) -> list[int]:
+    """Positions in the list, in the order from which the scripts of Hoak 2025 take a slice.
+
+    They permute the images of torchvision's ImageFolder, which sorts class folders and then the
+    files of each, by numpy's legacy generator. Source: kyangl/alignment-security@3bafa26,
+    dataloading.py, get_dataloader.
+    """
+    by_folder = sorted(range(len(images)), key=lambda i: (class_folder(images, i), images.ids[i]))
+    order = np.random.RandomState(HOAK2025_SEED).permutation(len(images))
+    return [by_folder[k] for k in order]
+
+
+def class_folder(images: ImageSet, i: int) -> str:
+    """The class folder of image i; its synset where the list does not name it."""
+    folder, has_folder, _ = images.ids[i].partition("/")
+    return folder if has_folder else synsets()[images.labels[i]]
 
 
 # ---- building a set ------------------------------------------------------------------------------

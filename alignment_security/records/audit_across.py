@@ -98,6 +98,7 @@ def check_lists(records: list[Record]) -> Iterator[str]:
         images = (
             record.run["image_set"],
             str(settings.get("slice")),
+            settings.get("subset"),
             str(settings.get("corruption")),
         )
         other = first.setdefault(images, record)

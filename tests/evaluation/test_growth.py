@@ -47,6 +47,22 @@ def test_a_record_that_grew_is_the_one_made_at_once(cli, tiny, tmp_path, threat,
     assert len(merge_records(tmp_path / "grown")) == len(merge_records(tmp_path / "once"))
 
 
+def test_a_slice_of_another_subset_is_another_record(cli, tiny, tmp_path):
+    """Grown within --subset hoak2025, refused beyond it, and audited as another image list."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    for size in ("3", "6"):
+        assert cli(*tiny.arguments(theirs), "--subset", "hoak2025", "-s", size, "clean")[0] == 0
+    rows, info = record(theirs)
+    assert info["settings"]["run"]["subset"] == "hoak2025" and len(rows) == 6
+    status, _, err = cli(*tiny.arguments(theirs), "-s", "6", "clean")
+    assert status == 2 and "subset" in err
+    assert cli(*tiny.arguments(ours), "-s", "6", "clean")[0] == 0
+    assert set(record(ours)[0]["image_id"]) != set(rows["image_id"])
+    crossing = ["-s", "6", *CROSSING]
+    assert cli(*tiny.arguments(theirs), *crossing)[0] == 0
+    assert not [line for line in audit(theirs) if "another image list" in line]
+
+
 def test_replaced_photographs_do_not_join_a_finished_record(cli, tiny, tmp_path):
     """The same names, other photographs, and a longer slice; an untouched copy is welcome."""
     data = shutil.copytree(tiny.data, tmp_path / "data")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 from scipy.io import savemat
+from torchvision.datasets import ImageFolder
 
 from alignment_security.images.image_sets import (
     DataError,
@@ -317,6 +318,52 @@ def test_take_slice_is_a_fair_sample():
 def test_take_slice_of_nothing_is_refused(start, stop):
     with pytest.raises(DataError, match=f"-s {start} {stop}: takes no image; made up has 20"):
         take_slice(made_up(20), start, stop)
+
+
+# numpy.random.seed(42); numpy.random.permutation(10) gives 8 1 5 0 7 2 9 4 3 6. Below, the file
+# names are in another order than their class folders; 1_c is the second of the first folder.
+HAND_MADE = {
+    "n01440764": ["0_c.JPEG", "1_c.JPEG", "4_a.JPEG"],  # positions 0 1 2 of ImageFolder
+    "n01443537": ["2_b.JPEG", "9_b.JPEG"],  # 3 4
+    "n02123045": ["0_a.JPEG", "3_z.JPEG", "5_k.JPEG", "7_k.JPEG", "8_k.JPEG"],  # 5 6 7 8 9
+}
+DRAWN = ["7_k.JPEG", "1_c.JPEG", "0_a.JPEG", "0_c.JPEG"]  # those at 8 1 5 0
+
+
+def hand_made(root: Path) -> Path:
+    for folder, names in HAND_MADE.items():
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).write_bytes(jpeg())
+    return root
+
+
+def test_subset_hoak2025_worked_out_by_hand(tmp_path):
+    images = load_image_set("mine", str(hand_made(tmp_path / "folders")))
+    for k in (1, 2, 3, 4):
+        taken = take_slice(images, 0, k, "hoak2025")
+        assert {Path(name).name for name in taken.ids} == set(DRAWN[:k])
+    (between,) = take_slice(images, 1, 2, "hoak2025").ids
+    assert between == "n01440764/1_c.JPEG"
+    # the same images without folders, in the order of their names, as the flat validation set
+    order = sorted((name, SYNSETS.index(f)) for f, names in HAND_MADE.items() for name in names)
+    names = tuple(name for name, _ in order)
+    flat = ImageSet("imagenet-val", names, tuple(map(Path, names)), tuple(y for _, y in order))
+    assert set(take_slice(flat, 0, 4, "hoak2025").ids) == set(DRAWN)
+
+
+@pytest.mark.parametrize("start, stop", [(0, 50), (50, 120), (900, None)])
+def test_subset_hoak2025_is_that_of_imagefolder_and_numpys_global_generator(imagenet, start, stop):
+    root, _ = imagenet
+    folder = ImageFolder(root)
+    np.random.seed(42)
+    wanted = {Path(folder.samples[i][0]).name for i in np.random.permutation(1000)[start:stop]}
+    images = load_image_set("imagenet-val", str(root))
+    taken = take_slice(images, start, stop, "hoak2025")
+    assert set(taken.ids) == wanted and list(taken.ids) == sorted(taken.ids)
+    assert taken.facts == {"subset": "hoak2025"} and taken.slice == (start, stop)
+    ours = take_slice(images, start, stop)
+    assert set(ours.ids) != wanted and ours.facts == {}
 
 
 def test_list_sha256_is_that_of_its_lines(sample):

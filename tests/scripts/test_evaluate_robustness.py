@@ -82,6 +82,8 @@ WRONG = {  # id -> (arguments after those of a sound request, what the one line 
     "workers": ("--workers -1 clean", "workers"),
     "slice of nothing": ("-s 40 50 clean", "-s 40 50: takes no image"),
     "slice beyond the list": ("-s 10 500 clean", "-s 10 500: mine has only 12 images"),
+    "subset without a slice": ("--subset hoak2025 clean", "--subset hoak2025: .* -s STOP"),
+    "subset of another paper": ("--subset feng2025 -s 3 clean", "--subset.*hoak2025"),
     "slice no number": ("-s x clean", "-s"),
     "abbreviated": ("--overw clean", "unrecognized arguments: --overw"),
     "threat": ("corrupt", "corrupt"),
