@@ -31,6 +31,7 @@ from alignment_security.evaluation.run_options import (
 )
 from alignment_security.evaluation.threats.autoattack import add_autoattack_options
 from alignment_security.evaluation.threats.minimum_norm import add_fmn_options
+from alignment_security.models.sources import TIMM
 from alignment_security.records.metrics import ALEXNET_ERRORS
 
 # threat -> what it measures, and an example
@@ -209,17 +210,17 @@ def check_model_options(args: argparse.Namespace, parser: argparse.ArgumentParse
             f"--model_name {' '.join(args.models)}: --checkpoint is of one model; evaluate each "
             "with its own command"
         )
-    if args.source == "brainscore" and own_net:
+    if ":" in args.source and len(args.models) > 1:
         parser.error(
-            "--source brainscore builds the net and its weights itself; leave out --checkpoint and "
-            "--architecture"
+            f"--model_name {' '.join(args.models)}: --source {args.source} is of one model; "
+            "evaluate each with its own command"
         )
-    if args.architecture and not args.checkpoint:
+    if args.architecture and not args.checkpoint and args.source == TIMM:
         parser.error(
             f"--architecture {args.architecture}: a net of your own needs its weights, "
             "--checkpoint FILE"
         )
-    if args.chtc and (own_net or args.source != "timm"):
+    if args.chtc and (own_net or args.source != TIMM):
         parser.error(
             "--chtc takes net and weights from STAGING_DIR; leave out --checkpoint, --architecture "
             "and --source"

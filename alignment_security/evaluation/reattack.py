@@ -22,6 +22,7 @@ from alignment_security.common.folders import glob_visible
 from alignment_security.evaluation.threats.feng2025 import on_published_images
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.loading import load_model
+from alignment_security.models.sources import LOADERS, TIMM
 from alignment_security.records.adversarial_examples import load_example
 from alignment_security.records.record import read_record, read_run_file
 
@@ -74,20 +75,25 @@ def by_folder(paths: list[Path]) -> dict[Path, list[Path]]:
 def model_of_run(run: dict, checkpoint_dir: Path | None) -> Model:
     """The model of a run with its weights. Raises ModelError where they are not on this machine."""
     settings = run["settings"]["model"]
-    kind, _, file_name = str(settings.get("weights")).partition(":")
+    weights = str(settings.get("weights"))
+    kind, _, place = weights.partition(":")
+    file_name = place if kind == "file" else settings.get("checkpoint")
+    source = weights if kind in LOADERS else TIMM
     checkpoint = None
-    if kind == "file":
-        if checkpoint_dir is None:
-            raise ModelError(
-                f"its weights are in {file_name}; give --checkpoint_dir, or CHECKPOINT_DIR of .env"
-            )
-        checkpoint = checkpoint_dir / file_name
+    if (file_name or kind == "python") and checkpoint_dir is None:
+        raise ModelError(
+            f"it is of the file {place}; give --checkpoint_dir, or CHECKPOINT_DIR of .env"
+        )
+    if file_name:
+        checkpoint = Path(str(checkpoint_dir), file_name)
+    if kind == "python":
+        source = f"python:{checkpoint_dir}/{place}"
     model = load_model(
         run["model"],
         checkpoint,
         head=settings.get("head", "none"),
         architecture=settings.get("architecture"),
-        source="brainscore" if kind == "brainscore" else "timm",
+        source=source,
     )
     if model.settings["weights_sha256"] != settings.get("weights_sha256"):
         raise ModelError(

@@ -20,6 +20,7 @@ from alignment_security.images.image_sets import SUBSETS
 from alignment_security.models.checkpoints import GROUPS
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.heads import HEADS
+from alignment_security.models.sources import TIMM, model_source
 from alignment_security.records.metrics import REDUCTIONS
 
 DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
@@ -62,9 +63,11 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--source",
-        choices=["timm", "brainscore"],
-        default="timm",
-        help="brainscore: a model of the installed brainscore-vision (requirements-brainscore.txt)",
+        type=argument(model_source),
+        default=TIMM,
+        metavar="KIND[:PLACE]",
+        help="timm; python:FILE.py:FUNCTION, a net of your own; torchvision[:WEIGHTS]; hf, a "
+        "classifier of transformers; brainscore, a model of the installed brainscore-vision",
     )
     parser.add_argument(
         "--architecture",

@@ -1,187 +1,20 @@
 """Load Brain-Score models: the bare network of a plugin, and its preprocessing found by probing.
 
-A plugin hides its preprocessing in a function from file names to arrays. We call it on synthetic
-images. Uniform images give mean and std, and show that it is a normalisation; photograph-like
-scenes give size, crop and interpolation. The model is rejected if that fails. Nothing that the
-plugin says about itself is used.
+Nothing that the plugin says about itself is used.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-from timm.data import create_transform
-from torch import Tensor, nn
+from torch import nn
 
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.models.heads import ModelError
+from alignment_security.models.loaded_net import LoadedNet, checked_net, in_one_line
+from alignment_security.models.preprocessing import measured_preprocessing
 
 INSTALL_HINT = "use a separate environment: pip install -r requirements-brainscore.txt"
-# uniform images: black and white give mean and std, the other two check them
-UNIFORM_COLOURS = [(0, 0, 0), (255, 255, 255), (51, 102, 204), (204, 51, 102)]
-# width and height of the scenes: no model's input size, one wide and one high to detect a squash
-SCENE_SIZES = ((320, 240), (260, 340))
-NORMALISATION_TOLERANCE = 1e-4  # relative to the largest normalised value, or absolute below 1
-PIXEL_TOLERANCE = 1.01 / 255  # libraries round differently, by one of 255 levels
-SMALLEST_CROP, USUAL_CROP = 0.6, 0.875  # fraction of the resized image that a central crop keeps
-INTERPOLATIONS = ("bilinear", "bicubic")
-
-
-# ---- preprocessing -------------------------------------------------------------------------------
-
-
-@cache
-def synthetic_scene(size: tuple[int, int]) -> Image.Image:
-    """Smooth patches of colour with fine detail on top; no two ways of resizing it agree.
-
-    size   (width, height) in pixels
-    """
-    random = np.random.default_rng(0)
-    patches = Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    smooth = np.asarray(patches.resize(size, Image.Resampling.BICUBIC), dtype=int)
-    detail = random.integers(-40, 41, (*size[::-1], 1))
-    return Image.fromarray(np.clip(smooth + detail, 0, 255).astype(np.uint8))
-
-
-def run_preprocessing(preprocess: Callable, images: list[Image.Image], name: str) -> Tensor:
-    """Output of a plugin's preprocessing, which takes file names: (B, 3, H, W) float32.
-
-    Raises ModelError if it fails or returns another shape.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [str(Path(folder) / f"{i}.png") for i in range(len(images))]
-        for path, image in zip(paths, images):
-            image.save(path)
-        try:
-            made = preprocess(paths)
-            batch = torch.stack([torch.as_tensor(np.array(part)) for part in made]).float()
-        except Exception as error:  # a plugin's own code may raise anything
-            raise ModelError(
-                f"{name}: its preprocessing fails on a PNG ({type(error).__name__}: {error})"
-            ) from None
-    if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) != len(images):
-        raise ModelError(
-            f"{name}: its preprocessing gives {tuple(batch.shape)}, not an image (3, H, W) "
-            "for each file"
-        )
-    return batch
-
-
-def measured_normalisation(
-    uniform: Tensor, name: str
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of a preprocessing, from its output for uniform images of UNIFORM_COLOURS.
-
-    uniform   (B, 3, H, W) float32
-
-    Raises ModelError unless the output is (x - mean) / std with pixels x in [0, 1], the same for
-    every pixel and separate for each channel.
-    """
-    values = uniform.double().mean((2, 3))  # (B, 3)
-    spread = (uniform - values[..., None, None]).abs().amax()
-    black, white = values[0], values[1]
-    std = 1 / (white - black)
-    mean = -black * std
-    expected = (torch.tensor(UNIFORM_COLOURS, dtype=torch.float64) / 255 - mean) / std
-    limit = NORMALISATION_TOLERANCE * max(1.0, float(values.abs().max()))
-    if (
-        not torch.isfinite(std).all()
-        or std.min() <= 0
-        or spread > limit
-        or (values - expected).abs().max() > limit
-    ):
-        raise ModelError(
-            f"{name}: no mean and std explain its preprocessing: uniform images of "
-            f"{UNIFORM_COLOURS} become {values.round(decimals=4).tolist()}"
-        )
-    return _rounded(mean), _rounded(std)
-
-
-def _rounded(values: Tensor) -> tuple[float, ...]:
-    """To six decimals."""
-    return tuple(values.mul(1e6).round().div(1e6).tolist())
-
-
-def measured_geometry(pixels: Tensor, name: str) -> dict[str, Any]:
-    """Resizing and cropping of a preprocessing, in timm's terms, from its output for the scenes.
-
-    pixels   (2, 3, H, W) in [0, 1], one image for each of SCENE_SIZES
-
-    Raises ModelError if none of candidate_geometries gives the same pixels.
-    """
-    height, width = pixels.shape[2:]
-    for geometry in candidate_geometries(height, width):
-        if _gives(geometry, pixels):
-            return geometry
-    raise ModelError(
-        f"{name}: its preprocessing gives {height} x {width} pixels by a resizing that is neither "
-        "a squash nor a central crop, bilinear or bicubic; no other can be reproduced"
-    )
-
-
-def candidate_geometries(height: int, width: int) -> Iterator[dict[str, Any]]:
-    """The geometries that are tried: a squash, and central crops of every plausible resized side.
-
-    Crops are tried for square inputs only, those near the usual crop of 0.875 first.
-    """
-    modes = [("squash", height)]
-    if height == width:
-        sides = range(height, int(height / SMALLEST_CROP) + 1)
-        usual_first = sorted(sides, key=lambda side: abs(height / side - USUAL_CROP))
-        modes += [("center", side) for side in usual_first]
-    for mode, side in modes:
-        for interpolation in INTERPOLATIONS:
-            yield {
-                "input_size": (3, height, width),
-                "interpolation": interpolation,
-                "crop_pct": _crop_pct(height, side),
-                "crop_mode": mode,
-            }
-
-
-def _crop_pct(height: int, side: int) -> float:
-    """A crop_pct for which timm, which takes floor(height / crop_pct), resizes to `side` pixels."""
-    for fraction in (round(height / side, 3), height / side, height / (side + 0.5)):
-        if math.floor(height / fraction) == side:
-            return fraction
-    raise AssertionError(f"height / ({side} + 0.5) always gives {side}")
-
-
-def _gives(geometry: dict[str, Any], pixels: Tensor) -> bool:
-    """Whether timm's transform of that geometry turns each scene into `pixels`, up to rounding."""
-    transform = create_transform(**geometry, is_training=False, normalize=False)
-    for size, wanted in zip(SCENE_SIZES, pixels):
-        found = np.asarray(transform(synthetic_scene(size))) / 255
-        if np.abs(found - wanted.numpy()).max() > PIXEL_TOLERANCE:
-            return False
-    return True
-
-
-def measured_preprocessing(preprocess: Callable, name: str) -> dict[str, Any]:
-    """input_size, interpolation, crop_pct, crop_mode, mean and std of a plugin's preprocessing.
-
-    Raises ModelError if timm's transforms cannot reproduce it.
-    """
-    uniform = [Image.new("RGB", SCENE_SIZES[0], colour) for colour in UNIFORM_COLOURS]
-    scenes = [synthetic_scene(size) for size in SCENE_SIZES]
-    made = run_preprocessing(preprocess, [*uniform, *scenes], name)
-    mean, std = measured_normalisation(made[: len(uniform)], name)
-    channels = (3, 1, 1)
-    pixels = made[len(uniform) :] * torch.tensor(std).view(channels)
-    pixels = pixels + torch.tensor(mean).view(channels)
-    return measured_geometry(pixels, name) | {"mean": mean, "std": std}
-
-
-# ---- the network ---------------------------------------------------------------------------------
 
 
 def load_plugin(name: str):
@@ -201,22 +34,23 @@ def load_plugin(name: str):
         made = brainscore_vision.model_registry.get(name)  # one that the caller registered
         model = made() if made else brainscore_vision.load_model(name)
     except Exception as error:  # a plugin's own code may raise anything
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ModelError(
-            f"{name}: brainscore-vision cannot load it ({why}); see `python utilities.py models "
-            "--list brainscore`, and download weights on a machine with network"
+            f"{name}: brainscore-vision cannot load it ({in_one_line(error)}); see `python "
+            "utilities.py models --list brainscore`, and download weights on a machine with network"
         ) from None
     return getattr(model, "activations_model", model)
 
 
-def load_brainscore(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a Brain-Score model, and its data configuration in timm's terms.
+def load_brainscore(name: str, identifier: str = "") -> LoadedNet:
+    """The network of a Brain-Score model, which maps normalised pixels to the 1000 ImageNet logits.
 
-    The network maps pixels normalised by mean and std to the 1000 ImageNet logits. Raises
-    ModelError for a model that is not a PyTorch network, whose preprocessing cannot be measured, or
-    that does not give 1000 logits in float32.
+    identifier   of the model in Brain-Score's registry; `name` where it is empty
+
+    Raises ModelError for a model that is not a PyTorch network, whose preprocessing cannot be
+    measured, or that does not give 1000 logits in float32.
     """
-    wrapper = load_plugin(name)
+    identifier = identifier or name
+    wrapper = load_plugin(identifier)
     net = getattr(wrapper, "_model", None)
     extractor = getattr(wrapper, "_extractor", None)
     if not isinstance(net, nn.Module) or extractor is None:
@@ -227,23 +61,9 @@ def load_brainscore(name: str) -> tuple[nn.Module, dict[str, Any]]:
         names = ", ".join(options)
         raise ModelError(f"{name}: its forward pass takes options ({names}), attacks pass none")
     config = measured_preprocessing(extractor.preprocess, name)
-    if isinstance(net, nn.DataParallel):
-        net = net.module
-    net = net.eval().requires_grad_(False).cpu()
-    other = {str(parameter.dtype) for parameter in net.parameters()} - {"torch.float32"}
-    if other:
+    loaded = checked_net(net, f"brainscore:{identifier}", config, name)
+    if loaded.n_outputs != IMAGENET_CLASSES:
         raise ModelError(
-            f"{name}: its weights are {', '.join(sorted(other))}; attacks need float32"
+            f"{name}: gives {loaded.n_outputs} logits, not the {IMAGENET_CLASSES} of ImageNet"
         )
-    check_logits(net, config, name)
-    return net, config
-
-
-def check_logits(net: nn.Module, config: dict[str, Any], name: str) -> None:
-    """Raise ModelError unless an image gives 1000 logits."""
-    x = torch.linspace(-1, 1, math.prod(config["input_size"])).view(1, *config["input_size"])
-    with torch.no_grad():
-        logits = net(x)
-    if not isinstance(logits, Tensor) or logits.shape != (1, IMAGENET_CLASSES):
-        shape = tuple(logits.shape[1:]) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"{name}: gives {shape}, not the {IMAGENET_CLASSES} logits of ImageNet")
+    return loaded

