@@ -281,7 +281,7 @@ def test_load_model_without_the_package_names_the_environment(monkeypatch):
         ("--architecture resnet18", "needs its weights, --checkpoint FILE"),
         ("--source hub", "begins with none of timm, brainscore, python, torchvision, hf"),
         ("--source timm:resnet18", "begins with none of"),
-        ("--source python:net.py:net resnet18", "is of one model"),
+        ("--model_name a b --source python:net.py:net", "is of one model"),
     ],
 )
 def test_source_options_that_contradict_each_other_are_refused(cli, tmp_path, arguments, message):
