@@ -1,10 +1,12 @@
-"""Check or build a subset of the ImageNet validation set.
+"""Check or build Big-12, of ImageNet validation images or of ClickMe's pairs of image and map.
 
     python dataloading.py big12 --imagenet DIR                      check that all 960 images exist
     python dataloading.py big12 --imagenet DIR --out DIR2 [--copy]  export them as links or copies
     python dataloading.py big12 --imagenet DIR --out DIR2 --grouping mid_12 --per_class 2
+    python dataloading.py clickme_big12 --clickme DIR --out DIR2    960 photographs with human maps
 
-The source is never altered. The exported folder is an image set: --dataset NAME --data_dir DIR2.
+The source is never altered. The exported folder is an image set: --dataset NAME --data_dir DIR2;
+of ClickMe's pairs --dataset big12 --data_dir DIR2.
 """
 
 from __future__ import annotations
@@ -15,7 +17,15 @@ from pathlib import Path
 from alignment_security.common.command_line import Parser, argument, positive_int
 from alignment_security.common.process import run_command, run_script
 from alignment_security.images.image_sets import existing_folder
-from alignment_security.images.subsets import BIG12_PER_CLASS, export_subset, groupings, load_subset
+from alignment_security.images.subsets import (
+    BIG12_PER_CLASS,
+    big12_set,
+    draw_pairs,
+    export_pairs,
+    export_subset,
+    groupings,
+    load_subset,
+)
 
 
 def big12_command(args: argparse.Namespace) -> None:
@@ -35,8 +45,26 @@ def big12_command(args: argparse.Namespace) -> None:
         print(f"  {args.out}")
 
 
+def clickme_big12_command(args: argparse.Namespace) -> None:
+    """Draw pairs of ClickMe, write them if asked to, and print what was drawn."""
+    folder = existing_folder("clickme_big12", args.clickme)
+    images = draw_pairs(folder, args.per_class)
+    if args.out:
+        export_pairs(images, args.out)
+        images = big12_set(args.out)  # as --dataset big12 reads it
+    superclasses = len(set(images.groups))
+    print(
+        f"{len(images)} pairs of image and map, {superclasses} superclasses x "
+        f"{len(set(images.labels)) // superclasses} classes x {args.per_class}"
+    )
+    print(f"  sha256 of the list  {images.list_sha256}")
+    if args.out:
+        print(f"  sha256 of the pairs {images.contents_sha256()}")
+        print(f"  {args.out}: --dataset big12 --data_dir {args.out}")
+
+
 def get_args_parser() -> argparse.ArgumentParser:
-    """The command line: one sub-command, big12."""
+    """The command line: the sub-commands big12 and clickme_big12."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     big12 = commands.add_parser(
@@ -65,6 +93,24 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="which superclasses (default: %(default)s)",
     )
     big12.set_defaults(run=big12_command)
+
+    pairs = commands.add_parser(
+        "clickme_big12", help="draw Feng 2025's 960 pairs of image and human map out of ClickMe"
+    )
+    pairs.add_argument(
+        "--clickme",
+        type=Path,
+        required=True,
+        help="folder of one split of ClickMe: .tfrecords or .pth files",
+    )
+    pairs.add_argument("--out", type=Path, help="write the pairs to this folder, a .pth each")
+    pairs.add_argument(
+        "--per_class",
+        type=argument(positive_int),
+        default=BIG12_PER_CLASS,
+        help="pairs per class (default: %(default)s)",
+    )
+    pairs.set_defaults(run=clickme_big12_command)
     return parser
 
 

@@ -33,14 +33,8 @@ from alignment_security.evaluation.options import (
     single_requests,
     threat_from_args,
 )
-from alignment_security.evaluation.run import (
-    Stopped,
-    already_done_text,
-    fill_record,
-    open_record,
-    prepare,
-    report_text,
-)
+from alignment_security.evaluation.report import already_done_text, report_text
+from alignment_security.evaluation.run import Stopped, fill_record, open_record, prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.models.forward import is_out_of_memory, pick_device
 from alignment_security.models.heads import Model
@@ -87,6 +81,7 @@ def evaluate_request(args: argparse.Namespace, model: Model) -> int:
         compiled=args.compile,
         workers=args.workers,
         examples=args.examples,
+        example_names=args.example_names,
         published_accuracy=args.published_accuracy,
         stop_after=args.stop_after,
         remarks=tuple(remarks),

@@ -17,12 +17,14 @@ from alignment_security.records.metrics import over_ceiling, rank_agreement
 def map_settings(images: ImageSet, map_reduce: str | None) -> dict:
     """How human maps are read and compared, for the run file; empty without maps.
 
-    ClickMe's maps are blurred, as they were when HUMAN_CEILING was measured.
+    ClickMe's maps are blurred, as they were when HUMAN_CEILING was measured. Other maps are where
+    that was asked for (--blur_maps).
     """
     source = map_source(images)
     if source is None or map_reduce is None:
         return {}
-    blur = {"human_map_blur": MAP_BLUR} if source == CLICKME else {}
+    is_blurred = source == CLICKME or (images.maps is not None and images.maps.blur)
+    blur = {"human_map_blur": MAP_BLUR} if is_blurred else {}
     return {"human_map": source, "map_reduce": map_reduce, **blur, "human_ceiling": HUMAN_CEILING}
 
 

@@ -32,7 +32,7 @@ PROTOCOL_OPTIONS = frozenset().union(
     *(threat.options for threat in (*CLEAN_THREATS.values(), *PROTOCOLS.values()))
 )
 # of these, options of the run: a script may give them to every threat, so they are only remarked on
-RUN_OPTIONS = frozenset({"examples", "map_reduce", "multilabel", "compile"})
+RUN_OPTIONS = frozenset({"examples", "map_dir", "blur_maps", "map_reduce", "multilabel", "compile"})
 DEFAULT_STEPS = {
     "autoattack": Budget().steps,
     "fmn": FastMinimumNorm.steps,

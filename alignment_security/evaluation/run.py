@@ -10,6 +10,7 @@ import math
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +27,7 @@ from alignment_security.evaluation.human_columns import add_human_columns, map_s
 from alignment_security.evaluation.image_files import check_image_files
 from alignment_security.evaluation.progress import EvaluationProgress, expected_time
 from alignment_security.evaluation.published import compare_with_published, read_published
-from alignment_security.evaluation.saved_examples import save_examples
+from alignment_security.evaluation.saved_examples import image_called, save_examples
 from alignment_security.evaluation.stream import stop_at, with_head_labels
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
@@ -44,7 +45,6 @@ from alignment_security.models.loading import check_model
 from alignment_security.records.norm_summary import without_norm_warnings
 from alignment_security.records.record import check_rows_belong
 from alignment_security.records.run import Run
-from alignment_security.records.summary import attacked_size, size_text
 
 
 class Stopped(BaseException):
@@ -59,6 +59,7 @@ class Evaluation:
     precision, compiled  of the attacked copy of the model (threats.Execution)
     workers              processes that decode images; 0 decodes in this one
     examples             adversarial examples of the first images of the list to save
+    example_names        images whose adversarial examples to save besides: image ids, or file names
     published_accuracy   CSV of published accuracies to compare the clean accuracy with
     stop_after           seconds after which no new image is taken
     remarks              to be said with the first line
@@ -72,6 +73,7 @@ class Evaluation:
     compiled: bool = False
     workers: int = 0
     examples: int = 0
+    example_names: tuple[str, ...] = ()
     published_accuracy: Path | None = None
     stop_after: float | None = None
     remarks: tuple[str, ...] = ()
@@ -85,6 +87,12 @@ class Evaluation:
             value = getattr(self, name)
             if value is not None and not value >= 0:  # nan is not
                 raise UserError(f"{name} {value}: at least 0")
+        _ = self.named_examples  # a wrong name is told before anything runs
+
+    @cached_property
+    def named_examples(self) -> list[str]:
+        """The image ids of `example_names`. Raises UserError for a name of no image."""
+        return [image_called(name, self.images) for name in self.example_names]
 
     @property
     def settings(self) -> dict:
@@ -170,7 +178,7 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         evaluation.threat.kind,
         evaluation.settings,
         session_facts(device_of(evaluation.model.module), evaluation.batch_size)
-        | {"examples": evaluation.examples},
+        | {"examples": evaluation.examples, "example_names": evaluation.named_examples},
         overwrite,
         growth_check(evaluation.images),
     )
@@ -225,6 +233,7 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     seconds = check_before_attack(evaluation, todo, run)
     print_line("\n".join([first_line(evaluation, run, len(todo), seconds), *evaluation.remarks]))
     done = len(images) - len(todo)
+    kept = {*images.ids[: evaluation.examples], *evaluation.named_examples}
     progress = EvaluationProgress(threat, len(images), done, model.settings["name"])
     execution = Execution(
         evaluation.batch_size,
@@ -242,7 +251,7 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
             add_human_columns(rows, threat, model, images, settings)
             run.replace_old()
             # before the row: an image with a row is never attacked again
-            save_examples(rows, evaluation.examples, model, images, run)
+            save_examples(rows, kept, model, images, run)
             run.append(rows)
             names = {row["image_id"] for row in rows}
             count.update(row["image_id"] for row in rows)
@@ -309,38 +318,3 @@ def check_published(evaluation: Evaluation, run: Run) -> None:
         evaluation.batch_size,
         run,
     )
-
-
-# ---- the report ----------------------------------------------------------------------------------
-
-
-def already_done_text(run: Run) -> str:
-    """The first line where nothing is computed."""
-    begun = run.info["sessions"][-1]["started"]
-    return (
-        f"{run.info['model']}: evaluated on {begun}, read from its record; --overwrite does it anew"
-    )
-
-
-def report_text(run: Run) -> str:
-    """What a finished record says: clean accuracy, a line per eps or the norms, warnings, path."""
-    rows, name = run.rows, run.info["model"]
-    correct = rows[rows["clean_correct"] == 1]
-    n, n_correct = rows["image_id"].nunique(), correct["image_id"].nunique()
-    attack = run.settings["run"]["attack"]
-    _, corrupted, corruption = run.info["threat"].partition("corruptions-")
-    accuracy = f"accuracy under {corruption}" if corrupted else "clean accuracy"
-    first = f"{name} on {run.info['image_set']} (n = {n}): {accuracy} {n_correct / n:.1%}"
-    lines = [first if run.info["kind"] == "clean" else f"{first}; {attack}"]
-    if "robust" in rows:
-        for eps, part in rows.groupby("eps"):
-            radius = format_eps(eps, run.info["threat"])
-            lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")
-    if "success" in rows:
-        norms = correct.loc[correct["success"] == 1, "l2"]
-        lines.append(
-            f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} "
-            f"over {len(norms)} images ({size_text(attacked_size(run.info))})"
-        )
-    lines += [f"  warning: {warning}" for warning in run.info["warnings"]]
-    return "\n".join([*lines, f"  {run.csv}"])

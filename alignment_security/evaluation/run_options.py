@@ -48,6 +48,26 @@ class Slice(argparse.Action):
         setattr(namespace, self.dest, (start, stop))
 
 
+class Examples(argparse.Action):
+    """`--examples 4 a.jpg`: a number of images, and names of others, in `example_names`."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        names = list(namespace.example_names)
+        for value in values:
+            if value.isdecimal():
+                namespace.examples = parse_count(value, option_string, parser)
+            else:
+                names.append(value)
+        namespace.example_names = tuple(dict.fromkeys(names))
+
+
+def parse_count(text: str, option: str | None, parser: argparse.ArgumentParser) -> int:
+    try:
+        return whole_number(text)
+    except ValueError as error:
+        parser.error(f"argument {option}: {error}")
+
+
 # ---- options -------------------------------------------------------------------------------------
 
 
@@ -160,6 +180,19 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         help="perturbation -> map over channels, for the agreement with human maps",
     )
     parser.add_argument(
+        "--map_dir",
+        type=Path,
+        metavar="DIR",
+        help="human maps of the images, found by file name: x.png, .npy, .npz or .pth for x.JPEG; "
+        "cropped as their images are",
+    )
+    parser.add_argument(
+        "--blur_maps",
+        action="store_true",
+        help="read the maps of --map_dir as Harmonization reads ClickMe's, blurred; `clickme` and "
+        "ClickMe's big12 always are",
+    )
+    parser.add_argument(
         "--workers",
         type=argument(worker_count),
         default=DEFAULT_WORKERS,
@@ -192,10 +225,14 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--examples",
-        type=argument(whole_number),
+        nargs="+",
+        action=Examples,
         default=0,
-        help="save the perturbations of the first N images, for figures",
+        metavar="N|NAME",
+        help="save the perturbations of the first N images, and of the images of these names, for "
+        "figures",
     )
+    parser.set_defaults(example_names=())
     parser.add_argument(
         "--stop_after",
         type=argument(non_negative),

@@ -20,8 +20,10 @@ from alignment_security.cluster.job import (
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import setting
+from alignment_security.images.human_maps import check_maps
 from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
+from alignment_security.images.map_files import map_remarks, with_map_files
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.loading import load_model
 
@@ -81,15 +83,29 @@ def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, 
         corruption = (args.corruption_type, args.corruption_severity)
     folder = requested_data_dir(args)
     images = load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
+    images = requested_maps(args, images)
     if args.restrict_classes:
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
     remarks = [*name_remarks(args), *class_remarks(images)]
-    if not args.slice:
-        return images, remarks
-    start, stop = args.slice
-    if stop is not None and start < len(images) < stop:
-        raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
-    return take_slice(images, start, stop, args.subset), remarks
+    if args.slice:
+        start, stop = args.slice
+        if stop is not None and start < len(images) < stop:
+            raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
+        images = take_slice(images, start, stop, args.subset)
+    check_maps(images)
+    return replace(images, notes=(*images.notes, *map_remarks(images))), remarks
+
+
+def requested_maps(args: argparse.Namespace, images: ImageSet) -> ImageSet:
+    """The set with the maps of --map_dir; X.tar with --chtc is a staged folder."""
+    if args.map_dir is None:
+        if args.blur_maps:
+            raise UserError("--blur_maps: of the maps of --map_dir, which is not given")
+        return images
+    folder = args.map_dir
+    if args.chtc:
+        folder = Path(staged_images(staging_dir(setting("STAGING_DIR")), str(folder)))
+    return with_map_files(images, folder, args.blur_maps)
 
 
 def requested_data_dir(args: argparse.Namespace) -> str | None:

@@ -1,4 +1,4 @@
-"""Human maps: where people look in an image (ClickMe's heat maps, hand-drawn maps of the sample).
+"""Human maps: where people look in an image (ClickMe's heat maps, files of --map_dir, drawings).
 
 A map goes through the same resize and crop as its photograph, so it aligns with the image that the
 model sees.
@@ -18,8 +18,10 @@ from alignment_security.common.files import sha256_text_file
 from alignment_security.common.settings import ROOT
 from alignment_security.common.text import read_text
 from alignment_security.images.clickme import clickme_sample, is_clickme
+from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import set_preprocessing
+from alignment_security.images.map_files import read_map_file
 
 SAMPLE_MAPS = ROOT / "lists" / "maps" / "sample_hand_drawn.json"
 # serre-lab/Harmonization, harmonization/common/blur.py: pixels of the map, the kernel and sigma
@@ -28,6 +30,8 @@ BLUR_SIDE, BLUR_KERNEL, BLUR_SIGMA = 64, 10, 10.0
 
 def map_source(images: ImageSet) -> str | None:
     """Origin of a set's maps, for the run file; None for a set without maps."""
+    if images.maps:
+        return images.maps.source
     if is_clickme(images):
         return "ClickMe"
     if images.name == "sample":
@@ -63,14 +67,47 @@ def human_map(
 
 
 def original_map(images: ImageSet, i: int) -> np.ndarray | None:
-    """The map of image i at the size of the photograph, float32 (H, W); None if there is no map."""
+    """The map of image i at the size of the photograph, float32 (H, W); None if there is no map.
+
+    Raises DataError for a file that is no map of its photograph.
+    """
+    if not has_map(images, i):
+        return None
+    if images.maps:
+        return read_map_file(images.maps.paths[images.ids[i]], photograph_size(images, i))
     if is_clickme(images):
         return clickme_sample(images, i).heatmap
-    ellipses = drawings().get(images.ids[i]) if images.name == "sample" else None
-    if ellipses is None:
-        return None
-    with Image.open(images.paths[i]) as image:
-        return draw_ellipses(ellipses, image.height, image.width)
+    width, height = photograph_size(images, i)
+    return draw_ellipses(drawings()[images.ids[i]], height, width)
+
+
+def has_map(images: ImageSet, i: int) -> bool:
+    """Whether image i has a map, without decoding it. It may be zero everywhere."""
+    if images.maps:
+        return images.ids[i] in images.maps.paths
+    return is_clickme(images) or (images.name == "sample" and images.ids[i] in drawings())
+
+
+def photograph_size(images: ImageSet, i: int) -> tuple[int, int]:
+    """(width, height) of image i before any crop. Raises DataError for one that is no image."""
+    if is_clickme(images):
+        height, width, _ = clickme_sample(images, i).image.shape
+        return width, height
+    try:
+        with Image.open(images.paths[i]) as image:
+            return image.size
+    except OSError:
+        return read_image(images.paths[i]).size  # whose error names the file
+
+
+def check_maps(images: ImageSet) -> None:
+    """Read the map of every image once, so that a bad one ends no attack half-way.
+
+    Raises DataError. Only of maps in files of their own: ClickMe's are read with their images.
+    """
+    if images.maps:
+        for i in range(len(images)):
+            original_map(images, i)
 
 
 # ---- hand-drawn maps -----------------------------------------------------------------------------

@@ -72,6 +72,30 @@ class Corruption:
 
 
 @dataclass(frozen=True)
+class MapFiles:
+    """Human maps in files of their own (images/map_files.py).
+
+    folder   of --map_dir
+    paths    image_id -> file, for the images that have one
+    unused   files that are of no image
+    blur     read the maps as Harmonization reads ClickMe's (human_maps.harmonization_blur)
+    """
+
+    folder: Path
+    paths: dict[str, Path]
+    unused: tuple[Path, ...] = ()
+    blur: bool = False
+
+    @cached_property
+    def source(self) -> str:
+        """For the run file: the folder's name, and a sha256 over image ids and files."""
+        digest = hashlib.sha256()
+        for image_id in sorted(self.paths):
+            digest.update(f"{image_id} {sha256_file(self.paths[image_id])}\n".encode())
+        return f"folder {self.folder.resolve().name}, sha256 {digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """An ordered list of images.
 
@@ -85,6 +109,7 @@ class ImageSet:
     notes        what was left out, for the run file and the screen
     subset       the order from which the slice was taken, if not ours
     slice        (start, stop) of take_slice, for the run file
+    maps         human maps in files of their own; None for a set that has its own maps, or none
     """
 
     name: str
@@ -102,6 +127,7 @@ class ImageSet:
     subset: str = ""
     notes: tuple[str, ...] = field(default=(), compare=False)
     slice: tuple[int, int | None] | None = field(default=None, compare=False)
+    maps: MapFiles | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -282,12 +282,15 @@ def impossible_norms(record: Record) -> Iterator[str]:
 def check_examples(record: Record) -> Iterator[str]:
     """Every example that the sessions were asked to save is there.
 
-    They save the first `examples` images of the list that were fooled.
+    They save the first `examples` images of the list that were fooled, and `example_names`.
     """
-    asked = min(session.get("examples", 0) for session in record.run["sessions"])
-    if not asked or "l2" not in record.rows:
+    sessions = record.run["sessions"]
+    asked = min(session.get("examples", 0) for session in sessions)
+    named = set.intersection(*(set(session.get("example_names", [])) for session in sessions))
+    if not (asked or named) or "l2" not in record.rows:
         return
-    ids = list(dict.fromkeys(record.rows["image_id"]))[:asked]
+    listed = list(dict.fromkeys(record.rows["image_id"]))
+    ids = [*listed[:asked], *(name for name in listed[asked:] if name in named)]
     fooled = record.rows.loc[record.rows["l2"] > 0, "image_id"]
     missing = [
         image_id
@@ -297,5 +300,5 @@ def check_examples(record: Record) -> Iterator[str]:
     if missing:
         yield (
             f"{len(missing)} of its adversarial examples are missing, e.g. of {missing[0]}; bring "
-            f"them back, or {EVALUATE_AGAIN} --examples {asked}"
+            f"them back, or {EVALUATE_AGAIN} --examples {' '.join([str(asked), *sorted(named)])}"
         )

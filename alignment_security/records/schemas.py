@@ -127,6 +127,7 @@ SESSION = {
     "device?": (str, NONE),
     "versions?": dict,
     "examples?": int,
+    "example_names?": [str],
 }
 # results/records/<image set>/<threat>/<model>.json
 RUN_FILE = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -21,9 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alignment_security.common.seeds import seed_from_text
-from alignment_security.images.clickme import is_clickme
-from alignment_security.images.decoding import read_image
-from alignment_security.images.human_maps import drawings, harmonization_blur, original_map
+from alignment_security.images.human_maps import harmonization_blur, has_map, original_map
 from alignment_security.images.image_sets import DataError, ImageSet
 from alignment_security.images.loading import (
     in_unit_range,
@@ -31,8 +28,6 @@ from alignment_security.images.loading import (
     set_preprocessing,
 )
 from alignment_security.images.workers import worker_loader
-
-MAP_SUFFIX = ".png"
 
 
 class TrainingBatch(NamedTuple):
@@ -91,63 +86,26 @@ def seeded(seed: int) -> Iterator[None]:
 # ---- human maps ----------------------------------------------------------------------------------
 
 
-def map_path(images: ImageSet, i: int, map_dir: Path) -> Path:
-    """The file of image i's map in --map_dir."""
-    return map_dir / PurePath(images.ids[i]).with_suffix(MAP_SUFFIX)
-
-
-def has_map(images: ImageSet, i: int, map_dir: Path | None) -> bool:
-    """Whether image i has a map, without decoding it.
-
-    Every ClickMe image has one. Other images have a file in `map_dir`, or without `map_dir` the
-    drawing of `sample`.
-    """
-    if is_clickme(images):
-        return True
-    if map_dir is not None:
-        return map_path(images, i, map_dir).is_file()
-    return images.name == "sample" and images.ids[i] in drawings()
-
-
-def read_map(images: ImageSet, i: int, size: tuple[int, int], map_dir: Path) -> np.ndarray:
-    """Image i's map in --map_dir, float32 (H, W). Raises DataError unless it has `size`, (W, H)."""
-    path = map_path(images, i, map_dir)
-    human_map = np.array(read_image(path).convert("F"))
-    height, width = human_map.shape
-    if (width, height) != size:
-        raise DataError(
-            f"{path}: {width} x {height} pixels, its photograph has {size[0]} x {size[1]}; a map "
-            "needs the size of its photograph"
-        )
-    return human_map
-
-
-def load_map(
-    images: ImageSet, i: int, size: tuple[int, int], map_dir: Path | None, blur: bool
-) -> Image.Image | None:
+def load_map(images: ImageSet, i: int, size: tuple[int, int], blur: bool) -> Image.Image | None:
     """The human map of image i as a float image, or None if there is none.
 
     size   of the photograph, (width, height); the map gets it too
     blur   Harmonization's reading of a map (human_maps.harmonization_blur)
     """
-    if not has_map(images, i, map_dir):
+    human_map = original_map(images, i)
+    if human_map is None:
         return None
-    if map_dir is None or is_clickme(images):
-        human_map = original_map(images, i)
-        assert human_map is not None
-    else:
-        human_map = read_map(images, i, size, map_dir)
     if blur:
         human_map = harmonization_blur(human_map)
     image = Image.fromarray(human_map)
     return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
 
-def classes_without_map(sets: list[ImageSet], map_dir: Path | None) -> list[int]:
+def classes_without_map(sets: list[ImageSet]) -> list[int]:
     """Classes that occur in the lists and have a map for none of their images."""
     mapped: set[int] = set()
     for images in sets:
-        mapped |= {images.labels[i] for i in range(len(images)) if has_map(images, i, map_dir)}
+        mapped |= {images.labels[i] for i in range(len(images)) if has_map(images, i)}
     present = {label for images in sets for label in images.labels}
     return sorted(present - mapped)
 
@@ -217,7 +175,7 @@ class AugmentedImages(Dataset):
 
     sets           lists of images, one after the other
     augmentation   see training_transforms; None: the crop of evaluation
-    map_dir, blur  see load_map
+    blur           see load_map
     """
 
     def __init__(
@@ -227,11 +185,10 @@ class AugmentedImages(Dataset):
         augmentation: dict | None,
         seed: int,
         with_maps: bool,
-        map_dir: Path | None = None,
         blur: bool = False,
     ):
         self.sets, self.seed = sets, seed
-        self.with_maps, self.map_dir, self.blur = with_maps, map_dir, blur
+        self.with_maps, self.blur = with_maps, blur
         self.size = tuple(preprocessing["input_size"][1:])
         self.ids = tuple(name for images in sets for name in images.ids)
         self.begins = np.cumsum([0, *map(len, sets)])  # position of the first image of each list
@@ -248,7 +205,7 @@ class AugmentedImages(Dataset):
             photograph = load_photograph(images, i)
             human_map = None
             if self.with_maps:
-                human_map = load_map(images, i, photograph.size, self.map_dir, self.blur)
+                human_map = load_map(images, i, photograph.size, self.blur)
         except DataError as error:
             return error
 

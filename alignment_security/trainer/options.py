@@ -156,7 +156,7 @@ def add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--map_dir",
         type=Path,
-        help="folder of your own maps: <image id>.png, grey, of the photograph's size",
+        help="folder of your own maps, found by the images' file names: .png, .npy, .npz or .pth",
     )
     group.add_argument(
         "--blur_maps",

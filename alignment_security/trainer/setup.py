@@ -17,6 +17,7 @@ from alignment_security.common.settings import setting
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
+from alignment_security.images.map_files import with_map_files
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import Model, ModelError, PixelModel
 from alignment_security.models.loading import load_model
@@ -83,6 +84,8 @@ def load_training_images(args: Namespace) -> list[ImageSet]:
     folder = args.data_dir or default_dir(args.dataset)
     order = args.class_order
     sets = [load_image_set(args.dataset, folder, args.num_classes, class_order=order)]
+    if args.map_dir:
+        sets = [with_map_files(sets[0], args.map_dir)]
     if args.clickme_dir:
         sets.append(load_image_set("clickme", str(args.clickme_dir)))
     return sets
@@ -107,7 +110,6 @@ def augmented_images(args: Namespace, sets: list[ImageSet], preprocessing: dict)
         augmentation_of(args),
         args.seed,
         uses_maps(args),
-        args.map_dir,
         args.blur_maps,
     )
 
@@ -124,10 +126,8 @@ def check_request(args: Namespace, sets: list[ImageSet]) -> None:
             f"{name}: {count} images, fewer than a batch of {args.batch_size}; "
             f"--batch_size {count} at most"
         )
-    if args.map_dir and not args.map_dir.is_dir():
-        raise TrainingError(f"--map_dir {args.map_dir}: no such folder")
     if uses_maps(args) and not args.allow_missing_maps:
-        missing = classes_without_map(sets, args.map_dir)
+        missing = classes_without_map(sets)
         if missing:
             raise TrainingError(
                 f"{args.map_dir or name}: no human map for any image of class {missing[0]} "
@@ -200,7 +200,7 @@ def recipe_settings(args: Namespace, sets: list[ImageSet]) -> dict:
     if uses_maps(args):
         sources = [f"folder {args.map_dir.name}"] if args.map_dir else []
         for images in sets:
-            source = map_source(images)
+            source = map_source(replace(images, maps=None))  # hashing many files takes long
             if source:
                 sources.append(source)
         settings |= {"human_map": sources, "blur_maps": args.blur_maps}

@@ -106,7 +106,8 @@ class Reading(argparse.Namespace):
 @pytest.mark.parametrize("name", [*CLEAN_THREATS, *PROTOCOLS])
 def test_a_threat_declares_the_options_that_it_reads(name):
     """`options` of a threat are what its from_args reads, and what the run reads for it alone."""
-    of_the_run = {"protocol", "budget", "examples", "compile"}  # the first two choose the class
+    # the first two choose the class
+    of_the_run = {"protocol", "budget", "examples", "compile", "map_dir", "blur_maps"}
     threat = name if name in CLEAN_THREATS else "L2"
     line = (
         f"{threat} --corruption_type fog --corruption_severity 1" if name == "corruptions" else ""
@@ -142,7 +143,7 @@ def requests():
 @pytest.mark.parametrize("threat, protocol, option", requests())
 def test_an_option_that_is_not_read_is_not_taken_in_silence(capsys, threat, protocol, option):
     """No protocol takes an option that it ignores, and the refusal names one that reads it."""
-    flag = option == "compile"
+    flag = option in ("compile", "blur_maps")
     words = [f"--{option}"] if flag else [f"--{option}", VALUES.get(option, "1")]
     base = f"{threat} --protocol {protocol}" if protocol else threat
     if threat == "corruptions" and not option.startswith("corruption"):

@@ -26,6 +26,8 @@ from alignment_security.evaluation.options import (
 )
 from alignment_security.evaluation.threats.threat import Execution
 from alignment_security.models.heads import HEAD_TEMPERATURE, AnimateHead, Model
+from alignment_security.records.adversarial_examples import example_path
+from alignment_security.records.audit import audit
 from alignment_security.records.record import read_record
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
@@ -540,3 +542,26 @@ def test_labels_that_people_accept_reach_the_record(cli, tiny, tmp_path):
     (tmp_path / "other.json").write_text("{}")
     status, _, error = cli(*arguments, tmp_path / "other.json", "clean")
     assert status == 2 and "other.json: not human_accuracy" in error
+
+
+def test_examples_are_kept_of_the_images_asked_for_by_name(cli, tiny, tmp_path):
+    """By image id or file name, beside a number of first images; a wrong name is told at once."""
+    ids = sorted(
+        str(path.relative_to(tiny.data)) for path in tiny.data.rglob("*") if path.is_file()
+    )
+    attack = ["L2", "--protocol", "crossing", "--steps", "3"]
+    arguments = tiny.arguments(tmp_path)
+    status, _, err = cli(*arguments, "--examples", "no_such.jpg", *attack)
+    assert status == 2 and err.startswith("error: --examples no_such.jpg: mine has no image")
+    assert err.count("\n") == 1 and not (tmp_path / "records").exists()
+    wanted = ids[-1], Path(ids[-3]).name
+    assert cli(*arguments, "--examples", "1", *wanted, *attack)[0] == 0
+    rows = read_record(next(tmp_path.glob("records/mine/L2-crossing/*.csv")))
+    fooled = set(rows.loc[rows["success"] == 1, "image_id"])
+    record = next(tmp_path.glob("records/mine/L2-crossing/*.csv"))
+    kept = {name for name in ids if example_path(record, name).exists()}
+    assert kept == {ids[0], ids[-1], ids[-3]} & fooled and ids[-1] in kept
+    # the audit misses one that was deleted
+    assert not any("are missing" in line for line in audit(tmp_path))
+    example_path(record, ids[-1]).unlink()
+    assert any("examples are missing" in line for line in audit(tmp_path))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from alignment_security.images.loading import load_image_set
+from alignment_security.images.map_files import with_map_files
 from alignment_security.trainer.images import AugmentedImages, batch_indices, classes_without_map
 
 # ---- order and augmentation ----------------------------------------------------------------------
@@ -29,19 +30,19 @@ AUGMENTATION = {"scale": [0.3, 1.0], "hflip": 0.5, "color_jitter": 0.0, "auto_au
 
 @pytest.mark.parametrize("augmentation", [AUGMENTATION, None], ids=["augmented", "as evaluated"])
 def test_augmented_images_move_a_map_with_its_photograph(mapped, augmentation):
-    images = load_image_set("mine", str(mapped[0]), 2)
+    images = with_map_files(load_image_set("mine", str(mapped[0]), 2), mapped[1])
     preprocessing = {
         "input_size": (3, 64, 64),
         "interpolation": "bilinear",
         "crop_pct": 0.9,
         "crop_mode": "center",
     }
-    data = AugmentedImages([images], preprocessing, augmentation, 0, True, mapped[1])
+    data = AugmentedImages([images], preprocessing, augmentation, 0, True)
     views = [[data[epoch, i] for i in range(8)] for epoch in range(3)]
     for position, x, _, drawn, known in sum(views, []):
         assert known and x.dtype == torch.uint8 and drawn.shape == (64, 64)
         assert np.corrcoef(x[0].flatten(), drawn.flatten())[0, 1] > 0.999, position
-    again = AugmentedImages([images], preprocessing, augmentation, 0, True, mapped[1])[1, 3]
+    again = AugmentedImages([images], preprocessing, augmentation, 0, True)[1, 3]
     assert torch.equal(again[1], views[1][3][1]) and torch.equal(again[3], views[1][3][3])
     assert torch.equal(views[0][3][1], views[1][3][1]) == (augmentation is None)
 
@@ -75,4 +76,4 @@ def test_augmented_images_join_two_lists(mapped, sample):
     rows = [data[0, i] for i in range(10)]
     assert [row[0] for row in rows] == list(range(10)) and data.ids == mine.ids + sample.ids[3:5]
     assert [row[4] for row in rows] == [False] * 8 + [True] * 2 and rows[8][2] == sample.labels[3]
-    assert classes_without_map([mine, sample.take([3, 4])], None) == [0, 1]
+    assert classes_without_map([mine, sample.take([3, 4])]) == [0, 1]

@@ -11,6 +11,7 @@ from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox
 from alignment_security.evaluation.threats.feng2025 import GEOMETRY, on_published_images
 from alignment_security.evaluation.threats.threat import (
+    MAP_OPTIONS,
     Cost,
     Execution,
     RecordRows,
@@ -39,7 +40,7 @@ class Foolbox(Threat):
     map_reduce: str = "max"
     seed: int = 0
     kind: ClassVar[str] = "minimum_norm"
-    options: ClassVar[frozenset[str]] = frozenset({"protocol", "steps", "map_reduce", "examples"})
+    options: ClassVar[frozenset[str]] = MAP_OPTIONS | {"protocol", "steps", "examples"}
 
     def __post_init__(self):
         if self.protocol not in FOOLBOX:

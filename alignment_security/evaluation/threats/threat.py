@@ -20,6 +20,8 @@ from alignment_security.models.heads import Model
 # forward passes of one image, and how many of these also go backward
 Cost = tuple[int, int]
 RecordRows = Iterator[list[dict]]
+# options of the command line about human maps, of the threats that compare with them
+MAP_OPTIONS = frozenset({"map_dir", "blur_maps", "map_reduce"})
 
 
 @dataclass(frozen=True)

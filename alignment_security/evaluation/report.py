@@ -1,0 +1,45 @@
+"""What a finished record says on the screen."""
+
+from __future__ import annotations
+
+from alignment_security.common.eps import format_eps
+from alignment_security.records.run import Run
+from alignment_security.records.summary import attacked_size, size_text
+
+
+def already_done_text(run: Run) -> str:
+    """The first line where nothing is computed."""
+    begun = run.info["sessions"][-1]["started"]
+    return (
+        f"{run.info['model']}: evaluated on {begun}, read from its record; --overwrite does it anew"
+    )
+
+
+def report_text(run: Run) -> str:
+    """What a finished record says: clean accuracy, a line per eps or the norms, warnings, path."""
+    rows, name = run.rows, run.info["model"]
+    correct = rows[rows["clean_correct"] == 1]
+    n, n_correct = rows["image_id"].nunique(), correct["image_id"].nunique()
+    attack = run.settings["run"]["attack"]
+    _, corrupted, corruption = run.info["threat"].partition("corruptions-")
+    accuracy = f"accuracy under {corruption}" if corrupted else "clean accuracy"
+    first = f"{name} on {run.info['image_set']} (n = {n}): {accuracy} {n_correct / n:.1%}"
+    lines = [first if run.info["kind"] == "clean" else f"{first}; {attack}"]
+    if "robust" in rows:
+        for eps, part in rows.groupby("eps"):
+            radius = format_eps(eps, run.info["threat"])
+            lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")
+    if "success" in rows:
+        norms = correct.loc[correct["success"] == 1, "l2"]
+        lines.append(
+            f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} "
+            f"over {len(norms)} images ({size_text(attacked_size(run.info))})"
+        )
+    if "human_map" in run.settings["run"]:
+        alignment = correct["human_alignment"].dropna()
+        lines.append(
+            f"  human alignment: mean {alignment.mean():.4f} over {len(alignment)} images "
+            f"(maps: {run.settings['run']['human_map']})"
+        )
+    lines += [f"  warning: {warning}" for warning in run.info["warnings"]]
+    return "\n".join([*lines, f"  {run.csv}"])
