@@ -17,7 +17,7 @@ from alignment_security.attacks.engine import run_stages
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.square import Square
-from alignment_security.common.verdicts import AUTOATTACK, STANDARD_BUDGET
+from alignment_security.common.verdicts import AUTOATTACK, STANDARD_BUDGET, STANDARD_NAME
 from alignment_security.models.forward import Forward
 
 SQUARE_SHARE = 0.002  # of all images: above it the reference's check flags masked gradients
@@ -57,7 +57,7 @@ class Budget:
     @property
     def name(self) -> str:
         """`AutoAttack standard` for the standard budget only, else `reduced: ...`."""
-        return "AutoAttack standard" if self == Budget() else f"reduced: {self.listed}"
+        return STANDARD_NAME if self == Budget() else f"reduced: {self.listed}"
 
     @property
     def listed(self) -> str:

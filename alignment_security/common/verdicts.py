@@ -10,6 +10,7 @@ from typing import Any
 AUTOATTACK = ("apgd-ce", "apgd-t", "fab-t", "square")  # in the order in which they run
 RAND_ATTACKS = AUTOATTACK[:2]  # of `--budget rand`, for random networks
 
+STANDARD_NAME = "AutoAttack standard"  # of that budget, and of no other, in tables and run files
 # Croce & Hein 2020, version "standard" of fra31/auto-attack, in the types of a run file (JSON)
 STANDARD_BUDGET: dict[str, Any] = {
     "attacks": list(AUTOATTACK),
