@@ -62,10 +62,9 @@ def variant_set(name: str, root: Path) -> ImageSet:
 def _check_classes(root: Path, name: str, wanted: tuple[int, ...]) -> None:
     """Raise DataError unless there is a folder for each of these classes, and no other."""
     found = set(label_folders(root, class_folders(root), IMAGENET_CLASSES).label_of.values())
-    missing, others = (
-        [synsets()[label] for label in sorted(labels)]
-        for labels in (set(wanted) - found, found - set(wanted))
-    )
+    names = synsets()
+    missing = [names[label] for label in sorted(set(wanted) - found)]
+    others = [names[label] for label in sorted(found - set(wanted))]
     if missing or others:
         raise DataError(
             f"{root}: not the {len(wanted)} class folders of {name}: {len(missing)} missing "
