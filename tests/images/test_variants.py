@@ -30,7 +30,7 @@ def folders_of(name: str) -> list[str]:
 
 
 def write(root: Path, folders: list[str], file_name: str = "art_0.jpg") -> Path:
-    """A file per folder, of the same name in each, as in ImageNet-R and -Sketch; none is decoded."""
+    """A file per folder, of the same name in each, as in ImageNet-R; none is decoded."""
     for folder in folders:
         (root / folder).mkdir(parents=True)
         (root / folder / file_name).touch()
