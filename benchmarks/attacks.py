@@ -2,6 +2,7 @@
 
     python benchmarks/attacks.py                         every table -> benchmarks/attacks.json
     python benchmarks/attacks.py early_exit growth       some tables; the others in the file stay
+    python benchmarks/attacks.py norms_cifar --robust_net FOLDER      of a net that is not ours
     python benchmarks/attacks.py --device cuda --output benchmarks/attacks_gpu.json
 
 All tables take about an hour on two CPU cores. Peers that are not in requirements.txt
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,9 +36,12 @@ from benchmarks.attack_tables import (
 from benchmarks.machine import machine
 from benchmarks.measure import FULL, QUICK
 from benchmarks.minimal_norms import (
+    norms_cifar,
+    norms_cifar_linf,
     norms_digits,
     norms_digits_linf,
     norms_lite0_1000,
+    norms_lite0_1000_linf,
     norms_lite0_animate,
 )
 from benchmarks.output import get_args_parser, output_file, update_table
@@ -48,14 +53,17 @@ TABLES = {
     "overhead": overhead,
     "norms_digits": norms_digits,
     "norms_digits_linf": norms_digits_linf,
+    "norms_cifar": norms_cifar,
+    "norms_cifar_linf": norms_cifar_linf,
     "memory": memory,
     "growth": growth,
     "survivor": survivor,
     "norms_lite0_1000": norms_lite0_1000,
+    "norms_lite0_1000_linf": norms_lite0_1000_linf,
     "norms_lite0_animate": norms_lite0_animate,
 }
 # tiny networks are faster on one thread; `overhead` counts the time of one
-ONE_THREAD = ("agreement", "many_eps", "growth", "norms_digits", "norms_digits_linf", "overhead")
+ONE_THREAD = ("agreement", "many_eps", "growth", "norms_digits", "norms_cifar", "overhead")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,16 +76,23 @@ def main(argv: list[str] | None = None) -> None:
         default=os.cpu_count(),
         help="threads of torch; the tables of digits and `overhead` use one",
     )
+    parser.add_argument(
+        "--robust_net",
+        type=Path,
+        help="folder of cifar_small_36px.pth and cifar10_test_400.npz, for the norms_cifar tables",
+    )
     # a process of `memory`, which prints MiB
     parser.add_argument("--memory_of", choices=SIDES, help="(used by the table `memory`)")
     args = parser.parse_args(argv)
-    size = QUICK if args.quick else FULL
+    size = replace(QUICK if args.quick else FULL, robust_net=args.robust_net)
     tune_process(torch.device(args.device), "float32")
     if args.memory_of:
         print(memory_of(args.memory_of, args.device, size))
         return
     for name in args.tables or TABLES:
-        torch.set_num_threads(1 if name in ONE_THREAD else args.threads)
+        if name.startswith("norms_cifar") and not args.robust_net:
+            continue
+        torch.set_num_threads(1 if name.startswith(ONE_THREAD) else args.threads)
         table = TABLES[name](args.device, size) | {"machine": machine(args.device)}
         update_table(name, table, output_file(args, __file__))
 

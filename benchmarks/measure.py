@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from nets import digits, digits_net, rows_of
@@ -18,7 +20,7 @@ from alignment_security.models.loading import load_model
 
 Image = tuple[str, Tensor, int]  # id, (C, H, W) in [0, 1], label
 DIGITS_TRAINED_ON = 1200
-DIGITS_CLASSES = 10
+DIGITS_CLASSES = CIFAR_CLASSES = 10
 COST_KEYS = ("forwards", "backwards", "seconds", "passes_per_image")
 
 
@@ -35,6 +37,8 @@ class Size:
     long_norms, short_norms                        steps of the tables of norms
     overhead_images, overhead_steps, queries, repeats   of `overhead`
     memory_images, memory_steps                    of `memory`
+    norm_photographs   in the tables of norms on Lite0; long_photographs: steps of the long attacks
+    robust_net         folder of `certified_cifar`; None: its tables are left out
     """
 
     budget: Budget = Budget()
@@ -55,6 +59,9 @@ class Size:
     repeats: int = 5
     memory_images: int = 16
     memory_steps: int = 10
+    norm_photographs: int = 8
+    long_photographs: int = 300
+    robust_net: Path | None = None
 
 
 FULL = Size()
@@ -77,6 +84,8 @@ QUICK = Size(
     repeats=1,
     memory_images=2,
     memory_steps=2,
+    norm_photographs=2,
+    long_photographs=3,
 )
 
 
@@ -97,6 +106,42 @@ def lite0(head: str, device: str, size: Size) -> tuple[nn.Module, list[Image], i
         images.append((name, x, y if head == "none" else int(y >= ANIMATE_CLASSES)))
     correct = correct_images(module, images, device)
     return module, correct[: size.photographs], model.n_outputs
+
+
+class CifarPixels(nn.Module):
+    """Pixels in [0, 1] as the certified network of Wong et al. takes them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.new_tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / 0.225
+
+
+def certified_cifar(folder: Path, device: str) -> tuple[nn.Module, list[Image]]:
+    """A small CIFAR-10 network trained to be provably robust in Linf (Wong et al. 2018), and test
+    images.
+
+    folder   has cifar_small_36px.pth of locuslab/convex_adversarial, and cifar10_test_400.npz with
+             images (n, 32, 32, 3) uint8, labels (n,) and names (n,)
+    """
+    net = nn.Sequential(
+        CifarPixels(),
+        nn.Sequential(
+            nn.Conv2d(3, 16, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2048, 100),
+            nn.ReLU(),
+            nn.Linear(100, CIFAR_CLASSES),
+        ),
+    )
+    saved = torch.load(folder / "cifar_small_36px.pth", map_location="cpu", weights_only=True)
+    net[1].load_state_dict(saved["state_dict"][0])
+    data = np.load(folder / "cifar10_test_400.npz")
+    pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float() / 255
+    labels = data["labels"].tolist()
+    images = [(str(name), x, label) for name, x, label in zip(data["names"], pixels, labels)]
+    return net.to(device).eval().requires_grad_(False), images
 
 
 def robust_digits_net(device: str, size: Size) -> nn.Module:

@@ -46,6 +46,10 @@ UNDERCUT = 2e-4
 # share of d0 in the next direction, from first to last step: early steps turn towards the nearest
 # boundary, late ones refine the length; a walk that continues from the best point turns less
 FRESH_SHARE, CONTINUED_SHARE, LAST_SHARE = 1.0, 0.5, 0.03
+# Linf only: in the second half of a walk the mixture is made larger than the radius by this factor,
+# and its pixels are cut back to the radius: at a nearest point of the boundary every pixel has the
+# full length, but those without a gradient
+SATURATION, SATURATE_FROM = 1.2, 0.5
 RESCALINGS = 3  # what clipping takes from some pixels is given to the free ones, approximately
 # A walk has converged after STEPS_PER_WALK; but two shorter walks find smaller norms than one.
 STEPS_PER_WALK, LEAST_STEPS_PER_WALK = 50, 20
@@ -61,8 +65,9 @@ class BoundaryCrossing(BestSoFar):
 
     Each step linearises the model at x + delta, finds the smallest step d0 from the image to the
     linear boundary inside the box (`_crossing_point`), predicts the radius at which the model
-    crosses along delta (`_radius`), mixes the directions of delta and d0 (`_mix`), and rescales the
-    mixture to the radius (`_rescale`).
+    crosses along delta (`_radius`), mixes the directions of delta and d0 (`_mix`), and
+    rescales the mixture to the radius (`_rescale`), in Linf after lengthening its short pixels
+    (`_saturate`).
 
     One walk converges to the basin that it meets first, a worse one for some images in ten. So the
     steps are shared by several walks. The first starts at the image with a smooth loss that sees
@@ -70,19 +75,28 @@ class BoundaryCrossing(BestSoFar):
     that would repeat these continue from the best point so far: all further ones, and on two
     classes the second.
 
-    norm     "L2" or "Linf"
-    steps    points with a gradient; one more point, the last update, is evaluated
-    walks    default: `default_walks(steps)`
-    smooth   share of the first walk's steps with log-sum-exp instead of the maximum
+    norm         "L2" or "Linf"
+    steps        points with a gradient; one more point, the last update, is evaluated
+    walks        default: `default_walks(steps)`
+    smooth       share of the first walk's steps with log-sum-exp instead of the maximum
+    saturation   factor of `_saturate`; 1: none
     Raises ValueError for another norm and for steps below 1.
     """
 
-    def __init__(self, norm: str, steps: int, walks: int | None = None, smooth: float = 0.3):
+    def __init__(
+        self,
+        norm: str,
+        steps: int,
+        walks: int | None = None,
+        smooth: float = 0.3,
+        saturation: float = SATURATION,
+    ):
         if steps < 1 or norm not in ("L2", "Linf"):
             raise ValueError(f"crossing: {steps} steps in {norm}; at least 1, in L2 or Linf")
         self.norm, self.p, self.dual_p = norm, ORDER[norm], DUAL_ORDER[norm]
         self.name, self.steps, self.smooth = f"crossing-{norm}", steps, smooth
         self.walks = walks or default_walks(steps)
+        self.saturation = saturation if norm == "Linf" else 1.0
         # iteration at which each walk begins, and the end of the last one
         self.begins = torch.tensor([round(k * steps / self.walks) for k in range(self.walks + 1)])
 
@@ -129,6 +143,8 @@ class BoundaryCrossing(BestSoFar):
         rise, d0 = self._crossing_point(x, size, gained, gap, grad)
         radius = self._radius(size, gained, gap, rise, d0, state["walk_norm"])
         mixed = self._mix(delta, d0, state["iteration"], fresh_walks)
+        if self.saturation > 1:
+            mixed = self._saturate(mixed, radius, state["iteration"])
         state["x_adv"] = x + self._rescale(x, mixed, radius)
         state["iteration"] += 1
         self._begin_walks(state, fresh_walks)
@@ -169,6 +185,13 @@ class BoundaryCrossing(BestSoFar):
         first = torch.where(walk < fresh_walks, FRESH_SHARE, CONTINUED_SHARE)
         share = to_device(cosine_schedule(done, 1, first, LAST_SHARE), delta.device)
         return delta + per_row(share) * (d0 - delta)
+
+    def _saturate(self, delta: Tensor, radius: Tensor, iteration: Tensor) -> Tensor:
+        """delta (B, C, H, W), late in a walk enlarged beyond the radius (B,) and cut back to it."""
+        late = to_device(self._position(iteration)[1] >= SATURATE_FROM, delta.device)
+        radius = per_row(radius)
+        longer = delta * (self.saturation * radius / per_row(lp_norm(delta, self.p) + TINY))
+        return torch.where(per_row(late), longer.clamp(-radius, radius), delta)
 
     def _rescale(self, x: Tensor, delta: Tensor, radius: Tensor) -> Tensor:
         """delta rescaled to the radius (B,) inside the box, approximately: (B, C, H, W)."""

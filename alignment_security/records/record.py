@@ -58,7 +58,7 @@ INTEGER_COLUMNS = [
     "draws",
 ]
 # settings that run files have had since a later version: a run begun without one goes on without
-LATER_SETTINGS = ("group", "human_map_blur", "geometry", "walks", "step_unit")
+LATER_SETTINGS = ("group", "human_map_blur", "geometry", "walks", "step_unit", "saturation")
 # settings that earlier versions wrote: in which order the eps were attacked, which decides nothing
 FORMER_SETTINGS = ("ladder",)
 MAX_LINES = 50  # that a message says how to remove

@@ -291,6 +291,14 @@ def test_two_walks_find_smaller_norms_than_one(robust_digits):
     assert both.linf_two.mean() < both.linf.mean() and (both.linf_two < 1.01 * both.linf).all()
 
 
+def test_late_in_a_linf_walk_pixels_near_the_radius_get_its_length():
+    attack = BoundaryCrossing("Linf", 40, walks=1)
+    delta = torch.tensor([-0.09, 0.1, 0.06, 0.0]).view(1, 1, 2, 2)
+    late = attack._saturate(delta, torch.tensor([0.2]), torch.tensor([20]))
+    torch.testing.assert_close(late.flatten(), torch.tensor([-0.2, 0.2, 0.144, 0.0]))
+    assert torch.equal(attack._saturate(delta, torch.tensor([0.2]), torch.tensor([19])), delta)
+
+
 @pytest.mark.parametrize("walks", [1, 2, 3])
 def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     """The best point of all walks is what is reported."""

@@ -111,6 +111,7 @@ def test_attacks_on_digits(run, table):
         "early_exit",
         "memory",
         "norms_lite0_1000",
+        "norms_lite0_1000_linf",
         "norms_lite0_animate",
         "overhead",
         "survivor",
@@ -121,6 +122,16 @@ def test_attacks_on_photographs(run, table):
     assert found["machine"]["processor"]
     if not table.startswith("norms"):  # their keys hold the number of steps
         assert committed("attacks")[table].keys() == found.keys()
+
+
+def test_optimality_is_the_share_of_the_area_that_an_attack_leaves_to_the_best(monkeypatch):
+    """By hand: norms 1 and 3, the largest 3; the area under accuracy is their mean, 2."""
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    optimality = importlib.import_module("benchmarks.minimal_norms").optimality
+    best = np.array([1.0, 3.0])
+    assert optimality(best, best) == 1
+    assert optimality(np.array([2.0, 3.0]), best) == 0.5
+    assert optimality(np.array([np.inf, 3.0]), best) == 0 == optimality(np.array([9.0, 9.0]), best)
 
 
 @pytest.mark.parametrize("stage", ["parity", "engine", "precision", "floor"])

@@ -11,7 +11,7 @@ from torch import nn
 
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
-from alignment_security.attacks.crossing import STEPS_PER_WALK, BoundaryCrossing
+from alignment_security.attacks.crossing import SATURATION, STEPS_PER_WALK, BoundaryCrossing
 from alignment_security.attacks.fmn import FINAL_STEP_SIZE, FMN, STEP_SIZE, STEP_UNITS
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.common.command_line import Parser, argument, non_negative
@@ -197,6 +197,7 @@ class Crossing(MinimumNormThreat):
     map_reduce: str = "max"
     seed: int = 0
     walks: int | None = None  # None: `attacks.crossing.default_walks`
+    saturation: float = SATURATION  # in Linf
     protocol: ClassVar[str] = "crossing"
 
     def settings(self, head: str) -> dict:
@@ -205,16 +206,19 @@ class Crossing(MinimumNormThreat):
             "steps": self.steps,
             "walks": self.attack().walks,
         }
+        if self.attack().saturation > 1:
+            settings["saturation"] = self.saturation
         if head == "animate":
             settings["head_gradient"] = f"log-sum-exp at {HEAD_TEMPERATURE} std"
         return settings
 
     def attack(self) -> BoundaryCrossing:
-        return BoundaryCrossing(self.norm, self.steps, self.walks)
+        return BoundaryCrossing(self.norm, self.steps, self.walks, saturation=self.saturation)
 
     def as_begun(self, settings: dict) -> Crossing:
-        """With the number of walks of the run, which early versions did not write."""
-        return replace(self, walks=settings.get("walks", max(1, self.steps // STEPS_PER_WALK)))
+        """With the walks and the saturation of the run, which early versions did not write."""
+        walks = settings.get("walks", max(1, self.steps // STEPS_PER_WALK))
+        return replace(self, walks=walks, saturation=settings.get("saturation", 1.0))
 
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         return fast_module(smooth_head(model.module), model, execution)
