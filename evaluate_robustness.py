@@ -8,9 +8,9 @@
     python evaluate_robustness.py --model_name resnet50 resnet101 --dataset imagenet-c \\
         --data_dir DIR corruptions --corruption_type all --corruption_severity 1 2 3 4 5
 
-Start it again after an interruption and it goes on at the next image; with other settings it
-refuses. Exit status: 0 done, 2 the request is wrong, 85 checkpointed (--stop_after, SIGTERM,
-SIGHUP), anything else is worth another try.
+Start it again after an interruption and it goes on at the next image; other settings get a record
+of their own beside it. Exit status: 0 done, 2 the request is wrong, 85 checkpointed (--stop_after,
+SIGTERM, SIGHUP), anything else is worth another try.
 """
 
 from __future__ import annotations

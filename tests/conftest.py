@@ -207,7 +207,13 @@ def open_run(tmp_path):
     """Opens a records.Run under tmp_path; keywords beyond the names replace settings of the run."""
 
     def call(
-        model="net", kind="minimum_norm", threat="L2-fmn", weights="w", overwrite=False, **settings
+        model="net",
+        kind="minimum_norm",
+        threat="L2-fmn",
+        weights="w",
+        overwrite=False,
+        beside=None,
+        **settings,
     ) -> Run:
         run = {
             "protocol": "fmn",
@@ -225,6 +231,7 @@ def open_run(tmp_path):
             {"model": {"weights_sha256": weights}, "run": run},
             {"git": "abc", "device": "cpu"},
             overwrite,
+            beside=beside,
         )
 
     return call

@@ -21,6 +21,7 @@ from alignment_security.records.adversarial_examples import (
     examples_folder,
     load_example,
 )
+from alignment_security.records.comparable import compared_by
 
 MAX_PHOTOGRAPHS, MAX_MODELS = 4, 3  # columns and rows of a figure
 NOT_KEPT = "fooled, no example kept"
@@ -110,8 +111,12 @@ def example_columns(runs: list[dict], needs: str = "image") -> list[list[dict]]:
 def example_groups(
     results: Results, kinds: tuple[str, ...], needs: str = "image"
 ) -> Iterator[tuple[list[dict], list[list[dict]]]]:
-    """(runs of an image set and threat, `example_columns` of the first MAX_MODELS with any)."""
-    for runs in group_finished(results.runs, kinds, run_folder):
+    """(runs of an image set and threat, `example_columns` of the first MAX_MODELS with any).
+
+    A record that stands beside others is with those of its attack.
+    """
+    attack = compared_by(results.runs)
+    for runs in group_finished(results.runs, kinds, lambda run: (*run_folder(run), attack(run))):
         by_examples = sorted(runs, key=lambda run: not examples_folder(run["csv"]).is_dir())
         columns = example_columns(by_examples[:MAX_MODELS], needs)
         if columns:

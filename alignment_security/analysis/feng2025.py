@@ -27,7 +27,7 @@ from alignment_security.analysis.norm_table import (
     PUBLISHED,
     NormTable,
 )
-from alignment_security.analysis.results import Results, describe_runs, read_summary
+from alignment_security.analysis.results import Results, describe_runs, read_summary, run_budget
 from alignment_security.analysis.statistics import (
     percentile_interval,
     rank_correlations,
@@ -92,7 +92,8 @@ def own_note(results: Results, image_set: str, threat: str, attack: str, rows: p
     runs = [
         run
         for run in results.runs
-        if (run["image_set"], run["threat"]) == (image_set, threat) and run["model"] in models
+        if (run["image_set"], run["threat"], run_budget(run)) == (image_set, threat, attack)
+        and run["model"] in models
     ]
     if runs:
         return describe_runs(runs, results.runs)

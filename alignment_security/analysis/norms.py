@@ -141,7 +141,8 @@ def image_correlation(results: Results, model: str, feng2025: NormTable, other: 
     for table in (feng2025, other):
         for run in results.runs:
             is_finished = run["model"] == model and run["status"] == "done"
-            if is_finished and run_folder(run) == (table.image_set, table.threat):
+            is_budget = table.name.endswith(f"\n{run_budget(run)}")
+            if is_finished and is_budget and run_folder(run) == (table.image_set, table.threat):
                 runs.append(run)
     if len(runs) != 2:
         return np.nan

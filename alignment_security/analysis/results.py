@@ -16,6 +16,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
+from alignment_security.records.comparable import attack_text
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import (
     SUMMARY_NAME,
@@ -145,11 +146,12 @@ def stale_records(results: Results) -> list[str]:
     summary = read_summary_table(path, "merge again")
     if "seconds" not in summary:
         return []
-    names = zip(summary["image_set"], summary["threat"], summary["model"])
+    keys = ["image_set", "threat", "model", "attack"]
+    names = summary[keys].fillna("").itertuples(index=False, name=None)
     known = dict(zip(names, summary["seconds"]))
     stale = []
     for run in results.runs:
-        key = run["image_set"], run["threat"], run["model"]
+        key = run["image_set"], run["threat"], run["model"], attack_text(run)
         seconds = sum(session["seconds"] for session in run["sessions"])
         if run["status"] == "done" and not math.isclose(known.get(key, -1.0), seconds):
             stale.append(str(run["csv"]))
@@ -177,8 +179,8 @@ def run_folder(run: dict) -> tuple[str, str]:
 
 
 def run_budget(run: dict) -> str:
-    """The attack and its budget in words, as the run file gives it."""
-    return run["settings"]["run"].get("attack", "not given")
+    """The attack and its budget in words, with a head, seed or precision that is unusual."""
+    return attack_text(run) or "not given"
 
 
 def describe_runs(group: list[dict], runs: list[dict]) -> str:

@@ -27,11 +27,7 @@ def check_image_files(run: Run, images: ImageSet) -> None:
     if known.get("list_sha256") == now["list_sha256"]:
         same_sizes = known["sizes_sha256"] == now["sizes_sha256"]
         if not same_sizes and not str(run.info.get("error")).startswith("DataError"):
-            raise UserError(
-                f"{run.json}: the images of {images.name} were replaced since this record was "
-                "begun (their sizes differ); bring the old ones back, or start anew with "
-                "--overwrite"
-            )
+            raise replaced_error(run, images)
         if known["times_sha256"] != now["times_sha256"]:
             sizes = "do not" if same_sizes else "too"
             run.warn(
@@ -39,6 +35,21 @@ def check_image_files(run: Run, images: ImageSet) -> None:
                 f"their sizes {sizes})"
             )
     run.save(image_files=found)
+
+
+def check_finished_images(run: Run, images: ImageSet) -> None:
+    """Raise UserError where the images of a finished record were replaced since (other sizes)."""
+    known, found = run.info.get("image_files", {}), image_file_facts(images)
+    same_list = known.get("list_sha256") == found["list_sha256"]
+    if same_list and known["sizes_sha256"] != found["sizes_sha256"]:
+        raise replaced_error(run, images)
+
+
+def replaced_error(run: Run, images: ImageSet) -> UserError:
+    return UserError(
+        f"{run.json}: the images of {images.name} were replaced since this record was begun (their "
+        "sizes differ); bring the old ones back, or start anew with --overwrite"
+    )
 
 
 def images_with_rows(run: Run, images: ImageSet) -> ImageSet:

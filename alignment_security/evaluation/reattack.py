@@ -89,7 +89,7 @@ def model_of_run(run: dict, checkpoint_dir: Path | None) -> Model:
     if kind == "python":
         source = f"python:{checkpoint_dir}/{place}"
     model = load_model(
-        run["model"],
+        settings.get("name", run["model"]),
         checkpoint,
         head=settings.get("head", "none"),
         architecture=settings.get("architecture"),

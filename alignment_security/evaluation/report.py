@@ -1,10 +1,49 @@
-"""What a finished record says on the screen."""
+"""What an evaluation says: its first line, and the report of its record."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from alignment_security.common.eps import format_eps
+from alignment_security.evaluation.progress import expected_time
+from alignment_security.evaluation.threats.threat import Threat
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.models.heads import Model
+from alignment_security.records.record import record_stem
 from alignment_security.records.run import Run
 from alignment_security.records.summary import attacked_size, size_text
+
+
+def first_line(
+    model: Model, images: ImageSet, threat: Threat, run: Run, todo: int, seconds: float | None
+) -> str:
+    """What will run: the model, how many images, the attack, the device, and the expected time.
+
+    seconds   that a forward pass of an image takes, where it was measured
+    """
+    count = f"{todo} images" if todo == len(images) else f"{todo} of {len(images)} images"
+    attack = run.settings["run"]["attack"]
+    eps = ", ".join(format_eps(radius, threat.name) for radius in threat.eps)
+    session = run.info["sessions"][-1]
+    parts = [
+        f"{model.settings['name']}: {count} of {images.name}",
+        threat.name if attack == "none" else f"{threat.name}, {attack}",
+        f"eps {eps}" if eps else "",
+        f"{session['device']}, batches of {session['batch_size']}",
+        expected_time(threat, todo, seconds),
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def beside_remarks(name: str, run: Run) -> Iterator[str]:
+    """Sentences where a record is not called after its model, `name`, alone."""
+    beside = run.info.get("beside", {})
+    if run.info["model"] != name:
+        yield f"{name} has records of other weights here; these are {run.info['model']}"
+    if beside:
+        first = run.csv.with_name(f"{record_stem(run.info['model'])}.csv")
+        values = ", ".join(f"{setting} {value}" for setting, value in beside.items())
+        yield f"{first} has other settings and stays; {run.csv.name} is the record of {values}"
 
 
 def already_done_text(run: Run) -> str:

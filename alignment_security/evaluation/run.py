@@ -17,16 +17,16 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from alignment_security.attacks.autoattack import masked_gradient_warnings
-from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import version_drift
 from alignment_security.evaluation.checks import check_clean, warn_of_guesses
 from alignment_security.evaluation.growth import growth_check
 from alignment_security.evaluation.human_columns import add_human_columns, map_settings
-from alignment_security.evaluation.image_files import check_image_files
-from alignment_security.evaluation.progress import EvaluationProgress, expected_time
+from alignment_security.evaluation.image_files import check_finished_images, check_image_files
+from alignment_security.evaluation.progress import EvaluationProgress
 from alignment_security.evaluation.published import compare_with_published, read_published
+from alignment_security.evaluation.report import beside_remarks, first_line
 from alignment_security.evaluation.saved_examples import image_called, save_examples
 from alignment_security.evaluation.stream import stop_at, with_head_labels
 from alignment_security.evaluation.threats.clean import Clean
@@ -42,6 +42,7 @@ from alignment_security.models.forward import (
 )
 from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.models.loading import check_model
+from alignment_security.records.beside import name_of_weights, settings_beside
 from alignment_security.records.norm_summary import without_norm_warnings
 from alignment_security.records.record import check_rows_belong
 from alignment_security.records.run import Run
@@ -169,19 +170,31 @@ def prepare(
 
 
 def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool = False) -> Run:
-    """The record of an evaluation, new or begun; `overwrite` starts it anew."""
-    return Run(
+    """The record of an evaluation, new or begun; `overwrite` starts it anew.
+
+    Raises UserError for a finished one whose images were replaced, and as `Run`.
+    """
+    images, threat, settings = evaluation.images, evaluation.threat, evaluation.settings
+    folder = Path(results_dir) / "records" / images.name / threat.name
+    network = evaluation.model.settings
+    name = name_of_weights(results_dir, network["name"], network.get("weights_sha256"))
+    run = Run(
         results_dir,
-        evaluation.images.name,
-        evaluation.threat.name,
-        evaluation.model.settings["name"],
-        evaluation.threat.kind,
-        evaluation.settings,
+        images.name,
+        threat.name,
+        name,
+        threat.kind,
+        settings,
         session_facts(device_of(evaluation.model.module), evaluation.batch_size)
         | {"examples": evaluation.examples, "example_names": evaluation.named_examples},
         overwrite,
-        growth_check(evaluation.images),
+        growth_check(images),
+        settings_beside(folder, name, settings),
     )
+    if run.done and not overwrite:
+        with run.closed_on_error():
+            check_finished_images(run, images)
+    return run
 
 
 def fill_record(evaluation: Evaluation, run: Run) -> None:
@@ -231,7 +244,9 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     begun = run.known(images.ids[i] for i in missing)  # images with some of their eps
     todo = images.take(missing)
     seconds = check_before_attack(evaluation, todo, run)
-    print_line("\n".join([first_line(evaluation, run, len(todo), seconds), *evaluation.remarks]))
+    begin = first_line(model, images, threat, run, len(todo), seconds)
+    remarks = [*evaluation.remarks, *beside_remarks(model.settings["name"], run)]
+    print_line("\n".join([begin, *remarks]))
     done = len(images) - len(todo)
     kept = {*images.ids[: evaluation.examples], *evaluation.named_examples}
     progress = EvaluationProgress(threat, len(images), done, model.settings["name"])
@@ -289,25 +304,6 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> flo
         return None
     check_published(evaluation, run)
     return check_clean(model, images, evaluation.batch_size, run)
-
-
-def first_line(evaluation: Evaluation, run: Run, todo: int, seconds: float | None) -> str:
-    """What will run: the model, how many images, the attack, the device, and the expected time.
-
-    seconds   that a forward pass of an image takes, where it was measured
-    """
-    model, images, threat = evaluation.model, evaluation.images, evaluation.threat
-    count = f"{todo} images" if todo == len(images) else f"{todo} of {len(images)} images"
-    attack = run.settings["run"]["attack"]
-    eps = ", ".join(format_eps(radius, threat.name) for radius in threat.eps)
-    parts = [
-        f"{model.settings['name']}: {count} of {images.name}",
-        threat.name if attack == "none" else f"{threat.name}, {attack}",
-        f"eps {eps}" if eps else "",
-        f"{run.info['sessions'][-1]['device']}, batches of {evaluation.batch_size}",
-        expected_time(threat, todo, seconds),
-    ]
-    return "; ".join(filter(None, parts))
 
 
 def check_published(evaluation: Evaluation, run: Run) -> None:

@@ -246,7 +246,11 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
         help="weights from the model's tar in STAGING_DIR, images too where --data_dir is X.tar "
         "(htcondor/)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="start this record anew")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="start this record anew; those of other settings stay",
+    )
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would run and its cost; write nothing"
     )

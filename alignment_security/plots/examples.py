@@ -20,7 +20,9 @@ from alignment_security.analysis.results import (
     run_folder,
 )
 from alignment_security.common.eps import format_eps
+from alignment_security.common.files import safe_file_name
 from alignment_security.plots.style import GREY, NORM_SYMBOLS, Drawing
+from alignment_security.records.comparable import compared_by
 from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.record import BALL_KINDS
 
@@ -53,11 +55,17 @@ def adversarial_examples(results: Results) -> Iterator[Drawing]:
             *([difference(cell) for cell in row] for row in zip(*columns)),
         ]
         yield (
-            "_".join(["adversarial_examples", *run_folder(runs[0])]),
+            figure_name("adversarial_examples", runs, results),
             draw_grid(names, rows),
             example_table(columns),
             caption,
         )
+
+
+def figure_name(kind: str, runs: list[dict], results: Results) -> str:
+    """The kind, image set and threat, and the attack where records stand beside each other."""
+    attack = compared_by(results.runs)(runs[0])
+    return "_".join([kind, *run_folder(runs[0]), *([safe_file_name(attack)] if attack else [])])
 
 
 def describe_examples(runs: list[dict], columns: list[list[dict]], results: Results) -> str:
@@ -133,7 +141,7 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
             f"{describe_examples(runs, columns, results)}"
         )
         yield (
-            "_".join(["human_alignment_examples", *run_folder(runs[0])]),
+            figure_name("human_alignment_examples", runs, results),
             draw_grid(names, rows),
             example_table(columns),
             caption,

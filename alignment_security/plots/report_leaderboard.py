@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pandas as pd
 
 from alignment_security.analysis.norm_table import NormTable
-from alignment_security.analysis.results import Results, read_summary
+from alignment_security.analysis.results import Results, read_summary, run_folder
 from alignment_security.common.eps import format_eps
-from alignment_security.common.files import safe_file_name
 from alignment_security.plots.report_tables import Cell, Heading, number, table_html
+from alignment_security.records.comparable import attack_text
 from alignment_security.records.metrics import accuracy_interval
 
 # what the values of a row share: an accuracy on other images, or of another head, is another row
@@ -100,10 +100,15 @@ def value_cell(row: pd.Series, column: Column, n: int, href: str) -> Cell:
     return number(value, column.digits, column.factor, href=href, interval=interval)
 
 
-def record_link(results: Results, folder: Path, image_set: str, threat: str, model: str) -> str:
-    """Address of a record relative to the page's folder; "" if there is no such file."""
-    path = results.folder / "records" / image_set / threat / f"{safe_file_name(model)}.csv"
-    return quote(Path(os.path.relpath(path, folder)).as_posix()) if path.exists() else ""
+def record_links(results: Results, folder: Path) -> dict[tuple, str]:
+    """(model, image set, threat, attack) -> address of the record relative to the page's folder."""
+    return {
+        (run["model"], *run_folder(run), attack_text(run)): quote(
+            Path(os.path.relpath(run["csv"], folder)).as_posix()
+        )
+        for run in results.runs
+        if run["csv"].exists()
+    }
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -124,16 +129,15 @@ def leaderboard(results: Results, folder: Path) -> Leaderboard:
     summary = read_summary(results)
     if summary.empty:
         return Leaderboard()
-    summary = summary.fillna({"head": "none", "list_sha256": ""})
+    summary = summary.fillna({"head": "none", "list_sha256": "", "attack": ""})
+    addresses = record_links(results, folder)
     columns = list(leaderboard_columns(summary))
     body, ids = [], []
     rows: dict[tuple[str, str, str], str] = {}
     for i, (key, part) in enumerate(summary.groupby(ROW)):
         model, image_set, _, _, list_sha256 = key
-        links = {
-            threat: record_link(results, folder, image_set, threat, model)
-            for threat in part["threat"].unique()
-        }
+        attacks = part[["threat", "attack"]].itertuples(index=False, name=None)
+        links = {attack: addresses.get((model, image_set, *attack), "") for attack in attacks}
         ids.append(f"row-{i}")
         rows.setdefault((model, image_set, list_sha256), f"row-{i}")
         cells = first_cells(part, next(filter(None, links.values()), ""), links)
@@ -141,7 +145,7 @@ def leaderboard(results: Results, folder: Path) -> Leaderboard:
             cells.append(Cell(""))
             if key in column.rows.index:
                 row = column.rows.loc[key]
-                cells[-1] = value_cell(row, column, int(key[3]), links[row["threat"]])
+                cells[-1] = value_cell(row, column, int(key[3]), links[attack_of(row)])
         body.append([*cells, Cell(UNFINISHED if part["partial"].eq(1).any() else "")])
     header = [
         Heading("model"),
@@ -154,7 +158,7 @@ def leaderboard(results: Results, folder: Path) -> Leaderboard:
     return Leaderboard(table_html("leaderboard", header, body, ids), rows)
 
 
-def first_cells(part: pd.DataFrame, href: str, links: dict[str, str]) -> list[Cell]:
+def first_cells(part: pd.DataFrame, href: str, links: dict[tuple, str]) -> list[Cell]:
     """Model, image set and head, number of images, and clean accuracy of a row.
 
     part   the rows of the summary behind it
@@ -169,7 +173,12 @@ def first_cells(part: pd.DataFrame, href: str, links: dict[str, str]) -> list[Ce
         return [*cells, Cell("")]
     first = clean.iloc[0]
     column = Column(Heading(""), "clean_acc", clean, 1, 100)
-    return [*cells, value_cell(first, column, int(first["n"]), links[first["threat"]])]
+    return [*cells, value_cell(first, column, int(first["n"]), links[attack_of(first)])]
+
+
+def attack_of(row: pd.Series) -> tuple[str, str]:
+    """Threat and attack of a row of the summary."""
+    return row["threat"], row["attack"]
 
 
 def published_board(published: NormTable) -> Leaderboard:

@@ -182,7 +182,8 @@ def check_summary(results_dir: Path) -> Iterator[str]:
 
 
 def _by_key(table: pd.DataFrame) -> pd.DataFrame:
-    return table.astype({"eps": float}).fillna({"eps": NO_EPS}).set_index(SUMMARY_KEY)
+    filled = table.astype({"eps": float}).fillna({"eps": NO_EPS, "attack": ""})
+    return filled.set_index(SUMMARY_KEY)
 
 
 def missing_row(

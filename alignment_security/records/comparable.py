@@ -6,8 +6,55 @@ Nothing is pooled: another slice, head, seed, budget or list of images is anothe
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 
-BUDGET_NAMES = ("attack", "attacks", "eps")  # settings that a panel's title gives as its budget
+# settings that `attack` does not name, and the values that go without saying
+DEFAULTS = {
+    "head": "none",
+    "seed": 0,
+    "precision": "float32",
+    "map_reduce": "max",
+    "engine": "own",
+}
+# settings that a panel's title gives as its budget
+BUDGET_NAMES = ("attack", "attacks", "eps", *DEFAULTS)
+# settings that `attack` names, or that follow from those that it names
+NAMED_BY_ATTACK = {"attack", "attacks", "steps", "targets", "queries", "draws", "walks"}
+
+
+def attack_text(run: dict) -> str:
+    """The attack and its budget, then what is unusual: `FMN 100 steps, head animate, seed 1`.
+
+    Records of one model, threat and image set that stand beside each other have different texts.
+    """
+    settings = run["settings"]["run"]
+    texts = [settings["attack"]] if settings.get("attack") else []
+    for name, default in DEFAULTS.items():
+        value = settings.get(name)
+        if value is not None and value != default:
+            texts.append(f"{name} {value}")
+    for name, value in run.get("beside", {}).items():
+        if name not in NAMED_BY_ATTACK and name not in DEFAULTS:
+            texts.append(f"{name} {value}")
+    return ", ".join(texts)
+
+
+def compared_by(runs: Iterable[dict]) -> Callable[[dict], str]:
+    """The runs of one image set and threat that have to be alike: those of equal keys.
+
+    All of them, but for an attack with a record that stands beside others: these have their own.
+    """
+    of_their_own = {(*folder(run), attack_text(run)) for run in runs if run.get("beside")}
+
+    def key(run: dict) -> str:
+        text = attack_text(run)
+        return text if (*folder(run), text) in of_their_own else ""
+
+    return key
+
+
+def folder(run: dict) -> tuple[str, str]:
+    return run["image_set"], run["threat"]
 
 
 def comparable_settings(run: dict) -> tuple[str, str, str]:
@@ -38,11 +85,10 @@ def distinguishing_settings(run: dict, groups: list[list[dict]]) -> list[str]:
     """`name value` of each setting in which a run's panel differs from the others of its threat.
 
     groups   the runs of all panels
-    A head is always named.
+    What `attack_text` gives is not named again.
     """
     settings = run["settings"]["run"]
-    others = [settings | {"head": "none"}]
-    others += [group[0]["settings"]["run"] for group in groups if is_beside(group[0], run)]
+    others = [group[0]["settings"]["run"] for group in groups if is_beside(group[0], run)]
     return [
         f"{name} {str(value)[:12]}"
         for name, value in settings.items()

@@ -5,6 +5,7 @@ results/README.md describes every column.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ INTEGER_COLUMNS = [
 LATER_SETTINGS = ("group", "human_map_blur", "geometry", "walks", "step_unit", "saturation")
 # settings that earlier versions wrote: in which order the eps were attacked, which decides nothing
 FORMER_SETTINGS = ("ladder",)
+LONGEST_SUFFIX = 80  # characters that the settings add to a record's name
 MAX_LINES = 50  # that a message says how to remove
 # what to do about a record or run file that cannot be right; {line} is the line
 MEND_RECORD = (
@@ -68,6 +70,18 @@ MEND_RECORD = (
     "start anew with --overwrite"
 )
 MEND_RUN_FILE = "bring back the one that belongs to its record, or evaluate again with --overwrite"
+
+
+def record_stem(model: str, beside: dict | None = None) -> str:
+    """The name of a record's files, without its ending: `net`, or `net+steps-100+seed-1`.
+
+    beside   the settings that name a record which is not the model's first (records.beside)
+    """
+    parts = [f"{name}-{value}" for name, value in (beside or {}).items()]
+    suffix = "+".join(map(safe_file_name, parts))
+    if len(suffix) > LONGEST_SUFFIX:
+        suffix = hashlib.sha256(suffix.encode()).hexdigest()[:8]
+    return "+".join(filter(None, [safe_file_name(model), suffix]))
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -88,7 +102,7 @@ def read_run_file(path: Path) -> dict:
             "--overwrite"
         ) from None
     place = (path.parent.parent.name, path.parent.name, path.stem)
-    names = (run["image_set"], run["threat"], safe_file_name(run["model"]))
+    names = (run["image_set"], run["threat"], record_stem(run["model"], run.get("beside")))
     if names != place:
         raise UserError(
             f"{path}: is the run file of {'/'.join(names)}.json; move it and its record back"
@@ -147,6 +161,29 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
         elif old_value != new_value:
             return f"{name}: {old_value!r} -> {new_value!r}"
     return None
+
+
+def why_not_shared(run: dict, new: dict, difference: str) -> str:
+    """Why a request with other images or eps has no place in a record, and what has one.
+
+    run          the content of its run file
+    new          settings of the request
+    difference   the first one
+    """
+    old, new = run["settings"]["run"], new["run"]
+    changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
+    if not changed <= {"eps", "images", "list_sha256", "slice"}:
+        return f"this record was begun with other settings ({difference}); run it with the old ones"
+    if run["status"] != "done":
+        return (
+            f"this record is unfinished and begun otherwise ({difference}); finish it as it was "
+            "begun, then ask for more"
+        )
+    if (new.get("images") or 0) < (old.get("images") or 0) or len(new.get("eps") or []) < len(
+        old.get("eps") or []
+    ):
+        return f"this record has more than is asked for ({difference}); ask for all that it has"
+    return f"this record has other images or eps ({difference}); ask for all that it has, and more"
 
 
 def without_later_settings(old: dict, new: dict) -> dict:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, safe_file_name, sha256_file
+from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.locked_run import LockedRun, json_round_trip
 from alignment_security.common.schema import FOLDER_NAME
 from alignment_security.records.adversarial_examples import examples_folder
@@ -31,7 +31,9 @@ from alignment_security.records.record import (
     first_difference,
     read_record,
     read_run_file,
+    record_stem,
     rows_to_csv,
+    why_not_shared,
     without_later_settings,
 )
 from alignment_security.records.record_file import RecordFile
@@ -50,6 +52,7 @@ class Run(LockedRun):
                request that is refused before, or stopped, destroys nothing.
     may_grow   (settings of a finished record, those of this request, rows of the record) ->
                whether the request adds rows to them; other settings are then no refusal
+    beside     settings that name it, where it is not the model's first record (records.beside)
     rows       rows that the record held when it was opened or finished
     Raises UserError when another process holds the run, the settings or columns differ, or the
     record holds what cannot be.
@@ -66,13 +69,14 @@ class Run(LockedRun):
         session: dict | None = None,
         overwrite: bool = False,
         may_grow: Callable[[dict, dict, pd.DataFrame], bool] | None = None,
+        beside: dict | None = None,
     ):
         for name in (image_set, threat):
             if not FOLDER_NAME.fullmatch(name):
                 raise UserError(f"{name!r} names a folder of results: letters, digits, '.-_+' only")
         folder = Path(results_dir) / "records" / image_set / threat
         folder.mkdir(parents=True, exist_ok=True)
-        stem = safe_file_name(model)
+        stem = record_stem(model, beside)
         self.csv = folder / f"{stem}.csv"
         self._file = RecordFile(self.csv, RECORD_COLUMNS[kind])
         super().__init__(folder / f"{stem}.json", folder / f"{stem}.lock")
@@ -80,7 +84,8 @@ class Run(LockedRun):
             self.settings = json_round_trip(settings)
             self.replaces_old, self.may_grow = overwrite, may_grow
             names = {"model": model, "image_set": image_set, "threat": threat, "kind": kind}
-            self.info = self._resume_or_begin(names)
+            names_beside = {"beside": json_round_trip(beside)} if beside else {}
+            self.info = self._resume_or_begin(names | names_beside)
             if self.replaces_old:
                 self.start_session(session)
                 self.rows = pd.DataFrame(columns=RECORD_COLUMNS[kind])
@@ -106,9 +111,8 @@ class Run(LockedRun):
             difference = first_difference(info["settings"], self.settings)
             if difference and not self._grow(info):
                 raise UserError(
-                    f"{self.json}: this record was begun with other settings ({difference}); "
-                    "run it with the old ones, keep both with another --results_dir, or start "
-                    "anew with --overwrite"
+                    f"{self.json}: {why_not_shared(info, self.settings, difference)}, keep both "
+                    "with another --results_dir, or start anew with --overwrite"
                 )
             return info
         if self.csv.exists() and not self.replaces_old:

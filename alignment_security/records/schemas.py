@@ -135,6 +135,7 @@ RUN_FILE = {
     "image_set": FOLDER_NAME,
     "threat": FOLDER_NAME,
     "kind": FOLDER_NAME,
+    "beside?": dict,
     "settings": {
         "model": {
             "weights?": (str, NONE),

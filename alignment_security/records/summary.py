@@ -13,6 +13,7 @@ from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
+from alignment_security.records.comparable import attack_text, compared_by
 from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import (
     check_record_sha256,
@@ -22,7 +23,7 @@ from alignment_security.records.record import (
 )
 from alignment_security.records.schemas import SUMMARY
 
-SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol"]
+SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol", "attack"]
 SUMMARY_NAME = "evaluation_results.csv"
 JOINED_NAME = "evaluation_results_scores.csv"  # with Brain-Score's scores: `utilities.py join`
 # settings that a row of the summary shows: `attack` names them, eps is a column
@@ -42,7 +43,7 @@ def merge_records(
 def summarise(
     results_dir: str | Path, allow_partial: bool = False, log: Callable[[str], None] | None = None
 ) -> pd.DataFrame:
-    """One row per model x threat x eps x image set x protocol, from every finished record.
+    """One row per model x threat x eps x image set x attack, from every finished record.
 
     allow_partial   summarise an unfinished record over the rows it has, and mark it `partial=1`
     log             gets a sentence for each record that is left out; None refuses them
@@ -142,9 +143,10 @@ def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
 
     Yields (run file, first run file of its folder, difference of their settings).
     """
-    first: dict[Path, Path] = {}
+    first: dict[tuple[Path, str], Path] = {}
+    key = compared_by(runs.values())
     for path, run in runs.items():
-        other = first.setdefault(path.parent, path)
+        other = first.setdefault((path.parent, key(run)), path)
         difference = first_difference(runs[other]["settings"]["run"], run["settings"]["run"])
         if difference:
             yield path, other, difference
@@ -153,7 +155,7 @@ def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
 def not_comparable(path: Path, other: Path, difference: str) -> str:
     return (
         f"{path}: not comparable with {other.name}, whose settings differ ({difference}); "
-        "evaluate one of them again with --overwrite"
+        "evaluate one of them again with the settings of the other"
     )
 
 
@@ -163,17 +165,18 @@ def comparable_runs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], list[str]
     Budgets and eps may differ, since every row of the summary names its own. Of the runs that
     differ in anything else (images, head, seed, ...), those of the larger group stay.
     """
-    groups: dict[Path, dict[str, list[Path]]] = {}
+    groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
+    table = compared_by(runs.values())
     for path, run in runs.items():
         settings = {**run["settings"]["run"], **dict.fromkeys(BUDGET_OF_ROW)}
         key = json.dumps(settings, sort_keys=True)
-        groups.setdefault(path.parent, {}).setdefault(key, []).append(path)
+        groups.setdefault((path.parent, table(run)), {}).setdefault(key, []).append(path)
     kept: dict[Path, dict] = {}
     problems = []
-    for of_folder in groups.values():
-        largest = max(of_folder.values(), key=len)  # of equal ones the first
+    for of_table in groups.values():
+        largest = max(of_table.values(), key=len)  # of equal ones the first
         kept |= {path: runs[path] for path in largest}
-        for group in of_folder.values():
+        for group in of_table.values():
             if group is not largest:
                 problems += [_other_settings(path, largest[0], runs) for path in group]
     return kept, problems
@@ -225,7 +228,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "eps": eps,
         "image_set": run["image_set"],
         "protocol": settings.get("protocol"),
-        "attack": settings.get("attack"),
+        "attack": attack_text(run) or None,
         "n": len(rows),
         "clean_correct": len(correct),
         "clean_acc": len(correct) / len(rows),

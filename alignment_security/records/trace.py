@@ -19,6 +19,7 @@ from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.schema import read_json
 from alignment_security.common.text import read_text
+from alignment_security.records.comparable import attack_text
 from alignment_security.records.record import BALL_KINDS, read_record, read_run_file
 
 # columns of a figure's table that name one fact about a run; see run_values
@@ -107,22 +108,23 @@ def finished_runs(results_dir: Path) -> dict[Path, dict]:
 # ---- which runs ----------------------------------------------------------------------------------
 
 
-def run_values(run: dict) -> dict[str, str]:
-    """The value of each of RUN_COLUMNS for a run."""
-    settings = run["settings"]["run"]
-    attack = str(settings.get("attack"))
+def run_values(run: dict, attack: str) -> dict[str, str]:
+    """The value of each of RUN_COLUMNS for a run, whose attack is given in words."""
     return {
         "image_set": run["image_set"],
         "threat": run["threat"],
         "model": run["model"],
         "budget": attack,
         "attack": attack,
-        "head": settings.get("head", "none"),
+        "head": run["settings"]["run"].get("head", "none"),
     }
 
 
 def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> dict[int, list[Path]]:
-    """Line -> paths of the records that agree with all of its columns that describe a run."""
+    """Line -> paths of the records that agree with all of its columns that describe a run.
+
+    Figures of earlier versions name the attack without head, seed and precision.
+    """
     if {"type", "severity", "model"} <= set(table.columns):
         table = table.assign(threat="corruptions-" + table["type"] + "-" + table["severity"])
     columns = [name for name in RUN_COLUMNS if name in table]
@@ -133,21 +135,31 @@ def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> di
             for path, run in runs.items()
             if run["kind"] in KINDS_OF_CAPTIONS and caption_names(caption, run)
         }
+    named = {path: run_values(run, attack_text(run)) for path, run in runs.items()}
+    former = {
+        path: run_values(run, str(run["settings"]["run"].get("attack")))
+        for path, run in runs.items()
+        if "beside" not in run
+    }
+
+    def matching(runs: dict[Path, dict], row: dict) -> list[Path]:
+        return [path for path, values in runs.items() if is_behind(values, row, columns, sources)]
+
     return {
-        line: [path for path, run in runs.items() if is_behind(run, row, columns, sources)]
+        line: matching(named, row) or matching(former, row)
         for line, row in table.to_dict("index").items()
     }
 
 
-def is_behind(run: dict, row: dict, columns: list[str], sources: list[str]) -> bool:
+def is_behind(values: dict, row: dict, columns: list[str], sources: list[str]) -> bool:
     """Whether a row of a figure's table was drawn from a run.
 
+    values             of `run_values`
     columns, sources   those of RUN_COLUMNS and SOURCE_COLUMNS that the table has
     """
-    values = run_values(run)
     source = ", ".join(values[name] for name in ("image_set", "threat", "attack"))
     if source in [row[name] for name in sources]:
-        return run["model"] == (row.get("model") or run["model"])
+        return values["model"] == (row.get("model") or values["model"])
     if sources and "threat" not in columns:
         return False
     return all(values[name] == row[name] for name in columns)
@@ -155,8 +167,8 @@ def is_behind(run: dict, row: dict, columns: list[str], sources: list[str]) -> b
 
 def caption_names(caption: str, run: dict) -> bool:
     """Whether a caption names the run's image set and budget; True without a caption."""
-    values = run_values(run)
-    return not caption or (values["image_set"] in caption and values["attack"] in caption)
+    names = run["image_set"], str(run["settings"]["run"].get("attack"))
+    return not caption or all(name in caption for name in names)
 
 
 def lines_by_run(behind: dict[int, list[Path]]) -> dict[Path, list[int]]:

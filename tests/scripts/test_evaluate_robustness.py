@@ -436,25 +436,6 @@ def test_stop_after_checkpoints_and_the_same_command_goes_on(cli, tiny, tmp_path
     assert info["status"] == "done" and len(rows) == tiny.images and rows["clean_correct"].all()
 
 
-def test_going_on_with_other_settings_is_refused_by_name(cli, tiny, tmp_path):
-    begin = [*tiny.arguments(tmp_path), "-s", "2", *FMN[:3]]
-    assert cli(*begin, "--steps", "2")[0] == 0
-    path, _ = record(tmp_path)
-    before = path.read_bytes()
-    for changed, name in (
-        (["--steps", "3"], "steps"),
-        (["--steps", "2", "--gamma", "0.1"], "gamma: 0.05 -> 0.1"),
-    ):
-        status, _, err = cli(*begin, *changed)
-        assert status == 2 and err.count("\n") == 1 and name in err and "--overwrite" in err
-    assert (
-        cli(*tiny.arguments(tmp_path), "-s", "2", "--seed", "1", *FMN[:3], "--steps", "2")[0] == 2
-    )
-    assert path.read_bytes() == before
-    assert cli("--overwrite", *begin, "--steps", "3")[0] == 0
-    assert record(tmp_path)[1]["settings"]["run"]["steps"] == 3
-
-
 def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
     with Run(tmp_path, "mine", "clean", tiny.name, "clean", {"model": {}, "run": {}}):
         status, _, err = cli(*tiny.arguments(tmp_path), "clean")

@@ -381,6 +381,20 @@ def test_images_that_are_replaced_between_two_sessions_are_noticed(cli, tiny, tm
     assert cli("--overwrite", *arguments)[0] == 0
 
 
+def test_images_of_a_finished_record_that_are_replaced(cli, tiny, tmp_path):
+    """It is no report of other photographs; a copy with other times is fine."""
+    data, arguments = begun_on_a_copy(cli, tiny, tmp_path)
+    assert cli(*arguments)[0] == 0
+    before = record(tmp_path / "results")[1]
+    for path in data.rglob("*.jpg"):
+        os.utime(path, (1, 1))
+    assert cli(*arguments)[0] == 0
+    Image.new("RGB", (300, 300), (0, 255, 0)).save(next(data.rglob("*.jpg")))
+    status, _, err = cli(*arguments)
+    assert status == 2 and "were replaced since this record was begun" in err
+    assert record(tmp_path / "results")[1] == before
+
+
 def test_images_that_are_copied_between_two_sessions_are_a_warning(cli, tiny, tmp_path):
     data, arguments = begun_on_a_copy(cli, tiny, tmp_path)
     for path in data.rglob("*.jpg"):

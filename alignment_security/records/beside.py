@@ -1,0 +1,110 @@
+"""Which record a request is of: the one that it goes on with, or a new one beside the others.
+
+Records of one model, threat and image set whose settings differ share no row. The first is called
+after the model, each other one also after the settings in which it differs from the first:
+
+    <model>.csv   <model>+steps-100.csv   <model>+head-animate+seed-1.csv
+
+Its run file keeps these settings as `beside`. Other weights are another model, with a name of its
+own. What a record holds of its images (list, slice, eps) gives no other record: it grows
+(`evaluation.growth`), or the request is refused.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+
+from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.folders import glob_visible
+from alignment_security.common.locked_run import json_round_trip
+from alignment_security.records.record import (
+    FORMER_SETTINGS,
+    read_run_file,
+    record_stem,
+    without_later_settings,
+)
+
+# settings of the images and of what people say of them
+OF_IMAGES = {
+    "image_set",
+    "images",
+    "list_sha256",
+    "slice",
+    "contents_sha256",
+    "corruption",
+    "restricted_to",
+    "crop_pct",
+    "class_order",
+    "human_map",
+    "human_map_blur",
+    "human_ceiling",
+    "multilabel_sha256",
+    "pixels",
+    "geometry",
+}
+# settings that follow from others, by which a record is named only where nothing else differs
+DERIVED = {"attack", "walks", "head_gradient"}
+
+
+def settings_beside(folder: Path, model: str, settings: dict) -> dict:
+    """`beside` of the record of a request, which exists or is new; {} for the model's first.
+
+    folder     of the records of an image set and threat
+    settings   {"model": {...}, "run": {...}} of the request
+    A run file that cannot be read is of the request that its name fits.
+    """
+    settings = json_round_trip(settings)
+    runs = dict(runs_of(folder, model))
+    for run in runs.values():
+        if not differing(run["settings"], settings):
+            return run.get("beside", {})
+    first = runs.get(record_stem(model))
+    if first is None:
+        return {}
+    beside = differing(first["settings"], settings)
+    named = {name: value for name, value in beside.items() if name not in DERIVED} or beside
+    number = 2
+    while record_stem(model, named) in runs:
+        named, number = named | {"record": number}, number + 1
+    return named
+
+
+def runs_of(folder: Path, model: str) -> Iterator[tuple[str, dict]]:
+    """(stem, content) of the readable run files of a model in a folder, the first record first."""
+    stem = safe_file_name(model)
+    for path in (folder / f"{stem}.json", *glob_visible(folder, f"{glob.escape(stem)}+*.json")):
+        try:
+            yield path.stem, read_run_file(path)
+        except UserError:
+            continue
+
+
+def differing(old: dict, new: dict) -> dict:
+    """The settings in which a request differs from a run so that they share no record."""
+    before, after = old["run"], without_later_settings(old, new)["run"]
+    ignored = {*OF_IMAGES, *FORMER_SETTINGS, "eps"}
+    return {
+        name: after.get(name)
+        for name in dict.fromkeys([*after, *before])
+        if name not in ignored and before.get(name) != after.get(name)
+    }
+
+
+def name_of_weights(results_dir: str | Path, model: str, sha256: str | None) -> str:
+    """The name of a model's records: its own, or, if that is of other weights, one with their hash.
+
+    sha256   of the model's weights
+    """
+    if sha256 is None:
+        return model
+    known = set()
+    stem = glob.escape(safe_file_name(model))
+    for path in glob_visible(Path(results_dir) / "records", f"*/*/{stem}.json"):
+        try:
+            known.add(read_run_file(path)["settings"]["model"].get("weights_sha256"))
+        except UserError:
+            continue
+    is_free = sha256 in known or not known - {None}
+    return model if is_free else f"{model}.weights_{sha256[:8]}"
