@@ -1,4 +1,4 @@
-"""Tables 1 and 2 of Feng et al. (2025) and the statistics of its text, claimed and recomputed.
+"""The statistics of the text of Feng et al. (2025), claimed and recomputed.
 
 Recomputed from the public numbers (--published); the same statistics of our own norms follow, a row
 each. Welch's t-tests between groups of models are GROUP_TESTS.
@@ -21,18 +21,14 @@ from alignment_security.analysis.feng2025 import (
     harmonized_pairs,
     norm_tables,
     paired_test,
-    published_norm_table,
 )
-from alignment_security.analysis.feng2025_published import paper_tables
+from alignment_security.analysis.feng2025_tables import TABLE_HEADINGS, robust_table
 from alignment_security.analysis.norm_table import NOT_STANDARD, PUBLISHED, NormTable
 from alignment_security.analysis.results import Results
 from alignment_security.analysis.statistics import welch_test
 from alignment_security.models.families import lineage
 
-TABLE_HEADINGS = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
-TABLE_DIGITS = {"pt": 4, "alignment": 2}  # decimals of Tables 1 and 2
-# largest difference of a printed value from the public one that rounding explains
-ROUNDING = {"pt": 5e-5, "pt_sem": 5e-7, "alignment": 5.1e-5, "alignment_sem": 5.1e-5}
+HEADINGS = {**TABLE_HEADINGS, "accuracy": "accuracy"}
 REPRODUCED, DIFFERS, NOT_PUBLIC, NEW = "yes", "no", "not public", ""  # values of `reproduces`
 TRUNCATED = "Welch; df truncated to an integer, as in the paper"
 
@@ -45,7 +41,7 @@ class GroupTest:
     groups: str  # how the two groups are made up
     first: str
     second: str | None  # None: all other standard models
-    claims: dict[str, tuple[float, int]]  # measure -> (T, degrees of freedom)
+    claims: dict[str, str]  # measure -> what the text prints
 
     def samples(self, rows: pd.DataFrame, measure: str) -> tuple[pd.Series, pd.Series]:
         """The measure of the models of either group that have it."""
@@ -63,7 +59,7 @@ GROUP_TESTS = [
         "Other: standard models that are not SSL",
         first="SSL",
         second=None,
-        claims={"pt": (7.85, 65), "alignment": (-7.49, 98)},
+        claims={"pt": "T(65) = 7.85", "alignment": "T(98) = -7.49"},
     ),
     GroupTest(
         "robust vs Other",
@@ -71,20 +67,25 @@ GROUP_TESTS = [
         "comes out with all 42 of the public file",
         first="robust",
         second=None,
-        claims={"pt": (6.41, 41), "alignment": (20.85, 106)},
+        claims={"pt": "T(41) = 6.41", "alignment": "T(106) = 20.85", "accuracy": "T(45) = -8"},
     ),
     GroupTest(
         "ViT vs CNN",
         "our own reading of names: the paper does not list its groups",
         first="ViT",
         second="CNN",
-        claims={"pt": (9.11, 163)},
+        claims={"pt": "T(163) = 9.11", "alignment": "T(153) = -12.5"},
     ),
 ]
 SPEARMAN_CLAIMS = {"pt": 0.81, "alignment": -0.74}  # with multi-label accuracy
 # human alignment of the model at either end of the order by accuracy
 EXTREME_CLAIMS = {"most accurate": -0.03, "least accurate": 0.22}
 ROBUST_ROWS = 33  # of Table 2
+GROUPS, GROUP_SIZES = ("CNN", "ViT", "Hybrid", "SSL"), "125, 78, 52, 54"
+# by how many percent the most accurate standard model exceeds the best and the worst robust one
+ACCURACY_GAP = "11.24 to 46.62"
+# the test of models trained on more data, whose group is not listed
+BIG_DATA_CLAIMS = {"pt": "T(32) = 5.65", "alignment": "T(40) = -2.54, p = 0.015"}
 
 
 # ---- statistics of the text ----------------------------------------------------------------------
@@ -104,7 +105,9 @@ def text_statistics_table(results: Results) -> pd.DataFrame:
             rows += extreme_rows(table)
             rows += robust_table_rows(results)
             rows += harmonization_rows(results)
-            rows.append(big_data_row())
+            rows += big_data_rows()
+            rows.append(group_size_row(table))
+            rows += accuracy_gap_rows(table)
     return pd.DataFrame(rows)
 
 
@@ -128,7 +131,7 @@ def statistic_row(
     return {
         "source": source,
         "statistic": statistic,
-        "measure": TABLE_HEADINGS.get(measure, measure),
+        "measure": HEADINGS.get(measure, measure),
         "claimed": claimed,
         "recomputed": recomputed,
         "reproduces": reproduces,
@@ -157,14 +160,12 @@ def verdict(claimed: str, recomputed: str) -> str:
 def group_test_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
     """Welch's t-tests between groups of models, for each measure that both groups have."""
     for test in GROUP_TESTS:
-        for measure in MEASURES:
+        for measure in test.claims:
             first, second = test.samples(table.rows, measure)
             t, df, p = welch_test(first.to_numpy(), second.to_numpy())
             if np.isnan(t):
                 continue
-            claimed = ""
-            if of_the_paper and measure in test.claims:
-                claimed = welch_text(*test.claims[measure])
+            claimed = test.claims.get(measure, "") if of_the_paper else ""
             recomputed = welch_text(t, df)
             yield statistic_row(
                 table.source,
@@ -288,63 +289,50 @@ def robust_table_rows(results: Results) -> Iterator[dict]:
     )
 
 
-def big_data_row() -> dict:
-    """The test of models trained on more data, whose group is not public."""
+def big_data_rows() -> Iterator[dict]:
+    """The tests of models trained on more data, whose group is not public."""
+    for measure, claimed in BIG_DATA_CLAIMS.items():
+        yield statistic_row(
+            PUBLISHED,
+            "Big Data vs Other",
+            measure,
+            claimed=claimed,
+            recomputed="",
+            reproduces=NOT_PUBLIC,
+            rule="the paper does not list its Big Data models",
+        )
+
+
+def group_size_row(table: NormTable) -> dict:
+    """How many standard models are in each group; ours is a reading of their names."""
+    counts = table.standard["group"].value_counts()
+    recomputed = ", ".join(str(counts.get(group, 0)) for group in GROUPS)
     return statistic_row(
         PUBLISHED,
-        "Big Data vs Other",
-        "both",
-        claimed="",
-        recomputed="",
-        reproduces=NOT_PUBLIC,
-        rule="the paper does not list its Big Data models",
+        f"models per group ({', '.join(GROUPS)})",
+        "count",
+        claimed=GROUP_SIZES,
+        recomputed=recomputed,
+        reproduces=verdict(GROUP_SIZES, recomputed),
+        rule="the paper does not list which models are in a group: ours is a reading of names",
+        n=str(len(table.standard)),
     )
 
 
-# ---- Tables 1 and 2 ------------------------------------------------------------------------------
-
-
-def plus_minus(value: float, error: float, factor: float, digits: int) -> str:
-    """`2.9369 ± 0.0785`: a value and its standard error; empty without a value."""
-    if np.isnan(value):
-        return ""
-    text = f"{factor * value:.{digits}f}"
-    return text if np.isnan(error) else f"{text} ± {factor * error:.{digits}f}"
-
-
-def printed_columns(rows: pd.DataFrame, suffix: str = "") -> dict[str, list[str]]:
-    """Both measures as Tables 1 and 2 print them: PT to four decimals, alignment in percent to two.
-
-    suffix   of the columns that are read, `pt{suffix}` and so on
-    """
-    columns = {}
-    for measure, (_, factor) in MEASURES.items():
-        heading = TABLE_HEADINGS[measure] + (" (%)" if factor == 100 else "")
-        columns[heading] = [
-            plus_minus(value, error, factor, TABLE_DIGITS[measure])
-            for value, error in zip(rows[f"{measure}{suffix}"], rows[f"{measure}_sem{suffix}"])
-        ]
-    return columns
-
-
-def robust_table(results: Results) -> pd.DataFrame | None:
-    """Table 2 as printed (`pt_printed`, ...) and the public file's values (`pt`, ...) of each net.
-
-    `equal` is yes or no, or empty if the file has no such net. None without the printed table.
-    """
-    tables = paper_tables(results)
-    if tables is None:
-        return None
-    published = published_norm_table(results)
-    columns = ["model", *ROUNDING]
-    public = pd.DataFrame(columns=columns) if published is None else published.rows[columns]
-    both = tables[tables["table"] == 2].merge(
-        public, how="left", on="model", suffixes=("_printed", "")
+def accuracy_gap_rows(table: NormTable) -> Iterator[dict]:
+    """How far the most accurate standard model is above the best and the worst robust one."""
+    best = table.standard["accuracy"].max()
+    robust = table.rows.loc[table.rows["group"].eq("robust"), "accuracy"].dropna()
+    if np.isnan(best) or robust.empty:
+        return
+    recomputed = f"{best - robust.max():.2f} to {best - robust.min():.2f}"
+    yield statistic_row(
+        PUBLISHED,
+        "most accurate standard model above robust ones (%)",
+        "accuracy",
+        claimed=ACCURACY_GAP,
+        recomputed=recomputed,
+        reproduces=verdict(ACCURACY_GAP, recomputed),
+        rule="our reading of the sentence; accuracies of robust nets are estimated from top-1",
+        n=str(len(robust)),
     )
-    both[list(ROUNDING)] = both[list(ROUNDING)].astype(float)
-    same = pd.Series(True, both.index)
-    for column, tolerance in ROUNDING.items():
-        difference = (both[f"{column}_printed"] - both[column]).abs()
-        same &= difference <= tolerance
-    both["equal"] = np.select([both["pt"].isna(), same], ["", "yes"], "no")
-    return both

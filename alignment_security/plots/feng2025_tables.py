@@ -15,10 +15,9 @@ from alignment_security.analysis.feng2025_published import (
 from alignment_security.analysis.feng2025_statistics import (
     DIFFERS,
     NOT_PUBLIC,
-    printed_columns,
-    robust_table,
     text_statistics_table,
 )
+from alignment_security.analysis.feng2025_tables import printed_columns, robust_table
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import Results
 from alignment_security.plots.feng2025_style import LACKING
