@@ -61,18 +61,26 @@ EXAMPLES = {
 # ---- records -------------------------------------------------------------------------------------
 
 
-def merge_command(args) -> None:
+def merge_command(args) -> int:
+    """The exit status: 1 where a damaged record is not in the summary."""
     log = None if args.strict else partial(print_line, stream=sys.stderr)
-    summary = merge_records(args.results_dir, args.allow_partial, log)
+    damaged: list[str] = []
+    summary = merge_records(args.results_dir, args.allow_partial, log, damaged.append)
     print(summary_table(summary))
     for note in notes_on(args.results_dir, summary):
         print_line(f"note: {note}", sys.stderr)
     print(Path(args.results_dir) / SUMMARY_NAME)
     if args.format:
         print(FORMATS[args.format](summary, Path(args.results_dir)))
+    for problem in damaged:
+        print_line(problem, sys.stderr)
+    return int(bool(damaged))
 
 
 def audit_command(args) -> None:
+    if args.folder and args.results_dir:
+        raise UserError(f"{args.folder} and --results_dir {args.results_dir}: one of them")
+    args.results_dir = args.folder or args.results_dir or "results"
     found = audit(args.results_dir, args.figures_dir)
     if args.reattack:
         # torch and timm, for this option alone
@@ -115,7 +123,8 @@ def add_record_commands(commands) -> None:
     merge.set_defaults(run=merge_command)
 
     check = commands.add_parser("audit", help="re-check a results folder from its files alone")
-    check.add_argument("results_dir", nargs="?", default="results", help=RESULTS_HELP)
+    check.add_argument("folder", nargs="?", metavar="DIR", help="the same as --results_dir DIR")
+    check.add_argument("--results_dir", help=f"{RESULTS_HELP} (default: results)")
     check.add_argument(
         "--figures_dir",
         metavar="DIR",

@@ -34,6 +34,7 @@ TOOL_NAMES = {
     "thumbs.db",
 }
 TOOL_PATTERN = re.compile(r"\.sync-conflict-\d{8}|conflicted copy", re.IGNORECASE)
+LEFT_BY_TOOLS = "files or folders that tools leave are left out"
 MAX_NAMED = 3  # examples in a message
 
 
@@ -120,7 +121,7 @@ def left_by_tools_note(root: Path, paths: Iterable[Path]) -> list[str]:
     names = [printable_name(path.relative_to(root)) for path in paths]
     if not names:
         return []
-    return [f"{root}: {len(names)} files or folders that tools leave are left out ({_few(names)})"]
+    return [f"{root}: {len(names)} {LEFT_BY_TOOLS} ({_few(names)})"]
 
 
 def not_wanted_note(root: Path, paths: Iterable[Path], what: str) -> list[str]:

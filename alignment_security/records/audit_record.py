@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from alignment_security.common.files import UserError
+from alignment_security.common.folders import LEFT_BY_TOOLS
 from alignment_security.common.verdicts import (
     EPS_ATOL,
     EPS_RTOL,
@@ -31,8 +32,9 @@ from alignment_security.records.summary import attacked_size
 
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
 FINISH_IT = "run the same command again to finish it"
-# of a run that need no finding: no verdict depends on the batch size, check_norms has its own
-HARMLESS_WARNINGS = ("batch size is now", WITHOUT_NORM)
+# of a run that need no finding: no verdict depends on the batch size or on what tools leave among
+# images, and check_norms has a finding of its own
+HARMLESS_WARNINGS = ("batch size is now", LEFT_BY_TOOLS, WITHOUT_NORM)
 CHANNELS = 3
 L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling

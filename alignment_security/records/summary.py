@@ -31,43 +31,57 @@ BUDGET_OF_ROW = ("attack", "attacks", "steps", "targets", "queries", "eps")
 SUMMARY_ORDER = ["image_set", "threat", "model", "eps"]
 
 
+class Unfinished(UserError):
+    """A record whose run is not done."""
+
+
 def merge_records(
-    results_dir: str | Path, allow_partial: bool = False, log: Callable[[str], None] | None = None
+    results_dir: str | Path,
+    allow_partial: bool = False,
+    log: Callable[[str], None] | None = None,
+    log_damage: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Write results_dir/evaluation_results.csv. Parameters, returns and raises as `summarise`."""
-    summary = summarise(results_dir, allow_partial, log)
+    summary = summarise(results_dir, allow_partial, log, log_damage)
     write_atomic(Path(results_dir) / SUMMARY_NAME, summary.to_csv(index=False, lineterminator="\n"))
     return summary
 
 
 def summarise(
-    results_dir: str | Path, allow_partial: bool = False, log: Callable[[str], None] | None = None
+    results_dir: str | Path,
+    allow_partial: bool = False,
+    log: Callable[[str], None] | None = None,
+    log_damage: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """One row per model x threat x eps x image set x attack, from every finished record.
 
     allow_partial   summarise an unfinished record over the rows it has, and mark it `partial=1`
     log             gets a sentence for each record that is left out; None refuses them
+    log_damage      gets, instead of `log`, those of records and run files that are damaged
     Raises UserError where nothing is left. Without `log` also for an unfinished or damaged record,
     and when two models of one threat and image set were evaluated with different settings.
     """
     root = Path(results_dir) / "records"
-    runs, problems = read_runs(root)
+    runs, damaged = read_runs(root)
     if log:
-        runs, others = comparable_runs(runs)
-        problems += others
+        runs, left_out = comparable_runs(runs)
     else:
-        problems += [not_comparable(*found) for found in differing_runs(runs)]
+        left_out = [not_comparable(*found) for found in differing_runs(runs)]
     rows = []
     for path, run in runs.items():
         try:
             rows += _summary_rows(path, run, allow_partial)
+        except Unfinished as error:
+            left_out.append(str(error))
         except UserError as error:
-            problems.append(str(error))
-    if problems and not (log and rows):
-        raise UserError(problems[0])
+            damaged.append(str(error))
+    if (damaged or left_out) and not (log and rows):
+        raise UserError([*damaged, *left_out][0])
     if log:
-        for problem in problems:
+        for problem in left_out:
             log(f"left out: {problem}")
+        for problem in damaged:
+            (log_damage or log)(f"left out: {problem}")
     if not rows:
         raise UserError(f"{root}: no rows yet in any of its records; let the evaluation go on")
     summary = pd.DataFrame(rows).sort_values(SUMMARY_ORDER, kind="stable", ignore_index=True)
@@ -202,7 +216,7 @@ def _summary_rows(path: Path, run: dict, allow_partial: bool) -> list[dict]:
     if complete:
         check_record_sha256(record, run)
     elif not allow_partial:
-        raise UserError(
+        raise Unfinished(
             f"{record}: unfinished run (status {run['status']}); run the same command again to "
             "finish it, or merge with --allow_partial"
         )

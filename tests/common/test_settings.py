@@ -246,6 +246,28 @@ def test_merge_goes_on_without_an_unfinished_record_unless_strict(tmp_path, tiny
     assert str(tmp_path / "evaluation_results.csv") in out
 
 
+@pytest.mark.parametrize("damage", ["{", '{"status": "done"}', "moved", "edited", "no run file"])
+def test_merge_ends_with_1_where_a_damaged_record_is_left_out(
+    tmp_path, tiny_record, capsys, damage
+):
+    """The summary is written without it; one of other settings, or unfinished, is no damage."""
+    row = {"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}
+    run = tiny_record([row], model="b")
+    tiny_record([row], model="a")
+    if damage == "moved":
+        run.json.rename(run.json.with_name("c.json"))
+    elif damage == "no run file":
+        run.json.unlink()
+    elif damage == "edited":
+        run.csv.write_text(run.csv.read_text().replace("a,1", "z,1"))
+    else:
+        run.json.write_text(damage)
+    assert merge("--results_dir", tmp_path) == 1
+    out, err = capsys.readouterr()
+    assert str(tmp_path / "evaluation_results.csv") in out
+    assert all(line.startswith("left out: ") for line in err.splitlines())
+
+
 def test_a_tilde_that_no_shell_expanded_is_the_home_folder(monkeypatch, tmp_path):
     """In `--results_dir=~/x` and in .env."""
     monkeypatch.setenv("HOME", str(tmp_path))

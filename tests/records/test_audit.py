@@ -21,6 +21,7 @@ import plotting
 import utilities
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.folders import left_by_tools_note
 from alignment_security.common.locked_run import json_round_trip
 from alignment_security.common.verdicts import EPS_ATOL, STANDARD_BUDGET
 from alignment_security.records.audit import audit
@@ -529,8 +530,18 @@ def command(*arguments) -> int | str | None:
         return error.code
 
 
+@pytest.mark.parametrize("name", ["Thumbs.db", ".DS_Store", "@eaDir", "x.jpg.part"])
+def test_what_tools_leave_among_images_is_no_reason_to_evaluate_again(results, tmp_path, name):
+    (sentence,) = left_by_tools_note(tmp_path, [tmp_path / name])
+    change_run("Linf", lambda run: run["warnings"].append(sentence))(results)
+    assert not audit(results)
+
+
 def test_audit_command_prints_and_exits_0_1_2(results, tmp_path_factory, capsys):
-    assert command("audit", results) == 0 and "nothing found" in capsys.readouterr().out
+    for place in ([results], ["--results_dir", results], [f"--results_dir={results}"]):
+        assert command("audit", *place) == 0 and "nothing found" in capsys.readouterr().out
+    assert command("audit", results, "--results_dir", "other") == 2
+    assert "one of them" in capsys.readouterr().err
     (results / SUMMARY_NAME).unlink()
     assert command("audit", results) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "1 finding(s)"
