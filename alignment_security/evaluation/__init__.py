@@ -6,6 +6,7 @@ from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
 from alignment_security.evaluation.threats.rand import RandomAutoAttack
+from alignment_security.evaluation.threats.saliency import Saliency
 
 __all__ = [
     "AutoAttack",
@@ -15,6 +16,7 @@ __all__ = [
     "FastMinimumNorm",
     "Foolbox",
     "RandomAutoAttack",
+    "Saliency",
     "Stopped",
     "evaluate",
 ]

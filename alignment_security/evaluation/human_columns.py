@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from torch import Tensor
 
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Threat
@@ -35,14 +36,15 @@ def add_human_columns(
 
     settings   of the run file: how human maps are read, and the ceiling of that reading
     Clean rows get `clean_real` and `clean_multilabel`: whether the prediction is among all labels
-    that fit. Rows with a perturbation get its rank agreement with the image's human map. A value
-    that does not exist is no cell.
+    that fit. Rows with a perturbation or a gradient get its rank agreement with the image's human
+    map. A value that does not exist is no cell.
     """
     for row in rows:
         if isinstance(threat, Clean) and model.n_outputs == IMAGENET_CLASSES:
             add_accepted_labels(row, threat, model)
-        if threat.map_reduce and row.get("perturbation") is not None:
-            add_alignment(row, threat.map_reduce, model, images, settings)
+        compared = row.get("perturbation", row.get("gradient"))
+        if threat.map_reduce and compared is not None:
+            add_alignment(row, compared, threat.map_reduce, model, images, settings)
 
 
 def add_accepted_labels(row: dict, threat: Clean, model: Model) -> None:
@@ -52,14 +54,14 @@ def add_accepted_labels(row: dict, threat: Clean, model: Model) -> None:
 
 
 def add_alignment(
-    row: dict, map_reduce: str, model: Model, images: ImageSet, settings: dict
+    row: dict, compared: Tensor, map_reduce: str, model: Model, images: ImageSet, settings: dict
 ) -> None:
+    """Add the rank agreement of a perturbation or gradient (C, H, W) with the image's map."""
     position, blur = images.position(row["image_id"]), "human_map_blur" in settings
     attention = human_map(images, position, model.preprocessing, blur)
     if attention is None:
         return
-    perturbation = row["perturbation"].cpu().numpy()
-    raw = rank_agreement(attention[None], perturbation[None], map_reduce)[0]
+    raw = rank_agreement(attention[None], compared.cpu().numpy()[None], map_reduce)[0]
     if np.isnan(raw):
         return
     row["human_alignment_raw"] = float(raw)

@@ -41,6 +41,7 @@ DESCRIPTIONS = {
         "accuracy on corrupted images (ImageNet-C's: of a folder, or made while loading)",
         "corruptions --corruption_type fog --corruption_severity 3",
     ),
+    "saliency": ("rank correlation of the input gradient with human maps", "saliency"),
     "Linf": (
         "robust accuracy within eps by AutoAttack, or minimal norms (--protocol crossing, fmn)",
         "Linf --eps 0.5/255 1/255",

@@ -11,9 +11,14 @@ from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
 from alignment_security.evaluation.threats.rand import RandomAutoAttack
+from alignment_security.evaluation.threats.saliency import Saliency
 from alignment_security.evaluation.threats.threat import Threat
 
-CLEAN_THREATS: dict[str, type[Threat]] = {"clean": Clean, "corruptions": Corruptions}
+CLEAN_THREATS: dict[str, type[Threat]] = {
+    "clean": Clean,
+    "corruptions": Corruptions,
+    "saliency": Saliency,
+}
 PROTOCOLS: dict[str, type[Threat]] = {
     "autoattack": AutoAttack,
     "fmn": FastMinimumNorm,

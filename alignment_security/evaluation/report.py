@@ -9,7 +9,7 @@ from alignment_security.evaluation.progress import expected_time
 from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
-from alignment_security.records.record import record_stem
+from alignment_security.records.record import SALIENCY_KIND, record_stem
 from alignment_security.records.run import Run
 from alignment_security.records.summary import attacked_size, size_text
 
@@ -75,7 +75,8 @@ def report_text(run: Run) -> str:
             f"over {len(norms)} images ({size_text(attacked_size(run.info))})"
         )
     if "human_map" in run.settings["run"]:
-        alignment = correct["human_alignment"].dropna()
+        compared = rows if run.info["kind"] == SALIENCY_KIND else correct
+        alignment = compared["human_alignment"].dropna()
         lines.append(
             f"  human alignment: mean {alignment.mean():.4f} over {len(alignment)} images "
             f"(maps: {run.settings['run']['human_map']})"

@@ -24,6 +24,7 @@ from alignment_security.records.norm_summary import WITHOUT_NORM
 from alignment_security.records.record import (
     BALL_KINDS,
     CLEAN_COLUMNS,
+    SALIENCY_KIND,
     check_complete,
     check_record_sha256,
     read_record,
@@ -39,11 +40,13 @@ CHANNELS = 3
 L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling
 BALL_CHECKED = ["eps", "robust", "adv_pred", "broken_by", "from_eps", "linf", "l2"]
+WITHOUT_SEED = ("clean", SALIENCY_KIND)  # kinds of run that draw no random number
 # kind of a run -> columns that its checks read, besides CLEAN_COLUMNS
 NEEDED_COLUMNS = {
     "clean": [],
     "ball": BALL_CHECKED,
     "ball_rand": [*BALL_CHECKED, "draws", "wrong_share", "wrong_low", "wrong_high"],
+    SALIENCY_KIND: ["human_alignment_raw", "human_alignment"],
     "minimum_norm": ["success", "adv_pred", "l2", "linf", "human_alignment_raw", "human_alignment"],
 }
 
@@ -176,7 +179,7 @@ def check_settings(record: Record) -> Iterator[str]:
                 f"a budget called {attack!r} that is not AutoAttack's ({', '.join(differences)}); "
                 f"{EVALUATE_AGAIN}, or never call it AutoAttack"
             )
-    if record.run["kind"] != "clean" and settings.get("seed") is None:
+    if record.run["kind"] not in WITHOUT_SEED and settings.get("seed") is None:
         yield f"no seed; {EVALUATE_AGAIN}"
 
 

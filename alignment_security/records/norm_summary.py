@@ -20,7 +20,6 @@ def norm_summary(correct: pd.DataFrame) -> dict:
     fooled = correct.loc[correct["success"] == 1]
     norms = correct[["l2", "linf"]].astype(float).where(correct["success"] == 1, math.inf)
     median = norms.median().replace(math.inf, math.nan)
-    alignment = correct["human_alignment"].dropna()
     return {
         "n_norm": len(fooled),
         "success_rate": correct["success"].mean(),
@@ -32,6 +31,14 @@ def norm_summary(correct: pd.DataFrame) -> dict:
         "n_without_norm": len(correct) - len(fooled),
         "l2_median_all": median["l2"],
         "linf_median_all": median["linf"],
+        **alignment_summary(correct),
+    }
+
+
+def alignment_summary(rows: pd.DataFrame) -> dict:
+    """Mean agreement with human maps, its SEM, and the number of images that have one."""
+    alignment = rows["human_alignment"].dropna()
+    return {
         "human_alignment": alignment.mean(),
         "human_alignment_sem": alignment.sem(),
         "n_alignment": len(alignment),

@@ -30,6 +30,7 @@ BALL_COLUMNS = [
     "backwards",
 ]
 BALL_KINDS = ("ball", "ball_rand")  # kinds of run with a verdict per eps
+SALIENCY_KIND = "saliency"  # kind of run with the input gradient's agreement with human maps
 RECORD_COLUMNS = {
     "clean": [*CLEAN_COLUMNS, "clean_top5", "clean_real", "clean_multilabel"],
     "ball": BALL_COLUMNS,
@@ -45,6 +46,7 @@ RECORD_COLUMNS = {
         "forwards",
         "backwards",
     ],
+    SALIENCY_KIND: [*CLEAN_COLUMNS, "human_alignment_raw", "human_alignment"],
 }
 INTEGER_COLUMNS = [
     "label",

@@ -14,8 +14,9 @@ from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.records.comparable import attack_text, compared_by
-from alignment_security.records.norm_summary import norm_summary
+from alignment_security.records.norm_summary import alignment_summary, norm_summary
 from alignment_security.records.record import (
+    SALIENCY_KIND,
     check_record_sha256,
     first_difference,
     read_record,
@@ -255,6 +256,8 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
     if "success" in rows:
         row |= norm_summary(correct)
         row["l2_per_pixel"] = per_pixel(row["l2_mean"], size)
+    elif run["kind"] == SALIENCY_KIND:
+        row |= alignment_summary(rows)  # of all images, as Fel et al. 2022
     for column in ("forwards", "backwards"):
         if column in rows:
             row[f"{column}_per_image"] = rows[column].sum() / len(rows)

@@ -1,0 +1,85 @@
+"""Saliency: does the input gradient point to where people look? (Fel et al. 2022)"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import ClassVar
+
+import torch
+
+from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass
+from alignment_security.common.files import UserError
+from alignment_security.evaluation.threats.threat import (
+    MAP_OPTIONS,
+    Cost,
+    Execution,
+    RecordRows,
+    ReportedPasses,
+    Threat,
+)
+from alignment_security.images.human_maps import map_source
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.models.forward import Forward
+from alignment_security.models.heads import Model
+from alignment_security.records.record import SALIENCY_KIND
+
+
+@dataclass(frozen=True)
+class Saliency(Threat):
+    """Rank correlation of the input gradient with each image's human map.
+
+    The gradient is that of the label's logit with respect to pixels in [0, 1], as in the loss of
+    trainer.objectives. Fel et al. 2022 differentiate with respect to normalised pixels, which
+    weights the channels by their std.
+
+    map_reduce   max or l2: gradient -> map over channels; max is the paper's
+    """
+
+    map_reduce: str = "max"
+    kind: ClassVar[str] = SALIENCY_KIND
+    options: ClassVar[frozenset[str]] = MAP_OPTIONS
+
+    @property
+    def name(self) -> str:
+        return "saliency"
+
+    def settings(self, head: str) -> dict:
+        return {"attack": "input gradient", "protocol": "saliency"}
+
+    def cost(self) -> tuple[Cost, Cost]:
+        return (2, 1), (2, 1)
+
+    def check(self, model: Model, images: ImageSet) -> None:
+        if images.maps is None and map_source(images) is None:
+            raise UserError(
+                f"{images.name}: has no human maps, which saliency compares with; give "
+                "--map_dir, or --dataset clickme or sample"
+            )
+
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
+        return run_saliency(model, images, execution)
+
+    @classmethod
+    def from_args(cls, args: Namespace) -> Saliency:
+        return cls(args.map_reduce)
+
+
+def run_saliency(model: Model, images: ImageStream, execution: Execution) -> Iterator[list[dict]]:
+    """Rows with the clean prediction, and the gradient (C, H, W) of the label's logit."""
+    module = ReportedPasses(model.module, execution)
+    forward, source = Forward(module, execution.batch_size, execution.log), iter(images)
+    while batch := list(islice(source, forward.batch_size)):
+        x, logits = clean_pass(forward, batch, model.n_outputs)
+        labels = torch.tensor([label for _, _, label in batch], device=x.device)
+
+        def label_logit(z: torch.Tensor, rows: slice, labels: torch.Tensor = labels):
+            return z.gather(1, labels[rows, None])[:, 0]
+
+        _, gradient = forward.gradient(x, label_logit)
+        yield [
+            clean_columns(name, label, prediction) | {"gradient": row}
+            for (name, _, label), prediction, row in zip(batch, logits.argmax(1).tolist(), gradient)
+        ]
