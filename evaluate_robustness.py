@@ -7,6 +7,7 @@
         --data_dir DIR -s 960 Linf --eps 1/255
     python evaluate_robustness.py --model_name resnet50 resnet101 --dataset imagenet-c \\
         --data_dir DIR corruptions --corruption_type all --corruption_severity 1 2 3 4 5
+    python evaluate_robustness.py --model_name resnet50 --study feng2025 --data_dir DIR
 
 Start it again after an interruption and it goes on at the next image; other settings get a record
 of their own beside it. Exit status: 0 done, 2 the request is wrong, 85 checkpointed (--stop_after,
@@ -19,6 +20,8 @@ import argparse
 import sys
 import time
 
+from alignment_security.cluster.queue import Turn
+from alignment_security.cluster.studies import read_study
 from alignment_security.common.exit_status import (
     CHECKPOINTED,
     FAILED,
@@ -36,32 +39,45 @@ from alignment_security.evaluation.options import (
 from alignment_security.evaluation.report import already_done_text, report_text
 from alignment_security.evaluation.run import Stopped, fill_record, open_record, prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
+from alignment_security.evaluation.study import (
+    chosen_models,
+    record_folder,
+    split_study,
+    study_requests,
+    take_turns,
+)
 from alignment_security.models.forward import is_out_of_memory, pick_device
-from alignment_security.models.heads import Model
+from alignment_security.models.heads import Model, with_head
 
 
-def evaluate_requests(args: argparse.Namespace) -> int:
-    """Evaluate each model under each corruption in turn; one that fails does not stop the others.
+def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = None) -> int:
+    """Evaluate requests in turn; each model is loaded once, and one that fails stops no other.
 
+    turn   of a study, which notes the present request and what failed
     Returns 0 if all are done, else the status of one that is worth another try, else any other's.
     """
     begin, name, model = time.monotonic(), None, None
-    requests, statuses = list(single_requests(args)), []
-    for i, request in enumerate(requests):
-        if args.stop_after is not None and i:
-            request.stop_after = args.stop_after - (time.monotonic() - begin)
+    statuses: list[int] = []
+    for request in requests:
+        if request.stop_after is not None and statuses:
+            request.stop_after -= time.monotonic() - begin
             if request.stop_after <= 0:
                 raise Stopped
+        if turn:
+            turn.begin(record_folder(request))
         try:
-            if model is None or request.model_name != name:
-                name, model = None, requested_model(request, pick_device(args.device))
-                name = request.model_name
-            statuses.append(evaluate_request(request, model))
-        except UserError as error:
-            if len(requests) == 1:
-                raise
-            statuses.append(report_error(error, args.results_dir))
-    if any(statuses):
+            if request.model_name != name:
+                name, model = request.model_name, None
+                model = requested_model(request, pick_device(request.device))
+            if model is None:
+                statuses.append(statuses[-1])  # as the first request of this model
+                continue
+            statuses.append(evaluate_request(request, with_head(model, request.head)))
+        except (UserError, RuntimeError, MemoryError) as error:
+            statuses.append(report_failure(error, request.results_dir))
+            if turn:
+                turn.fail(str(error))
+    if any(statuses) and len(requests) > 1:
         print_line(f"{statuses.count(0)} of {len(requests)} evaluated", sys.stderr)
     return FAILED if FAILED in statuses else max(statuses)
 
@@ -100,11 +116,45 @@ def evaluate_request(args: argparse.Namespace, model: Model) -> int:
     return 0
 
 
+def report_failure(error: Exception, results_dir: str) -> int:
+    """Print a line about an error of a request; returns its status. Raises any other again."""
+    if isinstance(error, UserError | OSError):
+        return report_error(error, results_dir)
+    if not is_out_of_memory(error):
+        raise error
+    print_line(
+        f"error: out of memory with one image at a time ({type(error).__name__}); the network "
+        "needs a larger device, --precision bf16 or fewer --workers",
+        sys.stderr,
+    )
+    return WRONG_REQUEST
+
+
+def evaluate_study(name: str, models: list[str], options: list[str]) -> int:
+    """Evaluate models under every threat of a study, but those that other processes have taken.
+
+    models   names; none: all of the study
+    """
+    study = read_study(name)
+    chosen = chosen_models(study, models, options)
+    if "--dry_run" not in options:
+        return take_turns(study, chosen, options, evaluate_requests)
+    return evaluate_requests(
+        [request for model in chosen for request in study_requests(study, model, options)]
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(sys.argv[1:] if argv is None else argv, __doc__ or "")
+    argv = sys.argv[1:] if argv is None else argv
+    study, models, options = split_study(argv)
+    results_dir = None
     on_stop(stop)
     try:
-        return evaluate_requests(args)
+        if study:
+            return evaluate_study(study, models, options)
+        args = parse_args(argv, __doc__ or "")
+        results_dir = args.results_dir
+        return evaluate_requests(list(single_requests(args)))
     except Stopped:
         print_line("checkpointed: run the same command again to go on", sys.stderr)
         return CHECKPOINTED
@@ -112,16 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         print_line("interrupted: run the same command again to go on", sys.stderr)
         return INTERRUPTED
     except (UserError, OSError) as error:
-        return report_error(error, args.results_dir)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print_line(
-            f"error: out of memory with one image at a time ({type(error).__name__}); the network "
-            "needs a larger device, --precision bf16 or fewer --workers",
-            sys.stderr,
-        )
-        return WRONG_REQUEST
+        return report_error(error, results_dir)
 
 
 def stop(*_) -> None:

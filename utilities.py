@@ -7,6 +7,7 @@
     python utilities.py setup_scores [--date DATE]      Brain-Score leaderboard -> registry names
     python utilities.py compare_scores A B              what changed between two leaderboard files
     python utilities.py join [--results_dir DIR]        our summary with the scores of each model
+    python utilities.py run_study STUDY [OPTION ...]    all models of a study, on this machine
     python utilities.py prestage --models LIST --out DIR    pack weights of models for HTCondor
     python utilities.py make_sweep --out DIR -- THREAT ...  the folder that condor_submit_dag runs
     python utilities.py sweep_status --sweep DIR            the progress of a sweep
@@ -27,8 +28,7 @@ import pandas as pd
 from alignment_security.analysis.brainscore_scores import merge_leaderboard
 from alignment_security.analysis.commands import add_score_commands
 from alignment_security.analysis.merge_formats import FORMATS
-from alignment_security.cluster.status import print_status
-from alignment_security.cluster.sweep import make_sweep, submit_settings
+from alignment_security.cluster.commands import add_sweep_commands
 from alignment_security.common.command_line import (
     RESULTS_HELP,
     Parser,
@@ -52,6 +52,7 @@ EXAMPLES = {
     "setup_scores": "setup_scores --package_path brainscore --date 2026-05-07",
     "compare_scores": "compare_scores old_leaderboard.csv leaderboard.csv",
     "join": "join --results_dir results/mine",
+    "run_study": "run_study feng2025 --data_dir DIR",
     "prestage": "prestage --models feng2025 --images imagenet/val --out staging",
     "make_sweep": "make_sweep --staged staging/staged.tsv --out sweep "
     "-- --dataset sample Linf --eps 1/255",
@@ -223,21 +224,29 @@ def setup_scores(package_path=None, scores_path=None, results_dir="results", dat
         raise SystemExit(report_error(error)) from None
 
 
-# ---- a sweep on HTCondor -------------------------------------------------------------------------
+# ---- studies -------------------------------------------------------------------------------------
 
 
-def prestage_command(args) -> None:
+def run_study_command(args) -> int:
     # torch and timm, for this command alone
-    from alignment_security.cluster.prestage import prestage, read_wanted
+    from alignment_security.evaluation.run_study import run_study
 
-    if not args.models and not args.images:
-        raise UserError("prestage: nothing to do; give --models LIST, --images DIR or both")
-    wanted = read_wanted(args.models) if args.models else []
-    failed = prestage(wanted, args.out, args.images, args.checkpoint_dir)
-    for name, reason in failed.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    if failed:
-        raise UserError(f"{len(failed)} not staged; the others are in {args.out}")
+    return run_study(args.study, args.options)
+
+
+def add_study_commands(commands) -> None:
+    study = commands.add_parser(
+        "run_study", help="all models of a study under its threats, a process per GPU"
+    )
+    study.add_argument("study", help="feng2025, hoak2025, or a file like those of lists/studies/")
+    study.add_argument(
+        "options",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="of evaluate_robustness.py: --data_dir, --results_dir, --model_name (these models "
+        "only), --dry_run, ...",
+    )
+    study.set_defaults(run=run_study_command)
 
 
 def check_job_arguments(arguments: list[str]) -> None:
@@ -250,59 +259,6 @@ def check_job_arguments(arguments: list[str]) -> None:
     parse_args(["--model_name", "NAME", *arguments], "")
 
 
-def make_sweep_command(args) -> None:
-    check_job_arguments(args.arguments)
-    settings = submit_settings(args.set)
-    count = make_sweep(args.out, args.staged, args.arguments, settings, args.only, args.images)
-    print(f"{count} models; go on with: cd {args.out} && condor_submit_dag sweep.dag")
-
-
-def sweep_status_command(args) -> None:
-    print_status(args.sweep, args.out)
-
-
-def add_sweep_commands(commands) -> None:
-    staging = commands.add_parser(
-        "prestage", help="pack the weights of each model into a tar, for workers without network"
-    )
-    staging.add_argument("--models", help="a list of lists/models/, or a file with a name a line")
-    staging.add_argument(
-        "--images", nargs="*", type=Path, default=[], help="image folders, a tar each"
-    )
-    staging.add_argument("--out", type=Path, required=True, help="folder of the tars")
-    staging.add_argument(
-        "--checkpoint_dir",
-        type=Path,
-        default=setting("CHECKPOINT_DIR") or ".",
-        help="folder of the files that a list names; default CHECKPOINT_DIR of .env",
-    )
-    staging.set_defaults(run=prestage_command)
-
-    making = commands.add_parser(
-        "make_sweep", help="submit files, DAG and code of a sweep in one folder"
-    )
-    making.add_argument(
-        "--staged", type=Path, default=Path("staged.tsv"), help="the table that prestage made"
-    )
-    making.add_argument("--only", nargs="*", default=[], help="these models of it")
-    making.add_argument("--images", help="the images' tar, as staged.tsv names it")
-    making.add_argument("--out", type=Path, required=True, help="the new folder")
-    making.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the submit files"
-    )
-    making.add_argument(
-        "arguments", nargs="*", help="after --: options and threat of evaluate_robustness.py"
-    )
-    making.set_defaults(run=make_sweep_command)
-
-    progress = commands.add_parser("sweep_status", help="done, running, held, failed; GPU hours")
-    progress.add_argument(
-        "--sweep", type=Path, default=Path(), help="the folder that make_sweep wrote"
-    )
-    progress.add_argument("--out", type=Path, help="write it to this file too")
-    progress.set_defaults(run=sweep_status_command)
-
-
 # ---- command line --------------------------------------------------------------------------------
 
 
@@ -312,7 +268,8 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_record_commands(commands)
     add_models_command(commands)
     add_score_commands(commands)
-    add_sweep_commands(commands)
+    add_study_commands(commands)
+    add_sweep_commands(commands, check_job_arguments)
     for name, command in commands.choices.items():
         command.description = f"Example:\n\n    python utilities.py {EXAMPLES[name]}"
     return parser

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import safetensors.torch
@@ -39,10 +39,9 @@ from alignment_security.common.files import safe_file_name, sha256_file, write_a
 from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
 from alignment_security.common.temporary import temporary_beside
-from alignment_security.common.text import text_lines
 from alignment_security.models.forward import FIRST_CUDA_BATCH
 from alignment_security.models.heads import Model, ModelError
-from alignment_security.models.lists import model_list_path, read_model_list
+from alignment_security.models.lists import WantedModel
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import (
     HUB_SOURCE,
@@ -56,49 +55,6 @@ WEIGHT_COPIES = 2
 MARGIN = 1.4  # APGD on Lite0 at batch 16 peaked at 1.32 times what autograd keeps, on a CPU
 CONTEXT_MB = 1500  # of CUDA: a choice, not measured
 LARGEST_REQUEST_MB = 40_000  # larger GPUs are few; a net that needs more gets smaller batches
-
-
-class WantedModel(NamedTuple):
-    """A line of a model list."""
-
-    name: str  # of the record
-    net: str | None  # timm's name of the net; None when timm does not build it
-    checkpoint: str | None = None  # file, when the list names one
-
-
-# ---- lists ---------------------------------------------------------------------------------------
-
-
-def read_wanted(path: str | Path) -> list[WantedModel]:
-    """The models of a list.
-
-    path   name of a list in lists/models/, a table of that format, or a file with a name per line
-    In a table, source or weights `timm:NET` names timm's net, and weights `file:NAME` a checkpoint.
-    Raises UserError.
-    """
-    file = model_list_path(path)
-    lines = [line.strip() for line in text_lines(file) if line.strip() and not line.startswith("#")]
-    if any("\t" in line for line in lines) or not lines:
-        return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
-    twice = {name for name in lines if lines.count(name) > 1}
-    if twice:
-        raise StagingError(f"{file}: {min(twice)} is listed twice")
-    return [WantedModel(name, name) for name in lines]
-
-
-def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
-    """A row of a table as a WantedModel.
-
-    timm has to be named: the net of a plugin may have the name of timm's and other weights.
-    """
-    net = checkpoint = None
-    if source.startswith("timm:"):
-        net = source.removeprefix("timm:")
-    elif weights.startswith("timm:"):
-        net = weights.removeprefix("timm:")
-    if weights.startswith("file:"):
-        checkpoint = weights.removeprefix("file:")
-    return WantedModel(name, net, checkpoint)
 
 
 # ---- GPU memory ----------------------------------------------------------------------------------

@@ -234,6 +234,12 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.set_defaults(example_names=())
     parser.add_argument(
+        "--study",
+        metavar="FILE",
+        help="in place of THREAT: every threat of a study (lists/studies/), the model loaded once; "
+        "without --model_name, of all its models in turn",
+    )
+    parser.add_argument(
         "--stop_after",
         type=argument(non_negative),
         metavar="SECONDS",

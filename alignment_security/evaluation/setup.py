@@ -32,15 +32,15 @@ SLIP = 0.6  # similarity of two words of which one is a slip for the other
 
 
 def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
-    """The model called --model_name; with --chtc from its tar in STAGING_DIR."""
+    """The model called --model_name, without a head; with --chtc from its tar in STAGING_DIR."""
     if args.chtc:
         staging = staging_dir(setting("STAGING_DIR"))
-        return load_staged(staging, args.model_name, args.head, device)
+        return load_staged(staging, args.model_name, "none", device)
     return load_model(
         args.model_name,
         args.checkpoint,
         args.trust_checkpoint,
-        args.head,
+        "none",
         device,
         args.architecture,
         args.source,
@@ -75,15 +75,19 @@ def load_staged(staging: Path, name: str, head: str, device: str | torch.device)
     return replace(model, settings=settings)
 
 
-def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, list[str]]:
-    """(images of --dataset, corrupted where that is the threat, sliced by -s; remarks on them)."""
-    classes = model.n_outputs if args.head == "none" else IMAGENET_CLASSES
+def requested_image_set(args: argparse.Namespace, classes: int = IMAGENET_CLASSES) -> ImageSet:
+    """The images of --dataset, corrupted where that is the threat."""
     corruption = None
     if args.threat == "corruptions":
         corruption = (args.corruption_type, args.corruption_severity)
     folder = requested_data_dir(args)
-    images = load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
-    images = requested_maps(args, images)
+    return load_image_set(args.dataset, folder, classes, corruption, args.seed, args.class_order)
+
+
+def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, list[str]]:
+    """(images of `requested_image_set`, sliced by -s; remarks on them)."""
+    classes = model.n_outputs if args.head == "none" else IMAGENET_CLASSES
+    images = requested_maps(args, requested_image_set(args, classes))
     if args.restrict_classes:
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
     remarks = [*name_remarks(args), *class_remarks(images)]

@@ -7,6 +7,7 @@ A name is a value of --model_name.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -73,3 +74,46 @@ def row_error(cells: list[str], line_of: dict[str, int]) -> str | None:
     if not weights.startswith(WEIGHTS_PREFIXES):
         return f"weights {weights!r}; write hub:REPOSITORY, file:NAME, timm:NAME or plugin"
     return None
+
+
+# ---- models to evaluate --------------------------------------------------------------------------
+
+
+class WantedModel(NamedTuple):
+    """A line of a model list."""
+
+    name: str  # of the record
+    net: str | None  # timm's name of the net; None when timm does not build it
+    checkpoint: str | None = None  # file, when the list names one
+
+
+def read_wanted(path: str | Path) -> list[WantedModel]:
+    """The models of a list.
+
+    path   name of a list in lists/models/, a table of that format, or a file with a name per line
+    In a table, source or weights `timm:NET` names timm's net, and weights `file:NAME` a checkpoint.
+    Raises UserError.
+    """
+    file = model_list_path(path)
+    lines = [line.strip() for line in text_lines(file) if line.strip() and not line.startswith("#")]
+    if any("\t" in line for line in lines) or not lines:
+        return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
+    twice = {name for name in lines if lines.count(name) > 1}
+    if twice:
+        raise UserError(f"{file}: {min(twice)} is listed twice")
+    return [WantedModel(name, name) for name in lines]
+
+
+def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
+    """A row of a table as a WantedModel.
+
+    timm has to be named: the net of a plugin may have the name of timm's and other weights.
+    """
+    net = checkpoint = None
+    if source.startswith("timm:"):
+        net = source.removeprefix("timm:")
+    elif weights.startswith("timm:"):
+        net = weights.removeprefix("timm:")
+    if weights.startswith("file:"):
+        checkpoint = weights.removeprefix("file:")
+    return WantedModel(name, net, checkpoint)

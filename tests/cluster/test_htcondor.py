@@ -25,7 +25,7 @@ import pytest
 import evaluate_robustness
 import training
 from alignment_security.cluster.job import STAGED_TABLE
-from alignment_security.cluster.prestage import WantedModel, prestage
+from alignment_security.cluster.prestage import prestage
 from alignment_security.cluster.status import follow_events, read_events, status_table
 from alignment_security.cluster.sweep import (
     CODE_FILE,
@@ -37,6 +37,7 @@ from alignment_security.cluster.sweep import (
 )
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import safe_file_name
+from alignment_security.models.lists import WantedModel
 from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record, read_run_file
 from alignment_security.trainer.run import read_training_run

@@ -37,13 +37,11 @@ from alignment_security.cluster.job import (
 )
 from alignment_security.cluster.prestage import (
     MARGIN,
-    WantedModel,
     add_to_staged,
     gpu_memory_mb,
     kept_for_backward,
     pack_images,
     prestage,
-    read_wanted,
 )
 from alignment_security.cluster.status import (
     PROGRESS,
@@ -63,6 +61,7 @@ from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import UserError, safe_file_name, sha256_file
 from alignment_security.evaluation.setup import load_staged
 from alignment_security.models.checkpoints import weights_sha256
+from alignment_security.models.lists import WantedModel, read_wanted
 from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record
 
@@ -1055,31 +1054,3 @@ def test_keep_rows_keeps_the_rows_of_a_failed_try(staged, tmp_path):
 
 def test_checkpointed_is_the_exit_status_in_the_submit_files():
     assert f"checkpoint_exit_code      = {CHECKPOINTED}\n" in submit_text("job.inc")
-
-
-# ---- several GPUs without a cluster --------------------------------------------------------------
-
-
-def test_one_liner_of_the_docs_gives_each_process_a_gpu(tmp_path):
-    """With a `python` that only says which GPU it has, and fails for one model."""
-    page = ROOT / "docs" / "container-and-clusters.md"
-    (block,) = re.findall(r"```\n(grep .*?)```", page.read_text(), re.S)
-    (tmp_path / "models.txt").write_text(
-        "# a list\n" + "".join(f"net{k}.v1:x/y\n" for k in range(12))
-    )
-    (tmp_path / "python").write_text(
-        '#!/bin/sh\nmkdir "gpu$CUDA_VISIBLE_DEVICES" || echo "shared" >> said\n'
-        'sleep 0.05\necho "$CUDA_VISIBLE_DEVICES $3" >> said\nrmdir "gpu$CUDA_VISIBLE_DEVICES"\n'
-        '[ "$3" != net1.v1:x/y ]\n'
-    )
-    (tmp_path / "python").chmod(0o755)
-    done = subprocess.run(
-        ["bash", "-c", block],
-        cwd=tmp_path,
-        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
-    )
-    said = [line.split() for line in (tmp_path / "said").read_text().splitlines()]
-    assert done.returncode == 123 and sorted(row[1] for row in said) == sorted(
-        f"net{k}.v1:x/y" for k in range(12)
-    )
-    assert {row[0] for row in said} == {"0", "1", "2", "3"}

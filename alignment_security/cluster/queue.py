@@ -1,0 +1,177 @@
+"""The queue of a study: processes, also on several machines, that share a results folder.
+
+    RESULTS/studies/<study>/<model>.json    how far the model is: a `ModelState`
+    RESULTS/studies/<study>/<model>.lock    held by the process that evaluates the model
+
+No server: a process takes the first model that is not done and whose lock is free. The kernel
+releases the lock of a process that died. The rows are in the records alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from filelock import Timeout
+
+from alignment_security.common.files import UserError, safe_file_name, write_atomic
+from alignment_security.common.locked_run import lock_file
+from alignment_security.common.temporary import temporary_beside
+from alignment_security.common.text import read_text
+
+SECONDS_TO_WAIT = 1.0  # before a look at the models that other processes hold
+PROBE_BYTES = 2**20  # that the results folder has to take before a study begins
+RUNNING, DONE, FAILED, STOPPED = "running", "done", "failed", "stopped"
+
+
+def check_results_folder(results_dir: str | Path) -> None:
+    """Write a file of PROBE_BYTES and remove it. Raises OSError, which names the folder."""
+    folder = Path(results_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with temporary_beside(folder / "probe") as probe, open(probe, "xb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+@dataclass
+class ModelState:
+    """How far a model of a study is.
+
+    requests   folder of a record, below the results folder -> what is asked for there
+    present    the folder of the present request
+    failures   folder -> reason
+    began      of the present or last process; ended, when it left the model; seconds since epoch
+    seconds    that processes spent on the model
+    """
+
+    model: str
+    requests: dict[str, str] = field(default_factory=dict)
+    status: str = STOPPED
+    present: str = ""
+    failures: dict[str, str] = field(default_factory=dict)
+    host: str = ""
+    pid: int = 0
+    began: float = 0.0
+    ended: float = 0.0
+    seconds: float = 0.0
+
+
+class StudyQueue:
+    """The states of a study's models in a results folder.
+
+    since       seconds since the epoch; a model that failed before is tried again
+    overwrite   so is one that was done before
+    """
+
+    def __init__(self, results_dir: str | Path, study: str, since: float, overwrite: bool = False):
+        self.results_dir, self.since, self.overwrite = Path(results_dir), since, overwrite
+        self.folder = self.results_dir / "studies" / safe_file_name(study)
+
+    def path(self, model: str) -> Path:
+        return self.folder / f"{safe_file_name(model)}.json"
+
+    def state(self, model: str) -> ModelState:
+        """The state on disk; a new one where there is none, or a damaged one."""
+        try:
+            return ModelState(**json.loads(read_text(self.path(model))))
+        except (OSError, UserError, ValueError, TypeError):
+            return ModelState(model)
+
+    def save(self, state: ModelState) -> None:
+        write_atomic(self.path(state.model), json.dumps(asdict(state), indent=1) + "\n")
+
+    def is_done(self, state: ModelState, requests: Mapping[str, str]) -> bool:
+        """Whether these requests are done; a record that was deleted is not."""
+        if state.status != DONE or state.requests != requests:
+            return False
+        if self.overwrite and state.ended < self.since:
+            return False
+        return all(self.run_file(state.model, folder).exists() for folder in requests)
+
+    def has_failed(self, state: ModelState) -> bool:
+        """Whether the model failed in this run."""
+        return state.status == FAILED and state.ended >= self.since
+
+    def run_file(self, model: str, folder: str) -> Path:
+        return self.results_dir / folder / f"{safe_file_name(model)}.json"
+
+    def fail(self, state: ModelState, reason: str) -> None:
+        """Write that a model failed, in the place of a process that can no longer say so."""
+        state.failures[state.present], state.status, state.ended = reason, FAILED, time.time()
+        self.save(state)
+
+    def turns(self, models: Sequence[str], requests: Mapping[str, str]) -> Iterator[Turn]:
+        """Turns of the models that are left, until none is.
+
+        Waits for models that other processes hold, and takes them over if these stop.
+        """
+        left = list(models)
+        while left:
+            for model in list(left):
+                with self._turn(model, requests) as turn:
+                    if turn is None:
+                        continue
+                    state = turn.state
+                    if not (self.is_done(state, requests) or self.has_failed(state)):
+                        check_results_folder(self.results_dir)
+                        yield turn
+                    left.remove(model)
+            if left:
+                time.sleep(SECONDS_TO_WAIT)
+
+    @contextmanager
+    def _turn(self, model: str, requests: Mapping[str, str]) -> Iterator[Turn | None]:
+        """Hold a model's lock; None while another process holds it."""
+        try:
+            lock = lock_file(self.path(model).with_suffix(".lock"), timeout=0)
+        except Timeout:
+            yield None
+            return
+        try:
+            yield Turn(self, self.state(model), dict(requests))
+        finally:
+            lock.release()
+
+
+class Turn:
+    """A model in the hands of this process, as a context: how it ends is written to its state."""
+
+    def __init__(self, queue: StudyQueue, state: ModelState, requests: dict[str, str]):
+        self.queue, self.state, self.requests = queue, state, requests
+
+    def __enter__(self) -> Turn:
+        state = self.state
+        state.requests, state.failures = self.requests, {}
+        state.status, state.present = RUNNING, ""
+        state.host, state.pid, state.began = socket.gethostname(), os.getpid(), time.time()
+        self.queue.save(state)
+        return self
+
+    def begin(self, folder: str) -> None:
+        """Note which request is evaluated now, by the folder of its record."""
+        self.state.present = folder
+        self.queue.save(self.state)
+
+    def fail(self, reason: str) -> None:
+        """Note why the present request is not done."""
+        self.state.failures[self.state.present] = reason
+
+    def __exit__(self, kind, error, traceback) -> None:
+        state = self.state
+        if isinstance(error, Exception):
+            self.fail(f"{type(error).__name__}: {error}")
+        unfinished = error is not None and not isinstance(error, Exception)
+        state.status = STOPPED if unfinished else FAILED if state.failures else DONE
+        state.ended = time.time()
+        state.seconds += state.ended - state.began
+        self.queue.save(state)

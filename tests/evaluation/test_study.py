@@ -1,0 +1,319 @@
+"""Studies: lines that are wrong, failures that leave others alone, processes that share a queue."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import evaluate_robustness
+import utilities
+from alignment_security.cluster import queue as queue_module
+from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueue
+from alignment_security.cluster.studies import available_studies, read_study
+from alignment_security.common.files import UserError
+from alignment_security.evaluation.run_study import StudyProcesses
+from alignment_security.evaluation.study import check_study, study_requests
+from alignment_security.evaluation.study_screen import StudyScreen
+
+CLEAN = "clean"
+LINF = "Linf --eps 0.25/255 1/255 --attacks apgd-ce square --steps 3 --queries 5"
+L2 = "L2 --head animate --steps 3"
+THREATS = (CLEAN, LINF, L2)
+OPTIONS = ["--device", "cpu", "--batch_size", "4", "--workers", "0"]
+NAMES = ["first", "second", "third"]
+
+
+@pytest.fixture
+def study(tmp_path, tiny, monkeypatch):
+    """Writes a study of tiny nets: (names, threats) -> (file, options of the command)."""
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+
+    def call(names=NAMES, threats=THREATS) -> tuple[Path, list[str]]:
+        for name in names:
+            shutil.copy(tiny.checkpoint, tmp_path / "weights" / f"{name}.pth")
+        rows = [f"{name}\ttimm:test_resnet\tfile:{name}.pth\tOther\tCNN\n" for name in names]
+        (tmp_path / "nets.txt").write_text("".join(rows))
+        file = tmp_path / "mine.txt"
+        text = ["# of tiny nets", "models nets.txt", "images --dataset mine -s 6", *threats]
+        file.write_text("\n".join(text) + "\n")
+        options = ["--data_dir", str(tiny.data), "--results_dir", str(tmp_path / "results")]
+        return file, [*options, *OPTIONS]
+
+    return call
+
+
+def rows_of(results: Path) -> dict[str, bytes]:
+    records = results / "records"
+    return {str(file.relative_to(records)): file.read_bytes() for file in records.rglob("*.csv")}
+
+
+def single_commands(cli, tiny, names, options, results: Path) -> dict[str, bytes]:
+    """The records of a command for each model and threat."""
+    for name in names:
+        for threat in THREATS:
+            weights = ["--architecture", "test_resnet", "--checkpoint", tiny.checkpoint]
+            words = ["--model_name", name, *weights, "--dataset", "mine", "-s", "6"]
+            assert cli(*words, *options, "--results_dir", results, *threat.split())[0] == 0
+    return rows_of(results)
+
+
+def states_of(results: Path) -> dict[str, dict]:
+    files = sorted((results / "studies/mine").glob("*.json"))
+    return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+# ---- files of studies ----------------------------------------------------------------------------
+
+
+def test_the_studies_of_the_project_are_read_and_their_lines_are_commands():
+    assert available_studies() == ["feng2025", "hoak2025"]
+    for name, models in (("feng2025", 351), ("hoak2025", 741)):
+        study = read_study(name)
+        assert len(study.models) == models and len(study.threats) >= 2
+        for model in study.models[:: models // 5]:
+            requests = study_requests(study, model, [])
+            assert [request.slice for request in requests] == [(0, 960)] * len(study.threats)
+
+
+def test_weights_of_a_study_are_those_of_its_list():
+    """A file that is missing is never replaced by timm's weights of the architecture."""
+    by_name = {model.name: model for model in read_study("feng2025").models}
+    robust = next(model for model in by_name.values() if model.checkpoint)
+    (request, *_) = study_requests(read_study("feng2025"), robust, [])
+    assert request.checkpoint.name == robust.checkpoint and request.architecture == robust.net
+    plugins = [model for model in read_study("hoak2025").models if model.net is None]
+    assert study_requests(read_study("hoak2025"), plugins[0], [])[0].source == "brainscore"
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("models nolist\nclean\n", "line 1: nolist: no such model list"),
+        ("models nets.txt\nclean\nmodels nets.txt\n", "line 3: models is on line 1 too"),
+        ("images --dataset sample\nclean\n", "write `models LIST`"),
+        ("models a b\nclean\n", "line 1: write `models LIST`"),
+        ("models nets.txt\n# nothing\n", "names no threat"),
+        ("models nets.txt\n\n# x\nLinff --eps 1/255\n", "line 4: .*Linff"),
+        ("models nets.txt\nLinf\n", "line 2: Linf needs --eps"),
+        ("models nets.txt\nclean\nLinf --eps 3\n", "line 3: "),
+        ("models nets.txt\nclean --steps 3\n", "line 2: --steps: clean does not read it"),
+        ("models nets.txt\nclean --steps\n", "line 2: "),
+        ("models nets.txt\nclean 'x\n", "line 2: no closing quotation"),
+        ("models nets.txt\nclean --device cpu\n", "line 2: --device does not say what"),
+        ("models nets.txt\nclean\nclean --head animate\n", "line 3: records/mine/clean is written"),
+        ("models nets.txt\nclean\nL2 --dataset clickme --data_dir /no\n", "line 3: /no: no such"),
+        ("models nets.txt\nclean --dataset imagenet-val\n", "line 2: .*"),
+    ],
+)
+def test_a_wrong_study_says_which_line(study, tiny, tmp_path, text, message):
+    study()
+    (tmp_path / "wrong.txt").write_text(text)
+    options = [] if "--data" in text else ["--dataset", "mine", "--data_dir", str(tiny.data)]
+    with pytest.raises(UserError, match=f"^{tmp_path}/wrong.txt.*{message}"):
+        check_study(read_study(tmp_path / "wrong.txt"), options)
+
+
+def test_an_unknown_study_or_model_is_named(study, cli, tmp_path):
+    assert "nothing.txt: no such study" in cli("--study", tmp_path / "nothing.txt")[2]
+    file, options = study()
+    status, _, err = cli("--study", file, *options, "--model_name", "fourth")
+    assert status == 2 and "line 2: the list has no model fourth" in err
+
+
+# ---- one process ---------------------------------------------------------------------------------
+
+
+def test_rows_are_those_of_single_commands_and_each_model_is_loaded_once(
+    study, cli, tiny, tmp_path, monkeypatch
+):
+    file, options = study()
+    loaded = []
+    load = evaluate_robustness.requested_model
+    monkeypatch.setattr(
+        evaluate_robustness,
+        "requested_model",
+        lambda request, device: loaded.append(request.model_name) or load(request, device),
+    )
+    assert cli("--study", file, *options)[0] == 0
+    assert loaded == NAMES
+    want = single_commands(cli, tiny, NAMES[:2], options, tmp_path / "single")
+    rows = rows_of(tmp_path / "results")
+    assert len(rows) == 9 and want == {name: rows[name] for name in want}
+
+    # started again, nothing is loaded; a record that was deleted is made again
+    assert cli("--study", file, *options)[0] == 0 and len(loaded) == 5 + 4
+    gone = tmp_path / "results/records/mine/clean/second"
+    gone.with_suffix(".csv").unlink()
+    gone.with_suffix(".json").unlink()
+    assert cli("--study", file, *options)[0] == 0 and loaded[-1] == "second"
+    assert rows_of(tmp_path / "results") == rows
+
+
+def test_a_model_that_fails_leaves_the_others_alone(study, cli, tmp_path, monkeypatch):
+    """Damaged weights, missing ones, a device without memory; and they are tried again."""
+    names = ["damaged", "missing", "large", "sound"]
+    file, options = study(names, [CLEAN, L2])
+    weights = tmp_path / "weights"
+    sound = (weights / "sound.pth").read_bytes()
+    (weights / "damaged.pth").write_bytes(sound[: len(sound) // 2])
+    (weights / "missing.pth").unlink()
+    evaluate = evaluate_robustness.evaluate_request
+
+    def without_memory(request, model):
+        if request.model_name == "large":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return evaluate(request, model)
+
+    monkeypatch.setattr(evaluate_robustness, "evaluate_request", without_memory)
+    status, _, err = cli("--study", file, *options)
+    assert status == 2 and err.count("error: ") == 4  # large: once a threat
+    states = states_of(tmp_path / "results")
+    assert {name: state["status"] for name, state in states.items()} == {
+        "damaged": "failed",
+        "missing": "failed",
+        "large": "failed",
+        "sound": "done",
+    }
+    assert "damaged.pth" in str(states["damaged"]["failures"])
+    assert "missing.pth" in str(states["missing"]["failures"])
+    assert sorted(path for path in rows_of(tmp_path / "results")) == [
+        "mine/L2-crossing/sound.csv",
+        "mine/clean/sound.csv",
+    ]
+    for name in ("damaged", "missing"):
+        (weights / f"{name}.pth").write_bytes(sound)
+    monkeypatch.setattr(evaluate_robustness, "evaluate_request", evaluate)
+    assert cli("--study", file, *options)[0] == 0
+    assert {state["status"] for state in states_of(tmp_path / "results").values()} == {"done"}
+
+
+def test_stop_after_is_of_the_whole_study(study, cli, tmp_path):
+    file, options = study(NAMES, [CLEAN])
+    status, _, err = cli("--study", file, *options, "--stop_after", "0.0001")
+    assert status == 85 and "run the same command again" in err
+    assert [state["status"] for state in states_of(tmp_path / "results").values()] == ["stopped"]
+
+
+# ---- the queue -----------------------------------------------------------------------------------
+
+
+def test_processes_share_the_queue_and_take_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(queue_module, "SECONDS_TO_WAIT", 0.01)
+    models = [f"net{k}" for k in range(20)]
+
+    def work(_) -> list[str]:
+        taken = []
+        for turn in StudyQueue(tmp_path, "mine", time.time()).turns(models, {}):
+            with turn:
+                taken.append(turn.state.model)
+                time.sleep(0.005)
+        return taken
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = list(pool.map(work, range(4)))
+    assert sorted(sum(taken, [])) == sorted(models) and all(taken)
+
+
+def test_a_model_whose_process_died_is_taken_over(tmp_path):
+    queue = StudyQueue(tmp_path, "mine", time.time())
+    state = queue.state("net")
+    state.status, state.pid = RUNNING, 1  # its lock is free
+    queue.save(state)
+    with next(queue.turns(["net"], {})):
+        assert queue.state("net").pid == os.getpid()
+    (tmp_path / "studies/mine/net.json").write_text("{")
+    assert queue.state("net").status == STOPPED
+
+
+def test_a_full_disk_ends_the_study_before_the_next_model(study, cli, tmp_path, monkeypatch):
+    file, options = study(NAMES, [CLEAN])
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(queue_module.os, "fsync", full)
+    monkeypatch.setattr(evaluate_robustness, "requested_model", None)  # fails if it is called
+    status, _, err = cli("--study", file, *options)
+    assert status == 1 and "make room" in err
+    args = utilities.get_args_parser().parse_args(["run_study", str(file), *options])
+    assert utilities.main(args) == 1
+
+
+# ---- processes -----------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_first_model(study, capsys, tmp_path):
+    file, options = study(NAMES, [CLEAN])
+    (tmp_path / "results").write_text("a file")
+    args = utilities.get_args_parser().parse_args(["run_study", str(file), *options])
+    assert utilities.main(args) == 2
+    assert f"{tmp_path}/results" in capsys.readouterr().err
+
+
+def test_a_process_that_dies_twice_without_a_row_fails_its_model(study, tmp_path, monkeypatch):
+    file, options = study(NAMES, [CLEAN])
+    queue = StudyQueue(tmp_path / "results", "mine", time.time())
+    screen = StudyScreen("mine", queue, NAMES, {"records/mine/clean": ""})
+    processes = StudyProcesses(read_study(file), options, queue, screen)
+    started: list[str] = []
+    monkeypatch.setattr(processes, "start", started.append)
+    for pid in (1, 2):
+        state = queue.state("first")
+        state.status, state.pid = RUNNING, pid
+        queue.save(state)
+        processes.after_death("cpu", pid, -signal.SIGKILL)
+    state = queue.state("first")
+    assert state.status == FAILED and "signal 9" in str(state.failures) and started == ["cpu"] * 2
+    with pytest.raises(UserError, match="ended before its first model: exit status 1"):
+        processes.log("cpu").touch()
+        processes.after_death("cpu", 3, 1)
+
+
+def start(file: Path, options: list[str], tmp_path: Path) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "utilities.py"), "run_study", str(file), *options]
+    with open(tmp_path / "screen", "a") as screen:
+        return subprocess.Popen(command, stdout=screen, stderr=screen)
+
+
+def wait_for_a_row(results: Path, seconds: float = 120) -> None:
+    begin, before = time.monotonic(), sum(map(len, rows_of(results).values()))
+    while sum(map(len, rows_of(results).values())) == before:
+        assert time.monotonic() < begin + seconds
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_run_study_survives_kills_of_the_command_and_of_its_processes(study, cli, tiny, tmp_path):
+    file, options = study()
+    results = tmp_path / "results"
+    rows: dict[str, bytes] = {}
+    for kill in range(3):
+        process = start(file, options, tmp_path)
+        wait_for_a_row(results)
+        if kill == 1:  # the process that evaluates; another takes its place
+            running = [s for s in states_of(results).values() if s["status"] == "running"]
+            os.kill(running[0]["pid"], signal.SIGKILL)
+            wait_for_a_row(results)
+        process.kill()
+        process.wait()
+        after = rows_of(results)
+        assert all(set(rows[name].splitlines()) <= set(after[name].splitlines()) for name in rows)
+        rows = after
+    both = [start(file, options, tmp_path) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0], (tmp_path / "screen").read_text()
+    want = single_commands(cli, tiny, NAMES, options, tmp_path / "single")
+    assert rows_of(results) == want
+    assert "mine: 3 of 3 models done" in (tmp_path / "screen").read_text()
