@@ -27,6 +27,7 @@ from alignment_security.common.settings import setting
 from alignment_security.plots import (
     attacks,
     both_studies,
+    claims,
     examples,
     feng2025,
     feng2025_tables,
@@ -51,7 +52,7 @@ SECTIONS: dict[str, list] = {
     "Adversarial examples": [examples],
     "Hoak 2025": [hoak2025_heat_maps, hoak2025, hoak2025_survivors, hoak2025_tables],
     "Feng 2025": [feng2025, feng2025_tables],
-    "Both studies": [both_studies, slide],
+    "Both studies": [both_studies, slide, claims],
     "Trainings": [training],
 }
 # name -> (function that draws it, command that makes what it draws)

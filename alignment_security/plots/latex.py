@@ -33,10 +33,14 @@ PRINTED = {
         "family_p",
         "n",
     ],
+    "claims": ["claim", "claimed", "ours", "verdict"],
     "table_2_robust": ["model", "norm", "eps", "Perturbation Tolerance"]
     + ["human alignment (%)", "equal"],
 }
-SECTIONS = {"text_statistics": "source"}  # figure -> the column that is a heading above its rows
+SECTIONS = {
+    "text_statistics": "source",
+    "claims": "paper",
+}  # figure -> the column that is a heading above its rows
 KEYS = {"text_statistics": 2}  # figure -> columns that name a row, where it is more than the first
 
 

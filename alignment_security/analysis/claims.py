@@ -1,0 +1,217 @@
+"""The ledger: the numbers that both papers claim, a row each, beside ours with a verdict.
+
+Statistics of Feng 2025 are those of feng2025_statistics. Hoak 2025's need its table of accuracies,
+which is not public. Whatever needs data that is not at hand says which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from alignment_security.analysis.both_studies import read_scores
+from alignment_security.analysis.brainscore_leaderboard import (
+    benchmark_columns,
+    leaf_benchmarks,
+)
+from alignment_security.analysis.feng2025 import published_norm_table
+from alignment_security.analysis.feng2025_statistics import (
+    DIFFERS,
+    NEW,
+    NOT_PUBLIC,
+    REPRODUCED,
+    ROBUST_ROWS,
+    TRUNCATED,
+    text_statistics_table,
+)
+from alignment_security.analysis.hoak2025 import Study, studies
+from alignment_security.analysis.hoak2025_accuracies import HOAK2025_KEY, HOAK2025_TABLE
+from alignment_security.analysis.hoak2025_regression import regression_rows
+from alignment_security.analysis.norm_table import PUBLISHED
+from alignment_security.analysis.results import NothingToDraw, Results
+
+COLUMNS = ("paper", "claim", "where", "claimed", "ours", "verdict", "why", "command")
+HOAK, FENG = "Hoak 2025", "Feng 2025"
+IS_REPRODUCED, IS_NOT, UNCHECKED = "reproduced", "not reproduced", "cannot be checked"
+VERDICTS = {REPRODUCED: IS_REPRODUCED, DIFFERS: IS_NOT, NOT_PUBLIC: UNCHECKED}
+PLOT = "plotting.py --published DIR --plots "
+STATISTICS = PLOT + "text_statistics"
+# the beginning of a statistic -> where the paper has it, if not in its text
+PLACES = {"Table 2": "Table 2", "harmonized": "Figures 6 and 7", "models per group": "a table"}
+NO_MEASURE = ("both", "count")
+IN_ABSTRACT, IN_README = "abstract, README of its code", "README of its code"
+MODELS, BENCHMARKS, BEHAVIORAL = 144, 105, 0.06  # Hoak 2025, arXiv v2
+DROPPED = "Kar2019-ost"  # by plotting.py of its code
+NO_TABLE = f"its accuracies ({HOAK2025_TABLE}) are not public"
+# optimality of the attack in AttackBench's CIFAR-10 tables (attackbench/AttackBench@cb475a2,
+# compiled/cifar10/{standard,wang_2023_small,zhang_2020_small}_l2.json): attack FMN
+OPTIMALITY = {"Foolbox": "0.662, 0.480, 0.348", "Original": "0.976, 0.964, 0.747"}
+
+
+def claims_table(results: Results) -> pd.DataFrame:
+    """A row per claim, with COLUMNS.
+
+    Empty without the public numbers of Feng 2025.
+    """
+    if published_norm_table(results) is None:
+        return pd.DataFrame()
+    return pd.DataFrame([*feng_claims(results), *hoak_claims(results)])
+
+
+def claim_row(paper: str, *cells: str) -> dict[str, str]:
+    """A row: the paper, then claim, where, claimed, ours, verdict, why and command."""
+    return dict(zip(COLUMNS, (paper, *cells), strict=True))
+
+
+# ---- Feng 2025 -----------------------------------------------------------------------------------
+
+
+def feng_claims(results: Results) -> Iterator[dict]:
+    """The statistics of the text, and what they leave out."""
+    statistics = text_statistics_table(results)
+    claimed = statistics[statistics["source"].eq(PUBLISHED) & statistics["reproduces"].ne(NEW)]
+    for _, row in claimed.iterrows():
+        name = row["statistic"]
+        places = [place for start, place in PLACES.items() if name.startswith(start)]
+        yield claim_row(
+            FENG,
+            name if row["measure"] in NO_MEASURE else f"{name}: {row['measure']}",
+            *(places or ["text"]),
+            row["claimed"] or "tests of each network",
+            row["recomputed"],
+            VERDICTS[row["reproduces"]],
+            "" if row["reproduces"] == REPRODUCED else row["rule"].removeprefix(f"{TRUNCATED}. "),
+            STATISTICS,
+        )
+    yield robust_count(results)
+    yield claim_row(
+        FENG,
+        "Table 1, rows of harmonized networks",
+        "Table 1",
+        "9",
+        "",
+        UNCHECKED,
+        "printed only: no public file holds them",
+        PLOT + "tables_1_2",
+    )
+    yield claim_row(
+        FENG,
+        "Perturbation Tolerance and human alignment of the standard and robust networks",
+        "public file",
+        "702 values",
+        "",
+        UNCHECKED,
+        "which ClickMe images were attacked is not published",
+        "evaluate_robustness.py --model_name NAME --head animate --dataset clickme --data_dir DIR "
+        "L2 --protocol feng2025",
+    )
+    yield claim_row(
+        FENG,
+        "images, 12 superclasses x 20 classes x 4",
+        "text",
+        "960",
+        "960",
+        UNCHECKED,
+        "which 4 of a class is not published; all public standard errors are SD / sqrt(240)",
+        "dataloading.py big12 --imagenet DIR",
+    )
+    yield minimal_claim()
+
+
+def robust_count(results: Results) -> dict:
+    """The text's number of robust networks against the public file."""
+    table = published_norm_table(results)
+    count = 0 if table is None else int(table.rows["group"].eq("robust").sum())
+    return claim_row(
+        FENG,
+        "adversarially trained networks",
+        "text",
+        str(ROBUST_ROWS),
+        str(count),
+        IS_REPRODUCED if count == ROBUST_ROWS else IS_NOT,
+        "the public file has more, and the t-tests come out with all of them",
+        STATISTICS,
+    )
+
+
+def minimal_claim() -> dict:
+    """Whether the norms are minimal, as the abstract has it."""
+    return claim_row(
+        FENG,
+        "norm of the smallest perturbation that changes the decision",
+        "abstract",
+        "minimal",
+        f"foolbox {OPTIMALITY['Foolbox']}; authors' code {OPTIMALITY['Original']}",
+        IS_NOT,
+        "foolbox's L2 FMN never projects; ours: its optimality in AttackBench, three networks",
+        PLOT + "protocols_compared",
+    )
+
+
+# ---- Hoak 2025 -----------------------------------------------------------------------------------
+
+
+def hoak_claims(results: Results) -> Iterator[dict]:
+    """What its abstract and its code's README say; with its own table, recomputed."""
+    study = papers_study(results)
+    count = "" if study is None else str(len(study.scores))
+    yield hoak_row("models", IN_ABSTRACT, str(MODELS), count, NO_TABLE, "robust_only_correlation")
+    count, source = benchmark_count(results)
+    yield hoak_row(
+        "Brain-Score benchmarks", IN_ABSTRACT, str(BENCHMARKS), count, source, "benchmark_table"
+    )
+    explained = "" if study is None else explained_by_behavior(study)
+    yield hoak_row(
+        "variance of robust accuracy explained by behavioral alignment",
+        IN_README,
+        f"{BEHAVIORAL:.0%}",
+        explained,
+        NO_TABLE,
+        "regression_table",
+    )
+    yield hoak_row(
+        "benchmarks of texture or shape predict robust accuracy",
+        IN_ABSTRACT,
+        "no number",
+        "",
+        NO_TABLE,
+        "robust_only_correlation survivors_forest",
+    )
+
+
+def hoak_row(claim: str, where: str, claimed: str, ours: str, why: str, plots: str) -> dict:
+    """Reproduced if `claimed` is one of our numbers; without any, it cannot be checked."""
+    verdict = UNCHECKED
+    if ours:
+        verdict = IS_REPRODUCED if claimed in ours.split(", ") else IS_NOT
+    reason = why if verdict == UNCHECKED else ""
+    return claim_row(
+        HOAK, claim, where, claimed, ours, verdict, reason, f"plotting.py --plots {plots}"
+    )
+
+
+def papers_study(results: Results) -> Study | None:
+    """The study of the paper's own table of accuracies; None where it is not in the folder."""
+    try:
+        found = studies(results)
+    except NothingToDraw:
+        return None
+    return next((one for one in found if HOAK2025_KEY["attack"] in one.heading), None)
+
+
+def explained_by_behavior(study: Study) -> str:
+    """R2 in the sample, in percent, at each eps."""
+    rows = regression_rows(study)
+    if rows.empty:
+        return ""
+    return ", ".join(f"{r2:.0%}" for r2 in rows.loc[rows["alignment"] == "behavioral", "R2"])
+
+
+def benchmark_count(results: Results) -> tuple[str, str]:
+    """(number of benchmarks that are no averages, without DROPPED; "" and why without scores)."""
+    try:
+        scores, _ = read_scores(results)
+    except NothingToDraw:
+        return "", "needs a leaderboard of Brain-Score"
+    return str(len({*leaf_benchmarks(benchmark_columns(scores))} - {DROPPED})), ""
