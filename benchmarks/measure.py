@@ -37,6 +37,7 @@ class Size:
     long_norms, short_norms                        steps of the tables of norms
     overhead_images, overhead_steps, queries, repeats   of `overhead`
     memory_images, memory_steps                    of `memory`
+    norm_cifar         images in the tables of norms on the certified CIFAR-10 net
     norm_photographs   in the tables of norms on Lite0; long_photographs: steps of the long attacks
     robust_net         folder of `certified_cifar`; None: its tables are left out
     """
@@ -59,7 +60,8 @@ class Size:
     repeats: int = 5
     memory_images: int = 16
     memory_steps: int = 10
-    norm_photographs: int = 8
+    norm_cifar: int = 40
+    norm_photographs: int = 6
     long_photographs: int = 300
     robust_net: Path | None = None
 
@@ -84,6 +86,7 @@ QUICK = Size(
     repeats=1,
     memory_images=2,
     memory_steps=2,
+    norm_cifar=2,
     norm_photographs=2,
     long_photographs=3,
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from alignment_security.attacks.minimum_norm import MinimumNormAttack, run_minim
 from alignment_security.models.heads import smooth_head
 from benchmarks.measure import Image
 
-BATCH = 10
+BATCH = 50
 # of the binary search with targeted APGD: balls from LARGEST_BALL on, targets, and the classes that
 # its loss compares
 HALVINGS, APGD_TARGETS, APGD_CLASSES = 12, 9, 4
@@ -108,10 +109,11 @@ def _foolbox_peers(norm: str, short: tuple[int, ...], long: int) -> dict[str, Pe
 
 def _adv_lib_peers(norm: str, n_outputs: int, long: int) -> dict[str, PeerAttack]:
     """Peers of adv-lib 0.2.8; none where it is not installed."""
-    try:
-        from adv_lib.attacks import alma, minimal_apgd, sdf
-    except ImportError:
+    if find_spec("adv_lib") is None:
         return {}
+    from adv_lib.attacks import alma, sdf
+    from adv_lib.attacks.auto_pgd import minimal_apgd
+
     peers: dict[str, PeerAttack] = {}
     if norm == "L2":
         peers["SuperDeepFool"] = sdf
