@@ -24,8 +24,8 @@ from benchmarks.measure import (
 )
 from benchmarks.norm_peers import norm_attacks
 
-# Attacks that are left out where a pass is expensive; {long} is the number of steps of long attacks.
-# On photographs the longest that is left is FMN with a first step of 0.1.
+# Attacks that are left out where a pass is expensive; {long} is the steps of the long attacks. On
+# photographs the longest that is left is FMN with a first step of 0.1.
 TOO_LONG_FOR_CIFAR = ("CW",)
 TOO_LONG = ("CW", "ALMA", "APGD-T", "DDN {long}", "FMN {long}, first step 1", "FMN {long}$")
 
