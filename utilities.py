@@ -11,6 +11,8 @@
     python utilities.py prestage --models LIST --out DIR    pack weights of models for HTCondor
     python utilities.py make_sweep --out DIR -- THREAT ...  the folder that condor_submit_dag runs
     python utilities.py sweep_status --sweep DIR            the progress of a sweep
+    python utilities.py publish --out ARCHIVE           an archive of results to cite and check
+    python utilities.py verify ARCHIVE                  check such an archive
 
 `python -c "from utilities import setup_scores; setup_scores()"` is the command of Hoak 2025.
 """
@@ -41,6 +43,7 @@ from alignment_security.common.process import print_line, report_error, run_comm
 from alignment_security.common.settings import setting
 from alignment_security.models.lists import available_lists
 from alignment_security.records.audit import audit
+from alignment_security.records.commands import add_archive_commands
 from alignment_security.records.summary import SUMMARY_NAME, merge_records, notes_on, summary_table
 from alignment_security.records.trace import print_trace
 
@@ -57,6 +60,8 @@ EXAMPLES = {
     "make_sweep": "make_sweep --staged staging/staged.tsv --out sweep "
     "-- --dataset sample Linf --eps 1/255",
     "sweep_status": "sweep_status --sweep sweep",
+    "publish": "publish --results_dir results/mine --out archive --licence cc-by-4.0",
+    "verify": "verify archive",
 }
 
 # ---- records -------------------------------------------------------------------------------------
@@ -270,6 +275,7 @@ def get_args_parser() -> argparse.ArgumentParser:
     add_score_commands(commands)
     add_study_commands(commands)
     add_sweep_commands(commands, check_job_arguments)
+    add_archive_commands(commands)
     for name, command in commands.choices.items():
         command.description = f"Example:\n\n    python utilities.py {EXAMPLES[name]}"
     return parser

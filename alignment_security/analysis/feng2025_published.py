@@ -26,7 +26,7 @@ from alignment_security.common.public_nets import public_nets
 from alignment_security.common.tables import read_table, to_numbers
 from alignment_security.models.families import family
 from alignment_security.models.lists import read_model_list
-from alignment_security.records.summary import per_pixel, size_text
+from alignment_security.records.summary_rows import per_pixel, size_text
 
 DOWNLOAD = "download it again, from where results/README.md says"
 ROBUST_NAME = re.compile(r"(?P<net>.+)_(?P<norm>l2|linf)_eps(?P<eps>[\d.]+)(_255)?$")

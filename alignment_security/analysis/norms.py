@@ -22,7 +22,7 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.models.families import family
 from alignment_security.records.metrics import accuracy_interval, spearman
-from alignment_security.records.summary import attacked_size, size_text
+from alignment_security.records.summary_rows import attacked_size, size_text
 
 NORM_COLUMNS = {"L2": "l2", "Linf": "linf"}  # norm of a threat -> column of its records
 POINTS = 100  # of a curve

@@ -18,7 +18,7 @@ from alignment_security.records.metrics import (
     accuracy_interval,
     mean_corruption_error,
 )
-from alignment_security.records.summary import attacked_size, size_text
+from alignment_security.records.summary_rows import attacked_size, size_text
 
 VERDICTS = ("robust", *AUTOATTACK, "misclassified")  # of an image at an eps
 CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors

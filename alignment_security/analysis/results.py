@@ -17,14 +17,10 @@ import pandas as pd
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.records.comparable import attack_text
+from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
-from alignment_security.records.summary import (
-    SUMMARY_NAME,
-    attacked_size,
-    norm_summary,
-    read_summary_table,
-    size_text,
-)
+from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
+from alignment_security.records.summary_rows import attacked_size, size_text
 
 REQUIRED_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]
 SUMMARY_NUMBERS = [

@@ -13,6 +13,7 @@ from dotenv import dotenv_values
 from alignment_security.common.text import text_lines
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
+VERSION = "0.1.0"  # of this project: also in CITATION.cff and at the top of CHANGELOG.md
 # what can change a row of a record: paths as git takes them
 CODE = [":(glob)*.py", "alignment_security", "lists", "requirements*.txt", "Dockerfile"]
 IMAGENET_CLASSES = 1000

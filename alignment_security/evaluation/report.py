@@ -11,7 +11,7 @@ from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
 from alignment_security.records.record import SALIENCY_KIND, record_stem
 from alignment_security.records.run import Run
-from alignment_security.records.summary import attacked_size, size_text
+from alignment_security.records.summary_rows import attacked_size, size_text
 
 
 def first_line(

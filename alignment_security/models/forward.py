@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment_security.common.files import UserError
-from alignment_security.common.settings import git_state, installed_versions
+from alignment_security.common.settings import VERSION, git_state, installed_versions
 
 CPU_BATCH, FIRST_CUDA_BATCH, LARGEST_BATCH = 8, 32, 1024
 LEAST_GAIN = 1.05  # a doubled batch must be this many times as fast, in images per second
@@ -257,6 +257,7 @@ def session_facts(device: torch.device, batch_size: int) -> dict:
     else:
         device_name = f"{device.type} ({platform.machine()})"
     return {
+        "version": VERSION,
         "git": git_state(),
         "device": device_name,
         "threads": torch.get_num_threads(),

@@ -19,19 +19,27 @@ from alignment_security.records.audit_across import (
     check_summary,
 )
 from alignment_security.records.audit_figures import check_tables
-from alignment_security.records.audit_record import Record, check_record, finished_record
+from alignment_security.records.audit_record import (
+    Record,
+    check_examples,
+    check_record,
+    finished_record,
+)
 from alignment_security.records.summary import differing_runs, not_comparable, read_runs
 
 
-def audit(results_dir: str | Path, figures_dir: str | Path | None = None) -> list[str]:
+def audit(
+    results_dir: str | Path, figures_dir: str | Path | None = None, with_examples: bool = True
+) -> list[str]:
     """Every problem of a results folder, one line each, starting with the file.
 
-    figures_dir   folder of the figures drawn from it; default: `figures` in the results folder
+    figures_dir     folder of the figures drawn from it; default: `figures` in the results folder
+    with_examples   whether the adversarial examples that runs saved have to be there
     Raises UserError when the folder holds no record.
     """
     root = Path(results_dir) / "records"
     runs, problems = read_runs(root)
-    records, found = check_records(runs)
+    records, found = check_records(runs, with_examples)
     problems += found
     problems += [not_comparable(*found) for found in differing_runs(runs)]
     problems += check_models(records)
@@ -44,7 +52,7 @@ def audit(results_dir: str | Path, figures_dir: str | Path | None = None) -> lis
     return list(dict.fromkeys(problems))
 
 
-def check_records(runs: dict[Path, dict]) -> tuple[list[Record], list[str]]:
+def check_records(runs: dict[Path, dict], with_examples: bool) -> tuple[list[Record], list[str]]:
     """(finished records, problems of each record by itself)."""
     records, problems = [], []
     for path, run in runs.items():
@@ -54,5 +62,6 @@ def check_records(runs: dict[Path, dict]) -> tuple[list[Record], list[str]]:
             problems.append(str(error))
             continue
         records.append(record)
-        problems += [f"{record.path}: {sentence}" for sentence in check_record(record)]
+        sentences = [*check_record(record), *(check_examples(record) if with_examples else [])]
+        problems += [f"{record.path}: {sentence}" for sentence in sentences]
     return records, problems

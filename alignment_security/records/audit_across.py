@@ -175,6 +175,11 @@ def check_summary(results_dir: Path) -> Iterator[str]:
         return
     if "partial" not in written or not written["partial"].eq(1).any():
         fresh = fresh[fresh["partial"] != 1]  # merged without --allow_partial
+    yield from summary_differences(path, written, fresh)
+
+
+def summary_differences(path: Path, written: pd.DataFrame, fresh: pd.DataFrame) -> Iterator[str]:
+    """Rows and cells in which the summary at `path` is not what its records give."""
     written, fresh = _by_key(written), _by_key(fresh)
     yield from missing_row(path, written, fresh, "a row that no record gives")
     yield from missing_row(path, fresh, written, "no row for a record")

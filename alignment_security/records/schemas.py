@@ -123,6 +123,7 @@ STAGED = {
 SESSION = {
     "started": str,
     "seconds": (float, int),
+    "version?": str,
     "git?": (str, NONE),
     "device?": (str, NONE),
     "versions?": dict,

@@ -51,6 +51,7 @@ def test_output_file_is_the_committed_one_only_without_quick():
 def test_every_script_is_tested_here():
     assert sorted(SCRIPTS) == [
         "alignment",
+        "archive",
         "attacks",
         "gpu",
         "loading",
@@ -86,6 +87,15 @@ def test_records(run):
         kept["long_record"]["rows"] == 200_000
         and kept["long_record"]["take_up_seconds"]["processor"] < 5
     )
+
+
+def test_archive(run):
+    """52 million rows are at most 2 GiB of tables, which give their summary within 60 s."""
+    pytest.importorskip("pyarrow", reason="pip install -r requirements-publish.txt")
+    found, kept = run("archive"), committed("archive")
+    assert kept.keys() == found.keys() and kept["measured"].keys() == found["measured"].keys()
+    assert kept["scaled"]["rows"] == 52_650_000 and kept["scaled"]["parquet_gib"] < 2
+    assert kept["scaled"]["summary_of_tables_seconds"] < 60
 
 
 @pytest.mark.slow

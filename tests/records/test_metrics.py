@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alignment_security.records.metrics import accuracy_interval
-from alignment_security.records.summary import attacked_size, per_pixel, size_text
+from alignment_security.records.summary_rows import attacked_size, per_pixel, size_text
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 

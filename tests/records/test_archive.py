@@ -1,0 +1,237 @@
+"""Archives of a results folder: what they hold, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+import utilities
+from alignment_security.common.files import sha256_file
+from alignment_security.common.settings import VERSION
+from alignment_security.models.forward import session_facts
+from alignment_security.records.record import read_record
+from alignment_security.records.summary import SUMMARY_NAME
+
+parquet = pytest.importorskip("pyarrow.parquet", reason="pip install -r requirements-publish.txt")
+SAMPLE = ROOT / "results" / "sample"
+RECORD = Path("records/sample/Linf/tf_efficientnet_lite0.csv")
+
+
+def run(*words) -> int:
+    """Exit status of a command of utilities.py."""
+    try:
+        return utilities.main(utilities.get_args_parser().parse_args([str(word) for word in words]))
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    archive = tmp_path_factory.mktemp("published") / "archive"
+    assert run("publish", "--results_dir", SAMPLE, "--out", archive) == 0
+    return archive
+
+
+@pytest.fixture(scope="module")
+def published_without_csv(tmp_path_factory):
+    archive = tmp_path_factory.mktemp("published") / "archive"
+    assert run("publish", "--results_dir", SAMPLE, "--out", archive, "--without_csv") == 0
+    return archive
+
+
+@pytest.fixture
+def archive(published, tmp_path):
+    """A copy to spoil."""
+    return Path(shutil.copytree(published, tmp_path / "archive"))
+
+
+@pytest.fixture(params=["published", "published_without_csv"])
+def any_archive(request, tmp_path):
+    """A copy to spoil, with and without CSV."""
+    return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "archive"))
+
+
+def write_sums(archive: Path) -> None:
+    """SHA256SUMS as somebody would write it who hides a change."""
+    sums = archive / "SHA256SUMS"
+    files = sorted(path for path in archive.rglob("*") if path.is_file() and path != sums)
+    lines = [f"{sha256_file(path)}  {path.relative_to(archive).as_posix()}\n" for path in files]
+    sums.write_text("".join(lines))
+
+
+def test_an_archive_is_the_same_twice_and_verifies(published, tmp_path, capsys):
+    assert run("publish", "--results_dir", SAMPLE, "--out", tmp_path / "again") == 0
+    files = sorted(path for path in published.rglob("*") if path.is_file())
+    assert len(files) == 21
+    for path in files:
+        assert (tmp_path / "again" / path.relative_to(published)).read_bytes() == path.read_bytes()
+    assert run("verify", published) == 0 and "nothing found" in capsys.readouterr().out
+    done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=published)
+    assert done.returncode == 0
+
+
+def test_tables_hold_the_rows_of_the_records(published):
+    for threat in ("Linf", "L2-crossing", "clean"):
+        table = pd.read_parquet(published / "tables" / "sample" / f"{threat}.parquet")
+        assert table["model"].nunique() == 2
+        for model, rows in table.groupby("model"):
+            record = read_record(SAMPLE / "records" / "sample" / threat / f"{model}.csv")
+            rows = rows.drop(columns="model").reset_index(drop=True)
+            pd.testing.assert_frame_equal(rows[[*record]], record, check_dtype=False)
+    summary = pd.read_parquet(published / "tables" / "summary.parquet")
+    pd.testing.assert_frame_equal(
+        summary, pd.read_csv(SAMPLE / SUMMARY_NAME, float_precision="round_trip"), check_dtype=False
+    )
+
+
+def test_an_archive_without_csv_gives_the_records_back(published_without_csv, capsys):
+    assert run("verify", published_without_csv) == 0
+    assert not list(published_without_csv.rglob("tf_*.csv"))
+    card = (published_without_csv / "README.md").read_text()
+    assert "the tables hold its rows" in card
+
+
+def test_a_record_with_cells_of_its_own_is_published_with_csv_only(tmp_path, capsys):
+    """A column that this project does not know is in the CSV, and in no table."""
+    results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
+    record = results / "records" / "sample" / "clean" / "tf_efficientnet_lite0.csv"
+    header, *lines = record.read_text().splitlines()
+    record.write_text("\n".join([f"{header},mine", *(f"{line},1" for line in lines), ""]))
+    run_file = record.with_suffix(".json")
+    settings = json.loads(run_file.read_text())
+    run_file.write_text(json.dumps(settings | {"record_sha256": sha256_file(record)}))
+    command = ["publish", "--results_dir", results, "--out", tmp_path / "archive"]
+    assert run(*command, "--without_csv") == 2
+    assert "publish it with CSV" in capsys.readouterr().err
+    assert not (tmp_path / "archive").exists()
+    assert run(*command) == 0 and run("verify", tmp_path / "archive") == 0
+
+
+def test_an_archive_is_a_results_folder(published, tmp_path):
+    import plotting
+
+    command = ["--results_dir", published, "--figures_dir", tmp_path, "--plots", "broken_by"]
+    assert plotting.main([str(word) for word in command]) == 0
+
+
+def test_the_card_is_one_that_the_hub_reads(published):
+    card = pytest.importorskip("huggingface_hub").DatasetCard.load(published / "README.md")
+    files = [config["data_files"] for config in card.data.to_dict()["configs"]]
+    assert len(files) == 4 and all((published / file).is_file() for file in files)
+    assert card.data.license == "unknown" and VERSION in card.text
+    commit = re.search(r"at commit ([0-9a-f]{40})", card.text)
+    assert commit and commit[1] in (SAMPLE / SUMMARY_NAME).read_text()
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_results_with_findings_are_not_published(tmp_path, capsys):
+    results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
+    record = results / RECORD
+    record.write_text(record.read_text().replace(",0,242,apgd-ce", ",1,242,apgd-ce", 1))
+    assert run("publish", "--results_dir", results, "--out", tmp_path / "archive") == 2
+    error = capsys.readouterr().err
+    assert "not published" in error and "sha256 differs" in error and len(error.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_an_archive_is_not_written_over_another(archive, capsys):
+    assert run("publish", "--results_dir", SAMPLE, "--out", archive) == 2
+    assert f"{archive}: is there already" in capsys.readouterr().err
+
+
+def test_without_pyarrow_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert run("publish", "--results_dir", SAMPLE, "--out", tmp_path / "archive") == 2
+    assert "pip install -r requirements-publish.txt" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_archive(tmp_path, capsys):
+    assert run("verify", tmp_path) == 2
+    assert "SHA256SUMS: no such file" in capsys.readouterr().err
+
+
+# ---- archives that are wrong ---------------------------------------------------------------------
+
+
+def test_files_that_are_changed_missing_or_added_are_named(archive, capsys):
+    (archive / RECORD).write_text((archive / RECORD).read_text() + "\n")
+    (archive / "tables" / "sample" / "Linf.parquet").unlink()
+    (archive / "records" / "sample" / "Linf" / "another.json").write_text("{}")
+    assert run("verify", archive) == 1
+    found = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(": ")[2].split(" ")[0] for line in found] == ["not", "missing", "not"]
+    assert "another.json" in found[2]
+
+
+def test_checksums_that_lead_out_of_the_archive_are_not_followed(archive, capsys):
+    sums = archive / "SHA256SUMS"
+    sums.write_text(sums.read_text() + f"{'0' * 64}  ../../etc/passwd\n{'0' * 64}  /etc/passwd\n")
+    assert run("verify", archive) == 1
+    assert capsys.readouterr().out.count("no checksum and name of a file of the archive") == 2
+
+
+def test_a_record_that_was_changed_with_its_checksum_is_found(archive, capsys):
+    record = archive / RECORD
+    record.write_text(record.read_text().replace(",0,242,apgd-ce", ",1,242,apgd-ce", 1))
+    write_sums(archive)
+    assert run("verify", archive) == 1
+    assert "not the file that the run finished with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("sample/Linf", "robust"),
+        ("sample/Linf", "adv_pred"),
+        ("sample/L2-crossing", "l2"),
+        ("sample/clean", "label"),
+        ("summary", "clean_acc"),
+    ],
+)
+def test_a_table_that_is_not_of_the_records_is_found(any_archive, capsys, table, column):
+    path = any_archive / "tables" / f"{table}.parquet"
+    rows = parquet.read_table(path).to_pandas()
+    rows.loc[0, column] = 1 - rows.loc[0, column]
+    rows.to_parquet(path, index=False, row_group_size=len(rows) // 2)
+    write_sums(any_archive)
+    assert run("verify", any_archive) == 1
+    assert capsys.readouterr().out.startswith(str(any_archive))
+
+
+def test_a_model_that_no_table_has_is_found(archive, capsys):
+    path = archive / "tables" / "sample" / "Linf.parquet"
+    table = parquet.read_table(path)
+    parquet.write_table(table.slice(0, table.num_rows // 2), path)
+    write_sums(archive)
+    assert run("verify", archive) == 1
+    assert "tf_efficientnet_lite1.json: its record is in no table" in capsys.readouterr().out
+
+
+def test_a_table_that_is_no_parquet_is_one_line(archive, capsys):
+    (archive / "tables" / "sample" / "Linf.parquet").write_bytes(b"PAR1 and nothing more")
+    write_sums(archive)
+    assert run("verify", archive) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 1 and "no parquet table" in out[0]
+
+
+# ---- the version ---------------------------------------------------------------------------------
+
+
+def test_one_version_in_the_changes_the_citation_and_the_run_file():
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", changes, re.M)[0] == VERSION
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (\S+)", citation, re.M) == [VERSION]
+    torch = pytest.importorskip("torch")
+    assert session_facts(torch.device("cpu"), 1)["version"] == VERSION
