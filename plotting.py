@@ -22,6 +22,7 @@ from pathlib import Path
 from alignment_security.analysis.results import NothingToDraw, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.folders import visible
 from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
@@ -105,6 +106,10 @@ def draw(args: argparse.Namespace) -> int:
     A figure without data is named with the command that makes them. The status is 2 if that is true
     of all.
     """
+    if not Path(args.results_dir).is_dir() and not args.published:
+        raise UserError(
+            f"--results_dir {args.results_dir}: no such folder; {SAMPLE} has the committed records"
+        )
     results = load_results(
         args.results_dir, args.models, args.published, args.image_set, args.threat
     )
@@ -134,13 +139,15 @@ def draw(args: argparse.Namespace) -> int:
         if not drawn:
             missing.setdefault(command, []).append(name)
         drawn_any |= drawn > 0
+    if "all" in args.plots and not (drawn_any or results.runs or visible(results.folder)):
+        command = (
+            f"{args.results_dir} has no records; `python evaluate_robustness.py --model_name NAME "
+            f"--results_dir {args.results_dir} clean` makes the first; {SAMPLE} has the committed "
+            "ones"
+        )
+        missing = {command: ["all"]}
     for command, figures in missing.items():
         print(f"nothing to draw for {', '.join(figures)}: {command}", file=sys.stderr)
-    if "all" in args.plots and not drawn_any and not results.runs:
-        print(
-            f"{args.results_dir}: no records; the committed ones: --results_dir {SAMPLE}",
-            file=sys.stderr,
-        )
     if args.report:
         print(write_report(results, files, Path(args.figures_dir)))
     if args.show_plots:

@@ -99,8 +99,8 @@ class Budget:
         if "apgd-t" in targeted and n_outputs < DLR_CLASSES:
             raise AttackError(
                 f"apgd-t needs at least {DLR_CLASSES} classes (its DLR loss compares the 1st, 3rd "
-                f"and 4th logit), the model has {n_outputs}; attack a two-class head with "
-                "L2 --protocol fmn, or leave it out, e.g. --attacks apgd-ce"
+                f"and 4th logit), the model has {n_outputs} outputs; find minimal norms with "
+                "--protocol crossing, or leave the attack out, e.g. --attacks apgd-ce square"
             )
         if targeted and self.targets > n_outputs - 1:
             raise AttackError(

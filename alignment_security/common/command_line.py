@@ -83,6 +83,15 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As of ArgumentParser; the error names the nearest choices, or all."""
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        near = get_close_matches(str(value), names)
+        hint = f"nearest: {', '.join(near)}" if near else f"choose from {', '.join(names)}"
+        raise argparse.ArgumentError(action, f"invalid choice: {str(value)!r}; {hint}")
+
     def _known_names(self) -> set[str]:
         """Names of the options of this parser and of its sub-commands."""
         names = {name for action in self._actions for name in action.option_strings}

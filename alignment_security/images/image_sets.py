@@ -22,6 +22,7 @@ import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -283,9 +284,11 @@ def default_dir(image_set: str) -> str | None:
 def existing_folder(name: str, data_dir: str | Path | None) -> Path:
     """`data_dir` as a path. Raises DataError if it is not given or does not exist."""
     if not data_dir:
+        near = get_close_matches(name, [*DATA_DIRS, "sample"], n=1)
+        hint = f"; is {near[0]} meant?" if near and near[0] != name else ""
         raise DataError(
-            f"{name}: needs --data_dir DIR, or its folder in .env.local (IMAGENET_DIR, "
-            "CLICKME_DIR, IMAGENET_C_DIR, TINY_IMAGENET_C_DIR); only the set `sample` needs none"
+            f"{name}: needs --data_dir DIR, or {DATA_DIRS.get(name, 'DATA_DIR')} in .env.local; "
+            f"only the set `sample` needs no folder{hint}"
         )
     if not Path(data_dir).is_dir():
         raise DataError(

@@ -278,6 +278,22 @@ def test_existing_folder_names_a_missing_folder(folder, message):
         load_image_set("imagenet-val", folder)
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("mine", "mine: needs --data_dir DIR, or DATA_DIR in .env.local; .* no folder$"),
+        ("imagenet-val", "or IMAGENET_DIR in .env.local"),
+        ("tiny-imagenet-c", "or TINY_IMAGENET_C_DIR in .env.local"),
+        ("imagnet-val", "is imagenet-val meant"),
+        ("samples", "is sample meant"),
+    ],
+)
+def test_a_set_without_a_folder_names_its_variable(name, message):
+    corruption = ("fog", 1) if name.endswith("-c") else None
+    with pytest.raises(DataError, match=message):
+        load_image_set(name, None, corruption=corruption)
+
+
 def test_checked_set_refuses_what_is_not_there_or_out_of_range(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg())
     with pytest.raises(DataError, match="b.jpg: missing"):

@@ -1,6 +1,7 @@
 """Figures of tiny records whose numbers can be counted by hand: table, files, captions, errors."""
 
 import io
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -308,6 +309,14 @@ def test_models_of_a_family_share_a_colour_and_nothing_else():
     assert styles["resnet18"]["marker"] != styles["resnet50"]["marker"]
 
 
+def test_a_folder_that_is_not_there_and_one_without_records_are_one_line(tmp_path, capsys):
+    """Not a line for each figure that lacks them."""
+    for folder, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "has no records")):
+        assert plotting.main(["--results_dir", str(folder)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and words in error and "results/sample" in error
+
+
 @pytest.mark.parametrize(
     "prepare", [lambda path: None, lambda path: make_ball(path, "resnet18", finish=False)]
 )
@@ -316,7 +325,7 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
     assert draw(tmp_path, tmp_path / "figures") == 2
     error = capsys.readouterr().err
     assert (
-        error.count("nothing to draw for accuracy_vs_eps") == 1
+        len(re.findall("nothing to draw for (all|accuracy_vs_eps):", error)) == 1
         and "python evaluate_robustness.py --model_name" in error
     )
     assert not (tmp_path / "figures").exists()

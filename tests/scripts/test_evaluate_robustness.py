@@ -20,6 +20,7 @@ from conftest import ROOT
 
 import evaluate_robustness
 from alignment_security.common.files import sha256_file
+from alignment_security.common.locked_run import lock_file
 from alignment_security.evaluation.options import (
     parse_args,
     threat_from_args,
@@ -29,7 +30,6 @@ from alignment_security.models.heads import HEAD_TEMPERATURE, AnimateHead, Model
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.audit import audit
 from alignment_security.records.record import read_record
-from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
 
 SCRIPT = [sys.executable, str(ROOT / "evaluate_robustness.py")]
@@ -72,10 +72,13 @@ WRONG = {  # id -> (arguments after those of a sound request, what the one line 
     "gamma": ("L2 --protocol fmn --gamma 1.5", "gamma 1.5.*sign"),
     "gamma nan": ("L2 --protocol fmn --gamma nan", "gamma: nan"),
     "step size": ("L2 --protocol fmn --step_size 0", "step_size 0"),
+    "a slip for a threat": ("clea", "'clea'; nearest: clean "),
+    "a slip for a protocol": ("L2 --protocol crosing", "'crosing'; nearest: crossing "),
+    "a slip for a head": ("--head animat clean", "'animat'; nearest: animate"),
     "checkpoint": ("--checkpoint /nowhere/net.pth clean", "/nowhere/net.pth: no such checkpoint"),
     "two classes": (
         "--head animate Linf --eps 1/255",
-        "apgd-t needs at least 4 classes.*two-class",
+        "apgd-t needs at least 4 classes.*the model has 2 outputs",
     ),
     "targets": ("Linf --eps 1/255 --targets 1000", "1000 targets"),
     "batch size": ("--batch_size 0 clean", "'0' is neither a number of images nor `auto`"),
@@ -242,7 +245,7 @@ def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
             "--eps",
             "1/255",
         ),
-        "two-class",
+        "the model has 2 outputs",
         tmp_path,
     )
     refused(
@@ -437,8 +440,9 @@ def test_stop_after_checkpoints_and_the_same_command_goes_on(cli, tiny, tmp_path
 
 
 def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
-    with Run(tmp_path, "mine", "clean", tiny.name, "clean", {"model": {}, "run": {}}):
-        status, _, err = cli(*tiny.arguments(tmp_path), "clean")
+    lock = lock_file(tmp_path / "records" / "mine" / "clean" / f"{tiny.name}.lock")
+    status, _, err = cli(*tiny.arguments(tmp_path), "clean")
+    lock.release()
     assert status == 2 and "another process is writing it" in err and err.count("\n") == 1
 
 
