@@ -29,6 +29,7 @@ from alignment_security.analysis.feng2025 import (
 )
 from alignment_security.analysis.hoak2025 import MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
+from alignment_security.analysis.other_scores import has_other_scores
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
 from alignment_security.analysis.statistics import benjamini_hochberg
 from alignment_security.common.folders import glob_visible
@@ -54,6 +55,8 @@ def read_scores(results: Results) -> tuple[pd.DataFrame, str]:
     files = []
     if results.published:
         files = glob_visible(results.published, "brainscore/*leaderboard*")
+    if not files and has_other_scores(results.folder):
+        return read_merged_scores(results.folder)
     if not files:
         raise NothingToDraw(f"no {path} and no published leaderboard")
     scores, facts = read_leaderboard(files[0])

@@ -7,6 +7,7 @@ Writes the summary with each model's scores (JOINED) and the models that did not
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,11 @@ import pandas as pd
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES, SCORES_FOLDER
 from alignment_security.analysis.brainscore_plugins import input_note
 from alignment_security.analysis.brainscore_registry import INPUT_COLUMN, NAME_COLUMNS
+from alignment_security.analysis.other_scores import (
+    collect_scores,
+    has_other_scores,
+    with_other_scores,
+)
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.public_nets import public_net, with_tag
 from alignment_security.common.tables import read_table
@@ -26,8 +32,12 @@ MAX_SHOWN = 20  # models without results that are printed; the file has all
 OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"
 
 
-def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
+def join_results(
+    results_dir: str | Path = "results", other_tables: Sequence[Path] = ()
+) -> pd.DataFrame:
     """Write the summary of our results with each model's scores (JOINED), and UNMATCHED.
+
+    other_tables   CSVs of more scores, kept for the figures too (`collect_scores`)
 
     Prints the models that did not join; returns the joined table. Raises UserError if a table is
     missing; then nothing is written.
@@ -36,10 +46,13 @@ def join_results(results_dir: str | Path = "results") -> pd.DataFrame:
     results = read_own_table(
         folder / SUMMARY_NAME, f"python utilities.py merge --results_dir {folder}"
     )
-    scores = read_own_table(
-        folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv",
-        f"python utilities.py setup_scores --results_dir {folder}",
-    )
+    if other_tables:
+        collect_scores(other_tables, folder)
+    path, brainscore = folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv", None
+    if path.exists() or not has_other_scores(folder):
+        command = f"python utilities.py setup_scores --results_dir {folder}"
+        brainscore = read_own_table(path, command)
+    scores, _ = with_other_scores(brainscore, folder)
     joined, unmatched = join_scores(scores, results)
     for name, table in ((JOINED, joined), (UNMATCHED, unmatched)):
         write_atomic(folder / name, table.to_csv(index=False, lineterminator="\n"))

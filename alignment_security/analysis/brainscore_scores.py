@@ -39,6 +39,7 @@ from alignment_security.analysis.brainscore_registry import (
     package_version,
     read_registry,
 )
+from alignment_security.analysis.other_scores import has_other_scores, with_other_scores
 from alignment_security.analysis.results import NothingToDraw
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
@@ -205,14 +206,23 @@ def join_registry(registry: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
-    """The table that `setup_scores` wrote, and a phrase on its source and date.
+    """The tables that `setup_scores` and `join --scores` wrote, and a phrase on their sources.
 
     Columns model_registry_name, timm_name ("" if unknown), plugin_input, benchmarks (floats).
-    Raises NothingToDraw if there is no table, UserError if it is damaged.
+    Raises NothingToDraw if there is no table, UserError if one is damaged.
     """
     path = results_folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
-    if not path.exists():
+    if not path.exists() and not has_other_scores(results_folder):
         raise NothingToDraw(f"no {path}")
+    brainscore, phrase = read_brainscore(path) if path.exists() else (None, "")
+    scores, others = with_other_scores(brainscore, results_folder)
+    phrases = filter(None, [phrase, others and f"scores of {others}"])
+    scores[INPUT_COLUMN] = scores.get(INPUT_COLUMN, pd.Series(dtype=str)).fillna("")
+    return scores, " and ".join(phrases)
+
+
+def read_brainscore(path: Path) -> tuple[pd.DataFrame, str]:
+    """The table that `setup_scores` wrote, and a phrase on its source and date."""
     fix = "make it again with setup_scores"
     table = read_table(path, ["model_registry_name"], fix)
     if table["model_registry_name"].duplicated().any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alignment_security.analysis.brainscore_join import join_results
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
 from alignment_security.common.command_line import RESULTS_HELP
@@ -18,7 +20,7 @@ def compare_scores_command(args) -> None:
 
 
 def join_command(args) -> None:
-    join_results(args.results_dir)
+    join_results(args.results_dir, args.scores)
 
 
 def add_score_commands(commands) -> None:
@@ -47,4 +49,12 @@ def add_score_commands(commands) -> None:
 
     join = commands.add_parser("join", help="evaluation_results.csv with the scores of each model")
     join.add_argument("--results_dir", default="results", help=RESULTS_HELP)
+    join.add_argument(
+        "--scores",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="CSV",
+        help="more scores, by timm name; the figures of Hoak 2025 draw them too",
+    )
     join.set_defaults(run=join_command)

@@ -1,0 +1,165 @@
+"""Scores by timm name from other tables than Brain-Score's: joined, drawn, refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from leaderboards import random_scores, write_scores
+
+import plotting
+import utilities
+from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES
+from alignment_security.analysis.brainscore_scores import read_merged_scores
+from alignment_security.analysis.hoak2025 import benchmark_groups, studies
+from alignment_security.analysis.other_scores import OTHER_SCORES, collect_scores, with_other_scores
+from alignment_security.analysis.results import load_results
+from alignment_security.common.files import UserError
+
+TIMM_NETS = ["resnet50.a1_in1k", "convnext_tiny.fb_in1k", "vit_base_patch16_224.augreg_in1k"]
+
+
+def join(folder, *tables) -> int:
+    command = ["join", "--results_dir", str(folder), "--scores", *map(str, tables)]
+    return utilities.main(utilities.get_args_parser().parse_args(command))
+
+
+def summary_of(models: list[str], weights: str = "timm:timm/{}", seed: int = 0) -> pd.DataFrame:
+    """Made-up accuracies under attack at two eps."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        {
+            "model": model,
+            "threat": "Linf",
+            "eps": eps,
+            "image_set": "mine",
+            "protocol": "autoattack",
+            "attack": "AutoAttack standard",
+            "n": 100,
+            "clean_acc": 0.8,
+            "robust": (robust := int(rng.integers(0, 50))),
+            "robust_acc": robust / 100,
+            "weights": weights.format(model),
+        }
+        for model in models
+        for eps in (0.001, 0.004)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_a_table_is_joined_by_timm_name_and_kept(tmp_path, capsys):
+    summary_of([*TIMM_NETS, "mine"], "timm:timm/{}").to_csv(
+        tmp_path / "evaluation_results.csv", index=False
+    )
+    table = pd.DataFrame(
+        {"model": ["timm/resnet50.a1_in1k", "convnext_tiny.fb_in1k", "other.net"]}
+    ).assign(odd_one_out=[0.5, 0.25, 0.75], family=["ResNet", "ConvNeXt", "?"], empty="")
+    table.to_csv(tmp_path / "thingsvision.csv", index=False)
+    assert join(tmp_path, tmp_path / "thingsvision.csv") == 0
+    out = capsys.readouterr().out
+    assert "left out family (line 2: 'ResNet' is no number)" in out
+    assert "left out empty (no value)" in out and "4 of 8 rows joined (2 models)" in out
+    joined = pd.read_csv(tmp_path / "evaluation_results_scores.csv")
+    assert joined.groupby("model")["odd_one_out"].first().to_dict() == {
+        "resnet50.a1_in1k": 0.5,
+        "convnext_tiny.fb_in1k": 0.25,
+    }
+    unmatched = pd.read_csv(tmp_path / "evaluation_results_unmatched.csv")
+    assert set(unmatched["model"]) == {TIMM_NETS[2], "mine", "timm:other.net"}
+
+
+def test_a_net_of_ones_own_takes_no_score_of_its_name(tmp_path):
+    summary_of(TIMM_NETS, "python:net.py:made").to_csv(
+        tmp_path / "evaluation_results.csv", index=False
+    )
+    pd.DataFrame({"model": TIMM_NETS, "score": 0.5}).to_csv(tmp_path / "s.csv", index=False)
+    assert join(tmp_path, tmp_path / "s.csv") == 0
+    assert pd.read_csv(tmp_path / "evaluation_results_scores.csv").empty
+
+
+def test_scores_of_a_net_of_brainscore_stand_in_its_row(tmp_path):
+    """A plugin with timm's net has both; its averages still name the groups of what follows."""
+    brainscore = pd.DataFrame(
+        {
+            "model_registry_name": ["plugin_a", "plugin_b"],
+            "timm_name": ["convnext_tiny.fb_in1k", ""],
+            "average_vision": [0.4, 0.3],
+            "V1": [0.2, 0.1],
+        }
+    )
+    table = tmp_path / "dreamsim.csv"
+    pd.DataFrame({"name": TIMM_NETS, "dreamsim": [0.1, 0.2, 0.3]}).to_csv(table, index=False)
+    collect_scores([table], tmp_path)
+    merged, source = with_other_scores(brainscore, tmp_path)
+    assert source == "dreamsim.csv"
+    rows = merged.set_index("model_registry_name")
+    assert rows.loc["plugin_a", ["V1", "dreamsim"]].tolist() == [0.2, 0.2]
+    assert rows["dreamsim"].isna().to_dict()["plugin_b"] and len(rows) == 4
+    assert rows.loc["timm:resnet50.a1_in1k", "dreamsim"] == 0.1
+    assert benchmark_groups(list(merged)[2:]) == {
+        "dreamsim": "other",
+        "average_vision": "average",
+        "V1": "average",
+    }
+
+
+@pytest.mark.parametrize("with_brainscore", [False, True])
+def test_the_figures_of_hoak_2025_draw_them(tmp_path, with_brainscore):
+    rows = summary_of([f"resnet{i}.made" for i in range(14)])
+    rows.to_csv(tmp_path / "evaluation_results.csv", index=False)
+    models = rows["model"].unique()
+    if with_brainscore:
+        write_scores(tmp_path, random_scores(14).set_axis([f"plugin_{i}" for i in range(14)]))
+        path = tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv"
+        pd.read_csv(path).assign(timm_name=models).to_csv(path, index=False)
+    scores = pd.DataFrame({"model": models, "human_likeness": np.linspace(0, 1, len(models))})
+    scores.to_csv(tmp_path / "alignet.csv", index=False)
+    assert join(tmp_path, tmp_path / "alignet.csv") == 0
+    (study,) = studies(load_results(tmp_path))
+    assert "alignet.csv" in study.facts and ("V1" in study.scores) == with_brainscore
+    wanted = scores.set_index("model")["human_likeness"]
+    assert study.scores["human_likeness"].to_dict() == wanted.to_dict()
+    arguments = ["--results_dir", str(tmp_path), "--figures_dir", str(tmp_path / "figures")]
+    assert plotting.main([*arguments, "--plots", "robust_only_correlation"]) == 0
+    drawn = pd.read_csv(tmp_path / "figures" / "robust_only_correlation.csv")
+    drawn = drawn.set_index("benchmark").loc[["human_likeness"]]
+    assert (drawn["n"] == 14).all() and len(drawn) >= 2
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("net,score\na,1\n", "has no column model or timm_name"),
+        ("model,score\na,1\na,2\n", "line 3: a is there twice"),
+        ("model,score\ntimm/a,1\na,2\n", "line 3: a is there twice"),
+        ("model,score\n ,1\n", "line 2: no model"),
+        ("model,notes\na,b\n", "has no column of numbers"),
+        ("model,clean_acc\na,1\n", "clean_acc is a column of our own results"),
+        ("model,score\n", "has a header and no rows"),
+        ("<html>", "has a header and no rows"),
+    ],
+)
+def test_a_table_that_cannot_be_joined_is_one_line(tmp_path, text, message):
+    path = tmp_path / "scores.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        collect_scores([path], tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / OTHER_SCORES).exists()
+
+
+def test_two_tables_with_the_same_score(tmp_path):
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("model,score\nnet,1\n")
+    with pytest.raises(UserError, match="score: a column of two tables"):
+        collect_scores([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
+    (tmp_path / "b.csv").write_text("model,other\nnet2,2\n")
+    collect_scores([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
+    scores, source = read_merged_scores(tmp_path)
+    assert (
+        source == "scores of a.csv, b.csv" and scores[["score", "other"]].notna().sum().sum() == 2
+    )
+
+
+def test_the_docs_name_the_command():
+    assert "utilities.py join --scores" in (ROOT / "docs" / "hoak2025.md").read_text()
