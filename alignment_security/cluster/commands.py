@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 from alignment_security.cluster.status import print_status
-from alignment_security.cluster.sweep import make_sweep, submit_settings
+from alignment_security.cluster.sweep import make_sweep, staged_names, submit_settings
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import setting
 from alignment_security.models.lists import read_wanted
+
+MODELS_HELP = "lists of lists/models/, files with a name a line, or brainscore:NAME"
 
 
 def prestage_command(args) -> None:
@@ -20,7 +22,7 @@ def prestage_command(args) -> None:
 
     if not args.models and not args.images:
         raise UserError("prestage: nothing to do; give --models LIST, --images DIR or both")
-    wanted = read_wanted(args.models) if args.models else []
+    wanted = read_wanted(*args.models)
     failed = prestage(wanted, args.out, args.images, args.checkpoint_dir)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
@@ -31,7 +33,8 @@ def prestage_command(args) -> None:
 def make_sweep_command(args, check: Callable[[list[str]], None]) -> None:
     check(args.arguments)
     settings = submit_settings(args.set)
-    count = make_sweep(args.out, args.staged, args.arguments, settings, args.only, args.images)
+    only = [*args.only, *staged_names(args.staged, read_wanted(*args.models))]
+    count = make_sweep(args.out, args.staged, args.arguments, settings, only, args.images)
     print(f"{count} models; go on with: cd {args.out} && condor_submit_dag sweep.dag")
 
 
@@ -44,7 +47,9 @@ def add_sweep_commands(commands, check: Callable[[list[str]], None]) -> None:
     staging = commands.add_parser(
         "prestage", help="pack the weights of each model into a tar, for workers without network"
     )
-    staging.add_argument("--models", help="a list of lists/models/, or a file with a name a line")
+    staging.add_argument(
+        "--models", nargs="*", default=[], metavar="LIST", help=f"{MODELS_HELP}; these are packed"
+    )
     staging.add_argument(
         "--images", nargs="*", type=Path, default=[], help="image folders, a tar each"
     )
@@ -64,6 +69,13 @@ def add_sweep_commands(commands, check: Callable[[list[str]], None]) -> None:
         "--staged", type=Path, default=Path("staged.tsv"), help="the table that prestage made"
     )
     making.add_argument("--only", nargs="*", default=[], help="these models of it")
+    making.add_argument(
+        "--models",
+        nargs="*",
+        default=[],
+        metavar="LIST",
+        help=f"{MODELS_HELP}; those of them that are staged",
+    )
     making.add_argument("--images", help="the images' tar, as staged.tsv names it")
     making.add_argument("--out", type=Path, required=True, help="the new folder")
     making.add_argument(

@@ -3,7 +3,8 @@
 `python utilities.py prestage` makes the files:
 
     STAGING_DIR/staged.tsv     a line per tar: its sha256, and the model that it holds
-    STAGING_DIR/<model>.tar    model.safetensors and weights.json
+    STAGING_DIR/<model>.tar    model.safetensors and weights.json; of a plugin of Brain-Score
+                               weights.json and home/, the caches that it filled
     STAGING_DIR/<images>.tar   a folder of images
 
 Nothing here starts a shell or writes outside the scratch folder.
@@ -25,11 +26,13 @@ from alignment_security.common.files import TryAgain, UserError, sha256_file
 from alignment_security.common.schema import parse_table
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import decode_text, read_text
+from alignment_security.models.lists import PLUGIN
 from alignment_security.records.schemas import STAGED
 
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = list(STAGED)
 STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
+STAGED_HOME = "home"  # of a plugin
 STAGED_CONFIG = "config.json"  # of a net that timm reads from a folder or a hub repository
 
 # tarfile's own filter, which Python 3.11.0 to 3.11.3 lacks (Debian 12 has 3.11.2)
@@ -50,6 +53,15 @@ class StagedWeights:
 
     checkpoint: Path
     facts: dict  # content of weights.json: name, net, weights, weights_sha256
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether a plugin of Brain-Score is staged, whose caches are in `home`."""
+        return self.facts["weights"].startswith(PLUGIN)
+
+    @property
+    def home(self) -> Path:
+        return self.checkpoint.parent / STAGED_HOME
 
     @property
     def architecture(self) -> str:

@@ -6,15 +6,11 @@ that staged.tsv lists already are kept, so an interrupted prestage resumes.
 
 from __future__ import annotations
 
-import io
 import json
-import math
 import sys
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,9 @@ import safetensors.torch
 import timm
 import torch
 from timm.models._hub import download_from_hf
-from torch import nn
 from tqdm import tqdm
 
+from alignment_security.cluster.gpu_memory import gpu_memory_mb, kept_for_backward
 from alignment_security.cluster.job import (
     STAGED_COLUMNS,
     STAGED_CONFIG,
@@ -35,11 +31,11 @@ from alignment_security.cluster.job import (
     StagingError,
     read_staged_table,
 )
-from alignment_security.common.files import safe_file_name, sha256_file, write_atomic
+from alignment_security.cluster.plugins import pack_plugin
+from alignment_security.cluster.tars import table_row, write_tar
+from alignment_security.common.files import safe_file_name, write_atomic
 from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
-from alignment_security.common.temporary import temporary_beside
-from alignment_security.models.forward import FIRST_CUDA_BATCH
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import WantedModel
 from alignment_security.models.loading import load_model
@@ -50,84 +46,7 @@ from alignment_security.models.names import (
     split_source,
 )
 
-# GPU memory that a job requests: CUDA context, copies of the weights, margin * what autograd keeps
-WEIGHT_COPIES = 2
-MARGIN = 1.4  # APGD on Lite0 at batch 16 peaked at 1.32 times what autograd keeps, on a CPU
-CONTEXT_MB = 1500  # of CUDA: a choice, not measured
-LARGEST_REQUEST_MB = 40_000  # larger GPUs are few; a net that needs more gets smaller batches
-
-
-# ---- GPU memory ----------------------------------------------------------------------------------
-
-
-def kept_for_backward(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Bytes that autograd keeps for the input gradient of one image, measured in a forward pass.
-
-    shape   (C, H, W) of the image
-    Each storage counts once; weights and buffers do not count.
-    """
-    weights = {
-        tensor.untyped_storage().data_ptr()
-        for tensor in chain(module.parameters(), module.buffers())
-    }
-    kept: dict[int, int] = {}  # address of a storage -> bytes
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    x = torch.rand(1, *shape).requires_grad_()
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        # a reference to the logits keeps the graph alive, so no address is used twice
-        logits = module(x)
-    del logits
-    return sum(kept.values())
-
-
-def gpu_memory_mb(weight_bytes: int, image_bytes: int) -> int:
-    """gpus_minimum_memory of a job, in MB of 10^6 bytes: enough for a batch of FIRST_CUDA_BATCH.
-
-    weight_bytes   of the net
-    image_bytes    that autograd keeps per image
-    At most LARGEST_REQUEST_MB, unless a single image needs more.
-    """
-
-    def needed(batch: int) -> int:
-        net_bytes = WEIGHT_COPIES * weight_bytes + MARGIN * batch * image_bytes
-        return math.ceil(CONTEXT_MB + net_bytes / 1e6)
-
-    return min(needed(FIRST_CUDA_BATCH), max(LARGEST_REQUEST_MB, needed(1)))
-
-
 # ---- tars ----------------------------------------------------------------------------------------
-
-
-def reproducible_member(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A tar member without the properties that differ between machines."""
-    member.mtime = member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    member.mode = 0o755 if member.isdir() else 0o644
-    return member
-
-
-def write_tar(path: Path, files: list[tuple[str, Path | bytes]]) -> None:
-    """Write an uncompressed tar of plain files, in the given order, and rename it to `path`.
-
-    files   (name in the tar, path or content); links are followed
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary_beside(path) as unfinished:
-        with tarfile.open(unfinished, "w", format=tarfile.PAX_FORMAT, dereference=True) as archive:
-            for name, content in files:
-                if isinstance(content, bytes):
-                    member = tarfile.TarInfo(name)
-                    member.size = len(content)
-                    archive.addfile(reproducible_member(member), io.BytesIO(content))
-                else:
-                    archive.add(content, name, recursive=False, filter=reproducible_member)
-        unfinished.replace(path)
 
 
 def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
@@ -137,9 +56,7 @@ def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
     Raises StagingError or ModelError.
     """
     if wanted.net is None:
-        raise StagingError(
-            "its list names no timm net (timm:NAME) to build it from; it cannot be staged"
-        )
+        return pack_plugin(wanted.name, path)
     model = _load_wanted(wanted, wanted.net, checkpoints)
     state = _state_with_normaliser(model)
     facts = {
@@ -220,12 +137,6 @@ def pack_images(folder: Path, path: Path) -> dict:
         )
     write_tar(path, files)
     return table_row(path)
-
-
-def table_row(path: Path) -> dict:
-    """The row of staged.tsv of a tar, with empty columns for what only models have."""
-    row: dict = dict.fromkeys(STAGED_COLUMNS, "")
-    return row | {"sha256": sha256_file(path), "tar": path.name, "bytes": path.stat().st_size}
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ import pandas as pd
 from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
 from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import visible
+from alignment_security.common.process import print_line
 from alignment_security.common.settings import ROOT, git_state, setting
 from alignment_security.common.temporary import temporary_beside
+from alignment_security.models.lists import WantedModel
 
 TEMPLATES = ROOT / "htcondor"
 COPIED_TEMPLATES = [
@@ -211,6 +214,23 @@ def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
             "gpu_memory_mb": models["gpu_memory_mb"],
         }
     )
+
+
+def staged_names(staged: Path, wanted: Sequence[WantedModel]) -> list[str]:
+    """Those of some models that staged.tsv has; says how many it lacks.
+
+    Raises SweepError when it has none of them.
+    """
+    if not wanted:
+        return []
+    has = set(read_staged_table(staged)["name"])
+    names = [model.name for model in wanted if model.name in has]
+    lacking = [model.name for model in wanted if model.name not in has]
+    if not names:
+        raise SweepError(f"{staged}: has none of the {len(lacking)} models; prestage them first")
+    if lacking:
+        print_line(f"{len(lacking)} of the models are not staged, e.g. {lacking[0]}", sys.stderr)
+    return names
 
 
 def check_arguments(arguments: list[str]) -> None:

@@ -31,7 +31,7 @@ from alignment_security.evaluation.run_options import (
 )
 from alignment_security.evaluation.threats.autoattack import add_autoattack_options
 from alignment_security.evaluation.threats.minimum_norm import add_fmn_options
-from alignment_security.models.sources import TIMM
+from alignment_security.models.sources import STAGED_SOURCES, TIMM
 from alignment_security.records.metrics import ALEXNET_ERRORS
 
 # threat -> what it measures, and an example
@@ -221,10 +221,10 @@ def check_model_options(args: argparse.Namespace, parser: argparse.ArgumentParse
             f"--architecture {args.architecture}: a net of your own needs its weights, "
             "--checkpoint FILE"
         )
-    if args.chtc and (own_net or args.source != TIMM):
+    if args.chtc and (own_net or args.source not in STAGED_SOURCES):
         parser.error(
             "--chtc takes net and weights from STAGING_DIR; leave out --checkpoint, --architecture "
-            "and --source"
+            "and --source, but for --source brainscore"
         )
 
 

@@ -17,6 +17,7 @@ from alignment_security.cluster.job import (
     staged_weights,
     staging_dir,
 )
+from alignment_security.cluster.plugins import load_staged_plugin
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import setting
@@ -25,6 +26,7 @@ from alignment_security.images.image_sets import ImageSet, default_dir, take_sli
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
 from alignment_security.images.map_files import map_remarks, with_map_files
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
+from alignment_security.models.lists import PLUGIN
 from alignment_security.models.loading import load_model
 
 SHORT_WORD = 2  # letters: shorter words of a name tell variants apart, as in imagenet-r
@@ -35,7 +37,7 @@ def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
     """The model called --model_name, without a head; with --chtc from its tar in STAGING_DIR."""
     if args.chtc:
         staging = staging_dir(setting("STAGING_DIR"))
-        return load_staged(staging, args.model_name, "none", device)
+        return load_staged(staging, args.model_name, "none", device, args.source)
     return load_model(
         args.model_name,
         args.checkpoint,
@@ -49,20 +51,32 @@ def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
     )
 
 
-def load_staged(staging: Path, name: str, head: str, device: str | torch.device) -> Model:
-    """The model called `name` from its staged weights.
+def load_staged(
+    staging: Path, name: str, head: str, device: str | torch.device, source: str = "timm"
+) -> Model:
+    """The model called `name` from its staged weights, or from what its plugin fetched.
+
+    source   "brainscore" accepts a plugin alone
 
     Raises StagingError where they are not the weights that were staged.
     """
     staged = staged_weights(staging, name)
-    model = load_model(
-        name,
-        staged.checkpoint,
-        head=head,
-        device=device,
-        architecture=staged.architecture,
-        group=staged.facts.get("group"),
-    )
+    if staged.is_plugin:
+        model = load_staged_plugin(name, staged.home, head=head, device=device)
+    elif source == "brainscore":
+        raise StagingError(
+            f"{name}: is staged with {staged.facts['weights']}, not as a plugin; leave out "
+            f"--source brainscore, or stage {PLUGIN}{name}"
+        )
+    else:
+        model = load_model(
+            name,
+            staged.checkpoint,
+            head=head,
+            device=device,
+            architecture=staged.architecture,
+            group=staged.facts.get("group"),
+        )
     if model.settings["weights_sha256"] != staged.facts["weights_sha256"]:
         raise StagingError(
             f"{staged.checkpoint}: not the weights that were staged (sha256 differs); run prestage "

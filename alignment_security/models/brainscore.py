@@ -61,7 +61,7 @@ def load_brainscore(name: str, identifier: str = "") -> LoadedNet:
         names = ", ".join(options)
         raise ModelError(f"{name}: its forward pass takes options ({names}), attacks pass none")
     config = measured_preprocessing(extractor.preprocess, name)
-    loaded = checked_net(net, f"brainscore:{identifier}", config, name)
+    loaded = checked_net(net, f"brainscore:{identifier}", config, name, IMAGENET_CLASSES)
     if loaded.n_outputs != IMAGENET_CLASSES:
         raise ModelError(
             f"{name}: gives {loaded.n_outputs} logits, not the {IMAGENET_CLASSES} of ImageNet"

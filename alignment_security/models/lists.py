@@ -19,6 +19,7 @@ from alignment_security.common.text import text_lines
 MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
 SOURCE_PREFIXES = ("timm:", "brainscore")
+PLUGIN = "brainscore:"  # before the name of a plugin where a timm name could stand
 WEIGHTS_PREFIXES = ("hub:", "file:", "timm:", "plugin")
 
 
@@ -83,25 +84,43 @@ class WantedModel(NamedTuple):
     """A line of a model list."""
 
     name: str  # of the record
-    net: str | None  # timm's name of the net; None when timm does not build it
+    net: str | None  # timm's name of the net; None for a plugin of Brain-Score
     checkpoint: str | None = None  # file, when the list names one
 
 
-def read_wanted(path: str | Path) -> list[WantedModel]:
-    """The models of a list.
+def read_wanted(*sources: str | Path) -> list[WantedModel]:
+    """The models of some lists, in order.
 
-    path   name of a list in lists/models/, a table of that format, or a file with a name per line
-    In a table, source or weights `timm:NET` names timm's net, and weights `file:NAME` a checkpoint.
-    Raises UserError.
+    sources   brainscore:NAME, a plugin; name of a list in lists/models/, a table of that format, or
+              a file with a name per line, of timm or brainscore:NAME
+    In a table, source or weights `timm:NET` names timm's net, and weights `file:NAME` a checkpoint;
+    any other model of the source `brainscore` is a plugin. Raises UserError.
     """
-    file = model_list_path(path)
+    wanted = [model for source in sources for model in _read_source(source)]
+    names = [model.name for model in wanted]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UserError(
+            f"{' '.join(map(str, sources))}: {min(twice)} is listed twice, and its records would "
+            "have one name"
+        )
+    return wanted
+
+
+def _read_source(source: str | Path) -> list[WantedModel]:
+    if str(source).startswith(PLUGIN):
+        return [_named_model(str(source))]
+    file = model_list_path(source)
     lines = [line.strip() for line in text_lines(file) if line.strip() and not line.startswith("#")]
     if any("\t" in line for line in lines) or not lines:
-        return [_wanted_model(*row[:3]) for row in read_model_list(path).itertuples(index=False)]
-    twice = {name for name in lines if lines.count(name) > 1}
-    if twice:
-        raise UserError(f"{file}: {min(twice)} is listed twice")
-    return [WantedModel(name, name) for name in lines]
+        return [_wanted_model(*row[:3]) for row in read_model_list(file).itertuples(index=False)]
+    return [_named_model(line) for line in lines]
+
+
+def _named_model(name: str) -> WantedModel:
+    if name.startswith(PLUGIN):
+        return WantedModel(name.removeprefix(PLUGIN), None)
+    return WantedModel(name, name)
 
 
 def _wanted_model(name: str, source: str, weights: str) -> WantedModel:

@@ -21,6 +21,7 @@ LOADERS: dict[str, Callable[[str, str], LoadedNet]] = {
     "torchvision": load_torchvision,
     "hf": load_transformers,
 }
+STAGED_SOURCES = (TIMM, "brainscore")  # of which prestage packs networks for jobs
 
 
 def source_kind(source: str) -> str:

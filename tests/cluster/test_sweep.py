@@ -24,6 +24,7 @@ from torch import nn
 
 import utilities
 from alignment_security.cluster import job as job_module
+from alignment_security.cluster.gpu_memory import MARGIN, gpu_memory_mb, kept_for_backward
 from alignment_security.cluster.job import (
     STAGED_FACTS,
     STAGED_STATE,
@@ -36,10 +37,7 @@ from alignment_security.cluster.job import (
     unpack,
 )
 from alignment_security.cluster.prestage import (
-    MARGIN,
     add_to_staged,
-    gpu_memory_mb,
-    kept_for_backward,
     pack_images,
     prestage,
 )
@@ -150,7 +148,7 @@ def test_prestage_continues_after_a_model_that_fails(tmp_path, capsys):
 
 def test_prestage_never_takes_timms_net_for_a_plugin_of_its_name(tmp_path):
     failed = prestage([WantedModel(LITE0, None)], tmp_path)
-    assert "names no timm net" in failed[LITE0] and not list(tmp_path.iterdir())
+    assert "need brainscore-vision" in failed[LITE0] and not list(tmp_path.iterdir())
 
 
 def test_prestage_keeps_the_normaliser_of_a_checkpoint(tmp_path, tiny, monkeypatch):

@@ -5,6 +5,7 @@ The tests of the package run in the environment of requirements-brainscore.txt; 
 
 from __future__ import annotations
 
+import collections
 import importlib.util
 import json
 import shutil
@@ -241,9 +242,30 @@ def test_load_model_unwraps_data_parallel(plugin):
     assert load_model("mine", source="brainscore").module.net is net
 
 
+Named = collections.namedtuple("Named", ["features", "logits"])
+STRUCTURES = {
+    "an object": lambda z: types.SimpleNamespace(logits=z, hidden_states=None),
+    "a dict": lambda z: {"features": z[:, :7], "logits": z, "auxiliary": 2 * z},
+    "a dict of one": lambda z: {"out": z},
+    "a tuple": lambda z: (z, z[:, :7], None),
+    "a list": lambda z: [z[:, :7], z],
+    "a named tuple": lambda z: Named(2 * z, z),
+}
+
+
+@pytest.mark.parametrize("case", STRUCTURES)
+def test_load_model_reads_the_logits_out_of_a_structure(plugin, case):
+    plugin(Net(STRUCTURES[case]))
+    model, x = load_model("mine", source="brainscore"), torch.rand(3, 3, 8, 8)
+    plugin(Net())
+    plain = load_model("mine", source="brainscore")
+    assert model.module(x).equal(plain.module(x)) and model.n_outputs == 1000
+
+
 NETS = {
     "ten classes": (Net(outputs=10), {}, r"gives 10 logits, not the 1000"),
-    "two outputs": (Net(lambda z: (z, z)), {}, "gives tuple, not a tensor of logits"),
+    "two outputs": (Net(lambda z: (z, z)), {}, r"gives 2 outputs of 1000 classes \(0, 1\)"),
+    "a dict of others": (Net(lambda z: {"logits": z[:, :9]}), {}, "gives dict, not a tensor"),
     "half precision": (Net().half(), {}, "weights are torch.float16; attacks need float32"),
     "options": (Net(), {"_forward_kwargs": {"input_type": "image"}}, "takes options .input_type"),
     "no net": ("pixels", {}, "is no PyTorch net"),
