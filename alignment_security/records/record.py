@@ -174,12 +174,12 @@ def why_not_shared(run: dict, new: dict, difference: str) -> str:
     """
     old, new = run["settings"]["run"], new["run"]
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
-    if not changed <= {"eps", "images", "list_sha256", "slice"}:
+    if changed == {"list_sha256"} or not changed <= {"eps", "images", "list_sha256", "slice"}:
         return f"this record was begun with other settings ({difference}); run it with the old ones"
     if run["status"] != "done":
         return (
             f"this record is unfinished and begun otherwise ({difference}); finish it as it was "
-            "begun, then ask for more"
+            "begun and then ask for more"
         )
     if (new.get("images") or 0) < (old.get("images") or 0) or len(new.get("eps") or []) < len(
         old.get("eps") or []
