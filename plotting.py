@@ -19,6 +19,7 @@ import io
 import sys
 from pathlib import Path
 
+from alignment_security.analysis.examples import check_images
 from alignment_security.analysis.results import NothingToDraw, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
@@ -31,6 +32,8 @@ from alignment_security.plots import (
     claims,
     examples,
     feng2025,
+    feng2025_harmonized,
+    feng2025_pictures,
     feng2025_tables,
     hoak2025,
     hoak2025_heat_maps,
@@ -52,7 +55,7 @@ SECTIONS: dict[str, list] = {
     "Minimal norms": [norms],
     "Adversarial examples": [examples],
     "Hoak 2025": [hoak2025_heat_maps, hoak2025, hoak2025_survivors, hoak2025_tables],
-    "Feng 2025": [feng2025, feng2025_tables],
+    "Feng 2025": [feng2025, feng2025_harmonized, feng2025_pictures, feng2025_tables],
     "Both studies": [both_studies, slide, claims],
     "Trainings": [training],
 }
@@ -111,8 +114,9 @@ def draw(args: argparse.Namespace) -> int:
             f"--results_dir {args.results_dir}: no such folder; {SAMPLE} has the committed records"
         )
     results = load_results(
-        args.results_dir, args.models, args.published, args.image_set, args.threat
+        args.results_dir, args.models, args.published, args.image_set, args.threat, args.images
     )
+    check_images(results)
     unfinished = [run for run in results.runs if run["status"] != "done"]
     if unfinished:
         names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)
@@ -193,6 +197,13 @@ def get_args_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", help="only these; default every model with a record"
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        metavar="IMAGE",
+        help="photographs that figures of examples show, by image_id; default the first that have "
+        "kept examples",
     )
     parser.add_argument(
         "--image_set", nargs="+", metavar="SET", help="only these; default every image set"

@@ -8,6 +8,8 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 
+from alignment_security.analysis.feng2025_published import run_groups
+from alignment_security.analysis.norm_table import NOT_STANDARD
 from alignment_security.analysis.results import (
     Results,
     group_finished,
@@ -16,6 +18,7 @@ from alignment_security.analysis.results import (
     run_folder,
 )
 from alignment_security.common.eps import format_eps
+from alignment_security.common.files import UserError
 from alignment_security.records.adversarial_examples import (
     example_path,
     examples_folder,
@@ -23,7 +26,7 @@ from alignment_security.records.adversarial_examples import (
 )
 from alignment_security.records.comparable import compared_by
 
-MAX_PHOTOGRAPHS, MAX_MODELS = 4, 3  # columns and rows of a figure
+PHOTOGRAPHS, MODELS = 4, 6  # of a figure, where --images and --models do not say which
 NOT_KEPT = "fooled, no example kept"
 VISIBLE = 0.5  # change that the amplified difference reaches, of the range [0, 1]
 VISIBLE_QUANTILE = 0.999  # of the values; the largest 0.1 % may leave black to white
@@ -85,23 +88,28 @@ def amplification(delta: np.ndarray) -> float:
     return float(f"{VISIBLE / largest:.2g}")
 
 
-def example_columns(runs: list[dict], needs: str = "image") -> list[list[dict]]:
+def example_columns(
+    runs: list[dict], needs: str = "image", images: tuple[str, ...] = ()
+) -> list[list[dict]]:
     """A column per photograph: the cells of `read_example`, one per model.
 
-    runs    finished runs, one per model
-    needs   key that a cell of a column has to have
-    The first MAX_PHOTOGRAPHS photographs of which any model has such an example, without models
-    that kept no example of any of them.
+    runs     finished runs, one per model
+    needs    key that a cell of a column has to have
+    images   these photographs; without, the first PHOTOGRAPHS of which any model has such an
+             example
+
+    Models that kept no example of any of them are left out.
     """
     rows = [read_finished_rows(run) for run in runs]
-    names: dict[str, None] = {}  # in the order of the records
+    kept: dict[str, None] = {}  # in the order of the records
     for run, part in zip(runs, rows):
         for name in part["image_id"].unique():
             if example_path(run["csv"], name).exists():
-                names[name] = None
+                kept[name] = None
+    names = [name for name in images if name in kept] if images else list(kept)
     columns = ([read_example(run, part, name) for run, part in zip(runs, rows)] for name in names)
     wanted = (column for column in columns if any(needs in cell for cell in column))
-    shown = list(islice(wanted, MAX_PHOTOGRAPHS))
+    shown = list(islice(wanted, len(names) if images else PHOTOGRAPHS))
     models = [
         i for i in range(len(runs)) if any(column[i]["verdict"] != NOT_KEPT for column in shown)
     ]
@@ -111,16 +119,43 @@ def example_columns(runs: list[dict], needs: str = "image") -> list[list[dict]]:
 def example_groups(
     results: Results, kinds: tuple[str, ...], needs: str = "image"
 ) -> Iterator[tuple[list[dict], list[list[dict]]]]:
-    """(runs of an image set and threat, `example_columns` of the first MAX_MODELS with any).
+    """(runs of an image set and threat, `example_columns` of its models).
 
-    A record that stands beside others is with those of its attack.
+    The models and photographs of --models and --images, in that order. Without --models MODELS,
+    those that kept examples first: standard, then robust, then harmonized ones. A record that
+    stands beside others is with those of its attack.
     """
     attack = compared_by(results.runs)
     for runs in group_finished(results.runs, kinds, lambda run: (*run_folder(run), attack(run))):
-        by_examples = sorted(runs, key=lambda run: not examples_folder(run["csv"]).is_dir())
-        columns = example_columns(by_examples[:MAX_MODELS], needs)
+        if results.models:
+            shown = sorted(runs, key=lambda run: results.models.index(run["model"]))
+        else:
+            kept = [examples_folder(run["csv"]).is_dir() for run in runs]
+            shown = some_of_each([run for run, is_kept in zip(runs, kept) if is_kept], MODELS)
+            others = [run for run, is_kept in zip(runs, kept) if not is_kept]
+            shown += some_of_each(others, MODELS - len(shown))
+        columns = example_columns(shown, needs, results.images)
         if columns:
             yield runs, columns
+
+
+def some_of_each(runs: list[dict], most: int) -> list[dict]:
+    """At most so many runs, the next of each group in turn; standard, robust, harmonized."""
+    kinds = [NOT_STANDARD.index(kind) if kind in NOT_STANDARD else -1 for kind in run_groups(runs)]
+    table = pd.DataFrame({"kind": kinds, "model": [run["model"] for run in runs]})
+    table = table.sort_values(["kind", "model"])
+    turns = table.groupby("kind").cumcount().sort_values(kind="stable")
+    return [runs[i] for i in table.index if i in turns.index[:most]]
+
+
+def check_images(results: Results) -> None:
+    """Raise UserError for a photograph of --images of which no record kept an example."""
+    for name in results.images:
+        if not any(example_path(run["csv"], name).exists() for run in results.runs):
+            raise UserError(
+                f"--images {name}: no example of it is kept in {results.folder}/examples; evaluate "
+                f"with --examples {name} (a finished record: with --overwrite)"
+            )
 
 
 def example_table(columns: list[list[dict]]) -> pd.DataFrame:

@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from alignment_security.analysis.family_tests import rank_tests
 from alignment_security.analysis.feng2025_published import (
     ROBUST_NAME,
     multilabel_accuracy,
     own_groups,
-    paper_tables,
     published_norms,
 )
 from alignment_security.analysis.norm_table import (
@@ -38,6 +36,13 @@ from alignment_security.models.families import family, lineage
 from alignment_security.records.metrics import pareto_front
 
 TOLERANCE, ALIGNMENT = "Perturbation Tolerance (L₂)", "human alignment (% of ceiling)"
+# norm that an attack makes small -> label, column of the summary, factor. Records of L1 hold no L1
+# norm.
+TOLERANCES = {
+    "L2": (TOLERANCE, "l2", 1),
+    "Linf": ("Perturbation Tolerance (L∞, 1/255)", "linf", 255),
+    "L1": ("L₂ norm of the smallest L₁ perturbation", "l2", 1),
+}
 MEASURES = {"pt": (TOLERANCE, 1), "alignment": (ALIGNMENT, 100)}  # column -> label, factor
 NORM_NAMES = {"l2": "L2", "linf": "Linf"}  # in names of robust nets -> as threats name them
 FEWEST = 5  # models below which nothing is fitted and no correlation is given
@@ -46,8 +51,14 @@ NOT_MINIMAL = "feng2025"  # the protocol whose norms are not minimal (docs/threa
 
 @lru_cache(maxsize=2)
 def norm_tables(results: Results) -> list[NormTable]:
-    """The public numbers if --published is given, then every protocol of ours that has norms."""
-    return [*published_norms(results), *own_norms(results)]
+    """The public numbers if --published is given, then every L2 protocol of ours that has norms."""
+    return [*published_norms(results), *own_norms(results, "L2")]
+
+
+@lru_cache(maxsize=2)
+def tables_of_every_norm(results: Results) -> list[NormTable]:
+    """`norm_tables`, and tables of our Linf and L1 norms. Their pt are no L2 norms."""
+    return [*norm_tables(results), *own_norms(results, "Linf"), *own_norms(results, "L1")]
 
 
 def published_norm_table(results: Results) -> NormTable | None:
@@ -63,15 +74,15 @@ def tables_with(tables: list[NormTable], columns: list[str]) -> list[NormTable]:
 # ---- our norms -----------------------------------------------------------------------------------
 
 
-def own_norms(results: Results) -> Iterator[NormTable]:
-    """Our minimal L2 norms, a table per image set, protocol and budget.
+def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
+    """Our minimal norms (L2, Linf or L1), a table per image set, protocol and budget.
 
     Unfinished records are named in the note and not used.
     """
     summary = read_summary(results)
-    is_l2 = summary["threat"].astype(str).str.startswith("L2-")
-    norms = summary[is_l2 & summary["l2_mean"].notna()]
-    for (image_set, threat, attack), part in norms.groupby(
+    of_norm = summary["threat"].astype(str).str.startswith(f"{norm}-")
+    found = summary[of_norm & summary["l2_mean"].notna()]
+    for (image_set, threat, attack), part in found.groupby(
         ["image_set", "threat", "attack"], dropna=False
     ):
         unfinished = part["partial"].eq(1)
@@ -82,8 +93,8 @@ def own_norms(results: Results) -> Iterator[NormTable]:
         if len(left_out):
             note += f" Unfinished, not drawn: {', '.join(left_out)}."
         budget = attack if isinstance(attack, str) else "budget not given"
-        table = own_norm_table(results, f"{image_set}, {threat}\n{budget}", rows, note)
-        yield table._replace(image_set=image_set, threat=threat)
+        table = own_norm_table(results, f"{image_set}, {threat}\n{budget}", rows, note, norm)
+        yield table._replace(image_set=image_set, threat=threat, attack=budget)
 
 
 def own_note(results: Results, image_set: str, threat: str, attack: str, rows: pd.DataFrame) -> str:
@@ -101,8 +112,10 @@ def own_note(results: Results, image_set: str, threat: str, attack: str, rows: p
     return f"{image_set}, {threat}: {len(rows)} model(s), n = {counts}, budget {attack}."
 
 
-def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -> NormTable:
-    """Rows of the summary as a NormTable.
+def own_norm_table(
+    results: Results, name: str, rows: pd.DataFrame, note: str, norm: str = "L2"
+) -> NormTable:
+    """Rows of the summary as a NormTable of a norm (TOLERANCES).
 
     Its accuracy is multi-label accuracy if any of the models has one, else clean accuracy.
     """
@@ -117,6 +130,7 @@ def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -
     unlabelled = rows.loc[(public == "") & rows["group"].isna() & (groups == "Other"), "model"]
     if len(unlabelled):
         note += f" Counted as standard, their training is not recorded: {', '.join(unlabelled)}."
+    column, per_pixel = TOLERANCES[norm][1], rows["l2_per_pixel"]
     table = pd.DataFrame(
         {
             "source": name.replace("\n", ", "),
@@ -127,15 +141,27 @@ def own_norm_table(results: Results, name: str, rows: pd.DataFrame, note: str) -
             "public": public,
             "family": rows["model"].map(family),
             "group": groups,
-            "pt": rows["l2_mean"],
-            "pt_sem": rows["l2_sem"],
+            "pt": rows[f"{column}_mean"],
+            "pt_sem": rows[f"{column}_sem"],
             "size": rows["size"],
-            "pt_per_pixel": rows["l2_per_pixel"],
+            "pt_per_pixel": per_pixel if column == "l2" else np.nan,
             "alignment": rows["human_alignment"],
             "alignment_sem": rows["human_alignment_sem"],
         }
     )
-    return NormTable(name, table.join(accuracy)[NORM_TABLE_COLUMNS], label, note)
+    return NormTable(name, table.join(accuracy)[NORM_TABLE_COLUMNS], label, note, norm=norm)
+
+
+def measure_label(table: NormTable, measure: str) -> str:
+    """Axis label of a measure of a table."""
+    return TOLERANCES[table.norm][0] if measure == "pt" else MEASURES[measure][0]
+
+
+def in_drawn_units(table: NormTable) -> NormTable:
+    """The table with its norms as axes have them (TOLERANCES): Linf in 255ths."""
+    factor = TOLERANCES[table.norm][2]
+    rows = table.rows
+    return table._replace(rows=rows.assign(pt=factor * rows["pt"], pt_sem=factor * rows["pt_sem"]))
 
 
 # ---- correlations --------------------------------------------------------------------------------
@@ -223,38 +249,3 @@ def robust_series(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     return [
         (f"{net} {NORM_NAMES[norm]}", part) for (net, norm), part in nets.groupby(["net", "norm"])
     ]
-
-
-# ---- Figures 6 and 7 -----------------------------------------------------------------------------
-
-
-def harmonized_pairs(results: Results) -> pd.DataFrame:
-    """Each harmonized net of Table 1 with each public standard model of its architecture.
-
-    A net without such a model has one row with empty cells. Empty without the public files.
-    """
-    published, printed = published_norm_table(results), paper_tables(results)
-    if published is None or printed is None:
-        return pd.DataFrame()
-    harmonized = printed[printed["table"] == 1].drop(columns="table")
-    standard = published.standard
-    standard = standard.assign(net=standard["model"].str.partition(".")[0])
-    return harmonized.rename(columns={"model": "net"}).merge(
-        standard[["net", "model", *MEASURES, "pt_sem", "alignment_sem"]],
-        how="left",
-        on="net",
-        suffixes=("_harmonized", ""),
-    )
-
-
-def paired_test(pairs: pd.DataFrame, measure: str) -> dict[str, float]:
-    """Wilcoxon's signed-rank test of harmonized nets against public ones of their architecture.
-
-    Each net is compared with the mean of its public models. Returns the mean `difference`, `p` (nan
-    below FEWEST nets) and `n`.
-    """
-    public = pairs.dropna(subset=["model"])
-    means = public.groupby("net")[[f"{measure}_harmonized", measure]].mean()
-    difference = means[f"{measure}_harmonized"] - means[measure]
-    p = stats.wilcoxon(difference).pvalue if len(difference) >= FEWEST else np.nan
-    return {"difference": difference.mean(), "p": p, "n": len(difference)}

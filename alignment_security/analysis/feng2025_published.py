@@ -102,6 +102,24 @@ def own_groups(rows: pd.DataFrame) -> pd.Series:
     return model_groups(public_nets(rows)).fillna(of_file).fillna(recorded).fillna("Other")
 
 
+def run_groups(runs: list[dict]) -> list[str]:
+    """`own_groups` of some runs, read from their run files."""
+    facts = [run["settings"].get("model", {}) for run in runs]
+    rows = pd.DataFrame(
+        [
+            {
+                "model": run["model"],
+                "weights": one.get("weights") or "",
+                "weights_sha256": one.get("weights_sha256") or "",
+                "group": one.get("group"),
+            }
+            for run, one in zip(runs, facts)
+        ],
+        columns=["model", "weights", "weights_sha256", "group"],
+    )
+    return own_groups(rows).tolist()
+
+
 # ---- accuracies ----------------------------------------------------------------------------------
 
 

@@ -18,10 +18,9 @@ from alignment_security.analysis.feng2025 import (
     MEASURES,
     correlation,
     correlation_tests,
-    harmonized_pairs,
     norm_tables,
-    paired_test,
 )
+from alignment_security.analysis.feng2025_harmonized import harmonized_pairs, paired_test
 from alignment_security.analysis.feng2025_tables import TABLE_HEADINGS, robust_table
 from alignment_security.analysis.norm_table import NOT_STANDARD, PUBLISHED, NormTable
 from alignment_security.analysis.results import Results

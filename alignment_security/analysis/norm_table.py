@@ -21,7 +21,7 @@ NORM_TABLE_COLUMNS = [
     "public",  # name of the public net that it is; "" for a net of one's own
     "family",
     "group",
-    "pt",  # Perturbation Tolerance: mean minimal L2 norm, pixel units of [0, 1]
+    "pt",  # Perturbation Tolerance: mean minimal norm, pixel units of [0, 1]
     "pt_sem",
     "size",  # of the attacked images, `height x width`: norms of another size are of other pixels
     "pt_per_pixel",  # pt / sqrt(3 height width)
@@ -41,6 +41,8 @@ class NormTable(NamedTuple):
     note: str  # facts for a caption
     image_set: str = ""  # of our own records
     threat: str = ""  # of our own records
+    attack: str = ""  # of our own records, with its budget
+    norm: str = "L2"  # that the attack makes small: L2, Linf or L1
 
     @property
     def source(self) -> str:

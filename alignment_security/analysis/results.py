@@ -32,6 +32,8 @@ SUMMARY_NUMBERS = [
     "l2_mean",
     "l2_sem",
     "l2_per_pixel",
+    "linf_mean",
+    "linf_sem",
     "human_alignment",
     "human_alignment_sem",
     "partial",
@@ -58,6 +60,7 @@ class Results:
     models: tuple[str, ...] = ()  # only these; empty: all
     image_sets: tuple[str, ...] = ()
     threats: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()  # photographs that figures of examples show
 
     def has(self, model: str, image_set: str, threat: str) -> bool:
         """Whether results of this model, image set and threat are asked for."""
@@ -80,6 +83,7 @@ def load_results(
     published: str | Path | None = None,
     image_sets: list[str] | None = None,
     threats: list[str] | None = None,
+    images: list[str] | None = None,
 ) -> Results:
     """Read every run file of a results folder, or those of some models, image sets and threats.
 
@@ -108,6 +112,7 @@ def load_results(
         models=tuple(models or ()),
         image_sets=tuple(image_sets or ()),
         threats=tuple(threats or ()),
+        images=tuple(images or ()),
     )
     results.runs.extend(
         run for run in runs if results.has(run["model"], run["image_set"], run["threat"])

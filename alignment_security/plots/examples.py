@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from alignment_security.analysis.examples import example_groups, example_table
 from alignment_security.analysis.results import (
@@ -21,18 +17,15 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import safe_file_name
-from alignment_security.plots.style import GREY, NORM_SYMBOLS, Drawing
+from alignment_security.plots.picture_grid import Picture, draw_grid
+from alignment_security.plots.style import NORM_SYMBOLS, Drawing
 from alignment_security.records.comparable import compared_by
 from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.record import BALL_KINDS
 
-CELL = 1.62  # inches: a picture
-GAP, TEXT_LINE = 0.07, 0.117  # inches: between pictures; a line of text
-LONG_VERDICT, LONG_NAME = 28, 26  # letters above which a text is broken
+LONG_VERDICT = 28  # letters above which a text is broken
 MAP_COLOURS = "magma"
 WHITE_QUANTILE = 0.995  # of a perturbation map, drawn white
-# pixels (H, W, 3) uint8, or the reason why there are none; and the text below
-Picture = tuple[np.ndarray | str, str]
 
 
 # ---- what fools a model --------------------------------------------------------------------------
@@ -181,57 +174,6 @@ def map_colours(values: np.ndarray) -> np.ndarray:
     highest = max(1e-12, min(1, values.max()))
     colours = plt.get_cmap(MAP_COLOURS)(np.clip(values / highest, 0, 1))
     return (colours[..., :3] * 255).astype(np.uint8)
-
-
-# ---- the grid ------------------------------------------------------------------------------------
-
-
-def draw_grid(names: list[str], rows: list[list[Picture]]) -> Figure:
-    """Rows of pictures with their names at the left, and a text below each picture."""
-    names = [break_long_name(name) for name in names]
-    left = 0.08 + TEXT_LINE * (1 + max(name.count("\n") for name in names))
-    heights = []  # inches: of a row with the text below it
-    for row in rows:
-        lines = max(len(below.splitlines()) for _, below in row)
-        heights.append(CELL + GAP + TEXT_LINE * (lines + 0.5))
-    width = left + len(rows[0]) * (CELL + GAP) - GAP
-    below_top = np.cumsum([0, *heights])
-    height = below_top[-1]
-    figure = plt.figure(figsize=(width, height))
-    for name, row, top in zip(names, rows, height - below_top):
-        figure.text(
-            0.02 / width,
-            (top - CELL / 2) / height,
-            name,
-            rotation=90,
-            va="center",
-            ma="center",
-            fontsize=7,
-        )
-        for j, picture in enumerate(row):
-            place = left + j * (CELL + GAP), top - CELL
-            ax = figure.add_axes((place[0] / width, place[1] / height, CELL / width, CELL / height))
-            draw_picture(ax, *picture)
-    return figure
-
-
-def break_long_name(name: str) -> str:
-    """A model's name (and facts below it), broken after the architecture if it is long."""
-    is_long = len(name.split("\n")[0]) > LONG_NAME
-    return name.replace(".", ".\n", 1) if is_long else name
-
-
-def draw_picture(ax: Axes, picture: np.ndarray | str, below: str) -> None:
-    """A picture, or the reason why there is none, and the text below it."""
-    ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
-    ax.spines[:].set_visible(False)
-    text: dict[str, Any] = {"ha": "center", "fontsize": 7, "transform": ax.transAxes}
-    if isinstance(picture, str):
-        ax.text(0.5, 0.5, textwrap.fill(picture, 20), va="center", color=GREY, **text)
-    else:
-        ax.imshow(picture, interpolation="none")
-    # y is the baseline of the last line
-    ax.text(0.5, -TEXT_LINE * (below.count("\n") + 1.1) / CELL, below, **text)
 
 
 EVALUATE = (

@@ -1,33 +1,29 @@
 """Figures of Feng et al. (2025): Perturbation Tolerance against human alignment, and both remedies.
 
-Figures 2, 3, 4, 6 and 7 from the public numbers (--published), with a panel for each protocol of
-ours. The remedies are adversarial training and harmonization with human maps.
+Figures 2, 3 and 4 from the public numbers (--published), with a panel for each protocol of ours.
+The remedies are adversarial training and harmonization with human maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from adjustText import adjust_text
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignment_security.analysis.feng2025 import (
     MEASURES,
     correlation,
-    harmonized_pairs,
+    in_drawn_units,
     mark_pareto_front,
-    norm_tables,
-    paired_test,
+    measure_label,
     rho_text,
     robust_series,
+    tables_of_every_norm,
     tables_with,
 )
-from alignment_security.analysis.feng2025_published import PUBLISHED_ERRORS
 from alignment_security.analysis.norm_table import MULTILABEL, NormTable
 from alignment_security.analysis.results import Results
 from alignment_security.plots.feng2025_fits import (
@@ -50,14 +46,11 @@ from alignment_security.plots.feng2025_style import (
 )
 from alignment_security.plots.style import (
     NORM_SYMBOLS,
-    PAGE_WIDTH,
     SMALL,
     Drawing,
     panels,
 )
 
-PUBLIC_STYLE: Any = {"marker": "o", "color": GROUP_STYLES["CNN"][0]}
-HARMONIZED_STYLE: Any = {"marker": "*", "color": GROUP_STYLES["harmonized"][0], "markersize": 8}
 MAX_NAMED_POINTS = 6  # models of a panel whose names are written next to their points
 MAX_LETTERS = 26  # of such a name
 
@@ -100,8 +93,8 @@ def draw_panel(ax: Axes, table: NormTable, rows: pd.DataFrame, x: str, y: str, t
         tolerance_scale(ax.xaxis, rows["pt"])
     if y == "pt":
         tolerance_scale(ax.yaxis, rows["pt"])
-    x_label = MEASURES[x][0] if x in MEASURES else table.accuracy_label
-    ax.set(xlabel=x_label, ylabel=MEASURES[y][0])
+    x_label = measure_label(table, x) if x in MEASURES else table.accuracy_label
+    ax.set(xlabel=x_label, ylabel=measure_label(table, y))
     ax.set_title(f"{title}\n{rho_text(correlation(table.standard, x, y))}", loc="left")
     ax.margins(0.08)
 
@@ -155,11 +148,11 @@ def human_alignment(results: Results) -> Iterator[Drawing]:
 def against_accuracy(results: Results, measure: str, name: str) -> Iterator[Drawing]:
     """A measure against multi-label accuracy, with a quadratic fit and people's accuracy."""
     columns = ["accuracy", measure]
-    tables = tables_with(norm_tables(results), columns)
+    tables = tables_with(tables_of_every_norm(results), columns)
     if not tables:
         return
-    shown = [table._replace(rows=table.rows.dropna(subset=columns)) for table in tables]
-    rows = number_panels(shown)
+    known = [table._replace(rows=table.rows.dropna(subset=columns)) for table in tables]
+    rows, shown = number_panels(known), [in_drawn_units(table) for table in known]
     figure, axes = panels(len(shown), group_handles(rows) + estimated_handles(rows))
     for ax, table in zip(axes, shown):
         draw_quadratic_fit(ax, table.standard, measure)
@@ -190,9 +183,10 @@ def tradeoff(results: Results) -> Iterator[Drawing]:
 
     Two panels per source: standard models, and all models if there are others.
     """
-    tables = [mark_pareto_front(table) for table in tables_with(norm_tables(results), [*MEASURES])]
+    found = tables_with(tables_of_every_norm(results), [*MEASURES])
+    tables = [mark_pareto_front(table) for table in found]
     views = []
-    for table in tables:
+    for table in map(in_drawn_units, tables):
         views.append((table, table.standard, table.name))
         if len(table.rows) > len(table.standard):
             views.append((table, table.rows, f"{table.name}, all models"))
@@ -235,83 +229,8 @@ def series_handles(tables: list[NormTable]) -> list[Line2D]:
     ]
 
 
-# ---- Figures 6 and 7 -----------------------------------------------------------------------------
-
-
-def figure_6_7(results: Results) -> Iterator[Drawing]:
-    """Figures 6 and 7: harmonized nets against the public models of their architecture."""
-    pairs = harmonized_pairs(results)
-    if pairs.empty:
-        return
-    without = pairs.loc[pairs["model"].isna(), "net"].unique()[::-1]
-    caption = (
-        "Harmonized nets (Feng et al. 2025, Table 1; protocol feng2025, bars: standard errors; "
-        f"{PUBLISHED_ERRORS}) and "
-        "the published standard models of their architecture. Test: Wilcoxon's signed ranks, each "
-        "net against the mean of its public models. The paper's own baselines were not published, "
-        f"nor are there public numbers for {', '.join(without)}."
-    )
-    yield "harmonized", draw_harmonized(pairs), pairs, caption
-
-
-def draw_harmonized(pairs: pd.DataFrame) -> Figure:
-    """Two panels, tolerance and alignment, with a row per architecture.
-
-    pairs   of `harmonized_pairs`
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE_WIDTH, 2.6), sharey=True, layout="constrained")
-    for ax, measure in zip(axes, MEASURES):
-        draw_pairs(ax, pairs, measure)
-    stars = Line2D([], [], linestyle="none", label="harmonized (Table 1)", **HARMONIZED_STYLE)
-    dots = Line2D([], [], linestyle="none", **PUBLIC_STYLE)
-    dots.set_label("public weights of that architecture, trained without human maps")
-    figure.legend(handles=[stars, dots], loc="outside lower center", ncols=2)
-    return figure
-
-
-def draw_pairs(ax: Axes, pairs: pd.DataFrame, measure: str) -> None:
-    """A star for each harmonized net, and dots for the public models of its architecture."""
-    label, percent = MEASURES[measure]
-    nets = list(dict.fromkeys(pairs["net"]))[::-1]
-    for i, net in enumerate(nets):
-        part = pairs[pairs["net"] == net]
-        first, public = part.iloc[0], part.dropna(subset=["model"])
-        ax.errorbar(
-            percent * public[measure],
-            [i] * len(public),
-            xerr=percent * public[f"{measure}_sem"],
-            linestyle="none",
-            elinewidth=0.8,
-            markersize=3.5,
-            alpha=0.8,
-            **PUBLIC_STYLE,
-        )
-        ax.errorbar(
-            percent * first[f"{measure}_harmonized"],
-            i,
-            xerr=percent * first[f"{measure}_sem_harmonized"],
-            linestyle="none",
-            elinewidth=0.8,
-            **HARMONIZED_STYLE,
-        )
-    test = paired_test(pairs, measure)
-    title = (
-        f"mean difference {percent * test['difference']:+.2g}, "
-        f"Wilcoxon p = {test['p']:.2g} (n = {test['n']} nets)"
-    )
-    ax.set_title(title, loc="left", fontsize=7)
-    ax.set(xlabel=label, ylim=(-0.6, len(nets) - 0.4))
-    ax.set_yticks(range(len(nets)), nets)
-    ax.grid(axis="y", color="#DDDDDD", linewidth=0.5)
-    ax.set_axisbelow(True)
-
-
 FIGURES = {
     "perturbation_tolerance": (perturbation_tolerance, LACKING),
     "human_alignment": (human_alignment, LACKING),
     "tradeoff": (tradeoff, LACKING),
-    "harmonized": (
-        figure_6_7,
-        "--published DIR (or PUBLISHED_DIR of .env) names the folder with the paper's numbers",
-    ),
 }

@@ -45,7 +45,7 @@ def draw_human_accuracy(ax: Axes) -> None:
         (HUMAN_ACCURACY, 1),
         xycoords=("data", "axes fraction"),
         ha="center",
-        va="top",
+        va="bottom",
         fontsize=7,
         color="#444444",
     )

@@ -12,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from alignment_security.analysis.feng2025 import robust_series
+from alignment_security.analysis.norm_table import PUBLISHED, NormTable
+from alignment_security.common.files import safe_file_name
 from alignment_security.plots.style import DARK
 
 # group -> colour (Okabe and Ito), marker; "Other" is a model that Feng 2025 does not have
@@ -31,6 +33,19 @@ LACKING = (
     "`python utilities.py merge --results_dir {}` make our numbers; --published DIR draws the "
     "published ones"
 )
+
+
+def own_figure_name(kind: str, table: NormTable, tables: list[NormTable]) -> str:
+    """Kind, image set and threat of a table of ours, and its attack where other tables share these.
+
+    Published numbers have the kind alone.
+    """
+    if table.name == PUBLISHED:
+        return kind
+    place = table.image_set, table.threat
+    shared = [other for other in tables if (other.image_set, other.threat) == place]
+    attack = [safe_file_name(table.attack)] if len(shared) > 1 else []
+    return "_".join([kind, *place, *attack])
 
 
 def group_handles(rows: pd.DataFrame) -> list[Line2D]:

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from alignment_security.analysis.feng2025 import NORM_NAMES, norm_tables
+from alignment_security.analysis.feng2025 import (
+    NORM_NAMES,
+    TOLERANCES,
+    norm_tables,
+    tables_of_every_norm,
+)
 from alignment_security.analysis.feng2025_published import (
     PUBLISHED_ERRORS,
     ROBUST_NAME,
@@ -20,7 +25,7 @@ from alignment_security.analysis.feng2025_statistics import (
 from alignment_security.analysis.feng2025_tables import printed_columns, robust_table
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import Results
-from alignment_security.plots.feng2025_style import LACKING
+from alignment_security.plots.feng2025_style import LACKING, own_figure_name
 from alignment_security.plots.style import Drawing
 
 
@@ -58,9 +63,10 @@ def paper_drawings(results: Results) -> Iterator[Drawing]:
     robust = robust_table(results)
     if robust is not None:
         yield robust_drawing(robust)
-    for table in norm_tables(results):
+    own = tables_of_every_norm(results)
+    for table in own:
         if table.name != PUBLISHED:
-            yield own_drawing(table)
+            yield own_drawing(table, own_figure_name("table", table, own))
 
 
 def robust_drawing(robust: pd.DataFrame) -> Drawing:
@@ -90,7 +96,7 @@ def robust_drawing(robust: pd.DataFrame) -> Drawing:
     return "table_2_robust", None, table, caption
 
 
-def own_drawing(source: NormTable) -> Drawing:
+def own_drawing(source: NormTable, name: str) -> Drawing:
     """A protocol of ours as a table like Tables 1 and 2, the most tolerant model first."""
     rows = source.rows.sort_values("pt", ascending=False)
     table = pd.DataFrame(
@@ -102,8 +108,11 @@ def own_drawing(source: NormTable) -> Drawing:
             **printed_columns(rows),
         }
     )
-    caption = f"Perturbation Tolerance and human alignment, mean ± standard error.\n{source.note}"
-    return f"table_{source.image_set}_{source.threat}", None, table, caption
+    caption = (
+        f"Perturbation Tolerance ({TOLERANCES[source.norm][1]} norms of {source.norm} attacks, "
+        f"pixel units) and human alignment, mean ± standard error.\n{source.note}"
+    )
+    return name, None, table, caption
 
 
 FIGURES = {

@@ -27,6 +27,7 @@ def norm_summary(correct: pd.DataFrame) -> dict:
         "l2_sem": fooled["l2"].sem(),
         "l2_median": fooled["l2"].median(),
         "linf_mean": fooled["linf"].mean(),
+        "linf_sem": fooled["linf"].sem(),
         "linf_median": fooled["linf"].median(),
         "n_without_norm": len(correct) - len(fooled),
         "l2_median_all": median["l2"],

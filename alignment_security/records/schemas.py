@@ -75,6 +75,7 @@ SUMMARY = {
     "l2_per_pixel": NORM_LINF,
     "size": Column(TEXT, empty=True),
     "linf_mean": NORM_LINF,
+    "linf_sem": NORM_LINF,
     "linf_median": NORM_LINF,
     "n_without_norm": optional(COUNT),
     "l2_median_all": NORM_L2,

@@ -8,17 +8,18 @@ from conftest import DATA
 from norm_tables import write_published, write_summary
 
 import plotting
-from alignment_security.analysis.feng2025 import norm_tables, paired_test, quadratic_fit
+from alignment_security.analysis.feng2025 import norm_tables, quadratic_fit
+from alignment_security.analysis.feng2025_harmonized import paired_test
 from alignment_security.analysis.feng2025_published import PUBLISHED_ERRORS
 from alignment_security.analysis.feng2025_statistics import welch_text
 from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.results import load_results
 from alignment_security.plots.feng2025 import (
-    figure_6_7,
     human_alignment,
     perturbation_tolerance,
     tradeoff,
 )
+from alignment_security.plots.feng2025_harmonized import figure_6_7
 from alignment_security.plots.feng2025_tables import paper_drawings, text_statistics
 from alignment_security.plots.style import STYLE
 from alignment_security.records.metrics import pareto_front

@@ -269,13 +269,29 @@ def test_an_example_that_the_record_denies_is_not_shown(tmp_path):
 
 
 def test_models_beyond_the_room_are_named(tmp_path):
-    for model in ("vgg11", "vgg13", "vgg16", "vgg19"):
-        make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg19" else ["b.jpg", "c.jpg"])
+    models = [f"vgg{i}" for i in range(11, 19)]
+    for model in models:
+        make_ball(tmp_path, model, examples=["c.jpg"] if model == "vgg18" else ["b.jpg", "c.jpg"])
     ((_, figure, table, caption),) = adversarial_examples(load_results(tmp_path))
-    assert set(table["model"]) == {"vgg11", "vgg13", "vgg16"} and "--models): vgg19." in caption
-    ((_, chosen, table, _),) = adversarial_examples(load_results(tmp_path, ["vgg19", "vgg11"]))
-    assert set(table["model"]) == {"vgg11", "vgg19"}
+    assert set(table["model"]) == set(models[:6]) and "--models): vgg17, vgg18." in caption
+    ((_, chosen, table, _),) = adversarial_examples(load_results(tmp_path, ["vgg18", "vgg11"]))
+    assert table["model"].tolist()[:2] == ["vgg18", "vgg11"]  # in the order asked for
+    ((_, every, table, caption),) = adversarial_examples(load_results(tmp_path, models))
+    assert set(table["model"]) == set(models) and "Not drawn" not in caption  # no cap
     plt.close("all")
+
+
+def test_photographs_are_those_asked_for(tmp_path, capsys):
+    make_ball(tmp_path, "vgg11", examples=["b.jpg", "c.jpg"])
+    results = load_results(tmp_path, images=["c.jpg"])
+    ((_, _, table, _),) = adversarial_examples(results)
+    assert table["image_id"].tolist() == ["c.jpg"]
+    plt.close("all")
+    options = "--plots", "adversarial_examples", "--images", "a.jpg"
+    assert draw(tmp_path, tmp_path / "figures", *options) == 2
+    error = capsys.readouterr().err
+    assert "--images a.jpg: no example of it is kept" in error and "--examples a.jpg" in error
+    assert error.count("\n") == 1 and not (tmp_path / "figures").exists()
 
 
 def test_many_models_are_drawn_by_family(tmp_path):

@@ -1,0 +1,153 @@
+"""Pictures in rows and columns with their names, and pictures with a map laid over them."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+from alignment_security.plots.style import GREY, PAGE_WIDTH, SMALL
+
+CELL = 1.62  # inches: a picture
+GAP, TEXT_LINE = 0.07, 0.117  # inches: between pictures; a line of text
+LETTER, LINE = 0.05, 0.1  # inches: a small letter, on average; a line of them
+LONG_NAME = 26  # letters above which a model's name is broken
+OVERLAY_COLOURS = "inferno"
+OVERLAY_OPACITY = 0.9  # where a map is at its highest
+OVERLAY_BLUR = 0.015  # of the width: sigma of the Gaussian over a perturbation
+HIGHEST_QUANTILE = 0.995  # of a map, drawn as its highest value
+# pixels (H, W, 3) uint8, or the reason why there are none; and the text below
+Picture = tuple[np.ndarray | str, str]
+
+
+def draw_grid(names: list[str], rows: list[list[Picture]]) -> Figure:
+    """Rows of pictures with their names at the left, and a text below each picture."""
+    names = [break_long_name(name) for name in names]
+    left = 0.08 + TEXT_LINE * (1 + max(name.count("\n") for name in names))
+    heights = []  # inches: of a row with the text below it
+    for row in rows:
+        lines = max(len(below.splitlines()) for _, below in row)
+        heights.append(CELL + GAP + TEXT_LINE * (lines + 0.5))
+    width = left + len(rows[0]) * (CELL + GAP) - GAP
+    below_top = np.cumsum([0, *heights])
+    height = below_top[-1]
+    figure = plt.figure(figsize=(width, height))
+    for name, row, top in zip(names, rows, height - below_top):
+        figure.text(
+            0.02 / width,
+            (top - CELL / 2) / height,
+            name,
+            rotation=90,
+            va="center",
+            ma="center",
+            fontsize=7,
+        )
+        for j, picture in enumerate(row):
+            place = left + j * (CELL + GAP), top - CELL
+            ax = figure.add_axes((place[0] / width, place[1] / height, CELL / width, CELL / height))
+            draw_picture(ax, *picture)
+    return figure
+
+
+def break_long_name(name: str) -> str:
+    """A model's name (and facts below it), broken after the architecture if it is long."""
+    is_long = len(name.split("\n")[0]) > LONG_NAME
+    return name.replace(".", ".\n", 1) if is_long else name
+
+
+def draw_picture(ax: Axes, picture: np.ndarray | str, below: str) -> None:
+    """A picture, or the reason why there is none, and the text below it."""
+    ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
+    ax.spines[:].set_visible(False)
+    text: dict[str, Any] = {"ha": "center", "fontsize": 7, "transform": ax.transAxes}
+    if isinstance(picture, str):
+        ax.text(0.5, 0.5, textwrap.fill(picture, 20), va="center", color=GREY, **text)
+    else:
+        ax.imshow(picture, interpolation="none")
+    # y is the baseline of the last line
+    ax.text(0.5, -TEXT_LINE * (below.count("\n") + 1.1) / CELL, below, **text)
+
+
+# ---- columns on a page ---------------------------------------------------------------------------
+
+
+def draw_columns(heads: list[str], rows: list[list[Picture]]) -> Figure:
+    """Rows of pictures over the width of a page, a name above each column, a text below each."""
+    columns = len(heads)
+    cell = (PAGE_WIDTH + GAP) / columns - GAP
+    letters = int(cell / LETTER)
+    heads = [wrap_name(head, letters) for head in heads]
+    top = LINE * (max(head.count("\n") for head in heads) + 1.6)
+    lines = max(below.count("\n") + 1 if below else 0 for row in rows for _, below in row)
+    step = cell + LINE * (lines + 0.5) + GAP
+    height = top + len(rows) * step
+    figure = plt.figure(figsize=(PAGE_WIDTH, height))
+    for j, head in enumerate(heads):
+        left = j * (cell + GAP)
+        x = (left + cell / 2) / PAGE_WIDTH
+        figure.text(x, 1 - (top - 0.04) / height, head, ha="center", va="bottom", fontsize=SMALL)
+        for i, row in enumerate(rows):
+            bottom = height - top - i * step - cell
+            place = (left / PAGE_WIDTH, bottom / height, cell / PAGE_WIDTH, cell / height)
+            ax = figure.add_axes(place)
+            put_picture(ax, *row[j], letters)
+    return figure
+
+
+def put_picture(ax: Axes, picture: np.ndarray | str, below: str, letters: int) -> None:
+    """A picture, or the reason why there is none, and the text below it, in small letters."""
+    ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
+    ax.spines[:].set_visible(False)
+    text: dict[str, Any] = {"ha": "center", "fontsize": SMALL}
+    if isinstance(picture, str):
+        reason = textwrap.fill(picture, letters)
+        ax.text(0.5, 0.5, reason, va="center", color=GREY, transform=ax.transAxes, **text)
+    else:
+        ax.imshow(picture, interpolation="antialiased")
+    ax.annotate(
+        below, (0.5, 0), (0, -2), xycoords="axes fraction", textcoords="offset points", va="top",
+        **text,
+    )  # fmt: skip
+
+
+def wrap_name(text: str, letters: int) -> str:
+    """Lines of at most so many letters; names of models break after `.`, `_` and `-` too."""
+    lines: list[str] = []
+    for part in text.split("\n"):
+        line = ""
+        for word in re.findall(r"[^._\- ]*[._\- ]?", part):
+            if line and len(line + word) > letters:
+                lines.append(line.rstrip())
+                line = ""
+            line += word
+        lines.append(line)
+    return "\n".join(lines)
+
+
+# ---- overlays ------------------------------------------------------------------------------------
+
+
+def overlay(photograph: np.ndarray, values: np.ndarray, blur: float = 0.0) -> np.ndarray:
+    """A map laid over a photograph in grey: the higher a value, the brighter and the less grey.
+
+    photograph   (H, W, 3) uint8
+    values       (H, W), from 0 up; drawn as highest at their HIGHEST_QUANTILE
+    blur         sigma of a Gaussian over the map, as a share of its width
+
+    Returns (H, W, 3) uint8.
+    """
+    values = values.astype(float)
+    if blur:
+        values = gaussian_filter(values, blur * values.shape[1])
+    highest = np.quantile(values, HIGHEST_QUANTILE) or values.max() or 1.0
+    share = (values / highest).clip(0, 1)
+    colours = 255 * plt.get_cmap(OVERLAY_COLOURS)(share)[..., :3]
+    grey = photograph.mean(axis=2, keepdims=True)
+    opacity = OVERLAY_OPACITY * share[..., None]
+    return ((1 - opacity) * grey + opacity * colours).round().astype(np.uint8)
