@@ -184,7 +184,8 @@ def draw_picked(table: NormTable, rows: pd.DataFrame, cells: list[dict]) -> Figu
     plane: Figure | SubFigure = figure
     pictures: SubFigure | None = None
     if cells:
-        plane, pictures = np.ravel(figure.subfigures(1, 2, width_ratios=(1.05, 1)))
+        halves = np.asarray(figure.subfigures(1, 2, width_ratios=(1.05, 1)), dtype=object)
+        plane, pictures = halves.tolist()
     ax = plane.subplots()
     draw_plane(ax, table, rows)
     if not cells:
