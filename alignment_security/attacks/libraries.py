@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -49,6 +50,8 @@ FOOLBOX: dict[str, tuple[str, dict[str, Any]]] = {
         {"steps": 50, "candidates": 10, "overshoot": 0.02, "loss": "logits"},
     ),
 }
+
+BATCH_SECONDS = 60  # that a batch of an attack of foolbox may take
 
 
 class CountedModule(nn.Module):
@@ -189,7 +192,7 @@ def run_foolbox(
     confirm = confirm_in_float32(forward, "L2")
     class_name, settings = FOOLBOX[protocol]
     attack = getattr(foolbox.attacks, class_name)(**settings | {"steps": steps})
-    while batch := list(islice(source, batch_size)):
+    for batch in paced_batches(source, batch_size):
         if protocol == "feng2025":
             batch = [(name, stretch(x[None])[0], label) for name, x, label in batch]
         images = images_to_attack(forward, batch, n_outputs, lambda: None, eps=math.inf)
@@ -204,6 +207,24 @@ def run_foolbox(
                 image.forwards += forwards / len(correct)
                 image.backwards += backwards / len(correct)
         yield [minimum_norm_row(image, findings.get(image.image_id)) for image in images]
+
+
+def paced_batches(source: ImageStream, largest: int) -> Iterator[list]:
+    """Batches of at most `largest` images, as large as BATCH_SECONDS allow.
+
+    An attack of another library cannot be interrupted, so a stopped run loses its last batch. The
+    first is one image. Each next one is twice as large while batches take less than half of that
+    time, and half as large when one takes more.
+    """
+    size = 1
+    while batch := list(islice(source, size)):
+        begin = time.monotonic()
+        yield batch
+        seconds = time.monotonic() - begin
+        if seconds < BATCH_SECONDS / 2:
+            size = min(2 * size, largest)
+        elif seconds > BATCH_SECONDS:
+            size = max(1, size // 2)
 
 
 def _foolbox_points(attack: Any, module: nn.Module, images: list[AttackedImage[None]]) -> Tensor:

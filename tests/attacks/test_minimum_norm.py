@@ -9,6 +9,7 @@ import torch
 from nets import Linear, digits, rows_of, two_class
 from scipy.optimize import linprog
 
+from alignment_security.attacks import libraries
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import shrink_onto_ball
@@ -370,6 +371,21 @@ def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, ste
     assert alone.backwards.sum() == pytest.approx(
         together.backwards.sum(), rel=0.5
     )  # deepfool ends when all have
+
+
+@pytest.mark.parametrize(
+    "seconds_per_image, sizes",
+    [(0.1, [1, 2, 4, 8, 8, 7]), (7.0, [1, 2, 4, 8, 8, 7]), (20, [1, *[2] * 14, 1]), (90, [1] * 30)],
+)
+def test_batches_that_cannot_be_interrupted_are_short(monkeypatch, seconds_per_image, sizes):
+    """What a signal costs is bounded by time; on a slow machine a batch is one image."""
+    now = [0.0]
+    monkeypatch.setattr(libraries.time, "monotonic", lambda: now[0])
+    seen = []
+    for batch in libraries.paced_batches(iter(range(30)), 8):
+        seen.append(len(batch))
+        now[0] += seconds_per_image * len(batch)
+    assert seen == sizes
 
 
 def test_stretch():
