@@ -7,6 +7,7 @@
     python utilities.py setup_scores [--date DATE]      Brain-Score leaderboard -> registry names
     python utilities.py compare_scores A B              what changed between two leaderboard files
     python utilities.py join [--results_dir DIR]        our summary with the scores of each model
+    python utilities.py model_vs_human DIR --out CSV    error consistency and shape bias of trials
     python utilities.py run_study STUDY [OPTION ...]    all models of a study, on this machine
     python utilities.py prestage --models LIST --out DIR    pack weights of models for HTCondor
     python utilities.py make_sweep --out DIR -- THREAT ...  the folder that condor_submit_dag runs
@@ -55,6 +56,7 @@ EXAMPLES = {
     "setup_scores": "setup_scores --package_path brainscore --date 2026-05-07",
     "compare_scores": "compare_scores old_leaderboard.csv leaderboard.csv",
     "join": "join --results_dir results/mine",
+    "model_vs_human": "model_vs_human raw-data --out model_vs_human.csv",
     "run_study": "run_study feng2025 --data_dir DIR",
     "prestage": "prestage --models feng2025 --images imagenet/val --out staging",
     "make_sweep": "make_sweep --staged staging/staged.tsv --out sweep "

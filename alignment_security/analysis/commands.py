@@ -6,6 +6,7 @@ from pathlib import Path
 
 from alignment_security.analysis.brainscore_join import join_results
 from alignment_security.analysis.brainscore_scores import compare_scores, merge_leaderboard
+from alignment_security.analysis.model_vs_human import write_model_scores
 from alignment_security.common.command_line import RESULTS_HELP
 from alignment_security.common.settings import setting
 
@@ -21,6 +22,10 @@ def compare_scores_command(args) -> None:
 
 def join_command(args) -> None:
     join_results(args.results_dir, args.scores)
+
+
+def model_vs_human_command(args) -> None:
+    write_model_scores(args.folder, args.out)
 
 
 def add_score_commands(commands) -> None:
@@ -58,3 +63,12 @@ def add_score_commands(commands) -> None:
         help="more scores, by timm name; the figures of Hoak 2025 draw them too",
     )
     join.set_defaults(run=join_command)
+
+    trials = commands.add_parser(
+        "model_vs_human", help="error consistency and shape bias from trials, for join --scores"
+    )
+    trials.add_argument(
+        "folder", type=Path, metavar="DIR", help="model-vs-human's raw-data: <dataset>/*.csv"
+    )
+    trials.add_argument("--out", type=Path, required=True, help="the new table")
+    trials.set_defaults(run=model_vs_human_command)
