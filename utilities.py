@@ -32,6 +32,7 @@ from alignment_security.analysis.brainscore_scores import merge_leaderboard
 from alignment_security.analysis.commands import add_score_commands
 from alignment_security.analysis.merge_formats import FORMATS
 from alignment_security.cluster.commands import add_sweep_commands
+from alignment_security.cluster.studies import Study
 from alignment_security.common.command_line import (
     RESULTS_HELP,
     Parser,
@@ -42,7 +43,7 @@ from alignment_security.common.command_line import (
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line, report_error, run_command, run_script
 from alignment_security.common.settings import setting
-from alignment_security.models.lists import available_lists
+from alignment_security.models.lists import WantedModel, available_lists
 from alignment_security.records.audit import audit
 from alignment_security.records.commands import add_archive_commands
 from alignment_security.records.summary import SUMMARY_NAME, merge_records, notes_on, summary_table
@@ -256,14 +257,21 @@ def add_study_commands(commands) -> None:
     study.set_defaults(run=run_study_command)
 
 
-def check_job_arguments(arguments: list[str]) -> None:
-    """Refuse what every job would refuse; where torch is missing, say that it is not checked."""
+def check_job_arguments(study: Study | None, arguments: list[str]) -> list[str]:
+    """Refuse what every job would refuse; where torch is missing, say that it is not checked.
+
+    Returns the names of the image sets that are asked for.
+    """
     try:
         from alignment_security.evaluation.options import parse_args
+        from alignment_security.evaluation.study import study_requests
     except ModuleNotFoundError as missing:
         print(f"the jobs' arguments are not checked: no {missing.name} here", file=sys.stderr)
-        return
-    parse_args(["--model_name", "NAME", *arguments], "")
+        return []
+    if study is None:
+        return [parse_args(["--model_name", "NAME", *arguments]).dataset]
+    requests = study_requests(study, WantedModel("NAME", "NAME"), arguments)
+    return [request.dataset for request in requests]
 
 
 # ---- command line --------------------------------------------------------------------------------

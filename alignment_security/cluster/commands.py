@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from alignment_security.cluster.status import print_status
-from alignment_security.cluster.sweep import make_sweep, staged_names, submit_settings
+from alignment_security.cluster.studies import Study, read_study
+from alignment_security.cluster.sweep import (
+    check_images,
+    make_sweep,
+    staged_names,
+    submit_settings,
+)
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import setting
 from alignment_security.models.lists import read_wanted
@@ -30,11 +36,15 @@ def prestage_command(args) -> None:
         raise UserError(f"{len(failed)} not staged; the others are in {args.out}")
 
 
-def make_sweep_command(args, check: Callable[[list[str]], None]) -> None:
-    check(args.arguments)
+Check = Callable[[Study | None, list[str]], list[str]]
+
+
+def make_sweep_command(args, check: Check) -> None:
+    study = read_study(args.study) if args.study else None
+    check_images(check(study, args.arguments), args.images, args.arguments)
     settings = submit_settings(args.set)
     only = [*args.only, *staged_names(args.staged, read_wanted(*args.models))]
-    count = make_sweep(args.out, args.staged, args.arguments, settings, only, args.images)
+    count = make_sweep(args.out, args.staged, args.arguments, settings, only, args.images, study)
     print(f"{count} models; go on with: cd {args.out} && condor_submit_dag sweep.dag")
 
 
@@ -42,8 +52,11 @@ def sweep_status_command(args) -> None:
     print_status(args.sweep, args.out)
 
 
-def add_sweep_commands(commands, check: Callable[[list[str]], None]) -> None:
-    """Add the commands; `check` refuses arguments that every job would refuse."""
+def add_sweep_commands(commands, check: Check) -> None:
+    """Add the commands.
+
+    check   (study, arguments) -> names of the image sets; refuses what every job would refuse
+    """
     staging = commands.add_parser(
         "prestage", help="pack the weights of each model into a tar, for workers without network"
     )
@@ -77,12 +90,17 @@ def add_sweep_commands(commands, check: Callable[[list[str]], None]) -> None:
         help=f"{MODELS_HELP}; those of them that are staged",
     )
     making.add_argument("--images", help="the images' tar, as staged.tsv names it")
+    making.add_argument(
+        "--study", help="a study: its staged models get a job each, under all its threats"
+    )
     making.add_argument("--out", type=Path, required=True, help="the new folder")
     making.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the submit files"
     )
     making.add_argument(
-        "arguments", nargs="*", help="after --: options and threat of evaluate_robustness.py"
+        "arguments",
+        nargs="*",
+        help="after --: options and threat of evaluate_robustness.py; with --study, options",
     )
     making.set_defaults(run=partial(make_sweep_command, check=check))
 

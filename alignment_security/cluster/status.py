@@ -12,6 +12,7 @@ State of a model:
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.text import text_lines
+from alignment_security.common.text import read_text, text_lines
 from alignment_security.records.record import read_run_file
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
@@ -167,13 +168,24 @@ def sweep_models(sweep: Path) -> list[tuple[str, str]]:
         ) from None
 
 
-def run_files(sweep: Path) -> dict[str, dict]:
-    """Slug -> run file, for the records that jobs returned; unreadable ones are left out."""
-    found = {}
+def run_files(sweep: Path) -> dict[str, list[dict]]:
+    """Slug -> run files of the records that jobs returned; unreadable ones are left out."""
+    found: dict[str, list[dict]] = {}
     for path in glob_visible(sweep / "results" / "records", "*/*/*.json"):
         try:
-            found[path.stem] = read_run_file(path)
+            found.setdefault(path.stem, []).append(read_run_file(path))
         except UserError:
+            continue
+    return found
+
+
+def states_of_study(sweep: Path) -> dict[str, str]:
+    """Slug -> status of the models of a study (`cluster.queue`); none for a sweep of one threat."""
+    found = {}
+    for path in glob_visible(sweep / "results" / "studies", "*/*.json"):
+        try:
+            found[path.stem] = str(json.loads(read_text(path)).get("status"))
+        except (OSError, ValueError, UserError):
             continue
     return found
 
@@ -188,10 +200,13 @@ def last_line(path: Path) -> str:
     return filled[-1] if filled else ""
 
 
-def model_status(sweep: Path, name: str, slug: str, run: dict | None, now: float) -> dict:
+def model_status(
+    sweep: Path, name: str, slug: str, runs: list[dict], in_study: str, now: float
+) -> dict:
     """A row of the table that `status_table` returns.
 
-    run   run file of the model, None when no record came back
+    runs       run files of the model's records, as far as they came back
+    in_study   its status in a study: a threat that was not begun has no run file
     """
     log = sweep / "logs" / f"{slug}.log"
     job = follow_events(read_events(log) if log.is_file() else [])
@@ -207,17 +222,18 @@ def model_status(sweep: Path, name: str, slug: str, run: dict | None, now: float
         "evictions": job.evictions,
     }
     ended_cleanly = job.state in ("failed", "waiting") and not job.note
-    if run is not None and run["status"] == "done" and ended_cleanly:
-        return row | _done_columns(run)
+    is_done = runs and in_study == "done" and all(run["status"] == "done" for run in runs)
+    if is_done and ended_cleanly:
+        return row | _done_columns(runs)
     if job.state == "failed":
-        return row | {"note": _failure_note(sweep, slug, job, run)}
+        return row | {"note": _failure_note(sweep, slug, job, runs)}
     return row | {"left": job.hours_left(now)}
 
 
-def _done_columns(run: dict) -> dict:
-    """Columns of a model whose run file says that it is done."""
-    images = run["images"]
-    seconds = sum(session["seconds"] for session in run["sessions"])
+def _done_columns(runs: list[dict]) -> dict:
+    """Columns of a model whose run files say that it is done; images of all its threats."""
+    images = sum(run["images"] for run in runs)
+    seconds = sum(session["seconds"] for run in runs for session in run["sessions"])
     return {
         "state": "done",
         "done": images,
@@ -228,10 +244,10 @@ def _done_columns(run: dict) -> dict:
     }
 
 
-def _failure_note(sweep: Path, slug: str, job: CondorJob, run: dict | None) -> str:
+def _failure_note(sweep: Path, slug: str, job: CondorJob, runs: list[dict]) -> str:
     """How a failed job ended, and the last line of its error file or the error of its run file."""
     ending = job.note or "no finished record"
-    error_in_run = str(run.get("error") or "") if run else ""
+    error_in_run = next((str(run["error"]) for run in runs if run.get("error")), "")
     reason = last_line(sweep / "logs" / f"{slug}.err") or error_in_run
     return f"{ending}: {reason}" if reason else ending
 
@@ -243,11 +259,12 @@ def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
     Columns: model, state; done and total images; per_hour; left, the hours until it is done; used,
     its GPU hours; note; evictions. Raises StatusError.
     """
-    runs = run_files(sweep)
+    runs, in_study = run_files(sweep), states_of_study(sweep)
     if now is None:
         now = time.time()
     rows = [
-        model_status(sweep, name, slug, runs.get(slug), now) for name, slug in sweep_models(sweep)
+        model_status(sweep, name, slug, runs.get(slug, []), in_study.get(slug, "done"), now)
+        for name, slug in sweep_models(sweep)
     ]
     numbers = ("done", "total", "per_hour", "left", "used")
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))

@@ -13,12 +13,13 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
+from alignment_security.cluster.studies import COMMAND_OPTIONS, Study
 from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import visible
 from alignment_security.common.process import print_line
@@ -88,18 +89,9 @@ DEFAULTS = {
     "job_length": "short",
     "cuda": "13.0",
 }
+# image sets whose folders hold no other set's images
+KNOWN_SETS = {"imagenet-val", "big12", "clickme", "imagenet-c", "tiny-imagenet-c"}
 MAX_JOBS = 200  # models in the queue at once
-# options of evaluate_robustness.py that the jobs set themselves
-OWN_OPTIONS = {
-    "--model_name",
-    "--results_dir",
-    "--stop_after",
-    "--chtc",
-    "--overwrite",
-    "--dry_run",
-    "--checkpoint",
-    "--device",
-}
 
 
 class SweepError(UserError):
@@ -184,7 +176,7 @@ def check_settings(settings: dict[str, str]) -> None:
         )
 
 
-def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
+def chosen_models(table: pd.DataFrame, only: list[str], listed: Sequence[str] = ()) -> pd.DataFrame:
     """The staged models as columns name, slug (their file name) and gpu_memory_mb.
 
     table   staged.tsv
@@ -233,26 +225,55 @@ def staged_names(staged: Path, wanted: Sequence[WantedModel]) -> list[str]:
     return names
 
 
-def check_arguments(arguments: list[str]) -> None:
+def check_arguments(arguments: list[str], study: Study | None = None) -> None:
     """Raise SweepError for options that each job sets itself, and for arguments of two lines."""
     for argument in arguments:
-        if argument.split("=")[0] in OWN_OPTIONS:
+        if argument.split("=")[0] in COMMAND_OPTIONS:
             raise SweepError(f"{argument}: each job sets it itself; leave it out")
-    if not arguments or any("\n" in argument for argument in arguments):
+    if not (arguments or study) or any("\n" in argument for argument in arguments):
         raise SweepError(
             "no arguments for evaluate_robustness.py; put them after --, e.g. -- --dataset big12 "
-            "Linf --eps 1/255"
+            "Linf --eps 1/255, or give --study"
         )
 
 
-def pack_code(path: Path) -> None:
-    """Write a tar of the code that a job runs, as it is now."""
+def check_images(datasets: Iterable[str], images: str | None, arguments: Sequence[str]) -> None:
+    """Raise SweepError for an image set that the jobs would not find, or another one's tar.
+
+    datasets    of the requests; images: the tar that every job gets
+    """
+    for name in datasets:
+        if images and images_of_another_set(images, name):
+            raise SweepError(f"--images {images}: not the images of --dataset {name}")
+        if not images and name != "sample" and "--data_dir" not in arguments:
+            raise SweepError(
+                f"--dataset {name}: the jobs need its images; prestage them and give --images TAR, "
+                "or, after --, a --data_dir that the workers see"
+            )
+
+
+def images_of_another_set(tar: str, name: str) -> bool:
+    """Whether a tar is called as a known set is that shares no folder with the set `name`."""
+    own = {"imagenet-val", "big12"} if name in ("imagenet-val", "big12") else {name}
+    called = tar.removeprefix("images-").removesuffix(".tar")
+    return called in KNOWN_SETS - own or (name == "sample")
+
+
+def pack_code(path: Path, study: Study | None = None) -> None:
+    """Write a tar of the code that a job runs, as it is now, and of the study that it evaluates."""
     files = sorted(
         {file for pattern in CODE_FILES for file in ROOT.glob(pattern) if file.is_file()}
     )
     with tarfile.open(path, "w:gz") as archive:
         for file in files:
             archive.add(file, file.relative_to(ROOT).as_posix())
+        if study:
+            archive.add(study.path, study_file(study))
+
+
+def study_file(study: Study) -> str:
+    """The study's file in the folder of a job."""
+    return f"{safe_file_name(study.name)}.txt"
 
 
 def make_sweep(
@@ -262,19 +283,25 @@ def make_sweep(
     settings: dict[str, str],
     only: Sequence[str] = (),
     images: str | None = None,
+    study: Study | None = None,
 ) -> int:
     """Write the sweep's folder and return its number of models.
 
     staged     staged.tsv of prestage; every job gets a copy
-    arguments  of evaluate_robustness.py, threat included
+    arguments  of evaluate_robustness.py, threat included unless there is a study
     settings   of the submit files: staging, image, ... (htcondor/README.md)
     only       names of models; empty: all that are staged
     images     tar of the images in the staging folder, for --data_dir
+    study      whose staged models each get a job, under all its threats
     Raises SweepError, e.g. when the folder is not empty.
     """
     table = read_staged_table(staged)
+    if study and not only:
+        only = staged_names(staged, study.models)
     models = chosen_models(table, list(only))
-    check_arguments(arguments)
+    check_arguments(arguments, study)
+    if study:
+        arguments = ["--study", study_file(study), *arguments]
     if images:
         staged_row(table, staged, "tar", images)
         arguments = ["--data_dir", images, *arguments]
@@ -285,7 +312,7 @@ def make_sweep(
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(out) as unfinished:
-        _write_sweep(unfinished, staged, arguments, settings, models)
+        _write_sweep(unfinished, staged, arguments, settings, models, study)
         if not out.exists():
             unfinished.rename(out)
         else:  # empty, but for what tools left in it
@@ -295,7 +322,12 @@ def make_sweep(
 
 
 def _write_sweep(
-    out: Path, staged: Path, arguments: list[str], settings: dict[str, str], models: pd.DataFrame
+    out: Path,
+    staged: Path,
+    arguments: list[str],
+    settings: dict[str, str],
+    models: pd.DataFrame,
+    study: Study | None,
 ) -> None:
     """Write the files of a sweep into `out`; see `make_sweep`."""
     (out / "logs").mkdir(parents=True)
@@ -305,7 +337,7 @@ def _write_sweep(
     for name in COPIED_TEMPLATES:
         shutil.copy(TEMPLATES / name, out / name)
     shutil.copy(staged, out / STAGED_TABLE)
-    pack_code(out / CODE_FILE)
+    pack_code(out / CODE_FILE, study)
     (out / ARGUMENTS_FILE).write_text("\n".join(arguments) + "\n", encoding="utf-8")
     for name, names in SETTINGS_FILES.items():
         (out / name).write_text(settings_text(settings, names), encoding="utf-8")

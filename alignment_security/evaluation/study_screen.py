@@ -51,10 +51,10 @@ class StudyScreen:
         return [state for state in self.states() if not self.is_settled(state)]
 
     def bytes_of(self, state: ModelState) -> int:
-        """Size of the records of a model."""
+        """Size of the records of a model, those beside its first ones too."""
         files = [self.queue.run_file(state.model, folder) for folder in self.requests]
-        records = [file.with_suffix(".csv") for file in files]
-        return sum(record.stat().st_size for record in records if record.exists())
+        records = [record for file in files for record in file.parent.glob(f"{file.stem}*.csv")]
+        return sum(record.stat().st_size for record in records)
 
     # ---- text ------------------------------------------------------------------------------------
 

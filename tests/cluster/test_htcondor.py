@@ -27,6 +27,7 @@ import training
 from alignment_security.cluster.job import STAGED_TABLE
 from alignment_security.cluster.prestage import prestage
 from alignment_security.cluster.status import follow_events, read_events, status_table
+from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import (
     CODE_FILE,
     DEFAULTS,
@@ -126,7 +127,13 @@ def staged(tmp_path) -> Iterator[Path]:
 def make(tmp_path, staged, tiny):
     """Stage models (real ones, or the tiny net by other names) and its images; make a sweep."""
 
-    def call(names: list[str], *arguments: str, images: bool = True, **settings: str) -> Path:
+    def call(
+        names: list[str],
+        *arguments: str,
+        images: bool = True,
+        study: Study | None = None,
+        **settings: str,
+    ) -> Path:
         wanted = [
             WantedModel(
                 name,
@@ -144,6 +151,7 @@ def make(tmp_path, staged, tiny):
             ["--workers", "0", "--batch_size", "4", *arguments],
             SMALL | {"chunk_seconds": "3600", "staging": f"/staging/{staged.name}"} | settings,
             images=f"images-{tiny.data.name}.tar" if images else None,
+            study=study,
         )
         return out
 
@@ -308,6 +316,29 @@ def test_a_disturbed_run_ends_as_the_uninterrupted_one(make, tiny, tmp_path):
         pd.testing.assert_frame_equal(rows[exact], want[exact], check_exact=True)
         for norm, rtol in ("l2", 1e-5), ("linf", 1e-2):  # as in test_evaluate_robustness.py
             pd.testing.assert_series_equal(rows[norm], want[norm], rtol=rtol, atol=0)
+
+
+def test_a_study_through_an_eviction_ends_as_single_commands(make, tiny, tmp_path):
+    """One job, one load: vacated during its second threat, after a checkpoint."""
+    threats = (["clean"], ["L2", "--protocol", "fmn", "--steps", "200"])
+    for words in threats:
+        arguments = [*tiny.arguments(tmp_path), "--workers", "0", "-s", "8"]
+        assert evaluate_robustness.main([*arguments, *words]) == 0
+    (tmp_path / "nets.txt").write_text("net\n")
+    lines = ["models nets.txt", "images --dataset mine -s 8", *map(" ".join, threats)]
+    (tmp_path / "mine.txt").write_text("\n".join(lines) + "\n")
+    folder = make(["net"], study=read_study(tmp_path / "mine.txt"), chunk_seconds="3")
+    cluster = submit(folder)
+    wait(lambda: in_second_session("net"))
+    disturb("vacated", folder, "net", f"{cluster}.0")
+    wait(lambda: left(cluster))
+    assert events(folder, "net")["JOB_EVICTED"] >= 1
+    (row,) = status_table(folder).to_dict("records")
+    assert (row["state"], row["total"]) == ("done", 16)
+    for threat in ("clean", "L2-fmn"):
+        (want,) = tmp_path.glob(f"records/mine/{threat}/*.csv")
+        rows = read_record(folder / f"results/records/mine/{threat}/net.csv")
+        pd.testing.assert_frame_equal(rows, read_record(want), rtol=1e-2, atol=0)
 
 
 # ---- failures that are no use trying again -------------------------------------------------------

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -48,6 +49,7 @@ from alignment_security.cluster.status import (
     status_table,
     status_text,
 )
+from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import (
     SETTINGS_FILES,
     SweepError,
@@ -62,6 +64,7 @@ from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.lists import WantedModel, read_wanted
 from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record
+from alignment_security.records.run import Run
 
 LITE0 = "tf_efficientnet_lite0"
 NAMES = [
@@ -536,6 +539,87 @@ def make(staged: Path, out: Path, arguments=("clean",), **more) -> int:
     return make_sweep(
         out, staged / STAGED_TABLE, list(arguments), SETTINGS | more.pop("settings", {}), **more
     )
+
+
+def study_of(tmp_path: Path, *lines: str) -> Study:
+    (tmp_path / "nets.txt").write_text("\n".join([*NAMES[:2], "not_staged"]) + "\n")
+    (tmp_path / "mine.txt").write_text("\n".join(["models nets.txt", *lines]) + "\n")
+    return read_study(tmp_path / "mine.txt")
+
+
+def test_a_sweep_of_a_study_is_a_job_for_each_staged_model(staged, tiny, tmp_path):
+    study = study_of(tmp_path, "images --dataset mine", "clean", "L2")
+    out = tmp_path / "sweep"
+    images = f"images-{tiny.data.name}.tar"
+    assert make(staged, out, ["--precision", "tf32"], images=images, study=study) == 2
+    words = (out / "arguments.txt").read_text().split()
+    assert words == ["--data_dir", images, "--study", "mine.txt", "--precision", "tf32"]
+    models = (out / "models.txt").read_text().splitlines()
+    assert [line.split(", ")[0] for line in models] == NAMES[:2]
+    with tarfile.open(out / "code.tar.gz") as archive:
+        packed = archive.extractfile("mine.txt")
+        assert packed and packed.read() == study.path.read_bytes()
+    (tmp_path / "nets.txt").write_text("not_staged\n")
+    with pytest.raises(SweepError, match="has none of the 1 models"):
+        make(staged, tmp_path / "none", [], study=read_study(study.path))
+
+
+def test_a_job_evaluates_its_model_under_all_threats_of_the_study(
+    staged, tiny, tmp_path, cli, monkeypatch
+):
+    """As job.sh runs it: the study and the tar beside it, the list of models elsewhere."""
+    study = study_of(tmp_path, "images --dataset mine -s 2", "clean", "L2 --steps 2 --head animate")
+    job = tmp_path / "job"
+    job.mkdir()
+    (job / "mine.txt").write_bytes(study.path.read_bytes())
+    monkeypatch.chdir(job)
+    monkeypatch.setenv("STAGING_DIR", str(staged))
+    words = ["--chtc", "--results_dir", "results", "--device", "cpu", "--workers", "0"]
+    words += ["--model_name", NAMES[0], "--data_dir", f"images-{tiny.data.name}.tar"]
+    assert cli(*words, "--study", "mine.txt", "--stop_after", "1e-9")[0] == CHECKPOINTED
+    status = CHECKPOINTED
+    while status == CHECKPOINTED:
+        status = cli(*words, "--study", "mine.txt", "--stop_after", "3")[0]
+    assert status == 0
+    records = sorted(path.parent.name for path in job.glob("results/records/*/*/*.csv"))
+    assert records == ["L2-crossing", "clean"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--dataset", "big12", "Linf", "--eps", "8"], None),  # the parser's, status 2
+        (["--dataset", "big12", "clean"], "--dataset big12: the jobs need its images"),
+        (["--images", "images-clickme.tar", "--", "--dataset", "big12", "clean"], "not the images"),
+        (["--images", "images-big12.tar", "--", "clean"], "not the images of --dataset sample"),
+    ],
+)
+def test_make_sweep_refuses_what_every_job_would(staged, tmp_path, capsys, words, message):
+    words = words if "--" in words else ["--", *words]
+    command = ["make_sweep", "--staged", str(staged / STAGED_TABLE), "--out", str(tmp_path / "s")]
+    command += ["--set", "staging=/staging/x", *words]
+    with pytest.raises(SystemExit) if message is None else nullcontext():
+        assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
+    assert (message or "argument --eps: ") in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+def test_status_of_a_study_counts_all_its_threats(tmp_path):
+    """A model whose study is not done is not done, though every record that came back is."""
+    (tmp_path / "models.txt").write_text("a, a, 1\nb, b, 1\n")
+    row = {"label": 1, "clean_pred": 1, "clean_correct": 1}
+    for slug, state in (("a", "done"), ("b", "failed")):
+        for threat in ("clean", "corruptions-fog-1"):
+            settings: dict = {"model": {}, "run": {}}
+            with Run(tmp_path / "results", "mine", threat, slug, "clean", settings, {}) as run:
+                run.append([{"image_id": f"{k}.jpg"} | row for k in range(10)])
+                run.finish([f"{k}.jpg" for k in range(10)], seconds=1800.0)
+        study = tmp_path / "results/studies/mine"
+        study.mkdir(parents=True, exist_ok=True)
+        (study / f"{slug}.json").write_text(json.dumps({"status": state}))
+    table = status_table(tmp_path).set_index("model")
+    assert list(table["state"]) == ["done", "waiting"]
+    assert table["total"]["a"] == 20 and table["per_hour"]["a"] == pytest.approx(20)
 
 
 def test_make_sweep_writes_what_a_job_needs(staged, tiny, tmp_path):
