@@ -4,28 +4,50 @@
 #   docker buildx imagetools inspect pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime
 #   --build-arg BASE=pytorch/pytorch@sha256:<digest>
 ARG BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime
-FROM ${BASE}
+FROM ${BASE} AS base
 
 # A virtual environment on top of the image's Python: it sees the image's torch and torchvision,
 # and pip uninstalls nothing that the image or apt has installed. It uses the image's pip.
-RUN python3 -m venv --system-site-packages --without-pip /opt/venv
+RUN python3 -m venv --system-site-packages --without-pip /opt/venv \
+ && useradd --create-home --uid 1001 researcher
 ENV PATH=/opt/venv/bin:${PATH} PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENTRYPOINT ["python3"]
+CMD ["evaluate_robustness.py", "--help"]
 
-# The lock leaves out torch and torchvision. The second pip command installs nothing: it fails where
-# the image's torch or any other package is not the pinned one.
-COPY requirements.txt requirements-htcondor.txt locks/requirements-docker.txt /tmp/requirements/
+# Of both images: the lock leaves out torch and torchvision. The second pip command installs
+# nothing: it fails where the image's torch or any other package is not the pinned one.
+
+# Brain-Score's plugins (--source brainscore), whose package wants older numpy and pandas:
+#   docker build --target brainscore -t alignment-security-brainscore .
+FROM base AS brainscore
+COPY requirements-brainscore.txt requirements-htcondor.txt /tmp/requirements/
+COPY locks/requirements-brainscore.txt /tmp/requirements/locks/
 WORKDIR /tmp/requirements
 RUN version="import torch; print(torch.__version__, torch.version.cuda)" \
  && before=$(python3 -c "$version") \
- && python3 -m pip install --require-hashes -r requirements-docker.txt \
+ && python3 -m pip install --require-hashes -r locks/requirements-brainscore.txt \
+ && python3 -m pip install --no-index -r requirements-brainscore.txt -r requirements-htcondor.txt \
+ && test "$before" = "$(python3 -c "$version")"
+
+ARG GIT_COMMIT=unknown
+ENV GIT_COMMIT=${GIT_COMMIT}
+WORKDIR /home/researcher/alignment-security
+COPY --chown=researcher . .
+USER 1001
+
+# The last one is what `docker build .` makes.
+FROM base AS pipeline
+COPY requirements.txt requirements-htcondor.txt /tmp/requirements/
+COPY locks/requirements-docker.txt /tmp/requirements/locks/
+WORKDIR /tmp/requirements
+RUN version="import torch; print(torch.__version__, torch.version.cuda)" \
+ && before=$(python3 -c "$version") \
+ && python3 -m pip install --require-hashes -r locks/requirements-docker.txt \
  && python3 -m pip install --no-index -r requirements.txt -r requirements-htcondor.txt \
  && test "$before" = "$(python3 -c "$version")"
 
 ARG GIT_COMMIT=unknown
 ENV GIT_COMMIT=${GIT_COMMIT}
-RUN useradd --create-home --uid 1001 researcher
 WORKDIR /home/researcher/alignment-security
 COPY --chown=researcher . .
 USER 1001
-ENTRYPOINT ["python3"]
-CMD ["evaluate_robustness.py", "--help"]

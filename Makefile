@@ -73,6 +73,8 @@ lock: $(BIN)/python
 	    --output-file locks/requirements-dev.txt
 	$(COMPILE) requirements.txt requirements-htcondor.txt --constraints locks/requirements.txt \
 	    --excludes locks/base-image.txt --output-file locks/requirements-docker.txt
+	$(COMPILE) requirements-brainscore.txt requirements-htcondor.txt \
+	    --excludes locks/base-image.txt --output-file locks/requirements-brainscore.txt
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from stand_in_plugins import write_package
 
 import evaluate_robustness
 import training
@@ -62,6 +63,7 @@ SMALL = {
     "git_commit": "test",
     "job_length": "short",
 }
+PLUGIN = "fetches"  # of the package in Brain-Score's place (stand_in_plugins.py)
 LITE = [f"tf_efficientnet_lite{k}" for k in (0, 1, 2)]
 
 
@@ -135,7 +137,9 @@ def make(tmp_path, staged, tiny):
         **settings: str,
     ) -> Path:
         wanted = [
-            WantedModel(
+            WantedModel(name, None)
+            if name == PLUGIN
+            else WantedModel(
                 name,
                 name if name in LITE else "test_resnet",
                 None if name in LITE else str(tiny.checkpoint),
@@ -370,6 +374,28 @@ def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
         and "net.tar" in table["note"]["net"]
     )
     condor("condor_rm", cluster)
+
+
+# ---- a plugin of Brain-Score ---------------------------------------------------------------------
+
+
+def test_a_plugin_runs_out_of_its_tar_alone(make, tmp_path, monkeypatch):
+    """Beside a network of timm, in one sweep; what the plugin fetched is gone when its job runs."""
+    weights = tmp_path / "far_away.pth"
+    package = write_package(tmp_path / "package", weights)
+    monkeypatch.setenv("PYTHONPATH", str(package))
+    monkeypatch.syspath_prepend(package)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={package} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    folder = make([PLUGIN, "net"], "--dataset", "mine", "-s", "2", "clean", python=str(python))
+    weights.unlink()
+    cluster = submit(folder)
+    wait(lambda: left(cluster))
+    rows, run = record(folder, PLUGIN)
+    assert len(rows) == 2 and run["status"] == "done", run
+    assert run["settings"]["model"]["weights"] == f"brainscore:{PLUGIN}"
+    assert record(folder, "net")[1]["status"] == "done"
 
 
 # ---- rows of a failed try ------------------------------------------------------------------------

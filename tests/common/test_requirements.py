@@ -33,6 +33,19 @@ def test_figures_are_drawn_with_the_versions_of_everything_else():
     assert "torch" not in locked
 
 
+def test_the_image_of_plugins_is_locked_to_their_requirements():
+    """But for torch and torchvision, which the base image has."""
+    wanted = pins("requirements-brainscore.txt") | pins("requirements-htcondor.txt")
+    wanted = {name.lower().replace("_", "-"): version for name, version in wanted.items()}
+    locked = pins("locks/requirements-brainscore.txt")
+    assert {"torch", "torchvision"} <= wanted.keys() and not {"torch", "torchvision"} & set(locked)
+    assert {n: v for n, v in wanted.items() if n not in ("torch", "torchvision")}.items() <= (
+        locked.items()
+    )
+    stages = re.findall(r"^FROM (\S+) AS (\S+)", (ROOT / "Dockerfile").read_text(), re.M)
+    assert stages[-1] == ("base", "pipeline") and ("base", "brainscore") in stages
+
+
 def test_figures_import_nothing_that_is_not_required():
     done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
