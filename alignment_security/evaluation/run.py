@@ -159,7 +159,7 @@ def prepare(
     device = device_of(model.module)
     tune_process(device, options.get("precision", "float32"))
     model.module.to(memory_format=memory_format_of(device, "float32"))
-    model = restrict_classes(model, images.restrict_to)
+    model = restrict_classes(model, images.restrict_to, images.merged)
     if options.get("published_accuracy"):
         read_published(options["published_accuracy"])  # refuse a bad table before anything runs
     threat.check(model, images)

@@ -133,8 +133,8 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         type=argument(set_name),
         default="sample",
         help="sample, imagenet-val, big12, clickme, robustbench, attackbench, imagenet-v2, "
-        "imagenet-sketch, imagenet-a, imagenet-r, imagenet-c, tiny-imagenet-c, or your own with "
-        "--data_dir",
+        "imagenet-sketch, imagenet-a, imagenet-r, objectnet, imagenet-c, tiny-imagenet-c, or your "
+        "own with --data_dir",
     )
     parser.add_argument(
         "--data_dir", help="folder of the images; default IMAGENET_DIR, CLICKME_DIR, ... of .env"
@@ -163,7 +163,8 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--restrict_classes",
         action="store_true",
-        help="answers are among the classes that have images, as always with imagenet-a and -r",
+        help="answers are among the classes that have images, as always with imagenet-a, -r and "
+        "objectnet",
     )
     parser.add_argument(
         "--multilabel",

@@ -102,7 +102,7 @@ def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, 
     """(images of `requested_image_set`, sliced by -s; remarks on them)."""
     classes = model.n_outputs if args.head == "none" else IMAGENET_CLASSES
     images = requested_maps(args, requested_image_set(args, classes))
-    if args.restrict_classes:
+    if args.restrict_classes and not images.restrict_to:
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
     remarks = [*name_remarks(args), *class_remarks(images)]
     if args.slice:

@@ -11,6 +11,7 @@ Nothing here decodes a pixel. `loading.load_image_set` knows these names:
     imagenet-c       DIR/<type>/<severity>/<synset>/
     tiny-imagenet-c  the same with 200 synsets; answers are restricted to these classes
     imagenet-v2, imagenet-sketch, imagenet-a, imagenet-r    class folders (variants.py)
+    objectnet        the 113 classes that ImageNet has (objectnet.py)
     any other name   an ImageFolder (class_folders.py): synset folders, folders 0 to 999, or as
                      many classes as the model has outputs
 """
@@ -104,6 +105,8 @@ class ImageSet:
     groups       superclass of each image; empty if the set has none
     offsets      byte offset of each image's record in its file (TFRecord shards), else empty
     restrict_to  the classes that an answer may have; empty for all
+    merged       groups of classes, of which an answer counts as the first
+    border       pixels that are cut off each side of every image
     cropped      the images are crops already: preprocessing must not crop them again
     class_names  names of the classes in the order of the outputs; empty for ImageNet's 1000
     class_order  how the folders were ordered, where that was asked for
@@ -121,6 +124,8 @@ class ImageSet:
     groups: tuple[str, ...] = ()
     offsets: tuple[int, ...] = ()
     restrict_to: tuple[int, ...] = ()
+    merged: tuple[tuple[int, ...], ...] = ()
+    border: int = 0
     corruption: Corruption | None = None
     cropped: bool = False
     class_names: tuple[str, ...] = ()
@@ -162,6 +167,10 @@ class ImageSet:
             found["corruption"] = vars(self.corruption).copy()
         if self.restrict_to:
             found["restricted_to"] = len(self.restrict_to)
+        if self.merged:
+            found["merged_classes"] = [list(classes) for classes in self.merged]
+        if self.border:
+            found["border"] = self.border
         if self.cropped:
             found["crop_pct"] = 1.0
         if self.class_order:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -26,6 +26,7 @@ from alignment_security.images.image_sets import (
     sample_set,
 )
 from alignment_security.images.imagenet import imagenet_set
+from alignment_security.images.objectnet import objectnet_set
 from alignment_security.images.subsets import attackbench_set, big12_set, robustbench_set
 from alignment_security.images.variants import VARIANTS, variant_set
 from alignment_security.images.workers import worker_loader
@@ -36,6 +37,7 @@ NAMED_SETS: dict[str, Callable[[Path], ImageSet]] = {
     "clickme": clickme_set,
     "robustbench": robustbench_set,
     "attackbench": attackbench_set,
+    "objectnet": objectnet_set,
     **{name: partial(variant_set, name) for name in VARIANTS},
 }
 CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
@@ -107,11 +109,15 @@ def has_imagenet_order(name: str) -> bool:
 
 
 def load_photograph(images: ImageSet, i: int) -> Image.Image:
-    """Image i at its own size, RGB; corrupted if the set's corruption is made while loading.
+    """Image i at its own size, without the set's border, RGB.
+
+    Corrupted if the set's corruption is made while loading.
 
     Raises DataError.
     """
     image = clickme_image(images, i) if is_clickme(images) else read_image(images.paths[i])
+    if images.border:
+        image = ImageOps.crop(image, images.border)
     if images.corruption and images.corruption.source != "folder":
         return corrupt(image, images.corruption, images.ids[i])
     return image

@@ -151,23 +151,36 @@ def with_head(model: Model, head: str) -> Model:
 class RestrictedHead(nn.Module):
     """Logits (B, 1000) -> (B, 1000), those outside `classes` set below all others.
 
+    merged   groups of classes: the first one gets the largest logit of its group
+
     The predicted class is then always one of `classes`.
     """
 
     keep: Tensor  # (1000,) bool
+    first: Tensor  # (groups,) int64
 
-    def __init__(self, classes: Sequence[int]):
+    def __init__(self, classes: Sequence[int], merged: Sequence[Sequence[int]] = ()):
         super().__init__()
         keep = torch.zeros(IMAGENET_CLASSES, dtype=torch.bool)
         keep[list(classes)] = True
         self.register_buffer("keep", keep)
+        self.merged = [list(group) for group in merged]
+        self.register_buffer("first", torch.tensor([group[0] for group in merged]))
 
     def forward(self, logits: Tensor) -> Tensor:
-        return torch.where(self.keep, logits, logits.amin(dim=1, keepdim=True) - 1)
+        lowest = logits.amin(dim=1, keepdim=True) - 1
+        if self.merged:
+            largest = [logits[:, group].amax(dim=1) for group in self.merged]
+            logits = logits.index_copy(1, self.first, torch.stack(largest, dim=1))
+        return torch.where(self.keep, logits, lowest)
 
 
-def restrict_classes(model: Model, classes: Sequence[int]) -> Model:
+def restrict_classes(
+    model: Model, classes: Sequence[int], merged: Sequence[Sequence[int]] = ()
+) -> Model:
     """The model restricted to predict one of `classes`, such as Tiny-ImageNet-C's 200.
+
+    merged   groups of classes of which each counts as the first (`RestrictedHead`)
 
     Returns the same model if `classes` is empty. Raises ModelError without the 1000 logits.
     """
@@ -179,5 +192,5 @@ def restrict_classes(model: Model, classes: Sequence[int]) -> Model:
             "ImageNet logits"
         )
     device = device_of(model.module)
-    head = RestrictedHead(classes).to(device)
+    head = RestrictedHead(classes, merged).to(device)
     return replace(model, module=nn.Sequential(model.module, head).eval())

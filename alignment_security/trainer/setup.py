@@ -19,7 +19,7 @@ from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
 from alignment_security.images.map_files import with_map_files
 from alignment_security.models.checkpoints import weights_sha256
-from alignment_security.models.heads import Model, ModelError, PixelModel
+from alignment_security.models.heads import Model, ModelError, PixelModel, restrict_classes
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import find_entry
 from alignment_security.models.timm_nets import (
@@ -233,7 +233,10 @@ def validation(
         was_training = net.training
         source = stream_images(share, model.preprocessing, args.workers)
         correct = 0
-        for rows in run_clean(net.eval(), source, model.n_outputs, images_per_pass(args)):
+        judged = restrict_classes(
+            replace(model, module=net.eval()), images.restrict_to, images.merged
+        )
+        for rows in run_clean(judged.module, source, model.n_outputs, images_per_pass(args)):
             correct += sum(row["clean_correct"] for row in rows)
         net.train(was_training)
         total = sum_over_processes(torch.tensor(float(correct), device=device))

@@ -33,7 +33,7 @@ KNOWN = [*NAMED_SETS, *CORRUPTED_SETS, "sample"]
         ("imagenet-x", None),
         ("imagenet", None),
         ("mine", None),
-        ("objectnet", None),
+        ("ObjectNet", "objectnet"),
     ],
 )
 def test_a_slip_is_told_from_another_set(name, meant):
