@@ -45,11 +45,13 @@ from benchmarks.minimal_norms import (
     norms_lite0_animate,
 )
 from benchmarks.output import get_args_parser, output_file, update_table
+from benchmarks.random_net import random_net
 
 TABLES = {
     "early_exit": early_exit,
     "agreement": agreement,
     "many_eps": many_eps,
+    "random_net": random_net,
     "overhead": overhead,
     "norms_digits": norms_digits,
     "norms_digits_linf": norms_digits_linf,
@@ -63,7 +65,15 @@ TABLES = {
     "norms_lite0_animate": norms_lite0_animate,
 }
 # tiny networks are faster on one thread; `overhead` counts the time of one
-ONE_THREAD = ("agreement", "many_eps", "growth", "norms_digits", "norms_cifar", "overhead")
+ONE_THREAD = (
+    "agreement",
+    "many_eps",
+    "growth",
+    "random_net",
+    "norms_digits",
+    "norms_cifar",
+    "overhead",
+)
 
 
 def main(argv: list[str] | None = None) -> None:

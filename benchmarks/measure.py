@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.libraries import CountedModule, run_pyautoattack
+from alignment_security.attacks.rand import RandomBudget
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.heads import ANIMATE_CLASSES
 from alignment_security.models.loading import load_model
@@ -37,8 +38,9 @@ class Size:
     long_norms, short_norms                        steps of the tables of norms
     overhead_images, overhead_steps, queries, repeats   of `overhead`
     memory_images, memory_steps                    of `memory`
+    random_digits, random_budget                   of `random_net`
     norm_cifar         images in the tables of norms on the certified CIFAR-10 net
-    norm_photographs   in the tables of norms on Lite0; long_photographs: steps of the long attacks
+    norm_photographs   in the tables of norms on Lite0
     robust_net         folder of `certified_cifar`; None: its tables are left out
     """
 
@@ -47,7 +49,7 @@ class Size:
     epochs: int = 6
     digits: int = 300
     many_eps_digits: int = 100
-    norm_digits: int = 100
+    norm_digits: int = 60
     growth_budget: Budget = Budget(steps=20, targets=2, queries=100)
     growth_images: tuple[int, ...] = (20, 200, 1000)
     growth_batches: tuple[int, ...] = (16, 64, 256)
@@ -60,9 +62,10 @@ class Size:
     repeats: int = 5
     memory_images: int = 16
     memory_steps: int = 10
+    random_digits: int = 40
+    random_budget: RandomBudget = RandomBudget(steps=20, targets=3)
     norm_cifar: int = 40
     norm_photographs: int = 6
-    long_photographs: int = 300
     robust_net: Path | None = None
 
 
@@ -86,9 +89,10 @@ QUICK = Size(
     repeats=1,
     memory_images=2,
     memory_steps=2,
+    random_digits=2,
+    random_budget=RandomBudget(steps=2, targets=1),
     norm_cifar=2,
     norm_photographs=2,
-    long_photographs=3,
 )
 
 

@@ -24,11 +24,10 @@ from alignment_security.models.heads import smooth_head
 from benchmarks.measure import Image
 
 BATCH = 50
-# of the binary search with targeted APGD: balls from LARGEST_BALL on, targets, and the classes that
-# its loss compares
-HALVINGS, APGD_TARGETS, APGD_CLASSES = 12, 9, 4
+# of the binary search with targeted APGD: balls, the first of FIRST_BALL; targets; least classes
+HALVINGS, APGD_TARGETS, APGD_CLASSES = 9, 9, 4
 FIRST_STEPS = (1.0, 0.1)  # of the authors, and one of about the norms sought
-LARGEST_BALL = {"L2": 2.0, "Linf": 0.5}
+FIRST_BALL = {"L2": 1.0, "Linf": 0.25}
 
 Norms = np.ndarray  # (n,) of the perturbations of n images, infinite where none was found
 NormAttack = Callable[[CountedModule, list[Image]], Norms]
@@ -125,7 +124,7 @@ def _adv_lib_peers(norm: str, n_outputs: int, long: int) -> dict[str, PeerAttack
         peers[f"APGD-T, {HALVINGS} balls"] = partial(
             minimal_apgd,
             norm=ORDER[norm],
-            max_eps=LARGEST_BALL[norm],
+            max_eps=FIRST_BALL[norm],
             binary_search_steps=HALVINGS,
             targeted_version=True,
             num_targets=APGD_TARGETS,

@@ -120,6 +120,24 @@ def digits_net(eps: float = 0.1, epochs: int = 15, seed: int = 0, width: int = 1
     return net.eval().requires_grad_(False)
 
 
+class NoisyPixels(nn.Module):
+    """A net on pixels with Gaussian noise, drawn in every pass."""
+
+    def __init__(self, net, std):
+        super().__init__()
+        self.net, self.std = net, std
+
+    def forward(self, x):
+        return self.net(x + self.std * torch.randn_like(x))
+
+
+def share_wrong_at(net, point, label, draws=1000) -> float:
+    """Of the draws of a random net at a point (C, H, W)."""
+    with torch.no_grad():
+        logits = net(point.expand(draws, *point.shape))
+    return float((logits.argmax(1) != label).float().mean())
+
+
 class RowCounter(nn.Module):
     """A net that counts the rows that go forward and backward, without idle ones.
 

@@ -108,7 +108,9 @@ def test_sweep(run):
     assert found["checkpoints"]["images"] == 2 and found["checkpoints"]["checkpoints"] >= 1
 
 
-@pytest.mark.parametrize("table", ["agreement", "growth", "norms_digits", "norms_digits_linf"])
+@pytest.mark.parametrize(
+    "table", ["agreement", "growth", "random_net", "norms_digits", "norms_digits_linf"]
+)
 def test_attacks_on_digits(run, table):
     found = run("attacks", table)
     assert found.keys() == {table} and found[table]["machine"]["threads"] == 1
