@@ -65,6 +65,7 @@ def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
         "weights": model.settings["weights"],
         "weights_sha256": model.settings["weights_sha256"],
         "group": model.settings.get("group"),
+        "training": model.settings.get("training"),
     }
     description = json.dumps(facts | {"timm": timm.__version__}, indent=1) + "\n"
     files: list[tuple[str, Path | bytes]] = [

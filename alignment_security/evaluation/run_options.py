@@ -100,7 +100,7 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
         "--group",
         choices=GROUPS,
         help="how the checkpoint was trained, so that figures fit plain nets alone; default: as "
-        "the run.json of training.py beside it says",
+        "a checkpoint of training.py says",
     )
     parser.add_argument(
         "--checkpoint_key",

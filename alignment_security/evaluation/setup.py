@@ -83,6 +83,8 @@ def load_staged(
             "again"
         )
     settings = model.settings | {"weights": staged.facts["weights"]}
+    if staged.facts.get("training"):
+        settings["training"] = staged.facts["training"]
     settings.pop("architecture", None)
     if staged.facts["net"] != name.removeprefix("timm/"):
         settings["architecture"] = staged.facts["net"]

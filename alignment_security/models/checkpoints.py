@@ -7,6 +7,7 @@ import json
 from importlib import import_module
 from pathlib import Path
 
+import safetensors
 import torch
 from torch import nn
 
@@ -24,6 +25,8 @@ OBJECTIVE_GROUPS = {
     "both": "robust",
 }
 GROUPS = tuple(dict.fromkeys(OBJECTIVE_GROUPS.values()))
+METADATA_KEY = "training"  # of the metadata of a safetensors file: the recipe as JSON
+RECIPE_FACTS = ("objective", "norm", "eps")
 
 
 def weights_sha256(net: nn.Module) -> str:
@@ -38,13 +41,35 @@ def weights_sha256(net: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def training_group(checkpoint: Path) -> str | None:
-    """The group of a net by the run.json that training.py wrote beside its checkpoint, or None."""
+def training_facts(checkpoint: Path) -> dict:
+    """How training.py made a checkpoint, for the run file; {} for another file.
+
+    `group`, one of GROUPS, and `training`: the objective, and norm and eps (pixel units of [0, 1])
+    of adversarial training. They are in the metadata of model.safetensors, which goes where the
+    file goes, and in the run.json beside it.
+    """
     try:
-        run = json.loads(read_text(Path(checkpoint).with_name("run.json")))
-        return OBJECTIVE_GROUPS.get(run["settings"]["run"]["objective"])
-    except (OSError, UserError, ValueError, KeyError, TypeError):
+        recipe = recipe_in_metadata(checkpoint) or recipe_beside(checkpoint)
+        facts = {name: recipe[name] for name in RECIPE_FACTS if recipe.get(name) is not None}
+        return {"group": OBJECTIVE_GROUPS[facts["objective"]], "training": facts}
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def recipe_in_metadata(checkpoint: Path) -> dict | None:
+    """The recipe in a safetensors file's metadata; None for another file, or one without."""
+    try:
+        with safetensors.safe_open(checkpoint, "pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except safetensors.SafetensorError:
         return None
+    return json.loads(text) if text else None
+
+
+def recipe_beside(checkpoint: Path) -> dict:
+    """The recipe in the run.json beside a checkpoint of training.py."""
+    run = json.loads(read_text(Path(checkpoint).with_name("run.json")))
+    return run["settings"]["run"]
 
 
 # ---- packages -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from alignment_security.common.settings import IMAGENET_CLASSES, setting
 from alignment_security.models.checkpoint_entries import load_checkpoint
-from alignment_security.models.checkpoints import load_packaged, training_group, weights_sha256
+from alignment_security.models.checkpoints import load_packaged, training_facts, weights_sha256
 from alignment_security.models.heads import (
     Model,
     ModelError,
@@ -25,7 +25,13 @@ from alignment_security.models.heads import (
     add_head,
 )
 from alignment_security.models.loaded_net import LoadedNet
-from alignment_security.models.names import ModelEntry, find_entry, listed_checkpoint
+from alignment_security.models.names import (
+    ROBUST_NETS,
+    ModelEntry,
+    find_entry,
+    is_robust_net,
+    listed_checkpoint,
+)
 from alignment_security.models.repeatability import (
     DETERMINISTIC,
     check_company,
@@ -57,8 +63,8 @@ def load_model(
     architecture      timm name of the network, where `name` is your own name for it
     source            "timm", or another of `models.sources`, as "torchvision" or
                       "python:FILE.py:FUNCTION"
-    group             how a checkpoint was trained (GROUPS), for the run file; default: as the
-                      run.json of training.py beside it says
+    group             how a checkpoint was trained (GROUPS), for the run file; default: as a
+                      checkpoint of training.py says (checkpoints.training_facts)
     checkpoint_key    entry of the checkpoint to take, where it holds several networks
 
     Never returns random weights. Raises ModelError for a model that cannot be loaded.
@@ -70,9 +76,11 @@ def load_model(
         loaded = load_from_source(source, name, checkpoint, architecture)
     if group and not checkpoint and source_kind(source) != "python":
         raise ModelError(f"{name}: --group {group} is of a checkpoint, its weights are public")
-    if checkpoint:
-        group = group or training_group(checkpoint)
-    facts = loaded.facts | ({"group": group} if group else {})
+    facts = loaded.facts
+    if group:
+        facts = facts | {"group": group}
+    elif checkpoint:
+        facts = facts | training_facts(checkpoint)
     return as_model(replace(loaded, facts=facts), name, head, device)
 
 
@@ -141,9 +149,10 @@ def load_weights(
         return LoadedNet(fitted.net, source, config, _outputs(fitted.net), notes=fitted.notes)
     kind, _, place = entry.weights.partition(":")
     if kind == "file":
+        fetch = f"; hf download {ROBUST_NETS} {place} fetches it" if is_robust_net(place) else ""
         raise ModelError(
             f"{entry.name}: its weights are a file, {place}; pass --checkpoint FILE, or put it "
-            "into the folder that CHECKPOINT_DIR of .env names"
+            f"into the folder that CHECKPOINT_DIR of .env names{fetch}"
         )
     if not kind:
         raise ModelError(f"{entry.name}: timm has no weights for it; pass --checkpoint FILE")

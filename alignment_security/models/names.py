@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -34,9 +35,22 @@ PACKAGED = {
     for k in (0, 1, 2)
 }
 HUB_SOURCE = "hf-hub"
+# where the checkpoints of microsoft/robust-models-transfer (Salman et al. 2020) are
+ROBUST_NETS = "madrylab/robust-imagenet-models"
+ROBUST_FILE = re.compile(r"(wide_)?resnet\d+(_2)?_(l2|linf)_eps[\d.]+\.ckpt")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 MEBIBYTE, FLOAT32_BYTES = 2**20, 4
-MODEL_TABLE_COLUMNS = ["name", "state", "parameters", "MiB", "outputs", "input", "weights", "note"]
+MODEL_TABLE_COLUMNS = [
+    "name",
+    "state",
+    "parameters",
+    "MiB",
+    "outputs",
+    "input",
+    "licence",
+    "weights",
+    "note",
+]
 
 # states of a model's weights
 HERE = "here"
@@ -200,6 +214,11 @@ def listed_checkpoint(name: str, checkpoint_dir: str | Path | None) -> Path | No
     return Path(str(checkpoint_dir)) / entry.weights.removeprefix("file:")
 
 
+def is_robust_net(file_name: str) -> bool:
+    """Whether a file of that name is one of ROBUST_NETS."""
+    return ROBUST_FILE.fullmatch(file_name) is not None
+
+
 def in_cache(net: str) -> bool:
     """Whether the hub's cache, or torch's, has the weights of a timm network."""
     config = timm.get_pretrained_cfg(net)
@@ -269,6 +288,7 @@ def model_table(
 ) -> pd.DataFrame:
     """One row per model, columns MODEL_TABLE_COLUMNS; MiB is the size of the float32 weights.
 
+    licence   of timm's weights, as timm knows it; files of other people have one of their own
     Cells whose value is not known are empty.
     """
     rows = []
@@ -277,6 +297,7 @@ def model_table(
             "name": entry.name,
             "state": weights_state(entry, checkpoint_dir),
             "input": "",
+            "licence": "",
             "note": entry.note,
             "weights": entry.weights,
         }
@@ -297,5 +318,6 @@ def _size_cells(entry: ModelEntry) -> dict:
         "MiB": round(parameters * FLOAT32_BYTES / MEBIBYTE),
         "outputs": outputs,
         "input": "x".join(map(str, config.input_size)) if config else "",
+        "licence": "" if entry.weights.startswith("file:") else (config and config.license) or "",
         "note": entry.note or unusual,
     }

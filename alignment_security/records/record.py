@@ -61,7 +61,15 @@ INTEGER_COLUMNS = [
     "draws",
 ]
 # settings that run files have had since a later version: a run begun without one goes on without
-LATER_SETTINGS = ("group", "human_map_blur", "geometry", "walks", "step_unit", "saturation")
+LATER_SETTINGS = (
+    "group",
+    "training",
+    "human_map_blur",
+    "geometry",
+    "walks",
+    "step_unit",
+    "saturation",
+)
 # settings that earlier versions wrote: in which order the eps were attacked, which decides nothing
 FORMER_SETTINGS = ("ladder",)
 LONGEST_SUFFIX = 80  # characters that the settings add to a record's name

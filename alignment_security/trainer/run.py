@@ -29,6 +29,7 @@ from alignment_security.common.locked_run import LockedRun, json_round_trip
 from alignment_security.common.schema import check_shape
 from alignment_security.common.text import read_text
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
+from alignment_security.models.checkpoints import METADATA_KEY, RECIPE_FACTS
 from alignment_security.records.record import first_difference
 from alignment_security.records.schemas import TRAINING_LOG
 from alignment_security.records.training import read_training_log, read_training_run
@@ -154,11 +155,18 @@ class TrainingRun(LockedRun):
         self.save(step=state["step"])
 
     def finish(self, weights: dict[str, Tensor], **facts) -> None:
-        """Write model.safetensors and mark the run done; `facts` go to the run file."""
+        """Write model.safetensors, with how it was trained, and mark the run done.
+
+        weights   the state dict
+        facts     for the run file
+        """
         tensors = {
             name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()
         }
-        write_atomic(self.final, safetensors.torch.save(tensors))
+        recipe = self.info["settings"]["run"]
+        facts_of_recipe = {name: recipe[name] for name in RECIPE_FACTS if name in recipe}
+        metadata = {METADATA_KEY: json.dumps(facts_of_recipe)}
+        write_atomic(self.final, safetensors.torch.save(tensors, metadata))
         self.save(status="done", file_sha256=sha256_file(self.final), **facts)
 
     def discard_if_untrained(self) -> None:

