@@ -4,6 +4,7 @@
     python utilities.py audit [DIR] [--reattack K]      re-check a results folder, a line a problem
     python utilities.py trace FIGURE.csv [--line N]     runs and commits behind a figure's numbers
     python utilities.py models [NAME ...] [--list LIST] which models run here, what others need
+    python utilities.py export_plugin NAME --out DIR    a timm network as a Brain-Score plugin
     python utilities.py setup_scores [--date DATE]      Brain-Score leaderboard -> registry names
     python utilities.py compare_scores A B              what changed between two leaderboard files
     python utilities.py join [--results_dir DIR]        our summary with the scores of each model
@@ -54,6 +55,7 @@ EXAMPLES = {
     "audit": "audit results/mine --reattack 20",
     "trace": "trace figures/accuracy_vs_eps.csv --line 2",
     "models": "models resnet50 convnext_tiny.fb_in1k",
+    "export_plugin": "export_plugin resnet50.a1_in1k --out plugins",
     "setup_scores": "setup_scores --package_path brainscore --date 2026-05-07",
     "compare_scores": "compare_scores old_leaderboard.csv leaderboard.csv",
     "join": "join --results_dir results/mine",
@@ -196,6 +198,13 @@ def models_command(args) -> None:
     print(count_states(table["state"]))
 
 
+def export_plugin_command(args) -> None:
+    # torch and timm, for this command alone
+    from alignment_security.models.plugin_export import export_plugin
+
+    print(export_plugin(args.name, args.out, args.architecture, args.checkpoint))
+
+
 def count_states(states: Iterable[str]) -> str:
     """`12 here, 3 to be fetched`"""
     counts = pd.Series(list(states)).value_counts()
@@ -214,6 +223,13 @@ def add_models_command(commands) -> None:
         help="folder of the files that a list names; default CHECKPOINT_DIR of .env",
     )
     models.set_defaults(run=models_command)
+
+    plugin = commands.add_parser("export_plugin", help="a timm network as a Brain-Score plugin")
+    plugin.add_argument("name", metavar="NAME", help="as --model_name of evaluate_robustness.py")
+    plugin.add_argument("--architecture", help="timm name, where NAME is your own")
+    plugin.add_argument("--checkpoint", type=Path, help="weights, where they are your own")
+    plugin.add_argument("--out", type=Path, required=True, help="gets the plugin's folder")
+    plugin.set_defaults(run=export_plugin_command)
 
 
 # ---- Brain-Score ---------------------------------------------------------------------------------

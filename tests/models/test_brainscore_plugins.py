@@ -375,8 +375,9 @@ def test_a_random_plugin_is_attacked_by_the_rand_budget_alone(plugin, cli, tmp_p
     broken = rows[rows.robust == 0]
     assert len(broken) and (broken.wrong_low > 0.5).all() and (broken.draws >= 20).all()
     assert rows.wrong_low[rows.robust == 1].isna().all()
+    expected = ("git", "evaluation_results", "requirements.txt pins")  # of this environment
     findings = audit(results)
-    assert not [line for line in findings if "git" not in line and "evaluation_results" not in line]
+    assert not [line for line in findings if not any(word in line for word in expected)]
     assert merge_records(results).threat.unique().tolist() == ["Linf-rand"]
 
 
