@@ -71,7 +71,8 @@ def weights_format(path: Path) -> str | None:
     if zipfile.is_zipfile(path):
         return _format_of_zip(path)
     is_tar = start[257:262] == b"ustar"  # torch before 0.1.10
-    return TORCH if start.startswith(b"\x80") or is_tar else None
+    is_cut_zip = start.startswith(b"PK\3\4")  # whose list of contents, at its end, is missing
+    return TORCH if start.startswith(b"\x80") or is_tar or is_cut_zip else None
 
 
 def _format_of_zip(path: Path) -> str | None:

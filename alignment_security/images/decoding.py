@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import warnings
 from functools import cache
@@ -12,11 +13,21 @@ import numpy as np
 from PIL import Image
 
 from alignment_security.common.file_kinds import foreign_kind
+from alignment_security.common.files import TryAgain, UserError
+from alignment_security.common.process import LIMIT_ERRORS
 from alignment_security.images.image_sets import DataError
 
 # Formats that photographs and maps have. Pillow knows more: it hands PostScript to Ghostscript,
 # which runs it as a program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
+# errors that say nothing about the file
+PASSING_ERRORS = LIMIT_ERRORS | {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+}
 MAX_PIXELS = 100_000_000  # of an image file
 # Longer to shorter side. Preprocessing scales the shorter side to the model's, so an image of
 # 1 x 40,000 pixels would become one of 224 x 9 million.
@@ -32,9 +43,7 @@ def read_image(path: Path) -> Image.Image:
         with open(path, "rb") as file:
             return decode_image(file, str(path), ADVICE)
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); make it readable for this user"
-        ) from None
+        raise unreadable(path, error) from None
     except DataError:
         kind = foreign_kind(path)
         if kind is None:
@@ -52,13 +61,37 @@ def decode_image(file: BinaryIO, where: str, advice: str = "") -> Image.Image:
                 return to_rgb(image)
     except (DataError, MemoryError):
         raise
+    except OSError as error:
+        if error.errno in PASSING_ERRORS:
+            raise
+        raise undecodable(where, error, advice) from None
     except Image.DecompressionBombError as error:
         size = str(error).partition(" exceeds")[0]
         raise DataError(f"{where}: {size}, more than {MAX_PIXELS:,}; shrink it first") from None
     except Exception as error:  # a decoder may raise anything on a file that is damaged or made up
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        end = f"; {advice}" if advice else ""
-        raise DataError(f"{where}: cannot be decoded ({reason}){end}") from None
+        raise undecodable(where, error, advice) from None
+
+
+def undecodable(where: str, error: Exception, advice: str) -> DataError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    end = f"; {advice}" if advice else ""
+    return DataError(f"{where}: cannot be decoded ({reason}){end}")
+
+
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error of a file that is there and whole, as far as anybody knows, and was not read."""
+    if error.errno in LIMIT_ERRORS:
+        return TryAgain(
+            f"{path}: cannot be read ({error.strerror}); a limit of this machine (see ulimit -a) "
+            "is reached"
+        )
+    if error.errno in PASSING_ERRORS:
+        return TryAgain(
+            f"{path}: cannot be read ({error.strerror}); the disk or the network failed, run the "
+            "same command again"
+        )
+    advice = "bring it back" if error.errno == errno.ENOENT else "make it readable for this user"
+    return DataError(f"{path}: cannot be read ({error.strerror}); {advice}")
 
 
 def check_size(image: Image.Image, where: str) -> None:

@@ -13,6 +13,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from alignment_security.common.files import UserError
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.class_folders import folder_set
 from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
@@ -44,7 +45,7 @@ CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
 # Images that a worker sends at once: one message of 16 costs the receiving process a third of the
 # time of 16 messages.
 CHUNK_IMAGES = 16
-Chunk = tuple[list[int], Tensor, DataError | None]  # as stack_chunk returns it
+Chunk = tuple[list[int], Tensor, UserError | None]  # as stack_chunk returns it
 
 
 def load_image_set(
@@ -138,7 +139,7 @@ class PixelDataset(Dataset):
 
     as_bytes   leave the image uint8, a quarter of the size when a worker sends it
 
-    For a bad image the DataError is returned in place of the image. Raised in a worker, it would
+    For a bad image the error is returned in place of the image. Raised in a worker, it would
     arrive as a traceback instead of one line.
     """
 
@@ -151,10 +152,10 @@ class PixelDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | DataError]:
+    def __getitem__(self, i: int) -> tuple[int, Tensor | UserError]:
         try:
             x = self.transform(load_photograph(self.images, i))
-        except DataError as error:
+        except UserError as error:
             return i, error
         return i, (x if self.as_bytes else in_unit_range(x))
 
@@ -169,7 +170,7 @@ def stream_images(
 
     workers   processes that decode ahead; 0 decodes in this process
 
-    A few dozen images are in memory at a time. Raises DataError for a bad image, after the images
+    A few dozen images are in memory at a time. Raises UserError for a bad image, after the images
     in front of it.
     """
     pixels = PixelDataset(images, preprocessing, as_bytes=True)
@@ -188,12 +189,12 @@ def _chunks(pixels: PixelDataset, preprocessing: dict, workers: int) -> Iterable
     return worker_loader(pixels, workers, stack_chunk, message_bytes, batch_size=CHUNK_IMAGES)
 
 
-def stack_chunk(rows: list[tuple[int, Tensor | DataError]]) -> Chunk:
+def stack_chunk(rows: list[tuple[int, Tensor | UserError]]) -> Chunk:
     """(positions, images (n, 3, H, W), None); or, up to the first bad image, with its error."""
     positions, good = [], []
     error = None
     for i, x in rows:
-        if isinstance(x, DataError):
+        if isinstance(x, UserError):
             error = x
             break
         positions.append(i)

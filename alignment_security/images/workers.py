@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -51,6 +53,7 @@ def worker_loader(
     except OSError as error:
         if error.errno not in NO_PROCESS:
             raise
+        free_half_made(error)
         raise UserError(
             f"--workers {workers}: the processes cannot start ({error.strerror}); --workers 0 "
             "decodes in this one"
@@ -59,6 +62,13 @@ def worker_loader(
 
 # no semaphores, no processes, no files, no memory for another process
 NO_PROCESS = (errno.ENOSYS, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)
+
+
+def free_half_made(error: OSError) -> None:
+    """Free the loader that could not start, without the traceback that its destructor prints."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    traceback.clear_frames(error.__traceback__)
+    sys.unraisablehook = hook
 
 
 def worker_error(error: RuntimeError, workers: int) -> TryAgain | None:

@@ -22,6 +22,7 @@ from alignment_security.models.checkpoint_fit import (
     NOT_THE_NET,
     Candidate,
     CreateNet,
+    advice,
     fit,
 )
 from alignment_security.models.heads import ModelError
@@ -173,10 +174,8 @@ def _misfit_message(path: Path, candidates: dict[str, Candidate]) -> str:
     where = f" (entry {shown(entry)!r})" if entry else ""
     beginnings = {name.partition(".")[0] for name in candidates[entry].state}
     common = f"; all its names begin with {min(beginnings)!r}" if len(beginnings) == 1 else ""
-    return (
-        f"{path}{where}: does not fit this architecture, it {candidates[entry].misfit}{common}; "
-        "check --model_name"
-    )
+    misfit = candidates[entry].misfit
+    return f"{path}{where}: does not fit this architecture, it {misfit}{common}; {advice(misfit)}"
 
 
 # ---- normalisation -------------------------------------------------------------------------------

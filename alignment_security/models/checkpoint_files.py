@@ -16,10 +16,12 @@ from alignment_security.common.file_kinds import (
     foreign_kind,
     weights_format,
 )
+from alignment_security.common.folders import visible
 from alignment_security.common.torch_files import error_reason, load_torch_file
 from alignment_security.models.heads import ModelError
 
 IN_DICT = "/"  # between the key of a dict and the names in it; modules are joined by "."
+WEIGHTS_ENDINGS = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
 MAX_DEPTH = 6  # of dicts in dicts; a pickle may hold itself
 
 
@@ -31,6 +33,11 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
     that needs to run code, or that holds no tensors under names.
     """
     path = Path(path)
+    if path.is_dir():
+        files = [file.name for file in visible(path) if file.suffix in WEIGHTS_ENDINGS]
+        raise ModelError(
+            f"{path}: a folder, no checkpoint; give a file in it ({', '.join(files[:3]) or 'none'})"
+        )
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint")
     try:
@@ -73,10 +80,12 @@ def _load_file(path: Path, file_format: str | None, trust: bool) -> object:
                 f"{path}: holds more than tensors ({code[1]}), and loading that runs code from "
                 "the file; pass --trust_checkpoint if you trust its author"
             ) from None
-        advice = "it is cut off or damaged" if file_format else "it is no file of torch"
+        reason = f"it is cut off or damaged ({error_reason(error)})"
+        if not file_format:
+            reason = "it is no file of torch or safetensors"
         raise ModelError(
-            f"{path}: not a readable checkpoint ({error_reason(error)}); {advice}, compare it with "
-            "its source and download it again if it differs"
+            f"{path}: not a readable checkpoint, {reason}; compare its size and sha256 with its "
+            "source, and download it again if they differ"
         ) from None
 
 

@@ -20,6 +20,7 @@ NOT_THE_NET = re.compile(r"attacker\.|(normalizer|normalize)\.|n_averaged$")
 # BatchNorm counters, unused in eval mode; torch has saved them since 0.4.1
 BATCH_NORM_COUNTER = "num_batches_tracked"
 # what timm's checkpoint filters raise for files of another origin
+CHECK_NAME = "check --model_name"
 FILTER_ERRORS = (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 # A tensor may repeat stored values (stride 0); a file of a kilobyte may so claim terabytes.
 MOST_REPEATED = 1_000_000
@@ -155,11 +156,14 @@ def _count_values(state: dict[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in state.values())
 
 
+def advice(misfit: str) -> str:
+    """What to do about a misfit of `unusable` or `find_misfit`."""
+    return "give plain tensors, floats in float32" if " values in " in misfit else CHECK_NAME
+
+
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load a state dict that has to fit exactly. Raises ModelError, naming the first misfit."""
     misfit = unusable(state) or find_misfit(net, state)
     if misfit:
-        raise ModelError(
-            f"{source}: does not fit this architecture, it {misfit}; check --model_name"
-        )
+        raise ModelError(f"{source}: does not fit this architecture, it {misfit}; {advice(misfit)}")
     net.load_state_dict(state)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import resource
 import shutil
 import signal
+import sys
 import time
 from collections import namedtuple
 
@@ -50,6 +53,24 @@ def test_images_are_the_same_by_shared_memory_and_by_pipe(monkeypatch, shared, n
     for pair in found:
         assert isinstance(pair, Pair) and pair.x[1] is None
         assert pair.x[0][:, 0].tolist() == [i * i for i in pair.ids]
+
+
+def test_workers_that_cannot_start_leave_one_line(monkeypatch):
+    """torch's half-made loader prints no traceback when it is freed."""
+    printed: list = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 9, limits[1]))
+    said = ""
+    try:
+        pairs(Squares(), 4)
+    except UserError as error:
+        said = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    gc.collect()
+    assert "--workers 4: the processes cannot start" in said and not printed
 
 
 def test_little_shared_memory_is_not_relied_on(monkeypatch):

@@ -275,6 +275,25 @@ def test_an_archive_of_arrays_is_no_checkpoint(tmp_path):
             load_model("test_resnet", tmp_path / name)
 
 
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_checkpoint_that_was_cut_off_is_called_so(tmp_path, state, ending, part):
+    path = tmp_path / f"net{ending}"
+    torch.save(state, path) if ending == ".pth" else safetensors.torch.save_file(state, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ModelError, match="it is cut off or damaged .* download it again"):
+        load_model("test_resnet", path)
+
+
+def test_a_folder_or_a_quantised_copy_is_told_as_such(tmp_path, state):
+    torch.save({name: tensor.to(torch.int8) for name, tensor in state.items()}, tmp_path / "q.pth")
+    with pytest.raises(ModelError, match="int8 values .*; give plain tensors, floats in float32"):
+        load_model("test_resnet", tmp_path / "q.pth")
+    with pytest.raises(ModelError, match=r"a folder, no checkpoint; give a file in it \(q.pth\)"):
+        load_model("test_resnet", tmp_path)
+
+
 def test_no_damage_of_a_checkpoint_is_a_traceback(tmp_path, state):
     torch.save({"state_dict": {"fc.bias": state["fc.bias"]}}, tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
