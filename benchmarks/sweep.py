@@ -1,4 +1,4 @@
-"""The cost of interruptions, and the time to merge a whole sweep. No GPU, no pool.
+"""The cost of starts and interruptions, and the time to merge a sweep. No GPU, no pool.
 
     python benchmarks/sweep.py                prints, and writes benchmarks/sweep.json
 
@@ -33,6 +33,8 @@ from benchmarks.machine import machine
 from benchmarks.output import get_args_parser, output_file, write_results
 
 MODEL = "tf_efficientnet_lite0"
+MODELS = [f"tf_efficientnet_lite{k}" for k in (0, 1, 2)]
+THREATS = ("clean", "Linf --eps 1/255 --attacks apgd-ce --steps 2", "L2 --steps 2")
 BATCH = 4  # images that the evaluation works on at once
 CHUNK_SECONDS = int(DEFAULTS["chunk_seconds"])  # of a sweep in production
 POLL_SECONDS = 0.05
@@ -45,6 +47,7 @@ class Size:
     steps     of the boundary-crossing attack
     images    of the sample; None: all of it
     chunk     seconds to a checkpoint; lost: seconds from then to the eviction
+    models    of MODELS, each started for each of THREATS
     records   of `rows` images each, to merge; appended: rows to time one by one
     """
 
@@ -52,6 +55,7 @@ class Size:
     images: int | None = None
     chunk: float = 5.0
     lost: float = 15.0
+    models: int = 3
     records: int = 350
     rows: int = 960
     appended: int = 300
@@ -61,7 +65,7 @@ class Size:
         return ["L2", "--protocol", "crossing", "--steps", str(self.steps)]
 
 
-QUICK = Size(steps=2, images=2, chunk=0.001, lost=0.1, records=2, rows=3, appended=3)
+QUICK = Size(steps=2, images=2, chunk=0.001, lost=0.1, models=1, records=2, rows=3, appended=3)
 
 
 # ---- one evaluation ------------------------------------------------------------------------------
@@ -78,9 +82,14 @@ def command(results: Path, size: Size, *options: str) -> list[str]:
 
 
 def run(results: Path, size: Size, *options: str) -> tuple[int, float]:
-    """Exit status and processor seconds of an evaluation; other processes do not add to these."""
+    """Exit status and processor seconds of an evaluation."""
+    return run_command(command(results, size, *options))
+
+
+def run_command(words: list[str]) -> tuple[int, float]:
+    """Exit status and processor seconds of a command; other processes do not add to these."""
     begin = resource.getrusage(resource.RUSAGE_CHILDREN)
-    status = subprocess.run(command(results, size, *options), capture_output=True).returncode
+    status = subprocess.run(words, capture_output=True).returncode
     end = resource.getrusage(resource.RUSAGE_CHILDREN)
     return status, end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime
 
@@ -96,6 +105,42 @@ def same_verdicts(a: Path, b: Path) -> bool:
     columns = ["image_id", "clean_correct", "success", "adv_pred"]
     ours, theirs = (read_record(record_path(results))[columns] for results in (a, b))
     return ours.equals(theirs)
+
+
+# ---- a study -------------------------------------------------------------------------------------
+
+
+def start_up(folder: Path, size: Size) -> dict:
+    """What it takes to start a model x threat, by single commands and in a study.
+
+    Everything is evaluated already: a command loads the model, reads its record and exits.
+    """
+    names = MODELS[: size.models]
+    folder.mkdir()
+    (folder / "nets.txt").write_text("".join(f"{name}\n" for name in names))
+    study = folder / "study.txt"
+    study.write_text("\n".join(["models nets.txt", "images -s 4", *THREATS]) + "\n")
+    words = [sys.executable, str(ROOT / "evaluate_robustness.py"), "--device", "cpu"]
+    words += ["--workers", "0", "--results_dir", str(folder / "results")]
+    assert run_command([*words, "--study", str(study)])[0] == 0
+    single = 0.0
+    for name in names:
+        for threat in THREATS:
+            options = ["--model_name", name, "-s", "4", *threat.split()]
+            status, seconds = run_command([*words, *options])
+            assert status == 0
+            single += seconds
+    shutil.rmtree(folder / "results/studies")  # else the study loads nothing
+    status, together = run_command([*words, "--study", str(study)])
+    assert status == 0
+    pairs = len(names) * len(THREATS)
+    return {
+        "models": len(names),
+        "threats": len(THREATS),
+        "single_commands_s_per_model_and_threat": round(single / pairs, 2),
+        "study_s_per_model_and_threat": round(together / pairs, 2),
+        "ratio": round(together / single, 3),
+    }
 
 
 # ---- interruptions -------------------------------------------------------------------------------
@@ -236,6 +281,7 @@ def main(argv: list[str] | None = None) -> None:
             "merge": merge(folder / "merged", size),
             "checkpoints": checkpoints(folder, size),
             "eviction": eviction(folder, size),
+            "start_up": start_up(folder / "study", size),
         }
         seconds = row_cost(folder / "rows", size)
     # A duration of 0.00 s per image, as with --quick, has no share.

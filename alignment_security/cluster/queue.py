@@ -14,13 +14,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from filelock import Timeout
 
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.locked_run import lock_file
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
@@ -41,6 +42,15 @@ def check_results_folder(results_dir: str | Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
+
+
+def statuses_of_models(results_dir: Path) -> dict[str, str]:
+    """File name of a model -> its status in the studies of a results folder."""
+    found = {}
+    for path in glob_visible(results_dir / "studies", "*/*.json"):
+        with suppress(OSError, ValueError, UserError):  # half-copied: as if it were not there
+            found[path.stem] = str(json.loads(read_text(path)).get("status"))
+    return found
 
 
 @dataclass

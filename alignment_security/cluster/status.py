@@ -1,4 +1,4 @@
-"""Progress of a sweep on HTCondor, from its event logs and run files (`utilities.py sweep_status`).
+"""Progress of a sweep, from event logs and run files (`utilities.py sweep_status`).
 
 State of a model:
 
@@ -12,7 +12,6 @@ State of a model:
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.cluster.queue import statuses_of_models
+from alignment_security.cluster.slurm import Event, task_events
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.text import read_text, text_lines
+from alignment_security.common.text import text_lines
 from alignment_security.records.record import read_run_file
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
@@ -43,8 +44,6 @@ EVENT_KINDS = {
 }
 NOTE_WIDTH = 150  # characters
 SECONDS_PER_HOUR = 3600
-
-Event = tuple[str, float, Mapping]  # kind, seconds since the epoch, attributes
 
 
 class StatusError(UserError):
@@ -179,17 +178,6 @@ def run_files(sweep: Path) -> dict[str, list[dict]]:
     return found
 
 
-def states_of_study(sweep: Path) -> dict[str, str]:
-    """Slug -> status of the models of a study (`cluster.queue`); none for a sweep of one threat."""
-    found = {}
-    for path in glob_visible(sweep / "results" / "studies", "*/*.json"):
-        try:
-            found[path.stem] = str(json.loads(read_text(path)).get("status"))
-        except (OSError, ValueError, UserError):
-            continue
-    return found
-
-
 def last_line(path: Path) -> str:
     """The last non-empty line of a job's error file; empty when it cannot be read."""
     try:
@@ -208,8 +196,7 @@ def model_status(
     runs       run files of the model's records, as far as they came back
     in_study   its status in a study: a threat that was not begun has no run file
     """
-    log = sweep / "logs" / f"{slug}.log"
-    job = follow_events(read_events(log) if log.is_file() else [])
+    job = follow_events(events_of(sweep, slug))
     row = {
         "model": name,
         "state": job.state,
@@ -228,6 +215,15 @@ def model_status(
     if job.state == "failed":
         return row | {"note": _failure_note(sweep, slug, job, runs)}
     return row | {"left": job.hours_left(now)}
+
+
+def events_of(sweep: Path, slug: str) -> list[Event]:
+    """The events of a model on HTCondor, else on SLURM; [] for a model that was never submitted."""
+    log = sweep / "logs" / f"{slug}.log"
+    if log.is_file():
+        return read_events(log)
+    noted = log.with_name(f"{slug}.slurm")
+    return task_events(noted) if noted.is_file() else []
 
 
 def _done_columns(runs: list[dict]) -> dict:
@@ -259,7 +255,7 @@ def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
     Columns: model, state; done and total images; per_hour; left, the hours until it is done; used,
     its GPU hours; note; evictions. Raises StatusError.
     """
-    runs, in_study = run_files(sweep), states_of_study(sweep)
+    runs, in_study = run_files(sweep), statuses_of_models(sweep / "results")
     if now is None:
         now = time.time()
     rows = [

@@ -13,18 +13,27 @@ import re
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.cluster.arguments import SweepError, check_arguments
 from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
-from alignment_security.cluster.studies import COMMAND_OPTIONS, Study
-from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.cluster.slurm import (
+    SLURM_FILE,
+    SLURM_SETTINGS,
+    TEMPLATE_FILE,
+    batch_files,
+    slurm_settings_text,
+)
+from alignment_security.cluster.studies import Study
+from alignment_security.common.files import safe_file_name
 from alignment_security.common.folders import visible
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import ROOT, git_state, setting
 from alignment_security.common.temporary import temporary_beside
+from alignment_security.common.text import read_text
 from alignment_security.models.lists import WantedModel
 
 TEMPLATES = ROOT / "htcondor"
@@ -89,13 +98,7 @@ DEFAULTS = {
     "job_length": "short",
     "cuda": "13.0",
 }
-# image sets whose folders hold no other set's images
-KNOWN_SETS = {"imagenet-val", "big12", "clickme", "imagenet-c", "tiny-imagenet-c"}
 MAX_JOBS = 200  # models in the queue at once
-
-
-class SweepError(UserError):
-    """A sweep that cannot be made."""
 
 
 def node_name(number: int, slug: str) -> str:
@@ -162,7 +165,7 @@ def check_settings(settings: dict[str, str]) -> None:
 
     HTCondor would only warn about such a name.
     """
-    known = sorted(set().union(*SETTINGS_FILES.values()))
+    known = sorted(set().union(*SETTINGS_FILES.values(), SLURM_SETTINGS))
     for name, value in settings.items():
         if name not in known or not value or re.search(r"[\n\r]|\$\(", value):
             raise SweepError(
@@ -223,40 +226,6 @@ def staged_names(staged: Path, wanted: Sequence[WantedModel]) -> list[str]:
     if lacking:
         print_line(f"{len(lacking)} of the models are not staged, e.g. {lacking[0]}", sys.stderr)
     return names
-
-
-def check_arguments(arguments: list[str], study: Study | None = None) -> None:
-    """Raise SweepError for options that each job sets itself, and for arguments of two lines."""
-    for argument in arguments:
-        if argument.split("=")[0] in COMMAND_OPTIONS:
-            raise SweepError(f"{argument}: each job sets it itself; leave it out")
-    if not (arguments or study) or any("\n" in argument for argument in arguments):
-        raise SweepError(
-            "no arguments for evaluate_robustness.py; put them after --, e.g. -- --dataset big12 "
-            "Linf --eps 1/255, or give --study"
-        )
-
-
-def check_images(datasets: Iterable[str], images: str | None, arguments: Sequence[str]) -> None:
-    """Raise SweepError for an image set that the jobs would not find, or another one's tar.
-
-    datasets    of the requests; images: the tar that every job gets
-    """
-    for name in datasets:
-        if images and images_of_another_set(images, name):
-            raise SweepError(f"--images {images}: not the images of --dataset {name}")
-        if not images and name != "sample" and "--data_dir" not in arguments:
-            raise SweepError(
-                f"--dataset {name}: the jobs need its images; prestage them and give --images TAR, "
-                "or, after --, a --data_dir that the workers see"
-            )
-
-
-def images_of_another_set(tar: str, name: str) -> bool:
-    """Whether a tar is called as a known set is that shares no folder with the set `name`."""
-    own = {"imagenet-val", "big12"} if name in ("imagenet-val", "big12") else {name}
-    called = tar.removeprefix("images-").removesuffix(".tar")
-    return called in KNOWN_SETS - own or (name == "sample")
 
 
 def pack_code(path: Path, study: Study | None = None) -> None:
@@ -341,6 +310,10 @@ def _write_sweep(
     (out / ARGUMENTS_FILE).write_text("\n".join(arguments) + "\n", encoding="utf-8")
     for name, names in SETTINGS_FILES.items():
         (out / name).write_text(settings_text(settings, names), encoding="utf-8")
+    (out / SLURM_FILE).write_text(slurm_settings_text(settings), encoding="utf-8")
+    template = read_text(TEMPLATES / TEMPLATE_FILE)
+    for name, text in batch_files(models, settings, template).items():
+        (out / name).write_text(text, encoding="utf-8")
     lines = [f"{row.name}, {row.slug}, {row.gpu_memory_mb}\n" for row in models.itertuples()]
     (out / MODELS_FILE).write_text("".join(lines), encoding="utf-8")
     (out / DAG_FILE).write_text(dag_text(models), encoding="utf-8")

@@ -25,6 +25,7 @@ from torch import nn
 
 import utilities
 from alignment_security.cluster import job as job_module
+from alignment_security.cluster.arguments import SweepError
 from alignment_security.cluster.gpu_memory import MARGIN, gpu_memory_mb, kept_for_backward
 from alignment_security.cluster.job import (
     STAGED_FACTS,
@@ -52,7 +53,6 @@ from alignment_security.cluster.status import (
 from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import (
     SETTINGS_FILES,
-    SweepError,
     chosen_models,
     make_sweep,
     node_name,

@@ -1,0 +1,170 @@
+"""Sweeps on SLURM: the batch files, and a real cluster of one node (`make test-slurm` starts it).
+
+Not tested: containers, GPUs (`--gres` is only written), accounting.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import evaluate_robustness
+from alignment_security.cluster.job import STAGED_TABLE
+from alignment_security.cluster.prestage import prestage
+from alignment_security.cluster.slurm import batch_files, gpu_kinds, ranges, task_events
+from alignment_security.cluster.status import follow_events, status_table
+from alignment_security.cluster.studies import read_study
+from alignment_security.cluster.sweep import DEFAULTS, make_sweep
+from alignment_security.common.files import UserError
+from alignment_security.models.lists import WantedModel
+from alignment_security.records.record import read_record, read_run_file
+
+NO_CLUSTER = os.environ.get("NO_SLURM", "no SLURM cluster; `make test-slurm` starts one")
+
+
+def on_cluster(test):
+    """Mark a test that needs the cluster."""
+    skipped = pytest.mark.skipif("SLURM_CONF" not in os.environ, reason=NO_CLUSTER)
+    return pytest.mark.slurm(skipped(test))
+
+
+# ---- batch files ---------------------------------------------------------------------------------
+
+
+def test_an_array_for_each_kind_of_gpu():
+    """The smallest GPU with enough memory; a model that none can hold gets the largest."""
+    models = pd.DataFrame({"gpu_memory_mb": ["3000", "11000", "30000", "11001", "90000"]})
+    settings = {"slurm_gpus": "gpu:a100:1@40000,gpu:rtx:1@11000", "slurm_options": "--account=x"}
+    files = batch_files(models, settings, "#!/bin/bash\n# text\n")
+    lines = {name: text.splitlines() for name, text in files.items()}
+    assert sorted(files) == ["sweep-a100-1.sbatch", "sweep-rtx-1.sbatch"]
+    assert "#SBATCH --array=1-2%200" in lines["sweep-rtx-1.sbatch"]
+    assert "#SBATCH --array=3-5%200" in lines["sweep-a100-1.sbatch"]
+    assert "#SBATCH --gres=gpu:a100:1" in lines["sweep-a100-1.sbatch"]
+    assert all(text[0] == "#!/bin/bash" and text[-1] == "# text" for text in lines.values())
+    assert all("#SBATCH --account=x" in text for text in lines.values())
+    (text,) = batch_files(models, {"device": "cpu"}, "#!/bin/bash\n").values()
+    assert "--array=1-5%200" in text and "gres" not in text
+
+
+def test_ranges_and_kinds():
+    assert ranges([1, 2, 3, 7, 9, 10]) == "1-3,7,9-10" and ranges([4]) == "4"
+    assert gpu_kinds("b@2,a@1") == [("a", 1), ("b", 2)]
+    with pytest.raises(UserError, match="slurm_gpus=a100: write GRES@MB"):
+        gpu_kinds("a100")
+
+
+@pytest.mark.parametrize(
+    "text, state, note, evictions, hours",
+    [
+        ("begin 0 1\n", "running", "", 0, 2.0),
+        ("begin 0 1\nend 3600 85\n", "idle", "exit status 85, to be tried again", 0, 1.0),
+        ("begin 0 1\nbegin 3600 1\n", "running", "", 1, 2.0),
+        ("begin 0 1\nend 3600 2\n", "failed", "exit status 2", 0, 1.0),
+        ("begin 0 1\nend 3600 0\nbeg", "failed", "", 0, 1.0),
+    ],
+)
+def test_states_of_tasks(tmp_path, text, state, note, evictions, hours):
+    (tmp_path / "net.slurm").write_text(text)
+    job = follow_events(task_events(tmp_path / "net.slurm"))
+    found = (job.state, job.note, job.evictions, job.gpu_hours(now=7200))
+    assert found == (state, note, evictions, hours)
+
+
+# ---- a real cluster ------------------------------------------------------------------------------
+
+
+def slurm(*command: str, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout.strip()
+
+
+def wait(condition: Callable, seconds: float = 300):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, slurm("squeue")
+        time.sleep(0.2)
+    return found
+
+
+@pytest.fixture
+def sweep(tmp_path, tiny):
+    """Stage tiny nets and their images; make a sweep of a study: (names, threats) -> folder."""
+
+    def call(names: list[str], *threats: str, **settings: str) -> Path:
+        staged = tmp_path / "staged"
+        wanted = [WantedModel(name, "test_resnet", str(tiny.checkpoint)) for name in names]
+        assert prestage(wanted, staged, [tiny.data]) == {}
+        (tmp_path / "nets.txt").write_text("\n".join(names) + "\n")
+        lines = ["models nets.txt", "images --dataset mine -s 8", *threats]
+        (tmp_path / "mine.txt").write_text("\n".join(lines) + "\n")
+        small = {"use_container": "false", "python": sys.executable, "device": "cpu", "cpus": "1"}
+        small |= {"memory": "1GB", "staging": str(staged), "retries": "1", "git_commit": "test"}
+        make_sweep(
+            tmp_path / "sweep",
+            staged / STAGED_TABLE,
+            ["--batch_size", "4", "--workers", "0"],
+            DEFAULTS | small | settings,
+            images=f"images-{tiny.data.name}.tar",
+            study=read_study(tmp_path / "mine.txt"),
+        )
+        return tmp_path / "sweep"
+
+    return call
+
+
+def submit(folder: Path) -> str:
+    return slurm("sbatch", "--parsable", "sweep.sbatch", cwd=folder)
+
+
+def is_attacked(folder: Path, name: str) -> bool:
+    """Whether a task attacks images of its second threat."""
+    run = folder / f"results/records/mine/L2-fmn/{name}.json"
+    return run.exists() and read_run_file(run)["status"] == "running"
+
+
+@on_cluster
+def test_a_study_through_checkpoints_and_a_preemption(sweep, tiny, tmp_path):
+    """Requeued with 85, and preempted by a job of another partition: as single commands."""
+    threats = ("clean", "L2 --protocol fmn --steps 200")
+    for words in threats:
+        arguments = [*tiny.arguments(tmp_path), "--workers", "0", "-s", "8"]
+        assert evaluate_robustness.main([*arguments, *words.split()]) == 0
+    folder = sweep(["net", "other.net"], *threats, chunk_seconds="3")
+    array = submit(folder)
+    wait(lambda: is_attacked(folder, "net"))
+    slurm("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true")
+    wait(lambda: not slurm("squeue", "--noheader", "--jobs", array))
+    noted = [(folder / f"logs/{name}.slurm").read_text() for name in ("net", "other.net")]
+    assert all(text.count("begin") > 1 and " 85\n" in text for text in noted), noted
+    table = status_table(folder)
+    assert list(table["state"]) == ["done"] * 2 and list(table["total"]) == [16] * 2
+    for threat in ("clean", "L2-fmn"):
+        (want,) = tmp_path.glob(f"records/mine/{threat}/*.csv")
+        for name in ("net", "other.net"):
+            rows = read_record(folder / f"results/records/mine/{threat}/{name}.csv")
+            pd.testing.assert_frame_equal(rows, read_record(want), rtol=1e-2, atol=0)
+
+
+@on_cluster
+def test_a_wrong_request_is_tried_once_and_a_damaged_tar_twice(sweep, tmp_path):
+    folder = sweep(["net", "bad"], "clean -s 5000 6000")
+    tar = tmp_path / "staged/bad.tar"
+    sound = tar.read_bytes()
+    tar.write_bytes(sound[:-600] + b"x" + sound[-599:])
+    array = submit(folder)
+    wait(lambda: not slurm("squeue", "--noheader", "--jobs", array))
+    tries = [(folder / f"logs/{name}.slurm").read_text().count("begin") for name in ("net", "bad")]
+    assert tries == [1, 2]
+    table = status_table(folder).set_index("model")
+    assert list(table["state"]) == ["failed", "failed"]
+    assert "exit status 2: error: -s 5000 6000" in table["note"]["net"]
+    assert "exit status 1" in table["note"]["bad"] and "its sha256 is" in table["note"]["bad"]
