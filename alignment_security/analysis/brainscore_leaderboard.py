@@ -10,16 +10,22 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import pandas as pd
 
+from alignment_security.analysis.brainscore_plugin_info import (
+    PLUGIN_INFO,
+    PluginInfo,
+    read_plugin_info,
+)
 from alignment_security.analysis.brainscore_registry import INPUT_COLUMN, NAME_COLUMNS
 from alignment_security.common.files import UserError, sha256_file
 
 # The leaderboard's averages: parents in brain-score.org's benchmark tree. Hoak 2025's plotting
-# drops them before its t-SNE. No CSV marks them: a group added after 2025-05 has to be added here.
+# drops them before its t-SNE. Of groups that were added after 2025-05, PLUGIN_INFO alone tells.
 AGGREGATES = frozenset(
     [
         "average_vision",
@@ -68,7 +74,6 @@ MAX_BYTES = 64 * 2**20  # of one file, unpacked; the 2025-05-07 leaderboard has 
 LEADERBOARD = "https://www.brain-score.org/vision/leaderboard"
 DOWNLOAD_AGAIN = f"download it again from {LEADERBOARD}"
 SCORES_FOLDER, MERGED_SCORES = "benchmark_scores", "benchmark_scores_registry_merged"
-PLUGIN_INFO = "plugin-info.csv"  # the other CSV of a downloaded ZIP
 
 
 # ---- leaderboard files ---------------------------------------------------------------------------
@@ -156,9 +161,21 @@ def read_leaderboard_bytes(path: Path) -> bytes:
             return read_bounded(file, path)
 
 
+def read_info(path: Path) -> PluginInfo:
+    """What PLUGIN_INFO in a ZIP says; nothing for a CSV, and for a ZIP without it or a bad one."""
+    with suppress(*DAMAGED_FILE, csv.Error), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if PurePosixPath(member).name == PLUGIN_INFO:
+                with archive.open(member) as file:
+                    return read_plugin_info(read_bounded(file, path).decode("utf-8-sig"))
+    return PluginInfo()
+
+
 def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
     """The leading `#` lines, and all cells as text, indexed by the line numbers of the file."""
-    reader = csv.reader(io.StringIO(read_leaderboard_text(path), newline=""), strict=True)
+    text = read_leaderboard_text(path)
+    check_separator(path, text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     comments: list[str] = []
     header: list[str] = []
     rows: dict[int, list[str]] = {}
@@ -171,7 +188,7 @@ def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
             elif len(cells) != len(header):
                 raise UserError(
                     f"{path}, line {reader.line_num}: {len(cells)} cells under {len(header)} "
-                    f"column names, cut off or edited; {DOWNLOAD_AGAIN}"
+                    f"column names, cut off, edited or with decimal commas; {DOWNLOAD_AGAIN}"
                 )
             else:
                 rows[reader.line_num] = cells
@@ -183,6 +200,16 @@ def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
             f"{path}: repeated or empty column names {', '.join(wrong[:5])}; keep one of each"
         )
     return comments, pd.DataFrame(list(rows.values()), list(rows), header, dtype=object)
+
+
+def check_separator(path: Path, text: str) -> None:
+    """Raise UserError where semicolons separate the names of the header."""
+    header = next((line for line in text.splitlines() if line and not line.startswith("#")), "")
+    if header.count(";") > header.count(","):
+        raise UserError(
+            f"{path}: semicolons between its columns, as spreadsheets of languages with decimal "
+            f"commas write it; {DOWNLOAD_AGAIN} and leave it as it is"
+        )
 
 
 def model_column(path: Path, columns: list[str]) -> tuple[str, int]:
@@ -224,13 +251,17 @@ def read_leaderboard(path: str | Path) -> tuple[pd.DataFrame, dict]:
            2: with `model_id` and `rank` (the site's test dump)
            3: `Rank, Model, Model ID` under `#` lines, short benchmark names, failed cells empty,
               two decimals (since then)
-    Raises UserError with file, line and column for anything else.
+    Averages that AGGREGATES does not know are left out (`unknown_parents`; PluginInfo.parents finds
+    them), and `metadata` has what PLUGIN_INFO says of each model, by line. Raises UserError with
+    file, line and column for anything else.
     """
     path = Path(path)
     comments, table = read_leaderboard_table(path)
     column, shape = model_column(path, list(table.columns))
     check_cells(path, table, column)
-    benchmarks = benchmark_columns(table)
+    info = read_info(path)
+    parents = [name for name in info.parents(benchmark_columns(table)) if name not in AGGREGATES]
+    benchmarks = [name for name in benchmark_columns(table) if name not in parents]
     if table.empty or not benchmarks:
         raise UserError(
             f"{path}: {len(table)} models and {len(benchmarks)} benchmarks; {DOWNLOAD_AGAIN}"
@@ -247,7 +278,16 @@ def read_leaderboard(path: str | Path) -> tuple[pd.DataFrame, dict]:
         },
     }
     names = {"model_name": table[column].str.strip(), "layers": table.get("layers", "")}
+    facts |= {"unknown_parents": parents, "metadata": model_metadata(info, table, column)}
     return pd.concat([pd.DataFrame(names, table.index), table[benchmarks]], axis=1), facts
+
+
+def model_metadata(info: PluginInfo, table: pd.DataFrame, column: str) -> dict[int, dict]:
+    """{line: metadata of its model}, for the models that have some; `column` has their names."""
+    ids = next((name for name in table if column_key(name) == "model_id"), column)
+    rows = zip(table.index, table[ids], table[column])
+    found = {int(line): info.metadata(key, name) for line, key, name in rows}
+    return {line: metadata for line, metadata in found.items() if metadata}
 
 
 def drop_repeats(scores: pd.DataFrame) -> tuple[pd.DataFrame, list[dict]]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from alignment_security.analysis.brainscore_leaderboard import (
     read_leaderboard,
     score_numbers,
 )
+from alignment_security.analysis.brainscore_plugin_info import without_lab
 from alignment_security.analysis.brainscore_plugins import listed_nets
 from alignment_security.analysis.brainscore_registry import (
     INPUT_COLUMN,
@@ -174,8 +174,11 @@ def merge_leaderboard(
     names = merged[[*NAME_COLUMNS, "model_name", "layers"]]
     table = pd.concat([names, score_numbers(merged[benchmarks])], axis=1)
     inputs = registry.set_index("model_registry_name")[INPUT_COLUMN]
+    metadata = facts.pop("metadata", {})
+    lines = zip(merged["model_registry_name"], merged["line"])
     sidecar = {
         **facts,
+        "models": {name: metadata[line] for name, line in lines if line in metadata},
         "package_version": package_version(package),
         **merge_facts,
         **report,
@@ -193,6 +196,8 @@ def merge_leaderboard(
         f"{len(benchmarks)} benchmarks ({len(merge_facts['leaves'])} leaves); what did not join: "
         f"{folder / MERGED_SCORES}.json"
     )
+    if parents := facts.get("unknown_parents"):
+        print(f"left out: {len(parents)} averages that are new ({', '.join(parents)})")
     return table
 
 
@@ -288,11 +293,6 @@ def scores_by_model(path: str | Path, label: str) -> tuple[pd.DataFrame, int]:
     table = score_numbers(scores[benchmarks])
     table.insert(0, "model", scores["model_name"])
     return table.melt("model", var_name="benchmark", value_name=label), decimals
-
-
-def without_lab(benchmark: str) -> str:
-    """The name of a benchmark without its lab prefix: `Coggan2024...` of `tong.Coggan2024...`."""
-    return re.sub(r"^[^.A-Z]+\.", "", benchmark)
 
 
 def print_comparison(table: pd.DataFrame) -> None:

@@ -530,6 +530,105 @@ def test_benchmarks_and_leaves():
     assert len(AGGREGATES) == 24
 
 
+# ---- plugin-info.csv: what is a leaf -------------------------------------------------------------
+
+# as the site exports it: names are not quoted, and benchmarks have lab and version
+INFO = """\
+# Generated on 2026-08-05T12:00:00.000Z (EDT)
+# Date from 2020-08-27T10:32:07.000Z to 2026-08-05T12:00:00.000Z
+plugin_name,plugin_type,model_id,metadata
+net_a,model,7,"{""architecture"":""CNN"",""family"":""a, b""}"
+net_b,model,8,"{""architecture"":""older""}"
+net_b,model,9,"{""architecture"":""newer""}"
+net,of three, commas,model,12,"{}"
+lab.Two2020.V1-pls_v2,benchmark,,"{""Stimuli"":{},""Data"":{},""Metric"":{}}"
+ImageNet-top1_v1,benchmark,,"{}"
+lab.New2026.V9-pls_v1,benchmark,,"{}"
+"""
+# New2026 is a group that came after 2025-05, New2026.V9-pls the only benchmark in it
+SHAPE_2026 = "\n".join(
+    line
+    + (
+        ',"New2026","New2026.V9-pls"'
+        if '"Rank"' in line
+        else f',"0.{i}","0.{i}"'
+        if not line.startswith("#")
+        else ""
+    )
+    for i, line in enumerate(SHAPE_3.splitlines())
+)
+
+
+def test_an_average_that_plugin_info_tells_is_no_benchmark(package, tmp_path, capsys):
+    path = zipped(tmp_path / "x.zip", {"leaderboard.csv": SHAPE_2026, "plugin-info.csv": INFO})
+    table = merge_leaderboard(package, path, tmp_path)
+    assert benchmark_columns(table) == [
+        "average_vision",
+        "Two2020.V1-pls",
+        "ImageNet-top1",
+        "New2026.V9-pls",
+    ]
+    facts = json.loads((tmp_path / f"benchmark_scores/{MERGED_SCORES}.json").read_text())
+    assert facts["unknown_parents"] == ["New2026"] and facts["aggregates"] == ["average_vision"]
+    assert facts["leaves"] == benchmark_columns(table)[1:] and facts["counts"]["leaves"] == 3
+    assert facts["models"]["net_a"] == {"architecture": "CNN", "family": "a, b"}
+    assert facts["models"]["net_b"] == {"architecture": "newer"}  # the row kept is that of id 9
+    assert "left out: 1 averages that are new (New2026)" in capsys.readouterr().out
+    assert leaf_benchmarks(benchmark_columns(read_leaderboard(path)[0])) == facts["leaves"]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        None,
+        "plugin_name\nnet_a\n",
+        "",
+        INFO.replace("benchmark", "model"),
+        INFO.replace("2020.", "1."),
+    ],
+    ids=["none", "other columns", "empty", "no benchmark", "a benchmark not of the table"],
+)
+def test_a_zip_without_leaves_has_the_leaves_that_are_known(tmp_path, info):
+    members = {"leaderboard.csv": SHAPE_3} | ({"plugin-info.csv": info} if info else {})
+    scores, facts = read_leaderboard(zipped(tmp_path / "x.zip", members))
+    if info and "1.V1" in info:  # the file is believed: Two2020.V1-pls is none of its leaves
+        assert facts["unknown_parents"] == ["Two2020.V1-pls"]
+        assert benchmark_columns(scores) == ["average_vision", "ImageNet-top1"]
+    else:
+        assert facts["unknown_parents"] == [] and len(benchmark_columns(scores)) == 3
+
+
+def test_a_bare_name_is_an_average_where_no_file_tells(scores_file):
+    scores, facts = read_leaderboard(scores_file(SHAPE_2026))
+    assert facts["unknown_parents"] == ["New2026"]
+    assert leaf_benchmarks(benchmark_columns(scores)) == [
+        "Two2020.V1-pls",
+        "ImageNet-top1",
+        "New2026.V9-pls",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            'model_name;V1;"ImageNet-top1"\nnet_a;0,467;0,5\n',
+            "semicolons between its columns.* decimal",
+        ),
+        ('"Rank";"Model";"Model ID";"V1"\n"1";"net_a";"7";"0,5"\n', "semicolons between"),
+        (
+            'model_name,V1,V2\nnet_a,"0,467",".5"\n',
+            "line 2, column V1: '0,467' is no score; write a number without thousands or decimal",
+        ),
+        ("model_name,V1,V2\nnet_a,0,467,0,5\n", "line 2: 5 cells under 3 column names"),
+    ],
+)
+def test_decimal_commas_are_refused_in_one_line(package, tmp_path, scores_file, text, message):
+    with pytest.raises(UserError, match=message) as error:
+        merge_leaderboard(package, scores_file(text), tmp_path / "results")
+    assert "\n" not in str(error.value) and not (tmp_path / "results").exists()
+
+
 # ---- bad input -----------------------------------------------------------------------------------
 
 
@@ -540,8 +639,8 @@ def test_benchmarks_and_leaves():
             "name,V1\nnet_a,.1\n",
             r"neither model_name nor Model and Model ID in its header \(name, V1\)",
         ),
-        ("model_name;V1\nnet_a;0.1\n", r"in its header \(model_name;V1\)"),
-        ("model_name;V1\nnet_a;0,1\n", "line 2: 2 cells under 1 column names"),
+        ("model_name;V1\nnet_a;0.1\n", "semicolons between its columns"),
+        ("model_name;V1\nnet_a;0,1\n", "semicolons between its columns, .* decimal commas"),
         ("", r"in its header \(nothing\)"),
         ("No models submitted yet.", "in its header"),
         ("<!DOCTYPE html>\n<html></html>", "a web page, not a CSV"),
@@ -688,7 +787,7 @@ def statuses(table):
 
 
 def test_compare_scores_gives_what_moved_and_by_how_much(scores_file, capsys):
-    a = scores_file("model_name,V1,IT,only\nm,.100,.2,.9\nn,.3,X,\ngone,.5,.5,\n", "a.csv")
+    a = scores_file("model_name,V1,IT,an-only\nm,.100,.2,.9\nn,.3,X,\ngone,.5,.5,\n", "a.csv")
     b = scores_file("model_name,rank,IT,V1\nn,1,.4,.3\nm,2,.2,.101\nfresh,3,.1,.1\n", "b.csv")
     table = compare_scores(a, b)
     assert list(table.columns) == [
@@ -702,7 +801,7 @@ def test_compare_scores_gives_what_moved_and_by_how_much(scores_file, capsys):
     assert statuses(table) == {
         ("m", "V1"): "moved",
         ("m", "IT"): "same",
-        ("m", "only"): "only_a",
+        ("m", "an-only"): "only_a",
         ("n", "V1"): "same",
         ("n", "IT"): "only_b",
         ("gone", "V1"): "only_a",
