@@ -4,6 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# PyPI's torch brings CUDA to every Linux. For one without a GPU, in a fresh clone:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := $(shell grep -E '^torch(vision)?==' requirements.txt)
 
 # The demo: two models with their real weights, three threats with budgets that fit two CPU cores.
 EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite
@@ -94,7 +98,8 @@ $(BIN)/python:
 
 # The second command of each installs nothing. It fails where a lock misses a pin: run `make lock`.
 $(VENV)/.ready: requirements.txt locks/requirements.txt | $(BIN)/python
-	$(PIP) --require-hashes -r locks/requirements.txt
+	$(if $(TORCH_INDEX),$(PIP) --index-url $(TORCH_INDEX) $(TORCH))
+	$(PIP) --require-hashes -r locks/requirements$(if $(TORCH_INDEX),-docker).txt
 	$(PIP) --no-index -r requirements.txt
 	touch $@
 

@@ -186,8 +186,9 @@ def last_line(path: Path) -> str:
 
 
 def end_with_parent() -> None:
-    """Have this process get SIGTERM when its parent dies, by kill -9 too."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Have this process get SIGTERM when its parent dies, by kill -9 too; Linux alone has that."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def stop(*_) -> None:

@@ -104,9 +104,16 @@ def rank_agreement(
         return spearman(human_map[i], to_map(perturbation[i]))
 
     n_images = len(human_map)
-    with ThreadPoolExecutor(threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(threads or min(MAX_THREADS, usable_cpus())) as pool:
         correlations = pool.map(correlation, range(n_images))
         return np.fromiter(correlations, dtype=np.float64, count=n_images)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use; of the machine where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -46,6 +46,15 @@ def test_the_image_of_plugins_is_locked_to_their_requirements():
     assert stages[-1] == ("base", "pipeline") and ("base", "brainscore") in stages
 
 
+def test_what_linux_alone_has_is_marked_so():
+    """The universal locks install on macOS, which has no wheel of HTCondor, CUDA or Triton."""
+    for lock in (ROOT / "locks").glob("requirements*.txt"):
+        lines = re.findall(
+            r"^((?:htcondor|nvidia-|cuda-|triton)\S*==.*?) *\\$", lock.read_text(), re.M
+        )
+        assert all(line.endswith("; sys_platform == 'linux'") for line in lines), lock
+
+
 def test_figures_import_nothing_that_is_not_required():
     done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
