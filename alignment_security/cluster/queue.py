@@ -18,11 +18,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from filelock import Timeout
-
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.locked_run import lock_file
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
 
@@ -142,6 +139,11 @@ class StudyQueue:
     @contextmanager
     def _turn(self, model: str, requests: Mapping[str, str]) -> Iterator[Turn | None]:
         """Hold a model's lock; None while another process holds it."""
+        # filelock, which an environment for figures alone does not have
+        from filelock import Timeout
+
+        from alignment_security.common.locked_run import lock_file
+
         try:
             lock = lock_file(self.path(model).with_suffix(".lock"), timeout=0)
         except Timeout:
