@@ -50,6 +50,7 @@ def checked_net(
     outputs that are no logits.
     """
     check_data_config(config, name)
+    config = plain(config)
     if isinstance(net, nn.DataParallel):
         net = net.module
     net = net.eval().requires_grad_(False).cpu()
@@ -117,6 +118,13 @@ def output_of(net: nn.Module, input_size: tuple[int, int, int], name: str) -> An
             f"{name}: its forward pass fails on pixels (1, {', '.join(map(str, input_size))}): "
             f"{in_one_line(error)}"
         ) from None
+
+
+def plain(config: dict[str, Any]) -> dict[str, Any]:
+    """A checked configuration with Python's own numbers, as run files hold them."""
+    numbers = {kind: tuple(map(float, config[kind])) for kind in ("mean", "std")}
+    numbers |= {"input_size": tuple(map(int, config["input_size"]))}
+    return config | numbers | {"crop_pct": float(config["crop_pct"])}
 
 
 def count_outputs(net: nn.Module, input_size: tuple[int, int, int], name: str) -> int:

@@ -5,6 +5,7 @@ transformers is not among the requirements: it is imported here, when it is aske
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -43,7 +44,7 @@ def load_transformers(name: str, place: str) -> LoadedNet:
             f"{name}: --source hf needs transformers ({error}); pip install 'transformers>=5'"
         ) from None
     place = place or name
-    repository, _, revision = place.partition("@")
+    repository, _, revision = (place, "", "") if Path(place).is_dir() else place.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         net, loaded = AutoModelForImageClassification.from_pretrained(

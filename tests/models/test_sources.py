@@ -155,6 +155,17 @@ def test_a_python_net_is_normalised_and_traceable(net_file):
     assert model.preprocessing["crop_mode"] == "center" and model.n_outputs == 1000
 
 
+def test_a_preprocessing_of_numpys_numbers_is_recorded(cli, net_file, tmp_path):
+    net_file.write_text(
+        f"{NET}\nimport numpy as np\nPREPROCESSING |= {{'mean': list(np.float32([0.5] * 3)), "
+        "'input_size': tuple(np.array([3, 32, 32])), 'crop_pct': np.float64(1)}\n"
+    )
+    request = ["--model_name", "mine", "--source", f"python:{net_file}:made", "-s", "2", "clean"]
+    assert cli(*request, "--results_dir", tmp_path)[0] == 0
+    run = read_run_file(tmp_path / "records/sample/clean/mine.json")["settings"]["model"]
+    assert run["mean"] == [0.5, 0.5, 0.5] and run["preprocessing"]["input_size"] == [3, 32, 32]
+
+
 def test_a_python_net_takes_a_checkpoint(net_file, tmp_path):
     plain = load_model("mine", source=f"python:{net_file}:made")
     state = {name: tensor + 1 for name, tensor in plain.module.net.state_dict().items()}
