@@ -16,12 +16,10 @@ from pathlib import Path
 
 from alignment_security.common.command_line import Parser, argument, positive_int
 from alignment_security.common.process import run_command, run_script
+from alignment_security.images.clickme_pairs import big12_or_pairs, draw_pairs, export_pairs
 from alignment_security.images.image_sets import existing_folder
 from alignment_security.images.subsets import (
     BIG12_PER_CLASS,
-    big12_set,
-    draw_pairs,
-    export_pairs,
     export_subset,
     groupings,
     load_subset,
@@ -51,7 +49,7 @@ def clickme_big12_command(args: argparse.Namespace) -> None:
     images = draw_pairs(folder, args.per_class)
     if args.out:
         export_pairs(images, args.out)
-        images = big12_set(args.out)  # as --dataset big12 reads it
+        images = big12_or_pairs(args.out)  # as --dataset big12 reads it
     superclasses = len(set(images.groups))
     print(
         f"{len(images)} pairs of image and map, {superclasses} superclasses x "

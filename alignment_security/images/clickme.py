@@ -22,6 +22,7 @@ from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reaso
 from alignment_security.images.decoding import decode_bytes
 from alignment_security.images.image_sets import DataError, ImageSet, checked_set
 
+PAIR_LIST = "big12.txt"  # that dataloading.py clickme_big12 writes beside pairs
 SHARD = re.compile(r"\.tfrecords?$")
 # a record of a TFRecord file: length, its checksum, payload, its checksum
 LENGTH_BYTES, CHECKSUM_BYTES = 8, 4
@@ -222,7 +223,8 @@ def clickme_set(root: Path) -> ImageSet:
     shards = sorted(listing.files, key=natural_order)
     files = sorted((path for path in listing.others if path.suffix == ".pth"), key=natural_order)
     taken = set(shards or files)
-    others = [path for path in [*listing.files, *listing.others] if path not in taken]
+    ours = root / PAIR_LIST
+    others = [path for path in [*listing.files, *listing.others] if path not in {*taken, ours}]
     _check_one_folder(root, shards or files)
     if shards:
         rows = [row for shard in shards for row in shard_rows(shard)]

@@ -17,6 +17,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.class_folders import folder_set
 from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
+from alignment_security.images.clickme_pairs import big12_or_pairs
 from alignment_security.images.corruptions import corrupt, corruption_set, with_corruption
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import (
@@ -28,13 +29,13 @@ from alignment_security.images.image_sets import (
 )
 from alignment_security.images.imagenet import imagenet_set
 from alignment_security.images.objectnet import objectnet_set
-from alignment_security.images.subsets import attackbench_set, big12_set, robustbench_set
+from alignment_security.images.subsets import attackbench_set, robustbench_set
 from alignment_security.images.variants import VARIANTS, variant_set
 from alignment_security.images.workers import worker_loader
 
 NAMED_SETS: dict[str, Callable[[Path], ImageSet]] = {
     "imagenet-val": imagenet_set,
-    "big12": big12_set,
+    "big12": big12_or_pairs,
     "clickme": clickme_set,
     "robustbench": robustbench_set,
     "attackbench": attackbench_set,

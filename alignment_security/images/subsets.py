@@ -1,14 +1,12 @@
 """Lists of ImageNet images: Big-12 and its variants, RobustBench's and AttackBench's.
 
-The superclasses are those of the robustness package. `dataloading.py big12` checks and exports,
-`dataloading.py clickme_big12` draws pairs of a photograph and its human map.
+The superclasses are those of the robustness package. `dataloading.py big12` checks and exports.
 """
 
 from __future__ import annotations
 
 import filecmp
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Iterable
@@ -16,13 +14,9 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from alignment_security.common.files import sha256_file, write_atomic
-from alignment_security.common.folders import visible
 from alignment_security.common.text import read_text
 from alignment_security.images.class_folders import list_images
-from alignment_security.images.clickme import ClickMeSample, clickme_sample, clickme_set
 from alignment_security.images.image_sets import (
     IMAGE_LISTS,
     DataError,
@@ -43,7 +37,6 @@ ATTACKBENCH_URL = (
     "https://raw.githubusercontent.com/attackbench/AttackBench/"
     f"cb475a24d48c5a3b37e29b7cba899d200bae672f/attack_evaluation/datasets/subsets/{ATTACKBENCH_LIST}"
 )
-CLICKME_ENDINGS = (".tfrecords", ".tfrecord", ".pth")
 
 
 @cache
@@ -58,11 +51,8 @@ def groupings() -> dict[str, dict[str, list[int]]]:
 def big12_set(root: Path) -> ImageSet:
     """The 960 images of lists/images/big12.txt from an ImageNet validation folder.
 
-    A folder of ClickMe's files instead, as `clickme_big12` or Feng 2025's code makes it, is taken
-    whole, with its human maps. Labels are ImageNet's 1000. Raises DataError.
+    Labels are ImageNet's 1000. Raises DataError.
     """
-    if holds_clickme(root):
-        return pairs_by_superclass(clickme_set(root))
     fields = read_list_fields(IMAGE_LISTS / "big12.txt")
     return _subset("big12", root, [(name, int(label), group) for name, label, group in fields])
 
@@ -158,81 +148,6 @@ def draw_subset(
         count = f" ({len(lacking)} such classes)" if len(lacking) > 1 else ""
         raise DataError(f"{per_class} images per class: {', '.join(lacking)}{count}")
     return rows
-
-
-# ---- ClickMe's pairs -----------------------------------------------------------------------------
-
-
-def holds_clickme(root: Path) -> bool:
-    """Whether a folder has files of ClickMe in it."""
-    return any(path.suffix in CLICKME_ENDINGS for path in visible(root))
-
-
-def pairs_by_superclass(images: ImageSet) -> ImageSet:
-    """Pairs of ClickMe, all of Big-12's classes, as the set `big12`, by superclass and class.
-
-    Raises DataError for a pair of another class.
-    """
-    group_of = {label: group for group, labels in groupings()["big_12"].items() for label in labels}
-    others = [i for i, label in enumerate(images.labels) if label not in group_of]
-    if others:
-        raise DataError(
-            f"{images.paths[0].parent}: {len(others)} of {len(images)} pairs are of no class of "
-            f"Big-12, e.g. {images.ids[others[0]]}; draw the set from it: `python dataloading.py "
-            "clickme_big12 --clickme DIR --out DIR2`, and give --data_dir DIR2"
-        )
-    groups = list(groupings()["big_12"])
-
-    def place(i: int) -> tuple[int, int, str]:
-        label = images.labels[i]
-        return groups.index(group_of[label]), label, images.ids[i]
-
-    ordered = images.take(sorted(range(len(images)), key=place))
-    return replace(ordered, name="big12", groups=tuple(group_of[label] for label in ordered.labels))
-
-
-def draw_pairs(root: Path, per_class: int) -> ImageSet:
-    """`per_class` pairs of each class of Big-12 out of ClickMe's files, drawn as by draw_subset.
-
-    Raises DataError, which names every class with too few pairs.
-    """
-    images = clickme_set(root)
-    rows = draw_subset(zip(images.ids, images.labels), per_class=per_class)
-    return pairs_by_superclass(images.take(images.position(name) for name, _, _ in rows))
-
-
-def export_pairs(images: ImageSet, out: Path) -> None:
-    """Write out/<image_id>.pth for each pair, as Feng 2025's code reads them, and out/big12.txt.
-
-    A .pth is a dict of uint8 `image` (3, H, W), uint8 `heatmap` (1, H, W) and `label`. A heat map
-    of real numbers is scaled to its maximum of 255: ranks stay, to the 256 levels. Raises DataError
-    for an `out` with other files of ClickMe, which --data_dir would read too.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    targets = {out / f"{image_id}.pth" for image_id in images.ids}
-    present = {path for path in visible(out) if path.suffix in CLICKME_ENDINGS}
-    if strange := sorted(present - targets):
-        raise DataError(
-            f"{out}: holds {len(strange)} pairs that are not of this set, e.g. {strange[0].name}; "
-            "choose another --out"
-        )
-    for i, image_id in enumerate(images.ids):
-        file = io.BytesIO()
-        torch.save(pair_tensors(clickme_sample(images, i)), file)
-        write_atomic(out / f"{image_id}.pth", file.getvalue())
-    write_list(images, out)
-
-
-def pair_tensors(sample: ClickMeSample) -> dict:
-    """What a .pth file of ClickMe holds (clickme.read_pth)."""
-    heatmap, highest = sample.heatmap, float(sample.heatmap.max())
-    if highest and not (heatmap == heatmap.round()).all():
-        heatmap = 255 / highest * heatmap
-    return {
-        "image": torch.tensor(sample.image).permute(2, 0, 1).contiguous(),
-        "heatmap": torch.tensor(heatmap.round().astype("uint8"))[None],
-        "label": sample.label,
-    }
 
 
 # ---- ImageNet's files ----------------------------------------------------------------------------

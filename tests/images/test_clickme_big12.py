@@ -102,6 +102,8 @@ def test_960_pairs_are_drawn_and_written(tmp_path, capsys, layout):
         assert ours.label == theirs.label
         assert human_map(images, i, PLAIN, blur=True).shape == (224, 224)
 
+    assert not images.notes  # its own list is no stranger
+
     # again: the same files; and a part of the classes' pairs is part of the draw
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert dataloading.main([*command, "--out", str(tmp_path / "out")]) == 0
@@ -136,6 +138,15 @@ def test_the_studys_own_folder_is_read_as_it_is(tmp_path):
     other = next(label for label in range(1000) if label not in CLASSES)
     with pytest.raises(DataError, match="1 of 2 pairs are of no class of Big-12, e.g. 1; draw"):
         load_image_set("big12", str(write_clickme(tmp_path / "o", [CLASSES[0], other], "pth")))
+
+
+def test_a_pair_that_is_gone_is_noticed(tmp_path, capsys):
+    source = write_clickme(tmp_path / "clickme", CLASSES, "pth")
+    command = ["clickme_big12", "--clickme", str(source), "--per_class", "1"]
+    assert dataloading.main([*command, "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "out" / "7.pth").unlink()
+    with pytest.raises(DataError, match="lists 240 pairs, the folder has 239; .*, e.g. in 7; "):
+        load_image_set("big12", str(tmp_path / "out"))
 
 
 def test_a_map_of_real_numbers_keeps_its_order(tmp_path):
