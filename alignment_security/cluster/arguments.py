@@ -10,8 +10,12 @@ from collections.abc import Iterable, Sequence
 from alignment_security.cluster.studies import COMMAND_OPTIONS, Study
 from alignment_security.common.files import UserError
 
-# image sets whose folders hold no other set's images
-KNOWN_SETS = {"imagenet-val", "big12", "clickme", "imagenet-c", "tiny-imagenet-c"}
+# image sets of one folder, and those whose folders hold no other set's images
+VALIDATION_SETS = frozenset(["imagenet-val", "big12", "robustbench", "attackbench"])
+KNOWN_SETS = VALIDATION_SETS | frozenset(
+    ["clickme", "imagenet-c", "tiny-imagenet-c", "imagenet-v2", "imagenet-sketch", "imagenet-a"]
+    + ["imagenet-r", "objectnet"]
+)
 
 
 class SweepError(UserError):
@@ -47,6 +51,6 @@ def check_images(datasets: Iterable[str], images: str | None, arguments: Sequenc
 
 def images_of_another_set(tar: str, name: str) -> bool:
     """Whether a tar is called as a known set is that shares no folder with the set `name`."""
-    own = {"imagenet-val", "big12"} if name in ("imagenet-val", "big12") else {name}
+    own = VALIDATION_SETS if name in VALIDATION_SETS else {name}
     called = tar.removeprefix("images-").removesuffix(".tar")
     return called in KNOWN_SETS - own or (name == "sample")

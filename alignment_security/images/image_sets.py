@@ -50,6 +50,11 @@ DATA_DIRS = {
     "robustbench": "IMAGENET_DIR",
     "attackbench": "IMAGENET_DIR",
     "clickme": "CLICKME_DIR",
+    "imagenet-v2": "IMAGENET_V2_DIR",
+    "imagenet-sketch": "IMAGENET_SKETCH_DIR",
+    "imagenet-a": "IMAGENET_A_DIR",
+    "imagenet-r": "IMAGENET_R_DIR",
+    "objectnet": "OBJECTNET_DIR",
     "imagenet-c": "IMAGENET_C_DIR",
     "tiny-imagenet-c": "TINY_IMAGENET_C_DIR",
 }

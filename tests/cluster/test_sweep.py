@@ -25,7 +25,12 @@ from torch import nn
 
 import utilities
 from alignment_security.cluster import job as job_module
-from alignment_security.cluster.arguments import SweepError
+from alignment_security.cluster.arguments import (
+    KNOWN_SETS,
+    VALIDATION_SETS,
+    SweepError,
+    images_of_another_set,
+)
 from alignment_security.cluster.gpu_memory import MARGIN, gpu_memory_mb, kept_for_backward
 from alignment_security.cluster.job import (
     STAGED_FACTS,
@@ -60,6 +65,8 @@ from alignment_security.cluster.sweep import (
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import UserError, safe_file_name, sha256_file
 from alignment_security.evaluation.setup import load_staged
+from alignment_security.images.image_sets import DATA_DIRS
+from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.lists import WantedModel, read_wanted
 from alignment_security.models.loading import load_model
@@ -585,6 +592,14 @@ def test_a_job_evaluates_its_model_under_all_threats_of_the_study(
     assert records == ["L2-crossing", "clean"]
 
 
+def test_a_sweep_knows_the_image_sets_and_which_share_a_folder():
+    assert KNOWN_SETS == {*NAMED_SETS, *CORRUPTED_SETS} == set(DATA_DIRS)
+    for name in VALIDATION_SETS:
+        assert DATA_DIRS[name] == "IMAGENET_DIR"
+        assert not images_of_another_set("images-imagenet-val.tar", name)
+        assert images_of_another_set("images-imagenet-a.tar", name)
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -592,6 +607,7 @@ def test_a_job_evaluates_its_model_under_all_threats_of_the_study(
         (["--dataset", "big12", "clean"], "--dataset big12: the jobs need its images"),
         (["--images", "images-clickme.tar", "--", "--dataset", "big12", "clean"], "not the images"),
         (["--images", "images-big12.tar", "--", "clean"], "not the images of --dataset sample"),
+        (["--images", "images-imagenet-r.tar", "--", "--dataset", "big12", "clean"], "not the im"),
     ],
 )
 def test_make_sweep_refuses_what_every_job_would(staged, tmp_path, capsys, words, message):

@@ -284,6 +284,8 @@ def test_existing_folder_names_a_missing_folder(folder, message):
         ("mine", "mine: needs --data_dir DIR, or DATA_DIR in .env.local; .* no folder$"),
         ("imagenet-val", "or IMAGENET_DIR in .env.local"),
         ("tiny-imagenet-c", "or TINY_IMAGENET_C_DIR in .env.local"),
+        ("imagenet-r", "or IMAGENET_R_DIR in .env.local; .* no folder$"),
+        ("robustbench", "or IMAGENET_DIR in .env.local"),
         ("imagnet-val", "is imagenet-val meant"),
         ("samples", "is sample meant"),
     ],
