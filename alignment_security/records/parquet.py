@@ -1,7 +1,8 @@
 """Records as parquet: a file per image set and threat, a row group per model.
 
 pandas.read_parquet("Linf.parquet") gives the rows of every model, with `model` and the columns of
-the records. Needs pyarrow (requirements-publish.txt), which figures and evaluations do without.
+the records. Of a record beside the model's first, `model` is `net+steps-100`. Needs pyarrow
+(requirements-publish.txt), which figures and evaluations do without.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from alignment_security.records.record import (
     RECORD_COLUMNS,
     check_record_sha256,
     read_run_file,
+    record_stem,
     rows_to_csv,
 )
 from alignment_security.records.schemas import RECORD
@@ -101,8 +103,20 @@ def record_table(run_file: Path, schema: Any) -> Any:
         strings_can_be_null=True,
     )
     table = pyarrow.csv.read_csv(run_file.with_suffix(".csv"), convert_options=options)
-    model = pyarrow.array([read_run_file(run_file)["model"]] * table.num_rows, pyarrow.string())
+    name = record_name(read_run_file(run_file))
+    model = pyarrow.array([name] * table.num_rows, pyarrow.string())
     return table.add_column(0, schema.field("model"), model)
+
+
+def record_name(run: dict) -> str:
+    """The model, and what names its record beside the model's first: `net+steps-100`."""
+    suffix = record_stem(run["model"], run.get("beside")).removeprefix(record_stem(run["model"]))
+    return run["model"] + suffix
+
+
+def run_files_of(folder: Path) -> dict[str, Path]:
+    """`record_name` -> run file, of the records of an image set and threat."""
+    return {record_name(read_run_file(path)): path for path in glob_visible(folder, "*.json")}
 
 
 def record_columns(run_files: list[Path]) -> list[str]:
@@ -145,8 +159,9 @@ def summary_of_tables(records: Path, folder: Path) -> pd.DataFrame:
     rows: list[dict] = []
     for path in glob_visible(folder, "*/*.parquet"):
         runs = records / path.parent.name / path.stem
+        run_files = run_files_of(runs)
         for model, table in models_of_table(path, SUMMARISED):
-            run = read_run_file(runs / f"{safe_file_name(model)}.json")
+            run = read_run_file(run_files.get(model, runs / f"{safe_file_name(model)}.json"))
             rows += summary_rows(run, table.to_pandas(), complete=True)
     return summary_frame(rows)
 
@@ -156,8 +171,9 @@ def differing_tables(records: Path, folder: Path) -> Iterator[str]:
     found = set()
     for path in glob_visible(folder, "*/*.parquet"):
         runs = records / path.parent.name / path.stem
+        run_files = run_files_of(runs)
         for model, table in models_of_table(path):
-            run_file = runs / f"{safe_file_name(model)}.json"
+            run_file = run_files.get(model, runs / f"{safe_file_name(model)}.json")
             found.add(run_file)
             if not table.equals(record_table(run_file, table.schema)):
                 yield f"{path}: the rows of {model} are not those of its record"
@@ -174,12 +190,13 @@ def write_records(records: Path, folder: Path, out: Path) -> None:
     for path in glob_visible(folder, "*/*.parquet"):
         place = Path(path.parent.name, path.stem)
         (out / place).mkdir(parents=True, exist_ok=True)
+        run_files = run_files_of(records / place)
         for model, table in models_of_table(path):
-            stem = safe_file_name(model)
-            run = read_run_file(records / place / f"{stem}.json")
+            run_file = run_files.get(model, records / place / f"{safe_file_name(model)}.json")
+            run = read_run_file(run_file)
             rows = table.drop_columns("model").to_pandas(integer_object_nulls=True)
             columns = [name for name in RECORD_COLUMNS[run["kind"]] if name in rows]
-            record = out / place / f"{stem}.csv"
+            record = out / place / f"{run_file.stem}.csv"
             record.write_text(rows_to_csv(rows[columns]), encoding="utf-8")
             check_record_sha256(record, run)
 

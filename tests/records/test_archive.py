@@ -47,6 +47,26 @@ def published_without_csv(tmp_path_factory):
     return archive
 
 
+@pytest.mark.parametrize("options", [[], ["--without_csv"]])
+def test_records_beside_each_other_stay_apart(tmp_path, options):
+    results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
+    run_file = next(results.glob("records/*/L2-crossing/tf_efficientnet_lite0.json"))
+    info = json.loads(run_file.read_text()) | {"beside": {"steps": 51}}
+    info["settings"]["run"] |= {"attack": "crossing 51 steps", "steps": 51}
+    for session in info["sessions"]:
+        session["examples"] = 0
+    stem = "tf_efficientnet_lite0+steps-51"
+    run_file.with_name(f"{stem}.json").write_text(json.dumps(info))
+    shutil.copy(run_file.with_suffix(".csv"), run_file.with_name(f"{stem}.csv"))
+    assert run("merge", "--results_dir", results) == 0
+    archive = tmp_path / "archive"
+    assert run("publish", "--results_dir", results, "--out", archive, *options) == 0
+    table = pd.read_parquet(archive / "tables" / "sample" / "L2-crossing.parquet")
+    counts = table["model"].value_counts()
+    assert counts[stem] == counts["tf_efficientnet_lite0"] == 20
+    assert run("verify", archive) == 0
+
+
 @pytest.fixture
 def archive(published, tmp_path):
     """A copy to spoil."""
