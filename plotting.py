@@ -30,6 +30,9 @@ from alignment_security.plots import (
     attacks,
     both_studies,
     claims,
+    clean_robust,
+    corruptions,
+    cost,
     examples,
     feng2025,
     feng2025_harmonized,
@@ -39,6 +42,7 @@ from alignment_security.plots import (
     hoak2025_heat_maps,
     hoak2025_survivors,
     hoak2025_tables,
+    norm_distributions,
     norms,
     records,
     slide,
@@ -51,13 +55,22 @@ from alignment_security.records.summary import SUMMARY_NAME
 
 # section of the report -> modules whose FIGURES are drawn in it
 SECTIONS: dict[str, list] = {
-    "Accuracy under attack": [records, attacks],
-    "Minimal norms": [norms],
+    "Accuracy under attack": [records, clean_robust, attacks],
+    "Corruptions": [corruptions],
+    "Minimal norms": [norms, norm_distributions],
+    "Cost": [cost],
     "Adversarial examples": [examples],
     "Hoak 2025": [hoak2025_heat_maps, hoak2025, hoak2025_survivors, hoak2025_tables],
     "Feng 2025": [feng2025, feng2025_harmonized, feng2025_pictures, feng2025_tables],
     "Both studies": [both_studies, slide, claims],
     "Trainings": [training],
+}
+OTHER = "Other figures"
+SECTION_OF = {
+    name: title
+    for title, modules in SECTIONS.items()
+    for module in modules
+    for name in module.FIGURES
 }
 # name -> (function that draws it, command that makes what it draws)
 FIGURES = {
@@ -127,7 +140,7 @@ def draw(args: argparse.Namespace) -> int:
             f"{stale[0]}: run `python utilities.py merge --results_dir {args.results_dir}` first",
             file=sys.stderr,
         )
-    files: dict[str, list[Path]] = {title: [] for title in SECTIONS}
+    files: dict[str, list[Path]] = {}  # section of the report -> files
     missing: dict[str, list[str]] = {}  # command that makes the data -> figures
     drawn_any = False
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
@@ -137,7 +150,7 @@ def draw(args: argparse.Namespace) -> int:
         try:
             for drawing in function(results):
                 drawn += 1
-                files[section_of(name)] += finish(args, drawing)
+                files.setdefault(SECTION_OF.get(name, OTHER), []).extend(finish(args, drawing))
         except NothingToDraw as reason:
             command = f"{reason}; {command}"
         if not drawn:
@@ -157,15 +170,6 @@ def draw(args: argparse.Namespace) -> int:
     if args.show_plots:
         plt.show()
     return 0 if drawn_any or args.report else 2
-
-
-def section_of(name: str) -> str:
-    """The section of the report that shows a figure."""
-    return next(
-        title
-        for title, modules in SECTIONS.items()
-        if any(name in module.FIGURES for module in modules)
-    )
 
 
 def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:

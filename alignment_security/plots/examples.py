@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
@@ -17,13 +18,14 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import safe_file_name
-from alignment_security.plots.picture_grid import Picture, draw_grid
-from alignment_security.plots.style import NORM_SYMBOLS, Drawing
+from alignment_security.plots.picture_grid import Picture, draw_columns, draw_grid
+from alignment_security.plots.style import COLUMN_WIDTH, NORM_SYMBOLS, Drawing
 from alignment_security.records.comparable import compared_by
 from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.record import BALL_KINDS
 
 LONG_VERDICT = 28  # letters above which a text is broken
+SMALL_LETTERS = 20  # below a picture of a column
 MAP_COLOURS = "magma"
 WHITE_QUANTILE = 0.995  # of a perturbation map, drawn white
 
@@ -101,6 +103,56 @@ def size_text(cell: dict) -> str:
     if cell["threat"].startswith("Linf"):
         return f"{NORM_SYMBOLS['Linf']} = {255 * cell['linf']:.2g}/255"
     return f"{NORM_SYMBOLS['L2']} = {cell['l2']:.3g}"
+
+
+# ---- one model, in a column ----------------------------------------------------------------------
+
+
+def fooled_pictures(results: Results) -> Iterator[Drawing]:
+    """Photograph, amplified perturbation and the picture that fools, a row per photograph.
+
+    A figure of one column per image set and threat, of the first model with examples.
+    """
+    for runs, columns in example_groups(results, (*BALL_KINDS, "minimum_norm")):
+        model = first_model(columns)
+        cells = [cell for column in columns for cell in column if cell["model"] == model]
+        fooled = [cell for cell in cells if "delta" in cell]
+        rows = [[seen_right(cell), difference_alone(cell), fooling(cell)] for cell in fooled]
+        shown = [run for run in runs if run["model"] == model]
+        caption = (
+            f"What fools {model}: photograph with its class, what was added (amplified by the "
+            "factor given; grey: nothing), and their sum, rounded to 8 bits, with the "
+            f"class that it is taken for.\n{describe_runs(shown, results.runs)}"
+        )
+        yield (
+            "_".join(["fooled_pictures", *run_folder(runs[0])]),
+            draw_columns(["photograph", "perturbation", "sum"], rows, COLUMN_WIDTH),
+            example_table([[cell] for cell in fooled]),
+            caption,
+        )
+
+
+def first_model(columns: list[list[dict]]) -> str:
+    """The first model that has an adversarial example in some columns."""
+    return next(cell["model"] for row in zip(*columns) for cell in row if "delta" in cell)
+
+
+def seen_right(cell: dict) -> Picture:
+    """The photograph and its class."""
+    return cell["image"], textwrap.fill(cell["label"], SMALL_LETTERS)
+
+
+def difference_alone(cell: dict) -> Picture:
+    """An amplified difference with radius or norm, and factor."""
+    picture, _ = difference(cell)
+    return picture, f"{size_text(cell)}\n×{cell['factor']:g}"
+
+
+def fooling(cell: dict) -> Picture:
+    """The photograph with its perturbation, and the class that the model takes it for."""
+    pixels = cell["image"].astype(float) + 255 * cell["delta"].astype(float)
+    taken_for = cell["verdict"].rpartition("→ ")[2]
+    return pixels.clip(0, 255).round().astype(np.uint8), textwrap.fill(taken_for, SMALL_LETTERS)
 
 
 # ---- whether people look there -------------------------------------------------------------------
@@ -183,5 +235,6 @@ EVALUATE = (
 MADE_BY = f"`{EVALUATE}` makes it (a finished run: with --overwrite)"
 FIGURES = {
     "adversarial_examples": (adversarial_examples, MADE_BY),
+    "fooled_pictures": (fooled_pictures, MADE_BY),
     "human_alignment_examples": (human_alignment_examples, MADE_BY),
 }

@@ -77,24 +77,24 @@ def draw_picture(ax: Axes, picture: np.ndarray | str, below: str) -> None:
 # ---- columns on a page ---------------------------------------------------------------------------
 
 
-def draw_columns(heads: list[str], rows: list[list[Picture]]) -> Figure:
-    """Rows of pictures over the width of a page, a name above each column, a text below each."""
+def draw_columns(heads: list[str], rows: list[list[Picture]], width: float = PAGE_WIDTH) -> Figure:
+    """Rows of pictures over a width in inches, a name above each column, a text below each."""
     columns = len(heads)
-    cell = (PAGE_WIDTH + GAP) / columns - GAP
+    cell = (width + GAP) / columns - GAP
     letters = int(cell / LETTER)
     heads = [wrap_name(head, letters) for head in heads]
     top = LINE * (max(head.count("\n") for head in heads) + 1.6)
     lines = max(below.count("\n") + 1 if below else 0 for row in rows for _, below in row)
     step = cell + LINE * (lines + 0.5) + GAP
     height = top + len(rows) * step
-    figure = plt.figure(figsize=(PAGE_WIDTH, height))
+    figure = plt.figure(figsize=(width, height))
     for j, head in enumerate(heads):
         left = j * (cell + GAP)
-        x = (left + cell / 2) / PAGE_WIDTH
+        x = (left + cell / 2) / width
         figure.text(x, 1 - (top - 0.04) / height, head, ha="center", va="bottom", fontsize=SMALL)
         for i, row in enumerate(rows):
             bottom = height - top - i * step - cell
-            place = (left / PAGE_WIDTH, bottom / height, cell / PAGE_WIDTH, cell / height)
+            place = (left / width, bottom / height, cell / width, cell / height)
             ax = figure.add_axes(place)
             put_picture(ax, *row[j], letters)
     return figure

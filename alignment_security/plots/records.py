@@ -1,4 +1,4 @@
-"""Figures of records: accuracy against eps, error under corruptions, norms under each protocol."""
+"""Figures of records: accuracy against eps, and norms under each protocol."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from alignment_security.analysis.record_tables import (
     accuracy_by_eps,
-    corruption_summary,
-    corruption_table,
     protocol_table,
-    tables_by_severities,
 )
 from alignment_security.analysis.results import (
     Results,
@@ -26,22 +23,18 @@ from alignment_security.analysis.results import (
     run_budget,
 )
 from alignment_security.plots.style import (
-    COLUMN_WIDTH,
     MARKERS,
     MAX_NAMED,
     NORM_SYMBOLS,
     PAGE_WIDTH,
     Drawing,
-    draw_heat_map,
     legend_handles,
     model_styles,
     panels,
-    put_heading,
     radius_axis,
 )
 from alignment_security.records.comparable import (
     comparable_settings,
-    corruption_settings,
     distinguishing_settings,
     images_and_head,
     numbered,
@@ -128,88 +121,6 @@ def draw_accuracy(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: 
     radius_axis(ax, radii, norm)
 
 
-# ---- corruptions ---------------------------------------------------------------------------------
-
-
-def corruption_errors(results: Results) -> Iterator[Drawing]:
-    """Error under each corruption, mean over severities, and the mean over types.
-
-    A figure per image set, settings and set of severities, a row per model: a mean over severity 3
-    is not beside one over all five.
-    """
-    runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
-    tables = [
-        table
-        for group in group_finished(runs, ("clean",), corruption_settings)
-        for table in tables_by_severities(corruption_table(group))
-    ]
-    names = [f"corruption_errors_{table['image_set'].iat[0]}" for table in tables]
-    for name, table in zip(numbered(names), tables):
-        summary = corruption_summary(table)
-        yield (
-            name,
-            draw_corruptions(table["image_set"].iat[0], table, summary),
-            table.join(summary[["mean_error", "relative_error", "mce"]], on="model"),
-            corruption_caption(table, summary),
-        )
-
-
-def draw_corruptions(image_set: str, table: pd.DataFrame, summary: pd.DataFrame) -> Figure:
-    """A cell per model and corruption, with its error in it, and one for the mean."""
-    errors = table.pivot_table(index="model", columns="type", values="error")  # over severities
-    errors["mean"] = summary["mean_error"]
-    figure, ax = plt.subplots(
-        figsize=(max(COLUMN_WIDTH, 1.6 + 0.36 * errors.shape[1]), 1.5 + 0.2 * len(errors)),
-        layout="constrained",
-    )
-    draw_heat_map(
-        ax,
-        100 * errors,
-        "cividis",
-        vmin=0,
-        vmax=100,
-        annot=True,
-        fmt=".0f",
-        annot_kws={"size": 6.5},
-    )
-    names = [name.replace("_", " ") for name in errors.columns]
-    ax.set_xticks(ax.get_xticks(), names, rotation=45, ha="right", rotation_mode="anchor")
-    severities = severities_text(table)
-    put_heading(figure, f"{image_set} (n = {table['n'].iat[0]}): error (%), {severities}")
-    return figure
-
-
-def severities_text(table: pd.DataFrame) -> str:
-    """The severities behind each cell: `severity 3`, or `mean over severities 1, 2`."""
-    severities = sorted(map(str, table["severity"].unique()))
-    if len(severities) == 1:
-        return f"severity {severities[0]}"
-    return f"mean over severities {', '.join(severities)}"
-
-
-def corruption_caption(table: pd.DataFrame, summary: pd.DataFrame) -> str:
-    """Mean error and mCE of each model, or why it has none, and which severities were run."""
-    lines = []
-    for model, row in summary.iterrows():
-        mce = f"no mCE ({row.no_mce})"
-        if np.isfinite(row.mce):
-            mce = f"mCE {100 * row.mce:.1f} over ImageNet-C's 15 types (AlexNet 100)"
-        elif np.isfinite(row.relative_error):
-            mce += f", {100 * row.relative_error:.1f} % of AlexNet's error over the types of both"
-        lines.append(
-            f"{model}: mean error {100 * row.mean_error:.1f} % over {row.types:.0f} types and "
-            f"{row.cells:.0f} cells, {mce}"
-        )
-    return "\n".join(
-        [
-            "Top-1 error of all images under each corruption, "
-            f"{severities_text(table)}; grey: not run.",
-            *lines,
-            f"n = {table['n'].iat[0]} images a cell.",
-        ]
-    )
-
-
 # ---- the protocols -------------------------------------------------------------------------------
 
 
@@ -282,16 +193,11 @@ EVALUATE = (
     "--eps 1/255"
 )
 MADE_BY = f"`{EVALUATE}` makes it (a finished run: with --overwrite)"
-CORRUPTED = (
-    "`python evaluate_robustness.py --model_name tf_efficientnet_lite0 --results_dir {} --dataset "
-    "imagenet-c corruptions --corruption_type fog --corruption_severity 3` makes it"
-)
 BOTH = (
     "runs of the same models with `L2 --protocol feng2025` and with `L2 --protocol fmn` (or "
     "crossing) in {} make it"
 )
 FIGURES = {
     "accuracy_vs_eps": (accuracy_vs_eps, MADE_BY),
-    "corruption_errors": (corruption_errors, CORRUPTED),
     "protocols_compared": (protocols_compared, BOTH),
 }

@@ -82,7 +82,7 @@ def write_archive(results_dir: Path, out: Path, licence: str, with_csv: bool) ->
     shutil.copyfile(ROOT / "CITATION.cff", out / "CITATION.cff")
     shutil.copyfile(ROOT / "results" / "README.md", out / "COLUMNS.md")
     (out / "README.md").write_text(dataset_card(out, licence), encoding="utf-8")
-    files = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    files = list_files(out).files
     lines = [f"{sha256_file(path)}  {path.relative_to(out).as_posix()}\n" for path in files]
     (out / SUMS).write_text("".join(lines), encoding="utf-8")
 

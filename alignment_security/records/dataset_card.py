@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import VERSION, git_state
 from alignment_security.records.record import read_run_file
 from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
@@ -21,7 +22,7 @@ def dataset_card(archive: Path, licence: str) -> str:
     archive   with its records, tables and summary
     """
     summary = read_summary_table(archive / SUMMARY_NAME, "publish again")
-    runs = [read_run_file(path) for path in sorted((archive / "records").glob("*/*/*.json"))]
+    runs = [read_run_file(path) for path in glob_visible(archive, "records/*/*/*.json")]
     return f"""---
 pretty_name: {TITLE}
 license: {licence}
@@ -61,7 +62,7 @@ As `CITATION.cff` says.
 
 
 def csv_note(archive: Path) -> str:
-    has_csv = any((archive / "records").glob("*/*/*.csv"))
+    has_csv = glob_visible(archive, "records/*/*/*.csv")
     return ", and its rows as CSV" if has_csv else "; the tables hold its rows"
 
 
@@ -72,7 +73,7 @@ def yaml_list(values: list[str]) -> str:
 def yaml_configs(tables: Path) -> str:
     """A configuration of the hub for each table; the summary is the one that is shown first."""
     names = {"summary": "tables/summary.parquet"}
-    for path in sorted(tables.glob("*/*.parquet")):
+    for path in glob_visible(tables, "*/*.parquet"):
         names[f"{path.parent.name}-{path.stem}"] = f"tables/{path.parent.name}/{path.name}"
     return "\n".join(
         f"- config_name: {json.dumps(name)}\n  data_files: {json.dumps(files)}"

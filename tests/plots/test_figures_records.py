@@ -16,11 +16,11 @@ from alignment_security.analysis.results import NothingToDraw, load_results, rea
 from alignment_security.common.files import safe_file_name, utc_now
 from alignment_security.evaluation.options import parse_args
 from alignment_security.models.families import lineage
+from alignment_security.plots.corruptions import corruption_errors
 from alignment_security.plots.examples import adversarial_examples, human_alignment_examples
 from alignment_security.plots.records import (
     EVALUATE,
     accuracy_vs_eps,
-    corruption_errors,
     protocols_compared,
 )
 from alignment_security.plots.style import (
@@ -34,6 +34,7 @@ from alignment_security.records.metrics import ALEXNET_ERRORS
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
 
+OF_ATTACKS = ("broken_by", "cost", "adversarial_examples", "fooled_pictures")
 EPS = [1 / 255, 2 / 255]
 # verdicts per image: clean, robust at 1/255, robust at 2/255 -> 3, 2 and 1 of 4
 VERDICTS = {"a.jpg": (1, 1, 1), "b.jpg": (1, 1, 0), "c.jpg": (1, 0, 0), "d.jpg": (0, 0, 0)}
@@ -144,7 +145,7 @@ def test_four_files_with_embedded_fonts_the_same_every_time(tmp_path, capsys):
         == 0
     )
     printed = [Path(line) for line in capsys.readouterr().out.split()]
-    names = {"accuracy_vs_eps_x", "broken_by_tiny_Linf_x", "adversarial_examples_tiny_Linf_x"}
+    names = {"accuracy_vs_eps_x", *(f"{name}_tiny_Linf_x" for name in OF_ATTACKS)}
     assert {path.name for path in printed if path.parent.name == "one"} == {
         f"{name}.{end}" for name in names for end in ("pdf", "png", "csv", "txt")
     }
@@ -196,6 +197,8 @@ def test_nothing_to_draw_names_what_is_missing(tmp_path, capsys, monkeypatch):
         raise NothingToDraw("2 models, 10 are needed")
 
     monkeypatch.setitem(plotting.FIGURES, "picky", (function, "`more models in {}`"))
+    monkeypatch.chdir(tmp_path)
+    Path("here").mkdir()
     assert draw("here", tmp_path / "figures", "--plots", "picky") == 2
     assert (
         capsys.readouterr().err
@@ -397,7 +400,7 @@ def test_figures_need_no_torch(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 3 * 4  # two of the summary, one of kept examples
+    assert len(done.stdout.split()) == (1 + len(OF_ATTACKS)) * 4
 
 
 # ---- corruptions, protocols, maps ----------------------------------------------------------------

@@ -1,0 +1,113 @@
+"""Figure of minimal norms as distributions over images: a box per model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from alignment_security.analysis.norms import NORM_COLUMNS, image_norms, run_norm
+from alignment_security.analysis.results import (
+    Results,
+    describe_runs,
+    group_finished,
+    run_budget,
+)
+from alignment_security.models.families import FAMILIES, family
+from alignment_security.plots.style import (
+    COLUMN_WIDTH,
+    DARK,
+    LINE_HEIGHT,
+    NORM_SYMBOLS,
+    Drawing,
+    put_heading,
+)
+from alignment_security.records.comparable import (
+    comparable_settings,
+    distinguishing_settings,
+    numbered,
+)
+
+MAX_BOXES = 40  # models of a picture, those of the largest medians; the table has all
+QUANTILES = {"p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95}
+MADE_BY = "`python evaluate_robustness.py --model_name NAME --results_dir {} L2` makes it"
+
+
+def norm_distributions(results: Results) -> Iterator[Drawing]:
+    """Minimal norms over images, a box per model: a figure per image set, threat and settings."""
+    runs = [run for run in results.runs if run_norm(run) in NORM_COLUMNS]
+    groups = group_finished(runs, ("minimum_norm",), comparable_settings)
+    names = numbered(
+        [f"norm_distributions_{run['image_set']}_{run['threat']}" for run, *_ in groups]
+    )
+    for name, group in zip(names, groups):
+        table = norm_quantiles(group)
+        if table.empty:
+            continue
+        run, hidden = group[0], len(table) - MAX_BOXES
+        facts = ", ".join([run_budget(run), *distinguishing_settings(run, groups)])
+        heading = f"{run['image_set']}, {run['threat']} (n = {run['images']}): {facts}"
+        caption = (
+            "Smallest perturbation found of each correctly classified image. Boxes: quartiles and "
+            "median; whiskers: 5th to 95th percentile; colours: families. A norm that was not "
+            "found counts as larger than any; a percentile that falls there is not drawn."
+            + (f" The {hidden} smallest medians are in the table only." if hidden > 0 else "")
+        )
+        figure = draw_boxes(table[:MAX_BOXES], run_norm(run), heading)
+        yield name, figure, table, f"{caption}\n{describe_runs(group, results.runs)}"
+
+
+def norm_quantiles(group: list[dict]) -> pd.DataFrame:
+    """QUANTILES of the norms of correctly classified images, the model of largest median first.
+
+    nan where the quantile is an image whose norm was not found.
+    """
+    rows = []
+    for run in group:
+        norms = image_norms(run)
+        norms = norms[norms > -np.inf]  # of correctly classified images
+        if norms.empty:
+            continue
+        found = np.percentile(norms, list(QUANTILES.values()), method="inverted_cdf")
+        facts = {"image_set": run["image_set"], "threat": run["threat"], "budget": run_budget(run)}
+        facts |= {"model": run["model"], "family": family(run["model"])}
+        facts |= {"n": len(norms), "without_norm": int(np.isinf(norms).sum())}
+        rows.append(facts | dict(zip(QUANTILES, np.where(np.isinf(found), np.nan, found))))
+    table = pd.DataFrame(rows)
+    return table.sort_values("median", ascending=False, ignore_index=True) if rows else table
+
+
+def draw_boxes(table: pd.DataFrame, norm: str, heading: str) -> Figure:
+    """A box per row on a logarithmic axis; Linf in 255ths.
+
+    table   of `norm_quantiles`
+    """
+    scale = 255 if norm == "Linf" else 1
+    figure, ax = plt.subplots(
+        figsize=(COLUMN_WIDTH, 1.0 + 1.3 * LINE_HEIGHT * len(table)), layout="constrained"
+    )
+    for place, row in enumerate(table.to_dict("records")):
+        colour = FAMILIES[row["family"]][0]
+        p5, p25, median, p75, p95 = (scale * row[name] for name in QUANTILES)
+        for whisker in ([p5, p25], [p75, p95]):
+            ax.plot(whisker, [place, place], color=colour, linewidth=0.8)
+        ax.barh(place, p75 - p25, 0.6, p25, color=colour, alpha=0.55)
+        ax.plot([median, median], [place - 0.3, place + 0.3], color=DARK, linewidth=1.2)
+    ax.set_yticks(range(len(table)), table["model"])
+    ax.tick_params(axis="y", length=0)
+    ax.invert_yaxis()
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    unit = " (1/255)" if norm == "Linf" else ""
+    ax.set_xlabel(f"minimal {NORM_SYMBOLS.get(norm, norm)} norm{unit}, log scale")
+    put_heading(figure, heading)
+    return figure
+
+
+FIGURES = {"norm_distributions": (norm_distributions, MADE_BY)}
