@@ -1,10 +1,10 @@
-"""Archives of 351 models x 50,000 images x 3 eps: their size, and the time to write and read them.
+"""Archives and pages of 351 models x 3 eps: their size, and the time to write and read them.
 
     python benchmarks/archive.py              prints, and writes benchmarks/archive.json
 
 Takes about three minutes on one core. The records of 8 models are made up and measured; sizes and
-times grow with the number of models, so those of 351 are 351 / 8 of them. Needs pyarrow
-(requirements-publish.txt).
+times grow with the number of models, so those of 351 are 351 / 8 of them. The page is one of 351
+models. Needs pyarrow (requirements-publish.txt).
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from alignment_security.analysis.results import load_results
 from alignment_security.common.files import sha256_file, utc_now
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import git_state
+from alignment_security.plots.report import write_report
 from alignment_security.records.audit import audit
 from alignment_security.records.parquet import differing_tables, summary_of_tables, write_tables
 from alignment_security.records.record import BALL_COLUMNS, rows_to_csv
-from alignment_security.records.summary import merge_records
+from alignment_security.records.summary import SUMMARY_NAME, merge_records
 from benchmarks.machine import machine
 from benchmarks.output import get_args_parser, output_file, write_results
 from benchmarks.records import timed
@@ -145,16 +147,41 @@ def scaled(measured: dict) -> dict:
     }
 
 
+def measure_page(folder: Path, models: int) -> dict:
+    """Bytes and seconds of report.html without figures: 3 eps and norms of made-up models."""
+    random, rows = np.random.default_rng(0), []
+    for i in range(models):
+        shared: dict = {"model": f"net{i}", "image_set": "imagenet-val", "n": 50_000}
+        shared |= {"clean_acc": random.uniform(0.6, 0.9), "list_sha256": "all", "head": "none"}
+        for eps in EPS:
+            robust = {"robust_acc": random.uniform(0, 0.5), "eps": eps, "attack": "standard"}
+            rows.append(shared | robust | {"threat": "Linf", "protocol": "autoattack"})
+        norms: dict = {
+            "l2_mean": random.uniform(0.1, 2),
+            "l2_sem": 0.01,
+            "human_alignment_sem": 0.01,
+        }
+        norms |= {"human_alignment": random.uniform(-0.1, 0.4), "attack": "crossing 50 steps"}
+        rows.append(shared | norms | {"threat": "L2-crossing", "protocol": "crossing"})
+    folder.mkdir()
+    pd.DataFrame(rows).to_csv(folder / SUMMARY_NAME, index=False)
+    path, seconds = timed(lambda: write_report(load_results(folder), {}, folder))
+    return {"models": models, "bytes": path.stat().st_size, "seconds": seconds._asdict()}
+
+
 def main(argv: list[str] | None = None) -> None:
     args = get_args_parser(__doc__).parse_args(argv)
+    size = QUICK if args.quick else Size()
     with tempfile.TemporaryDirectory() as folder:
-        measured = measure(Path(folder), QUICK if args.quick else Size())
+        measured = measure(Path(folder, "results"), size)
+        page = measure_page(Path(folder, "page"), size.models if args.quick else STUDY_MODELS)
     results = {
         "date": utc_now(),
         "git": git_state(),
         "machine": machine(),
         "measured": measured,
         "scaled": scaled(measured),
+        "page": page,
     }
     write_results(results, output_file(args, __file__))
 

@@ -35,7 +35,11 @@ class Variant:
         """Its classes among the 1000, sorted."""
         if not self.class_file:
             return tuple(range(IMAGENET_CLASSES))
-        names = resources.files("timm.data").joinpath("_info", self.class_file).read_text()
+        names = (
+            resources.files("timm.data")
+            .joinpath("_info", self.class_file)
+            .read_text(encoding="utf-8")
+        )
         return tuple(sorted(map(synsets().index, names.split())))
 
 

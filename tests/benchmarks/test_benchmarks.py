@@ -96,6 +96,7 @@ def test_archive(run):
     assert kept.keys() == found.keys() and kept["measured"].keys() == found["measured"].keys()
     assert kept["scaled"]["rows"] == 52_650_000 and kept["scaled"]["parquet_gib"] < 2
     assert kept["scaled"]["summary_of_tables_seconds"] < 60
+    assert kept["page"].keys() == found["page"].keys() and kept["page"]["models"] == 351
 
 
 @pytest.mark.slow
