@@ -35,6 +35,7 @@ from alignment_security.evaluation.study import (
     split_study,
     study_requests,
 )
+from alignment_security.evaluation.study_dry_run import describe_study
 from alignment_security.evaluation.study_screen import StudyScreen
 
 LOOKS = 0.5  # seconds between two looks at the processes
@@ -52,9 +53,10 @@ def run_study(name: str, words: Sequence[str]) -> int:
     models = chosen_models(study, names, options)
     check_study(study, options)
     first = study_requests(study, models[0], options)
-    if first[0].dry_run:
-        return subprocess.call(study_command(study, words))
     devices = devices_of(first[0])
+    if first[0].dry_run:
+        print(describe_study(study, models, options, devices))
+        return 0
     queue = StudyQueue(first[0].results_dir, study.name, time.time(), first[0].overwrite)
     check_place(queue, devices)
     screen = StudyScreen(study.name, queue, [m.name for m in models], described_requests(first))
@@ -78,11 +80,6 @@ def check_place(queue: StudyQueue, devices: Sequence[str]) -> None:
             "another --results_dir, or run one process with --device cuda:0"
         )
     lock.release()
-
-
-def study_command(study: Study, words: Sequence[str]) -> list[str]:
-    script = str(ROOT / "evaluate_robustness.py")
-    return [sys.executable, script, "--study", str(study.path), *words]
 
 
 class StudyProcesses:
@@ -122,7 +119,8 @@ class StudyProcesses:
         return self.queue.folder / f"{host}-{device.replace(':', '')}.log"
 
     def start(self, device: str) -> None:
-        command = study_command(self.study, self.words)
+        script = str(ROOT / "evaluate_robustness.py")
+        command = [sys.executable, script, "--study", str(self.study.path), *self.words]
         with open(self.log(device), "ab") as log:
             self.processes[device] = subprocess.Popen(
                 [*command, "--device", device],

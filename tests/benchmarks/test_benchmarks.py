@@ -104,7 +104,7 @@ def test_sweep(run):
     """Seven processes: in one, in two chunks, with an eviction."""
     found = run("sweep")
     assert committed("sweep").keys() == found.keys()
-    for name in ("merge", "checkpoints", "eviction", "row"):
+    for name in ("merge", "checkpoints", "eviction", "row", "start_up"):
         assert committed("sweep")[name].keys() == found[name].keys()
     assert found["checkpoints"]["images"] == 2 and found["checkpoints"]["checkpoints"] >= 1
 

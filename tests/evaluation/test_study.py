@@ -23,9 +23,17 @@ from alignment_security.cluster import queue as queue_module
 from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueue
 from alignment_security.cluster.studies import available_studies, read_study
 from alignment_security.common.files import UserError
+from alignment_security.evaluation.dry_run import Speed, duration
 from alignment_security.evaluation.run_study import StudyProcesses
 from alignment_security.evaluation.study import check_study, study_requests
+from alignment_security.evaluation.study_dry_run import (
+    Rehearsal,
+    ThreatRehearsal,
+    scaled,
+    study_text,
+)
 from alignment_security.evaluation.study_screen import StudyScreen
+from alignment_security.models.macs import multiply_adds
 
 CLEAN = "clean"
 LINF = "Linf --eps 0.25/255 1/255 --attacks apgd-ce square --steps 3 --queries 5"
@@ -250,6 +258,60 @@ def test_a_full_disk_ends_the_study_before_the_next_model(study, cli, tmp_path, 
     assert status == 1 and "make room" in err
     args = utilities.get_args_parser().parse_args(["run_study", str(file), *options])
     assert utilities.main(args) == 1
+
+
+# ---- the dry run ---------------------------------------------------------------------------------
+
+
+def rehearsal(gmacs: float, forward: float) -> Rehearsal:
+    """A model whose backward pass takes twice its forward pass, and an attack of 10 passes."""
+    speed = Speed(decode=0.5, forward=forward, both=3 * forward, batch_size=8, peak_bytes=2**31)
+    threats = {
+        "records/mine/clean": ThreatRehearsal(100, 1, 0, speed, workers=0),
+        "records/mine/Linf": ThreatRehearsal(100, 12, 10, speed, workers=10),
+    }
+    return Rehearsal(f"net{gmacs}", gmacs, 2.0, threats)
+
+
+def test_time_of_a_pass_follows_the_multiply_adds():
+    assert scaled(10, [1, 100], [0.1, 10]) == pytest.approx(1)
+    assert scaled(0.5, [1, 100], [0.1, 5]) == pytest.approx(0.05)
+    assert scaled(400, [1, 100], [0.1, 5]) == pytest.approx(20)
+    assert scaled(4, [2], [1]) == pytest.approx(2)
+
+
+def test_time_of_a_study_by_hand():
+    """Two models rehearsed, two others between them and unknown: 4 x (clean + Linf) + loading."""
+    text = study_text("mine", [rehearsal(1, 1), rehearsal(4, 4)], [1, 4, 2, None], ["cuda:0"] * 2)
+    lines = dict(line.split("  ", 1) for line in text.splitlines() if "  " in line)
+    passes = 1 + 4 + 2 + 2  # the unknown one is the median, 2
+    clean, linf = 100 * (passes + 4 * 0.5), 100 * passes * (2 + 10 * 3)
+    want = {"mine/clean": clean, "mine/Linf": linf, "loading": 8}
+    assert {name: lines[name].strip() for name in want} == {
+        name: duration(seconds) for name, seconds in want.items()
+    }
+    total = duration((clean + linf + 8) / 2)
+    assert f"{total} with 2 process(es)" in text and "2.00 GiB of a GPU" in text
+    assert "1 models, whose multiply-adds are not known" in text
+
+
+def test_multiply_adds_are_those_that_timm_publishes():
+    """results/benchmark-infer tables of timm: 4.11 GMACs for ResNet-50, 1.82 for ResNet-18."""
+    assert multiply_adds("resnet18") == pytest.approx(1.82, rel=0.01)
+    assert multiply_adds("no_such_net") is None
+
+
+def test_dry_run_of_a_study_writes_nothing(study, tmp_path, capsys):
+    file, options = study(["first"])
+    (tmp_path / "nets.txt").write_text(
+        (tmp_path / "nets.txt").read_text() + "far\ttimm:resnet18\tfile:far.pth\tOther\tCNN\n"
+    )
+    args = utilities.get_args_parser().parse_args(["run_study", str(file), *options, "--dry_run"])
+    assert utilities.main(args) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "mine: 2 models, 2 GMACs in all" in out and "rehearsed first (0.10 GMACs)" in out
+    assert "mine/L2-crossing" in out and "estimated time" in out and "peak memory" in out
+    assert not (tmp_path / "results").exists()
 
 
 # ---- processes -----------------------------------------------------------------------------------
