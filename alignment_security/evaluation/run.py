@@ -114,6 +114,12 @@ class Evaluation:
             run["contents_sha256"] = images.contents_sha256()
         return {"model": model.settings, "run": run | map_settings(images, threat.map_reduce)}
 
+    @property
+    def settings_apart(self) -> set[str]:
+        """Names of the settings in which records of one model, threat and set stand apart."""
+        threat = self.threat.settings(self.model.settings["head"])
+        return {*threat, "precision", "head", "map_reduce"}
+
 
 def evaluate(
     model: Model,
@@ -189,7 +195,7 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         | {"examples": evaluation.examples, "example_names": evaluation.named_examples},
         overwrite,
         growth_check(images),
-        settings_beside(folder, name, settings),
+        settings_beside(folder, name, settings, evaluation.settings_apart),
     )
     if run.done and not overwrite:
         with run.closed_on_error():

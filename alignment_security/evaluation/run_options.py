@@ -152,7 +152,8 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         action=Slice,
         type=argument(whole_number),
         metavar="N",
-        help="-s STOP or -s START STOP: that slice of a fixed permutation of the list",
+        help="-s STOP or -s START STOP: that slice of a fixed permutation of the list; "
+        "default: all",
     )
     parser.add_argument(
         "--subset",

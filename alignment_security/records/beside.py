@@ -20,50 +20,35 @@ from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.locked_run import json_round_trip
 from alignment_security.records.record import (
-    FORMER_SETTINGS,
     read_run_file,
     record_stem,
     without_later_settings,
 )
 
-# settings of the images and of what people say of them
-OF_IMAGES = {
-    "image_set",
-    "images",
-    "list_sha256",
-    "slice",
-    "contents_sha256",
-    "corruption",
-    "restricted_to",
-    "crop_pct",
-    "class_order",
-    "human_map",
-    "human_map_blur",
-    "human_ceiling",
-    "multilabel_sha256",
-    "pixels",
-    "geometry",
-}
+# settings of a threat that are of the images, or of what people say of them
+OF_IMAGES = {"eps", "multilabel_sha256", "pixels", "geometry"}
 # settings that follow from others, by which a record is named only where nothing else differs
 DERIVED = {"attack", "walks", "head_gradient"}
 
 
-def settings_beside(folder: Path, model: str, settings: dict) -> dict:
+def settings_beside(folder: Path, model: str, settings: dict, apart: set[str]) -> dict:
     """`beside` of the record of a request, which exists or is new; {} for the model's first.
 
     folder     of the records of an image set and threat
     settings   {"model": {...}, "run": {...}} of the request
+    apart      names of the settings of the run in which records stand apart: those of the threat,
+               the head and the precision, not those of images and human maps
     A run file that cannot be read is of the request that its name fits.
     """
     settings = json_round_trip(settings)
     runs = dict(runs_of(folder, model))
     for run in runs.values():
-        if not differing(run["settings"], settings):
+        if not differing(run["settings"], settings, apart):
             return run.get("beside", {})
     first = runs.get(record_stem(model))
     if first is None:
         return {}
-    beside = differing(first["settings"], settings)
+    beside = differing(first["settings"], settings, apart)
     named = {name: value for name, value in beside.items() if name not in DERIVED} or beside
     number = 2
     while record_stem(model, named) in runs:
@@ -81,14 +66,15 @@ def runs_of(folder: Path, model: str) -> Iterator[tuple[str, dict]]:
             continue
 
 
-def differing(old: dict, new: dict) -> dict:
+def differing(old: dict, new: dict, apart: set[str]) -> dict:
     """The settings in which a request differs from a run so that they share no record."""
     before, after = old["run"], without_later_settings(old, new)["run"]
-    ignored = {*OF_IMAGES, *FORMER_SETTINGS, "eps"}
+    if "map_reduce" not in before or "map_reduce" not in after:
+        apart = apart - {"map_reduce"}  # one of them has no human maps
     return {
         name: after.get(name)
         for name in dict.fromkeys([*after, *before])
-        if name not in ignored and before.get(name) != after.get(name)
+        if name in apart - OF_IMAGES and before.get(name) != after.get(name)
     }
 
 

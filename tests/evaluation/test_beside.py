@@ -15,6 +15,7 @@ import utilities
 from alignment_security.analysis.feng2025 import norm_tables
 from alignment_security.analysis.results import load_results, stale_records
 from alignment_security.records.audit import audit
+from alignment_security.records.beside import settings_beside
 from alignment_security.records.summary import SUMMARY_NAME, merge_records
 
 CROSSING = ["-s", "3", "L2", "--protocol", "crossing", "--steps", "4"]
@@ -201,6 +202,28 @@ def test_the_page_and_trace_name_the_right_record(crowded, capsys):
     arguments = utilities.get_args_parser().parse_args([*trace, "--results_dir", str(crowded)])
     utilities.main(arguments)
     assert re.findall(r"record +\S+/(\S+?\.csv)", capsys.readouterr().out) == ["a+seed-1.csv"]
+
+
+@pytest.mark.parametrize(
+    "old, new, beside",
+    [
+        ({}, {"border": 2}, {}),  # of the images: refused, as ever
+        ({"human_map": "ClickMe", "human_ceiling": 0.6}, {"human_map": "mine"}, {}),
+        ({}, {"human_map": "mine", "map_reduce": "max"}, {}),
+        ({"map_reduce": "max"}, {"map_reduce": "l2"}, {"map_reduce": "l2"}),
+        ({"eps": [1.0]}, {"eps": [2.0], "list_sha256": "other"}, {}),
+        ({}, {"attack": "FMN 20 steps", "steps": 20, "slice": [0, 2]}, {"steps": 20}),
+        ({}, {"attack": "another"}, {"attack": "another"}),
+        ({"step_unit": "pixels"}, {}, {"step_unit": None}),
+    ],
+)
+def test_settings_of_the_images_give_no_record_beside(tiny_record, tmp_path, old, new, beside):
+    run = tiny_record([], done=False, **old)
+    settings = {"model": {}, "run": run.settings["run"] | new}
+    if beside == {"step_unit": None}:
+        del settings["run"]["step_unit"]
+    apart = {"attack", "steps", "seed", "map_reduce", "eps", "step_unit"}
+    assert settings_beside(run.csv.parent, "net", settings, apart) == beside
 
 
 def test_a_moved_record_beside_is_refused(crowded):

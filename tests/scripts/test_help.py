@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -12,6 +13,8 @@ import dataloading
 import plotting
 import utilities
 from alignment_security.common.command_line import Parser
+from alignment_security.evaluation.options import get_args_parser as evaluation_parser
+from alignment_security.evaluation.protocols import THREATS
 from alignment_security.trainer.options import get_args_parser as training_parser
 
 PARSERS = {
@@ -19,6 +22,10 @@ PARSERS = {
     "plotting": plotting.get_args_parser,
     "dataloading": dataloading.get_args_parser,
     "training": lambda: training_parser(""),
+    **{
+        f"evaluate_robustness {threat}": partial(evaluation_parser, threat, "")
+        for threat in (None, *THREATS)
+    },
 }
 
 
@@ -34,10 +41,13 @@ def with_commands(parser: Parser) -> Iterator[Parser]:
 def test_every_option_is_explained(script):
     for parser in with_commands(PARSERS[script]()):
         text = " ".join(parser.format_help().split())
+        assert "(default: )" not in text
         for action in parser._actions:
             if isinstance(action, argparse._SubParsersAction):
                 continue
             assert action.help, f"{parser.prog}: {action.option_strings or action.dest}"
+            if action.help == argparse.SUPPRESS:  # an option of other threats
+                continue
             default = action.default
             if isinstance(default, int | float) and not isinstance(default, bool):
                 assert f"default: {default}" in text or "default" in action.help

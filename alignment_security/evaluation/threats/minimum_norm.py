@@ -163,7 +163,7 @@ def add_fmn_options(parser: Parser) -> None:
     group.add_argument(
         "--step_size",
         type=argument(non_negative),
-        help=f"first step, L2 length; default {STEP_SIZE:g}",
+        help=f"first step, L2 length in --step_unit; default {STEP_SIZE:g}",
     )
     group.add_argument(
         "--step_unit",
@@ -174,7 +174,7 @@ def add_fmn_options(parser: Parser) -> None:
     group.add_argument(
         "--final_step_size",
         type=argument(non_negative),
-        help=f"last step; default {FINAL_STEP_SIZE:g}",
+        help=f"last step, the same; default {FINAL_STEP_SIZE:g}",
     )
     group.add_argument(
         "--gamma",
