@@ -250,16 +250,18 @@ def missing_models(image_set: str, threat: str, runs: list[dict]) -> str:
 
 
 def norm_means(rows: pd.DataFrame) -> dict[str, float]:
-    """Mean and standard error of the minimal L2 norms and of human alignment in a record's rows.
+    """Mean and standard error of the minimal norms and of human alignment in a record's rows.
 
-    Over correctly classified images: `l2, l2_sem` of the `n` that an attack fooled (Perturbation
-    Tolerance), `alignment, alignment_sem` of the `n_maps` with a human map.
+    Over correctly classified images: `l2, l2_sem, linf, linf_sem` of the `n` that an attack fooled
+    (Perturbation Tolerance), `alignment, alignment_sem` of the `n_maps` with a human map.
     """
     means = norm_summary(rows[rows["clean_correct"] == 1])
     return {
         "n": means["n_norm"],
         "l2": means["l2_mean"],
         "l2_sem": means["l2_sem"],
+        "linf": means["linf_mean"],
+        "linf_sem": means["linf_sem"],
         "n_maps": means["n_alignment"],
         "alignment": means["human_alignment"],
         "alignment_sem": means["human_alignment_sem"],

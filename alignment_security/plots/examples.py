@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from alignment_security.analysis.examples import example_groups, example_table
+from alignment_security.analysis.feng2025 import TOLERANCES
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
@@ -196,8 +197,12 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
 def model_facts(run: dict) -> str:
     """Name, Perturbation Tolerance and mean alignment of a model, two lines."""
     means = norm_means(read_finished_rows(run))
+    norm = run["threat"].partition("-")[0]
+    _, column, factor = TOLERANCES[norm]
+    tolerance, error = factor * means[column], factor * means[f"{column}_sem"]
+    unit = " (1/255)" if norm == "Linf" else ""
     return (
-        f"{run['model']}\nPT {means['l2']:.3g} ± {means['l2_sem']:.1g}, "
+        f"{run['model']}\nPT{unit} {tolerance:.3g} ± {error:.1g}, "
         f"r {means['alignment']:.2f} (n = {means['n']})"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -106,6 +107,12 @@ def test_figures_8_and_9_overlay_six_nets_of_every_group(study):
     assert models[-2:] == sorted(HARMONIZED) and table["image_id"].nunique() == 4
     assert sum(bool(ax.images) for ax in figure.axes) == 4 * 7
     assert "Not drawn" in caption and figure.get_figwidth() == 7
+    linf = next(overlays(load_results(study, ["vgg16.tv_in1k"], threats=["Linf-crossing"])))
+    l2 = next(overlays(load_results(study, ["vgg16.tv_in1k"], threats=["L2-crossing"])))
+    tolerance = [re.search(r"PT\D*(?:1/255\) )?([\d.]+) ±", one[1].texts[1].get_text())
+                 for one in (linf, l2)]  # fmt: skip
+    ratio = float(tolerance[0][1]) / float(tolerance[1][1])
+    assert ratio == pytest.approx(255 / 40, rel=0.02)  # as made, in 255ths
     every = load_results(study, list(MADE_NETS), threats=["L2-crossing"], images=["val-00003"])
     parts = list(overlays(every))
     assert [name for name, *_ in parts] == [f"overlays_big12_L2-crossing_{i}" for i in (1, 2)]
