@@ -1,7 +1,7 @@
 """Studies: text files that say which models meet which threats on which images.
 
     models feng2025                      a list of lists/models/, or a file with a name a line
-    images --dataset clickme -s 960      options of every threat
+    images --dataset big12               options of every threat
     clean                                a line a threat, as on evaluate_robustness.py's command
     Linf --eps 0.5/255 1/255             line
     L2 --head animate

@@ -146,12 +146,19 @@ class StudyProcesses:
             self.after_death(device, process.pid, status)
 
     def after_death(self, device: str, pid: int, status: int) -> None:
-        """Start another process, unless this one never took a model, or nothing can be written."""
+        """Start another process; not for one that never took a model, as on a broken GPU.
+
+        Raises UserError where it was the last, and OSError where nothing can be written.
+        """
         check_results_folder(self.queue.results_dir)
         own = [state for state in self.screen.states() if state.pid == pid]
         if not own:
-            reason = last_line(self.log(device)) or f"exit status {status}"
-            raise UserError(f"{device}: the process ended before its first model: {reason}")
+            reason = last_line(self.log(device)) or ending(status)
+            text = f"{device}: the process ended before its first model: {reason}"
+            if not self.processes:
+                raise UserError(text)
+            print_line(text, sys.stderr)
+            return
         for state in own:
             if state.status == RUNNING:
                 death = (state.model, self.screen.bytes_of(state))

@@ -22,6 +22,7 @@ from alignment_security.evaluation.run import Stopped
 from alignment_security.evaluation.setup import requested_data_dir, requested_image_set
 from alignment_security.images.image_sets import existing_folder
 from alignment_security.images.loading import has_imagenet_order
+from alignment_security.models.forward import pick_device
 from alignment_security.models.lists import WantedModel
 
 STUDY_BEGAN = "STUDY_BEGAN"  # variable of the environment
@@ -141,7 +142,10 @@ def check_study(study: Study, options: Sequence[str]) -> None:
         for request in study_requests(alone, study.models[0], options):
             earlier = lines.setdefault(folder := record_folder(request), line)
             if earlier is not line:
-                raise study.error(line, f"{folder} is written by line {earlier.number} too")
+                raise study.error(
+                    line,
+                    f"{folder} is of line {earlier.number} too; put one of them into another study",
+                )
             with errors_of_line(study, line):
                 check_images(request)
 
@@ -169,6 +173,7 @@ def take_turns(
     """
     by_name = {model.name: model for model in models}
     first = study_requests(study, models[0], options)
+    pick_device(first[0].device)  # a broken GPU takes no model
     queue = StudyQueue(first[0].results_dir, study.name, began(), first[0].overwrite)
     begin, statuses = time.monotonic(), [0]
     for turn in queue.turns(list(by_name), described_requests(first)):

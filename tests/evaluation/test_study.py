@@ -93,7 +93,7 @@ def test_the_studies_of_the_project_are_read_and_their_lines_are_commands():
         assert len(study.models) == models and len(study.threats) >= 2
         for model in study.models[:: models // 5]:
             requests = study_requests(study, model, [])
-            assert [request.slice for request in requests] == [(0, 960)] * len(study.threats)
+            assert len(requests) == len(study.threats) and requests[0].threat == "clean"
 
 
 def test_weights_of_a_study_are_those_of_its_list():
@@ -121,7 +121,10 @@ def test_weights_of_a_study_are_those_of_its_list():
         ("models nets.txt\nclean --steps\n", "line 2: "),
         ("models nets.txt\nclean 'x\n", "line 2: no closing quotation"),
         ("models nets.txt\nclean --device cpu\n", "line 2: --device does not say what"),
-        ("models nets.txt\nclean\nclean --head animate\n", "line 3: records/mine/clean is written"),
+        (
+            "models nets.txt\nclean\nclean --head animate\n",
+            "line 3: records/mine/clean is of line 2",
+        ),
         ("models nets.txt\nclean\nL2 --dataset clickme --data_dir /no\n", "line 3: /no: no such"),
         ("models nets.txt\nclean --dataset imagenet-val\n", "line 2: .*"),
     ],
@@ -258,6 +261,14 @@ def test_a_full_disk_ends_the_study_before_the_next_model(study, cli, tmp_path, 
     assert status == 1 and "make room" in err
     args = utilities.get_args_parser().parse_args(["run_study", str(file), *options])
     assert utilities.main(args) == 1
+
+
+def test_a_broken_gpu_takes_no_model(study, cli, tmp_path):
+    """Else it would fail one after the other, faster than the others are evaluated."""
+    file, options = study(NAMES, [CLEAN])
+    status, _, err = cli("--study", file, *options, "--device", "cuda:77")
+    assert status == 2 and "--device cuda:77: " in err
+    assert states_of(tmp_path / "results") == {}
 
 
 # ---- the dry run ---------------------------------------------------------------------------------
