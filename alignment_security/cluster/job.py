@@ -26,7 +26,7 @@ from alignment_security.common.files import TryAgain, UserError, sha256_file
 from alignment_security.common.schema import parse_table
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import decode_text, read_text
-from alignment_security.models.lists import PLUGIN
+from alignment_security.models.lists import CODE_SOURCES
 from alignment_security.records.schemas import STAGED
 
 STAGED_TABLE = "staged.tsv"
@@ -56,8 +56,8 @@ class StagedWeights:
 
     @property
     def is_plugin(self) -> bool:
-        """Whether a plugin of Brain-Score is staged, whose caches are in `home`."""
-        return self.facts["weights"].startswith(PLUGIN)
+        """Whether the code of a source is staged, such as a plugin, with its caches in `home`."""
+        return self.facts["weights"].partition(":")[0] in CODE_SOURCES
 
     @property
     def home(self) -> Path:

@@ -1,10 +1,12 @@
-"""Plugins of Brain-Score for workers without network: pack what one fetches, load it from that.
+"""Nets of other sources for workers without network: pack what one fetches, load it from that.
 
-A plugin's code fetches its weights itself, into folders that HOME and other variables name. Two
-processes load it while it is staged. The first has caches of its own and may use the network. The
-second has what the tar holds and no network, as a job.
+The code of a source (a Brain-Score plugin, torchvision, a Python file) fetches its weights itself,
+into folders that HOME and other variables name. A Python file and its checkpoint are copied to
+HOME. Two processes load the net while it is staged. The first has caches of its own and may use the
+network. The second has what the tar holds and no network, as a job.
 
-    python -m alignment_security.cluster.plugins NAME FACTS.json [offline]      one such process
+    python -m alignment_security.cluster.plugins NAME FACTS.json SOURCE CHECKPOINT ("" for none)
+        [offline]                                                               one such process
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
 from alignment_security.models.brainscore import INSTALL_HINT
 from alignment_security.models.heads import Model, ModelError
+from alignment_security.models.lists import WantedModel
 from alignment_security.models.loading import load_model
 
 CACHES_FOLDER = "caches"  # of prestage: a folder per plugin that is being staged
@@ -67,19 +70,21 @@ def cache_variables(home: Path) -> dict[str, str]:
 # ---- staging -------------------------------------------------------------------------------------
 
 
-def pack_plugin(name: str, path: Path) -> dict:
-    """Load a plugin, write the tar of what it fetched, and return its row of staged.tsv.
+def pack_plugin(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
+    """Load a net, write the tar of what it fetched, and return its row of staged.tsv.
 
     Its caches are in caches/<model>/ beside the tar. They stay where staging fails: a second try
     fetches only what is missing. Raises StagingError, e.g. for a plugin that cannot be loaded from
     its tar without network, and ModelError.
     """
-    if importlib.util.find_spec("brainscore_vision") is None:
+    name, kind = wanted.name, wanted.source.partition(":")[0]
+    if kind == "brainscore" and importlib.util.find_spec("brainscore_vision") is None:
         raise ModelError(f"{name}: Brain-Score's models need brainscore-vision; {INSTALL_HINT}")
     home = path.parent / CACHES_FOLDER / path.stem
     home.mkdir(parents=True, exist_ok=True)
-    facts = loaded_facts(name, home)
-    description = {"name": name, "net": name, "group": None} | facts
+    place = copy_to_home(wanted, checkpoints, home)
+    facts = loaded_facts(name, home, place)
+    description = {"name": name, "net": name, "group": None} | place | facts
     files: list[tuple[str, Path | bytes]] = [
         (STAGED_FACTS, (json.dumps(description, indent=1) + "\n").encode()),
         *((f"{STAGED_HOME}/{file.relative_to(home).as_posix()}", file) for file in fetched(home)),
@@ -89,7 +94,7 @@ def pack_plugin(name: str, path: Path) -> dict:
         write_tar(tar, files)
         unpacked = unpack(tar, work / "unpacked", sha256_file(tar))
         (unpacked / STAGED_HOME).mkdir(exist_ok=True)
-        if loaded_facts(name, unpacked / STAGED_HOME, offline=True) != facts:
+        if loaded_facts(name, unpacked / STAGED_HOME, place, offline=True) != facts:
             raise StagingError(
                 f"{name}: has other weights each time that it is loaded (random ones?); it cannot "
                 "be staged"
@@ -102,6 +107,33 @@ def pack_plugin(name: str, path: Path) -> dict:
     }
 
 
+def copy_to_home(wanted: WantedModel, checkpoints: Path, home: Path) -> dict[str, str]:
+    """Copy the Python file of a net and its checkpoint to `home`.
+
+    checkpoints   folder of the checkpoints that lists name
+    Returns its `source` and `checkpoint` as they are named there. Raises StagingError.
+    """
+    source, checkpoint = wanted.source, wanted.checkpoint
+    files = [checkpoints / checkpoint] if checkpoint else []
+    if source.startswith("python:"):
+        code, _, function = source.removeprefix("python:").rpartition(":")
+        files.append(Path(code))
+        source = f"python:{Path(code).name}:{function}"
+    for file in files:
+        if not file.is_file():
+            raise StagingError(f"{wanted.name}: {file}: no such file")
+        shutil.copy(file, home)
+    return {"source": source, "checkpoint": Path(checkpoint).name if checkpoint else ""}
+
+
+def load_from_home(name: str, home: Path, place: dict[str, str], **options) -> Model:
+    """`load_model` of a net whose files are in `home`; `place` as copy_to_home returns it."""
+    source, checkpoint = place.get("source", "brainscore"), place.get("checkpoint")
+    if source.startswith("python:"):
+        source = f"python:{home.absolute() / source.removeprefix('python:')}"
+    return load_model(name, home / checkpoint if checkpoint else None, source=source, **options)
+
+
 def fetched(home: Path) -> list[Path]:
     """The files in some caches, sorted. A file that a link there names comes under the link alone:
     the hub's cache has each file as a blob, and as a link to it."""
@@ -110,8 +142,8 @@ def fetched(home: Path) -> list[Path]:
     return [path for path in paths if path.is_symlink() or path.resolve() not in blobs]
 
 
-def loaded_facts(name: str, home: Path, offline: bool = False) -> dict:
-    """What a process that loads a plugin, with its caches in `home`, says about it.
+def loaded_facts(name: str, home: Path, place: dict[str, str], offline: bool = False) -> dict:
+    """What a process that loads a net, with its caches in `home`, says about it.
 
     Raises StagingError.
     """
@@ -128,6 +160,7 @@ def loaded_facts(name: str, home: Path, offline: bool = False) -> dict:
         facts = Path(folder) / "facts.json"
         (Path(folder) / "empty").mkdir()
         command = [sys.executable, "-m", "alignment_security.cluster.plugins", name, str(facts)]
+        command += [place["source"], place["checkpoint"]]
         command += ["offline"] if offline else []
         done = subprocess.run(
             command, cwd=Path(folder) / "empty", env=environment, capture_output=True, text=True
@@ -146,11 +179,12 @@ def loaded_facts(name: str, home: Path, offline: bool = False) -> dict:
     return found
 
 
-def write_facts(name: str, path: Path, offline: bool) -> None:
-    """Load a plugin and write what loaded_facts returns, or the error."""
+def write_facts(name: str, path: Path, source: str, checkpoint: str, offline: bool) -> None:
+    """Load a net from HOME and write what loaded_facts returns, or the error."""
+    place = {"source": source, "checkpoint": checkpoint}
     try:
         with no_network() if offline else nullcontext():
-            model = load_model(name, source="brainscore")
+            model = load_from_home(name, Path(os.environ["HOME"]), place)
     except ModelError as error:
         facts: dict = {"error": str(error)}
     else:
@@ -176,13 +210,14 @@ def package_version() -> str:
 # ---- in a job ------------------------------------------------------------------------------------
 
 
-def load_staged_plugin(name: str, home: Path, **options) -> Model:
-    """`load_model` of a plugin from the caches of an unpacked tar, without network.
+def load_staged_plugin(name: str, home: Path, facts: dict, **options) -> Model:
+    """`load_model` of a net of another source from an unpacked tar, without network.
 
+    facts   that were staged with it
     Raises ModelError.
     """
     with staged_caches(home), no_network():
-        return load_model(name, source="brainscore", **options)
+        return load_from_home(name, home, facts, **options)
 
 
 @contextmanager
@@ -222,4 +257,5 @@ def staged_caches(home: Path) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    write_facts(sys.argv[1], Path(sys.argv[2]), sys.argv[3:] == ["offline"])
+    _, net_name, facts_file, net_source, checkpoint_name, *rest = sys.argv
+    write_facts(net_name, Path(facts_file), net_source, checkpoint_name, rest == ["offline"])

@@ -56,7 +56,7 @@ def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
     Raises StagingError or ModelError.
     """
     if wanted.net is None:
-        return pack_plugin(wanted.name, path)
+        return pack_plugin(wanted, checkpoints, path)
     model = _load_wanted(wanted, wanted.net, checkpoints)
     state = _state_with_normaliser(model)
     facts = {

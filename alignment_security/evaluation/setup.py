@@ -62,7 +62,7 @@ def load_staged(
     """
     staged = staged_weights(staging, name)
     if staged.is_plugin:
-        model = load_staged_plugin(name, staged.home, head=head, device=device)
+        model = load_staged_plugin(name, staged.home, staged.facts, head=head, device=device)
     elif source == "brainscore":
         raise StagingError(
             f"{name}: is staged with {staged.facts['weights']}, not as a plugin; leave out "

@@ -68,7 +68,7 @@ def study_requests(
 def set_weights(args: argparse.Namespace, model: WantedModel) -> None:
     """Ask for the net and the weights that the list names."""
     if model.net is None:
-        args.source = "brainscore"
+        args.source = model.source
     elif model.net != model.name:
         args.architecture = model.net
     if model.checkpoint:

@@ -18,9 +18,11 @@ from alignment_security.common.text import text_lines
 
 MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
-SOURCE_PREFIXES = ("timm:", "brainscore")
+# kinds of source whose own code builds the net and finds the weights
+CODE_SOURCES = ("brainscore", "python", "torchvision")
+SOURCE_PREFIXES = ("timm:", "brainscore", "python:", "torchvision")
 PLUGIN = "brainscore:"  # before the name of a plugin where a timm name could stand
-WEIGHTS_PREFIXES = ("hub:", "file:", "timm:", "plugin")
+WEIGHTS_PREFIXES = ("hub:", "file:", "timm:", "plugin", "source")
 
 
 def available_lists() -> list[str]:
@@ -71,9 +73,12 @@ def row_error(cells: list[str], line_of: dict[str, int]) -> str | None:
     if name in line_of:
         return f"{name} is on line {line_of[name]} too; keep one"
     if not source.startswith(SOURCE_PREFIXES):
-        return f"source {source!r}; write timm:NAME or brainscore"
+        return (
+            f"source {source!r}; write timm:NAME, brainscore, python:FILE.py:FUNCTION or "
+            "torchvision:NAME"
+        )
     if not weights.startswith(WEIGHTS_PREFIXES):
-        return f"weights {weights!r}; write hub:REPOSITORY, file:NAME, timm:NAME or plugin"
+        return f"weights {weights!r}; write hub:REPOSITORY, file:NAME, timm:NAME, plugin or source"
     return None
 
 
@@ -84,8 +89,9 @@ class WantedModel(NamedTuple):
     """A line of a model list."""
 
     name: str  # of the record
-    net: str | None  # timm's name of the net; None for a plugin of Brain-Score
+    net: str | None  # timm's name of the net; None where the code of its source builds it
     checkpoint: str | None = None  # file, when the list names one
+    source: str = "brainscore"  # value of --source, where `net` is None
 
 
 def read_wanted(*sources: str | Path) -> list[WantedModel]:
@@ -129,10 +135,12 @@ def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
     timm has to be named: the net of a plugin may have the name of timm's and other weights.
     """
     net = checkpoint = None
+    if weights.startswith("file:"):
+        checkpoint = weights.removeprefix("file:")
+    if source.startswith(("python:", "torchvision")):
+        return WantedModel(name, None, checkpoint, source)
     if source.startswith("timm:"):
         net = source.removeprefix("timm:")
     elif weights.startswith("timm:"):
         net = weights.removeprefix("timm:")
-    if weights.startswith("file:"):
-        checkpoint = weights.removeprefix("file:")
     return WantedModel(name, net, checkpoint)

@@ -122,7 +122,7 @@ def listed_files() -> dict[str, tuple[str, str]]:
     found = {}
     for list_name in available_lists():
         for row in read_model_list(list_name).itertuples(index=False):
-            if row.weights.startswith("file:"):
+            if row.weights.startswith("file:") and row.source.startswith("timm:"):
                 found[row.name] = (row.source.removeprefix("timm:"), row.weights)
     return found
 
@@ -277,6 +277,8 @@ def listed_entry(row) -> ModelEntry:
     """Entry of a row of a model list; a Brain-Score model without a timm name has no `net`."""
     if row.weights == "plugin":
         return ModelEntry(row.name, "", row.weights)
+    if row.source.startswith(("python:", "torchvision")):
+        return ModelEntry(row.name, "", note=f"{row.source}, which is not looked at here")
     timm_name = row.weights if row.source == "brainscore" else row.source
     entry = find_entry(timm_name.removeprefix("timm:"))
     weights = row.weights if row.weights.startswith("file:") else entry.weights
