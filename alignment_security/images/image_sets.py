@@ -225,15 +225,17 @@ def hoak2025_permutation(images: ImageSet) -> list[int]:
     files of each, by numpy's legacy generator. Source: kyangl/alignment-security@3bafa26,
     dataloading.py, get_dataloader.
     """
-    by_folder = sorted(range(len(images)), key=lambda i: (class_folder(images, i), images.ids[i]))
+    names = synsets()  # it takes milliseconds
+    folders = [class_folder(name, label, names) for name, label in zip(images.ids, images.labels)]
+    by_folder = sorted(range(len(images)), key=lambda i: (folders[i], images.ids[i]))
     order = np.random.RandomState(HOAK2025_SEED).permutation(len(images))
     return [by_folder[k] for k in order]
 
 
-def class_folder(images: ImageSet, i: int) -> str:
-    """The class folder of image i; its synset where the list does not name it."""
-    folder, has_folder, _ = images.ids[i].partition("/")
-    return folder if has_folder else synsets()[images.labels[i]]
+def class_folder(image_id: str, label: int, names: list[str]) -> str:
+    """The class folder of an image; its synset of `names` where the id does not name it."""
+    folder, has_folder, _ = image_id.partition("/")
+    return folder if has_folder else names[label]
 
 
 # ---- building a set ------------------------------------------------------------------------------
