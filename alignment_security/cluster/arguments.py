@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from alignment_security.cluster.studies import COMMAND_OPTIONS, Study
 from alignment_security.common.files import UserError
 
-# image sets of one folder, and those whose folders hold no other set's images
+# image sets that are in the folder of the first, and all that a tar may be called as
 VALIDATION_SETS = frozenset(["imagenet-val", "big12", "robustbench", "attackbench"])
 KNOWN_SETS = VALIDATION_SETS | frozenset(
     ["clickme", "imagenet-c", "tiny-imagenet-c", "imagenet-v2", "imagenet-sketch", "imagenet-a"]
@@ -50,7 +50,7 @@ def check_images(datasets: Iterable[str], images: str | None, arguments: Sequenc
 
 
 def images_of_another_set(tar: str, name: str) -> bool:
-    """Whether a tar is called as a known set is that shares no folder with the set `name`."""
-    own = VALIDATION_SETS if name in VALIDATION_SETS else {name}
+    """Whether a tar is called as a known set is that lacks images of the set `name`."""
+    own = {name, "imagenet-val"} if name in VALIDATION_SETS else {name}
     called = tar.removeprefix("images-").removesuffix(".tar")
     return called in KNOWN_SETS - own or (name == "sample")

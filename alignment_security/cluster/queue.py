@@ -9,6 +9,7 @@ releases the lock of a process that died. The rows are in the records alone.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import socket
@@ -103,14 +104,21 @@ class StudyQueue:
             return False
         if self.overwrite and state.ended < self.since:
             return False
-        return all(self.run_file(state.model, folder).exists() for folder in requests)
+        return all(self.run_files(state.model, folder) for folder in requests)
 
     def has_failed(self, state: ModelState) -> bool:
         """Whether the model failed in this run."""
         return state.status == FAILED and state.ended >= self.since
 
-    def run_file(self, model: str, folder: str) -> Path:
-        return self.results_dir / folder / f"{safe_file_name(model)}.json"
+    def run_files(self, model: str, folder: str) -> list[Path]:
+        """Run files of a model in a folder of records, the one written last at the end.
+
+        A record beside the model's first one has another name (records.beside).
+        """
+        stem = glob.escape(safe_file_name(model))
+        patterns = (f"{stem}.json", f"{stem}+*.json", f"{stem}.weights_*.json")
+        found = [path for name in patterns for path in (self.results_dir / folder).glob(name)]
+        return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def fail(self, state: ModelState, reason: str) -> None:
         """Write that a model failed, in the place of a process that can no longer say so."""

@@ -85,7 +85,7 @@ def check_place(queue: StudyQueue, devices: Sequence[str]) -> None:
 class StudyProcesses:
     """The processes of a study on this machine.
 
-    deaths   (model, bytes of its records) at which a process died
+    deaths   (model, bytes of its records) at which a process died, and (device, models left)
     """
 
     def __init__(self, study: Study, words: list[str], queue: StudyQueue, screen: StudyScreen):
@@ -159,14 +159,20 @@ class StudyProcesses:
                 raise UserError(text)
             print_line(text, sys.stderr)
             return
-        for state in own:
-            if state.status == RUNNING:
-                death = (state.model, self.screen.bytes_of(state))
-                if death in self.deaths:
-                    reason = f"its process died twice without a new row ({ending(status)})"
-                    self.queue.fail(state, reason)
-                self.deaths.add(death)
+        running = [state for state in own if state.status == RUNNING]
+        for state in running:
+            if self.is_second(state.model, self.screen.bytes_of(state)):
+                reason = f"its process died twice without a new row ({ending(status)})"
+                self.queue.fail(state, reason)
+        if not running and self.is_second(device, len(self.screen.unsettled())):
+            raise UserError(f"{device}: the processes end ({ending(status)}) and models are left")
         self.start(device)
+
+    def is_second(self, what: str, progress: int) -> bool:
+        """Whether a process died at this before, with no more progress."""
+        known = (what, progress) in self.deaths
+        self.deaths.add((what, progress))
+        return known
 
     def end(self) -> None:
         """Stop the processes as their own SIGTERM does, and wait for them."""

@@ -51,10 +51,10 @@ class StudyScreen:
         return [state for state in self.states() if not self.is_settled(state)]
 
     def bytes_of(self, state: ModelState) -> int:
-        """Size of the records of a model, those beside its first ones too."""
-        files = [self.queue.run_file(state.model, folder) for folder in self.requests]
-        records = [record for file in files for record in file.parent.glob(f"{file.stem}*.csv")]
-        return sum(record.stat().st_size for record in records)
+        """Size of the records of a model."""
+        files = [self.queue.run_files(state.model, folder) for folder in self.requests]
+        records = [file.with_suffix(".csv") for file in sum(files, [])]
+        return sum(record.stat().st_size for record in records if record.exists())
 
     # ---- text ------------------------------------------------------------------------------------
 
@@ -119,8 +119,8 @@ class StudyScreen:
         """`resnet50: Linf on sample, 3 of 20 images, 412 an hour`"""
         _, images, threat = state.present.split("/") if state.present else ("", "", "loading")
         text = f"{state.model}: {threat}" + (f" on {images}" if images else "")
-        file = self.queue.run_file(state.model, state.present)
-        with suppress(UserError, OSError, KeyError):
+        with suppress(UserError, OSError, KeyError, IndexError):
+            file = self.queue.run_files(state.model, state.present)[-1]
             run = read_run_file(file)["settings"]["run"]
             per_image = len(run.get("eps") or [0])
             with open(file.with_suffix(".csv"), "rb") as record:

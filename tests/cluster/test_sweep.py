@@ -607,6 +607,7 @@ def test_a_sweep_knows_the_image_sets_and_which_share_a_folder():
         (["--dataset", "big12", "clean"], "--dataset big12: the jobs need its images"),
         (["--images", "images-clickme.tar", "--", "--dataset", "big12", "clean"], "not the images"),
         (["--images", "images-big12.tar", "--", "clean"], "not the images of --dataset sample"),
+        (["--images", "images-big12.tar", "--", "--dataset", "imagenet-val", "clean"], "not the"),
         (["--images", "images-imagenet-r.tar", "--", "--dataset", "big12", "clean"], "not the im"),
     ],
 )

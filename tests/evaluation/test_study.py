@@ -355,6 +355,31 @@ def test_a_process_that_dies_twice_without_a_row_fails_its_model(study, tmp_path
         processes.after_death("cpu", 3, 1)
 
 
+def test_processes_that_end_and_leave_models_are_not_started_for_ever(study, tmp_path, monkeypatch):
+    file, options = study(NAMES, [CLEAN])
+    queue = StudyQueue(tmp_path / "results", "mine", time.time())
+    screen = StudyScreen("mine", queue, NAMES, {"records/mine/clean": ""})
+    processes = StudyProcesses(read_study(file), options, queue, screen)
+    monkeypatch.setattr(processes, "start", lambda device: None)
+    state = queue.state("first")
+    state.status, state.pid, state.requests = "done", 7, {"records/mine/clean": ""}
+    queue.save(state)  # but there is no record
+    processes.after_death("cpu", 7, 0)
+    with pytest.raises(UserError, match="cpu: the processes end .exit status 0. and models are"):
+        processes.after_death("cpu", 7, 0)
+
+
+def test_a_record_beside_another_counts(study, cli, tmp_path):
+    """One of other settings was there before the study: its record gets a name of its own."""
+    file, options = study(["first"], ["L2 --steps 2 --head animate"])
+    assert cli("--study", file, *options, "--steps", "3")[0] == 0
+    assert cli("--study", file, *options)[0] == 0
+    records = sorted(path.name for path in (tmp_path / "results/records/mine").glob("*/*.json"))
+    assert len(records) == 2 and records[0].startswith("first+")
+    (tmp_path / "results/records/mine/L2-crossing/first.json").unlink()
+    assert cli("--study", file, *options)[0] == 0
+
+
 def start(file: Path, options: list[str], tmp_path: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "utilities.py"), "run_study", str(file), *options]
     with open(tmp_path / "screen", "a") as screen:
