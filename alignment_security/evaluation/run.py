@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,7 +75,7 @@ class Evaluation:
     compiled: bool = False
     workers: int = 0
     examples: int = 0
-    example_names: tuple[str, ...] = ()
+    example_names: Sequence[str] = ()
     published_accuracy: Path | None = None
     stop_after: float | None = None
     remarks: tuple[str, ...] = ()

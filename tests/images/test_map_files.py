@@ -73,7 +73,7 @@ def test_timm_has_the_geometries_that_are_tested():
     crops = {one["crop_pct"] for one in timm_geometries()}
     modes = {one["crop_mode"] for one in timm_geometries()}
     assert {224, 384, 448, 518} <= sizes and {0.875, 1.0} <= crops
-    assert {"center", "squash"} <= modes  # border is timm's third mode; no pretrained net has it
+    assert modes == {"center", "squash", "border"} and len(timm_geometries()) > 90
 
 
 @pytest.mark.parametrize(
