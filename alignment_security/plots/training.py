@@ -46,7 +46,7 @@ def describe_training(run: dict, rows: pd.DataFrame) -> str:
 
 
 def learning_curves(results: Results) -> Iterator[Drawing]:
-    """Loss and accuracy against epochs, a line per training.
+    """Loss, accuracy and the harmonizer's loss against epochs, a line per training.
 
     Dotted: accuracy on the validation set, if there is one.
     """
@@ -62,8 +62,10 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
     caption = "\n".join(
         [
             "Learning curves. The losses of different objectives are different quantities; "
-            "accuracy is that on the images trained on, as augmented and attacked (dotted: on the "
-            "validation set, neither).",
+            "accuracy is that on the images trained on, as augmented and attacked, so of an "
+            "adversarial training its robust accuracy (dotted: on the validation set, neither). "
+            "The harmonizer's loss, of trainings that have it, falls as input gradients come to "
+            "match human maps.",
             *(describe_training(run, rows) for run, rows in trainings),
         ]
     )
@@ -71,19 +73,25 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
 
 
 def draw_trainings(trainings: list[Training]) -> Figure:
-    """Two panels, loss and accuracy."""
+    """Two panels, loss and accuracy, and a third if a training has the harmonizer's loss."""
     styles = {
         name: style | {"marker": "", "linewidth": 1}
         for name, style in model_styles({run["name"] for run, _ in trainings}).items()
     }
-    figure, (loss, accuracy) = panels(2, legend_handles(styles))
+    harmonized = [pair for pair in trainings if pair[1]["harmonizer"].notna().any()]
+    figure, axes = panels(3 if harmonized else 2, legend_handles(styles))
+    loss, accuracy = axes[:2]
     for run, rows in trainings:
         style = styles[run["name"]]
         loss.plot(rows["epoch"], rows["loss"], **style)
         draw_accuracies(accuracy, rows, style)
-    loss.set(xlabel="epoch", ylabel="loss", yscale="log")
-    loss.yaxis.set_major_formatter(LogFormatter())
-    loss.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    for run, rows in harmonized:
+        known = rows.dropna(subset="harmonizer")
+        axes[2].plot(known["epoch"], known["harmonizer"], **styles[run["name"]])
+    for ax, label in zip([loss, *axes[2:]], ("loss", "harmonizer's loss")):
+        ax.set(xlabel="epoch", ylabel=label, yscale="log")
+        ax.yaxis.set_major_formatter(LogFormatter())
+        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
     return figure
 

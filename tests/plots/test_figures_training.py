@@ -54,7 +54,7 @@ def test_the_log_here_has_the_columns_of_training():
 def test_the_lines_drawn_are_the_log(tmp_path):
     make_training(tmp_path)
     ((name, figure, table, caption),) = learning_curves(load_results(tmp_path))
-    loss, accuracy = figure.axes
+    loss, accuracy, harmonizer = figure.axes[:3]
     assert name == "learning_curves" and loss.get_lines()[0].get_xydata().tolist() == [
         [0.5, 3.5],
         [1, 2.5],
@@ -63,6 +63,7 @@ def test_the_lines_drawn_are_the_log(tmp_path):
         [[0.5, 25], [1, 50]],
         [[1, 12.5]],
     ]
+    assert harmonizer.get_lines()[0].get_xydata().tolist() == [[0.5, 5], [1, 5]]
     assert table["name"].tolist() == ["net", "net"] and table["loss"].tolist() == [3.5, 2.5]
     objective = "objective harmonizer, form equation, lambda_1 0.1, lambda_2 0.0001"
     assert f"net: {objective}; checkpointed, epoch 1 of 3, begun 2026-01-02." in caption
