@@ -37,6 +37,7 @@ from alignment_security.cluster.job import (
 )
 from alignment_security.cluster.tars import table_row, write_tar
 from alignment_security.common.files import sha256_file, write_atomic
+from alignment_security.common.folders import every_file
 from alignment_security.common.settings import ROOT
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
@@ -137,7 +138,7 @@ def load_from_home(name: str, home: Path, place: dict[str, str], **options) -> M
 def fetched(home: Path) -> list[Path]:
     """The files in some caches, sorted. A file that a link there names comes under the link alone:
     the hub's cache has each file as a blob, and as a link to it."""
-    paths = sorted(path for path in home.rglob("*") if path.is_file())
+    paths = every_file(home)
     blobs = {path.resolve() for path in paths if path.is_symlink()}
     return [path for path in paths if path.is_symlink() or path.resolve() not in blobs]
 
@@ -166,7 +167,7 @@ def loaded_facts(name: str, home: Path, place: dict[str, str], offline: bool = F
             command, cwd=Path(folder) / "empty", env=environment, capture_output=True, text=True
         )
         shutil.rmtree(environment["HF_XET_CACHE"], ignore_errors=True)
-        written = [path.name for path in (Path(folder) / "empty").iterdir()]
+        written = [path.name for path in every_file(Path(folder) / "empty")]
         found = json.loads(read_text(facts)) if facts.exists() else {}
     if "error" in found or not found:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -60,6 +60,11 @@ def glob_visible(root: Path, pattern: str) -> list[Path]:
     return sorted(path for path in found if not _has_tool_part(path.relative_to(root)))
 
 
+def every_file(root: Path) -> list[Path]:
+    """All files below a folder, sorted, hidden ones too: of caches, which are hidden folders."""
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
 def _has_tool_part(path: PurePath) -> bool:
     return any(is_left_by_tools(part) for part in path.parts)
 
