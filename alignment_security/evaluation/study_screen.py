@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 import time
@@ -18,7 +19,6 @@ from alignment_security.common.progress import PROGRESS_SECONDS
 from alignment_security.records.record import read_run_file
 
 REDRAWN_EVERY = 2.0  # seconds, on a terminal
-MOST_FAILURES = 5  # shown while the study runs
 UP_AND_CLEAR = "\x1b[{}F\x1b[J"  # cursor to the beginning of so many lines above
 
 
@@ -74,7 +74,9 @@ class StudyScreen:
             print_line("\n".join([*map(settled_text, new), *self.text(states, processes)]))
 
     def draw(self, above: list[str], lines: list[str]) -> None:
-        """Replace the lines drawn before; `above` stays."""
+        """Replace the lines drawn before, cut so that none wraps; `above` stays."""
+        width = shutil.get_terminal_size().columns - 1
+        lines = [line[:width] for line in lines]
         back = UP_AND_CLEAR.format(self.lines) if self.lines else ""
         print_line(back + "\n".join([*above, *lines]))
         self.lines = len(lines)

@@ -380,6 +380,24 @@ def test_a_record_beside_another_counts(study, cli, tmp_path):
     assert cli("--study", file, *options)[0] == 0
 
 
+def test_the_screen_replaces_its_lines_and_keeps_what_is_settled(study, tmp_path, capsys):
+    queue = StudyQueue(tmp_path / "results", "mine", time.time() - 10)
+    screen = StudyScreen("mine", queue, NAMES, {"records/mine/clean": ""})
+    screen.on_terminal = True
+    screen.show({})
+    state = queue.state("first")
+    state.status, state.ended, state.seconds = FAILED, time.time(), 5
+    state.failures = {"records/mine/clean": "no weights " + 200 * "x"}
+    queue.save(state)
+    screen.next = 0
+    screen.show({})
+    first, second = capsys.readouterr().out.split("\x1b[1F\x1b[J")
+    assert first.startswith("mine: 0 of 3 models done, 00:00 gone") and first.count("\n") == 1
+    failure, counts = second.splitlines()
+    assert failure.startswith("  first: failed: no weights xxx") and len(failure) > 200
+    assert counts.startswith("mine: 0 of 3 models done, 1 failed")
+
+
 def start(file: Path, options: list[str], tmp_path: Path) -> subprocess.Popen:
     command = [sys.executable, str(ROOT / "utilities.py"), "run_study", str(file), *options]
     with open(tmp_path / "screen", "a") as screen:
