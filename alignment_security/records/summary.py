@@ -115,7 +115,8 @@ def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
     Raises UserError when there are neither run files nor records.
     """
     runs, problems = {}, []
-    for path in glob_visible(root, "*/*/*.json"):
+    paths = glob_visible(root, "*/*/*.json")
+    for path in sorted(paths, key=lambda path: (path.parent, path.stem)):  # net, net+steps-100
         try:
             runs[path] = read_run_file(path)
         except UserError as error:

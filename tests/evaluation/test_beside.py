@@ -163,6 +163,11 @@ def crowded(tiny_record, tmp_path):
 def test_the_summary_has_a_row_for_each(crowded):
     """Strict, too: none is the odd one of its folder."""
     summary = merge_records(crowded)
+    assert summary["attack"].tolist()[:3] == [
+        "FMN 10 steps",  # the first record of a model is first
+        "FMN 10 steps, head animate",
+        "FMN 10 steps, seed 1",
+    ]
     attacks = summary.groupby("attack")["model"].apply(list).to_dict()
     assert attacks == {
         "FMN 10 steps": ["a", "b"],
