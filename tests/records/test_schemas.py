@@ -40,7 +40,13 @@ def rows_of(kind: str) -> list[dict]:
     return [{"image_id": f"{name}.jpg"} | clean | row for name in "ab" for row in more]
 
 
-KINDS = {"clean": "clean", "ball": "Linf", "ball_rand": "Linf-rand", "minimum_norm": "L2-fmn"}
+KINDS = {
+    "clean": "clean",
+    "ball": "Linf",
+    "ball_rand": "Linf-rand",
+    "minimum_norm": "L2-fmn",
+    "saliency": "saliency",
+}
 CELLS = [
     (kind, column, value)
     for kind, columns in RECORD_COLUMNS.items()
