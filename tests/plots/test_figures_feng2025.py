@@ -275,9 +275,9 @@ def test_tables_are_latex_csv_and_caption_and_without_numbers_the_option_is_name
     latex = (tmp_path / "figures" / "table_2_robust.tex").read_text()
     assert r"\toprule" in latex and "5.0000 ± 0.1000" in latex and r"human alignment (\%)" in latex
     capsys.readouterr()
-    assert (
-        plotting.main(["--published", "", "--results_dir", str(tmp_path / "none"), *options]) == 2
-    )
+    empty = tmp_path / "none"
+    empty.mkdir()
+    assert plotting.main(["--published", "", "--results_dir", str(empty), *options]) == 2
     error = capsys.readouterr().err
     assert "--published DIR" in error and "python utilities.py merge" in error
 
