@@ -59,10 +59,13 @@ def create_net(name: str, pretrained: bool, num_classes: int | None = None) -> n
         raise ModelError(_damaged_weights(name, error)) from None
 
 
-def hub_error(name: str, error: BaseException, download: str) -> ModelError:
+def hub_error(
+    name: str, error: BaseException, download: str, or_else: str = ", or pass --checkpoint FILE"
+) -> ModelError:
     """The error about weights that could not be fetched, from what the hub answered.
 
     download   the command that fetches them
+    or_else    another way to have weights
     """
     if name.startswith(LOCAL_DIR):
         return ModelError(f"{name}: cannot be read ({str(error).partition(chr(10))[0]})")
@@ -77,18 +80,17 @@ def hub_error(name: str, error: BaseException, download: str) -> ModelError:
     if answer in FORBIDDEN:
         return ModelError(
             f"{name}: the hub answers {answer}: its weights are gated or private; accept their "
-            "licence on huggingface.co and run `hf auth login`, or pass --checkpoint FILE"
+            f"licence on huggingface.co and run `hf auth login`{or_else}"
         )
     if answer in NOT_FOUND:
         return ModelError(
             f"{name}: the hub answers {answer}: it has no such repository, revision or file; check "
-            "the name, or pass --checkpoint FILE"
+            f"the name{or_else}"
         )
     said = f"the hub answers {answer}" if answer else "the hub is out of reach"
     return ModelError(
         f"{name}: its weights are not in the local cache and {said} ({type(error).__name__}); on a "
-        f"machine with network run {download} and copy $HF_HOME here, or pass "
-        "--checkpoint FILE"
+        f"machine with network run {download} and copy $HF_HOME here{or_else}"
     )
 
 

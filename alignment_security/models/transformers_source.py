@@ -16,7 +16,7 @@ from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.models.heads import ModelError
 from alignment_security.models.loaded_net import LoadedNet, checked_net, in_one_line
 from alignment_security.models.preprocessing import measured_preprocessing
-from alignment_security.models.timm_nets import HUB_UNREACHABLE, hub_error
+from alignment_security.models.timm_nets import hub_answer, hub_error
 
 
 class Logits(nn.Module):
@@ -52,11 +52,14 @@ def load_transformers(name: str, place: str) -> LoadedNet:
         )
         # PIL resizes as timm does; torchvision's tensors differ from it by a few levels of 255
         processor = AutoImageProcessor.from_pretrained(repository, backend="pil", **options)
-    except HUB_UNREACHABLE as error:
-        raise hub_error(place, error, f"`hf download {repository}`") from None
     except Exception as error:  # a repository may hold anything
+        download = f"`hf download {repository}`"
+        if hub_answer(error):
+            raise hub_error(place, error, download, or_else="") from None
+        hint = f"; without network, run {download} where there is one and copy $HF_HOME here"
         raise ModelError(
             f"{name}: transformers cannot load {place} ({in_one_line(error)})"
+            f"{'' if Path(place).is_dir() else hint}"
         ) from None
     random = sorted(map(str, {*loaded["missing_keys"], *loaded["mismatched_keys"]}))
     if random:

@@ -370,6 +370,14 @@ def test_a_repository_that_is_not_there_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_folder_without_an_image_processor_is_one_line(tmp_path):
+    source = save_vit(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match="cannot load .*image processor") as error:
+        load_model("mine", source=source)
+    assert "\n" not in str(error.value) and "network" not in str(error.value)
+
+
 def test_transformers_that_is_not_installed_is_one_line(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ModelError, match="pip install 'transformers>=5'"):
