@@ -232,7 +232,7 @@ def test_prestage_loads_hub_weights_through_timm(tmp_path, monkeypatch):
 )
 def test_read_wanted(tmp_path, text, want):
     (tmp_path / "list.txt").write_text(text)
-    assert [tuple(wanted) for wanted in read_wanted(tmp_path / "list.txt")] == want
+    assert [tuple(wanted[:3]) for wanted in read_wanted(tmp_path / "list.txt")] == want
 
 
 @pytest.mark.parametrize(
@@ -927,7 +927,7 @@ def test_what_the_jobs_of_a_sweep_rely_on(line):
 
 def test_no_submit_file_has_a_default_that_holds_a_macro_or_a_hyphen():
     """HTCondor mangles `$(x:a$(y))`, and does not expand `$(x:a-b)`."""
-    for path in (ROOT / "htcondor").glob("*.*"):
+    for path in [*(ROOT / "htcondor").glob("*.sub"), *(ROOT / "htcondor").glob("*.inc")]:
         assert not re.search(r"\$\([^()]*:[^()]*(\$\(|-)", path.read_text()), path
 
 
