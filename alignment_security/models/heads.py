@@ -135,14 +135,14 @@ def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[n
             f"{name}: --head {head} needs the {IMAGENET_CLASSES} ImageNet logits, "
             f"it has {n_outputs}"
         )
-    return nn.Sequential(module, AnimateHead(reduce)), 2
+    return nn.Sequential(module, AnimateHead(reduce)).train(module.training), 2
 
 
 def with_head(model: Model, head: str) -> Model:
     """A model that was loaded without a head, behind one of HEADS. Raises ModelError."""
     module, n_outputs = add_head(model.module, model.n_outputs, head, model.settings["name"])
     settings = model.settings | {"head": head}
-    return replace(model, module=module.eval(), settings=settings, n_outputs=n_outputs)
+    return replace(model, module=module, settings=settings, n_outputs=n_outputs)
 
 
 # ---- answers among some classes ------------------------------------------------------------------
