@@ -117,7 +117,8 @@ class StudyQueue:
         """
         stem = glob.escape(safe_file_name(model))
         patterns = (f"{stem}.json", f"{stem}+*.json", f"{stem}.weights_*.json")
-        found = [path for name in patterns for path in (self.results_dir / folder).glob(name)]
+        root = self.results_dir / folder
+        found = [path for name in patterns for path in glob_visible(root, name)]
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def fail(self, state: ModelState, reason: str) -> None:
