@@ -25,12 +25,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from alignment_security.common.files import sha256_text_file
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import ModelError
-from alignment_security.models.loaded_net import LoadedNet, checked_net, in_one_line
+from alignment_security.models.loaded_net import (
+    LoadedNet,
+    checked_net,
+    in_one_line,
+    output_of,
+)
 
 NEEDED = ("mean", "std", "input_size", "interpolation", "crop_pct")
 DEFAULTS = {"crop_mode": "center"}
@@ -43,23 +49,42 @@ def load_python(name: str, place: str, checkpoint: Path | None = None) -> Loaded
     checkpoint   path that the function is called with; None calls it without one
 
     The run file gets the sha256 of the file. Raises ModelError for a file or function that is not
-    there or fails, an incomplete preprocessing, and weights that differ from call to call.
+    there or fails, an incomplete preprocessing, and a network that differs from call to call.
     """
     file_name, _, function = place.rpartition(":")
     path = Path(file_name).expanduser()
     if not file_name or not function:
         raise ModelError(f"--source python:{place}: write python:FILE.py:FUNCTION")
     make = find_function(import_file(path), function, path)
-    net, config = net_of(make, path, function, checkpoint)
-    if weights_sha256(net) != weights_sha256(net_of(make, path, function, checkpoint)[0]):
-        raise ModelError(
-            f"{path}: {function} gives other weights when it is called again; load them from a "
-            "file, or draw them from a fixed seed"
-        )
-    facts = {"source_sha256": sha256_text_file(path)}
+    source, facts = f"python:{path.name}:{function}", {"source_sha256": sha256_text_file(path)}
     if checkpoint:
         facts["checkpoint"] = checkpoint.name
-    return checked_net(net, f"python:{path.name}:{function}", config, name, **facts)
+    nets = []
+    for _ in range(2):
+        net, config = net_of(make, path, function, checkpoint)
+        nets.append(checked_net(net, source, config, name, **facts))
+    if what := difference(*nets, name):
+        raise ModelError(
+            f"{path}: {function} gives {what} when it is called again; load weights from a file, "
+            "or draw them from a fixed seed"
+        )
+    return nets[0]
+
+
+def difference(first: LoadedNet, second: LoadedNet, name: str) -> str:
+    """What differs between two networks that should be one; "" if nothing does.
+
+    Outputs are compared too: not every tensor of a network is in its state dict. Those of a network
+    that draws random numbers in its forward pass differ by themselves, and tell nothing.
+    """
+    if weights_sha256(first.net) != weights_sha256(second.net):
+        return "other weights"
+    if first.config != second.config:
+        return "another preprocessing"
+    size = first.config["input_size"]
+    outputs = [output_of(each.net, size, name) for each in (first, first, second)]
+    same = [torch.allclose(outputs[0], each, 1e-3, 1e-4, equal_nan=True) for each in outputs[1:]]
+    return "other outputs" if same == [True, False] else ""
 
 
 def import_file(path: Path) -> ModuleType:

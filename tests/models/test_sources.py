@@ -166,6 +166,16 @@ def test_a_preprocessing_of_numpys_numbers_is_recorded(cli, net_file, tmp_path):
     assert run["mean"] == [0.5, 0.5, 0.5] and run["preprocessing"]["input_size"] == [3, 32, 32]
 
 
+def test_a_python_net_may_draw_random_numbers_in_its_forward_pass(net_file):
+    """`--budget rand` takes it; its outputs differ without its being another network."""
+    noise = (
+        "class Noisy(Net):\n    def forward(self, x): return super().forward(x + torch.randn(()))"
+    )
+    made = "def noisy(): torch.manual_seed(1); return Noisy(), PREPROCESSING"
+    net_file.write_text(f"{NET}\n\n{noise}\n\n\n{made}\n")
+    assert load_model("mine", source=f"python:{net_file}:noisy").n_outputs == 1000
+
+
 def test_a_python_net_takes_a_checkpoint(net_file, tmp_path):
     plain = load_model("mine", source=f"python:{net_file}:made")
     state = {name: tensor + 1 for name, tensor in plain.module.net.state_dict().items()}
@@ -193,6 +203,24 @@ WRONG_FILES = {  # id -> (what is appended to the file, what is said)
         "in levels of 255",
     ),
     "random": ("def made(): return Net(), PREPROCESSING", "other weights when it is called again"),
+    "random, beside the weights": (
+        "class Shifted(Net):\n"
+        "    def __init__(self): super().__init__(); self.shift = torch.randn(1000)\n"
+        "    def forward(self, x): return super().forward(x) + self.shift\n"
+        "def made():\n"
+        "    net = Shifted()\n"
+        "    net.load_state_dict(Net.made.state_dict())\n"
+        "    return net, PREPROCESSING\n"
+        "Net.made = Net()",
+        "other outputs when it is called again",
+    ),
+    "a random crop": (
+        "import random\n"
+        "def made():\n"
+        "    torch.manual_seed(0)\n"
+        "    return Net(), PREPROCESSING | {'crop_pct': random.random()}",
+        "another preprocessing when it is called again",
+    ),
     "another size": (
         "def made(): torch.manual_seed(0); return Net(), PREPROCESSING | {'input_size': (3, 8, 8)}",
         "its forward pass fails on pixels .1, 3, 8, 8.: RuntimeError",
