@@ -63,7 +63,7 @@ def load_python(name: str, place: str, checkpoint: Path | None = None) -> Loaded
     for _ in range(2):
         net, config = net_of(make, path, function, checkpoint)
         nets.append(checked_net(net, source, config, name, **facts))
-    if what := difference(*nets, name):
+    if what := difference(nets[0], nets[1], name):
         raise ModelError(
             f"{path}: {function} gives {what} when it is called again; load weights from a file, "
             "or draw them from a fixed seed"
