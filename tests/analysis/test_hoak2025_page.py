@@ -45,7 +45,8 @@ def made(tmp_path, monkeypatch) -> dict[str, str]:
     plugin.parent.mkdir(parents=True)
     plugin.write_text(f"model_registry['{PLUGIN}'] = lambda: None\n")
     monkeypatch.syspath_prepend(package)
-    monkeypatch.delitem(sys.modules, "brainscore_vision", raising=False)
+    monkeypatch.setitem(sys.modules, "brainscore_vision", None)  # what is imported goes afterwards
+    monkeypatch.delitem(sys.modules, "brainscore_vision")
     for name, folder in CACHES.items():
         monkeypatch.setenv(name, str(tmp_path / "home" / folder))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
