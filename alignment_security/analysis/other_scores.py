@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import NOT_BENCHMARKS, column_key
@@ -22,6 +23,7 @@ from alignment_security.records.schemas import SUMMARY
 
 OTHER_SCORES = "other_scores.csv"  # in the results folder, with a .json that names the tables
 MODEL_COLUMNS = ("model", "timm_name", "model_name", "name")  # the first that a table has
+UNNAMED = "Unnamed: "  # how pandas calls a column whose header is empty
 REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
 TAKEN = {*SUMMARY, "match", "input_note"}  # columns of the table that scores are joined to
 AGAIN = "`python utilities.py join --scores CSV` writes it"
@@ -69,7 +71,7 @@ def read_scores_of(path: Path) -> pd.DataFrame:
     for name in table.columns.drop(column):
         if column_key(name) in NOT_BENCHMARKS:
             continue
-        reason = no_score(table[name])
+        reason = no_score(table[name], name)
         if reason:
             print(f"{path.name}: left out {name} ({reason})")
         elif name in TAKEN:
@@ -81,12 +83,14 @@ def read_scores_of(path: Path) -> pd.DataFrame:
     return pd.DataFrame(kept, index=pd.Index(nets, name="model"))
 
 
-def no_score(cells: pd.Series) -> str:
-    """Why a column of text is no column of numbers; "" if it is one."""
+def no_score(cells: pd.Series, name: str) -> str:
+    """Why a column of text is no column of scores; "" if it is one."""
+    if name.startswith(UNNAMED):
+        return "its header is empty, as that of an index"
     known = cells[~cells.str.strip().isin(NO_VALUE)]
     if known.empty:
         return "no value"
-    wrong = known[pd.to_numeric(known, errors="coerce").isna()]
+    wrong = known[~np.isfinite(pd.to_numeric(known, errors="coerce"))]
     if wrong.empty:
         return ""
     return f"line {int(wrong.index[0]) + HEADER_LINES + 1}: {wrong.iloc[0]!r} is no number"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,12 +29,12 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
     path      the file
     columns   names that the header has to contain; other columns are kept
     fix       what the user can do about a bad file, appended to each message
-    Raises UserError if the file cannot be read, is no CSV, is cut off, lacks a column, or has no
-    rows.
+    Raises UserError if the file cannot be read, is no CSV, is cut off, lacks a column, has a column
+    twice, or has no rows.
     """
     try:
         text = read_text(path)
-        check_equal_lengths(text)
+        check_rows(text)
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, UserError, csv.Error, ValueError) as error:  # pandas' errors are ValueErrors
         raise UserError(f"{path}: not a table ({str(error).strip()}); {fix}") from None
@@ -45,15 +46,21 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
     return table
 
 
-def check_equal_lengths(text: str) -> None:
-    """Raise ValueError for rows of a CSV with other lengths than its first, which pandas would fill
-    with empty cells, and csv.Error for a quoted cell that does not end."""
-    width = 0
+def check_rows(text: str) -> None:
+    """Raise ValueError for what pandas would read as something else, and csv.Error for a quoted
+    cell that does not end: a column twice (the second gets another name), and rows of other lengths
+    than the first (they get empty cells)."""
+    header: list[str] = []
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     for row in rows:
-        width = width or len(row)
-        if row and len(row) != width:
-            raise ValueError(f"line {rows.line_num} has {len(row)} cells, the first has {width}")
+        if not header:
+            header = row
+            if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+                raise ValueError(f"column {twice[0]} is there twice")
+        if row and len(row) != len(header):
+            raise ValueError(
+                f"line {rows.line_num} has {len(row)} cells, the first has {len(header)}"
+            )
 
 
 def to_numbers(
@@ -69,7 +76,7 @@ def to_numbers(
 
     path, fix   the file that `read_table` read, and what the user can do, for messages
     columns     names of columns; those that the table lacks are skipped
-    low, high   range of the values, limits included
+    low, high   range of the values, limits included; infinite values are no numbers
     no_value    cells that stay without a value; ("",) also refuses the word `nan`
     Raises UserError with line, column and text of the first cell that is no number in the range.
     """
@@ -79,7 +86,7 @@ def to_numbers(
             continue
         cells = table[column].mask(table[column].isin(list(no_value)))
         values = pd.to_numeric(cells, errors="coerce")
-        wrong = cells.notna() & ~values.between(low, high)
+        wrong = cells.notna() & ~(values.between(low, high) & np.isfinite(values))
         if wrong.any():
             row = wrong.idxmax()
             limits = "" if np.isinf([low, high]).all() else f" from {low:g} to {high:g}"

@@ -136,6 +136,9 @@ def test_the_figures_of_hoak_2025_draw_them(tmp_path, with_brainscore):
         ("model,score\n ,1\n", "line 2: no model"),
         ("model,notes\na,b\n", "has no column of numbers"),
         ("model,clean_acc\na,1\n", "clean_acc is a column of our own results"),
+        ("model,score,score\na,1,2\n", "column score is there twice"),
+        ("model,score\na,inf\n", "has no column of numbers"),
+        (",model\n0,a\n1,b\n", "has no column of numbers"),
         ("model,score\n", "has a header and no rows"),
         ("<html>", "has a header and no rows"),
     ],
@@ -146,6 +149,22 @@ def test_a_table_that_cannot_be_joined_is_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         collect_scores([path], tmp_path)
     assert "\n" not in str(error.value) and not (tmp_path / OTHER_SCORES).exists()
+
+
+def test_what_is_no_score_is_left_out_and_named(tmp_path, capsys):
+    """pandas' index, infinite values, decimal commas and per cent; the byte order mark is read."""
+    path = tmp_path / "scores.csv"
+    path.write_text('\ufeffmodel,,a,b,c,d\nx,0,1,-inf,"0,5",5 %\ny,1,NaN,2,"0,6",6 %\n', "utf-8")
+    collect_scores([path], tmp_path)
+    out = capsys.readouterr().out
+    for line in (
+        "left out Unnamed: 1 (its header is empty",
+        "left out b (line 2: '-inf' is no number)",
+        "left out c (line 2: '0,5' is no number)",
+        "left out d (line 2: '5 %' is no number)",
+    ):
+        assert line in out
+    assert (tmp_path / OTHER_SCORES).read_text() == "model,a\nx,1.0\ny,\n"
 
 
 def test_two_tables_with_the_same_score(tmp_path):
