@@ -168,11 +168,15 @@ def sweep_models(sweep: Path) -> list[tuple[str, str]]:
 
 
 def run_files(sweep: Path) -> dict[str, list[dict]]:
-    """Slug -> run files of the records that jobs returned; unreadable ones are left out."""
+    """Slug -> run files of the records that jobs returned; unreadable ones are left out.
+
+    Those beside a model's first record (`slug+steps-50`, records.beside) count too.
+    """
     found: dict[str, list[dict]] = {}
     for path in glob_visible(sweep / "results" / "records", "*/*/*.json"):
         try:
-            found.setdefault(path.stem, []).append(read_run_file(path))
+            slug = path.stem.partition("+")[0]  # no slug has a `+`
+            found.setdefault(slug, []).append(read_run_file(path))
         except UserError:
             continue
     return found

@@ -639,6 +639,20 @@ def test_status_of_a_study_counts_all_its_threats(tmp_path):
     assert table["total"]["a"] == 20 and table["per_hour"]["a"] == pytest.approx(20)
 
 
+def test_status_counts_a_record_beside_the_first(tmp_path):
+    """Another budget in the same folder: the first record alone does not make the model done."""
+    (tmp_path / "models.txt").write_text("a, a, 1\n")
+    row = {"image_id": "0.jpg", "label": 1, "clean_pred": 1, "clean_correct": 1}
+    for beside, finished in (({}, True), ({"steps": 5}, False)):
+        settings: dict = {"model": {}, "run": {}}
+        place = (tmp_path / "results", "mine", "clean", "a", "clean")
+        with Run(*place, settings, {}, beside=beside) as run:
+            run.append([row])
+            if finished:
+                run.finish(["0.jpg"], seconds=1.0)
+    assert list(status_table(tmp_path)["state"]) == ["waiting"]
+
+
 def test_make_sweep_writes_what_a_job_needs(staged, tiny, tmp_path):
     out = tmp_path / "sweep"
     arguments, images = (
@@ -1137,7 +1151,8 @@ def test_keep_rows_keeps_the_rows_of_a_failed_try(staged, tmp_path):
     """keep_rows.sh, the PRE script: this model's files and no other's, at their place."""
     make(staged, tmp_path / "sweep")
     folder, slug = tmp_path / "sweep", safe_file_name(NAMES[0])
-    for name in (f"{slug}.csv", f"{slug}.json", f"x{slug}.csv"):
+    own = [f"{slug}{beside}.{kind}" for beside in ("", "+steps-5") for kind in ("csv", "json")]
+    for name in (*own, f"x{slug}.csv", f"{slug}-b.csv"):
         path = folder / "results/records/mine/clean" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -1148,7 +1163,7 @@ def test_keep_rows_keeps_the_rows_of_a_failed_try(staged, tmp_path):
             for path in (folder / f"resume/{slug}").rglob("*.*")
             if path.is_file()
         ]
-        assert sorted(kept) == [f"records/mine/clean/{slug}.csv", f"records/mine/clean/{slug}.json"]
+        assert sorted(kept) == sorted(f"records/mine/clean/{name}" for name in own)
 
 
 def test_checkpointed_is_the_exit_status_in_the_submit_files():
