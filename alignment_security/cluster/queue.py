@@ -58,6 +58,7 @@ class ModelState:
     requests   folder of a record, below the results folder -> what is asked for there
     present    the folder of the present request
     failures   folder -> reason
+    run_files  of the model's records when it was done, below the results folder
     began      of the present or last process; ended, when it left the model; seconds since epoch
     seconds    that processes spent on the model
     """
@@ -67,6 +68,7 @@ class ModelState:
     status: str = STOPPED
     present: str = ""
     failures: dict[str, str] = field(default_factory=dict)
+    run_files: list[str] = field(default_factory=list)
     host: str = ""
     pid: int = 0
     began: float = 0.0
@@ -99,8 +101,14 @@ class StudyQueue:
         write_atomic(self.path(state.model), json.dumps(asdict(state), indent=1) + "\n")
 
     def is_done(self, state: ModelState, requests: Mapping[str, str]) -> bool:
-        """Whether these requests are done; a record that was deleted is not."""
+        """Whether these requests are done; a record that was deleted is not.
+
+        Which of the records of a folder the request is of is not known here: none may be gone.
+        """
         if state.status != DONE or state.requests != requests:
+            return False
+        run_files = [self.results_dir / name for name in state.run_files]
+        if not all(path.is_file() and path.with_suffix(".csv").is_file() for path in run_files):
             return False
         if self.overwrite and state.ended < self.since:
             return False
@@ -120,6 +128,11 @@ class StudyQueue:
         root = self.results_dir / folder
         found = [path for name in patterns for path in glob_visible(root, name)]
         return sorted(found, key=lambda path: path.stat().st_mtime)
+
+    def all_run_files(self, state: ModelState) -> list[str]:
+        """Run files of a model in the folders of its requests, below the results folder."""
+        found = [path for folder in state.requests for path in self.run_files(state.model, folder)]
+        return [path.relative_to(self.results_dir).as_posix() for path in found]
 
     def fail(self, state: ModelState, reason: str) -> None:
         """Write that a model failed, in the place of a process that can no longer say so."""
@@ -193,6 +206,7 @@ class Turn:
             self.fail(f"{type(error).__name__}: {error}")
         unfinished = error is not None and not isinstance(error, Exception)
         state.status = STOPPED if unfinished else FAILED if state.failures else DONE
+        state.run_files = self.queue.all_run_files(state) if state.status == DONE else []
         state.ended = time.time()
         state.seconds += state.ended - state.began
         self.queue.save(state)

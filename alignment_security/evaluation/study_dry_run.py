@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from alignment_security.cluster.studies import Study
 from alignment_security.common.files import UserError
+from alignment_security.common.process import print_line
 from alignment_security.common.settings import setting
 from alignment_security.evaluation.dry_run import Speed, duration, measure
 from alignment_security.evaluation.protocols import threat_from_args
@@ -71,7 +72,11 @@ class Rehearsal:
 def describe_study(
     study: Study, models: Sequence[WantedModel], options: Sequence[str], devices: Sequence[str]
 ) -> str:
-    """What would run and what it would cost, a line each; nothing is written. Raises UserError."""
+    """What would run and what it would cost, a line each; nothing is written.
+
+    A model that cannot be rehearsed, e.g. with damaged weights, is named and left out, as it would
+    be in the study. Raises UserError where none can.
+    """
     counting = tqdm(models, "multiply-adds", leave=False, disable=None)
     gmacs = {model.name: multiply_adds(model.net) if model.net else None for model in counting}
     chosen = models_to_rehearse(models, gmacs)
@@ -80,8 +85,13 @@ def describe_study(
     rehearsals = []
     for model in chosen:
         requests = study_requests(study, model, [*options, "--device", devices[0]])
-        with redirect_stdout(sys.stderr):
-            rehearsals.append(rehearse(requests, gmacs[model.name] or 0.0))
+        try:
+            with redirect_stdout(sys.stderr):
+                rehearsals.append(rehearse(requests, gmacs[model.name] or 0.0))
+        except UserError as error:
+            print_line(f"{model.name}: cannot be rehearsed: {error}", sys.stderr)
+    if not rehearsals:
+        raise UserError(f"{study.path}: none of its models can be rehearsed, for these reasons")
     return study_text(study.name, rehearsals, list(gmacs.values()), devices)
 
 

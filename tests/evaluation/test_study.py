@@ -325,6 +325,19 @@ def test_dry_run_of_a_study_writes_nothing(study, tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
+def test_dry_run_goes_on_after_a_model_with_damaged_weights(study, tmp_path, capsys):
+    file, options = study(NAMES[:2])
+    (tmp_path / "weights/second.pth").write_bytes(b"PK")
+    command = ["run_study", str(file), *options, "--dry_run"]
+    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    out, err = capsys.readouterr()
+    assert "mine: 2 models" in out and "first (0.10 GMACs); 8 images" in out
+    assert "second: cannot be rehearsed: " in err and "second.pth: not a readable" in err
+    (tmp_path / "weights/first.pth").write_bytes(b"PK")
+    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
+    assert "none of its models can be rehearsed" in capsys.readouterr().err
+
+
 # ---- processes -----------------------------------------------------------------------------------
 
 
@@ -376,6 +389,16 @@ def test_a_record_beside_another_counts(study, cli, tmp_path):
     assert cli("--study", file, *options)[0] == 0
     records = sorted(path.name for path in (tmp_path / "results/records/mine").glob("*/*.json"))
     assert len(records) == 2 and records[0].startswith("first+")
+    rows = rows_of(tmp_path / "results")
+
+    # it is made again where it was deleted, though the first record is still there
+    gone = tmp_path / "results/records/mine/L2-crossing" / records[0]
+    gone.unlink()
+    gone.with_suffix(".csv").unlink()
+    assert cli("--study", file, *options)[0] == 0
+    assert gone.is_file() and rows_of(tmp_path / "results") == rows
+
+    # the first record is not of the study
     (tmp_path / "results/records/mine/L2-crossing/first.json").unlink()
     assert cli("--study", file, *options)[0] == 0
 
