@@ -20,6 +20,7 @@ TRIAL_COLUMNS = ["subj", "object_response", "category", "condition", "imagename"
 FIX = "write the trials as model-vs-human does"
 HUMAN = "subject-"  # what names of people begin with
 CUE_CONFLICT = "cue-conflict"
+DATASETS = "error_consistency_datasets"  # how many a mean is over; no score
 # Datasets that are averaged over conditions, and the conditions that are left out: images without
 # manipulation, or with human accuracy below 0.2. Source: bethgelab/model-vs-human,
 # modelvshuman/plotting/plot.py, EXCLUDE_CONDITIONS
@@ -142,7 +143,7 @@ def model_scores(trials: pd.DataFrame) -> pd.DataFrame:
     if not pairs:
         raise UserError(f"no trials of both people ({HUMAN}...) and networks in one dataset")
     table = pd.DataFrame(pairs).groupby("model")["kappa"].agg(["mean", "size"])
-    table.columns = pd.Index(["error_consistency", "error_consistency_datasets"])
+    table.columns = pd.Index(["error_consistency", DATASETS])
     conflict = trials[(trials["dataset"] == CUE_CONFLICT) & ~is_human(trials["subj"])]
     biases = {name: shape_bias(part) for name, part in conflict.groupby("subj")}
     return table.assign(shape_bias=pd.Series(biases, dtype=float))

@@ -15,6 +15,7 @@ import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import NOT_BENCHMARKS, column_key
 from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
+from alignment_security.analysis.model_vs_human import DATASETS
 from alignment_security.common.files import UserError, sha256_file, write_atomic
 from alignment_security.common.public_nets import with_tag
 from alignment_security.common.tables import HEADER_LINES, NO_VALUE, read_table, to_numbers
@@ -69,7 +70,7 @@ def read_scores_of(path: Path) -> pd.DataFrame:
         )
     kept = {}
     for name in table.columns.drop(column):
-        if column_key(name) in NOT_BENCHMARKS:
+        if column_key(name) in NOT_BENCHMARKS or name == DATASETS:
             continue
         reason = no_score(table[name], name)
         if reason:

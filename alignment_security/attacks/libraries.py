@@ -22,7 +22,8 @@ from alignment_security.attacks.clean import ImageStream, ignore, images_to_atta
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.minimum_norm import minimum_norm_row
-from alignment_security.models.forward import Forward
+from alignment_security.common.files import UserError
+from alignment_security.models.forward import NO_GRADIENT, Forward
 
 # Protocol -> class of foolbox 3.3.4, and its settings. feng2025: the published code of Feng et al.
 # (2025). The others find the distances of linear models with these settings (tested).
@@ -65,6 +66,8 @@ class CountedModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
         logits = self.module(x)
+        if x.requires_grad and not logits.requires_grad:
+            raise UserError(NO_GRADIENT)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits

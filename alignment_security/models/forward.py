@@ -33,6 +33,10 @@ OUT_OF_MEMORY = re.compile(
     r"failed to allocate|ALLOC_FAILED|bad_alloc|could not create a memory",
     re.IGNORECASE,
 )
+NO_GRADIENT = (
+    "the network's logits have no gradient with respect to pixels, which this threat needs; take "
+    "torch.no_grad and detach out of its forward pass (`clean` needs no gradient)"
+)
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 # glibc, malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -91,13 +95,15 @@ class Forward:
 
         loss   (logits of a chunk, its rows in x as a slice) -> losses (rows,)
 
-        The weights get no gradient.
+        The weights get no gradient. Raises UserError where the logits have none with respect to x.
         """
 
         def chunk_gradient(part: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = self._with_idle_rows(part).detach().requires_grad_()
                 logits = self.module(leaf)[: len(part)].float()
+                if not logits.requires_grad:
+                    raise UserError(NO_GRADIENT)
                 (gradient,) = torch.autograd.grad(loss(logits, rows).sum(), leaf)
             return logits.detach(), gradient[: len(part)]
 

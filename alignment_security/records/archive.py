@@ -154,7 +154,9 @@ def check_files(archive: Path) -> Iterator[str]:
             continue
         path = archive / name
         listed.add(path)
-        if not path.is_file():
+        if path.resolve() != archive.resolve() / name:
+            yield f"{path}: a link, not the file that was published"
+        elif not path.is_file():
             yield f"{path}: missing"
         elif sha256_file(path) != sha256:
             yield f"{path}: not the file that was published (sha256 differs)"

@@ -25,7 +25,7 @@ def dataset_card(archive: Path, licence: str) -> str:
     runs = [read_run_file(path) for path in glob_visible(archive, "records/*/*/*.json")]
     return f"""---
 pretty_name: {TITLE}
-license: {licence}
+license: {json.dumps(licence)}
 task_categories:
 - image-classification
 tags:

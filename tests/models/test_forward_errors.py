@@ -69,3 +69,17 @@ def test_a_failed_compilation_is_one_line():
     ) as error:
         Forward(Fails(InvalidCxxCompiler(), most=0), 2).logits(torch.rand(2, 3, 4, 4))
     assert "\n" not in str(error.value)
+
+
+class Detached(nn.Module):
+    """Linear logits without a gradient, as of a network that calls torch.no_grad or numpy."""
+
+    def forward(self, x):
+        return x.detach().flatten(1)[:, :3]
+
+
+def test_a_network_without_a_gradient_is_one_line():
+    forward, x = Forward(Detached(), 2), torch.rand(2, 3, 4, 4)
+    assert torch.equal(forward.logits(x), x.flatten(1)[:, :3])
+    with pytest.raises(UserError, match="no gradient with respect to pixels"):
+        forward.gradient(x, lambda logits, rows: logits.sum(1))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import ROOT
 
 import utilities
@@ -151,6 +152,14 @@ def test_the_card_is_one_that_the_hub_reads(published):
     assert commit and commit[1] in (SAMPLE / SUMMARY_NAME).read_text()
 
 
+@pytest.mark.parametrize("licence", ["cc-by-4.0", "other: 'mine' # of 2026", "no", "- [a"])
+def test_the_card_gives_a_licence_as_it_was_written(tmp_path, licence):
+    command = ["publish", "--results_dir", SAMPLE, "--out", tmp_path / "archive"]
+    assert run(*command, "--licence", licence) == 0
+    text = (tmp_path / "archive" / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == licence
+
+
 # ---- refusals ------------------------------------------------------------------------------------
 
 
@@ -191,6 +200,15 @@ def test_files_that_are_changed_missing_or_added_are_named(archive, capsys):
     found = capsys.readouterr().out.splitlines()
     assert [line.rpartition(": ")[2].split(" ")[0] for line in found] == ["not", "missing", "not"]
     assert "another.json" in found[2]
+
+
+@pytest.mark.parametrize("name", ["README.md", "records", RECORD])
+def test_a_link_is_no_file_of_the_archive(archive, tmp_path, capsys, name):
+    """Its target has the right bytes, and does not go where the archive goes."""
+    moved = (archive / name).rename(tmp_path / "moved")
+    (archive / name).symlink_to(moved)
+    assert run("verify", archive) == 1
+    assert "a link, not the file that was published" in capsys.readouterr().out
 
 
 def test_checksums_that_lead_out_of_the_archive_are_not_followed(archive, capsys):
