@@ -66,7 +66,7 @@ class CountedModule(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
         logits = self.module(x)
-        if x.requires_grad and not logits.requires_grad:
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise UserError(NO_GRADIENT)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
