@@ -32,8 +32,9 @@ def test_ddn_with_few_steps_has_a_floor_and_says_so(steps, floored):
 
 
 def test_a_signal_loses_at_most_a_small_batch():
-    """The rows of a batch are written before the next one is attacked."""
+    """The rows of a batch are written before the next one is attacked; a large --batch_size does
+    not make it larger."""
     net, image = two_class(0.1, "L2")
-    images = [(f"{i}", image, 0) for i in range(LARGEST_BATCH + 8)]
+    images = [(f"{i}", image, 0) for i in range(2 * LARGEST_BATCH + 7)]
     batches = Foolbox("deepfool", 2).run(model_of(net), images, Execution(batch_size=512))
-    assert [len(rows) for rows in batches] == [LARGEST_BATCH, 8]
+    assert [len(rows) for rows in batches] == [1, 2, 4, 8, 16, LARGEST_BATCH, 8]
