@@ -18,10 +18,17 @@ import pytest
 import evaluate_robustness
 from alignment_security.cluster.job import STAGED_TABLE
 from alignment_security.cluster.prestage import prestage
-from alignment_security.cluster.slurm import batch_files, gpu_kinds, ranges, task_events
+from alignment_security.cluster.slurm import (
+    TEMPLATE_FILE,
+    batch_files,
+    gpu_kinds,
+    ranges,
+    slurm_settings_text,
+    task_events,
+)
 from alignment_security.cluster.status import follow_events, status_table
 from alignment_security.cluster.studies import read_study
-from alignment_security.cluster.sweep import DEFAULTS, make_sweep
+from alignment_security.cluster.sweep import DEFAULTS, TEMPLATES, make_sweep
 from alignment_security.common.files import UserError
 from alignment_security.models.lists import WantedModel
 from alignment_security.records.record import read_record, read_run_file
@@ -76,6 +83,38 @@ def test_states_of_tasks(tmp_path, text, state, note, evictions, hours):
     job = follow_events(task_events(tmp_path / "net.slurm"))
     found = (job.state, job.note, job.evictions, job.gpu_hours(now=7200))
     assert found == (state, note, evictions, hours)
+
+
+def test_a_task_is_tried_again_so_often_in_each_submission(tmp_path):
+    """The batch file without a cluster: a stand-in of scontrol notes what is queued again."""
+    settings = {"use_container": "false", "retries": "1"}
+    (tmp_path / "slurm_settings.sh").write_text(slurm_settings_text(settings))
+    (tmp_path / "models.txt").write_text("a, a, 1\nlab/b:1, lab--b, 1\n")
+    (tmp_path / "job.sh").write_text('echo "$@"; exit "$STATUS"\n')
+    for name in ("code.tar.gz", "arguments.txt"):
+        (tmp_path / name).touch()
+    for name in ("logs", "tmp", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queued\n')
+    (tmp_path / "bin/scontrol").chmod(0o755)
+
+    def is_queued_again(job: int, status: int) -> bool:
+        """After a try of the second model that ends with this status."""
+        (tmp_path / "queued").write_text("")
+        numbers = {"SLURM_JOB_ID": job, "SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": 2}
+        environment = {name: str(number) for name, number in (numbers | {"STATUS": status}).items()}
+        environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_TMPDIR": str(tmp_path / "tmp")}
+        environment["PATH"] = f"{tmp_path}/bin:{os.environ['PATH']}"
+        task = subprocess.run(["bash", TEMPLATES / TEMPLATE_FILE], env=environment)
+        again = (tmp_path / "queued").read_text() == f"requeue {job}_2\n"
+        assert task.returncode == (0 if again else status)
+        return again
+
+    assert [is_queued_again(7, status) for status in (85, 1, 85, 1)] == [True, True, True, False]
+    assert [is_queued_again(77, status) for status in (1, 1)] == [True, False]
+    assert not is_queued_again(8, 2) and not is_queued_again(9, 0)
+    assert (tmp_path / "logs/lab--b.out").read_text().count("--model_name lab/b:1\n") == 8
+    assert not list((tmp_path / "tmp").iterdir())
 
 
 # ---- a real cluster ------------------------------------------------------------------------------
