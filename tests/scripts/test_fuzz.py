@@ -188,7 +188,7 @@ NAMES = st.lists(
     unique=True,
 )
 BENCHMARKS = st.lists(
-    st.text("abcXYZ019.-_", min_size=1, max_size=8).map("b{}".format),
+    st.text("abcXYZ019.-_", min_size=1, max_size=8).map("b{}-metric".format),
     min_size=1,
     max_size=4,
     unique_by=str.lower,
