@@ -112,8 +112,8 @@ def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, 
         if stop is not None and start < len(images) < stop:
             raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
         images = take_slice(images, start, stop, args.subset)
-    check_maps(images)
-    return replace(images, notes=(*images.notes, *map_remarks(images))), remarks
+    constant = check_maps(images)
+    return replace(images, notes=(*images.notes, *map_remarks(images), *constant)), remarks
 
 
 def requested_maps(args: argparse.Namespace, images: ImageSet) -> ImageSet:

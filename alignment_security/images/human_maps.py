@@ -21,7 +21,7 @@ from alignment_security.images.clickme import clickme_sample, is_clickme
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import set_preprocessing
-from alignment_security.images.map_files import read_map_file
+from alignment_security.images.map_files import read_map_file, some
 
 SAMPLE_MAPS = ROOT / "lists" / "maps" / "sample_hand_drawn.json"
 # serre-lab/Harmonization, harmonization/common/blur.py: pixels of the map, the kernel and sigma
@@ -100,14 +100,26 @@ def photograph_size(images: ImageSet, i: int) -> tuple[int, int]:
         return read_image(images.paths[i]).size  # whose error names the file
 
 
-def check_maps(images: ImageSet) -> None:
+def check_maps(images: ImageSet) -> list[str]:
     """Read the map of every image once, so that a bad one ends no attack half-way.
 
-    Raises DataError. Only of maps in files of their own: ClickMe's are read with their images.
+    Only of maps in files of their own: ClickMe's are read with their images. Returns a sentence
+    that counts and names the constant maps, which correlate with nothing. Raises DataError.
     """
-    if images.maps:
-        for i in range(len(images)):
-            original_map(images, i)
+    if not images.maps:
+        return []
+    maps = (original_map(images, i) for i in range(len(images)))
+    constant = [
+        name
+        for name, found in zip(images.ids, maps)
+        if found is not None and found.min() == found.max()
+    ]
+    if not constant:
+        return []
+    return [
+        f"{images.maps.folder}: the maps of {len(constant)} images are constant; human alignment "
+        f"leaves these out: {some(constant)}"
+    ]
 
 
 # ---- hand-drawn maps -----------------------------------------------------------------------------

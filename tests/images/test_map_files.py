@@ -217,6 +217,18 @@ def test_a_file_that_is_no_map_is_one_line(tmp_path, kind, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("ending", ["png", "npy", "npz", "pth"])
+@pytest.mark.parametrize("level", [0, 7, 255])
+def test_constant_maps_are_named_and_counted(tmp_path, ending, level):
+    images = photographs(tmp_path / "images", ["a.jpg", "b.jpg", "c.jpg"])
+    save_map(tmp_path / f"maps/a.{ending}", np.full((375, 500), level, np.uint8))
+    save_map(tmp_path / f"maps/b.{ending}", corner("top left", 500, 375))
+    (remark,) = check_maps(with_map_files(images, tmp_path / "maps"))
+    assert "the maps of 1 images are constant" in remark and remark.endswith(" a.jpg")
+    (tmp_path / f"maps/a.{ending}").unlink()
+    assert check_maps(with_map_files(images, tmp_path / "maps")) == []
+
+
 @pytest.mark.parametrize("scale", [(250, 188), (1000, 750), (125, 94)])
 def test_a_map_of_the_same_proportions_is_resized(tmp_path, scale):
     save_map(tmp_path / "x.npy", corner("bottom left", *scale))
