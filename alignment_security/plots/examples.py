@@ -201,8 +201,9 @@ def model_facts(run: dict) -> str:
     _, column, factor = TOLERANCES[norm]
     tolerance, error = factor * means[column], factor * means[f"{column}_sem"]
     unit = " (1/255)" if norm == "Linf" else ""
+    error = float(f"{error:.1g}")  # one digit, without an exponent: 10, not 1e+01
     return (
-        f"{run['model']}\nPT{unit} {tolerance:.3g} ± {error:.1g}, "
+        f"{run['model']}\nPT{unit} {tolerance:.3g} ± {error:g}, "
         f"r {means['alignment']:.2f} (n = {means['n']})"
     )
 

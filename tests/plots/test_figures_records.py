@@ -17,7 +17,11 @@ from alignment_security.common.files import safe_file_name, utc_now
 from alignment_security.evaluation.options import parse_args
 from alignment_security.models.families import lineage
 from alignment_security.plots.corruptions import corruption_errors
-from alignment_security.plots.examples import adversarial_examples, human_alignment_examples
+from alignment_security.plots.examples import (
+    adversarial_examples,
+    human_alignment_examples,
+    model_facts,
+)
 from alignment_security.plots.records import (
     EVALUATE,
     accuracy_vs_eps,
@@ -513,6 +517,16 @@ def test_both_protocols_side_by_side(tmp_path):
     )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["feng2025", "fmn"]
     plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    "norms, shown",
+    [((1, 41), "PT 21 ± 20,"), ((1, 401), "PT 201 ± 200,"), ((0.5, 0.51), "PT 0.505 ± 0.005,")],
+)
+def test_the_error_beside_a_model_is_one_digit_without_an_exponent(tmp_path, norms, shown):
+    rows = [{"success": 1, "l2": norm} for norm in norms]
+    make_record(tmp_path, "L2-crossing", "resnet18", rows, "minimum_norm")
+    assert shown in model_facts(load_results(tmp_path).runs[0])
 
 
 def test_maps_of_people_and_perturbations(tmp_path):
