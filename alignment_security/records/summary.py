@@ -146,7 +146,7 @@ def same_weights(summary: pd.DataFrame) -> list[str]:
         if sha256 and len(names) > 1:
             sentences.append(
                 f"{len(names)} names have the same weights (sha256 {str(sha256)[:12]}): "
-                f"{', '.join(names)}; a study counts such a net once"
+                f"{', '.join(names)}; figures and statistics count each: keep one"
             )
     return sentences
 

@@ -291,5 +291,5 @@ def test_merge_says_which_names_are_one_net_and_what_tools_left(tmp_path, tiny_r
         (folder / name).write_text("no record")
     assert merge("--results_dir", tmp_path) == 0
     out, error = capsys.readouterr()
-    assert "2 names have the same weights (sha256 same): a, b; a study counts" in error
+    assert "2 names have the same weights (sha256 same): a, b; figures" in error
     assert "3 files or folders that tools leave are left out" in error and "other" not in error
