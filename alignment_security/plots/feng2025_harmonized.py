@@ -133,9 +133,9 @@ def draw_pairs(ax: Axes, pairs: pd.DataFrame, measure: str, factor: float) -> No
 
 
 def p_text(values: pd.Series) -> str:
-    """p of a net against each of its standard models."""
-    texts = ["< 0.001" if p < 0.001 else f"= {p:.2g}" for p in values.dropna()]
-    return f"p {', '.join(texts)}" if texts else ""
+    """p of a net against each of its standard models: `p = 0.44, 1, < 0.001`."""
+    texts = ", ".join("< 0.001" if p < 0.001 else f"{p:.2g}" for p in values.dropna())
+    return f"p {texts}" if texts.startswith("<") else f"p = {texts}" if texts else ""
 
 
 def test_text(test: dict[str, float], factor: float) -> str:

@@ -19,7 +19,7 @@ from alignment_security.plots.feng2025 import (
     perturbation_tolerance,
     tradeoff,
 )
-from alignment_security.plots.feng2025_harmonized import figure_6_7
+from alignment_security.plots.feng2025_harmonized import figure_6_7, p_text
 from alignment_security.plots.feng2025_tables import paper_drawings, text_statistics
 from alignment_security.plots.style import STYLE
 from alignment_security.records.metrics import pareto_front
@@ -369,3 +369,9 @@ def test_the_fit_is_that_of_the_normal_equations_and_the_caption_has_it(publishe
     assert f"{constant:.4g} {slope:+.4g} a {square:+.4g} a²" in caption
     assert f"R² = {fit['r2']:.3f}, n = 309." in caption
     plt.close("all")
+
+
+def test_p_against_several_standard_models_has_one_equals_sign():
+    assert p_text(pd.Series([0.44, 1, 1e-5])) == "p = 0.44, 1, < 0.001"
+    assert p_text(pd.Series([1e-5, np.nan, 0.02])) == "p < 0.001, 0.02"
+    assert p_text(pd.Series([np.nan])) == ""
