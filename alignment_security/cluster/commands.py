@@ -42,6 +42,7 @@ def make_sweep_command(args, check: Check) -> None:
     only = [*args.only, *staged_names(args.staged, read_wanted(*args.models))]
     count = make_sweep(args.out, args.staged, args.arguments, settings, only, args.images, study)
     print(f"{count} models; go on with: cd {args.out} && condor_submit_dag sweep.dag")
+    print("on SLURM: sbatch FILE, for each sweep*.sbatch there")
 
 
 def sweep_status_command(args) -> None:

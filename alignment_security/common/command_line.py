@@ -78,7 +78,8 @@ class Parser(argparse.ArgumentParser):
         """As of ArgumentParser; the error of an unknown option names the nearest ones."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            near = get_close_matches(unknown[0].split("=")[0], self._known_names())
+            name = unknown[0].split("=")[0]
+            near = get_close_matches(name, self._known_names() - {name})
             hint = f"; nearest: {', '.join(near)}" if near else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed

@@ -90,7 +90,7 @@ def map_remarks(images: ImageSet) -> Iterator[str]:
         )
     if maps.unused:
         names = [printable_name(path.relative_to(maps.folder)) for path in maps.unused]
-        yield f"{maps.folder}: {len(names)} maps are of no image of {images.name}: {some(names)}"
+        yield f"{maps.folder}: maps without an image of {images.name} ({len(names)}): {some(names)}"
 
 
 def some(names: list[str]) -> str:

@@ -31,9 +31,8 @@ def load_torchvision(name: str, place: str) -> LoadedNet:
     if net_name not in nets:
         near = difflib.get_close_matches(net_name, nets, n=3, cutoff=0.5)
         version = f"torchvision {torchvision.__version__}"
-        raise ModelError(
-            f"{net_name}: {version} has no such classifier; nearest names: {', '.join(near)}"
-        )
+        nearest = f"; nearest names: {', '.join(near)}" if near else ""
+        raise ModelError(f"{net_name}: {version} has no such classifier{nearest}")
     weights = _weights(net_name, parts[0] if parts else "DEFAULT")
     try:
         net = get_model(net_name, weights=weights)

@@ -164,7 +164,7 @@ def check_summary(results_dir: Path) -> Iterator[str]:
     try:
         written = read_summary_table(path, MERGE_AGAIN, SUMMARY_KEY)
     except FileNotFoundError:
-        yield f"{path}: missing; {MERGE_AGAIN}"
+        yield f"{path}: missing; `python utilities.py merge` makes it"
         return
     except UserError as error:
         yield str(error)

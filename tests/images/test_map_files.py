@@ -127,7 +127,7 @@ def test_maps_without_image_and_images_without_map_are_named_and_counted(tmp_pat
     assert "2 of 14 images of mine have a map" in lacking
     assert lacking.endswith("Without: 1.jpg, 2.jpg, 4.jpg, 5.jpg, 6.jpg, 7.jpg, 8.jpg, 9.jpg, "
                             "10.jpg, 11.jpg, ...")  # fmt: skip
-    assert unused.endswith("1 maps are of no image of mine: no_such.png")
+    assert unused.endswith("maps without an image of mine (1): no_such.png")
     # a slice has the same source, and its own count
     part = found.take([0, 1])
     assert map_source(part) == map_source(found)
@@ -272,7 +272,7 @@ def test_the_evaluator_aligns_over_the_images_that_have_a_map(cli, tiny, maps, t
     assert found.sum() == (with_map & (rows["success"] == 1)).sum() > 0
     assert f"over {found.sum()} images (maps: folder maps, sha256" in out
     assert any("10 of 12 images of mine have a map" in one for one in run["warnings"])
-    assert any("1 maps are of no image of mine: spare.png" in one for one in run["warnings"])
+    assert any("maps without an image of mine (1): spare.png" in one for one in run["warnings"])
     # other maps are another request
     changed = maps / f"{Path(rows.loc[found, 'image_id'].iat[0]).stem}.png"
     with Image.open(changed) as image:
