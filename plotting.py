@@ -130,6 +130,8 @@ def draw(args: argparse.Namespace) -> int:
         args.results_dir, args.models, args.published, args.image_set, args.threat, args.images
     )
     check_images(results)
+    for problem in results.problems:
+        print(f"left out: {problem}", file=sys.stderr)
     unfinished = [run for run in results.runs if run["status"] != "done"]
     if unfinished:
         names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)

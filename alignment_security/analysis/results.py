@@ -61,6 +61,7 @@ class Results:
     image_sets: tuple[str, ...] = ()
     threats: tuple[str, ...] = ()
     images: tuple[str, ...] = ()  # photographs that figures of examples show
+    problems: tuple[str, ...] = ()  # of the run files that cannot be read
 
     def has(self, model: str, image_set: str, threat: str) -> bool:
         """Whether results of this model, image set and threat are asked for."""
@@ -87,13 +88,16 @@ def load_results(
 ) -> Results:
     """Read every run file of a results folder, or those of some models, image sets and threats.
 
-    Raises UserError if one that is asked for has no record while others have.
+    One that cannot be read is left out, with its error in `problems`. Raises UserError if a name
+    that is asked for has no record while others have.
     """
     root = Path(results_dir) / "records"
-    runs = [
-        read_run_file(path) | {"csv": path.with_suffix(".csv")}
-        for path in glob_visible(root, "*/*/*.json")
-    ]
+    runs, problems = [], []
+    for path in glob_visible(root, "*/*/*.json"):
+        try:
+            runs.append(read_run_file(path) | {"csv": path.with_suffix(".csv")})
+        except UserError as error:
+            problems.append(str(error))
     for option, key, wanted in (
         ("--models", "model", models),
         ("--image_set", "image_set", image_sets),
@@ -113,6 +117,7 @@ def load_results(
         image_sets=tuple(image_sets or ()),
         threats=tuple(threats or ()),
         images=tuple(images or ()),
+        problems=tuple(problems),
     )
     results.runs.extend(
         run for run in runs if results.has(run["model"], run["image_set"], run["threat"])

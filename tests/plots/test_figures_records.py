@@ -232,6 +232,19 @@ def test_image_sets_and_budgets_are_never_pooled(tmp_path):
     plt.close(figure)
 
 
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"model": 5}', "\x00"])
+def test_an_unreadable_run_file_is_named_and_the_others_are_drawn(tmp_path, capsys, damage):
+    make_ball(tmp_path, "resnet50")
+    make_ball(tmp_path, "vgg11")
+    (odd,) = tmp_path.glob("records/*/*/vgg11.json")
+    odd.write_text(damage)
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "accuracy_vs_eps") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: {odd}")
+    table = pd.read_csv(tmp_path / "figures/accuracy_vs_eps.csv")
+    assert set(table["model"]) == {"resnet50"}
+
+
 def test_an_unfinished_record_is_named_and_not_drawn(tmp_path, capsys):
     make_ball(tmp_path, "resnet18")
     make_ball(tmp_path, "vgg11", finish=False)
