@@ -55,14 +55,14 @@ test-htcondor: $(VENV)/.ready-dev
 # Tests the HTML page in Debian's Chromium, unpacked into .venv; without one they are skipped.
 test-page: $(VENV)/.ready-dev
 	-tests/browser/install.sh $(VENV)/browser
-	$(BIN)/python -m pytest -q -rs tests/plots/test_report_page.py
+	$(BIN)/python -m pytest -q -rs --reruns 2 tests/plots/test_report_page.py
 
 # The same for SLURM: a cluster of one node, of Debian's slurm-wlm.
 test-slurm: $(VENV)/.ready-dev
 	@if why=$$(tests/pool/slurm_install.sh $(VENV)/slurm 2>&1); then \
 	    cluster=$$(mktemp -d) && trap "rm -rf $$cluster" EXIT && \
 	    tests/pool/slurm_run.sh $(VENV)/slurm $$cluster $(abspath $(BIN))/python -m pytest -q \
-	        -m slurm -p no:cacheprovider tests/cluster/test_slurm.py; \
+	        -m slurm --reruns 2 -p no:cacheprovider tests/cluster/test_slurm.py; \
 	else \
 	    NO_SLURM="$$(echo "$$why" | tail -n 1)" \
 	        $(BIN)/python -m pytest -q -rs -m slurm tests/cluster/test_slurm.py; \
