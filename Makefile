@@ -15,7 +15,7 @@ LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --
     --examples 4
 L2 := L2 --protocol crossing --steps 50 --examples 4
 
-.PHONY: demo figures test test-all test-htcondor test-page lint lock clean
+.PHONY: demo figures test test-all test-htcondor test-slurm test-page lint lock clean
 
 demo: $(VENV)/.ready
 	$(EVALUATE) --model_name tf_efficientnet_lite0 clean
