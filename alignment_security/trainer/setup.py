@@ -150,8 +150,8 @@ def starting_model(name: str, init: str, classes: int, seed: int) -> Model:
         model = random_model(name, seed)
     else:
         model = load_model(name, None if init == "pretrained" else Path(init))
-        for name in ("group", "training"):  # of the training before, not of this one
-            model.settings.pop(name, None)
+        for fact in ("group", "training"):  # of the training before, not of this one
+            model.settings.pop(fact, None)
         model.module.requires_grad_(True)
         torch.manual_seed(seed)
     net = bare_net(model.module)

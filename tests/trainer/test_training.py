@@ -28,6 +28,7 @@ from alignment_security.models.loading import load_model
 from alignment_security.trainer.images import batch_indices
 from alignment_security.trainer.loop import train_step
 from alignment_security.trainer.pgd import pgd
+from alignment_security.trainer.setup import starting_model
 
 SCRIPT = [sys.executable, str(ROOT / "training.py")]
 
@@ -120,6 +121,17 @@ def test_evaluator_loads_the_trained_weights(uninterrupted, mapped, cli, tmp_pat
         loaded.settings["weights_sha256"]
         == json.loads((uninterrupted / "run.json").read_text())["weights_sha256"]
     )
+
+
+def test_weights_that_were_trained_begin_another_training_of_other_classes(uninterrupted):
+    """All but the classifier stay; what the checkpoint says of its training does not."""
+    trained = load_model("test_resnet", uninterrupted / "model.safetensors")
+    model = starting_model("test_resnet", str(uninterrupted / "model.safetensors"), 3, seed=0)
+    assert model.n_outputs == 3 and model.module.eval()(torch.rand(1, 3, 160, 160)).shape == (1, 3)
+    assert trained.settings["training"] and not {"group", "training"} & set(model.settings)
+    before, after = trained.module.state_dict(), model.module.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in changed} == {"fc"}
 
 
 def test_finished_training_is_not_repeated(uninterrupted, mapped, script):
