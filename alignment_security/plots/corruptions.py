@@ -23,6 +23,7 @@ from alignment_security.plots.style import (
     PAGE_WIDTH,
     Drawing,
     draw_heat_map,
+    legend_columns,
     legend_handles,
     model_styles,
     put_heading,
@@ -159,8 +160,8 @@ def draw_severities(table: pd.DataFrame, image_set: str) -> Figure:
     handles = legend_handles(styles)
     columns = min(MOST_COLUMNS, len(kinds))
     rows, width = -(-len(kinds) // columns), COLUMN_WIDTH if columns < 3 else PAGE_WIDTH
-    legend_columns = min(len(handles), columns)
-    height = 0.5 + 1.4 * rows + LINE_HEIGHT * -(-len(handles) // legend_columns)
+    in_legend = legend_columns(handles, width)
+    height = 0.5 + 1.4 * rows + LINE_HEIGHT * -(-len(handles) // in_legend)
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -178,7 +179,7 @@ def draw_severities(table: pd.DataFrame, image_set: str) -> Figure:
             ax.set_xlabel("severity")
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy (%)")
-    figure.legend(handles=handles, loc="outside lower center", ncols=legend_columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=in_legend)
     put_heading(figure, f"{image_set} (n = {table['n'].iat[0]})")
     return figure
 

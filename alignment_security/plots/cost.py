@@ -16,7 +16,7 @@ from alignment_security.analysis.results import (
     read_finished_rows,
     run_budget,
 )
-from alignment_security.plots.style import COLUMN_WIDTH, LINE_HEIGHT, Drawing, put_heading
+from alignment_security.plots.style import LINE_HEIGHT, Drawing, put_heading, width_beside
 from alignment_security.records.comparable import comparable_settings, numbered
 from alignment_security.records.record import BALL_KINDS
 
@@ -70,7 +70,7 @@ def draw_cost(table: pd.DataFrame, heading: str) -> Figure:
     places = range(len(table))
     height = 1.3 + 1.3 * LINE_HEIGHT * len(table)
     figure, (passes, seconds) = plt.subplots(
-        1, 2, sharey=True, figsize=(COLUMN_WIDTH, height), layout="constrained"
+        1, 2, sharey=True, figsize=(width_beside(table["model"]), height), layout="constrained"
     )
     passes.barh(places, table["forwards"], 0.7, color=FORWARD, label="forward")
     passes.barh(

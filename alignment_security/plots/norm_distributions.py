@@ -19,12 +19,12 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.models.families import FAMILIES, family
 from alignment_security.plots.style import (
-    COLUMN_WIDTH,
     DARK,
     LINE_HEIGHT,
     NORM_SYMBOLS,
     Drawing,
     put_heading,
+    width_beside,
 )
 from alignment_security.records.comparable import (
     comparable_settings,
@@ -88,7 +88,8 @@ def draw_boxes(table: pd.DataFrame, norm: str, heading: str) -> Figure:
     """
     scale = 255 if norm == "Linf" else 1
     figure, ax = plt.subplots(
-        figsize=(COLUMN_WIDTH, 1.0 + 1.3 * LINE_HEIGHT * len(table)), layout="constrained"
+        figsize=(width_beside(table["model"]), 1.0 + 1.3 * LINE_HEIGHT * len(table)),
+        layout="constrained",
     )
     for place, row in enumerate(table.to_dict("records")):
         colour = FAMILIES[row["family"]][0]

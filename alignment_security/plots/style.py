@@ -22,6 +22,7 @@ from alignment_security.models.families import FAMILIES, family
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column of a two-column paper, and both
 LINE_HEIGHT = 0.16  # inches: a line of a legend
 LETTER_WIDTH = 0.062  # inches: a letter of 7 points, on average
+LONGEST_SHARE = 0.4  # of a column's width, that names of rows may take
 SMALL = 6  # points: the smallest letters
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"  # colour maps
 EMPTY, GREY, DARK = "#D9D9D9", "#666666", "#222222"
@@ -123,9 +124,8 @@ def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
     """`count` axes, one to a column or two to a page, above a legend of as many columns as fit."""
     width, columns = (COLUMN_WIDTH, 1) if count == 1 else (PAGE_WIDTH, 2)
     rows = -(-count // columns)
-    longest = max(len(str(line.get_label())) for line in legend)
-    fit = max(1, int(width / (0.45 + LETTER_WIDTH * longest)))
-    legend_rows = -(-len(legend) // fit)
+    in_legend = legend_columns(legend, width)
+    legend_rows = -(-len(legend) // in_legend)
     figure, axes = plt.subplots(
         rows,
         columns,
@@ -133,10 +133,22 @@ def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
         layout="constrained",
         figsize=(width, 2.3 * rows + 0.15 * legend_rows),
     )
-    figure.legend(handles=legend, loc="outside lower center", ncols=min(fit, len(legend)))
+    figure.legend(handles=legend, loc="outside lower center", ncols=in_legend)
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:count])
+
+
+def legend_columns(legend: list[Line2D], width: float) -> int:
+    """As many columns of a legend as fit a width in inches."""
+    longest = max(len(str(line.get_label())) for line in legend)
+    return min(len(legend), max(1, int(width / (0.45 + LETTER_WIDTH * longest))))
+
+
+def width_beside(names: Iterable[str]) -> float:
+    """Width of a figure with a name beside each row: a column, or a page for long names."""
+    longest = LETTER_WIDTH * max(map(len, names))
+    return COLUMN_WIDTH if longest <= LONGEST_SHARE * COLUMN_WIDTH else PAGE_WIDTH
 
 
 def titles_into_caption(figure: Figure) -> str:

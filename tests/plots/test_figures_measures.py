@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from alignment_security.plots.corruptions import accuracy_vs_severity
 from alignment_security.plots.cost import cost
 from alignment_security.plots.examples import fooled_pictures
 from alignment_security.plots.norm_distributions import norm_distributions
+from alignment_security.plots.style import STYLE
 from alignment_security.records.run import Run
 
 WILSON = {1: (0.045587, 0.699358), 2: (0.150039, 0.849961), 3: (0.300642, 0.954413)}  # of 4
@@ -136,6 +139,47 @@ def test_a_fooled_picture_is_photograph_plus_perturbation():
         change = np.abs(cells[2] - cells[0]).max()
         assert abs(change - 255 * linf) <= 1  # rounded to 8 bits
         assert cells[1].std() > 5  # amplified until it is seen
+
+
+LONG = [
+    "convnextv2_huge.fcmae_ft_in22k_in1k_384",
+    "eva02_large_patch14_448.mim_m38m_ft_in22k_in1k",
+    "vit_base_patch16_clip_224.laion2b_ft_in12k_in1k",
+]
+
+
+def assert_texts_are_whole(figure):
+    """No text leaves the figure, and no two labels of axes overlap."""
+    figure.draw_without_rendering()
+    legends = [text for legend in figure.legends for text in legend.get_texts()]
+    ticks = [text for ax in figure.axes for text in ax.get_yticklabels()]
+    labels = [ax.xaxis.label for ax in figure.axes if ax.get_xlabel()]
+    for text in [*legends, *ticks, *labels]:
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1, text.get_text()
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_long_names_leave_room_for_what_is_drawn(tmp_path):
+    rows = [
+        {"success": 1, "l2": norm, "forwards": 1000, "backwards": 900, "adv_pred": 1}
+        for norm in (0.1, 1.0, 10.0)
+    ]
+    for model in LONG:
+        write_run(tmp_path, "L2-crossing", model, "minimum_norm", rows, attack="crossing")
+        for kind in ("fog", "snow", "frost", "contrast"):
+            for severity in (1, 2):
+                corruption = {"type": kind, "severity": severity}
+                threat = f"corruptions-{kind}-{severity}"
+                write_run(tmp_path, threat, model, "clean", [{}], corruption=corruption)
+    results = load_results(tmp_path)
+    with plt.rc_context(STYLE):
+        for draw in (norm_distributions, cost, accuracy_vs_severity):
+            ((_, figure, _, _),) = draw(results)
+            assert_texts_are_whole(figure)
+            widest = max(ax.get_window_extent().width for ax in figure.axes)
+            assert widest > 0.2 * figure.bbox.width
 
 
 def test_the_new_figures_say_what_makes_them_where_there_is_nothing(tmp_path):
