@@ -126,7 +126,7 @@ def fooled_pictures(results: Results) -> Iterator[Drawing]:
             f"class that it is taken for.\n{describe_runs(shown, results.runs)}"
         )
         yield (
-            "_".join(["fooled_pictures", *run_folder(runs[0])]),
+            figure_name("fooled_pictures", runs, results),
             draw_columns(["photograph", "perturbation", "sum"], rows, COLUMN_WIDTH),
             example_table([[cell] for cell in fooled]),
             caption,

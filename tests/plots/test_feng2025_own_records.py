@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from shutil import copyfile, copytree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,11 +16,16 @@ import plotting
 from alignment_security.analysis.feng2025 import norm_tables, tables_of_every_norm
 from alignment_security.analysis.feng2025_pictures import corner_models, remedy_models
 from alignment_security.analysis.results import load_results
+from alignment_security.plots.examples import (
+    adversarial_examples,
+    fooled_pictures,
+    human_alignment_examples,
+)
 from alignment_security.plots.feng2025 import tradeoff
 from alignment_security.plots.feng2025_harmonized import figure_6_7
 from alignment_security.plots.feng2025_pictures import corners, overlays, tradeoff_photograph
 from alignment_security.plots.picture_grid import overlay
-from alignment_security.records.record import read_record
+from alignment_security.records.record import read_record, record_stem
 from alignment_security.records.summary import merge_records
 
 HARMONIZED = {"resnet50_harmonized", "vgg16_harmonized"}
@@ -162,6 +168,22 @@ def test_records_without_examples_leave_the_plane_alone(tmp_path):
     ((_, figure, table, _),) = corners(results)
     assert len(figure.axes) == 1 and len(table) == 3
     assert not list(overlays(results))
+
+
+def test_records_beside_each_other_have_figures_of_their_own(tmp_path):
+    """No figure of examples is written over that of the other record."""
+    net, beside = "resnet50.a1_in1k", {"seed": 1}
+    make_study(tmp_path, {net: MADE_NETS[net]})
+    records, examples = (tmp_path / kind / "big12/L2-crossing" for kind in ("records", "examples"))
+    other = record_stem(net, beside)
+    copyfile(records / f"{net}.csv", records / f"{other}.csv")
+    copytree(examples / net, examples / other)
+    run = json.loads((records / f"{net}.json").read_text()) | {"beside": beside}
+    run["settings"]["run"] |= beside
+    (records / f"{other}.json").write_text(json.dumps(run))
+    for draw in (adversarial_examples, fooled_pictures, human_alignment_examples, overlays):
+        names = [name for name, *_ in draw(load_results(tmp_path))]
+        assert len(names) == len(set(names)) == 2
 
 
 def test_every_figure_is_written_from_own_records_beside_the_published_numbers(study, tmp_path):
