@@ -9,7 +9,6 @@ releases the lock of a process that died. The rows are in the records alone.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import socket
@@ -23,6 +22,7 @@ from alignment_security.common.files import UserError, safe_file_name, write_ato
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
+from alignment_security.records.names import run_files_of_model
 
 SECONDS_TO_WAIT = 1.0  # before a look at the models that other processes hold
 PROBE_BYTES = 2**20  # that the results folder has to take before a study begins
@@ -119,14 +119,8 @@ class StudyQueue:
         return state.status == FAILED and state.ended >= self.since
 
     def run_files(self, model: str, folder: str) -> list[Path]:
-        """Run files of a model in a folder of records, the one written last at the end.
-
-        A record beside the model's first one has another name (records.beside).
-        """
-        stem = glob.escape(safe_file_name(model))
-        patterns = (f"{stem}.json", f"{stem}+*.json", f"{stem}.weights_*.json")
-        root = self.results_dir / folder
-        found = [path for name in patterns for path in glob_visible(root, name)]
+        """Run files of a model in a folder of records, the one written last at the end."""
+        found = run_files_of_model(self.results_dir / folder, model)
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     def all_run_files(self, state: ModelState) -> list[str]:

@@ -24,7 +24,8 @@ from alignment_security.cluster.slurm import Event, task_events
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.text import text_lines
-from alignment_security.records.record import read_run_file
+from alignment_security.records.names import without_weights
+from alignment_security.records.record import readable_run_files
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
 # attributes that cluster.job.report_progress sets
@@ -168,17 +169,14 @@ def sweep_models(sweep: Path) -> list[tuple[str, str]]:
 
 
 def run_files(sweep: Path) -> dict[str, list[dict]]:
-    """Slug -> run files of the records that jobs returned; unreadable ones are left out.
+    """Model -> run files of the records that jobs returned; unreadable ones are left out.
 
-    Those beside a model's first record (`slug+steps-50`, records.beside) count too.
+    All records of a model count (records.names).
     """
     found: dict[str, list[dict]] = {}
-    for path in glob_visible(sweep / "results" / "records", "*/*/*.json"):
-        try:
-            slug = path.stem.partition("+")[0]  # no slug has a `+`
-            found.setdefault(slug, []).append(read_run_file(path))
-        except UserError:
-            continue
+    paths = glob_visible(sweep / "results" / "records", "*/*/*.json")
+    for _, run in readable_run_files(paths):
+        found.setdefault(without_weights(run["model"]), []).append(run)
     return found
 
 
@@ -263,7 +261,7 @@ def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
     if now is None:
         now = time.time()
     rows = [
-        model_status(sweep, name, slug, runs.get(slug, []), in_study.get(slug, "done"), now)
+        model_status(sweep, name, slug, runs.get(name, []), in_study.get(slug, "done"), now)
         for name, slug in sweep_models(sweep)
     ]
     numbers = ("done", "total", "per_hour", "left", "used")

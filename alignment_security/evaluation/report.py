@@ -9,7 +9,8 @@ from alignment_security.evaluation.progress import expected_time
 from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
-from alignment_security.records.record import SALIENCY_KIND, record_stem
+from alignment_security.records.names import record_stem
+from alignment_security.records.record import SALIENCY_KIND
 from alignment_security.records.run import Run
 from alignment_security.records.summary_rows import attacked_size, size_text
 

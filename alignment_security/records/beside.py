@@ -13,17 +13,13 @@ own. What a record holds of its images (list, slice, eps) gives no other record:
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
 from pathlib import Path
 
-from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.files import safe_file_name
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.locked_run import json_round_trip
-from alignment_security.records.record import (
-    read_run_file,
-    record_stem,
-    without_later_settings,
-)
+from alignment_security.records.names import name_with_weights, record_stem, run_files_of_name
+from alignment_security.records.record import readable_run_files, without_later_settings
 
 # settings of a threat that are of the images, or of what people say of them
 OF_IMAGES = {"eps", "multilabel_sha256", "pixels", "geometry"}
@@ -41,7 +37,7 @@ def settings_beside(folder: Path, model: str, settings: dict, apart: set[str]) -
     A run file that cannot be read is of the request that its name fits.
     """
     settings = json_round_trip(settings)
-    runs = dict(runs_of(folder, model))
+    runs = {path.stem: run for path, run in readable_run_files(run_files_of_name(folder, model))}
     for run in runs.values():
         if not differing(run["settings"], settings, apart):
             return run.get("beside", {})
@@ -54,16 +50,6 @@ def settings_beside(folder: Path, model: str, settings: dict, apart: set[str]) -
     while record_stem(model, named) in runs:
         named, number = named | {"record": number}, number + 1
     return named
-
-
-def runs_of(folder: Path, model: str) -> Iterator[tuple[str, dict]]:
-    """(stem, content) of the readable run files of a model in a folder, the first record first."""
-    stem = safe_file_name(model)
-    for path in (folder / f"{stem}.json", *glob_visible(folder, f"{glob.escape(stem)}+*.json")):
-        try:
-            yield path.stem, read_run_file(path)
-        except UserError:
-            continue
 
 
 def differing(old: dict, new: dict, apart: set[str]) -> dict:
@@ -85,12 +71,12 @@ def name_of_weights(results_dir: str | Path, model: str, sha256: str | None) -> 
     """
     if sha256 is None:
         return model
-    known = set()
     stem = glob.escape(safe_file_name(model))
-    for path in glob_visible(Path(results_dir) / "records", f"*/*/{stem}.json"):
-        try:
-            known.add(read_run_file(path)["settings"]["model"].get("weights_sha256"))
-        except UserError:
-            continue
-    is_free = sha256 in known or not known - {None}
-    return model if is_free else f"{model}.weights_{sha256[:8]}"
+    paths = glob_visible(Path(results_dir) / "records", f"*/*/{stem}.json")
+    others = False
+    for _, run in readable_run_files(paths):
+        found = run["settings"]["model"].get("weights_sha256")
+        if found == sha256:
+            return model
+        others = others or found is not None
+    return name_with_weights(model, sha256) if others else model

@@ -16,11 +16,11 @@ import pandas as pd
 from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.schema import NUMBER, WHOLE
+from alignment_security.records.names import record_name
 from alignment_security.records.record import (
     RECORD_COLUMNS,
     check_record_sha256,
     read_run_file,
-    record_stem,
     rows_to_csv,
 )
 from alignment_security.records.schemas import RECORD
@@ -106,12 +106,6 @@ def record_table(run_file: Path, schema: Any) -> Any:
     name = record_name(read_run_file(run_file))
     model = pyarrow.array([name] * table.num_rows, pyarrow.string())
     return table.add_column(0, schema.field("model"), model)
-
-
-def record_name(run: dict) -> str:
-    """The model, and what names its record beside the model's first: `net+steps-100`."""
-    suffix = record_stem(run["model"], run.get("beside")).removeprefix(record_stem(run["model"]))
-    return run["model"] + suffix
 
 
 def run_files_of(folder: Path) -> dict[str, Path]:

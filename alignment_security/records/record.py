@@ -5,15 +5,15 @@ results/README.md describes every column.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, safe_file_name, sha256_text_file
+from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.common.schema import FIRST_LINE, parse_table, read_json
+from alignment_security.records.names import record_stem
 from alignment_security.records.schemas import RECORD, RUN_FILE
 
 CLEAN_COLUMNS = ["image_id", "label", "clean_pred", "clean_correct"]
@@ -72,7 +72,6 @@ LATER_SETTINGS = (
 )
 # settings that earlier versions wrote: in which order the eps were attacked, which decides nothing
 FORMER_SETTINGS = ("ladder",)
-LONGEST_SUFFIX = 80  # characters that the settings add to a record's name
 MAX_LINES = 50  # that a message says how to remove
 # what to do about a record or run file that cannot be right; {line} is the line
 MEND_RECORD = (
@@ -80,18 +79,6 @@ MEND_RECORD = (
     "start anew with --overwrite"
 )
 MEND_RUN_FILE = "bring back the one that belongs to its record, or evaluate again with --overwrite"
-
-
-def record_stem(model: str, beside: dict | None = None) -> str:
-    """The name of a record's files, without its ending: `net`, or `net+steps-100+seed-1`.
-
-    beside   the settings that name a record which is not the model's first (records.beside)
-    """
-    parts = [f"{name}-{value}" for name, value in (beside or {}).items()]
-    suffix = "+".join(map(safe_file_name, parts))
-    if len(suffix) > LONGEST_SUFFIX:
-        suffix = hashlib.sha256(suffix.encode()).hexdigest()[:8]
-    return "+".join(filter(None, [safe_file_name(model), suffix]))
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -120,6 +107,15 @@ def read_run_file(path: Path) -> dict:
     if run["status"] == "done" and not run["sessions"]:
         raise UserError(f"{path}: done without a session; {MEND_RUN_FILE}")
     return run
+
+
+def readable_run_files(paths: Iterable[Path]) -> Iterator[tuple[Path, dict]]:
+    """(path, content) of those run files that are there and can be read."""
+    for path in paths:
+        try:
+            yield path, read_run_file(path)
+        except UserError:
+            continue
 
 
 def read_record(path: Path, torn: bool = False) -> pd.DataFrame:

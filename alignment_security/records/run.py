@@ -24,6 +24,7 @@ from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.locked_run import LockedRun, json_round_trip
 from alignment_security.common.schema import FOLDER_NAME
 from alignment_security.records.adversarial_examples import examples_folder
+from alignment_security.records.names import record_stem
 from alignment_security.records.record import (
     RECORD_COLUMNS,
     check_complete,
@@ -31,7 +32,6 @@ from alignment_security.records.record import (
     first_difference,
     read_record,
     read_run_file,
-    record_stem,
     rows_to_csv,
     why_not_shared,
     without_later_settings,

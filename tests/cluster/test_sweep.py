@@ -639,13 +639,20 @@ def test_status_of_a_study_counts_all_its_threats(tmp_path):
     assert table["total"]["a"] == 20 and table["per_hour"]["a"] == pytest.approx(20)
 
 
-def test_status_counts_a_record_beside_the_first(tmp_path):
-    """Another budget in the same folder: the first record alone does not make the model done."""
+@pytest.mark.parametrize(
+    "more",
+    [
+        [("a", {}, True), ("a", {"steps": 5}, False)],
+        [("a", {}, True), ("a.weights_0123abcd", {}, False)],
+    ],
+)
+def test_status_counts_a_record_beside_the_first(tmp_path, more):
+    """Another budget or other weights: the first record alone does not make the model done."""
     (tmp_path / "models.txt").write_text("a, a, 1\n")
     row = {"image_id": "0.jpg", "label": 1, "clean_pred": 1, "clean_correct": 1}
-    for beside, finished in (({}, True), ({"steps": 5}, False)):
+    for model, beside, finished in more:
         settings: dict = {"model": {}, "run": {}}
-        place = (tmp_path / "results", "mine", "clean", "a", "clean")
+        place = (tmp_path / "results", "mine", "clean", model, "clean")
         with Run(*place, settings, {}, beside=beside) as run:
             run.append([row])
             if finished:

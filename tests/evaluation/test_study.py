@@ -22,7 +22,7 @@ import utilities
 from alignment_security.cluster import queue as queue_module
 from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueue
 from alignment_security.cluster.studies import available_studies, read_study
-from alignment_security.common.files import UserError
+from alignment_security.common.files import UserError, write_atomic
 from alignment_security.evaluation.dry_run import Speed, duration
 from alignment_security.evaluation.run_study import StudyProcesses
 from alignment_security.evaluation.study import check_study, study_requests
@@ -34,6 +34,7 @@ from alignment_security.evaluation.study_dry_run import (
 )
 from alignment_security.evaluation.study_screen import StudyScreen
 from alignment_security.models.macs import multiply_adds
+from alignment_security.records.names import name_with_weights, record_stem
 
 CLEAN = "clean"
 LINF = "Linf --eps 0.25/255 1/255 --attacks apgd-ce square --steps 3 --queries 5"
@@ -401,6 +402,17 @@ def test_a_record_beside_another_counts(study, cli, tmp_path):
     # the first record is not of the study
     (tmp_path / "results/records/mine/L2-crossing/first.json").unlink()
     assert cli("--study", file, *options)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["net", "lab/net:v1", "net-0123abcd"])
+def test_records_of_other_weights_under_a_models_name_count(tmp_path, name):
+    """Whatever its name is as a file's; those of another model do not."""
+    queue = StudyQueue(tmp_path, "mine", since=0)
+    others = name_with_weights(name, "0123abcd" * 8)
+    own = [record_stem(name), record_stem(others), record_stem(others, {"seed": 1})]
+    for stem in (*own, record_stem(f"{name}2"), record_stem(f"{name}.weights_2")):
+        write_atomic(tmp_path / "records/mine/clean" / f"{stem}.json", "{}")
+    assert {path.stem for path in queue.run_files(name, "records/mine/clean")} == set(own)
 
 
 def test_the_screen_replaces_its_lines_and_keeps_what_is_settled(study, tmp_path, capsys):
