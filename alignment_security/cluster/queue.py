@@ -103,16 +103,19 @@ class StudyQueue:
     def is_done(self, state: ModelState, requests: Mapping[str, str]) -> bool:
         """Whether these requests are done; a record that was deleted is not.
 
-        Which of the records of a folder the request is of is not known here: none may be gone.
+        Which of the records of a folder the request is of is not known here: none may be gone. Only
+        the files that the state names are looked at, since to list a folder for each model takes
+        seconds.
         """
         if state.status != DONE or state.requests != requests:
             return False
-        run_files = [self.results_dir / name for name in state.run_files]
-        if not all(path.is_file() and path.with_suffix(".csv").is_file() for path in run_files):
-            return False
         if self.overwrite and state.ended < self.since:
             return False
-        return all(self.run_files(state.model, folder) for folder in requests)
+        run_files = [Path(name) for name in state.run_files]
+        if not set(requests) <= {path.parent.as_posix() for path in run_files}:
+            return False
+        files = [path.with_suffix(ending) for path in run_files for ending in (".json", ".csv")]
+        return all((self.results_dir / file).is_file() for file in files)
 
     def has_failed(self, state: ModelState) -> bool:
         """Whether the model failed in this run."""

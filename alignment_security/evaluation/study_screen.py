@@ -64,8 +64,8 @@ class StudyScreen:
             return
         self.next = time.monotonic() + REDRAWN_EVERY
         states = self.states()
-        new = [state for state in states if self.is_settled(state)]
-        new = [state for state in new if state.model not in self.settled]
+        new = [state for state in states if state.model not in self.settled]
+        new = [state for state in new if self.is_settled(state)]
         self.settled |= {state.model for state in new}
         if self.on_terminal:
             self.draw([*map(settled_text, new)], self.text(states, processes))
@@ -94,28 +94,17 @@ class StudyScreen:
 
     def counts(self, states: Sequence[ModelState]) -> str:
         done = [state for state in states if self.queue.is_done(state, self.requests)]
-        failed = sum(map(self.queue.has_failed, states))
+        failed = [state for state in states if self.queue.has_failed(state)]
+        settled = {state.model for state in [*done, *failed]}
         gone = tqdm.format_interval(time.time() - self.started)
         parts = [f"{self.study}: {len(done)} of {len(states)} models done"]
         if failed:
-            parts.append(f"{failed} failed")
+            parts.append(f"{len(failed)} failed")
         parts.append(f"{gone} gone")
-        left = self.seconds_left(states, done)
-        if left is not None:
+        if done:
+            left = seconds_left(done, [state for state in states if state.model not in settled])
             parts.append(f"about {tqdm.format_interval(left)} left")
         return ", ".join(parts)
-
-    def seconds_left(
-        self, states: Sequence[ModelState], done: Sequence[ModelState]
-    ) -> float | None:
-        """Time to the end, as of the models done so far; None before the first."""
-        if not done:
-            return None
-        mean = sum(state.seconds for state in done) / len(done)
-        left = [state for state in states if not self.is_settled(state)]
-        running = [state for state in left if state.status == RUNNING]
-        spent = sum(min(mean, time.time() - state.began + state.seconds) for state in running)
-        return (mean * len(left) - spent) / max(1, len(running))
 
     def present(self, state: ModelState) -> str:
         """`resnet50: Linf on sample, 3 of 20 images, 412 an hour`"""
@@ -144,6 +133,14 @@ class StudyScreen:
         if failed:
             lines.append("run the same command again to try those that failed")
         print_line("\n".join(lines))
+
+
+def seconds_left(done: Sequence[ModelState], left: Sequence[ModelState]) -> float:
+    """Time to the end: each model that is left takes the mean of those that are done."""
+    mean = sum(state.seconds for state in done) / len(done)
+    running = [state for state in left if state.status == RUNNING]
+    spent = sum(min(mean, time.time() - state.began + state.seconds) for state in running)
+    return (mean * len(left) - spent) / max(1, len(running))
 
 
 def is_here(state: ModelState) -> bool:
