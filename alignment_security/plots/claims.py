@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from alignment_security.analysis.claims import claims_table
 from alignment_security.analysis.results import Results
-from alignment_security.plots.feng2025_style import LACKING
 from alignment_security.plots.style import Drawing
 
 
@@ -24,4 +23,7 @@ def claims(results: Results) -> Iterator[Drawing]:
     yield "claims", None, table, caption
 
 
-FIGURES = {"claims": (claims, LACKING)}
+MADE_BY = (
+    "it needs the published numbers; --published DIR (or PUBLISHED_DIR of .env) names their folder"
+)
+FIGURES = {"claims": (claims, MADE_BY)}

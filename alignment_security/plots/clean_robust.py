@@ -47,8 +47,8 @@ def clean_vs_robust(results: Results) -> Iterator[Drawing]:
         bars = "; bars: 95 % Wilson intervals" if part["model"].nunique() <= MAX_NAMED else ""
         caption = (
             "Accuracy under attack against clean accuracy, over the same "
-            f"{part['n'].iat[0]:g} images{bars}. Line: the Pareto front, the models that no other "
-            f"beats in both.\n{heading_of(part)}"
+            f"{part['n'].iat[0]:g} images{bars}. Line: the Pareto front. No other model is as good "
+            f"in both accuracies as one on it, and better in one.\n{heading_of(part)}"
         )
         yield name, draw_accuracies(part), part, caption
 

@@ -122,8 +122,8 @@ def fooled_pictures(results: Results) -> Iterator[Drawing]:
         shown = [run for run in runs if run["model"] == model]
         caption = (
             f"What fools {model}: photograph with its class, what was added (amplified by the "
-            "factor given; grey: nothing), and their sum, rounded to 8 bits, with the "
-            f"class that it is taken for.\n{describe_runs(shown, results.runs)}"
+            "factor given; grey: nothing), and their sum, drawn in 8 bits, with the class that the "
+            f"model takes it for before it is rounded.\n{describe_runs(shown, results.runs)}"
         )
         yield (
             figure_name("fooled_pictures", runs, results),

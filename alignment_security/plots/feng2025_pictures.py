@@ -136,14 +136,10 @@ def corners(results: Results) -> Iterator[Drawing]:
         picked = pick(results, table, corner_models(with_examples(results, table).rows))
         if picked.rows.empty:
             continue
-        caption = (
-            "Human alignment against Perturbation Tolerance, and the model nearest to each of "
-            "three corners by its ranks in both"
-            + (", of those that kept examples" if picked.cells else "")
-            + f". {OVERLAID}.\n{table.note}"
-        )
-        name = own_figure_name("corners", table, tables)
-        yield picked_drawing(name, table, picked, caption)
+        marked = "the model nearest to each of three corners by its ranks in both"
+        if picked.cells:
+            marked += ", of those that kept examples"
+        yield picked_drawing(own_figure_name("corners", table, tables), table, picked, marked)
 
 
 def tradeoff_photograph(results: Results) -> Iterator[Drawing]:
@@ -154,17 +150,24 @@ def tradeoff_photograph(results: Results) -> Iterator[Drawing]:
         picked = pick(results, table, models)
         if picked.rows.empty or table.name == PUBLISHED:
             continue
-        caption = (
-            "Human alignment against Perturbation Tolerance, and one photograph: a standard model, "
-            "an adversarially trained and a harmonized one, of one architecture where records have "
-            f"it. {OVERLAID}.\n{table.note}"
+        marked = "one photograph: " if picked.cells else ""
+        marked += (
+            "a standard model, an adversarially trained and a harmonized one, of one architecture "
+            "where records have it"
         )
         name = own_figure_name("tradeoff_photograph", table, tables)
-        yield picked_drawing(name, table, picked, caption)
+        yield picked_drawing(name, table, picked, marked)
 
 
-def picked_drawing(name: str, table: NormTable, picked: Picked, caption: str) -> Drawing:
-    """A figure of `draw_picked`, and the table of the models in it."""
+def picked_drawing(name: str, table: NormTable, picked: Picked, marked: str) -> Drawing:
+    """A figure of `draw_picked`, and the table of the models in it.
+
+    marked   for the caption: which models are marked
+    """
+    pictures = f" {OVERLAID}." if picked.cells else ""
+    caption = (
+        f"Human alignment against Perturbation Tolerance, and {marked}.{pictures}\n{table.note}"
+    )
     drawn = in_drawn_units(table)
     rows = picked.rows.assign(letter=[*"abc"[: len(picked.rows)]])
     if picked.cells:

@@ -4,7 +4,7 @@ A picture is a dict:
 
     name, note         title, and a sentence below
     x, y               {"label", "log", "digits"} of an axis
-    front              ids of the models on the Pareto front, from left to right
+    front              names of the models on the Pareto front, from left to right
     points             of each model {"model", "x", "y", "x_bar", "y_bar", "group", "family",
                        "own", "row"}: bars are [low, high] or None, own ones are ringed, and row is
                        the id of a row of a table
@@ -91,12 +91,10 @@ def tradeoff_note(table: NormTable) -> str:
     """What the picture says in numbers."""
     found = correlation(table.standard, "pt", "alignment")
     marked = "Ringed: models with a record here. " if table.name == PUBLISHED else ""
-    if found["n"] < FEWEST:
-        return f"{marked}{found['n']} standard models; a correlation takes {FEWEST}."
-    return (
-        f"{marked}Tolerance against alignment over standard models, Spearman's {rho_text(found)}. "
-        "Line: the Pareto front of standard models."
-    )
+    text = f"{found['n']} standard models; a correlation takes {FEWEST}"
+    if found["n"] >= FEWEST:
+        text = f"Tolerance against alignment over standard models, Spearman's {rho_text(found)}"
+    return f"{marked}{text}; bars: standard errors. Line: the Pareto front of standard models."
 
 
 def norm_point(row: Any, board: Leaderboard, table: NormTable) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT
 from leaderboards import random_scores, write_scores
 
+import plotting
 from alignment_security.analysis.claims import (
     COLUMNS,
     IS_NOT,
@@ -79,5 +80,9 @@ def test_hoak2025s_own_table_is_recomputed(tmp_path):
     assert int(explained["ours"].rstrip("%")) > 80 and explained["verdict"] == IS_NOT
 
 
-def test_without_public_numbers_there_is_no_ledger():
+def test_without_public_numbers_there_is_no_ledger(tmp_path, capsys):
     assert claims_table(load_results("no_such_results")).empty
+    options = ["--results_dir", str(tmp_path), "--published", "", "--plots", "claims"]
+    assert plotting.main(options) == 2
+    error = capsys.readouterr().err
+    assert "--published DIR" in error and "evaluate_robustness.py" not in error

@@ -165,8 +165,10 @@ def test_records_without_examples_leave_the_plane_alone(tmp_path):
     make_study(tmp_path, examples=())
     merge_records(tmp_path)
     results = load_results(tmp_path)
-    ((_, figure, table, _),) = corners(results)
+    ((_, figure, table, caption),) = corners(results)
     assert len(figure.axes) == 1 and len(table) == 3
+    ((*_, beside_figure_4),) = tradeoff_photograph(results)
+    assert not any("photograph" in text for text in (caption, beside_figure_4))
     assert not list(overlays(results))
 
 
