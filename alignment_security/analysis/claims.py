@@ -28,7 +28,7 @@ from alignment_security.analysis.feng2025_statistics import (
 from alignment_security.analysis.hoak2025 import Study, studies
 from alignment_security.analysis.hoak2025_accuracies import HOAK2025_KEY, HOAK2025_TABLE
 from alignment_security.analysis.hoak2025_regression import regression_rows
-from alignment_security.analysis.norm_table import PUBLISHED
+from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results
 
 COLUMNS = ("paper", "claim", "where", "claimed", "ours", "verdict", "why", "command")
@@ -54,9 +54,10 @@ def claims_table(results: Results) -> pd.DataFrame:
 
     Empty without the public numbers of Feng 2025.
     """
-    if published_norm_table(results) is None:
+    published = published_norm_table(results)
+    if published is None:
         return pd.DataFrame()
-    return pd.DataFrame([*feng_claims(results), *hoak_claims(results)])
+    return pd.DataFrame([*feng_claims(results, published), *hoak_claims(results)])
 
 
 def claim_row(paper: str, *cells: str) -> dict[str, str]:
@@ -67,7 +68,7 @@ def claim_row(paper: str, *cells: str) -> dict[str, str]:
 # ---- Feng 2025 -----------------------------------------------------------------------------------
 
 
-def feng_claims(results: Results) -> Iterator[dict]:
+def feng_claims(results: Results, published: NormTable) -> Iterator[dict]:
     """The statistics of the text, and what they leave out."""
     statistics = text_statistics_table(results)
     claimed = statistics[statistics["source"].eq(PUBLISHED) & statistics["reproduces"].ne(NEW)]
@@ -84,7 +85,7 @@ def feng_claims(results: Results) -> Iterator[dict]:
             "" if row["reproduces"] == REPRODUCED else row["rule"].removeprefix(f"{TRUNCATED}. "),
             STATISTICS,
         )
-    yield robust_count(results)
+    yield robust_count(published)
     yield claim_row(
         FENG,
         "Table 1, rows of harmonized networks",
@@ -119,10 +120,9 @@ def feng_claims(results: Results) -> Iterator[dict]:
     yield minimal_claim()
 
 
-def robust_count(results: Results) -> dict:
+def robust_count(published: NormTable) -> dict:
     """The text's number of robust networks against the public file."""
-    table = published_norm_table(results)
-    count = 0 if table is None else int(table.rows["group"].eq("robust").sum())
+    count = int(published.rows["group"].eq("robust").sum())
     return claim_row(
         FENG,
         "adversarially trained networks",

@@ -25,7 +25,13 @@ from alignment_security.analysis.norm_table import (
     PUBLISHED,
     NormTable,
 )
-from alignment_security.analysis.results import Results, describe_runs, read_summary, run_budget
+from alignment_security.analysis.results import (
+    Results,
+    describe_runs,
+    read_summary,
+    run_budget,
+    run_folder,
+)
 from alignment_security.analysis.statistics import (
     percentile_interval,
     rank_correlations,
@@ -110,6 +116,16 @@ def own_note(results: Results, image_set: str, threat: str, attack: str, rows: p
         return describe_runs(runs, results.runs)
     counts = " or ".join(map(str, rows["n"].unique()))
     return f"{image_set}, {threat}: {len(rows)} model(s), n = {counts}, budget {attack}."
+
+
+def runs_of(results: Results, table: NormTable) -> dict[str, dict]:
+    """The finished runs behind a table of ours, by model; none behind published numbers."""
+    return {
+        run["model"]: run
+        for run in results.runs
+        if run["status"] == "done"
+        and (*run_folder(run), run_budget(run)) == (table.image_set, table.threat, table.attack)
+    }
 
 
 def own_norm_table(

@@ -15,15 +15,11 @@ from alignment_security.analysis.feng2025 import (
     MEASURES,
     TOLERANCES,
     published_norm_table,
+    runs_of,
 )
 from alignment_security.analysis.feng2025_published import paper_tables
 from alignment_security.analysis.norm_table import NormTable
-from alignment_security.analysis.results import (
-    Results,
-    read_finished_rows,
-    run_budget,
-    run_folder,
-)
+from alignment_security.analysis.results import Results, read_finished_rows
 
 VALUES = [*MEASURES, *(f"{measure}_sem" for measure in MEASURES)]
 
@@ -43,7 +39,7 @@ def harmonized_pairs(results: Results) -> pd.DataFrame:
     standard = published.standard
     standard = standard.assign(net=standard["model"].str.partition(".")[0])
     return harmonized.rename(columns={"model": "net"}).merge(
-        standard[["net", "model", *MEASURES, "pt_sem", "alignment_sem"]],
+        standard[["net", "model", *VALUES]],
         how="left",
         on="net",
         suffixes=("_harmonized", ""),
@@ -115,13 +111,3 @@ def image_test(first: pd.DataFrame, second: pd.DataFrame, column: str) -> dict[s
     n = len(difference)
     p = stats.wilcoxon(difference).pvalue if n >= FEWEST and difference.any() else np.nan
     return {"difference": difference.mean() if n else np.nan, "p": p, "n": n}
-
-
-def runs_of(results: Results, table: NormTable) -> dict[str, dict]:
-    """The finished runs behind a table of ours, by model; none behind published numbers."""
-    return {
-        run["model"]: run
-        for run in results.runs
-        if run["status"] == "done"
-        and (*run_folder(run), run_budget(run)) == (table.image_set, table.threat, table.attack)
-    }

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.examples import read_example
-from alignment_security.analysis.feng2025_harmonized import architecture, runs_of
+from alignment_security.analysis.feng2025 import runs_of
+from alignment_security.analysis.feng2025_harmonized import architecture
 from alignment_security.analysis.norm_table import NormTable
 from alignment_security.analysis.results import Results, read_finished_rows
 from alignment_security.records.adversarial_examples import example_path, examples_folder

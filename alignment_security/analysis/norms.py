@@ -12,14 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis.feng2025 import FEWEST, NOT_MINIMAL, norm_tables, tables_with
-from alignment_security.analysis.norm_table import PUBLISHED, NormTable
-from alignment_security.analysis.results import (
-    Results,
-    read_finished_rows,
-    run_budget,
-    run_folder,
+from alignment_security.analysis.feng2025 import (
+    FEWEST,
+    NOT_MINIMAL,
+    norm_tables,
+    runs_of,
+    tables_with,
 )
+from alignment_security.analysis.norm_table import PUBLISHED, NormTable
+from alignment_security.analysis.results import Results, read_finished_rows, run_budget
 from alignment_security.models.families import family
 from alignment_security.records.metrics import accuracy_interval, spearman
 from alignment_security.records.summary_rows import attacked_size, size_text
@@ -137,15 +138,9 @@ def image_correlation(results: Results, model: str, feng2025: NormTable, other: 
 
     nan unless both records are there and have FEWEST such images.
     """
-    runs = []
-    for table in (feng2025, other):
-        for run in results.runs:
-            is_finished = run["model"] == model and run["status"] == "done"
-            is_budget = table.name.endswith(f"\n{run_budget(run)}")
-            if is_finished and is_budget and run_folder(run) == (table.image_set, table.threat):
-                runs.append(run)
-    if len(runs) != 2:
+    runs = [runs_of(results, table).get(model) for table in (feng2025, other)]
+    if not all(runs):
         return np.nan
-    norms = pd.concat([image_norms(run) for run in runs], axis=1, join="inner").to_numpy()
+    norms = pd.concat([image_norms(run) for run in runs if run], axis=1, join="inner").to_numpy()
     norms = norms[np.isfinite(norms).all(axis=1)]
     return spearman(*norms.T) if len(norms) >= FEWEST else np.nan

@@ -10,12 +10,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alignment_security.analysis.accuracy_pairs import share_intervals
 from alignment_security.analysis.record_tables import (
     corruption_summary,
     corruption_table,
     tables_by_severities,
 )
-from alignment_security.analysis.results import Results, describe_runs, group_finished
+from alignment_security.analysis.results import Results, evaluation_dates, group_finished
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
     LINE_HEIGHT,
@@ -29,7 +30,6 @@ from alignment_security.plots.style import (
     put_heading,
 )
 from alignment_security.records.comparable import corruption_settings, numbered
-from alignment_security.records.metrics import accuracy_interval
 
 MOST_COLUMNS = 4  # of panels
 
@@ -131,11 +131,10 @@ def accuracy_vs_severity(results: Results) -> Iterator[Drawing]:
     groups = [(group, table) for group, table in groups if len(table)]
     names = numbered([f"accuracy_vs_severity_{group[0]['image_set']}" for group, _ in groups])
     for name, (group, table) in zip(names, groups):
-        dates = describe_runs(group, results.runs).partition("evaluated ")[2].partition(". ")[0]
         bands = "; bands: 95 % Wilson intervals" if table["model"].nunique() <= MAX_NAMED else ""
         caption = (
             "Top-1 accuracy of all images against the severity of each corruption "
-            f"(n = {table['n'].iat[0]} images a point{bands}). Evaluated {dates}."
+            f"(n = {table['n'].iat[0]} images a point{bands}). Evaluated {evaluation_dates(group)}."
         )
         yield name, draw_severities(table, group[0]["image_set"]), table, caption
 
@@ -147,10 +146,9 @@ def severity_table(group: list[dict]) -> pd.DataFrame:
     table = table[several].sort_values(["type", "model", "severity"], ignore_index=True)
     if table.empty:
         return table
-    correct = ((1 - table["error"]) * table["n"]).round().astype(int)
-    intervals = [accuracy_interval(*pair) for pair in zip(correct, table["n"])]
-    table[["low", "high"]] = intervals
-    return table.assign(accuracy=1 - table["error"])
+    table = table.assign(accuracy=1 - table["error"])
+    table[["low", "high"]] = share_intervals(table["accuracy"], table["n"])
+    return table
 
 
 def draw_severities(table: pd.DataFrame, image_set: str) -> Figure:
