@@ -222,9 +222,8 @@ def clickme_set(root: Path) -> ImageSet:
     listing = list_files(root, lambda path: bool(SHARD.search(path.name)))
     shards = sorted(listing.files, key=natural_order)
     files = sorted((path for path in listing.others if path.suffix == ".pth"), key=natural_order)
-    taken = set(shards or files)
-    ours = root / PAIR_LIST
-    others = [path for path in [*listing.files, *listing.others] if path not in {*taken, ours}]
+    taken = {*(shards or files), root / PAIR_LIST}
+    others = [path for path in [*listing.files, *listing.others] if path not in taken]
     _check_one_folder(root, shards or files)
     if shards:
         rows = [row for shard in shards for row in shard_rows(shard)]
