@@ -48,7 +48,7 @@ def clickme_big12_command(args: argparse.Namespace) -> None:
     folder = existing_folder("clickme_big12", args.clickme)
     images = draw_pairs(folder, args.per_class)
     if args.out:
-        export_pairs(images, args.out)
+        export_pairs(images, args.out, folder)
         images = big12_or_pairs(args.out)  # as --dataset big12 reads it
     superclasses = len(set(images.groups))
     print(

@@ -207,6 +207,11 @@ def read_pth(path: Path) -> ClickMeSample:
 # ---- ClickMe as an image set ---------------------------------------------------------------------
 
 
+def is_clickme_file(path: Path) -> bool:
+    """Whether a file has an ending of ClickMe's, .tfrecord, .tfrecords or .pth."""
+    return bool(SHARD.search(path.name)) or path.suffix == ".pth"
+
+
 def natural_order(path: Path) -> list:
     """Sort key that puts val-2 before val-10."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]

@@ -18,11 +18,16 @@ from alignment_security.images.clickme import (
     ClickMeSample,
     clickme_sample,
     clickme_set,
+    is_clickme_file,
 )
 from alignment_security.images.image_sets import DataError, ImageSet, read_image_list
-from alignment_security.images.subsets import big12_set, draw_subset, groupings, write_list
-
-CLICKME_ENDINGS = (".tfrecords", ".tfrecord", ".pth")
+from alignment_security.images.subsets import (
+    big12_set,
+    check_out,
+    draw_subset,
+    groupings,
+    write_list,
+)
 
 
 def big12_or_pairs(root: Path) -> ImageSet:
@@ -40,7 +45,7 @@ def big12_or_pairs(root: Path) -> ImageSet:
 
 def holds_clickme(root: Path) -> bool:
     """Whether a folder has files of ClickMe in it."""
-    return any(path.suffix in CLICKME_ENDINGS for path in visible(root))
+    return any(map(is_clickme_file, visible(root)))
 
 
 def pairs_by_superclass(images: ImageSet) -> ImageSet:
@@ -89,25 +94,22 @@ def draw_pairs(root: Path, per_class: int) -> ImageSet:
     return pairs_by_superclass(images.take(images.position(name) for name, _, _ in rows))
 
 
-def export_pairs(images: ImageSet, out: Path) -> None:
+def export_pairs(images: ImageSet, out: Path, source: Path) -> None:
     """Write out/<image_id>.pth for each pair, as Feng 2025's code reads them, and out/big12.txt.
 
     A .pth is a dict of uint8 `image` (3, H, W), uint8 `heatmap` (1, H, W) and `label`. A heat map
     of real numbers is scaled to its maximum of 255: ranks stay, to the 256 levels. Raises DataError
-    for an `out` with other files of ClickMe, which --data_dir would read too.
+    for an `out` inside `source`, and for one with other files of ClickMe, which --data_dir would
+    read too.
     """
+    targets = [out / f"{image_id}.pth" for image_id in images.ids]
+    present = filter(is_clickme_file, visible(out)) if out.exists() else []
+    check_out(out, source, targets, present, "pairs")
     out.mkdir(parents=True, exist_ok=True)
-    targets = {out / f"{image_id}.pth" for image_id in images.ids}
-    present = {path for path in visible(out) if path.suffix in CLICKME_ENDINGS}
-    if strange := sorted(present - targets):
-        raise DataError(
-            f"{out}: holds {len(strange)} pairs that are not of this set, e.g. {strange[0].name}; "
-            "choose another --out"
-        )
-    for i, image_id in enumerate(images.ids):
+    for i, target in enumerate(targets):
         file = io.BytesIO()
         torch.save(pair_tensors(clickme_sample(images, i)), file)
-        write_atomic(out / f"{image_id}.pth", file.getvalue())
+        write_atomic(target, file.getvalue())
     write_list(images, out)
 
 

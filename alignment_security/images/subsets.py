@@ -150,11 +150,11 @@ def draw_subset(
     return rows
 
 
-# ---- ImageNet's files ----------------------------------------------------------------------------
-
-
 def _draw_order(name: str) -> str:
     return hashlib.sha256(f"{BIG12_SEED}:{name}".encode()).hexdigest()
+
+
+# ---- ImageNet's files ----------------------------------------------------------------------------
 
 
 def locate_images(root: Path, rows: list[tuple[str, int, str]]) -> list[Path]:
@@ -187,6 +187,26 @@ def _find_image(root: Path, synset: str, name: str) -> Path | None:
     return None
 
 
+def check_out(
+    out: Path, source: Path, targets: Iterable[Path], present: Iterable[Path], what: str
+) -> None:
+    """Raise DataError for an `out` inside `source`, or with other files than a set's.
+
+    targets   the files that the set has in `out`
+    present   those in `out` that --data_dir would read
+    what      the set is of: images, pairs
+    """
+    if out.resolve().is_relative_to(source.resolve()):
+        raise DataError(f"{out}: is inside {source}, which is never altered; choose another --out")
+    wanted = set(targets)
+    others = [path for path in present if path not in wanted]
+    if others:
+        raise DataError(
+            f"{out}: holds {len(others)} {what} that are not of this set, e.g. {others[0].name}; "
+            "choose another --out"
+        )
+
+
 def export_subset(images: ImageSet, out: Path, source: Path, copy: bool = False) -> None:
     """Write out/<synset>/<file> as symbolic links, or as copies, and the list out/<set>.txt.
 
@@ -194,11 +214,9 @@ def export_subset(images: ImageSet, out: Path, source: Path, copy: bool = False)
     content. Raises DataError for an `out` inside `source`, and for one that holds other images,
     which --data_dir would read too.
     """
-    if out.resolve().is_relative_to(source.resolve()):
-        raise DataError(f"{out}: is inside {source}, which is never altered; choose another --out")
     names = synsets()
     targets = [out / names[label] / name for name, label in zip(images.ids, images.labels)]
-    _check_no_others(out, set(targets))
+    check_out(out, source, targets, list_images(out).files if out.exists() else [], "images")
     for path, target in zip(images.paths, targets):
         if not _is_exported(path, target, copy):
             _export(path, target, copy)
@@ -209,18 +227,6 @@ def write_list(images: ImageSet, out: Path) -> None:
     """Write out/<set>.txt, a line `image_id label superclass` each."""
     lines = "".join(f"{n} {y} {g}\n" for n, y, g in zip(images.ids, images.labels, images.groups))
     write_atomic(out / f"{images.name}.txt", lines)
-
-
-def _check_no_others(out: Path, targets: set[Path]) -> None:
-    """Raise DataError if a folder holds images besides these."""
-    others = (
-        [path for path in list_images(out).files if path not in targets] if out.exists() else []
-    )
-    if others:
-        raise DataError(
-            f"{out}: holds {len(others)} images that are not of this set, e.g. {others[0].name}; "
-            "choose another --out"
-        )
 
 
 def _is_exported(path: Path, target: Path, copy: bool) -> bool:

@@ -115,6 +115,17 @@ def test_960_pairs_are_drawn_and_written(tmp_path, capsys, layout):
     assert "480 pairs that are not of this set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", [".", "big12"])
+def test_clickmes_own_folder_is_never_written_to(tmp_path, capsys, place):
+    source = write_clickme(tmp_path / "clickme", CLASSES, "pth")
+    before = {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+    command = ["clickme_big12", "--clickme", str(source), "--per_class", "1"]
+    assert dataloading.main([*command, "--out", str(source / place)]) == 2
+    said = capsys.readouterr().err
+    assert f"is inside {source}, which is never altered" in said and said.count("\n") == 1
+    assert before == {path: path.stat().st_mtime_ns for path in source.rglob("*")}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_classes_with_too_few_pairs_are_named(tmp_path, capsys, layout):
     labels = 4 * CLASSES
