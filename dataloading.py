@@ -17,7 +17,7 @@ from pathlib import Path
 from alignment_security.common.command_line import Parser, argument, positive_int
 from alignment_security.common.process import run_command, run_script
 from alignment_security.images.clickme_pairs import big12_or_pairs, draw_pairs, export_pairs
-from alignment_security.images.image_sets import existing_folder
+from alignment_security.images.image_sets import ImageSet, existing_folder
 from alignment_security.images.subsets import (
     BIG12_PER_CLASS,
     export_subset,
@@ -31,12 +31,7 @@ def big12_command(args: argparse.Namespace) -> None:
     images = load_subset(existing_folder("big12", args.imagenet), args.grouping, args.per_class)
     if args.out:
         export_subset(images, args.out, args.imagenet, args.copy)
-    superclasses = len(set(images.groups))
-    classes = len(set(images.labels)) // superclasses
-    print(
-        f"{images.name}: all {len(images)} images are there, "
-        f"{superclasses} superclasses x {classes} classes x {args.per_class}"
-    )
+    print(f"{images.name}: all {len(images)} images are there, {shape(images, args.per_class)}")
     print(f"  sha256 of the list   {images.list_sha256}")
     print(f"  sha256 of the images {images.contents_sha256()}")
     if args.out:
@@ -50,15 +45,26 @@ def clickme_big12_command(args: argparse.Namespace) -> None:
     if args.out:
         export_pairs(images, args.out, folder)
         images = big12_or_pairs(args.out)  # as --dataset big12 reads it
-    superclasses = len(set(images.groups))
-    print(
-        f"{len(images)} pairs of image and map, {superclasses} superclasses x "
-        f"{len(set(images.labels)) // superclasses} classes x {args.per_class}"
-    )
+    print(f"{len(images)} pairs of image and map, {shape(images, args.per_class)}")
     print(f"  sha256 of the list  {images.list_sha256}")
     if args.out:
         print(f"  sha256 of the pairs {images.contents_sha256()}")
         print(f"  {args.out}: --dataset big12 --data_dir {args.out}")
+
+
+def shape(images: ImageSet, per_class: int) -> str:
+    superclasses = len(set(images.groups))
+    classes = len(set(images.labels)) // superclasses
+    return f"{superclasses} superclasses x {classes} classes x {per_class}"
+
+
+def add_per_class(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument(
+        "--per_class",
+        type=argument(positive_int),
+        default=BIG12_PER_CLASS,
+        help=f"{what} per class (default: %(default)s)",
+    )
 
 
 def get_args_parser() -> argparse.ArgumentParser:
@@ -78,12 +84,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         "--out", type=Path, help="export to this folder: synset folders of symbolic links"
     )
     big12.add_argument("--copy", action="store_true", help="export copies instead of links")
-    big12.add_argument(
-        "--per_class",
-        type=argument(positive_int),
-        default=BIG12_PER_CLASS,
-        help="images per class (default: %(default)s)",
-    )
+    add_per_class(big12, "images")
     big12.add_argument(
         "--grouping",
         choices=list(groupings()),
@@ -102,12 +103,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="folder of one split of ClickMe: .tfrecords or .pth files",
     )
     pairs.add_argument("--out", type=Path, help="write the pairs to this folder, a .pth each")
-    pairs.add_argument(
-        "--per_class",
-        type=argument(positive_int),
-        default=BIG12_PER_CLASS,
-        help="pairs per class (default: %(default)s)",
-    )
+    add_per_class(pairs, "pairs")
     pairs.set_defaults(run=clickme_big12_command)
     return parser
 
