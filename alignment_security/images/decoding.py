@@ -20,7 +20,7 @@ from alignment_security.images.image_sets import DataError
 # Formats that photographs and maps have. Pillow knows more: it hands PostScript to Ghostscript,
 # which runs it as a program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
-# errors that say nothing about the file
+# errors that may pass: they say nothing about the file
 PASSING_ERRORS = LIMIT_ERRORS | {
     errno.EIO,
     errno.ESTALE,
@@ -61,25 +61,19 @@ def decode_image(file: BinaryIO, where: str, advice: str = "") -> Image.Image:
                 return to_rgb(image)
     except (DataError, MemoryError):
         raise
-    except OSError as error:
-        if error.errno in PASSING_ERRORS:
-            raise
-        raise undecodable(where, error, advice) from None
     except Image.DecompressionBombError as error:
         size = str(error).partition(" exceeds")[0]
         raise DataError(f"{where}: {size}, more than {MAX_PIXELS:,}; shrink it first") from None
     except Exception as error:  # a decoder may raise anything on a file that is damaged or made up
-        raise undecodable(where, error, advice) from None
-
-
-def undecodable(where: str, error: Exception, advice: str) -> DataError:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    end = f"; {advice}" if advice else ""
-    return DataError(f"{where}: cannot be decoded ({reason}){end}")
+        if isinstance(error, OSError) and error.errno in PASSING_ERRORS:
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        end = f"; {advice}" if advice else ""
+        raise DataError(f"{where}: cannot be decoded ({reason}){end}") from None
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """The error of a file that is there and whole, as far as anybody knows, and was not read."""
+    """The error about a file that could not be read. It says nothing about the content."""
     if error.errno in LIMIT_ERRORS:
         return TryAgain(
             f"{path}: cannot be read ({error.strerror}); a limit of this machine (see ulimit -a) "

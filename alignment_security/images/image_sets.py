@@ -225,7 +225,7 @@ def hoak2025_permutation(images: ImageSet) -> list[int]:
     files of each, by numpy's legacy generator. Source: kyangl/alignment-security@3bafa26,
     dataloading.py, get_dataloader.
     """
-    names = synsets()  # it takes milliseconds
+    names = synsets()  # once: each call takes milliseconds
     folders = [class_folder(name, label, names) for name, label in zip(images.ids, images.labels)]
     by_folder = sorted(range(len(images)), key=lambda i: (folders[i], images.ids[i]))
     order = np.random.RandomState(HOAK2025_SEED).permutation(len(images))

@@ -54,12 +54,13 @@ VARIANTS = {
 def variant_set(name: str, root: Path) -> ImageSet:
     """A set of VARIANTS. Raises DataError unless its class folders are exactly those of the set."""
     variant = VARIANTS[name]
-    _check_classes(root, name, variant.classes)
+    classes = variant.classes
+    _check_classes(root, name, classes)
     images = folder_set(name, root, IMAGENET_CLASSES)
     notes = list(images.notes)
     if len(images) != variant.images:
         notes.append(f"{root}: {len(images)} images; {name} was published with {variant.images}")
-    restricted = variant.classes if len(variant.classes) < IMAGENET_CLASSES else ()
+    restricted = classes if variant.class_file else ()
     return replace(images, restrict_to=restricted, notes=tuple(notes))
 
 
