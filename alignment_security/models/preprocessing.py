@@ -1,6 +1,6 @@
 """Measure what a preprocessing does, by calling it on synthetic images.
 
-A Brain-Score plugin, torchvision and transformers hide it in code. Uniform images give mean and
+Brain-Score's plugins, torchvision and transformers hide it in code. Uniform images give mean and
 std, and show that it is a normalisation; photograph-like scenes give size, crop and interpolation.
 A preprocessing that timm's transforms cannot reproduce is refused.
 """
@@ -21,6 +21,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from alignment_security.models.heads import ModelError
+from alignment_security.models.loaded_net import in_one_line
 
 # uniform images: black and white give mean and std, the other two check them
 UNIFORM_COLOURS = [(0, 0, 0), (255, 255, 255), (51, 102, 204), (204, 51, 102)]
@@ -46,7 +47,7 @@ def synthetic_scene(size: tuple[int, int]) -> Image.Image:
 
 
 def run_preprocessing(preprocess: Callable, images: list[Image.Image], name: str) -> Tensor:
-    """Output of a plugin's preprocessing, which takes file names: (B, 3, H, W) float32.
+    """Output of a preprocessing, which takes file names: (B, 3, H, W) float32.
 
     Raises ModelError if it fails or returns another shape.
     """
@@ -57,9 +58,9 @@ def run_preprocessing(preprocess: Callable, images: list[Image.Image], name: str
         try:
             made = preprocess(paths)
             batch = torch.stack([torch.as_tensor(np.array(part)) for part in made]).float()
-        except Exception as error:  # a plugin's own code may raise anything
+        except Exception as error:  # a source's own code may raise anything
             raise ModelError(
-                f"{name}: its preprocessing fails on a PNG ({type(error).__name__}: {error})"
+                f"{name}: its preprocessing fails on a PNG ({in_one_line(error)})"
             ) from None
     if batch.ndim != 4 or batch.shape[1] != 3 or len(batch) != len(images):
         raise ModelError(
@@ -160,7 +161,9 @@ def _gives(geometry: dict[str, Any], pixels: Tensor) -> bool:
 
 
 def measured_preprocessing(preprocess: Callable, name: str) -> dict[str, Any]:
-    """input_size, interpolation, crop_pct, crop_mode, mean and std of a plugin's preprocessing.
+    """input_size, interpolation, crop_pct, crop_mode, mean and std of a preprocessing.
+
+    preprocess   file names -> normalised images (3, H, W), a list or a batch, as Brain-Score has it
 
     Raises ModelError if timm's transforms cannot reproduce it.
     """

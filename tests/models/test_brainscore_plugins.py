@@ -170,6 +170,10 @@ REFUSED = {
     "paths": (lambda p: p, "fails on a PNG"),
     "nothing": (lambda p: None, "fails on a PNG"),
     "fails": (lambda p: 1 / 0, "fails on a PNG .ZeroDivisionError"),
+    "fails in two lines": (
+        lambda p: exec("raise ValueError('one\\ntwo')"),
+        "fails on a PNG .ValueError: one two",
+    ),
     "one channel": (
         lambda p: [x[:1] for x in preprocessing(SQUASH)(p)],
         r"gives \(6, 1, 64, 64\), not an image",
