@@ -36,6 +36,7 @@ from alignment_security.cluster.tars import table_row, write_tar
 from alignment_security.common.files import safe_file_name, write_atomic
 from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
+from alignment_security.models.checkpoints import own_tensors
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import WantedModel
 from alignment_security.models.loading import load_model
@@ -115,9 +116,7 @@ def _state_with_normaliser(model: Model) -> dict[str, torch.Tensor]:
     The normaliser gets the names that models.checkpoints.own_normalisation reads.
     """
     net: Any = model.module.net
-    state = {
-        name: tensor.detach().clone().contiguous() for name, tensor in net.state_dict().items()
-    }
+    state = own_tensors(net.state_dict())
     if any(model.settings[kind] != net.pretrained_cfg.get(kind) for kind in ("mean", "std")):
         for kind in ("mean", "std"):
             state[f"normalizer.{kind}"] = torch.tensor(model.settings[kind])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
 import safetensors
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignment_security.common.files import UserError
 from alignment_security.common.text import read_text
@@ -39,6 +40,11 @@ def weights_sha256(net: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def own_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state dict as copies on the CPU that share no memory, for safetensors."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def training_facts(checkpoint: Path) -> dict:

@@ -7,18 +7,18 @@ beside its code.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import nn
 
 from alignment_security.common.files import safe_file_name, write_atomic
 from alignment_security.common.settings import IMAGENET_CLASSES, git_state
 from alignment_security.common.temporary import temporary_beside
+from alignment_security.models.checkpoints import own_tensors
 from alignment_security.models.heads import Model, ModelError
+from alignment_security.models.loaded_net import output_of
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import split_source
 
@@ -143,8 +143,7 @@ def plugin_files(model: Model, net_name: str) -> dict[str, str | bytes]:
     net, settings = model.module.net, model.settings
     assert isinstance(net, nn.Module)
     shape = tuple(model.preprocessing["input_size"])
-    with torch.no_grad():
-        logits = net(torch.linspace(-1, 1, math.prod(shape)).view(1, *shape))
+    logits = output_of(net, shape, settings["name"])
     is_public = settings["weights"].startswith("timm:")
     create = (FROM_TIMM if is_public else FROM_FILE).format(net=net_name)
     values: dict[str, Any] = {
@@ -173,8 +172,7 @@ def plugin_files(model: Model, net_name: str) -> dict[str, str | bytes]:
     quoted = {key: json.dumps(values[key]) for key in ("net", "weights")}
     files["metadata.yaml"] = METADATA.format_map(values | quoted)
     if not is_public:
-        state = {key: x.detach().clone().contiguous() for key, x in net.state_dict().items()}
-        files[WEIGHTS_FILE] = safetensors.torch.save(state)
+        files[WEIGHTS_FILE] = safetensors.torch.save(own_tensors(net.state_dict()))
     return files
 
 

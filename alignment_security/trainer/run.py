@@ -29,7 +29,7 @@ from alignment_security.common.locked_run import LockedRun, json_round_trip
 from alignment_security.common.schema import check_shape
 from alignment_security.common.text import read_text
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
-from alignment_security.models.checkpoints import METADATA_KEY, RECIPE_FACTS
+from alignment_security.models.checkpoints import METADATA_KEY, RECIPE_FACTS, own_tensors
 from alignment_security.records.record import first_difference
 from alignment_security.records.schemas import TRAINING_LOG
 from alignment_security.records.training import read_training_log, read_training_run
@@ -160,13 +160,10 @@ class TrainingRun(LockedRun):
         weights   the state dict
         facts     for the run file
         """
-        tensors = {
-            name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()
-        }
         recipe = self.info["settings"]["run"]
         facts_of_recipe = {name: recipe[name] for name in RECIPE_FACTS if name in recipe}
         metadata = {METADATA_KEY: json.dumps(facts_of_recipe)}
-        write_atomic(self.final, safetensors.torch.save(tensors, metadata))
+        write_atomic(self.final, safetensors.torch.save(own_tensors(weights), metadata))
         self.save(status="done", file_sha256=sha256_file(self.final), **facts)
 
     def discard_if_untrained(self) -> None:
