@@ -113,7 +113,7 @@ def own_config(net: str) -> bytes | None:
 def _state_with_normaliser(model: Model) -> dict[str, torch.Tensor]:
     """State dict of the net, and its normaliser when it was trained with one.
 
-    The normaliser gets the names that models.checkpoints.own_normalisation reads.
+    The normaliser gets the names that checkpoint_entries.checkpoint_normalisation reads.
     """
     net: Any = model.module.net
     state = own_tensors(net.state_dict())

@@ -37,22 +37,21 @@ def requested_model(args: argparse.Namespace, device: torch.device) -> Model:
     """The model called --model_name, without a head; with --chtc from its tar in STAGING_DIR."""
     if args.chtc:
         staging = staging_dir(setting("STAGING_DIR"))
-        return load_staged(staging, args.model_name, "none", device, args.source)
+        return load_staged(staging, args.model_name, device, args.source)
     return load_model(
         args.model_name,
         args.checkpoint,
         args.trust_checkpoint,
-        "none",
-        device,
-        args.architecture,
-        args.source,
-        args.group,
-        args.checkpoint_key,
+        device=device,
+        architecture=args.architecture,
+        source=args.source,
+        group=args.group,
+        checkpoint_key=args.checkpoint_key,
     )
 
 
 def load_staged(
-    staging: Path, name: str, head: str, device: str | torch.device, source: str = "timm"
+    staging: Path, name: str, device: str | torch.device, source: str = "timm"
 ) -> Model:
     """The model called `name` from its staged weights, or from what its plugin fetched.
 
@@ -62,7 +61,7 @@ def load_staged(
     """
     staged = staged_weights(staging, name)
     if staged.is_plugin:
-        model = load_staged_plugin(name, staged.home, staged.facts, head=head, device=device)
+        model = load_staged_plugin(name, staged.home, staged.facts, device=device)
     elif source == "brainscore":
         raise StagingError(
             f"{name}: is staged with {staged.facts['weights']}, not as a plugin; leave out "
@@ -72,7 +71,6 @@ def load_staged(
         model = load_model(
             name,
             staged.checkpoint,
-            head=head,
             device=device,
             architecture=staged.architecture,
             group=staged.facts.get("group"),

@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from alignment_security.common.settings import IMAGENET_CLASSES, setting
 from alignment_security.models.checkpoint_entries import load_checkpoint
 from alignment_security.models.checkpoints import load_packaged, training_facts, weights_sha256
-from alignment_security.models.heads import (
-    Model,
-    ModelError,
-    PixelModel,
-    add_head,
-)
+from alignment_security.models.heads import Model, ModelError, PixelModel, with_head
 from alignment_security.models.loaded_net import LoadedNet
 from alignment_security.models.names import (
     ROBUST_NETS,
@@ -81,13 +76,11 @@ def load_model(
         facts = facts | {"group": group}
     elif checkpoint:
         facts = facts | training_facts(checkpoint)
-    return as_model(replace(loaded, facts=facts), name, head, device)
+    return with_head(as_model(replace(loaded, facts=facts), name, device), head)
 
 
-def as_model(
-    loaded: LoadedNet, name: str, head: str = "none", device: str | torch.device = "cpu"
-) -> Model:
-    """The model of a loaded network: normalisation in front, a head behind, frozen."""
+def as_model(loaded: LoadedNet, name: str, device: str | torch.device) -> Model:
+    """The model of a loaded network without a head: normalisation in front, frozen."""
     config = loaded.config
     preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
     settings = {
@@ -97,13 +90,12 @@ def as_model(
         "mean": config["mean"],
         "std": config["std"],
         "preprocessing": preprocessing,
-        "head": head,
+        "head": "none",
         **loaded.facts,
     }
-    pixel_model = PixelModel(loaded.net, config["mean"], config["std"])
-    module, n_outputs = add_head(pixel_model, loaded.n_outputs, head, name)
+    module = PixelModel(loaded.net, config["mean"], config["std"])
     module = module.eval().requires_grad_(False).to(device)
-    return Model(module, settings, preprocessing, n_outputs, loaded.notes)
+    return Model(module, settings, preprocessing, loaded.n_outputs, loaded.notes)
 
 
 # ---- weights -------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def test_prestage_keeps_the_normaliser_of_a_checkpoint(tmp_path, tiny, monkeypat
     monkeypatch.chdir(tmp_path)
     plain = load_model("mine", tmp_path / "own.pth", architecture="test_resnet").settings
     assert plain["mean"] == (0.4, 0.41, 0.42)
-    assert load_staged(tmp_path, "mine", "none", "cpu").settings == plain
+    assert load_staged(tmp_path, "mine", "cpu").settings == plain
 
 
 def test_prestage_takes_the_configuration_of_a_local_folder_along(tmp_path, monkeypatch):
@@ -193,7 +193,7 @@ def test_prestage_takes_the_configuration_of_a_local_folder_along(tmp_path, monk
 
     folder.rename(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    staged = load_staged(tmp_path / "stage", name, "none", "cpu")
+    staged = load_staged(tmp_path / "stage", name, "cpu")
     assert staged.settings == plain.settings and staged.n_outputs == 5
 
 
