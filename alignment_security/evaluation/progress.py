@@ -65,9 +65,11 @@ class EvaluationProgress:
             self._show()
 
     def on_rows(self, finished: int, rows: list[dict]) -> None:
-        """Rows are written, which finish so many images."""
+        """Rows are written, which finish so many images. Rows without passes cost the same."""
+        _, (forwards, backwards) = self.threat.cost()
         for row in rows:
-            self.settled += work_of((row.get("forwards", 1), row.get("backwards", 0)))
+            passes = row.get("forwards", forwards), row.get("backwards", backwards)
+            self.settled += work_of(passes)
             self.begun_at.pop(row["image_id"], None)
             self._count_verdict(row)
         self.meter.done += finished

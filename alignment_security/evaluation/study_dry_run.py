@@ -136,10 +136,10 @@ def rehearse_threat(request: argparse.Namespace, bare: Model) -> ThreatRehearsal
     )
     few = take_slice(images, 0, ATTACKED)
     rows = evaluate(model, few, threat, batch_size=evaluation.batch_size, **options)
-    forwards, backwards = 1.0, 0.0
-    if not isinstance(threat, Clean):
-        forwards, backwards = (rows[name].sum() / len(few) for name in ("forwards", "backwards"))
-    return ThreatRehearsal(len(images), forwards, backwards, speed, request.workers)
+    _, passes = threat.cost()
+    if "forwards" in rows:
+        passes = tuple(rows[name].sum() / len(few) for name in ("forwards", "backwards"))
+    return ThreatRehearsal(len(images), *passes, speed, request.workers)
 
 
 # ---- estimating ----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from alignment_security.evaluation.threats.autoattack import AutoAttack
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing
+from alignment_security.evaluation.threats.saliency import Saliency
 from alignment_security.evaluation.threats.threat import Execution
 from alignment_security.models.heads import Model
 
@@ -73,6 +74,19 @@ def test_the_work_of_a_minimum_norm_attack_is_what_it_costs(protocol):
     if protocol != "deepfool":  # which ends with the first point that fools
         assert progress.work == pytest.approx(4 * work_of((passes + 2, passes)), rel=0.1)
     assert len(seen) > (5 if protocol == "deepfool" else 20)  # it moves within a batch
+
+
+@pytest.mark.parametrize("threat", [Clean(), Saliency()])
+def test_rows_without_passes_settle_what_the_threat_costs(threat):
+    """Every image costs the same: nothing is left of those that have a row."""
+    net, _ = two_class(0.7, "L2")
+    model = Model(net, {"head": "none"}, {"input_size": (1, 8, 8)}, 2)
+    progress = progress_of(threat, 8)
+    execution = Execution(4, on_pass=progress.on_pass)
+    for rows in threat.run(model, progress.count_images(iter(IMAGES)), execution):
+        progress.on_rows(len(rows), rows)
+    assert progress.work == progress.settled == 4 * progress.most
+    assert progress.work_left() == 4 * progress.most
 
 
 def test_the_time_left_counts_passes():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -324,6 +325,14 @@ def test_dry_run_of_a_study_writes_nothing(study, tmp_path, capsys):
     assert "mine: 2 models, 2 GMACs in all" in out and "rehearsed first (0.10 GMACs)" in out
     assert "mine/L2-crossing" in out and "estimated time" in out and "peak memory" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_dry_run_of_saliency_whose_records_hold_no_passes(study, tmp_path, capsys):
+    file, options = study(["first"])
+    file.write_text("models nets.txt\nimages --dataset sample -s 3\nsaliency\nclean\n")
+    command = ["run_study", str(file), *options[2:], "--dry_run"]  # without --data_dir
+    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert re.search(r"\nsample/saliency +0:00:0\d\n", capsys.readouterr().out)
 
 
 def test_dry_run_goes_on_after_a_model_with_damaged_weights(study, tmp_path, capsys):
