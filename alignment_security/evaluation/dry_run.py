@@ -77,6 +77,19 @@ def measure(
     return Speed(decode, forward, both, counted.batch_size, peak_bytes(device))
 
 
+def measure_evaluation(evaluation: Evaluation) -> Speed:
+    """`measure` of the module that the threat of an evaluation attacks."""
+    model, threat = evaluation.model, evaluation.threat
+    execution = Execution(evaluation.batch_size, evaluation.precision, evaluation.compiled)
+    return measure(
+        threat.attacked_module(model, execution),
+        evaluation.images,
+        model.preprocessing,
+        evaluation.batch_size,
+        gradients=not isinstance(threat, Clean),
+    )
+
+
 def top_logit(logits: Tensor, rows: slice) -> Tensor:
     return logits.amax(1)
 
@@ -116,14 +129,7 @@ def describe_dry_run(evaluation: Evaluation) -> str:
     warnings = check_model(
         model.module, first, model.n_outputs, settings["name"], threat.takes_random_models
     )
-    execution = Execution(evaluation.batch_size, evaluation.precision, evaluation.compiled)
-    speed = measure(
-        threat.attacked_module(model, execution),
-        images,
-        model.preprocessing,
-        evaluation.batch_size,
-        gradients=not isinstance(threat, Clean),
-    )
+    speed = measure_evaluation(evaluation)
     weights = f"{settings['weights']}, sha256 {settings['weights_sha256'][:12]}"
     facts = {
         "model": f"{settings['name']} ({weights})",

@@ -22,13 +22,11 @@ from alignment_security.cluster.studies import Study
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import setting
-from alignment_security.evaluation.dry_run import Speed, duration, measure
+from alignment_security.evaluation.dry_run import Speed, duration, measure_evaluation
 from alignment_security.evaluation.protocols import threat_from_args
 from alignment_security.evaluation.run import evaluate, prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.evaluation.study import record_folder, study_requests
-from alignment_security.evaluation.threats.clean import Clean
-from alignment_security.evaluation.threats.threat import Execution
 from alignment_security.images.image_sets import take_slice
 from alignment_security.models.forward import pick_device
 from alignment_security.models.heads import Model, with_head
@@ -126,14 +124,7 @@ def rehearse_threat(request: argparse.Namespace, bare: Model) -> ThreatRehearsal
     images, _ = requested_images(request, model)
     options = {"precision": request.precision, "compiled": request.compile}
     evaluation = prepare(model, images, threat, request.batch_size, **options)
-    execution = Execution(evaluation.batch_size, request.precision, request.compile)
-    speed = measure(
-        threat.attacked_module(evaluation.model, execution),
-        images,
-        model.preprocessing,
-        evaluation.batch_size,
-        gradients=not isinstance(threat, Clean),
-    )
+    speed = measure_evaluation(evaluation)
     few = take_slice(images, 0, ATTACKED)
     rows = evaluate(model, few, threat, batch_size=evaluation.batch_size, **options)
     _, passes = threat.cost()
