@@ -130,13 +130,17 @@ def example_groups(
         if results.models:
             shown = sorted(runs, key=lambda run: results.models.index(run["model"]))
         else:
-            kept = [examples_folder(run["csv"]).is_dir() for run in runs]
-            shown = some_of_each([run for run, is_kept in zip(runs, kept) if is_kept], MODELS)
-            others = [run for run, is_kept in zip(runs, kept) if not is_kept]
+            shown = some_of_each([run for run in runs if keeps_examples(run)], MODELS)
+            others = [run for run in runs if not keeps_examples(run)]
             shown += some_of_each(others, MODELS - len(shown))
         columns = example_columns(shown, needs, results.images)
         if columns:
             yield runs, columns
+
+
+def keeps_examples(run: dict) -> bool:
+    """Whether a run has a folder of examples."""
+    return examples_folder(run["csv"]).is_dir()
 
 
 def some_of_each(runs: list[dict], most: int) -> list[dict]:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis.examples import read_example
+from alignment_security.analysis.examples import keeps_examples, read_example
 from alignment_security.analysis.feng2025 import runs_of
 from alignment_security.analysis.feng2025_harmonized import architecture
 from alignment_security.analysis.norm_table import NormTable
 from alignment_security.analysis.results import Results, read_finished_rows
-from alignment_security.records.adversarial_examples import example_path, examples_folder
+from alignment_security.records.adversarial_examples import example_path
 
 # corner of the plane of both measures -> its place, as shares of the ranks
 CORNERS = {
@@ -75,10 +75,9 @@ def remedy_models(results: Results, table: NormTable) -> pd.DataFrame:
 
 def with_examples(results: Results, table: NormTable) -> NormTable:
     """The table's models that kept examples, if three have, else all of them."""
-    runs = runs_of(results, table)
-    kept = [model in runs and examples_folder(runs[model]["csv"]).is_dir() for model in
-            table.rows["model"]]  # fmt: skip
-    return table._replace(rows=table.rows[kept]) if sum(kept) >= len(CORNERS) else table
+    models = [model for model, run in runs_of(results, table).items() if keeps_examples(run)]
+    kept = table.rows[table.rows["model"].isin(models)]
+    return table._replace(rows=kept) if len(kept) >= len(CORNERS) else table
 
 
 def pick(results: Results, table: NormTable, rows: pd.DataFrame) -> Picked:
@@ -87,7 +86,7 @@ def pick(results: Results, table: NormTable, rows: pd.DataFrame) -> Picked:
     read = {
         model: read_finished_rows(runs[model])
         for model in rows["model"]
-        if model in runs and examples_folder(runs[model]["csv"]).is_dir()
+        if model in runs and keeps_examples(runs[model])
     }
     names = list(dict.fromkeys(name for part in read.values() for name in part["image_id"]))
     kept = {

@@ -51,7 +51,7 @@ def draw_grid(names: list[str], rows: list[list[Picture]]) -> Figure:
         for j, picture in enumerate(row):
             place = left + j * (CELL + GAP), top - CELL
             ax = figure.add_axes((place[0] / width, place[1] / height, CELL / width, CELL / height))
-            draw_picture(ax, *picture)
+            put_picture(ax, *picture, letters=20, size=7, interpolation="none")
     return figure
 
 
@@ -59,19 +59,6 @@ def break_long_name(name: str) -> str:
     """A model's name (and facts below it), broken after the architecture if it is long."""
     is_long = len(name.split("\n")[0]) > LONG_NAME
     return name.replace(".", ".\n", 1) if is_long else name
-
-
-def draw_picture(ax: Axes, picture: np.ndarray | str, below: str) -> None:
-    """A picture, or the reason why there is none, and the text below it."""
-    ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
-    ax.spines[:].set_visible(False)
-    text: dict[str, Any] = {"ha": "center", "fontsize": 7, "transform": ax.transAxes}
-    if isinstance(picture, str):
-        ax.text(0.5, 0.5, textwrap.fill(picture, 20), va="center", color=GREY, **text)
-    else:
-        ax.imshow(picture, interpolation="none")
-    # y is the baseline of the last line
-    ax.text(0.5, -TEXT_LINE * (below.count("\n") + 1.1) / CELL, below, **text)
 
 
 # ---- columns on a page ---------------------------------------------------------------------------
@@ -100,28 +87,38 @@ def draw_columns(heads: list[str], rows: list[list[Picture]], width: float = PAG
     return figure
 
 
-def put_picture(ax: Axes, picture: np.ndarray | str, below: str, letters: int) -> None:
-    """A picture, or the reason why there is none, and the text below it, in small letters."""
+def put_picture(
+    ax: Axes,
+    picture: np.ndarray | str,
+    below: str,
+    letters: int,
+    size: float = SMALL,
+    interpolation: str = "antialiased",
+) -> None:
+    """A picture, or the reason why there is none in lines of so many letters, and a text below.
+
+    size   of letters, points
+    """
     ax.set(xticks=[], yticks=[], facecolor="#F2F2F2")
     ax.spines[:].set_visible(False)
-    text: dict[str, Any] = {"ha": "center", "fontsize": SMALL}
+    text: dict[str, Any] = {"xycoords": "axes fraction", "ha": "center", "fontsize": size}
     if isinstance(picture, str):
         reason = textwrap.fill(picture, letters)
-        ax.text(0.5, 0.5, reason, va="center", color=GREY, transform=ax.transAxes, **text)
+        ax.annotate(reason, (0.5, 0.5), va="center", color=GREY, **text)
     else:
-        ax.imshow(picture, interpolation="antialiased")
-    ax.annotate(
-        below, (0.5, 0), (0, -2), xycoords="axes fraction", textcoords="offset points", va="top",
-        **text,
-    )  # fmt: skip
+        ax.imshow(picture, interpolation=interpolation)
+    ax.annotate(below, (0.5, 0), (0, -2), textcoords="offset points", va="top", **text)
 
 
 def wrap_name(text: str, letters: int) -> str:
-    """Lines of at most so many letters; names of models break after `.`, `_` and `-` too."""
+    """Lines of at most so many letters; names of models break after `.`, `_` and `-` too.
+
+    A number stays behind its ±.
+    """
     lines: list[str] = []
     for part in text.split("\n"):
         line = ""
-        for word in re.findall(r"[^._\- ]*[._\- ]?", part):
+        for word in re.findall(r"(?:± )?[^._\- ]*[._\- ]?", part):
             if line and len(line + word) > letters:
                 lines.append(line.rstrip())
                 line = ""
