@@ -24,9 +24,9 @@ from alignment_security.cluster.queue import Turn
 from alignment_security.cluster.studies import read_study
 from alignment_security.common.exit_status import (
     CHECKPOINTED,
-    FAILED,
     INTERRUPTED,
     WRONG_REQUEST,
+    status_of_all,
 )
 from alignment_security.common.files import UserError
 from alignment_security.common.process import on_stop, print_line, report_error, run_script
@@ -37,11 +37,18 @@ from alignment_security.evaluation.options import (
     threat_from_args,
 )
 from alignment_security.evaluation.report import already_done_text, report_text
-from alignment_security.evaluation.run import Stopped, fill_record, open_record, prepare
+from alignment_security.evaluation.run import (
+    Stopped,
+    fill_record,
+    open_record,
+    prepare,
+    raise_stopped,
+)
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.evaluation.study import (
     chosen_models,
     record_folder,
+    shorten,
     split_study,
     study_requests,
     take_turns,
@@ -59,10 +66,8 @@ def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = No
     begin, name, model = time.monotonic(), None, None
     statuses: list[int] = []
     for request in requests:
-        if request.stop_after is not None and statuses:
-            request.stop_after -= time.monotonic() - begin
-            if request.stop_after <= 0:
-                raise Stopped
+        if statuses:
+            shorten([request], time.monotonic() - begin)
         if turn:
             turn.begin(record_folder(request))
         try:
@@ -79,7 +84,7 @@ def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = No
                 turn.fail(str(error))
     if any(statuses) and len(requests) > 1:
         print_line(f"{statuses.count(0)} of {len(requests)} evaluated", sys.stderr)
-    return FAILED if FAILED in statuses else max(statuses)
+    return status_of_all(statuses)
 
 
 def evaluate_request(args: argparse.Namespace, model: Model) -> int:
@@ -148,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     study, models, options = split_study(argv)
     results_dir = None
-    on_stop(stop)
+    on_stop(raise_stopped)
     try:
         if study:
             return evaluate_study(study, models, options)
@@ -163,10 +168,6 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     except (UserError, OSError) as error:
         return report_error(error, results_dir)
-
-
-def stop(*_) -> None:
-    raise Stopped
 
 
 if __name__ == "__main__":

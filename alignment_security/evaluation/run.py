@@ -53,6 +53,11 @@ class Stopped(BaseException):
     """A signal, or the end of --stop_after: the rows so far are on disk."""
 
 
+def raise_stopped(*_) -> None:
+    """A handler of signals (`common.process.on_stop`)."""
+    raise Stopped
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One model x one threat x one image set, ready to run.

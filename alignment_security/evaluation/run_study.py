@@ -21,12 +21,12 @@ import torch
 
 from alignment_security.cluster.queue import RUNNING, StudyQueue, check_results_folder
 from alignment_security.cluster.studies import Study, read_study
-from alignment_security.common.exit_status import CHECKPOINTED, FAILED, INTERRUPTED
+from alignment_security.common.exit_status import CHECKPOINTED, FAILED, INTERRUPTED, status_of_all
 from alignment_security.common.files import UserError
 from alignment_security.common.locked_run import lock_file
 from alignment_security.common.process import on_stop, print_line
 from alignment_security.common.settings import ROOT
-from alignment_security.evaluation.run import Stopped
+from alignment_security.evaluation.run import Stopped, raise_stopped
 from alignment_security.evaluation.study import (
     STUDY_BEGAN,
     check_study,
@@ -96,7 +96,7 @@ class StudyProcesses:
 
     def run(self, devices: Sequence[str]) -> int:
         """Start a process for each device, and replace those that die, until none is left to do."""
-        on_stop(stop)
+        on_stop(raise_stopped)
         try:
             for device in devices:
                 self.start(device)
@@ -112,7 +112,7 @@ class StudyProcesses:
             self.end()
             raise
         self.screen.finish()
-        return FAILED if FAILED in self.statuses else max(self.statuses)
+        return status_of_all(self.statuses)
 
     def log(self, device: str) -> Path:
         host = os.uname().nodename
@@ -200,7 +200,3 @@ def end_with_parent() -> None:
     """Have this process get SIGTERM when its parent dies, by kill -9 too; Linux alone has that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def stop(*_) -> None:
-    raise Stopped

@@ -13,7 +13,7 @@ from pathlib import Path
 from alignment_security.cluster.queue import StudyQueue, Turn
 from alignment_security.cluster.studies import Study, StudyLine
 from alignment_security.common.command_line import Last, Parser
-from alignment_security.common.exit_status import FAILED
+from alignment_security.common.exit_status import status_of_all
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import setting
 from alignment_security.evaluation.options import parse_args, single_requests, threat_from_args
@@ -181,7 +181,7 @@ def take_turns(
             requests = study_requests(study, by_name[turn.state.model], options)
             shorten(requests, time.monotonic() - begin)
             statuses.append(evaluate(requests, turn))
-    return FAILED if FAILED in statuses else max(statuses)
+    return status_of_all(statuses)
 
 
 def shorten(requests: Sequence[argparse.Namespace], seconds: float) -> None:
