@@ -33,6 +33,7 @@ from alignment_security.records.audit import audit
 from alignment_security.records.audit_across import summary_differences
 from alignment_security.records.dataset_card import dataset_card
 from alignment_security.records.parquet import (
+    csv_of_records,
     differing_tables,
     load_pyarrow,
     summary_of_tables,
@@ -81,7 +82,7 @@ def write_archive(results_dir: Path, out: Path, licence: str, with_csv: bool) ->
     summary.to_parquet(out / "tables" / "summary.parquet", index=False, compression="zstd")
     shutil.copyfile(ROOT / "CITATION.cff", out / "CITATION.cff")
     shutil.copyfile(ROOT / "results" / "README.md", out / "COLUMNS.md")
-    (out / "README.md").write_text(dataset_card(out, licence), encoding="utf-8")
+    (out / "README.md").write_text(dataset_card(out, summary, licence), encoding="utf-8")
     files = list_files(out).files
     lines = [f"{sha256_file(path)}  {path.relative_to(out).as_posix()}\n" for path in files]
     (out / SUMS).write_text("".join(lines), encoding="utf-8")
@@ -89,15 +90,13 @@ def write_archive(results_dir: Path, out: Path, licence: str, with_csv: bool) ->
 
 def check_that_records_come_back(records: Path, tables: Path) -> None:
     """Raise UserError unless the tables give every byte of the records."""
-    with TemporaryDirectory() as folder:
-        try:
-            write_records(records, tables, Path(folder))
-        except UserError as error:
-            name = str(error).partition(":")[0]
+    for run_file, text in csv_of_records(records, tables):
+        record = run_file.with_suffix(".csv")
+        if record.read_bytes().replace(b"\r\n", b"\n") != text.encode():
             raise UserError(
-                f"{records / Path(name).relative_to(folder)}: has columns or spellings of its own, "
-                "which the tables do not hold; publish it with CSV, without --without_csv"
-            ) from None
+                f"{record}: has columns or spellings of its own, which the tables do not hold; "
+                "publish it with CSV, without --without_csv"
+            )
 
 
 def copy_files(folder: Path, out: Path, pattern: str) -> None:

@@ -10,18 +10,17 @@ import pandas as pd
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import VERSION, git_state
 from alignment_security.records.record import read_run_file
-from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
 
 TITLE = "Adversarial robustness and human alignment of vision models"
 TAGS = ["adversarial-robustness", "human-alignment", "image-classification"]
 
 
-def dataset_card(archive: Path, licence: str) -> str:
+def dataset_card(archive: Path, summary: pd.DataFrame, licence: str) -> str:
     """YAML for the hub, then what the archive holds, how it was made, and how to check it.
 
-    archive   with its records, tables and summary
+    archive   with its records and tables
+    summary   evaluation_results.csv
     """
-    summary = read_summary_table(archive / SUMMARY_NAME, "publish again")
     runs = [read_run_file(path) for path in glob_visible(archive, "records/*/*/*.json")]
     return f"""---
 pretty_name: {TITLE}

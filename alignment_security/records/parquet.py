@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.schema import NUMBER, WHOLE
 from alignment_security.records.names import record_name
@@ -108,11 +108,6 @@ def record_table(run_file: Path, schema: Any) -> Any:
     return table.add_column(0, schema.field("model"), model)
 
 
-def run_files_of(folder: Path) -> dict[str, Path]:
-    """`record_name` -> run file, of the records of an image set and threat."""
-    return {record_name(read_run_file(path)): path for path in glob_visible(folder, "*.json")}
-
-
 def record_columns(run_files: list[Path]) -> list[str]:
     """The columns of some records, in the order of RECORD."""
     found: set[str] = set()
@@ -148,29 +143,22 @@ def summary_of_tables(records: Path, folder: Path) -> pd.DataFrame:
     """The summary that the tables give.
 
     records   the run files, for the budget and provenance of each row
-    Raises UserError as `models_of_table`.
+    Raises UserError as `tables_of_records`.
     """
     rows: list[dict] = []
-    for path in glob_visible(folder, "*/*.parquet"):
-        runs = records / path.parent.name / path.stem
-        run_files = run_files_of(runs)
-        for model, table in models_of_table(path, SUMMARISED):
-            run = read_run_file(run_files.get(model, runs / f"{safe_file_name(model)}.json"))
-            rows += summary_rows(run, table.to_pandas(), complete=True)
+    for _, run_file, table in tables_of_records(records, folder, SUMMARISED):
+        rows += summary_rows(read_run_file(run_file), table.to_pandas(), complete=True)
     return summary_frame(rows)
 
 
 def differing_tables(records: Path, folder: Path) -> Iterator[str]:
     """A sentence for each record that is not, row for row, in the tables; raises as above."""
     found = set()
-    for path in glob_visible(folder, "*/*.parquet"):
-        runs = records / path.parent.name / path.stem
-        run_files = run_files_of(runs)
-        for model, table in models_of_table(path):
-            run_file = run_files.get(model, runs / f"{safe_file_name(model)}.json")
-            found.add(run_file)
-            if not table.equals(record_table(run_file, table.schema)):
-                yield f"{path}: the rows of {model} are not those of its record"
+    for path, run_file, table in tables_of_records(records, folder):
+        found.add(run_file)
+        if not table.equals(record_table(run_file, table.schema)):
+            name = record_name(read_run_file(run_file))
+            yield f"{path}: the rows of {name} are not those of its record"
     for run_file in glob_visible(records, "*/*/*.json"):
         if run_file not in found:
             yield f"{run_file}: its record is in no table"
@@ -181,18 +169,40 @@ def write_records(records: Path, folder: Path, out: Path) -> None:
 
     Raises UserError where a record does not have the sha256 of its run file, and as above.
     """
+    for run_file, text in csv_of_records(records, folder):
+        record = out / run_file.relative_to(records).with_suffix(".csv")
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text(text, encoding="utf-8")
+        check_record_sha256(record, read_run_file(run_file))
+
+
+def csv_of_records(records: Path, folder: Path) -> Iterator[tuple[Path, str]]:
+    """(run file, CSV that its tables give of the record); raises as above."""
+    for _, run_file, table in tables_of_records(records, folder):
+        rows = table.drop_columns("model").to_pandas(integer_object_nulls=True)
+        columns = RECORD_COLUMNS[read_run_file(run_file)["kind"]]
+        yield run_file, rows_to_csv(rows[[name for name in columns if name in rows]])
+
+
+def tables_of_records(
+    records: Path, folder: Path, columns: list[str] | None = None
+) -> Iterator[tuple[Path, Path, Any]]:
+    """(parquet file, run file, pyarrow.Table of its rows) for each record of the tables.
+
+    columns   those to read; None: all
+    Raises UserError for rows without a run file, and as `models_of_table`.
+    """
     for path in glob_visible(folder, "*/*.parquet"):
-        place = Path(path.parent.name, path.stem)
-        (out / place).mkdir(parents=True, exist_ok=True)
-        run_files = run_files_of(records / place)
-        for model, table in models_of_table(path):
-            run_file = run_files.get(model, records / place / f"{safe_file_name(model)}.json")
-            run = read_run_file(run_file)
-            rows = table.drop_columns("model").to_pandas(integer_object_nulls=True)
-            columns = [name for name in RECORD_COLUMNS[run["kind"]] if name in rows]
-            record = out / place / f"{run_file.stem}.csv"
-            record.write_text(rows_to_csv(rows[columns]), encoding="utf-8")
-            check_record_sha256(record, run)
+        runs = records / path.relative_to(folder).with_suffix("")
+        run_files = {
+            record_name(read_run_file(file)): file for file in glob_visible(runs, "*.json")
+        }
+        for model, table in models_of_table(path, columns):
+            if model not in run_files:
+                raise UserError(
+                    f"{path}: has rows of {model}, which has no run file in {runs}; publish again"
+                )
+            yield path, run_files[model], table
 
 
 def models_of_table(path: Path, columns: list[str] | None = None) -> Iterator[tuple[str, Any]]:

@@ -255,6 +255,14 @@ def test_a_model_that_no_table_has_is_found(archive, capsys):
     assert "tf_efficientnet_lite1.json: its record is in no table" in capsys.readouterr().out
 
 
+def test_rows_of_a_model_that_has_no_run_file_are_found(any_archive, capsys):
+    for path in any_archive.glob("records/sample/Linf/tf_efficientnet_lite1.*"):
+        path.unlink()
+    write_sums(any_archive)
+    assert run("verify", any_archive) == 1
+    assert "has rows of tf_efficientnet_lite1, which has no run file" in capsys.readouterr().out
+
+
 def test_a_table_that_is_no_parquet_is_one_line(archive, capsys):
     (archive / "tables" / "sample" / "Linf.parquet").write_bytes(b"PAR1 and nothing more")
     write_sums(archive)
