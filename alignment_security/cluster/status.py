@@ -23,7 +23,7 @@ from alignment_security.cluster.queue import statuses_of_models
 from alignment_security.cluster.slurm import Event, task_events
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.text import text_lines
+from alignment_security.common.text import last_line, text_lines
 from alignment_security.records.names import without_weights
 from alignment_security.records.record import readable_run_files
 
@@ -178,16 +178,6 @@ def run_files(sweep: Path) -> dict[str, list[dict]]:
     for _, run in readable_run_files(paths):
         found.setdefault(without_weights(run["model"]), []).append(run)
     return found
-
-
-def last_line(path: Path) -> str:
-    """The last non-empty line of a job's error file; empty when it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    filled = [line for line in lines if line.strip()]
-    return filled[-1] if filled else ""
 
 
 def model_status(

@@ -54,6 +54,15 @@ def text_lines(path: str | Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def last_line(path: str | Path) -> str:
+    """The last line of a log that says something, whatever its encoding; "" for none, or no log."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
 def printable_name(path: str | PurePath) -> str:
     r"""A path as text that every file of results can hold, with `/` between folders.
 

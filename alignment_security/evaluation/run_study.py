@@ -26,6 +26,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.locked_run import lock_file
 from alignment_security.common.process import on_stop, print_line
 from alignment_security.common.settings import ROOT
+from alignment_security.common.text import last_line
 from alignment_security.evaluation.run import Stopped, raise_stopped
 from alignment_security.evaluation.study import (
     STUDY_BEGAN,
@@ -188,12 +189,6 @@ def ending(status: int) -> str:
         return f"exit status {status}"
     out_of_memory = ", perhaps as the machine had no memory" if status == -signal.SIGKILL else ""
     return f"signal {-status}{out_of_memory}"
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log that says something; "" for none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def end_with_parent() -> None:
