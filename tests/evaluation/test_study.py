@@ -452,7 +452,7 @@ def test_the_screen_lists_no_folder_for_the_models_that_are_done(tmp_path, monke
     with next(queue.turns(["first"], {"records/mine/clean": ""})):
         pass
     screen = StudyScreen("mine", queue, ["first", "second"], {"records/mine/clean": ""})
-    monkeypatch.setattr(queue_module, "glob_visible", None)  # fails if it is called
+    monkeypatch.setattr(queue_module, "run_files_of_model", None)  # fails if it is called
     screen.show({})
     assert "1 of 2 models done" in capsys.readouterr().out
     state = queue.state("first")
