@@ -36,6 +36,7 @@ from alignment_security.cluster.tars import table_row, write_tar
 from alignment_security.common.files import safe_file_name, write_atomic
 from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
+from alignment_security.common.text import repeated
 from alignment_security.models.checkpoints import own_tensors
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import WantedModel
@@ -172,9 +173,7 @@ def packing_tasks(
         name = folder.absolute().name  # a link is not resolved: it keeps its own name
         tar = out / f"images-{safe_file_name(name)}.tar"
         tasks.append(PackingTask(str(folder), tar, partial(pack_images, folder)))
-    tars = [task.tar.name for task in tasks]
-    twice = {tar for tar in tars if tars.count(tar) > 1}
-    if twice:
+    if twice := repeated(task.tar.name for task in tasks):
         raise StagingError(
             f"{min(twice)}: two folders would be this tar; give one of them as a link of another "
             "name"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
-from alignment_security.common.text import read_text
+from alignment_security.common.text import read_text, repeated
 
 HEADER_LINES = 1  # the first row of a table is line 2 of its file
 # cells without a value in tables that pandas or a spreadsheet wrote
@@ -55,7 +54,7 @@ def check_rows(text: str) -> None:
     for row in rows:
         if not header:
             header = row
-            if twice := [name for name, count in Counter(header).items() if name and count > 1]:
+            if twice := repeated(filter(None, header)):
                 raise ValueError(f"column {twice[0]} is there twice")
         if row and len(row) != len(header):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Read text files that other systems wrote: byte-order marks, UTF-16, CRLF; names made printable.
+"""Read text files that other systems wrote (byte-order marks, UTF-16, CRLF); printable names.
 
 All text that the project reads goes through `read_text`; all that it writes is UTF-8.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import codecs
 import os
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePath
 
 from alignment_security.common.files import UserError
@@ -78,3 +80,8 @@ def printable_name(path: str | PurePath) -> str:
         else char
         for char in text
     )
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that are there more than once, in the order of their first places."""
+    return [name for name, count in Counter(names).items() if count > 1]

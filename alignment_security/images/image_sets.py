@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -32,7 +31,7 @@ from timm.data import ImageNetInfo
 
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.settings import IMAGENET_CLASSES, ROOT, setting
-from alignment_security.common.text import text_lines
+from alignment_security.common.text import repeated, text_lines
 
 IMAGE_LISTS = ROOT / "lists" / "images"
 # of the formats that decoding.FORMATS lists
@@ -261,9 +260,8 @@ def checked_set(
             f"({len(missing)} of {len(paths)} images of {name!r}); "
             f"{'mount or copy what it points to' if is_link else 'restore the folder'}"
         )
-    repeated = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
-    if repeated:
-        raise DataError(f"{name}: {len(repeated)} image(s) listed twice, e.g. {repeated[0]}")
+    if twice := repeated(ids):
+        raise DataError(f"{name}: {len(twice)} image(s) listed twice, e.g. {min(twice)}")
     for image_id, label in zip(ids, labels):
         if not 0 <= label < n_classes:
             raise DataError(f"{name}: label {label} of {image_id} is outside 0..{n_classes - 1}")

@@ -14,7 +14,7 @@ import pandas as pd
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import ROOT
-from alignment_security.common.text import text_lines
+from alignment_security.common.text import repeated, text_lines
 
 MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
@@ -103,9 +103,7 @@ def read_wanted(*sources: str | Path) -> list[WantedModel]:
     any other model of the source `brainscore` is a plugin. Raises UserError.
     """
     wanted = [model for source in sources for model in _read_source(source)]
-    names = [model.name for model in wanted]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
+    if twice := repeated(model.name for model in wanted):
         raise UserError(
             f"{' '.join(map(str, sources))}: {min(twice)} is listed twice, and its records would "
             "have one name"
