@@ -20,7 +20,6 @@ NOT_THE_NET = re.compile(r"attacker\.|(normalizer|normalize)\.|n_averaged$")
 # BatchNorm counters, unused in eval mode; torch has saved them since 0.4.1
 BATCH_NORM_COUNTER = "num_batches_tracked"
 # what timm's checkpoint filters raise for files of another origin
-CHECK_NAME = "check --model_name"
 FILTER_ERRORS = (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError)
 # A tensor may repeat stored values (stride 0); a file of a kilobyte may so claim terabytes.
 MOST_REPEATED = 1_000_000
@@ -158,7 +157,9 @@ def _count_values(state: dict[str, Tensor]) -> int:
 
 def advice(misfit: str) -> str:
     """What to do about a misfit of `unusable` or `find_misfit`."""
-    return "give plain tensors, floats in float32" if " values in " in misfit else CHECK_NAME
+    if " values in " in misfit:
+        return "give plain tensors, floats in float32"
+    return "check --model_name"
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:

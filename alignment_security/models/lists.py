@@ -20,7 +20,8 @@ MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
 # kinds of source whose own code builds the net and finds the weights
 CODE_SOURCES = ("brainscore", "python", "torchvision")
-SOURCE_PREFIXES = ("timm:", "brainscore", "python:", "torchvision")
+NET_PREFIXES = ("python:", "torchvision")  # of a source that names the net itself
+SOURCE_PREFIXES = ("timm:", "brainscore", *NET_PREFIXES)
 PLUGIN = "brainscore:"  # before the name of a plugin where a timm name could stand
 WEIGHTS_PREFIXES = ("hub:", "file:", "timm:", "plugin", "source")
 
@@ -135,7 +136,7 @@ def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
     net = checkpoint = None
     if weights.startswith("file:"):
         checkpoint = weights.removeprefix("file:")
-    if source.startswith(("python:", "torchvision")):
+    if source.startswith(NET_PREFIXES):
         return WantedModel(name, None, checkpoint, source)
     if source.startswith("timm:"):
         net = source.removeprefix("timm:")

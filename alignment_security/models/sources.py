@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from alignment_security.models.brainscore import load_brainscore
@@ -21,7 +20,7 @@ LOADERS: dict[str, Callable[[str, str], LoadedNet]] = {
     "torchvision": load_torchvision,
     "hf": load_transformers,
 }
-STAGED_SOURCES = (TIMM, "brainscore")  # of which prestage packs networks for jobs
+STAGED_SOURCES = (TIMM, "brainscore")  # that --chtc takes; a tar says any other source itself
 
 
 def source_kind(source: str) -> str:
@@ -44,12 +43,11 @@ def load_from_source(
     checkpoint   path for the function of a `python:` source; the others bring their weights
     """
     kind, _, place = source.partition(":")
-    load = LOADERS[kind]
     if architecture or (checkpoint and kind != "python"):
         what = "--architecture" if architecture else "--checkpoint"
         raise ModelError(
             f"{name}: --source {kind} builds the net and its weights itself; leave out {what}"
         )
     if checkpoint:
-        load = partial(load_python, checkpoint=checkpoint)
-    return load(name, place)
+        return load_python(name, place, checkpoint)
+    return LOADERS[kind](name, place)

@@ -44,7 +44,8 @@ def load_transformers(name: str, place: str) -> LoadedNet:
             f"{name}: --source hf needs transformers ({error}); pip install 'transformers>=5'"
         ) from None
     place = place or name
-    repository, _, revision = (place, "", "") if Path(place).is_dir() else place.partition("@")
+    is_folder = Path(place).is_dir()
+    repository, _, revision = (place, "", "") if is_folder else place.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         net, loaded = AutoModelForImageClassification.from_pretrained(
@@ -59,7 +60,7 @@ def load_transformers(name: str, place: str) -> LoadedNet:
         hint = f"; without network, run {download} where there is one and copy $HF_HOME here"
         raise ModelError(
             f"{name}: transformers cannot load {place} ({in_one_line(error)})"
-            f"{'' if Path(place).is_dir() else hint}"
+            f"{'' if is_folder else hint}"
         ) from None
     random = sorted(map(str, {*loaded["missing_keys"], *loaded["mismatched_keys"]}))
     if random:
