@@ -79,7 +79,7 @@ def load_model(
     return with_head(as_model(replace(loaded, facts=facts), name, device), head)
 
 
-def as_model(loaded: LoadedNet, name: str, device: str | torch.device) -> Model:
+def as_model(loaded: LoadedNet, name: str, device: str | torch.device = "cpu") -> Model:
     """The model of a loaded network without a head: normalisation in front, frozen."""
     config = loaded.config
     preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
