@@ -42,6 +42,5 @@ def holds_eps(old: list[float] | None, new: list[float] | None) -> bool:
 
 def holds_images(images: ImageSet, rows: pd.DataFrame, settings: dict) -> bool:
     """Whether the list of a finished record, with its labels and order, is a part of `images`."""
-    recorded = set(rows["image_id"])
-    part = images.take(i for i, name in enumerate(images.ids) if name in recorded)
+    part = images.take_named(set(rows["image_id"]))
     return part.list_sha256 == settings.get("list_sha256")

@@ -22,8 +22,8 @@ def check_image_files(run: Run, images: ImageSet) -> None:
     """
     found = now = image_file_facts(images)
     known = run.info.get("image_files", {})
-    if known.get("list_sha256") != now["list_sha256"]:
-        now = image_file_facts(images_with_rows(run, images))  # the list of a record that grows
+    if known.get("list_sha256") != now["list_sha256"]:  # a record that grows has a list of its own
+        now = image_file_facts(images.take_named(set(run.rows["image_id"])))
     if known.get("list_sha256") == now["list_sha256"]:
         same_sizes = known["sizes_sha256"] == now["sizes_sha256"]
         if not same_sizes and not str(run.info.get("error")).startswith("DataError"):
@@ -50,12 +50,6 @@ def replaced_error(run: Run, images: ImageSet) -> UserError:
         f"{run.json}: the images of {images.name} were replaced since this record was begun (their "
         "sizes differ); bring the old ones back, or start anew with --overwrite"
     )
-
-
-def images_with_rows(run: Run, images: ImageSet) -> ImageSet:
-    """The images that the record has rows of, in the order of the list."""
-    with_rows = set(run.rows["image_id"])
-    return images.take(i for i, name in enumerate(images.ids) if name in with_rows)
 
 
 def image_file_facts(images: ImageSet) -> dict[str, str]:

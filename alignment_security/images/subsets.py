@@ -72,14 +72,13 @@ def attackbench_set(root: Path) -> ImageSet:
     Its list has to be in the folder or in the parent folder. Raises DataError.
     """
     names = {name for (name,) in read_list_fields(_attackbench_list(root))}
-    images = imagenet_set(root)
-    rows = [i for i, name in enumerate(images.ids) if name in names]
-    if len(rows) < len(names):
+    images = imagenet_set(root).take_named(names)
+    if len(images) < len(names):
         raise DataError(
-            f"{root}: {len(names) - len(rows)} of the {len(names)} images of {ATTACKBENCH_LIST} "
+            f"{root}: {len(names) - len(images)} of the {len(names)} images of {ATTACKBENCH_LIST} "
             "are missing; it has to be the ImageNet validation folder"
         )
-    return replace(images.take(rows), name="attackbench")
+    return replace(images, name="attackbench")
 
 
 def _attackbench_list(root: Path) -> Path:
