@@ -16,13 +16,15 @@ from alignment_security.records.metrics import over_ceiling, rank_agreement
 
 
 def map_settings(images: ImageSet, map_reduce: str | None) -> dict:
-    """How human maps are read and compared, for the run file; empty without maps.
+    """How human maps are read and compared, for the run file; empty where none are compared.
 
     ClickMe's maps are blurred, as they were when HUMAN_CEILING was measured. Other maps are where
     that was asked for (--blur_maps).
     """
-    source = map_source(images)
-    if source is None or map_reduce is None:
+    if map_reduce is None:
+        return {}
+    source = map_source(images)  # hashes every map of --map_dir
+    if source is None:
         return {}
     is_blurred = source == CLICKME or (images.maps is not None and images.maps.blur)
     blur = {"human_map_blur": MAP_BLUR} if is_blurred else {}

@@ -10,6 +10,7 @@ from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
 from alignment_security.records.names import record_stem
+from alignment_security.records.norm_summary import alignment_summary
 from alignment_security.records.record import SALIENCY_KIND
 from alignment_security.records.run import Run
 from alignment_security.records.summary_rows import attacked_size, size_text
@@ -77,10 +78,10 @@ def report_text(run: Run) -> str:
         )
     if "human_map" in run.settings["run"]:
         compared = rows if run.info["kind"] == SALIENCY_KIND else correct
-        alignment = compared["human_alignment"].dropna()
+        found = alignment_summary(compared)
         lines.append(
-            f"  human alignment: mean {alignment.mean():.4f} over {len(alignment)} images "
-            f"(maps: {run.settings['run']['human_map']})"
+            f"  human alignment: mean {found['human_alignment']:.4f} over {found['n_alignment']} "
+            f"images (maps: {run.settings['run']['human_map']})"
         )
     lines += [f"  warning: {warning}" for warning in run.info["warnings"]]
     return "\n".join([*lines, f"  {run.csv}"])

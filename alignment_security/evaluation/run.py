@@ -203,7 +203,7 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         growth_check(images),
         settings_beside(folder, name, settings, evaluation.settings_apart),
     )
-    if run.done and not overwrite:
+    if run.done:
         with run.closed_on_error():
             check_finished_images(run, images)
     return run
