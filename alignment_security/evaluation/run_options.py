@@ -179,7 +179,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         "--map_reduce",
         choices=list(REDUCTIONS),
         default="max",
-        help="perturbation -> map over channels, for the agreement with human maps",
+        help="perturbation or gradient -> map over channels, for the agreement with human maps",
     )
     parser.add_argument(
         "--map_dir",

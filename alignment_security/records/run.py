@@ -42,7 +42,7 @@ from alignment_security.records.record_file import RecordFile
 class Run(LockedRun):
     """The open record of one run: locked, resumable, append-only until `finish`.
 
-    kind       clean, ball, ball_rand or minimum_norm: decides the columns
+    kind       of RECORD_COLUMNS: decides the columns
     settings   {"model": {...}, "run": {...}}: everything that changes a row. A run resumes only
                with equal settings. Those that it was begun without (LATER_SETTINGS) stay out, and
                the run goes on as it was begun.

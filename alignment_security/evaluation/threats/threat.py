@@ -47,12 +47,12 @@ class Execution:
 class Threat(ABC):
     """The questions that a threat answers. Subclasses are frozen dataclasses."""
 
-    kind: ClassVar[str]  # columns of its records: clean, ball, ball_rand or minimum_norm
+    kind: ClassVar[str]  # columns of its records (records.record.RECORD_COLUMNS)
     takes_random_models: ClassVar[bool] = False  # whose logits differ from pass to pass
     # options of the command line that this threat reads and some other one does not
     options: ClassVar[frozenset[str]]
     eps: Sequence[float] = ()  # radii in pixel units of [0, 1]; a row for each, else one row
-    map_reduce: str | None = None  # perturbation -> map for the agreement with human maps
+    map_reduce: str | None = None  # perturbation or gradient -> map, to compare with human maps
 
     @property
     @abstractmethod
