@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from alignment_security.models.forward import FIRST_CUDA_BATCH
+from alignment_security.models.heads import Model
 
 # GPU memory that a job requests: CUDA context, copies of the weights, margin * what autograd keeps
 WEIGHT_COPIES = 2
@@ -56,3 +57,10 @@ def gpu_memory_mb(weight_bytes: int, image_bytes: int) -> int:
         return math.ceil(CONTEXT_MB + net_bytes / 1e6)
 
     return min(needed(FIRST_CUDA_BATCH), max(LARGEST_REQUEST_MB, needed(1)))
+
+
+def requested_mb(model: Model) -> int:
+    """GPU memory that a job with this model asks for, in MB."""
+    tensors = model.module.state_dict().values()
+    image_bytes = kept_for_backward(model.module, model.preprocessing["input_size"])
+    return gpu_memory_mb(sum(tensor.nbytes for tensor in tensors), image_bytes)

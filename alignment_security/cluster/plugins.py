@@ -28,7 +28,7 @@ from typing import NoReturn
 
 from huggingface_hub import constants
 
-from alignment_security.cluster.gpu_memory import gpu_memory_mb, kept_for_backward
+from alignment_security.cluster.gpu_memory import requested_mb
 from alignment_security.cluster.job import (
     STAGED_FACTS,
     STAGED_HOME,
@@ -36,7 +36,7 @@ from alignment_security.cluster.job import (
     unpack,
 )
 from alignment_security.cluster.tars import table_row, write_tar
-from alignment_security.common.files import sha256_file, write_atomic
+from alignment_security.common.files import write_atomic
 from alignment_security.common.folders import every_file
 from alignment_security.common.settings import ROOT
 from alignment_security.common.temporary import temporary_beside
@@ -93,7 +93,8 @@ def pack_plugin(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
     with temporary_beside(path) as work:
         tar = work / path.name
         write_tar(tar, files)
-        unpacked = unpack(tar, work / "unpacked", sha256_file(tar))
+        row = table_row(tar)
+        unpacked = unpack(tar, work / "unpacked", row["sha256"])
         (unpacked / STAGED_HOME).mkdir(exist_ok=True)
         if loaded_facts(name, unpacked / STAGED_HOME, place, offline=True) != facts:
             raise StagingError(
@@ -102,7 +103,7 @@ def pack_plugin(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
             )
         tar.replace(path)
     shutil.rmtree(home)
-    return table_row(path) | {
+    return row | {
         "name": name,
         **{column: facts[column] for column in ("weights", "weights_sha256", "gpu_memory_mb")},
     }
@@ -192,13 +193,6 @@ def write_facts(name: str, path: Path, source: str, checkpoint: str, offline: bo
         facts = {fact: model.settings[fact] for fact in FACTS_OF_MODEL}
         facts |= {"gpu_memory_mb": requested_mb(model), "brainscore_vision": package_version()}
     write_atomic(path, json.dumps(facts))
-
-
-def requested_mb(model: Model) -> int:
-    """GPU memory that a job with this model asks for, in MB."""
-    tensors = model.module.state_dict().values()
-    image_bytes = kept_for_backward(model.module, model.preprocessing["input_size"])
-    return gpu_memory_mb(sum(tensor.nbytes for tensor in tensors), image_bytes)
 
 
 def package_version() -> str:

@@ -21,7 +21,7 @@ import torch
 from timm.models._hub import download_from_hf
 from tqdm import tqdm
 
-from alignment_security.cluster.gpu_memory import gpu_memory_mb, kept_for_backward
+from alignment_security.cluster.gpu_memory import requested_mb
 from alignment_security.cluster.job import (
     STAGED_COLUMNS,
     STAGED_CONFIG,
@@ -78,13 +78,11 @@ def pack_model(wanted: WantedModel, checkpoints: Path, path: Path) -> dict:
     if config is not None:
         files.append((STAGED_CONFIG, config))
     write_tar(path, files)
-    weight_bytes = sum(tensor.nbytes for tensor in state.values())
-    image_bytes = kept_for_backward(model.module, model.preprocessing["input_size"])
     return table_row(path) | {
         "name": wanted.name,
         "weights": facts["weights"],
         "weights_sha256": facts["weights_sha256"],
-        "gpu_memory_mb": gpu_memory_mb(weight_bytes, image_bytes),
+        "gpu_memory_mb": requested_mb(model),
     }
 
 
