@@ -53,4 +53,4 @@ def images_of_another_set(tar: str, name: str) -> bool:
     """Whether a tar is called as a known set is that lacks images of the set `name`."""
     own = {name, "imagenet-val"} if name in VALIDATION_SETS else {name}
     called = tar.removeprefix("images-").removesuffix(".tar")
-    return called in KNOWN_SETS - own or (name == "sample")
+    return called in KNOWN_SETS - own or name == "sample"

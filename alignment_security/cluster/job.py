@@ -3,8 +3,8 @@
 `python utilities.py prestage` makes the files:
 
     STAGING_DIR/staged.tsv     a line per tar: its sha256, and the model that it holds
-    STAGING_DIR/<model>.tar    model.safetensors and weights.json; of a plugin of Brain-Score
-                               weights.json and home/, the caches that it filled
+    STAGING_DIR/<model>.tar    model.safetensors and weights.json; of a net that the code of its
+                               source loads weights.json and home/, the caches that it filled
     STAGING_DIR/<images>.tar   a folder of images
 
 Nothing here starts a shell or writes outside the scratch folder.
@@ -32,7 +32,7 @@ from alignment_security.records.schemas import STAGED
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = list(STAGED)
 STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
-STAGED_HOME = "home"  # of a plugin
+STAGED_HOME = "home"  # of a net that the code of its source loads
 STAGED_CONFIG = "config.json"  # of a net that timm reads from a folder or a hub repository
 
 # tarfile's own filter, which Python 3.11.0 to 3.11.3 lacks (Debian 12 has 3.11.2)

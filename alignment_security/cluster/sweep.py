@@ -179,7 +179,7 @@ def check_settings(settings: dict[str, str]) -> None:
         )
 
 
-def chosen_models(table: pd.DataFrame, only: list[str], listed: Sequence[str] = ()) -> pd.DataFrame:
+def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
     """The staged models as columns name, slug (their file name) and gpu_memory_mb.
 
     table   staged.tsv
