@@ -18,8 +18,9 @@ from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
 from alignment_security.analysis.model_vs_human import DATASETS
 from alignment_security.common.files import UserError, sha256_file, write_atomic
 from alignment_security.common.public_nets import with_tag
+from alignment_security.common.schema import read_json
 from alignment_security.common.tables import HEADER_LINES, NO_VALUE, read_table, to_numbers
-from alignment_security.common.text import read_text, repeated
+from alignment_security.common.text import repeated
 from alignment_security.records.schemas import SUMMARY
 
 OTHER_SCORES = "other_scores.csv"  # in the results folder, with a .json that names the tables
@@ -27,6 +28,7 @@ MODEL_COLUMNS = ("model", "timm_name", "model_name", "name")  # the first that a
 UNNAMED = "Unnamed: "  # how pandas calls a column whose header is empty
 REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
 TAKEN = {*SUMMARY, "match", "input_note"}  # columns of the table that scores are joined to
+SOURCES = [{"source": str, "sha256": str}]  # name and sha256 of each table
 AGAIN = "`python utilities.py join --scores CSV` writes it"
 
 
@@ -120,7 +122,7 @@ def with_other_scores(
         return scores, ""
     table = read_table(path, ["model"], AGAIN)
     other = to_numbers(path, table, table.columns.drop("model"), AGAIN).set_index("model")
-    sources = json.loads(read_text(path.with_suffix(".json")))
+    sources = read_sources(path.with_suffix(".json"))
     nets = scores[TIMM_NAME].fillna("").map(with_tag)
     rows = other.reindex(nets).set_index(scores.index)
     others = other[~other.index.isin(nets)].reset_index()
@@ -131,3 +133,11 @@ def with_other_scores(
     parts = [part for part in (whole, new) if len(part)]
     merged = pd.concat(parts, ignore_index=True)[list(whole)]
     return merged, ", ".join(source["source"] for source in sources)
+
+
+def read_sources(path: Path) -> list[dict[str, str]]:
+    """The tables that `collect_scores` put together. Raises UserError for a bad file or none."""
+    try:
+        return read_json(path, SOURCES, "list of tables", AGAIN)
+    except FileNotFoundError:
+        raise UserError(f"{path}: is missing; {AGAIN}") from None

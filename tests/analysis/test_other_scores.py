@@ -69,6 +69,23 @@ def test_a_table_is_joined_by_timm_name_and_kept(tmp_path, capsys):
     assert set(unmatched["model"]) == {TIMM_NETS[2], "mine", "timm:other.net"}
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]]", '{"source": "a.csv"}', "[1]"])
+def test_scores_whose_sources_are_lost_or_damaged_are_refused_in_a_line(tmp_path, capsys, content):
+    summary_of(TIMM_NETS).to_csv(tmp_path / "evaluation_results.csv", index=False)
+    pd.DataFrame({"model": TIMM_NETS, "score": 0.5}).to_csv(tmp_path / "s.csv", index=False)
+    assert join(tmp_path, tmp_path / "s.csv") == 0
+    sources = (tmp_path / OTHER_SCORES).with_suffix(".json")
+    if content is None:
+        sources.unlink()
+    else:
+        sources.write_text(content)
+    capsys.readouterr()
+    command = ["join", "--results_dir", str(tmp_path)]
+    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "other_scores.json: " in line and "join --scores CSV` writes it" in line
+
+
 def test_a_net_of_ones_own_takes_no_score_of_its_name(tmp_path):
     summary_of(TIMM_NETS, "python:net.py:made").to_csv(
         tmp_path / "evaluation_results.csv", index=False
