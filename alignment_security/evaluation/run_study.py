@@ -152,7 +152,7 @@ class StudyProcesses:
         Raises UserError where it was the last, and OSError where nothing can be written.
         """
         check_results_folder(self.queue.results_dir)
-        own = [state for state in self.screen.states() if state.pid == pid]
+        own = self.screen.of_process(pid)
         if not own:
             reason = last_line(self.log(device)) or ending(status)
             text = f"{device}: the process ended before its first model: {reason}"

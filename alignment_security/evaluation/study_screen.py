@@ -50,6 +50,11 @@ class StudyScreen:
     def unsettled(self) -> list[ModelState]:
         return [state for state in self.states() if not self.is_settled(state)]
 
+    def of_process(self, pid: int) -> list[ModelState]:
+        """States of the models that a process of this machine took; others may share the folder."""
+        host = socket.gethostname()
+        return [state for state in self.states() if (state.host, state.pid) == (host, pid)]
+
     def bytes_of(self, state: ModelState) -> int:
         """Size of the records of a model."""
         files = [self.queue.run_files(state.model, folder) for folder in self.requests]

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -367,10 +368,12 @@ def test_a_process_that_dies_twice_without_a_row_fails_its_model(study, tmp_path
     started: list[str] = []
     monkeypatch.setattr(processes, "start", started.append)
     for pid in (1, 2):
-        state = queue.state("first")
-        state.status, state.pid = RUNNING, pid
-        queue.save(state)
+        for model, host in (("first", socket.gethostname()), ("second", "another machine")):
+            state = queue.state(model)
+            state.status, state.pid, state.host = RUNNING, pid, host
+            queue.save(state)
         processes.after_death("cpu", pid, -signal.SIGKILL)
+    assert queue.state("second").status == RUNNING
     state = queue.state("first")
     assert state.status == FAILED and "signal 9" in str(state.failures) and started == ["cpu"] * 2
     with pytest.raises(UserError, match="ended before its first model: exit status 1"):
@@ -386,6 +389,7 @@ def test_processes_that_end_and_leave_models_are_not_started_for_ever(study, tmp
     monkeypatch.setattr(processes, "start", lambda device: None)
     state = queue.state("first")
     state.status, state.pid, state.requests = "done", 7, {"records/mine/clean": ""}
+    state.host = socket.gethostname()
     queue.save(state)  # but there is no record
     processes.after_death("cpu", 7, 0)
     with pytest.raises(UserError, match="cpu: the processes end .exit status 0. and models are"):
