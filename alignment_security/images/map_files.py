@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,11 +30,13 @@ def with_map_files(images: ImageSet, folder: Path, blur: bool = False) -> ImageS
 
     The map of `n01440764/x.JPEG` is `n01440764/x.png`, `x.png`, or either as `x.JPEG.png`; .npy,
     .npz and .pth likewise (`read_map_file`). Raises DataError for a folder that does not exist or
-    has no map of any image, for two maps of an image, and for a map that two images could have.
+    has no map of any image, for two maps of an image, for a map that two images could have, and for
+    one of another format (`check_endings`).
     """
     if not folder.is_dir():
         raise DataError(f"--map_dir {folder}: no such folder")
-    files = list_files(folder, lambda path: path.suffix.lower() in READERS).files
+    listing = list_files(folder, lambda path: path.suffix.lower() in READERS)
+    files = listing.files
     by_path: dict[str, Path] = {}
     by_name: dict[str, list[Path]] = {}
     for path in files:
@@ -50,14 +53,41 @@ def with_map_files(images: ImageSet, folder: Path, blur: bool = False) -> ImageS
                 f"{found}: by its name it is of {owners[found]} and of {image_id}; put maps "
                 "into folders as the images are"
             )
+    paths = {image_id: path for path, image_id in owners.items()}
+    check_endings(images, folder, listing.others, paths)
     if not owners:
         raise DataError(
             f"--map_dir {folder}: none of its {len(files)} maps is of an image of {images.name}; "
             f"the map of {images.ids[0]} is {PurePath(images.ids[0]).stem}.png, .npy, .npz or .pth"
         )
-    paths = {image_id: path for path, image_id in owners.items()}
     unused = tuple(path for path in files if path not in owners)
     return replace(images, maps=MapFiles(folder, paths, unused, blur))
+
+
+def check_endings(
+    images: ImageSet, folder: Path, others: list[Path], paths: dict[str, Path]
+) -> None:
+    """Raise DataError for a file that is named like a map of an image without one, e.g. x.jpg.
+
+    others   files of the folder whose ending no reader has; copies of photographs are no maps
+    paths    image_id -> map
+    """
+    by_path: dict[str, Path] = {}
+    by_name: dict[str, list[Path]] = {}
+    for path in others:
+        name = path.relative_to(folder).with_suffix("")
+        for shorter in {name, name.with_suffix("")}:  # x.npy.gz is meant for x
+            by_path.setdefault(shorter.as_posix(), path)
+            by_name.setdefault(shorter.name, []).append(path)
+    for image_id, photograph in zip(images.ids, images.paths):
+        if image_id in paths:
+            continue
+        found = map_of(PurePath(image_id), by_path, by_name)
+        if found is not None and not filecmp.cmp(found, photograph, shallow=False):
+            raise DataError(
+                f"{found}: by its name the map of {image_id}, but a map is a file "
+                f"{', '.join(READERS)}; save it as one of these, or take it out of the folder"
+            )
 
 
 def map_of(

@@ -17,7 +17,7 @@ from alignment_security.common.settings import setting
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
-from alignment_security.images.map_files import with_map_files
+from alignment_security.images.map_files import map_remarks, with_map_files
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import Model, ModelError, PixelModel, restrict_classes
 from alignment_security.models.loading import load_model
@@ -85,7 +85,8 @@ def load_training_images(args: Namespace) -> list[ImageSet]:
     order = args.class_order
     sets = [load_image_set(args.dataset, folder, args.num_classes, class_order=order)]
     if args.map_dir:
-        sets = [with_map_files(sets[0], args.map_dir)]
+        mapped = with_map_files(sets[0], args.map_dir)
+        sets = [replace(mapped, notes=(*mapped.notes, *map_remarks(mapped)))]
     if args.clickme_dir:
         sets.append(load_image_set("clickme", str(args.clickme_dir)))
     return sets

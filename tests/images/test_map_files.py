@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +160,33 @@ def test_maps_that_are_nobodys_or_anybodys_are_refused(tmp_path, files, says):
         save_map(tmp_path / "maps" / name, corner("top left", 500, 375))
     with pytest.raises(DataError, match=says):
         with_map_files(images, tmp_path / "maps")
+
+
+@pytest.mark.parametrize(
+    "name", ["a/x.jpg", "x.JPEG", "a/x.tiff", "x.npy.gz", "a/x.jpg.mat", "x.heatmap", "x"]
+)
+@pytest.mark.parametrize("others", [[], ["b/y.png"]])
+def test_a_map_of_another_format_is_named_with_its_image(tmp_path, name, others):
+    images = photographs(tmp_path / "images", ["a/x.jpg", "b/y.jpg"])
+    for other in others:
+        save_map(tmp_path / "maps" / other, corner("top left", 500, 375))
+    path = tmp_path / "maps" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"a map")
+    says = f"^{path}: by its name the map of a/x.jpg, but a map is a file .png, .npy, .npz, .pth"
+    with pytest.raises(DataError, match=says):
+        with_map_files(images, tmp_path / "maps")
+
+
+def test_photographs_and_files_of_mapped_images_beside_maps_are_no_maps(tmp_path):
+    images = photographs(tmp_path / "images", ["x.jpg", "y.jpg"])
+    save_map(tmp_path / "images" / "x.png", corner("top left", 500, 375))
+    (tmp_path / "images" / "x.xml").write_text("<boxes/>")
+    (tmp_path / "images" / "README.txt").write_text("of no image")
+    found = with_map_files(images, tmp_path / "images")
+    assert "1 of 2 images of mine have a map" in next(map_remarks(found))
+    shutil.copytree(tmp_path / "images", tmp_path / "maps")
+    assert with_map_files(images, tmp_path / "maps").maps.paths.keys() == {"x.jpg"}
 
 
 def bad_map(kind: str, path: Path) -> Path:
