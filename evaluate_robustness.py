@@ -29,6 +29,7 @@ from alignment_security.common.exit_status import (
     status_of_all,
 )
 from alignment_security.common.files import UserError
+from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.common.process import on_stop, print_line, report_error, run_script
 from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import (
@@ -53,7 +54,7 @@ from alignment_security.evaluation.study import (
     study_requests,
     take_turns,
 )
-from alignment_security.models.forward import is_out_of_memory, pick_device
+from alignment_security.models.forward import pick_device
 from alignment_security.models.heads import Model, with_head
 
 

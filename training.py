@@ -25,9 +25,10 @@ from pathlib import Path
 
 from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED, WRONG_REQUEST
 from alignment_security.common.files import UserError
+from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.common.process import print_line, report_error, run_script
 from alignment_security.images.image_sets import DataError
-from alignment_security.models.forward import is_out_of_memory, session_facts, tune_process
+from alignment_security.models.forward import session_facts, tune_process
 from alignment_security.trainer.distributed import (
     broadcast,
     join_processes,

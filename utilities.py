@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-
-import pandas as pd
 
 from alignment_security.analysis.brainscore_scores import merge_leaderboard
 from alignment_security.analysis.commands import add_score_commands
@@ -207,8 +206,7 @@ def export_plugin_command(args) -> None:
 
 def count_states(states: Iterable[str]) -> str:
     """`12 here, 3 to be fetched`"""
-    counts = pd.Series(list(states)).value_counts()
-    return ", ".join(f"{count} {state}" for state, count in counts.items())
+    return ", ".join(f"{count} {state}" for state, count in Counter(states).most_common())
 
 
 def add_models_command(commands) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from alignment_security.common.files import TryAgain
+from alignment_security.common.out_of_memory import reading_into_memory
+
 # errors of torch.load for a file that is damaged, holds code, or has another format
 TORCH_FILE_ERRORS = (
     pickle.UnpicklingError,
@@ -32,8 +35,9 @@ def load_torch_file(path: Path, trust: bool = False) -> Any:
     if zipfile.is_zipfile(path):
         _check_nothing_is_compressed(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust)
-    except (*TORCH_FILE_ERRORS, ImportError, MemoryError):
+        with reading_into_memory(path):
+            return torch.load(path, map_location="cpu", weights_only=not trust)
+    except (*TORCH_FILE_ERRORS, ImportError, TryAgain):
         raise
     except Exception as error:  # bytes that are no pickle raise anything: IndexError, struct.error
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error

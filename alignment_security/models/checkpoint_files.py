@@ -16,7 +16,9 @@ from alignment_security.common.file_kinds import (
     foreign_kind,
     weights_format,
 )
+from alignment_security.common.files import TryAgain
 from alignment_security.common.folders import visible
+from alignment_security.common.out_of_memory import reading_into_memory
 from alignment_security.common.torch_files import error_reason, load_torch_file
 from alignment_security.models.heads import ModelError
 
@@ -64,14 +66,15 @@ def _load_file(path: Path, file_format: str | None, trust: bool) -> object:
     """What is in the file. Raises ModelError."""
     try:
         if file_format == SAFETENSORS:
-            return safetensors.torch.load_file(path)
+            with reading_into_memory(path):
+                return safetensors.torch.load_file(path)
         return load_torch_file(path, trust)
     except ModuleNotFoundError as error:
         raise ModelError(
             f"{path}: needs the code that it was saved with ({error}); install it, or save the "
             "state dict alone"
         ) from None
-    except MemoryError:
+    except TryAgain:
         raise
     except Exception as error:  # an unpickler may raise anything on bytes that are no pickle
         code = re.search(r"nsupported.*?GLOBAL (\S+)", str(error))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import re
 import sys
 from collections.abc import Callable
 from itertools import chain
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment_security.common.files import UserError
+from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.common.settings import VERSION, git_state, installed_versions
 
 CPU_BATCH, FIRST_CUDA_BATCH, LARGEST_BATCH = 8, 32, 1024
@@ -27,12 +27,6 @@ LEAST_GAIN = 1.05  # a doubled batch must be this many times as fast, in images 
 # A network sees at most so many sizes of batch (`batch_shapes`), and none below SMALLEST_SHAPE:
 # on CPUs, kernels for one or two rows round differently.
 SHAPES, SMALLEST_SHAPE = 6, 4
-# what allocators of torch, CUDA, cuDNN, cuBLAS, oneDNN and C++ say
-OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
-    r"failed to allocate|ALLOC_FAILED|bad_alloc|could not create a memory",
-    re.IGNORECASE,
-)
 NO_GRADIENT = (
     "the network's logits have no gradient with respect to pixels, which this threat needs; take "
     "torch.no_grad and detach out of its forward pass (`clean` needs no gradient)"
@@ -157,13 +151,6 @@ class Forward:
             begin = rows.stop
         self.forwards += len(x)
         return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results)]
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether a device or the machine had no memory; each library says so in its own way."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
 def refuse_failed_compilation(error: Exception) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.models.draws import seeded
-from alignment_security.models.forward import is_out_of_memory
 from alignment_security.models.heads import REPEAT_RELATIVE, ModelError, logits_repeat
 
 # share of the largest logit by which kernels for one row may round differently from those for more

@@ -18,6 +18,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import nn
 
 from alignment_security.common.files import TryAgain
+from alignment_security.common.out_of_memory import reading_into_memory
 from alignment_security.models.heads import ModelError
 
 HUB_UNREACHABLE = (LocalEntryNotFoundError, HfHubHTTPError, OSError)
@@ -45,7 +46,8 @@ def create_net(name: str, pretrained: bool, num_classes: int | None = None) -> n
     Raises ModelError if it or its weights cannot be loaded.
     """
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+        with reading_into_memory(name):
+            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
     except DAMAGED_FILE as error:
         raise ModelError(_damaged_weights(name, error)) from None
     except json.JSONDecodeError as error:

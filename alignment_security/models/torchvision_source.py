@@ -10,6 +10,8 @@ import torchvision
 from PIL import Image
 from torchvision.models import get_model, get_model_weights, list_models
 
+from alignment_security.common.files import TryAgain
+from alignment_security.common.out_of_memory import reading_into_memory
 from alignment_security.models.heads import ModelError
 from alignment_security.models.loaded_net import LoadedNet, checked_net, in_one_line
 from alignment_security.models.preprocessing import measured_preprocessing
@@ -35,7 +37,10 @@ def load_torchvision(name: str, place: str) -> LoadedNet:
         raise ModelError(f"{net_name}: {version} has no such classifier{nearest}")
     weights = _weights(net_name, parts[0] if parts else "DEFAULT")
     try:
-        net = get_model(net_name, weights=weights)
+        with reading_into_memory(net_name):
+            net = get_model(net_name, weights=weights)
+    except TryAgain:
+        raise
     except Exception as error:  # of the download, of a damaged file
         raise _weights_error(net_name, weights.url, error) from None
     transform = weights.transforms()

@@ -12,6 +12,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from alignment_security.common.files import TryAgain
+from alignment_security.common.out_of_memory import reading_into_memory
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.models.heads import ModelError
 from alignment_security.models.loaded_net import LoadedNet, checked_net, in_one_line
@@ -48,11 +50,14 @@ def load_transformers(name: str, place: str) -> LoadedNet:
     repository, _, revision = (place, "", "") if is_folder else place.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        net, loaded = AutoModelForImageClassification.from_pretrained(
-            repository, output_loading_info=True, dtype="float32", **options
-        )
+        with reading_into_memory(place):
+            net, loaded = AutoModelForImageClassification.from_pretrained(
+                repository, output_loading_info=True, dtype="float32", **options
+            )
         # PIL resizes as timm does; torchvision's tensors differ from it by a few levels of 255
         processor = AutoImageProcessor.from_pretrained(repository, backend="pil", **options)
+    except TryAgain:
+        raise
     except Exception as error:  # a repository may hold anything
         download = f"`hf download {repository}`"
         if hub_answer(error):

@@ -13,6 +13,9 @@ import timm
 import torch
 from torch import nn
 
+from alignment_security.common.files import TryAgain
+from alignment_security.models import torchvision_source
+from alignment_security.models.checkpoint_files import read_checkpoint
 from alignment_security.models.checkpoint_fit import count_classes, find_misfit, rename_for_timm
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.models.heads import ModelError
@@ -436,3 +439,25 @@ def test_the_classes_of_every_family_are_counted(name):
         assert find_misfit(fresh, rename_for_timm(fresh, saved.state_dict())) == ""
         if net.num_classes:
             assert net.state_dict().keys() == saved.state_dict().keys()  # timm_nets.with_classes
+
+
+def test_no_weights_are_called_damaged_where_memory_is_short(tmp_path, monkeypatch):
+    for file in ("x.pth", "x.safetensors"):
+        save = safetensors.torch.save_file if file.endswith("s") else torch.save
+        save({"weight": torch.zeros(2, 2)}, tmp_path / file)
+
+    def no_memory(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 B")
+
+    monkeypatch.setattr(torch, "load", no_memory)
+    monkeypatch.setattr(safetensors.torch, "load_file", no_memory)
+    monkeypatch.setattr(timm, "create_model", no_memory)
+    monkeypatch.setattr(torchvision_source, "get_model", no_memory)
+    for load in (
+        lambda: read_checkpoint(tmp_path / "x.pth"),
+        lambda: read_checkpoint(tmp_path / "x.safetensors"),
+        lambda: create_net("resnet18", pretrained=True),
+        lambda: torchvision_source.load_torchvision("resnet18", ""),
+    ):
+        with pytest.raises(TryAgain, match="cannot be loaded, since the machine is out of memory"):
+            load()

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from alignment_security.common.files import UserError
-from alignment_security.models.forward import Forward, is_out_of_memory
+from alignment_security.common.out_of_memory import is_out_of_memory
+from alignment_security.models.forward import Forward
 
 SPELLINGS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),

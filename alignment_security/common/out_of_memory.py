@@ -1,0 +1,39 @@
+"""Out of memory, as each library says it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from alignment_security.common.files import TryAgain
+
+# what allocators of torch, CUDA, cuDNN, cuBLAS, oneDNN and C++ say
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
+    r"failed to allocate|ALLOC_FAILED|bad_alloc|could not create a memory",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device or the machine had no memory."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+@contextmanager
+def reading_into_memory(what: object) -> Iterator[None]:
+    """Raise TryAgain where memory is short; the file or network `what` is not damaged then."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TryAgain(
+            f"{what}: cannot be loaded, since the machine is out of memory or a limit of it (see "
+            "ulimit -a) is reached"
+        ) from None
