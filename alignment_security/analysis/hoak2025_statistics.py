@@ -254,7 +254,7 @@ def robust_correlations(study: Study) -> pd.DataFrame:
     return table[robust & table["rho"].notna()]
 
 
-def ranked_benchmarks(study: Study, most: int = MAX_RANKED) -> tuple[pd.DataFrame, str]:
+def ranked_benchmarks(study: Study) -> tuple[pd.DataFrame, str]:
     """Rows of the benchmarks that survive at any eps, and a sentence that counts them.
 
     Ordered (column `row`) by the correlation at the largest eps at which accuracies differ. If none
@@ -268,7 +268,7 @@ def ranked_benchmarks(study: Study, most: int = MAX_RANKED) -> tuple[pd.DataFram
         chosen = strength[alive]
     else:
         chosen = strength.reindex(strength.abs().nlargest(MAX_RANKED_OTHERWISE).index)
-    strongest = chosen.abs().nlargest(most).index
+    strongest = chosen.abs().nlargest(MAX_RANKED).index
     chosen = chosen.reindex(strongest).sort_values(ascending=False)
 
     counted = f"{len(alive)} of {len(strength)} benchmarks survive ({SURVIVES})"

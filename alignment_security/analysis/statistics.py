@@ -57,15 +57,13 @@ def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[f
     return float(low), float(high)
 
 
-def expanded_interval(
-    values: np.ndarray, units: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Percentile interval of values resampled by few units, expanded (Hesterberg 2015).
+def expanded_interval(values: np.ndarray, units: int) -> tuple[float, float]:
+    """95 % percentile interval of values resampled by few units, expanded (Hesterberg 2015).
 
     A percentile interval is too short by sqrt((units - 1) / units), and by the normal quantile for
     that of t on units - 1 degrees of freedom; this takes percentiles further out.
     """
-    t = stats.t.ppf((1 + confidence) / 2, units - 1) * np.sqrt(units / (units - 1))
+    t = stats.t.ppf(0.975, units - 1) * np.sqrt(units / (units - 1))
     return percentile_interval(values, 2 * stats.norm.cdf(t) - 1)
 
 
@@ -192,20 +190,18 @@ def linear_regression(
 
 
 def cross_validation_folds(
-    families: np.ndarray, whole_families: bool, splits: int = 10, repeats: int = 5, seed: int = 0
+    families: np.ndarray, whole_families: bool, repeats: int = 5
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(train, test) indices of cross-validation.
+    """(train, test) indices of tenfold cross-validation, of fewer folds where there are few units.
 
     families         (n,) names
     whole_families   True: folds of whole families, once; False: folds of models drawn at random,
                      `repeats` times
     """
     if whole_families:
-        splitter = GroupKFold(n_splits=min(splits, len(np.unique(families))))
+        splitter = GroupKFold(n_splits=min(10, len(np.unique(families))))
         return splitter.split(families, groups=families)
-    splitter = RepeatedKFold(
-        n_splits=min(splits, len(families)), n_repeats=repeats, random_state=seed
-    )
+    splitter = RepeatedKFold(n_splits=min(10, len(families)), n_repeats=repeats, random_state=0)
     return splitter.split(families)
 
 

@@ -11,7 +11,6 @@ from alignment_security.common.files import UserError, safe_file_name
 
 DAMAGE = (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile)
 MAX_BYTES = 2**30  # unpacked; an example of 1000 x 1000 pixels has 30 MB
-EXAMPLE_KEYS = ("label", "pred", "eps", "l2", "linf", "image", "delta")
 
 
 def examples_folder(csv: Path) -> Path:
@@ -32,9 +31,9 @@ def example_path(csv: Path, image_id: str) -> Path:
 def load_example(path: Path) -> dict:
     """The arrays and scalars of an example file.
 
-    Returns a dict with at least EXAMPLE_KEYS: image (H, W, 3) uint8; delta (H, W, 3) float32 in
-    pixel units of [0, 1]; classes label and pred; eps and norms. human_map and human_alignment too
-    when the image set has maps. Raises UserError for a damaged file.
+    Returns a dict of at least image (H, W, 3) uint8; delta (H, W, 3) float32 in pixel units of
+    [0, 1]; the classes label and pred; eps, l2 and linf. human_map and human_alignment too when
+    the image set has maps. Raises UserError for a damaged file.
     """
     try:
         check_size(path)

@@ -122,7 +122,7 @@ def test_setting_of_the_environment_wins_over_env_file(root, monkeypatch):
     (root / ".env.local").write_text("SOME_DIR=from_file\nOTHER_DIR=\n")
     assert setting("OTHER_DIR") == "committed"
     assert setting("SOME_DIR") == "from_file"
-    assert setting("EMPTY_DIR") is None and setting("EMPTY_DIR", "default") == "default"
+    assert setting("EMPTY_DIR") is None
     monkeypatch.setenv("SOME_DIR", "from_environment")
     assert setting("SOME_DIR") == "from_environment"
     monkeypatch.setenv("SOME_DIR", "")
