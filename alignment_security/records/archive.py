@@ -2,6 +2,7 @@
 
     python utilities.py publish --results_dir results/mine --out archive
     python utilities.py verify archive
+    python utilities.py verify archive --out results/mine
 
 An archive is a results folder, so `plotting.py --results_dir archive` draws it, with besides:
 
@@ -12,7 +13,8 @@ An archive is a results folder, so `plotting.py --results_dir archive` draws it,
     SHA256SUMS                            of every other file, as `sha256sum -c` takes it
 
 The same records give the same bytes. Adversarial examples hold photographs and stay behind. An
-archive without CSV has the run files and tables of the records, from which `verify` makes them.
+archive without CSV has the run files and tables of the records, from which `verify` makes them;
+with `--out` it writes the results folder.
 """
 
 from __future__ import annotations
@@ -123,13 +125,33 @@ def verify(archive: Path) -> list[str]:
         return check_records(archive, archive)
     with TemporaryDirectory() as name:
         results = Path(name)
-        copy_files(archive, results, "records/*/*/*.json")
-        shutil.copyfile(archive / SUMMARY_NAME, results / SUMMARY_NAME)
         try:
-            write_records(results / "records", archive / "tables", results / "records")
+            write_results(archive, results)
         except (UserError, OSError, ValueError) as error:
             return [f"{archive / 'tables'}: {error}"]
         return check_records(archive, results)
+
+
+def unpack(archive: Path, out: Path) -> None:
+    """Write the results folder of an archive, with CSV, to a new folder.
+
+    Raises UserError where `out` exists.
+    """
+    if out.exists():
+        raise UserError(f"{out}: is there already; give another --out, or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_beside(out) as temporary:
+        write_results(archive, temporary)
+        temporary.rename(out)
+
+
+def write_results(archive: Path, results: Path) -> None:
+    """Write the run files, records and summary of an archive; raises as `write_records`."""
+    copy_files(archive, results, "records/*/*/*.json")
+    copy_files(archive, results, "records/*/*/*.csv")
+    shutil.copyfile(archive / SUMMARY_NAME, results / SUMMARY_NAME)
+    if not glob_visible(archive, "records/*/*/*.csv"):
+        write_records(results / "records", archive / "tables", results / "records")
 
 
 def check_records(archive: Path, results: Path) -> list[str]:
@@ -152,6 +174,8 @@ def check_files(archive: Path) -> Iterator[str]:
             yield f"{sums}, line {number}: no checksum and name of a file of the archive"
             continue
         path = archive / name
+        if path in listed:
+            yield f"{sums}, line {number}: names {name} a second time"
         listed.add(path)
         if path.resolve() != archive.resolve() / name:
             yield f"{path}: a link, not the file that was published"

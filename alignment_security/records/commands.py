@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alignment_security.common.command_line import RESULTS_HELP
-from alignment_security.records.archive import publish, verify
+from alignment_security.records.archive import publish, unpack, verify
 
 
 def publish_command(args) -> None:
@@ -18,6 +18,9 @@ def verify_command(args) -> None:
     print("\n".join(found) or f"{args.archive}: as it was published, and nothing found")
     if found:
         raise SystemExit(1)
+    if args.out:
+        unpack(args.archive, args.out)
+        print(f"{args.out}: its results folder")
 
 
 def add_archive_commands(commands) -> None:
@@ -32,10 +35,13 @@ def add_archive_commands(commands) -> None:
     publishing.add_argument(
         "--without_csv",
         action="store_true",
-        help="records as parquet alone, a tenth of the size; verify makes the CSV from them",
+        help="records as parquet alone, a tenth of the size; verify --out makes the CSV from them",
     )
     publishing.set_defaults(run=publish_command)
 
     verifying = commands.add_parser("verify", help="check an archive that publish wrote")
     verifying.add_argument("archive", type=Path, metavar="DIR", help="folder of the archive")
+    verifying.add_argument(
+        "--out", type=Path, help="write its results folder, records as CSV, to this new folder"
+    )
     verifying.set_defaults(run=verify_command)

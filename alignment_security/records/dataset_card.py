@@ -62,7 +62,11 @@ As `CITATION.cff` says.
 
 def csv_note(archive: Path) -> str:
     has_csv = glob_visible(archive, "records/*/*/*.csv")
-    return ", and its rows as CSV" if has_csv else "; the tables hold its rows"
+    return (
+        ", and its rows as CSV"
+        if has_csv
+        else "; the tables hold its rows, which `verify DIR --out DIR2` writes as CSV"
+    )
 
 
 def yaml_list(values: list[str]) -> str:

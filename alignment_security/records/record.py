@@ -144,11 +144,25 @@ def rows_to_csv(rows: pd.DataFrame, header: bool = True) -> str:
 
 def check_record_sha256(path: Path, run: dict) -> None:
     """Raise UserError unless the record has the sha256 that its finished run recorded."""
-    if not path.exists() or sha256_text_file(path) != run.get("record_sha256"):
+    if not path.exists():
+        raise UserError(f"{path}: no such record; {missing_record_advice(path)}")
+    if sha256_text_file(path) != run.get("record_sha256"):
         raise UserError(
             f"{path}: not the file that the run finished with (sha256 differs); evaluate it again "
             "with --overwrite"
         )
+
+
+def missing_record_advice(path: Path) -> str:
+    """What to do about a finished run without its record, which an archive has as parquet."""
+    results_dir = path.parents[3]
+    table = Path(results_dir, "tables", *path.parts[-3:-1]).with_name(f"{path.parent.name}.parquet")
+    if table.is_file():
+        return (
+            f"{results_dir} is an archive without CSV; `python utilities.py verify {results_dir} "
+            "--out DIR` writes its results folder to DIR"
+        )
+    return "bring it back, or evaluate it again with --overwrite"
 
 
 def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:

@@ -120,6 +120,34 @@ def test_an_archive_without_csv_gives_the_records_back(published_without_csv, ca
     assert "the tables hold its rows" in card
 
 
+@pytest.mark.parametrize("command", ["audit", "merge", "plotting"])
+def test_an_archive_without_csv_says_how_to_use_it(
+    published_without_csv, tmp_path, capsys, command
+):
+    import plotting
+
+    if command == "plotting":
+        words = ["--results_dir", published_without_csv, "--figures_dir", tmp_path]
+        assert plotting.main([str(word) for word in words]) == 2
+    else:
+        options = ["--results_dir"] if command == "merge" else []
+        assert run(command, *options, published_without_csv) in (1, 2)
+    shown = "".join(capsys.readouterr())
+    words = re.search(r"utilities\.py (verify \S+ --out )DIR` writes its results", shown)
+    assert "is an archive without CSV" in shown and "sha256" not in shown
+    assert run(*words[1].split(), tmp_path / "results") == 0
+    for path in (published_without_csv / "records").rglob("*.json"):
+        place = path.relative_to(published_without_csv).with_suffix(".csv")
+        assert (tmp_path / "results" / place).read_bytes() == (SAMPLE / place).read_bytes()
+    assert run(*words[1].split(), tmp_path / "results") == 2  # it is there already
+
+
+def test_an_archive_with_csv_is_unpacked_too(published, tmp_path):
+    assert run("verify", published, "--out", tmp_path / "results") == 0
+    assert (tmp_path / "results" / RECORD).read_bytes() == (SAMPLE / RECORD).read_bytes()
+    assert not (tmp_path / "results" / "SHA256SUMS").exists()
+
+
 def test_a_record_with_cells_of_its_own_is_published_with_csv_only(tmp_path, capsys):
     """A column that this project does not know is in the CSV, and in no table."""
     results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
@@ -200,6 +228,18 @@ def test_files_that_are_changed_missing_or_added_are_named(archive, capsys):
     found = capsys.readouterr().out.splitlines()
     assert [line.rpartition(": ")[2].split(" ")[0] for line in found] == ["not", "missing", "not"]
     assert "another.json" in found[2]
+
+
+@pytest.mark.parametrize("again", ["{line}", "{sum}  ./{name}", "{sum}  records//../{name}"])
+def test_a_file_is_named_once_in_the_checksums(archive, capsys, again):
+    """Of two checksums of one file, one is not its own, or somebody has edited the list."""
+    sums = archive / "SHA256SUMS"
+    line = sums.read_text().splitlines()[0]
+    checksum, _, name = line.partition("  ")
+    with open(sums, "a", encoding="utf-8") as file:
+        file.write(again.format(line=line, sum=checksum, name=name) + "\n")
+    assert run("verify", archive) == 1
+    assert "SHA256SUMS, line " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["README.md", "records", RECORD])
