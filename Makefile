@@ -40,33 +40,18 @@ test: $(VENV)/.ready-dev
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -m "" --durations=30
 
-# Runs the HTCondor tests in a real pool: Debian's build of HTCondor, unpacked into .venv.
-# Where it cannot be installed, the tests are skipped and give the reason.
+# Run the tests of a scheduler in a real pool: Debian's build of it, unpacked into .venv. Where it
+# cannot be installed, the tests are skipped and give the reason.
 test-htcondor: $(VENV)/.ready-dev
-	@if why=$$(PATH=$(abspath $(BIN)):$$PATH tests/pool/install.sh $(VENV)/condor 2>&1); then \
-	    pool=$$(mktemp -d) && trap "rm -rf $$pool" EXIT && \
-	    tests/pool/run.sh $(VENV)/condor $$pool $(abspath $(BIN))/python -m pytest -q -m condor \
-	        --reruns 2 -p no:cacheprovider --durations=5 tests/cluster/test_htcondor.py; \
-	else \
-	    NO_CONDOR="$$(echo "$$why" | tail -n 1)" \
-	        $(BIN)/python -m pytest -q -rs -m condor tests/cluster/test_htcondor.py; \
-	fi
+	tests/pool/test.sh condor $(VENV) tests/cluster/test_htcondor.py
+
+test-slurm: $(VENV)/.ready-dev
+	tests/pool/test.sh slurm $(VENV) tests/cluster/test_slurm.py
 
 # Tests the HTML page in Debian's Chromium, unpacked into .venv; without one they are skipped.
 test-page: $(VENV)/.ready-dev
 	-tests/browser/install.sh $(VENV)/browser
 	$(BIN)/python -m pytest -q -rs --reruns 2 tests/plots/test_report_page.py
-
-# The same for SLURM: a cluster of one node, of Debian's slurm-wlm.
-test-slurm: $(VENV)/.ready-dev
-	@if why=$$(tests/pool/slurm_install.sh $(VENV)/slurm 2>&1); then \
-	    cluster=$$(mktemp -d) && trap "rm -rf $$cluster" EXIT && \
-	    tests/pool/slurm_run.sh $(VENV)/slurm $$cluster $(abspath $(BIN))/python -m pytest -q \
-	        -m slurm --reruns 2 -p no:cacheprovider tests/cluster/test_slurm.py; \
-	else \
-	    NO_SLURM="$$(echo "$$why" | tail -n 1)" \
-	        $(BIN)/python -m pytest -q -rs -m slurm tests/cluster/test_slurm.py; \
-	fi
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

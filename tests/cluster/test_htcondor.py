@@ -44,7 +44,7 @@ from alignment_security.models.loading import load_model
 from alignment_security.records.record import read_record, read_run_file
 from alignment_security.trainer.run import read_training_run
 
-NO_POOL = os.environ.get("NO_CONDOR", "no HTCondor pool; `make test-htcondor` starts one")
+NO_POOL = os.environ.get("NO_POOL", "no HTCondor pool; `make test-htcondor` starts one")
 pytestmark = [
     pytest.mark.condor,
     pytest.mark.skipif("CONDOR_CONFIG" not in os.environ, reason=NO_POOL),

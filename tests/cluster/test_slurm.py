@@ -33,7 +33,7 @@ from alignment_security.common.files import UserError
 from alignment_security.models.lists import WantedModel
 from alignment_security.records.record import read_record, read_run_file
 
-NO_CLUSTER = os.environ.get("NO_SLURM", "no SLURM cluster; `make test-slurm` starts one")
+NO_CLUSTER = os.environ.get("NO_POOL", "no SLURM cluster; `make test-slurm` starts one")
 
 
 def on_cluster(test):

@@ -2,9 +2,9 @@
 # Put a real HTCondor (Debian trixie's build, 23.9.6) into PREFIX on a Debian
 # bookworm host without touching the host's packages: the daemons run on their
 # own trixie glibc, and everything they exec (job scripts, the host's Python with
-# torch) stays native bookworm.   usage: install.sh PREFIX
+# torch) stays native bookworm.   usage: condor_install.sh PREFIX
 set -euo pipefail
-PREFIX=$(realpath -m "${1:?usage: install.sh PREFIX}")
+PREFIX=$(realpath -m "${1:?usage: condor_install.sh PREFIX}")
 SUITE=${CONDOR_SUITE:-trixie}
 [ "$(id -u)" != 0 ] || unshare --user --map-user="$(id -u www-data)" --pid --fork --kill-child --mount-proc true 2>/dev/null ||
     { echo "this machine lets root make no user namespace, and HTCondor runs no job for root" >&2; exit 1; }

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Run CMD beside a real personal HTCondor pool on 127.0.0.1, then take the pool down.
 #
-#   run.sh PREFIX POOLDIR CMD [ARG...]
+#   condor_run.sh PREFIX POOLDIR CMD [ARG...]
 #
-# PREFIX  what install.sh made.   POOLDIR  an empty or new folder (config, logs, spool).
+# PREFIX  what condor_install.sh made.   POOLDIR  an empty or new folder (config, logs, spool).
 # CMD sees CONDOR_CONFIG and the condor tools on PATH; its exit status is ours.
 #
 # HTCondor runs no job for uid 0. Run as root, this script enters a user namespace in which
