@@ -24,7 +24,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from alignment_security.common.exit_status import CHECKPOINTED, INTERRUPTED, WRONG_REQUEST
-from alignment_security.common.files import UserError
+from alignment_security.common.files import TryAgain, UserError
 from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.common.process import print_line, report_error, run_script
 from alignment_security.images.image_sets import DataError
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         return train(args)
     except UserError as error:
         # All ranks raise the same errors, except those of the images that each decodes.
-        if rank() == 0 or isinstance(error, DataError):
+        if rank() == 0 or isinstance(error, DataError | TryAgain):
             return report_error(error)
         return error.exit_status
     except (RuntimeError, MemoryError) as error:

@@ -6,6 +6,8 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+from alignment_security.common.files import reading
+
 FIRST_BYTES = 512
 LONGEST_HEADER = 100_000_000  # bytes, of safetensors
 # beginning -> (what the file is, what to do)
@@ -35,7 +37,7 @@ SAFETENSORS, TORCH, TORCHSCRIPT = "safetensors", "torch", "TorchScript"
 
 def first_bytes(path: Path) -> bytes:
     """The first FIRST_BYTES of a file. Raises OSError."""
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return file.read(FIRST_BYTES)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from alignment_security.common.exit_status import FAILED, WRONG_REQUEST
 from alignment_security.common.temporary import temporary_beside
 
+# errors that may pass: they say nothing about the file
+LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+DEVICE_ERRORS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 LONGEST_STEM = 150  # characters of a name that safe_file_name keeps
 
 
@@ -27,6 +33,30 @@ class TryAgain(UserError):
     """A failure that may pass by itself: the same command is worth another try."""
 
     exit_status = FAILED
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Raise TryAgain, which names the file, where it is whole but cannot be read now.
+
+    Errors while an open file is read name no file; readers of formats call such a file damaged.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in LIMIT_ERRORS | DEVICE_ERRORS:
+            raise
+        reason = "a limit of this machine (see ulimit -a) is reached"
+        if error.errno in DEVICE_ERRORS:
+            reason = "the disk or the network failed, run the same command again"
+        where = error.filename or path
+        raise TryAgain(f"{where}: cannot be read ({error.strerror}); {reason}") from None
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file. Raises OSError, and TryAgain as `reading`."""
+    with reading(path):
+        return Path(path).read_bytes()
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -46,13 +76,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_text_file(path: Path) -> str:
     r"""Hex sha256 of a text file with `\n` as its line ends, whatever a checkout made of them."""
-    return hashlib.sha256(Path(path).read_bytes().replace(b"\r\n", b"\n")).hexdigest()
+    return hashlib.sha256(read_bytes(path).replace(b"\r\n", b"\n")).hexdigest()
 
 
 def safe_file_name(name: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from alignment_security.common.files import TryAgain
+from alignment_security.common.files import TryAgain, reading
 
 # what allocators of torch, CUDA, cuDNN, cuBLAS, oneDNN and C++ say
 OUT_OF_MEMORY = re.compile(
@@ -27,9 +27,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 @contextmanager
 def reading_into_memory(what: object) -> Iterator[None]:
-    """Raise TryAgain where memory is short; the file or network `what` is not damaged then."""
+    """Raise TryAgain where memory is short; the file or network `what` is not damaged then.
+
+    Also where a file cannot be read now (`files.reading`).
+    """
     try:
-        yield
+        with reading(str(what)):
+            yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from alignment_security.common.exit_status import FAILED, INTERRUPTED, NOBODY_READS, WRONG_REQUEST
-from alignment_security.common.files import UserError
+from alignment_security.common.files import DEVICE_ERRORS, LIMIT_ERRORS, UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 SECONDS_TO_STOP = 30.0  # while a stop is under way, the same request again changes nothing
 PLACE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ESTALE}
-LIMIT_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN}
+FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 # ---- signals -------------------------------------------------------------------------------------
@@ -115,9 +114,10 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
     place = error.filename or written_dir or "standard output"
     if isinstance(error, PLACE_ERRORS) or error.errno == errno.EROFS:
         status, text = WRONG_REQUEST, place_text(place, reason, written_dir)
-    elif error.errno in DISK_ERRORS:
+    elif error.errno in FULL_ERRORS | DEVICE_ERRORS:
         status = FAILED
-        text = f"{reason}; what is written stays, make room and run the same command again"
+        advice = "make room and " if error.errno in FULL_ERRORS else ""
+        text = f"{reason}; what is written stays, {advice}run the same command again"
     elif error.errno in LIMIT_ERRORS:
         status, text = FAILED, f"{reason}; a limit of this machine (see ulimit -a) is reached"
     elif isinstance(error, FileNotFoundError):

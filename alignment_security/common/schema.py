@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from alignment_security.common.files import UserError
+from alignment_security.common.files import UserError, read_bytes
 from alignment_security.common.text import decode_text
 
 TEXT, NAME, WHOLE, NUMBER = "text", "name", "whole number", "number"
@@ -158,7 +158,7 @@ def read_json(path: Path, shape: Any, what: str, fix: str) -> Any:
     Raises FileNotFoundError, and UserError for a file that is no JSON or of another shape.
     """
     try:
-        value = json.loads(decode_text(Path(path).read_bytes(), path))
+        value = json.loads(decode_text(read_bytes(path), path))
         check_shape(value, shape, "the file")
     except (ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 
-from alignment_security.common.files import UserError
+from alignment_security.common.files import UserError, read_bytes
 
 # byte-order mark -> encoding; UTF-32's little-endian mark begins with that of UTF-16
 ENCODINGS = {
@@ -31,7 +31,7 @@ def read_text(path: str | Path) -> str:
     The encoding is UTF-8, or what the file's byte-order mark says. Raises OSError for a file that
     cannot be read, and UserError with the line for one that is no such text.
     """
-    return decode_text(Path(path).read_bytes(), path)
+    return decode_text(read_bytes(path), path)
 
 
 def decode_text(data: bytes, path: str | Path) -> str:

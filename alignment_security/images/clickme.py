@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from alignment_security.common.file_kinds import foreign_kind
+from alignment_security.common.files import reading
 from alignment_security.common.folders import left_by_tools_note, list_files, not_wanted_note
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
@@ -59,7 +60,7 @@ def read_tfrecords(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     size = path.stat().st_size
     offset, number = 0, 0
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         while offset < size:
             payload = read_payload(file, offset, size, f"{path}: record {number}")
             yield offset, payload
@@ -290,7 +291,7 @@ def clickme_sample(images: ImageSet, i: int) -> ClickMeSample:
     if path.suffix == ".pth":
         return read_pth(path)
     where = f"{path}: {images.ids[i]}"
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         payload = read_payload(file, images.offsets[i], path.stat().st_size, where)
     example = parse_example(payload, where)
     heatmap = decode_feature(example["heatmap"], 1, f"{where}: its heat map")

@@ -13,21 +13,12 @@ import numpy as np
 from PIL import Image
 
 from alignment_security.common.file_kinds import foreign_kind
-from alignment_security.common.files import TryAgain, UserError
-from alignment_security.common.process import LIMIT_ERRORS
+from alignment_security.common.files import DEVICE_ERRORS, LIMIT_ERRORS, reading
 from alignment_security.images.image_sets import DataError
 
 # Formats that photographs and maps have. Pillow knows more: it hands PostScript to Ghostscript,
 # which runs it as a program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
-# errors that may pass: they say nothing about the file
-PASSING_ERRORS = LIMIT_ERRORS | {
-    errno.EIO,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.EHOSTDOWN,
-}
 MAX_PIXELS = 100_000_000  # of an image file
 # Longer to shorter side. Preprocessing scales the shorter side to the model's, so an image of
 # 1 x 40,000 pixels would become one of 224 x 9 million.
@@ -40,7 +31,7 @@ ADVICE = "fetch it again, or evaluate a list without it into another --results_d
 def read_image(path: Path) -> Image.Image:
     """A file as an RGB image. Raises DataError if it cannot be decoded whole, or is too large."""
     try:
-        with open(path, "rb") as file:
+        with reading(path), open(path, "rb") as file:
             return decode_image(file, str(path), ADVICE)
     except OSError as error:
         raise unreadable(path, error) from None
@@ -65,25 +56,15 @@ def decode_image(file: BinaryIO, where: str, advice: str = "") -> Image.Image:
         size = str(error).partition(" exceeds")[0]
         raise DataError(f"{where}: {size}, more than {MAX_PIXELS:,}; shrink it first") from None
     except Exception as error:  # a decoder may raise anything on a file that is damaged or made up
-        if isinstance(error, OSError) and error.errno in PASSING_ERRORS:
+        if isinstance(error, OSError) and error.errno in LIMIT_ERRORS | DEVICE_ERRORS:
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         end = f"; {advice}" if advice else ""
         raise DataError(f"{where}: cannot be decoded ({reason}){end}") from None
 
 
-def unreadable(path: Path, error: OSError) -> UserError:
+def unreadable(path: Path, error: OSError) -> DataError:
     """The error about a file that could not be read. It says nothing about the content."""
-    if error.errno in LIMIT_ERRORS:
-        return TryAgain(
-            f"{path}: cannot be read ({error.strerror}); a limit of this machine (see ulimit -a) "
-            "is reached"
-        )
-    if error.errno in PASSING_ERRORS:
-        return TryAgain(
-            f"{path}: cannot be read ({error.strerror}); the disk or the network failed, run the "
-            "same command again"
-        )
     advice = "bring it back" if error.errno == errno.ENOENT else "make it readable for this user"
     return DataError(f"{path}: cannot be read ({error.strerror}); {advice}")
 

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from alignment_security.common.files import UserError
+from alignment_security.common.files import UserError, reading
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.class_folders import folder_set
 from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
@@ -69,7 +69,9 @@ def load_image_set(
     Raises DataError for data that is missing, incomplete or inconsistent.
     """
     try:
-        images = _named_set(name, data_dir or default_dir(name), n_outputs, corruption, class_order)
+        data_dir = data_dir or default_dir(name)
+        with reading(data_dir or name):
+            images = _named_set(name, data_dir, n_outputs, corruption, class_order)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
     if images.n_classes != n_outputs:

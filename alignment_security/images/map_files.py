@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 from PIL import Image
 
+from alignment_security.common.files import TryAgain, reading
 from alignment_security.common.folders import list_files
 from alignment_security.common.text import printable_name
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
@@ -143,8 +144,9 @@ def read_map_file(path: Path, size: tuple[int, int]) -> np.ndarray:
     a value is. Values have to be finite and at least 0.
     """
     try:
-        values = READERS[path.suffix.lower()](path)
-    except DataError:
+        with reading(path):
+            values = READERS[path.suffix.lower()](path)
+    except (DataError, TryAgain):
         raise
     except DAMAGE as error:
         raise DataError(f"{path}: no human map ({error_reason(error)})") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, sha256_text_file
+from alignment_security.common.files import UserError, read_bytes, sha256_text_file
 from alignment_security.common.schema import FIRST_LINE, parse_table, read_json
 from alignment_security.records.names import record_stem
 from alignment_security.records.schemas import RECORD, RUN_FILE
@@ -125,7 +125,7 @@ def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
     Raises UserError when the record is missing, damaged, or holds a value that cannot be.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such record") from None
     if torn:

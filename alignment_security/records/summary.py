@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from alignment_security.common.eps import format_eps
-from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.files import UserError, read_bytes, write_atomic
 from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.records.comparable import compared_by
@@ -97,7 +97,7 @@ def read_summary_table(path: Path, fix: str, required: Iterable[str] = ()) -> pd
     required   columns that it has to have
     Raises FileNotFoundError, and UserError for a table that is cut, damaged, or has a row twice.
     """
-    table = parse_table(path, path.read_bytes(), SUMMARY, fix)
+    table = parse_table(path, read_bytes(path), SUMMARY, fix)
     missing = [name for name in required if name not in table]
     if missing:
         raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")

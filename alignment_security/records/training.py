@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.common.files import UserError, safe_file_name
+from alignment_security.common.files import UserError, read_bytes, safe_file_name
 from alignment_security.common.schema import parse_table, read_json
 from alignment_security.records.schemas import TRAINING_LOG, TRAINING_RUN
 
@@ -36,7 +36,7 @@ def read_training_log(path: Path, torn: bool = False) -> pd.DataFrame:
     Raises UserError for one that is missing, damaged, or lacks a column.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing; {TRAIN_AGAIN}") from None
     if torn:
