@@ -48,11 +48,14 @@ def failed_package(error: BaseException, trace: TracebackType | None) -> str | N
         for frame, _ in traceback.walk_tb(trace)
         if frame.f_code.co_name == "<module>"
     ]
-    ours = {"__main__", *(path.stem for path in ROOT.iterdir())}
     name = error.name.partition(".")[0] if isinstance(error, ImportError) and error.name else None
-    if isinstance(error, ModuleNotFoundError) or not modules or modules[-1] in ours:
-        return None if name in ours else name
+    if isinstance(error, ModuleNotFoundError) or not modules or is_ours(modules[-1]):
+        return name if name and not is_ours(name) else None
     return modules[-1]
+
+
+def is_ours(package: str) -> bool:
+    return package == "__main__" or any(map(Path.exists, (ROOT / package, ROOT / f"{package}.py")))
 
 
 def describe_failed_import(package: str, error: BaseException) -> tuple[int, str]:
