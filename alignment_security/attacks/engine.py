@@ -138,7 +138,7 @@ class AttackBatch:
             image.backwards += forward.draws * backward
         if not wanted.any():
             return forward.logits(x_adv), None
-        if not forward.split_pays(int(wanted.sum()), len(wanted)):
+        if not forward.split_pays(x_adv, int(wanted.sum())):
             return forward.gradient(x_adv, lambda z, rows: attack.loss(state, z, rows))
         with_grad = to_device(wanted.nonzero().squeeze(1), x_adv.device)
         without = to_device((~wanted).nonzero().squeeze(1), x_adv.device)

@@ -207,7 +207,7 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
         "--batch_size",
         type=argument(parse_batch_size),
         default="auto",
-        help="images a pass, or auto",
+        help="images attacked at once, or auto",
     )
     parser.add_argument(
         "--precision",

@@ -54,7 +54,8 @@ class DrawnForward(Forward):
     ):
         super().__init__(module, batch_size=1)
         self.draws, self.key, self._calls = draws, key, 0
-        self._passes = Forward(module, draws if together else 1, log)
+        rows = draws if together else 1
+        self._passes = Forward(module, rows, log, cpu_rows=rows)
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (1, draws, K) of an image x (1, C, H, W), without a graph."""

@@ -5,6 +5,7 @@ from functools import partial
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from accelerator import WAITS, pretended
 from nets import digits, rows_of
@@ -41,6 +42,15 @@ def runs(eps: float) -> dict:
         "crossing": minimal(BoundaryCrossing("L2", 40, walks=2)),
         "fmn": minimal(FMN("L2", 40)),
     }
+
+
+LARGE = {
+    "clean": partial(run_clean, n_outputs=10),
+    "apgd-t": bounded("apgd-t", 1 / 255, steps=6, targets=2),
+    "square": bounded("square", 1 / 255, queries=6),
+    "crossing": minimal(BoundaryCrossing("L2", 10, walks=2)),
+    "fmn": minimal(FMN("L2", 10)),
+}
 
 
 class Watched(nn.Module):
@@ -111,6 +121,23 @@ def test_rows_are_the_same_bytes_in_any_company(robust_digits, name):
     assert len(want) == len(IMAGES)
     for parts in ([IMAGES[::-1]], [IMAGES[:13], IMAGES[13:]], [IMAGES[1:], IMAGES[:1]]):
         got = rows(*parts).drop(columns="perturbation", errors="ignore")
+        pd.testing.assert_frame_equal(got[want.columns], want, check_exact=True)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_images_give_the_same_bytes_at_any_batch_size(name):
+    torch.manual_seed(0)
+    net = timm.create_model("test_resnet", num_classes=10).eval().requires_grad_(False)
+    x = torch.rand(5, 3, 128, 128)
+    images = [(f"{i}", x[i], label) for i, label in enumerate(net(x).argmax(1).tolist())]
+
+    def rows(batch_size: int, part=images) -> pd.DataFrame:
+        found = rows_of(LARGE[name](net, part, batch_size=batch_size))
+        return found.drop(columns="perturbation", errors="ignore")
+
+    want = rows(8).sort_values("image_id", ignore_index=True)
+    for parts in ([rows(1, images[:2]), rows(3, images[2:])], [rows(64, images[::-1])]):
+        got = pd.concat(parts).sort_values("image_id", ignore_index=True)
         pd.testing.assert_frame_equal(got[want.columns], want, check_exact=True)
 
 
