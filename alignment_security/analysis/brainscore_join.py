@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,7 @@ from alignment_security.records.summary import JOINED_NAME, SUMMARY_NAME
 
 JOINED, UNMATCHED = JOINED_NAME, "evaluation_results_unmatched.csv"
 REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
+MAX_EXPLAINED = 3  # models of which a message says why they have no scores
 MAX_SHOWN = 20  # models without results that are printed; the file has all
 OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"
 
@@ -40,7 +42,7 @@ def join_results(
     other_tables   CSVs of more scores, kept for the figures too (`collect_scores`)
 
     Prints the models that did not join; returns the joined table. Raises UserError if a table is
-    missing; then nothing is written.
+    missing or nothing joins; then neither table is written.
     """
     folder = Path(results_dir)
     results = read_own_table(
@@ -54,6 +56,8 @@ def join_results(
         brainscore = read_own_table(path, command)
     scores, _ = with_other_scores(brainscore, folder)
     joined, unmatched = join_scores(scores, results)
+    if joined.empty:
+        raise UserError(f"{folder / SUMMARY_NAME}: {nothing_joins_text(unmatched, scores)}")
     for name, table in ((JOINED, joined), (UNMATCHED, unmatched)):
         write_atomic(folder / name, table.to_csv(index=False, lineterminator="\n"))
     models = joined["model"].nunique()
@@ -61,6 +65,18 @@ def join_results(
     print(f"{len(unmatched)} models without a partner: {folder / UNMATCHED}")
     print(unmatched_text(unmatched))
     return joined
+
+
+def nothing_joins_text(unmatched: pd.DataFrame, scores: pd.DataFrame) -> str:
+    """Why no result joins, with the names of the scores that are nearest to a result's name."""
+    results = unmatched[unmatched["side"] == "results"]
+    names = {*scores[REGISTRY_NAME], *scores[TIMM_NAME].fillna("")} - {""}
+    shown = []
+    for model, reason in results[["model", "reason"]].head(MAX_EXPLAINED).values:
+        near = [] if model in names else get_close_matches(model, sorted(map(str, names)))
+        shown.append(f"{model}: {reason}" + f" (nearest: {', '.join(near)})" * bool(near))
+    more = f"; and {len(results) - len(shown)} more" if len(results) > len(shown) else ""
+    return f"none of its {len(results)} models has scores; {'; '.join(shown)}{more}"
 
 
 def read_own_table(path: Path, command: str) -> pd.DataFrame:

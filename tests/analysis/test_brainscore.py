@@ -1040,6 +1040,32 @@ def test_join_results_writes_what_joins_and_what_does_not(package, tmp_path, sco
         assert re.search(rf"{row.side} +{re.escape(row.model)} +{re.escape(row.reason)}", out)
 
 
+@pytest.mark.parametrize(
+    "models, says",
+    [
+        (
+            ["resnet50"],
+            r"none of its 1 models has scores; resnet50: .* \(nearest: resnet50.tv_in1k",
+        ),
+        (["resnet50.tv_in1", "zzz"], r"resnet50.tv_in1: no scores .*nearest.*; zzz: [^(]*$"),
+        (
+            list("abcde"),
+            r"none of its 5 models has scores; a: [^;]*; b: [^;]*; c: [^;]*; and 2 more",
+        ),
+    ],
+)
+def test_a_join_of_nothing_is_an_error_with_the_nearest_names(tmp_path, capsys, models, says):
+    columns = {"og_model_name": "", "model_registry_name": ["resnet50_tutorial", "vit"]}
+    scores = pd.DataFrame(columns | {"timm_name": ["resnet50.tv_in1k", ""], "V1": 0.5})
+    (tmp_path / "benchmark_scores").mkdir()
+    scores.to_csv(tmp_path / "benchmark_scores" / f"{MERGED_SCORES}.csv", index=False)
+    pd.DataFrame({"model": models}).to_csv(tmp_path / "evaluation_results.csv", index=False)
+    assert join(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert re.search(says, error.rstrip()) and error.count("\n") == 1
+    assert not (tmp_path / JOINED).exists() and not (tmp_path / UNMATCHED).exists()
+
+
 def test_many_scores_without_results_are_in_the_file_and_counted_on_the_screen(tmp_path, capsys):
     scores = pd.DataFrame(
         {

@@ -86,13 +86,14 @@ def test_scores_whose_sources_are_lost_or_damaged_are_refused_in_a_line(tmp_path
     assert "other_scores.json: " in line and "join --scores CSV` writes it" in line
 
 
-def test_a_net_of_ones_own_takes_no_score_of_its_name(tmp_path):
+def test_a_net_of_ones_own_takes_no_score_of_its_name(tmp_path, capsys):
     summary_of(TIMM_NETS, "python:net.py:made").to_csv(
         tmp_path / "evaluation_results.csv", index=False
     )
     pd.DataFrame({"model": TIMM_NETS, "score": 0.5}).to_csv(tmp_path / "s.csv", index=False)
-    assert join(tmp_path, tmp_path / "s.csv") == 0
-    assert pd.read_csv(tmp_path / "evaluation_results_scores.csv").empty
+    assert join(tmp_path, tmp_path / "s.csv") == 2
+    assert "none of its 3 models has scores" in capsys.readouterr().err
+    assert not (tmp_path / "evaluation_results_scores.csv").exists()
 
 
 def test_scores_of_a_net_of_brainscore_stand_in_its_row(tmp_path):
