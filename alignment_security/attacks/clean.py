@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.attack import AttackedImage, AttackError, Progress
+from alignment_security.attacks.attack import AttackedImage, AttackError, Progress, to_device
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.models.forward import Forward, device_of
 
-# (image id, pixels (C, H, W) in [0, 1], label)
+# (image id, pixels (C, H, W) in [0, 1] or uint8 levels, label)
 ImageStream = Iterable[tuple[str, Tensor, int]]
 
 TOP = 5  # a label among so many largest logits is correct in clean_top5
@@ -58,7 +59,7 @@ def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, T
     labels = [label for _, _, label in batch]
     x = torch.stack([image for _, image, _ in batch])
     check_images(x, labels, ids, n_outputs)
-    x = x.to(device_of(forward.module), non_blocking=True)
+    x = in_unit_range(to_device(x, device_of(forward.module)))
     logits = forward.logits(x)
     if logits.shape[-1] != n_outputs:
         raise AttackError(
@@ -103,14 +104,17 @@ def images_to_attack(
 
 def check_images(x: Tensor, labels: list[int], ids: list[str], n_outputs: int) -> None:
     """Raise AttackError, naming the image, for pixels outside [0, 1] and labels out of range."""
+    for name, label in zip(ids, labels):
+        if not 0 <= label < n_outputs:
+            raise AttackError(f"{name}: label {label} is outside 0..{n_outputs - 1}")
+    if x.dtype == torch.uint8:
+        return
     smallest, largest = x.flatten(1).amin(1).tolist(), x.flatten(1).amax(1).tolist()
-    for name, label, low, high in zip(ids, labels, smallest, largest):
+    for name, low, high in zip(ids, smallest, largest):
         if not (low >= 0 and high <= 1):  # NaN is neither
             raise AttackError(
                 f"{name}: pixels are not all in [0, 1] (from {low:.3g} to {high:.3g})"
             )
-        if not 0 <= label < n_outputs:
-            raise AttackError(f"{name}: label {label} is outside 0..{n_outputs - 1}")
 
 
 def clean_columns(name: str, label: int, prediction: int) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.minimum_norm import minimum_norm_row
 from alignment_security.common.files import UserError
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.models.forward import NO_GRADIENT, Forward
 
 # Protocol -> class of foolbox 3.3.4, and its settings. feng2025: the published code of Feng et al.
@@ -197,7 +198,7 @@ def run_foolbox(
     attack = getattr(foolbox.attacks, class_name)(**settings | {"steps": steps})
     for batch in paced_batches(source, batch_size):
         if protocol == "feng2025":
-            batch = [(name, stretch(x[None])[0], label) for name, x, label in batch]
+            batch = [(name, stretch(in_unit_range(x)[None])[0], label) for name, x, label in batch]
         images = images_to_attack(forward, batch, n_outputs, lambda: None, eps=math.inf)
         correct = [image for image in images if image.clean["clean_correct"]]
         findings: dict[str, Finding | None] = {}

@@ -31,6 +31,7 @@ from alignment_security.attacks.clean import ImageStream, clean_columns, clean_p
 from alignment_security.attacks.engine import Confirm, run_stages
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.geometry import ORDER, lp_norm
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.verdicts import RAND_ATTACKS, inside_ball
 from alignment_security.models.draws import DrawnForward, draws_differ_in_a_batch, share_wrong
 from alignment_security.models.forward import device_of
@@ -253,7 +254,8 @@ def run_rand(
     zero_gradient_ids: set[str] = set()
     for name, x, label in source:
         if together is None:
-            together = draws_differ_in_a_batch(module, x[None].to(device_of(module)))
+            on_device = in_unit_range(x[None].to(device_of(module)))
+            together = draws_differ_in_a_batch(module, on_device)
         key = f"{seed}|{name}"
         forward = DrawnForward(module, budget.draws, key, together, log)
         level = FALSE_SUCCESS / budget.looks

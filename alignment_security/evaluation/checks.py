@@ -14,11 +14,12 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from alignment_security.attacks.clean import run_clean
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
 from alignment_security.evaluation.published import LOOK
 from alignment_security.evaluation.stream import with_head_labels
 from alignment_security.images.image_sets import ImageSet, take_slice
-from alignment_security.images.loading import stream_images
+from alignment_security.images.loading import stream_bytes
 from alignment_security.models.forward import Forward, device_of
 from alignment_security.models.heads import Model
 from alignment_security.records.run import Run
@@ -34,13 +35,13 @@ def check_clean(model: Model, images: ImageSet, batch_size: int, run: Run) -> fl
     Returns the seconds that a forward pass of an image takes.
     """
     sample = take_slice(images, 0, MAX_CHECKED)
-    stream = with_head_labels(stream_images(sample, model.preprocessing), model.settings["head"])
+    stream = with_head_labels(stream_bytes(sample, model.preprocessing), model.settings["head"])
     decoded = list(stream)
     batches = run_clean(model.module, decoded, model.n_outputs, batch_size)
     rows = [row for batch in batches for row in batch]
     warn_of_guesses(rows, images, model, run, aloud=True)
     x = torch.stack([image for _, image, _ in decoded[:batch_size]])
-    return seconds_per_image(model.module, x)
+    return seconds_per_image(model.module, in_unit_range(x))
 
 
 def warn_of_guesses(

@@ -13,7 +13,7 @@ from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.process import print_line
 from alignment_security.common.text import read_text
 from alignment_security.images.image_sets import ImageSet, take_slice
-from alignment_security.images.loading import stream_images
+from alignment_security.images.loading import stream_bytes
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.names import published_names
 from alignment_security.records.metrics import accuracy_interval
@@ -59,7 +59,7 @@ def compare_with_published(
 def clean_answers(model: Model, images: ImageSet, batch_size: int) -> list[int]:
     """Right (1) or wrong (0) for a fair sample of at most MAX_CHECKED images."""
     sample = take_slice(images, 0, MAX_CHECKED)
-    stream = stream_images(sample, model.preprocessing)
+    stream = stream_bytes(sample, model.preprocessing)
     batches = run_clean(model.module, stream, model.n_outputs, batch_size)
     return [row["clean_correct"] for rows in batches for row in rows]
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from alignment_security.attacks.autoattack import masked_gradient_warnings
 from alignment_security.common.files import UserError
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import version_drift
 from alignment_security.evaluation.checks import check_clean, warn_of_guesses
@@ -33,7 +34,7 @@ from alignment_security.evaluation.stream import stop_at, with_head_labels
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.image_sets import ImageSet
-from alignment_security.images.loading import stream_images
+from alignment_security.images.loading import stream_bytes
 from alignment_security.models.fast import PRECISIONS, memory_format_of
 from alignment_security.models.forward import (
     auto_batch_size,
@@ -270,7 +271,7 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
         begun,
         progress.on_pass,
     )
-    decoded = stream_images(todo, model.preprocessing, evaluation.workers)
+    decoded = stream_bytes(todo, model.preprocessing, evaluation.workers)
     # close the stream before a failure travels on: decoding workers would keep the process alive
     with closing(with_head_labels(decoded, model.settings["head"])) as source:
         begun_images = progress.count_images(stop_at(source, deadline))
@@ -301,8 +302,8 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> flo
         run.save(classes=list(images.class_names))
     if not len(todo):
         return None
-    first = next(stream_images(todo, model.preprocessing))[1][None]
-    first = first.to(device_of(model.module))
+    _, first, _ = next(stream_bytes(todo.take([0]), model.preprocessing))
+    first = in_unit_range(first[None].to(device_of(model.module)))
     warnings = check_model(
         model.module,
         first,

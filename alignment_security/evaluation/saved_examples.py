@@ -13,7 +13,7 @@ from timm.data import ImageNetInfo
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.images.human_maps import human_map
 from alignment_security.images.image_sets import ImageSet
-from alignment_security.images.loading import PixelDataset
+from alignment_security.images.loading import stream_bytes
 from alignment_security.models.heads import HEADS, Model
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.run import Run
@@ -54,11 +54,11 @@ def save_examples(
 def example_bytes(row: dict, model: Model, images: ImageSet, blur: bool = False) -> bytes:
     """The .npz file of one adversarial example; `blur` says how its human map is read."""
     position = images.position(row["image_id"])
-    image = PixelDataset(images, model.preprocessing)[position][1]
+    (_, image, _) = next(stream_bytes(images.take([position]), model.preprocessing))
     attention = human_map(images, position, model.preprocessing, blur)
     head = model.settings["head"]
     arrays = {
-        "image": (image.numpy() * 255).round().astype(np.uint8).transpose(1, 2, 0),
+        "image": image.numpy().transpose(1, 2, 0),
         "delta": row["perturbation"].cpu().numpy().astype(np.float32).transpose(1, 2, 0),
         "label": class_name(row["label"], head, images.class_names),
         "pred": class_name(row["adv_pred"], head, images.class_names),

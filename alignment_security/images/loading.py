@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from alignment_security.common.files import UserError, reading
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.class_folders import folder_set
 from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
 from alignment_security.images.clickme_pairs import big12_or_pairs
 from alignment_security.images.corruptions import corrupt, corruption_set, with_corruption
+from alignment_security.images.decoded import DECODED, image_key
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import (
     DataError,
@@ -46,7 +48,7 @@ CORRUPTED_SETS = ("imagenet-c", "tiny-imagenet-c")
 # Images that a worker sends at once: one message of 16 costs the receiving process a third of the
 # time of 16 messages.
 CHUNK_IMAGES = 16
-Chunk = tuple[list[int], Tensor, UserError | None]  # as stack_chunk returns it
+Chunk = tuple[Tensor, UserError | None]  # as stack_chunk returns it
 
 
 def load_image_set(
@@ -132,22 +134,15 @@ def set_preprocessing(images: ImageSet, preprocessing: dict) -> dict:
     return preprocessing | {"crop_pct": 1.0} if images.cropped else preprocessing
 
 
-def in_unit_range(x: Tensor) -> Tensor:
-    """uint8 levels as float32 in [0, 1]; other tensors are returned unchanged."""
-    return x.float() / 255 if x.dtype == torch.uint8 else x
-
-
 class PixelDataset(Dataset):
-    """(position, image (3, H, W) float32 in [0, 1]) after the model's preprocessing.
-
-    as_bytes   leave the image uint8, a quarter of the size when a worker sends it
+    """Images (3, H, W) uint8 after the model's preprocessing.
 
     For a bad image the error is returned in place of the image. Raised in a worker, it would
     arrive as a traceback instead of one line.
     """
 
-    def __init__(self, images: ImageSet, preprocessing: dict, as_bytes: bool = False):
-        self.images, self.as_bytes = images, as_bytes
+    def __init__(self, images: ImageSet, preprocessing: dict):
+        self.images = images
         self.transform = create_transform(
             **set_preprocessing(images, preprocessing), is_training=False, normalize=False
         )
@@ -155,12 +150,11 @@ class PixelDataset(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | UserError]:
+    def __getitem__(self, i: int) -> Tensor | UserError:
         try:
-            x = self.transform(load_photograph(self.images, i))
+            return self.transform(load_photograph(self.images, i))
         except UserError as error:
-            return i, error
-        return i, (x if self.as_bytes else in_unit_range(x))
+            return error
 
 
 # ---- streaming -----------------------------------------------------------------------------------
@@ -176,10 +170,32 @@ def stream_images(
     A few dozen images are in memory at a time. Raises UserError for a bad image, after the images
     in front of it.
     """
-    pixels = PixelDataset(images, preprocessing, as_bytes=True)
-    for rows, x, error in _chunks(pixels, preprocessing, workers):
-        for i, image in zip(rows, x):
-            yield images.ids[i], in_unit_range(image), images.labels[i]
+    pixels = PixelDataset(images, preprocessing)
+    for name, x, label in zip(images.ids, _decoded(pixels, preprocessing, workers), images.labels):
+        yield name, in_unit_range(x), label
+
+
+def stream_bytes(
+    images: ImageSet, preprocessing: dict, workers: int = 0
+) -> Iterator[tuple[str, Tensor, int]]:
+    """As `stream_images`, but uint8 levels; an image that DECODED keeps is not decoded again."""
+    wanted = set_preprocessing(images, preprocessing)
+    keys = [image_key(images, i) for i in range(len(images))]
+    kept = list(map(DECODED.of(wanted).get, keys))
+    missing = images.take(i for i, x in enumerate(kept) if x is None)
+    pixels = PixelDataset(missing, preprocessing)
+    decoded = _decoded(pixels, preprocessing, workers)
+    for name, key, x, label in zip(images.ids, keys, kept, images.labels):
+        if x is None:
+            x = next(decoded)
+            DECODED.keep(wanted, key, x)
+        yield name, x, label
+
+
+def _decoded(pixels: PixelDataset, preprocessing: dict, workers: int) -> Iterator[Tensor]:
+    """The images one by one. Raises UserError for a bad one."""
+    for x, error in _chunks(pixels, preprocessing, workers):
+        yield from x
         if error is not None:
             raise error
 
@@ -192,14 +208,11 @@ def _chunks(pixels: PixelDataset, preprocessing: dict, workers: int) -> Iterable
     return worker_loader(pixels, workers, stack_chunk, message_bytes, batch_size=CHUNK_IMAGES)
 
 
-def stack_chunk(rows: list[tuple[int, Tensor | UserError]]) -> Chunk:
-    """(positions, images (n, 3, H, W), None); or, up to the first bad image, with its error."""
-    positions, good = [], []
-    error = None
-    for i, x in rows:
+def stack_chunk(rows: list[Tensor | UserError]) -> Chunk:
+    """(images (n, 3, H, W), None); or those up to the first bad image, with its error."""
+    good: list[Tensor] = []
+    for x in rows:
         if isinstance(x, UserError):
-            error = x
-            break
-        positions.append(i)
+            return torch.stack(good) if good else torch.empty(0), x
         good.append(x)
-    return positions, torch.stack(good) if good else torch.empty(0), error
+    return torch.stack(good), None

@@ -19,14 +19,11 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.seeds import seed_from_text
 from alignment_security.images.human_maps import harmonization_blur, has_map, original_map
 from alignment_security.images.image_sets import DataError, ImageSet
-from alignment_security.images.loading import (
-    in_unit_range,
-    load_photograph,
-    set_preprocessing,
-)
+from alignment_security.images.loading import load_photograph, set_preprocessing
 from alignment_security.images.workers import worker_loader
 
 

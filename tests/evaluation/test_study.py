@@ -35,6 +35,8 @@ from alignment_security.evaluation.study_dry_run import (
     study_text,
 )
 from alignment_security.evaluation.study_screen import StudyScreen
+from alignment_security.images import loading
+from alignment_security.images.decoded import DecodedImages
 from alignment_security.models.macs import multiply_adds
 from alignment_security.records.names import name_with_weights, record_stem
 
@@ -174,6 +176,19 @@ def test_rows_are_those_of_single_commands_and_each_model_is_loaded_once(
     gone.with_suffix(".json").unlink()
     assert cli("--study", file, *options)[0] == 0 and loaded[-1] == "second"
     assert rows_of(tmp_path / "results") == rows
+
+
+def test_a_study_decodes_each_image_once(study, cli, tmp_path, monkeypatch):
+    """For all threats of all models with one preprocessing, and for what is checked before them."""
+    file, options = study(NAMES[:2], [LINF, CLEAN, L2])
+    decoded: list[str] = []
+    load = loading.load_photograph
+    monkeypatch.setattr(
+        loading, "load_photograph", lambda images, i: decoded.append(i) or load(images, i)
+    )
+    monkeypatch.setattr(loading, "DECODED", DecodedImages())
+    assert cli("--study", file, *options, "--examples", "2")[0] == 0
+    assert len(rows_of(tmp_path / "results")) == 6 and len(decoded) == 6
 
 
 def test_a_model_that_fails_leaves_the_others_alone(study, cli, tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_human_map_aligns_with_its_photograph(marked, mode, size, x, y):
     """The map's peak is at the brightest pixel of the photograph that the model sees."""
     images, preprocessing = marked(x, y), PLAIN | {"crop_mode": mode, "input_size": (3, size, size)}
     seen, drawn = (
-        PixelDataset(images, preprocessing)[0][1][0].numpy(),
+        PixelDataset(images, preprocessing)[0][0].numpy(),
         human_map(images, 0, preprocessing),
     )
     if mode == "border":

@@ -94,7 +94,7 @@ def test_a_map_marks_the_corner_of_its_photograph_after_every_preprocessing(tmp_
     geometries += [one | {"crop_mode": "border"} for one in geometries]
     shapes = {json.dumps(one | {"interpolation": "bilinear"}): one for one in geometries}
     for geometry in shapes.values():
-        seen = PixelDataset(images, geometry)[0][1][0].numpy()
+        seen = PixelDataset(images, geometry)[0][0].numpy() / 255
         drawn = human_map(images, 0, geometry) / 255
         assert drawn.shape == seen.shape == tuple(geometry["input_size"][1:])
         if geometry["crop_mode"] == "border":
