@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from alignment_security.evaluation.study_screen import StudyScreen
 
 LOOKS = 0.5  # seconds between two looks at the processes
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+MIG = "MIG-"  # CUDA_VISIBLE_DEVICES names parts of a GPU so, and shows a process the first one only
 
 
 def run_study(name: str, words: Sequence[str]) -> int:
@@ -56,7 +58,7 @@ def run_study(name: str, words: Sequence[str]) -> int:
     first = study_requests(study, models[0], options)
     devices = devices_of(first[0])
     if first[0].dry_run:
-        print(describe_study(study, models, options, devices))
+        print(describe_study(study, models, options, list(map(torch_name, devices))))
         return 0
     queue = StudyQueue(first[0].results_dir, study.name, time.time(), first[0].overwrite)
     check_place(queue, devices)
@@ -68,7 +70,15 @@ def devices_of(request: argparse.Namespace) -> list[str]:
     """The device of each process: every GPU with --device auto, the CPU where there is none."""
     if request.device != "auto":
         return [request.device]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if visible[0].startswith(MIG):
+        return visible
     return [f"cuda:{k}" for k in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def torch_name(device: str) -> str:
+    """What torch calls a device of `devices_of` in the process that sees no other part of a GPU."""
+    return "cuda:0" if device.startswith(MIG) else device
 
 
 def check_place(queue: StudyQueue, devices: Sequence[str]) -> None:
@@ -117,18 +127,21 @@ class StudyProcesses:
 
     def log(self, device: str) -> Path:
         host = os.uname().nodename
-        return self.queue.folder / f"{host}-{device.replace(':', '')}.log"
+        return self.queue.folder / f"{host}-{re.sub('[:/]', '', device)}.log"
 
     def start(self, device: str) -> None:
         script = str(ROOT / "evaluate_robustness.py")
         command = [sys.executable, script, "--study", str(self.study.path), *self.words]
+        variables = {STUDY_BEGAN: str(self.queue.since)}
+        if device.startswith(MIG):
+            variables["CUDA_VISIBLE_DEVICES"] = device
         with open(self.log(device), "ab") as log:
             self.processes[device] = subprocess.Popen(
-                [*command, "--device", device],
+                [*command, "--device", torch_name(device)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | {STUDY_BEGAN: str(self.queue.since)},
+                env=os.environ | variables,
                 start_new_session=True,  # Ctrl-C reaches this process, which passes it on
                 preexec_fn=end_with_parent,
             )

@@ -173,10 +173,10 @@ def take_turns(
     """
     by_name = {model.name: model for model in models}
     first = study_requests(study, models[0], options)
-    pick_device(first[0].device)  # a broken GPU takes no model
     queue = StudyQueue(first[0].results_dir, study.name, began(), first[0].overwrite)
     begin, statuses = time.monotonic(), [0]
     for turn in queue.turns(list(by_name), described_requests(first)):
+        pick_device(first[0].device)  # a broken GPU takes no model
         with turn:
             requests = study_requests(study, by_name[turn.state.model], options)
             shorten(requests, time.monotonic() - begin)

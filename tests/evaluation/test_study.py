@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,9 +27,11 @@ from alignment_security.cluster import queue as queue_module
 from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueue
 from alignment_security.cluster.studies import available_studies, read_study
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.evaluation import run_study
+from alignment_security.evaluation import study as study_module
 from alignment_security.evaluation.dry_run import Speed, duration
 from alignment_security.evaluation.run_study import StudyProcesses
-from alignment_security.evaluation.study import check_study, study_requests
+from alignment_security.evaluation.study import STUDY_BEGAN, check_study, study_requests
 from alignment_security.evaluation.study_dry_run import (
     Rehearsal,
     ThreatRehearsal,
@@ -37,6 +41,7 @@ from alignment_security.evaluation.study_dry_run import (
 from alignment_security.evaluation.study_screen import StudyScreen
 from alignment_security.images import loading
 from alignment_security.images.decoded import DecodedImages
+from alignment_security.models.heads import ModelError
 from alignment_security.models.macs import multiply_adds
 from alignment_security.records.names import name_with_weights, record_stem
 
@@ -482,6 +487,120 @@ def test_the_screen_lists_no_folder_for_the_models_that_are_done(tmp_path, monke
     screen.next, screen.lines = 0, 0
     screen.show({})
     assert "0 of 2 models done" in capsys.readouterr().out
+
+
+# ---- GPUs that are not here: Popen notes what it was asked, or calls the script ------------------
+
+MIG = "MIG-GPU-5c89852c-d268-c3f3-1b07-005d5ae1dc3f/7"
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "options", "want"),
+    [
+        (None, 2, [], [(None, "cuda:0"), (None, "cuda:1")]),
+        ("5,GPU-1f", 2, [], [("5,GPU-1f", "cuda:0"), ("5,GPU-1f", "cuda:1")]),
+        ("", 0, [], [("", "cpu")]),
+        ("5,6", 2, ["--device", "cuda:1"], [("5,6", "cuda:1")]),
+        (f"{MIG}/0,{MIG}/1", 1, [], [(f"{MIG}/0", "cuda:0"), (f"{MIG}/1", "cuda:0")]),
+        (f"{MIG}/0", 1, [], [(f"{MIG}/0", "cuda:0")]),
+    ],
+)
+def test_each_visible_gpu_gets_a_process(study, monkeypatch, visible, count, options, want):
+    """All that CUDA_VISIBLE_DEVICES names; of several parts of a GPU, CUDA shows a process one."""
+    file, words = study()
+    words = [*words[:4], *words[6:], *options]  # without --device cpu
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    started = []
+
+    class Noted:
+        def __init__(self, command, env, stdout, **options):
+            device = command[command.index("--device", len(words)) + 1]
+            started.append((env.get("CUDA_VISIBLE_DEVICES"), command[-1]))
+            logs.add(stdout.name)
+            self.pid, self.device = 0, device
+
+        def poll(self):
+            return 85  # as after a signal: it is not replaced
+
+    logs: set[str] = set()
+    monkeypatch.setattr(run_study, "subprocess", SimpleNamespace(Popen=Noted, DEVNULL=None))
+    monkeypatch.setattr(run_study, "LOOKS", 0)
+    args = utilities.get_args_parser().parse_args(["run_study", str(file), *words])
+    assert utilities.main(args) == 85
+    assert started == want and len(logs) == len(want)
+
+
+ENDINGS = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    ModelError("plugin: cannot be loaded (CUDA error: unspecified launch failure)"),
+]
+
+
+@pytest.mark.parametrize("error", ENDINGS, ids=lambda error: str(error)[-20:])
+def test_a_cuda_error_fails_one_model_and_another_process_goes_on(
+    study,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    error,
+):
+    """After such an error each call of CUDA in that process fails, whoever caught the first one."""
+    file, words = study(NAMES, [CLEAN])
+    evaluate, pick = evaluate_robustness.evaluate_request, evaluate_robustness.pick_device
+    pids = itertools.count(1)
+
+    class InThisProcess:
+        """A process whose GPU works until `error`."""
+
+        def __init__(self, command, env, **_):
+            self.pid, self.broken = next(pids), False
+            monkeypatch.setenv(STUDY_BEGAN, env[STUDY_BEGAN])
+
+            def on_gpu(work):
+                def call(*arguments):
+                    if self.broken:
+                        return pick("cuda:77")  # raises
+                    return work(*arguments)
+
+                return call
+
+            def evaluated(request, model):
+                if request.model_name == "second":
+                    self.broken = True
+                    raise error
+                return evaluate(request, model)
+
+            monkeypatch.setattr(queue_module.os, "getpid", lambda: self.pid)
+            monkeypatch.setattr(evaluate_robustness, "evaluate_request", on_gpu(evaluated))
+            for module in (evaluate_robustness, study_module):
+                monkeypatch.setattr(module, "pick_device", on_gpu(pick))
+            try:
+                self.status = evaluate_robustness.main(command[2:])
+            except RuntimeError:
+                self.status = 1
+
+        def poll(self):
+            return self.status
+
+    monkeypatch.setattr(run_study, "subprocess", SimpleNamespace(Popen=InThisProcess, DEVNULL=None))
+    monkeypatch.setattr(run_study, "LOOKS", 0)
+    args = utilities.get_args_parser().parse_args(["run_study", str(file), *words])
+    assert utilities.main(args) != 0
+    states = states_of(tmp_path / "results")
+    assert [states[name]["status"] for name in NAMES] == ["done", "failed", "done"]
+    assert str(error)[:20] in str(states["second"]["failures"])
+    assert [states[name]["pid"] for name in NAMES] == [1, 1, 2]
+    assert str(error)[:20] in capsys.readouterr().out  # the last words say why
+
+
+# ---- kills ---------------------------------------------------------------------------------------
 
 
 def start(file: Path, options: list[str], tmp_path: Path) -> subprocess.Popen:
