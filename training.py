@@ -58,9 +58,9 @@ from alignment_security.trainer.setup import (
     load_training_images,
     recipe_settings,
     starting_model,
-    validation,
     with_staged_folders,
 )
+from alignment_security.trainer.validation import Validation
 
 
 def train(args: Namespace) -> int:
@@ -78,7 +78,9 @@ def train(args: Namespace) -> int:
 
     # Load the starting weights. The settings are what resuming compares.
     model = starting_model(args.model_name, args.init, args.num_classes, args.seed)
-    settings = {"model": model.settings, "run": recipe_settings(args, sets)}
+    validation = Validation.from_args(args, model)
+    evaluation = validation.settings if validation else {}
+    settings = {"model": model.settings, "run": recipe_settings(args, sets) | evaluation}
     if args.dry_run:
         if rank() == 0:
             print(json.dumps(settings, indent=1))
@@ -104,7 +106,7 @@ def train(args: Namespace) -> int:
                     data,
                     data.ids,
                     run,
-                    validate=validation(args, model, device),
+                    validate=validation,
                     should_stop=should_stop,
                     workers=args.workers,
                     save_every=args.save_every,

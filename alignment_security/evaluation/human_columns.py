@@ -7,27 +7,22 @@ from torch import Tensor
 
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Threat
-from alignment_security.images.human_maps import human_map, map_source
+from alignment_security.images.human_maps import human_map, is_blurred, map_source
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.labels import multilabel_correct, real_correct
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
-from alignment_security.records.ceiling import CLICKME, HUMAN_CEILING, MAP_BLUR
+from alignment_security.records.ceiling import HUMAN_CEILING, MAP_BLUR
 from alignment_security.records.metrics import over_ceiling, rank_agreement
 
 
 def map_settings(images: ImageSet, map_reduce: str | None) -> dict:
-    """How human maps are read and compared, for the run file; empty where none are compared.
-
-    ClickMe's maps are blurred, as they were when HUMAN_CEILING was measured. Other maps are where
-    that was asked for (--blur_maps).
-    """
+    """How human maps are read and compared, for the run file; empty where none are compared."""
     if map_reduce is None:
         return {}
     source = map_source(images)  # hashes every map of --map_dir
     if source is None:
         return {}
-    is_blurred = source == CLICKME or (images.maps is not None and images.maps.blur)
-    blur = {"human_map_blur": MAP_BLUR} if is_blurred else {}
+    blur = {"human_map_blur": MAP_BLUR} if is_blurred(images) else {}
     return {"human_map": source, "map_reduce": map_reduce, **blur, "human_ceiling": HUMAN_CEILING}
 
 

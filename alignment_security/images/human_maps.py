@@ -39,6 +39,14 @@ def map_source(images: ImageSet) -> str | None:
     return None
 
 
+def is_blurred(images: ImageSet) -> bool:
+    """Whether comparisons read a set's maps blurred (harmonization_blur).
+
+    ClickMe's are, as they were when the human ceiling was measured; files where --blur_maps asks.
+    """
+    return is_clickme(images) if images.maps is None else images.maps.blur
+
+
 def human_map(
     images: ImageSet, i: int, preprocessing: dict, blur: bool = False
 ) -> np.ndarray | None:

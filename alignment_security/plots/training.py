@@ -8,14 +8,34 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 
 from alignment_security.analysis.results import Results
+from alignment_security.common.eps import format_eps
 from alignment_security.common.folders import glob_visible
-from alignment_security.plots.style import Drawing, legend_handles, model_styles, panels
+from alignment_security.plots.style import DARK, MARKERS, RADIUS_COLOURS, Drawing, panels
 from alignment_security.records.training import read_training_log, read_training_run
 
 OBJECTIVE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps")
+TRAIN_SET, VALIDATION, ATTACKED = "training images", "validation images", "these under attack"
+IMAGES: dict[str, dict] = {
+    TRAIN_SET: {"linestyle": "-", "linewidth": 1},
+    VALIDATION: {"linestyle": ":", "marker": "."},
+    ATTACKED: {"linestyle": "--", "marker": "v", "markersize": 3},
+}
+# label of a panel -> columns of log.csv -> images on which they are measured
+PANELS = {
+    "loss": {"loss": TRAIN_SET},
+    "accuracy (%)": {
+        "accuracy": TRAIN_SET,
+        "val_accuracy": VALIDATION,
+        "val_robust": ATTACKED,
+    },
+    "harmonizer's loss": {"harmonizer": TRAIN_SET},
+    "human alignment": {"val_alignment": VALIDATION},
+}
+ALWAYS, LOSSES = ("loss", "accuracy (%)"), ("loss", "harmonizer's loss")
 Training = tuple[dict, pd.DataFrame]  # run file, learning curve
 
 
@@ -41,15 +61,24 @@ def describe_training(run: dict, rows: pd.DataFrame) -> str:
     begun = run["sessions"][0]["started"][:10]
     return (
         f"{run['name']}: {', '.join(facts)}; {run['status']}, epoch {rows['epoch'].iloc[-1]:g} of "
-        f"{recipe['epochs']}, begun {begun}."
+        f"{recipe['epochs']}, begun {begun}.{describe_evaluation(recipe.get('evaluation'))}"
+    )
+
+
+def describe_evaluation(evaluation: dict | None) -> str:
+    """A sentence of a caption: which attack the validation images of a training went through."""
+    if evaluation is None:
+        return ""
+    norm, eps = evaluation["norm"], evaluation["eps"]
+    return (
+        f" Evaluated on {evaluation['images']} images of {evaluation['image_set']}: "
+        f"{norm} {format_eps(eps, norm)}, {evaluation['attack']}, an upper bound of robust "
+        "accuracy."
     )
 
 
 def learning_curves(results: Results) -> Iterator[Drawing]:
-    """Loss, accuracy and the harmonizer's loss against epochs, a line per training.
-
-    Dotted: accuracy on the validation set, if there is one.
-    """
+    """Loss, accuracies, the harmonizer's loss and human alignment by epoch, a line per training."""
     paths = glob_visible(results.folder / "training", "*/run.json")
     found = [read_training(path.parent) for path in paths]
     trainings = [training for training in found if training]
@@ -62,10 +91,10 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
     caption = "\n".join(
         [
             "Learning curves. The losses of different objectives are different quantities; "
-            "accuracy is that on the images trained on, as augmented and attacked, so of an "
-            "adversarial training its robust accuracy (dotted: on the validation set, neither). "
-            "The harmonizer's loss, of trainings that have it, falls as input gradients come to "
-            "match human maps.",
+            "accuracy on the training images is that on the images as augmented and attacked, so "
+            "of an adversarial training its robust accuracy. The harmonizer's loss, of trainings "
+            "that have it, falls as input gradients come to match human maps. Human alignment is "
+            "the rank correlation of input gradients with human maps, over that of people.",
             *(describe_training(run, rows) for run, rows in trainings),
         ]
     )
@@ -73,36 +102,61 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
 
 
 def draw_trainings(trainings: list[Training]) -> Figure:
-    """Two panels, loss and accuracy, and a third if a training has the harmonizer's loss."""
-    styles = {
-        name: style | {"marker": "", "linewidth": 1}
-        for name, style in model_styles({run["name"] for run, _ in trainings}).items()
+    """Panels of loss and accuracy; of the harmonizer's loss and alignment if a training has it."""
+    tables = {run["name"]: rows for run, rows in trainings}
+    styles = training_styles(sorted(tables))
+    shown = {
+        label: columns
+        for label, columns in PANELS.items()
+        if label in ALWAYS
+        or any(has(rows, column) for rows in tables.values() for column in columns)
     }
-    harmonized = [pair for pair in trainings if pair[1]["harmonizer"].notna().any()]
-    figure, axes = panels(3 if harmonized else 2, legend_handles(styles))
-    loss, accuracy = axes[:2]
-    for run, rows in trainings:
-        style = styles[run["name"]]
-        loss.plot(rows["epoch"], rows["loss"], **style)
-        draw_accuracies(accuracy, rows, style)
-    for run, rows in harmonized:
-        known = rows.dropna(subset="harmonizer")
-        axes[2].plot(known["epoch"], known["harmonizer"], **styles[run["name"]])
-    for ax, label in zip([loss, *axes[2:]], ("loss", "harmonizer's loss")):
-        ax.set(xlabel="epoch", ylabel=label, yscale="log")
-        ax.yaxis.set_major_formatter(LogFormatter())
-        ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
-    accuracy.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
+    drawn = {
+        images
+        for columns in shown.values()
+        for column, images in columns.items()
+        if any(has(rows, column) for rows in tables.values())
+    }
+    legend = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    if len(drawn) > 1:
+        dashes = {images: style for images, style in IMAGES.items() if images in drawn}
+        legend += [Line2D([], [], label=images, color=DARK, **dashes[images]) for images in dashes]
+    figure, axes = panels(len(shown), legend)
+    for ax, (label, columns) in zip(axes, shown.items()):
+        for name, rows in tables.items():
+            draw_columns(ax, rows, columns, styles[name])
+        ax.set(xlabel="epoch", ylabel=label)
+        if label in LOSSES:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_formatter(LogFormatter())
+            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+        elif label in ALWAYS:
+            ax.set_ylim(0, 100)
     return figure
 
 
-def draw_accuracies(ax: Axes, rows: pd.DataFrame, style: dict) -> None:
-    """Accuracy on the training images, and dotted on the validation set."""
-    ax.plot(rows["epoch"], 100 * rows["accuracy"], **style)
-    known = rows.dropna(subset="val_accuracy")
-    if len(known):
-        dotted = style | {"linestyle": ":", "marker": "."}
-        ax.plot(known["epoch"], 100 * known["val_accuracy"], **dotted)
+def has(rows: pd.DataFrame, column: str) -> bool:
+    """Whether a training has a quantity: one without the harmonizer logs 0 as its loss."""
+    return bool(rows[column].any() if column == "harmonizer" else rows[column].notna().any())
+
+
+def training_styles(names: list[str]) -> dict[str, dict]:
+    """A colour for each training, and a marker where there are more trainings than colours."""
+    colours = len(RADIUS_COLOURS)
+    styles = {}
+    for k, name in enumerate(sorted(names)):
+        marker = {"marker": MARKERS[(k // colours - 1) % len(MARKERS)]} if k >= colours else {}
+        styles[name] = {"color": RADIUS_COLOURS[k % colours]} | marker
+    return styles
+
+
+def draw_columns(ax: Axes, rows: pd.DataFrame, columns: dict[str, str], style: dict) -> None:
+    """A line for each column of a panel, over the rows that have a value; accuracies in percent."""
+    for column, images in columns.items():
+        if has(rows, column):
+            known = rows.dropna(subset=column)
+            percent = 100 if columns is PANELS["accuracy (%)"] else 1
+            ax.plot(known["epoch"], percent * known[column], **IMAGES[images] | style)
 
 
 TRAIN = (

@@ -108,7 +108,11 @@ TRAINING_LOG = {
     "accuracy": SHARE,
     "gradient_norm": optional(Column(NUMBER, high=1e30)),
     "val_accuracy": SHARE,
+    "val_robust": SHARE,
+    "val_alignment": Column(NUMBER, low=-2, high=2, empty=True),
 }
+# columns that logs of earlier versions lack
+ADDED_TO_TRAINING_LOG = ("val_robust", "val_alignment")
 
 # <staging>/staged.tsv, of `utilities.py prestage`; a row of images has no model
 STAGED = {
@@ -167,10 +171,11 @@ RUN_FILE = {
     "record_sha256?": str,
     "error?": (str, NONE),
 }
+EVALUATION = {"norm": str, "eps": (float, int), "attack": str, "image_set": str, "images": int}
 # results/training/<name>/run.json
 TRAINING_RUN = {
     "name": str,
-    "settings": {"model?": dict, "run": {"epochs": int}},
+    "settings": {"model?": dict, "run": {"epochs": int, "evaluation?": EVALUATION}},
     "status": str,
     "step": int,
     "sessions": [{"started": str}],

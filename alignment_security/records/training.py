@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError, read_bytes, safe_file_name
 from alignment_security.common.schema import parse_table, read_json
-from alignment_security.records.schemas import TRAINING_LOG, TRAINING_RUN
+from alignment_security.records.schemas import ADDED_TO_TRAINING_LOG, TRAINING_LOG, TRAINING_RUN
 
 TRAIN_AGAIN = "bring back the one of this training, or train again with --overwrite"
 
@@ -33,7 +34,8 @@ def read_training_log(path: Path, torn: bool = False) -> pd.DataFrame:
     """The learning curve of a training, results/training/<name>/log.csv.
 
     torn   leave out a last line without a line end, as a killed process may leave one
-    Raises UserError for one that is missing, damaged, or lacks a column.
+    Raises UserError for one that is missing, damaged, or lacks a column. Columns that an earlier
+    version did not write are empty.
     """
     try:
         data = read_bytes(path)
@@ -43,6 +45,6 @@ def read_training_log(path: Path, torn: bool = False) -> pd.DataFrame:
         data = data[: data.rfind(b"\n") + 1]
     rows = parse_table(path, data, TRAINING_LOG, TRAIN_AGAIN)
     missing = [name for name in TRAINING_LOG if name not in rows]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; {TRAIN_AGAIN}")
-    return rows
+    if lost := [name for name in missing if name not in ADDED_TO_TRAINING_LOG]:
+        raise UserError(f"{path}: no column {', '.join(lost)}; {TRAIN_AGAIN}")
+    return rows.assign(**dict.fromkeys(missing, np.nan))

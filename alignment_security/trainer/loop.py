@@ -178,7 +178,7 @@ def fit(
     data: Dataset,
     ids: tuple[str, ...],
     run: TrainingRun | None = None,
-    validate: Callable[[nn.Module], float] | None = None,
+    validate: Callable[[nn.Module, int], dict] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     workers: int = 0,
     save_every: float = SAVE_EVERY,
@@ -187,7 +187,7 @@ def fit(
 
     data          (epoch, position) -> a row for images.collate; `ids` names the positions
     run           where rank 0 logs and checkpoints; None in other processes: nothing is written
-    validate      accuracy of a network, for the last row of each epoch
+    validate      (network, epochs done) -> further columns of the last row of each epoch
     should_stop   asked at every step
     workers       processes that decode images; 0: this one
     save_every    seconds between checkpoints within an epoch
@@ -220,8 +220,9 @@ def fit(
         # Log every --log_every steps and at the end of each epoch, which is also validated.
         epoch_over = learner.step % steps_per_epoch == 0
         if epoch_over or len(learner.window) >= recipe.log_every:
-            accuracy = validate(learner.trained) if validate and epoch_over else None
-            row = log_row(learner, steps_per_epoch, accuracy)
+            row = log_row(learner, steps_per_epoch)
+            if validate and epoch_over:
+                row |= validate(learner.trained, learner.step // steps_per_epoch)
             progress.update(row["step"], f"loss {row['loss']:.4f}, accuracy {row['accuracy']:.3f}")
             if run:
                 run.log(row)
@@ -235,13 +236,13 @@ def fit(
     return True
 
 
-def log_row(learner: Learner, steps_per_epoch: int, val_accuracy: float | None) -> dict:
+def log_row(learner: Learner, steps_per_epoch: int) -> dict:
     """A row of log.csv: means over the steps since the last row. Empties the window."""
     means = [sum(column) / len(learner.window) for column in zip(*learner.window)]
     learner.window.clear()
     epoch = learner.step / steps_per_epoch
     lr = learner.optimiser.param_groups[0]["lr"]
-    return dict(zip(LOG_COLUMNS, [learner.step, epoch, lr, *means, val_accuracy]))
+    return dict(zip(LOG_COLUMNS, [learner.step, epoch, lr, *means]))
 
 
 def keep_ids(recipe: Recipe, run: TrainingRun | None, step: int, ids: tuple[str, ...]) -> str:

@@ -22,15 +22,39 @@ def check_objective(args: argparse.Namespace) -> None:
         )
     if attacks and (args.norm is None or args.eps is None):
         raise ValueError(f"{wanted} needs --norm and --eps, e.g. --norm Linf --eps 4/255")
-    if attacks and args.norm == "Linf" and args.eps > 1:
-        raise ValueError(
-            f"--eps {args.eps:g} is above 1 in Linf; write {args.eps:g}/255 if you mean "
-            f"{args.eps:g} of 255 levels"
-        )
+    if attacks:
+        check_radius("--eps", args.eps, args.norm)
     if not attacks and args.eps is not None:
         raise ValueError(f"{wanted} takes no --eps")
     if not harmonizes and args.lambda_1 is not None:
         raise ValueError(f"{wanted} takes no --lambda_1")
+
+
+def check_radius(option: str, eps: float, norm: str | None) -> None:
+    """Raise ValueError for a radius above 1 in Linf, the norm where none is given."""
+    if eps > 1 and norm in (None, "Linf"):
+        raise ValueError(
+            f"{option} {eps:g} is above 1 in Linf; write {eps:g}/255 if you mean {eps:g} of 255 "
+            "levels"
+        )
+
+
+def check_evaluation(args: argparse.Namespace) -> None:
+    """Raise ValueError for an evaluation without images or radius, or options of none."""
+    if args.evaluate_every is None:
+        for option in ("evaluate_eps", "evaluate_images"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option}: is of --evaluate_every EPOCHS, which is not given")
+        return
+    wanted = f"--evaluate_every {args.evaluate_every}"
+    if not args.val_dataset:
+        raise ValueError(f"{wanted} needs --val_dataset, e.g. clickme, whose images have maps")
+    if args.evaluate_eps is None and args.eps is None:
+        raise ValueError(
+            f"{wanted} needs --evaluate_eps, e.g. 1/255: --objective {args.objective} has no --eps"
+        )
+    if args.evaluate_eps is not None:
+        check_radius("--evaluate_eps", args.evaluate_eps, args.norm)
 
 
 def check_augmentation(args: argparse.Namespace) -> None:

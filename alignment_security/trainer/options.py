@@ -21,6 +21,7 @@ from alignment_security.models.fast import PRECISIONS
 from alignment_security.trainer.objectives import FORMS, OBJECTIVES
 from alignment_security.trainer.option_checks import (
     check_augmentation,
+    check_evaluation,
     check_objective,
     check_optimisation,
 )
@@ -46,6 +47,7 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
         options = recipe_options(recipe) if recipe else []
         args = parser.parse_args([*options, *argv])
         check_objective(args)
+        check_evaluation(args)
         check_augmentation(args)
         check_optimisation(args)
     except ValueError as error:
@@ -174,6 +176,25 @@ def add_images(group: argparse._ArgumentGroup) -> None:
         help="report the accuracy on this set after every epoch",
     )
     group.add_argument("--val_dir", help="folder of --val_dataset")
+    group.add_argument(
+        "--evaluate_every",
+        type=argument(positive_int),
+        metavar="EPOCHS",
+        help="after every so many epochs and after the last, report robust accuracy under a small "
+        "attack (apgd-ce, 20 steps), and where --val_dataset has maps, human alignment",
+    )
+    group.add_argument(
+        "--evaluate_eps",
+        type=argument(parse_radius),
+        metavar="EPS",
+        help="radius of that attack, in --norm or Linf; default --eps",
+    )
+    group.add_argument(
+        "--evaluate_images",
+        type=argument(positive_int),
+        metavar="N",
+        help="images of --val_dataset for --evaluate_every, those of -s N; default 100",
+    )
     group.add_argument(
         "--scale",
         type=argument(share),

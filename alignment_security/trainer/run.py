@@ -42,6 +42,11 @@ STATE = {"state_dict": dict, "ema": (dict, type(None)), "optimizer": dict, "step
 STATE |= {"window": [[float]], "settings": str}
 
 
+def widened(line: str) -> str:
+    """A line of a log, with empty cells for the columns that it was begun without."""
+    return line.rstrip("\r\n") + "," * (HEADER.count(",") - line.count(",")) + "\n"
+
+
 class TrainingError(UserError):
     """A training run that cannot begin or resume."""
 
@@ -123,7 +128,7 @@ class TrainingRun(LockedRun):
         if self.csv.exists():
             steps = read_training_log(self.csv, torn=True)["step"]
             lines = read_text(self.csv).splitlines(keepends=True)[1:]
-            kept = [line for line, logged in zip(lines, steps) if logged <= step]
+            kept = [widened(line) for line, logged in zip(lines, steps) if logged <= step]
         elif step:
             self.info["warnings"].append(f"log.csv was gone at step {step}: the curve begins there")
         write_atomic(self.csv, HEADER + "".join(kept))

@@ -1,25 +1,22 @@
-"""What training.py prepares: image lists, starting weights, the recorded recipe, validation."""
+"""What training.py prepares: image lists, starting weights, the recorded recipe."""
 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from alignment_security.attacks.clean import run_clean
 from alignment_security.cluster.job import staged_images, staging_dir
 from alignment_security.common.settings import setting
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet, default_dir
-from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
+from alignment_security.images.loading import load_image_set
 from alignment_security.images.map_files import map_remarks, with_map_files
 from alignment_security.models.checkpoints import weights_sha256
-from alignment_security.models.heads import Model, ModelError, PixelModel, restrict_classes
+from alignment_security.models.heads import Model, ModelError, PixelModel
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import find_entry
 from alignment_security.models.timm_nets import (
@@ -28,7 +25,7 @@ from alignment_security.models.timm_nets import (
     data_config,
     with_classes,
 )
-from alignment_security.trainer.distributed import rank, sum_over_processes, world_size
+from alignment_security.trainer.distributed import world_size
 from alignment_security.trainer.images import AugmentedImages, classes_without_map
 from alignment_security.trainer.learner import bare_net
 from alignment_security.trainer.run import TrainingError
@@ -212,36 +209,3 @@ def recipe_settings(args: Namespace, sets: list[ImageSet]) -> dict:
         "images": [len(images) for images in sets],
         "list_sha256": [images.list_sha256 for images in sets],
     }
-
-
-# ---- validation ----------------------------------------------------------------------------------
-
-
-def validation(
-    args: Namespace, model: Model, device: torch.device
-) -> Callable[[nn.Module], float] | None:
-    """A function that returns a network's accuracy on --val_dataset; None without one.
-
-    The processes share the images; each returns the accuracy on all of them.
-    """
-    if not args.val_dataset:
-        return None
-    folder = args.val_dir or default_dir(args.val_dataset)
-    order = None if has_imagenet_order(args.val_dataset) else args.class_order
-    images = load_image_set(args.val_dataset, folder, model.n_outputs, class_order=order)
-    share = images.take(range(rank(), len(images), world_size()))
-
-    def accuracy(net: nn.Module) -> float:
-        was_training = net.training
-        source = stream_images(share, model.preprocessing, args.workers)
-        correct = 0
-        judged = restrict_classes(
-            replace(model, module=net.eval()), images.restrict_to, images.merged
-        )
-        for rows in run_clean(judged.module, source, model.n_outputs, images_per_pass(args)):
-            correct += sum(row["clean_correct"] for row in rows)
-        net.train(was_training)
-        total = sum_over_processes(torch.tensor(float(correct), device=device))
-        return total.item() / len(images)
-
-    return accuracy

@@ -11,16 +11,25 @@ import pytest
 import plotting
 from alignment_security.analysis.results import load_results
 from alignment_security.common.files import UserError
-from alignment_security.plots.training import learning_curves
+from alignment_security.plots.training import learning_curves, training_styles
 from alignment_security.trainer.run import LOG_COLUMNS
 
-LOG = """step,epoch,lr,loss,cross_entropy,harmonizer,accuracy,gradient_norm,val_accuracy
-1,0.5,0.1,3.5,3.0,5.0,0.25,1.0,
-2,1.0,0.1,2.5,2.0,5.0,0.5,1.0,0.125
+LOG = f"""{",".join(LOG_COLUMNS)}
+1,0.5,0.1,3.5,3.0,5.0,0.25,1.0,,,
+2,1.0,0.1,2.5,2.0,5.0,0.5,1.0,0.125,0.0625,-0.5
 """
 
 
-def make_training(results, name="net", log=LOG, status="checkpointed"):
+EVALUATION = {
+    "norm": "Linf",
+    "eps": 4 / 255,
+    "attack": "reduced: apgd-ce(20)",
+    "image_set": "clickme",
+    "images": 100,
+}
+
+
+def make_training(results, name="net", log=LOG, status="checkpointed", **recipe):
     folder = results / "training" / name
     folder.mkdir(parents=True)
     recipe = {
@@ -31,6 +40,7 @@ def make_training(results, name="net", log=LOG, status="checkpointed"):
         "norm": None,
         "eps": None,
         "epochs": 3,
+        **recipe,
     }
     (folder / "run.json").write_text(
         json.dumps(
@@ -47,14 +57,10 @@ def make_training(results, name="net", log=LOG, status="checkpointed"):
     return folder
 
 
-def test_the_log_here_has_the_columns_of_training():
-    assert LOG.splitlines()[0].split(",") == LOG_COLUMNS
-
-
 def test_the_lines_drawn_are_the_log(tmp_path):
-    make_training(tmp_path)
+    make_training(tmp_path, evaluation=EVALUATION)
     ((name, figure, table, caption),) = learning_curves(load_results(tmp_path))
-    loss, accuracy, harmonizer = figure.axes[:3]
+    loss, accuracy, harmonizer, alignment = figure.axes[:4]
     assert name == "learning_curves" and loss.get_lines()[0].get_xydata().tolist() == [
         [0.5, 3.5],
         [1, 2.5],
@@ -62,12 +68,40 @@ def test_the_lines_drawn_are_the_log(tmp_path):
     assert [line.get_xydata().tolist() for line in accuracy.get_lines()] == [
         [[0.5, 25], [1, 50]],
         [[1, 12.5]],
+        [[1, 6.25]],
     ]
+    assert alignment.get_lines()[0].get_xydata().tolist() == [[1, -0.5]]
     assert harmonizer.get_lines()[0].get_xydata().tolist() == [[0.5, 5], [1, 5]]
     assert table["name"].tolist() == ["net", "net"] and table["loss"].tolist() == [3.5, 2.5]
     objective = "objective harmonizer, form equation, lambda_1 0.1, lambda_2 0.0001"
     assert f"net: {objective}; checkpointed, epoch 1 of 3, begun 2026-01-02." in caption
+    measured = (
+        "Evaluated on 100 images of clickme: Linf 4/255, reduced: apgd-ce(20), an upper bound"
+    )
+    assert measured in caption
+    names = ["net", "training images", "validation images", "these under attack"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
     plt.close(figure)
+
+
+def test_a_plain_training_has_two_panels_and_no_line_of_another(tmp_path):
+    """One that logs 0 as the harmonizer's loss, beside one that has it."""
+    plain = LOG_COLUMNS[:8]
+    log = f"{','.join(plain)},val_accuracy\n1,1.0,0.1,2.5,2.5,0.0,0.5,1.0,\n"
+    make_training(tmp_path, log=log)
+    ((_, figure, _, caption),) = learning_curves(load_results(tmp_path))
+    assert sum(ax.axison for ax in figure.axes) == 2 and "Evaluated" not in caption
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["net"]
+    plt.close(figure)
+    make_training(tmp_path, "harmonized")
+    ((_, figure, _, _),) = learning_curves(load_results(tmp_path))
+    assert len(figure.axes[2].get_lines()) == 1
+    plt.close(figure)
+
+
+def test_every_training_looks_different():
+    styles = training_styles([f"lite0-{k}" for k in range(30)])
+    assert len({(style["color"], style.get("marker")) for style in styles.values()}) == 30
 
 
 def test_the_script_writes_the_four_files(tmp_path):

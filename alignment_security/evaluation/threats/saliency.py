@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import ClassVar
 
-import torch
-
-from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass
+from alignment_security.attacks.clean import ImageStream
+from alignment_security.attacks.saliency import run_saliency
 from alignment_security.common.files import UserError
 from alignment_security.evaluation.threats.threat import (
     MAP_OPTIONS,
@@ -22,7 +19,6 @@ from alignment_security.evaluation.threats.threat import (
 )
 from alignment_security.images.human_maps import map_source
 from alignment_security.images.image_sets import ImageSet
-from alignment_security.models.forward import Forward
 from alignment_security.models.heads import Model
 from alignment_security.records.record import SALIENCY_KIND
 
@@ -60,26 +56,9 @@ class Saliency(Threat):
             )
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        return run_saliency(model, images, execution)
+        module = ReportedPasses(model.module, execution)
+        return run_saliency(module, images, model.n_outputs, execution.batch_size, execution.log)
 
     @classmethod
     def from_args(cls, args: Namespace) -> Saliency:
         return cls(args.map_reduce)
-
-
-def run_saliency(model: Model, images: ImageStream, execution: Execution) -> Iterator[list[dict]]:
-    """Rows with the clean prediction, and the gradient (C, H, W) of the label's logit."""
-    module = ReportedPasses(model.module, execution)
-    forward, source = Forward(module, execution.batch_size, execution.log), iter(images)
-    while batch := list(islice(source, forward.batch_size)):
-        x, logits = clean_pass(forward, batch, model.n_outputs)
-        labels = torch.tensor([label for _, _, label in batch], device=x.device)
-
-        def label_logit(z: torch.Tensor, rows: slice, labels: torch.Tensor = labels):
-            return z.gather(1, labels[rows, None])[:, 0]
-
-        _, gradient = forward.gradient(x, label_logit)
-        yield [
-            clean_columns(name, label, prediction) | {"gradient": row}
-            for (name, _, label), prediction, row in zip(batch, logits.argmax(1).tolist(), gradient)
-        ]

@@ -1,0 +1,39 @@
+"""Saliency: the input gradient of each image's true logit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.models.forward import Forward
+
+
+def run_saliency(
+    module: nn.Module,
+    source: ImageStream,
+    n_outputs: int,
+    batch_size: int,
+    log: Callable[[str], None] = ignore,
+) -> Iterator[list[dict]]:
+    """Clean predictions and gradients. Yields `clean` columns, and `gradient` (C, H, W).
+
+    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
+    Raises AttackError for bad images, labels or logits.
+    """
+    forward, source = Forward(module, batch_size, log), iter(source)
+    while batch := list(islice(source, forward.batch_size)):
+        x, logits = clean_pass(forward, batch, n_outputs)
+        labels = torch.tensor([label for _, _, label in batch], device=x.device)
+
+        def label_logit(z: Tensor, rows: slice, labels: Tensor = labels) -> Tensor:
+            return z.gather(1, labels[rows, None])[:, 0]
+
+        _, gradient = forward.gradient(x, label_logit)
+        yield [
+            clean_columns(name, label, prediction) | {"gradient": row}
+            for (name, _, label), prediction, row in zip(batch, logits.argmax(1).tolist(), gradient)
+        ]
