@@ -35,13 +35,9 @@ from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
+from alignment_security.models.batch_sizes import remembered_batch_size
 from alignment_security.models.fast import PRECISIONS, memory_format_of
-from alignment_security.models.forward import (
-    auto_batch_size,
-    device_of,
-    session_facts,
-    tune_process,
-)
+from alignment_security.models.forward import device_of, session_facts, tune_process
 from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.models.loading import check_model
 from alignment_security.records.beside import name_of_weights, settings_beside
@@ -169,16 +165,15 @@ def prepare(
     model: Model, images: ImageSet, threat: Threat, batch_size: int | str = "auto", **options
 ) -> Evaluation:
     """Check that model, images and threat fit together, and choose the batch size."""
-    device = device_of(model.module)
-    tune_process(device, options.get("precision", "float32"))
+    device, precision = device_of(model.module), options.get("precision", "float32")
+    tune_process(device, precision)
     model.module.to(memory_format=memory_format_of(device, "float32"))
     model = restrict_classes(model, images.restrict_to, images.merged)
     if options.get("published_accuracy"):
         read_published(options["published_accuracy"])  # refuse a bad table before anything runs
     threat.check(model, images)
     if batch_size == "auto":
-        shape = model.preprocessing["input_size"]
-        batch_size = auto_batch_size(model.module, shape, device, len(images.ids))
+        batch_size = remembered_batch_size(model, precision, len(images.ids))
     return Evaluation(model, images, threat, int(batch_size), **options)
 
 
