@@ -174,8 +174,8 @@ def read_info(path: Path) -> PluginInfo:
 def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
     """The leading `#` lines, and all cells as text, indexed by the line numbers of the file."""
     text = read_leaderboard_text(path)
-    check_separator(path, text)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    delimiter = separator(path, text)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     comments: list[str] = []
     header: list[str] = []
     rows: dict[int, list[str]] = {}
@@ -202,14 +202,15 @@ def read_leaderboard_table(path: Path) -> tuple[list[str], pd.DataFrame]:
     return comments, pd.DataFrame(list(rows.values()), list(rows), header, dtype=object)
 
 
-def check_separator(path: Path, text: str) -> None:
-    """Raise UserError where semicolons separate the names of the header."""
+def separator(path: Path, text: str) -> str:
+    """What separates the names of the header, a comma or a tab. Raises UserError for semicolons."""
     header = next((line for line in text.splitlines() if line and not line.startswith("#")), "")
     if header.count(";") > header.count(","):
         raise UserError(
             f"{path}: semicolons between its columns, as spreadsheets of languages with decimal "
             f"commas write it; {DOWNLOAD_AGAIN} and leave it as it is"
         )
+    return "\t" if header.count("\t") > header.count(",") else ","
 
 
 def model_column(path: Path, columns: list[str]) -> tuple[str, int]:

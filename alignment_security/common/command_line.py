@@ -75,13 +75,20 @@ class Parser(argparse.ArgumentParser):
         self.register("action", "store", Store)
 
     def parse_args(self, args=None, namespace=None):
-        """As of ArgumentParser; the error of an unknown option names the nearest ones."""
+        """As of ArgumentParser; the error of an unknown option names the nearest ones.
+
+        Only those of the sub-command, and the other sub-commands that have the option itself.
+        """
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
             name = unknown[0].split("=")[0]
-            near = get_close_matches(name, self._known_names() - {name})
-            hint = f"; nearest: {', '.join(near)}" if near else ""
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+            commands = self._commands()
+            chosen = commands.get(getattr(parsed, "command", None) or "", self)
+            near = get_close_matches(name, chosen._known_names() - {name})
+            others = [key for key, command in commands.items() if name in command._known_names()]
+            hint = f"; an option of {', '.join(others)}" if others else ""
+            hint += f"; nearest: {', '.join(near)}" if near else ""
+            chosen.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -96,12 +103,12 @@ class Parser(argparse.ArgumentParser):
     def _known_names(self) -> set[str]:
         """Names of the options of this parser and of its sub-commands."""
         names = {name for action in self._actions for name in action.option_strings}
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                names |= {
-                    name for parser in action.choices.values() for name in parser._known_names()
-                }
-        return names
+        return names.union(*(command._known_names() for command in self._commands().values()))
+
+    def _commands(self) -> dict[str, Parser]:
+        """The parsers of the sub-commands, by name."""
+        choices = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return {name: command for each in choices for name, command in each.items()}
 
     def named(self, argv: list[str]) -> set[str]:
         """`dest` of the options that a command line names, their defaults not counted."""

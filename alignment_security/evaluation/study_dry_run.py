@@ -161,6 +161,12 @@ def threat_seconds(folder: str, rehearsals: Sequence[Rehearsal], gmacs: float) -
     return threats[0].images * image
 
 
+def macs_text(gmacs: float) -> str:
+    """Multiply-adds with three digits: `1,820 GMACs`, `4.09 GMACs`, `0.123 MMACs`."""
+    value, unit = (gmacs, "GMACs") if gmacs >= 1 else (1000 * gmacs, "MMACs")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
+
+
 def study_text(
     name: str,
     rehearsals: Sequence[Rehearsal],
@@ -182,9 +188,9 @@ def study_text(
     peak = max(t.speed.peak_bytes for rehearsal in rehearsals for t in rehearsal.threats.values())
     total = (sum(seconds.values()) + load) / len(devices)
     whose = "this process" if devices[0] == "cpu" else "a GPU"
-    rehearsed = [f"{rehearsal.name} ({rehearsal.gmacs:.2f} GMACs)" for rehearsal in rehearsals]
+    rehearsed = [f"{rehearsal.name} ({macs_text(rehearsal.gmacs)})" for rehearsal in rehearsals]
     facts = {
-        "study": f"{name}: {len(sizes)} models, {sum(sizes):,.0f} GMACs in all",
+        "study": f"{name}: {len(sizes)} models, {macs_text(sum(sizes))} in all",
         "rehearsed": f"{', '.join(rehearsed)}; {ATTACKED} images a threat on {devices[0]}",
         **{folder.partition("/")[2]: duration(time_s) for folder, time_s in seconds.items()},
         "loading": duration(load),

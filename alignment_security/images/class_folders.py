@@ -151,6 +151,8 @@ def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
         return ClassLabels({name: by_synset[name] for name in folders})
     if set(folders) == by_number.keys():  # some of them may be the classes of another set
         return ClassLabels(by_number)
+    if not folders:
+        raise DataError(f"{root}: has no class folders; the images of a class are in a folder")
     unknown = [name for name in folders if name not in by_synset]
     raise DataError(
         f"{root}: {len(folders)} class folders that are not ImageNet synsets"

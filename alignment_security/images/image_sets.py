@@ -308,6 +308,8 @@ def existing_folder(name: str, data_dir: str | Path | None) -> Path:
             f"{name}: needs --data_dir DIR, or {DATA_DIRS.get(name, 'DATA_DIR')} in .env.local; "
             f"only the set `sample` needs no folder{hint}"
         )
+    if Path(data_dir).exists() and not Path(data_dir).is_dir():
+        raise DataError(f"{data_dir}: a file, and no folder; unpack an archive first")
     if not Path(data_dir).is_dir():
         raise DataError(
             f"{data_dir}: no such folder; --data_dir has to be the folder that holds the images "

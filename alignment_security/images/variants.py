@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from alignment_security.common.settings import IMAGENET_CLASSES
+from alignment_security.common.text import printable_name
 from alignment_security.images.class_folders import class_folders, folder_set, label_folders
 from alignment_security.images.image_sets import DataError, ImageSet, synsets
 
@@ -66,8 +67,17 @@ def variant_set(name: str, root: Path) -> ImageSet:
 
 def _check_classes(root: Path, name: str, wanted: tuple[int, ...]) -> None:
     """Raise DataError unless there is a folder for each of these classes, and no other."""
-    found = set(label_folders(root, class_folders(root), IMAGENET_CLASSES).label_of.values())
     names = synsets()
+    folders = class_folders(root)
+    foreign = [folder for folder in folders if folder not in names and not folder.isdecimal()]
+    if foreign or not folders:
+        shown = f" ({', '.join(map(printable_name, foreign[:3]))})" if foreign else ""
+        raise DataError(
+            f"{root}: {len(foreign)} of its {len(folders)} folders are no classes of "
+            f"{name}{shown}; --data_dir is the folder with its {len(wanted)} class folders, named "
+            "as they are distributed"
+        )
+    found = set(label_folders(root, folders, IMAGENET_CLASSES).label_of.values())
     missing = [names[label] for label in sorted(set(wanted) - found)]
     others = [names[label] for label in sorted(found - set(wanted))]
     if missing or others:

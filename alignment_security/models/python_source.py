@@ -129,8 +129,12 @@ def net_of(
     match made:
         case (nn.Module() as net, dict() as config):
             return net, complete(config, f"{path}: {function}")
-    kind = type(made).__name__
-    raise ModelError(f"{path}: {function} returns a {kind}, not (network, preprocessing)")
+    parts = made if isinstance(made, tuple) else (made,)
+    kinds = ", ".join(type(part).__name__ for part in parts)
+    raise ModelError(
+        f"{path}: {function} returns ({kinds}), not a network and its preprocessing; end it with "
+        f"`return net, {{...}}`, a torch.nn.Module and a dict of {', '.join(NEEDED)}"
+    )
 
 
 def complete(config: dict[str, Any], label: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
+from alignment_security.common.command_line import expand_home
 from alignment_security.common.files import TryAgain
 from alignment_security.common.out_of_memory import reading_into_memory
 from alignment_security.common.settings import IMAGENET_CLASSES
@@ -35,7 +36,8 @@ class Logits(nn.Module):
 def load_transformers(name: str, place: str) -> LoadedNet:
     """An image classifier of transformers, and what its image processor does.
 
-    place   a repository of the hub, `@REVISION` behind it, or a folder; `name` where it is empty
+    place   a repository of the hub, `@REVISION` behind it, or a folder; `name` where it is empty.
+            What begins with `.`, `/` or `~`, or has two slashes, can only be a folder
 
     Raises ModelError, as for other outputs than ImageNet's classes and for random weights.
     """
@@ -46,7 +48,11 @@ def load_transformers(name: str, place: str) -> LoadedNet:
             f"{name}: --source hf needs transformers ({error}); pip install 'transformers>=5'"
         ) from None
     place = place or name
+    place = expand_home(place)
     is_folder = Path(place).is_dir()
+    if not is_folder and (place.startswith((".", "/")) or place.count("/") > 1):
+        what = "a file; give its folder" if Path(place).is_file() else "no such folder"
+        raise ModelError(f"--source hf:{place}: {what}")
     repository, _, revision = (place, "", "") if is_folder else place.partition("@")
     options: dict[str, Any] = {"revision": revision} if revision else {}
     try:
@@ -62,7 +68,10 @@ def load_transformers(name: str, place: str) -> LoadedNet:
         download = f"`hf download {repository}`"
         if hub_answer(error):
             raise hub_error(place, error, download, or_else="") from None
-        hint = f"; without network, run {download} where there is one and copy $HF_HOME here"
+        hint = (
+            f"; there is no folder {place}; without network, run {download} where there is one and "
+            "copy $HF_HOME here"
+        )
         raise ModelError(
             f"{name}: transformers cannot load {place} ({in_one_line(error)})"
             f"{'' if is_folder else hint}"

@@ -1,5 +1,6 @@
 """Registry, leaderboard files and joins: on tables small enough to join by eye, and full ones."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -627,6 +628,24 @@ def test_decimal_commas_are_refused_in_one_line(package, tmp_path, scores_file, 
     with pytest.raises(UserError, match=message) as error:
         merge_leaderboard(package, scores_file(text), tmp_path / "results")
     assert "\n" not in str(error.value) and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("shape", [SHAPE_1, SHAPE_3])
+def test_tabs_separate_as_commas_do(tmp_path, shape):
+    """As spreadsheets write `Text (tab-separated)`; a decimal comma in it is refused."""
+    rows = list(csv.reader(shape.splitlines()))
+    (tmp_path / "a.csv").write_text(shape)
+    lines = ["\t".join(row) for row in rows]
+    (tmp_path / "a.tsv").write_text("\n".join(lines) + "\n")
+    pd.testing.assert_frame_equal(
+        read_leaderboard(tmp_path / "a.csv")[0].drop(columns="layers"),
+        read_leaderboard(tmp_path / "a.tsv")[0].drop(columns="layers"),
+    )
+    (tmp_path / "a.tsv").write_text(
+        "\n".join(lines).replace("0.70", "0,70").replace("\t.7", "\t0,7")
+    )
+    with pytest.raises(UserError, match="'0,70?' is no score"):
+        read_leaderboard(tmp_path / "a.tsv")
 
 
 # ---- bad input -----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import utilities
 from alignment_security.common import command_line
 from alignment_security.common.command_line import Parser, argument, whole_number
 from alignment_security.evaluation.options import parse_args as parse_evaluation
@@ -72,6 +73,21 @@ def test_no_parser_takes_an_abbreviated_option(capsys, depth):
     with pytest.raises(SystemExit):
         parser.parse_args([*argv, "--overw"])
     assert "--overw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("trace --result_dir x f.csv", "; nearest: --results_dir (see"),
+        ("trace --format hoak2025 f.csv", "; an option of merge (see"),
+        ("trace f.csv --lines 3", "unrecognized arguments: --lines 3; nearest: --line (see"),
+        ("verify --ou x a", "; nearest: --out (see"),
+    ],
+)
+def test_a_hint_names_options_of_the_command_alone(capsys, words, says):
+    with pytest.raises(SystemExit, match="2"):
+        utilities.get_args_parser().parse_args(words.split())
+    assert says in capsys.readouterr().err
 
 
 def test_whole_number_says_its_limits():

@@ -35,6 +35,7 @@ from alignment_security.evaluation.study import STUDY_BEGAN, check_study, study_
 from alignment_security.evaluation.study_dry_run import (
     Rehearsal,
     ThreatRehearsal,
+    macs_text,
     scaled,
     study_text,
 )
@@ -343,9 +344,14 @@ def test_dry_run_of_a_study_writes_nothing(study, tmp_path, capsys):
     args = utilities.get_args_parser().parse_args(["run_study", str(file), *options, "--dry_run"])
     assert utilities.main(args) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "mine: 2 models, 2 GMACs in all" in out and "rehearsed first (0.10 GMACs)" in out
+    assert "mine: 2 models, 1.92 GMACs in all" in out and "rehearsed first (103 MMACs)" in out
     assert "mine/L2-crossing" in out and "estimated time" in out and "peak memory" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_multiply_adds_have_three_digits():
+    shown = [macs_text(gmacs) for gmacs in (1234.5, 100.4, 4.089, 0.0975, 0.000123)]
+    assert shown == ["1,234 GMACs", "100 GMACs", "4.09 GMACs", "97.5 MMACs", "0.123 MMACs"]
 
 
 def test_dry_run_of_saliency_whose_records_hold_no_passes(study, tmp_path, capsys):
@@ -362,7 +368,7 @@ def test_dry_run_goes_on_after_a_model_with_damaged_weights(study, tmp_path, cap
     command = ["run_study", str(file), *options, "--dry_run"]
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
     out, err = capsys.readouterr()
-    assert "mine: 2 models" in out and "first (0.10 GMACs); 8 images" in out
+    assert "mine: 2 models" in out and "first (103 MMACs); 8 images" in out
     assert "second: cannot be rehearsed: " in err and "second.pth: not a readable" in err
     (tmp_path / "weights/first.pth").write_bytes(b"PK")
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2

@@ -66,8 +66,14 @@ def test_the_200_classes_are_the_published_ones(name, first_last_sum):
         ("imagenet-a", folders_of("imagenet-a")[1:], "1 missing .n01498041., 0 of other sets"),
         ("imagenet-a", folders_of("imagenet-r"), "114 missing .*, 114 of other sets"),
         ("imagenet-r", SYNSETS, "0 missing .-., 800 of other sets"),
-        ("imagenet-r", ["cat", "dog"], "2 class folders that are not ImageNet synsets"),
-        ("imagenet-r", ["imagenet-r"], "1 class folders that are not ImageNet synsets"),
+        (
+            "imagenet-r",
+            ["cat", "dog"],
+            "2 of its 2 folders are no classes of imagenet-r .cat, dog.; --data_dir is",
+        ),
+        ("imagenet-r", ["imagenet-r"], "1 of its 1 folders are no classes .* .imagenet-r.;"),
+        ("imagenet-v2", [*NUMBERS, "top"], "1 of its 1001 folders .* .top.; .* its 1000 class"),
+        ("imagenet-a", ["art.jpg"], "1 of its 1 folders are no classes of imagenet-a .art.jpg.;"),
     ],
 )
 def test_other_class_folders_are_refused(tmp_path, name, folders, message):

@@ -187,8 +187,13 @@ def test_a_python_net_takes_a_checkpoint(net_file, tmp_path):
 
 
 WRONG_FILES = {  # id -> (what is appended to the file, what is said)
-    "no return": ("def made(): Net()", "made returns a NoneType, not .network, preprocessing"),
-    "the net alone": ("def made(): return Net()", "made returns a Net, not"),
+    "no return": ("def made(): Net()", r"made returns \(NoneType\), not a network and its"),
+    "the net alone": ("def made(): return Net()", r"made returns \(Net\), not a network and its"),
+    "no preprocessing": (
+        "def made(): return Net(), None",
+        r"made returns \(Net, NoneType\), not .* `return net, \{...\}`, .* dict of mean, std, ",
+    ),
+    "swapped": ("def made(): return PREPROCESSING, Net()", r"returns \(dict, Net\), not"),
     "no mean": (
         "def made(): return Net(), {k: v for k, v in PREPROCESSING.items() if k != 'mean'}",
         "made: its preprocessing lacks mean",
@@ -395,7 +400,22 @@ def test_a_repository_that_is_not_there_is_one_line(tmp_path):
     pytest.importorskip("transformers")
     with pytest.raises(ModelError, match="nobody/nothing") as error:
         load_model("mine", source="hf:nobody/nothing")
+    assert "there is no folder nobody/nothing" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["/nowhere/vit", "./vit", "../vit", "~/no-such-vit", "a/b/vit"])
+def test_a_folder_of_transformers_that_is_not_there_is_no_repository(place):
+    pytest.importorskip("transformers")
+    with pytest.raises(ModelError, match=f"^--source hf:.*{place[1:]}: no such folder$"):
+        load_model("mine", source=f"hf:{place}")
+
+
+def test_a_file_in_place_of_a_folder_of_transformers(tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ModelError, match="model.safetensors: a file; give its folder$"):
+        load_model("mine", source=f"hf:{tmp_path}/model.safetensors")
 
 
 def test_a_folder_without_an_image_processor_is_one_line(tmp_path):
