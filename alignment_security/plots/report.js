@@ -65,6 +65,7 @@ function goToRow(id) {
 const { colours, ...pictures } = JSON.parse(document.getElementById("pictures").textContent);
 const REACH = 28; // pixels between a point and the finger or mouse that asks for it
 const MOST_NAMED = 10;
+const KINDS = ["group", "family"]; // what colours tell apart
 
 /** A new last child, in the namespace (HTML or SVG) of its parent. */
 function make(parent, name, attributes = {}, text = "") {
@@ -109,7 +110,7 @@ class Picture {
     Object.assign(this, { figure, list: pictures[figure.dataset.pictures], off: new Set() });
     const choice = make(figure, "div", { class: "choice" });
     this.which = this.select(choice, "Picture", this.list.map(one => one.name));
-    this.by = this.select(choice, "Colours", ["group", "family"]);
+    this.by = this.select(choice, "Colours", KINDS);
     this.which.parentElement.hidden = this.list.length < 2;
     figure.insertAdjacentHTML("beforeend", '<svg tabindex="0" role="application"></svg>');
     this.svg = figure.querySelector("svg");
@@ -120,7 +121,7 @@ class Picture {
     this.svg.onpointerleave = event => event.pointerType !== "touch" && this.show();
     this.svg.onclick = event => this.click(event);
     this.svg.onkeydown = event => this.key(event);
-    this.choose();
+    this.choose(true);
     new ResizeObserver(() => this.draw()).observe(figure);
   }
 
@@ -128,17 +129,19 @@ class Picture {
     const label = make(parent, "label", {}, name);
     const select = make(label, "select");
     for (const [i, text] of options.entries()) make(select, "option", { value: i }, text);
-    select.onchange = () => this.choose();
+    select.onchange = () => this.choose(select === this.which);
     return select;
   }
 
-  /** Take the picture and the colours that are chosen, and begin with all of its groups. */
-  choose() {
+  /** Take the picture and colours that are chosen, and begin with all groups of its points. */
+  choose(isNew) {
     this.picture = this.list[this.which.value];
-    this.kind = ["group", "family"][this.by.value];
-    const hasGroups = new Set(this.picture.points.map(point => point.group)).size > 1;
-    if (!hasGroups) this.kind = "family";
-    this.by.parentElement.hidden = !hasGroups;
+    const { points } = this.picture;
+    const telling = KINDS.filter(kind => new Set(points.map(point => point[kind])).size > 1);
+    const others = kind => points.filter(point => point[kind] === "Other").length;
+    if (isNew) this.by.value = others("group") <= others("family") ? 0 : 1;
+    this.kind = telling.length > 1 ? KINDS[this.by.value] : telling[0] ?? "group";
+    this.by.parentElement.hidden = telling.length < 2;
     this.off.clear();
     this.note.textContent = this.picture.note;
     this.svg.setAttribute(

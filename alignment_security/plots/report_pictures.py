@@ -143,7 +143,7 @@ def accuracy_point(row: Any, board: Leaderboard) -> dict[str, Any]:
         "y": 100 * row.robust,
         "x_bar": bar(100 * row.clean_low, 100 * row.clean_high),
         "y_bar": bar(100 * row.robust_low, 100 * row.robust_high),
-        "group": OURS,
+        "group": row.group,
         "family": row.family,
         "own": False,
         "row": key,

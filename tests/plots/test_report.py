@@ -195,6 +195,7 @@ def test_clean_and_robust_accuracy_are_pictures_with_their_front(tmp_path):
         {"model": model, "clean_acc": clean, "robust_acc": robust, "family": "x"} | common
         for model, (clean, robust) in accuracies.items()
     ]
+    rows[1]["group"] = "robust"
     rows.append(rows[0] | {"model": "unfinished", "partial": 1})
     write_summary(tmp_path, rows)
     assert make_report(tmp_path, tmp_path / "figures", "--plots", "accuracy_vs_eps") == 0
@@ -202,6 +203,9 @@ def test_clean_and_robust_accuracy_are_pictures_with_their_front(tmp_path):
     data = json.loads(text.partition('id="pictures">')[2].partition("</script>")[0])
     (picture,) = data["accuracy"]
     assert picture["front"] == ["b", "a"] and len(picture["points"]) == 3
+    groups = {point["model"]: point["group"] for point in picture["points"]}
+    assert groups == {"a": "Other", "b": "robust", "c": "Other"}
+    assert {"Other", "robust"} <= set(data["colours"]["group"])
     point = picture["points"][0]
     assert (point["x"], point["y"]) == pytest.approx((90, 10))
     assert point["y_bar"] == pytest.approx([2.787, 30.105], abs=0.01)  # Wilson, 2 of 20

@@ -180,6 +180,30 @@ def test_a_group_is_switched_off(page):
     assert figure.locator("circle").count() == 30
 
 
+@pytest.mark.parametrize(
+    "groups, legend",
+    [
+        (["robust", "robust", None], ["robust (2)", "Other (1)"]),
+        (["robust"] * 3, ["robust (3)"]),
+        ([None] * 3, ["Other (3)"]),
+    ],
+)
+def test_robust_networks_of_no_family_are_called_robust(browser, tmp_path, groups, legend):
+    rows = [
+        {"model": f"Author{i}Robust", "group": group, "robust_acc": 0.25, "clean_acc": 0.5 + i / 9}
+        for i, group in enumerate(groups)
+    ]
+    common = {"threat": "Linf", "eps": 8 / 255, "protocol": "autoattack", "attack": "standard"}
+    write_summary(tmp_path, [row | common for row in rows])
+    command = ["--results_dir", tmp_path, "--figures_dir", tmp_path / "f", "--published", ""]
+    command += ["--plots", "tradeoff", "--report"]
+    assert plotting.main([str(word) for word in command]) == 0
+    page = browser.new_page(**PROJECTOR)
+    page.goto((tmp_path / "f" / "report.html").as_uri())
+    assert page.locator(".picture .legend button").all_text_contents() == legend
+    page.close()
+
+
 def test_our_models_are_marked_among_the_published(page):
     figure = page.locator(".picture[data-pictures=tradeoff]")
     assert figure.locator("select").first.locator("option").count() == 2
