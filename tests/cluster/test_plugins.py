@@ -129,7 +129,7 @@ REFUSED = {
 }
 
 
-def test_a_plugin_that_no_job_could_load_is_not_staged(folder, tmp_path):
+def test_a_plugin_that_no_job_could_load_is_not_staged(folder, tmp_path, forked):
     out = tmp_path / "staged"
     failed = stage(out, *REFUSED)
     for name, message in REFUSED.items():
@@ -151,7 +151,7 @@ def test_a_job_of_a_plugin_that_wants_the_network_is_one_line(folder, job, cli, 
     assert not (job / "results").exists()
 
 
-def test_lists_mix_timm_and_plugins(staged, tmp_path, tiny, capsys):
+def test_lists_mix_timm_and_plugins(staged, tmp_path, tiny, capsys, forked):
     """prestage takes both, and goes on after one that fails; make_sweep takes what is staged."""
     rows = ["name\tsource\tweights\tfamily\tgroup"]
     rows += [f"plain\ttimm:test_resnet\tfile:{tiny.checkpoint.name}\tOther\tx"]

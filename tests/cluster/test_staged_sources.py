@@ -34,6 +34,7 @@ def made(checkpoint="gone.pth"):
         "crop_pct": 1,
     }
 """
+pytestmark = pytest.mark.usefixtures("forked")
 COMMON = ["--device", "cpu", "--workers", "0", "-s", "4"]
 
 
