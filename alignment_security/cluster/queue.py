@@ -136,6 +136,21 @@ class StudyQueue:
         state.failures[state.present], state.status, state.ended = reason, FAILED, time.time()
         self.save(state)
 
+    def following(
+        self, model: str, models: Sequence[str], requests: Mapping[str, str]
+    ) -> str | None:
+        """The model that is probably taken next on this machine: the first one free after `model`.
+
+        Nothing is locked: a process of another machine may take it.
+        """
+        place = models.index(model) + 1
+        for name in [*models[place:], *models[: place - 1]]:
+            state = self.state(name)
+            settled = self.is_done(state, requests) or self.has_failed(state)
+            if state.status != RUNNING and not settled:
+                return name
+        return None
+
     def turns(self, models: Sequence[str], requests: Mapping[str, str]) -> Iterator[Turn]:
         """Turns of the models that are left, until none is.
 

@@ -8,16 +8,15 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
 
 from alignment_security.cluster.queue import StudyQueue, Turn
 from alignment_security.cluster.studies import Study, StudyLine
 from alignment_security.common.command_line import Last, Parser
 from alignment_security.common.exit_status import status_of_all
 from alignment_security.common.files import UserError
-from alignment_security.common.settings import setting
 from alignment_security.evaluation.options import parse_args, single_requests, threat_from_args
 from alignment_security.evaluation.protocols import THREATS
+from alignment_security.evaluation.read_ahead import checkpoint_file, read_ahead
 from alignment_security.evaluation.run import Stopped
 from alignment_security.evaluation.setup import requested_data_dir, requested_image_set
 from alignment_security.images.image_sets import existing_folder
@@ -71,8 +70,7 @@ def set_weights(args: argparse.Namespace, model: WantedModel) -> None:
         args.source = model.source
     elif model.net != model.name:
         args.architecture = model.net
-    if model.checkpoint:
-        args.checkpoint = Path(setting("CHECKPOINT_DIR") or ".") / model.checkpoint
+    args.checkpoint = checkpoint_file(model) or args.checkpoint
 
 
 def split_study(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
@@ -175,9 +173,12 @@ def take_turns(
     first = study_requests(study, models[0], options)
     queue = StudyQueue(first[0].results_dir, study.name, began(), first[0].overwrite)
     begin, statuses = time.monotonic(), [0]
-    for turn in queue.turns(list(by_name), described_requests(first)):
+    wanted = described_requests(first)
+    for turn in queue.turns(list(by_name), wanted):
         pick_device(first[0].device)  # a broken GPU takes no model
         with turn:
+            if following := queue.following(turn.state.model, list(by_name), wanted):
+                read_ahead(by_name[following])
             requests = study_requests(study, by_name[turn.state.model], options)
             shorten(requests, time.monotonic() - begin)
             statuses.append(evaluate(requests, turn))

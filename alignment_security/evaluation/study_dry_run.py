@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -21,9 +20,9 @@ from tqdm import tqdm
 from alignment_security.cluster.studies import Study
 from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line
-from alignment_security.common.settings import setting
 from alignment_security.evaluation.dry_run import Speed, duration, measure_evaluation
 from alignment_security.evaluation.protocols import threat_from_args
+from alignment_security.evaluation.read_ahead import checkpoint_file
 from alignment_security.evaluation.run import evaluate, prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.evaluation.study import record_folder, study_requests
@@ -105,8 +104,8 @@ def models_to_rehearse(
 
 def is_here(model: WantedModel) -> bool:
     """Whether the weights can be loaded without a network connection."""
-    if model.checkpoint:
-        return (Path(setting("CHECKPOINT_DIR") or ".") / model.checkpoint).is_file()
+    if file := checkpoint_file(model):
+        return file.is_file()
     return weights_here(find_entry(model.net or ""))
 
 

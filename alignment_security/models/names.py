@@ -203,7 +203,7 @@ def weights_here(entry: ModelEntry, checkpoint_dir: str | Path | None = None) ->
         return importlib.util.find_spec(place.replace("-", "_")) is not None
     if kind == "file":
         return bool(checkpoint_dir) and (Path(str(checkpoint_dir)) / place).is_file()
-    return timm.is_model(entry.net) and in_cache(entry.net)
+    return cached_file(entry.net) is not None
 
 
 def listed_checkpoint(name: str, checkpoint_dir: str | Path | None) -> Path | None:
@@ -219,19 +219,21 @@ def is_robust_net(file_name: str) -> bool:
     return ROBUST_FILE.fullmatch(file_name) is not None
 
 
-def in_cache(net: str) -> bool:
-    """Whether the hub's cache, or torch's, has the weights of a timm network."""
-    config = timm.get_pretrained_cfg(net)
+def cached_file(net: str) -> Path | None:
+    """The file with the weights of a timm network in the hub's cache, or torch's."""
+    config = timm.get_pretrained_cfg(net) if timm.is_model(net) else None
     if not config:
-        return False
+        return None
     if config.hf_hub_id:
         names = [config.hf_hub_filename] if config.hf_hub_filename else HUB_FILES
         found = [try_to_load_from_cache(config.hf_hub_id, name) for name in names]
-        if any(isinstance(path, str) for path in found):
-            return True
+        paths = [Path(path) for path in found if isinstance(path, str)]
+        if paths:
+            return paths[0]
     if isinstance(config.url, str):
-        return (Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name).is_file()
-    return False
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(config.url).name
+        return path if path.is_file() else None
+    return None
 
 
 def weights_state(entry: ModelEntry, checkpoint_dir: str | Path | None = None) -> str:

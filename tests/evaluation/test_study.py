@@ -30,6 +30,7 @@ from alignment_security.common.files import UserError, write_atomic
 from alignment_security.evaluation import run_study
 from alignment_security.evaluation import study as study_module
 from alignment_security.evaluation.dry_run import Speed, duration
+from alignment_security.evaluation.read_ahead import READ_BYTES, read_ahead, weights_file
 from alignment_security.evaluation.run_study import StudyProcesses
 from alignment_security.evaluation.study import STUDY_BEGAN, check_study, study_requests
 from alignment_security.evaluation.study_dry_run import (
@@ -43,6 +44,7 @@ from alignment_security.evaluation.study_screen import StudyScreen
 from alignment_security.images import loading
 from alignment_security.images.decoded import DecodedImages
 from alignment_security.models.heads import ModelError
+from alignment_security.models.lists import WantedModel
 from alignment_security.models.macs import multiply_adds
 from alignment_security.records.names import name_with_weights, record_stem
 
@@ -260,6 +262,49 @@ def test_processes_share_the_queue_and_take_nothing_twice(tmp_path, monkeypatch)
     with ThreadPoolExecutor(4) as pool:
         taken = list(pool.map(work, range(4)))
     assert sorted(sum(taken, [])) == sorted(models) and all(taken)
+
+
+def test_the_weights_of_the_next_model_are_read_while_the_present_one_is_attacked(
+    study, cli, tmp_path, monkeypatch
+):
+    """Of the next in the list that nobody has; nothing is locked, and no file is no failure yet."""
+    file, options = study([*NAMES, "fourth"], [CLEAN])
+    results = tmp_path / "results"
+    queue = StudyQueue(results, "mine", time.time())
+    state = queue.state("third")
+    state.status, state.host = RUNNING, "another machine"
+    queue.save(state)
+    (tmp_path / "weights/second.pth").unlink()
+    ahead: list[tuple[str, bool, bool]] = []
+
+    def note(model):
+        lock = (results / "studies/mine" / f"{model.name}.lock").exists()
+        ahead.append((model.name, lock, queue.state("first").status == RUNNING))
+        return read_ahead(model)
+
+    monkeypatch.setattr(study_module, "read_ahead", note)
+    assert cli("--study", file, *options)[0] == 2
+    assert ahead[:2] == [("second", False, True), ("fourth", False, False)]
+    assert {name for name, *_ in ahead[2:]} == {"fourth"}
+    assert [states_of(results)[name]["status"] for name in (*NAMES, "fourth")] == [
+        "done",
+        "failed",
+        "done",  # its lock was free
+        "done",
+    ]
+
+
+def test_reading_ahead_reads_the_whole_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))
+    model = WantedModel("net", "resnet18", checkpoint="net.pth")
+    os.mkfifo(tmp_path / "net.pth")
+    thread = read_ahead(model)
+    written = (tmp_path / "net.pth").write_bytes(bytes(2 * READ_BYTES + 5))  # waits for a reader
+    thread.join(60)
+    assert written == 2 * READ_BYTES + 5 and not thread.is_alive()
+    (tmp_path / "net.pth").unlink()
+    read_ahead(model).join(60)  # prints no traceback: pytest would fail
+    assert weights_file(WantedModel("tf_efficientnet_lite0", "tf_efficientnet_lite0")) is None
 
 
 def test_a_model_whose_process_died_is_taken_over(tmp_path):
