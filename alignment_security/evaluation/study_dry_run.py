@@ -8,6 +8,7 @@ models are timed by their multiply-adds.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from alignment_security.models.names import find_entry, weights_here
 
 MOST_REHEARSED = 3  # models: the smallest, the middle one and the largest whose weights are here
 ATTACKED = 8  # images of each threat
+SLURM_MARGIN = 1.5  # of a time limit over the estimate, which is of a machine at rest
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,11 @@ def macs_text(gmacs: float) -> str:
     return f"{value:,.0f} {unit}" if value >= 100 else f"{value:.3g} {unit}"
 
 
+def slurm_time(time_s: float) -> str:
+    """The time limit of a task that is estimated to take so long: whole hours, with a margin."""
+    return f"{math.ceil(SLURM_MARGIN * time_s / 3600):02}:00:00"
+
+
 def study_text(
     name: str,
     rehearsals: Sequence[Rehearsal],
@@ -180,20 +187,23 @@ def study_text(
     median = float(np.median([value for value in gmacs if value]))
     sizes = [value or median for value in gmacs]
     seconds = {
-        folder: sum(threat_seconds(folder, rehearsals, size) for size in sizes)
+        folder: [threat_seconds(folder, rehearsals, size) for size in sizes]
         for folder in rehearsals[0].threats
     }
-    load = len(sizes) * float(np.mean([rehearsal.load for rehearsal in rehearsals]))
+    load = float(np.mean([rehearsal.load for rehearsal in rehearsals]))
+    of_models = load + np.sum(list(seconds.values()), axis=0)
     peak = max(t.speed.peak_bytes for rehearsal in rehearsals for t in rehearsal.threats.values())
-    total = (sum(seconds.values()) + load) / len(devices)
     whose = "this process" if devices[0] == "cpu" else "a GPU"
     rehearsed = [f"{rehearsal.name} ({macs_text(rehearsal.gmacs)})" for rehearsal in rehearsals]
     facts = {
         "study": f"{name}: {len(sizes)} models, {macs_text(sum(sizes))} in all",
         "rehearsed": f"{', '.join(rehearsed)}; {ATTACKED} images a threat on {devices[0]}",
-        **{folder.partition("/")[2]: duration(time_s) for folder, time_s in seconds.items()},
-        "loading": duration(load),
-        "estimated time": f"{duration(total)} with {len(devices)} process(es)",
+        **{folder.partition("/")[2]: duration(sum(each)) for folder, each in seconds.items()},
+        "loading": duration(load * len(sizes)),
+        "estimated time": f"{duration(of_models.sum() / len(devices))} with {len(devices)} "
+        "process(es)",
+        "longest model": f"{duration(of_models.max())}; in a sweep on SLURM: --set slurm_time="
+        f"{slurm_time(of_models.max())}",
         "peak memory": f"{peak / 2**30:.2f} GiB of {whose}, of the models rehearsed",
     }
     width = 1 + max(map(len, facts))

@@ -144,11 +144,23 @@ def test_large_images_give_the_same_bytes_at_any_batch_size(name):
 # ---- waits ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", runs(0.0))
+# most waits a pass: the engine looks once a step, and a projection onto a hyperplane checks once
+# whether it has converged
+MOST_WAITS = {
+    "apgd-ce": 1.1,
+    "apgd-t": 1.1,
+    "fab-t": 1.25,
+    "square": 1.1,
+    "crossing": 2,
+    "fmn": 1.1,
+}
+
+
+@pytest.mark.parametrize("name", MOST_WAITS)
 def test_the_host_waits_about_once_a_step_for_the_device(robust_digits, name):
     """Copies to the host and sizes that values decide, per pass, where nothing breaks."""
     with pretended() as device:
         net = Watched(copy.deepcopy(robust_digits).to(device))
         WAITS.clear()
         rows_of(runs(1e-4)[name](net, digits()[1200:1208], batch_size=8))
-        assert len(WAITS) / len(net.sizes) < 2.1, pd.Series(WAITS).value_counts()
+        assert len(WAITS) / len(net.sizes) <= MOST_WAITS[name], pd.Series(WAITS).value_counts()

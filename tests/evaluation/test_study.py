@@ -372,6 +372,10 @@ def test_time_of_a_study_by_hand():
     }
     total = duration((clean + linf + 8) / 2)
     assert f"{total} with 2 process(es)" in text and "2.00 GiB of a GPU" in text
+    longest = 100 * (4 + 0.5 + 4 * (2 + 10 * 3)) + 2  # 3 h 41 min, and half of it again
+    assert lines["longest model"].strip() == (
+        f"{duration(longest)}; in a sweep on SLURM: --set slurm_time=06:00:00"
+    )
     assert "1 models, whose multiply-adds are not known" in text
 
 
