@@ -255,7 +255,8 @@ def main(argv: list[str] | None = None) -> int:
     args = get_args_parser().parse_args(argv)
     if not args.show_plots:
         plt.switch_backend("Agg")
-    with plt.rc_context(STYLE):
+    # not that of a matplotlibrc, in the current folder or at home: same data, same bytes
+    with plt.style.context("default"), plt.rc_context(STYLE):
         return run_command(lambda: draw(args))
 
 

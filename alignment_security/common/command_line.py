@@ -179,6 +179,13 @@ def share(text: str) -> float:
     return value
 
 
+def name_of_model(text: str) -> str:
+    """A model's name without spaces around it. Raises ValueError."""
+    if not text.strip() or not text.isprintable():
+        raise ValueError(f"{text!r} names no model: it is empty or cannot be printed")
+    return text.strip()
+
+
 def set_name(text: str) -> str:
     """The name of an image set, which also names a folder of results. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text) or len(text) > LONGEST_NAME:

@@ -16,7 +16,10 @@ from alignment_security.common.files import DEVICE_ERRORS, LIMIT_ERRORS, UserErr
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 SECONDS_TO_STOP = 30.0  # while a stop is under way, the same request again changes nothing
-PLACE_ERRORS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+PLACE_ERRORS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+}
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -112,7 +115,7 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
         return error.exit_status
     reason = str(error.strerror).partition(";")[0]
     place = error.filename or written_dir or "standard output"
-    if isinstance(error, PLACE_ERRORS) or error.errno == errno.EROFS:
+    if error.errno in PLACE_ERRORS:
         status, text = WRONG_REQUEST, place_text(place, reason, written_dir)
     elif error.errno in FULL_ERRORS | DEVICE_ERRORS:
         status = FAILED

@@ -9,6 +9,7 @@ from pathlib import Path
 from alignment_security.common.command_line import (
     Last,
     argument,
+    name_of_model,
     non_negative,
     positive_int,
     set_name,
@@ -76,6 +77,7 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
         "--model_name",
         required=True,
         nargs="+",
+        type=argument(name_of_model),
         action=Last,
         metavar="NAME",
         help="a timm name, a name of lists/models/, or yours with --architecture; several are "

@@ -244,6 +244,17 @@ def class_folder(image_id: str, label: int, names: list[str]) -> str:
 # ---- building a set ------------------------------------------------------------------------------
 
 
+def why_missing(path: Path) -> tuple[str, str]:
+    """(what is wrong with a path that is no file, what to do about it)."""
+    if path.is_dir():
+        return "a folder, and no image", "take it out, or give the image its name"
+    if path.exists():
+        return "a pipe, socket or device, and no file", "take it out of the folder"
+    if path.is_symlink():
+        return "a link to a file that is missing", "mount or copy what it points to"
+    return "missing", "restore the folder"
+
+
 def checked_set(
     name: str,
     ids: Sequence[str],
@@ -258,11 +269,9 @@ def checked_set(
     """
     missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
-        is_link = missing[0].is_symlink()
+        what, advice = why_missing(missing[0])
         raise DataError(
-            f"{missing[0]}: {'a link to a file that is missing' if is_link else 'missing'} "
-            f"({len(missing)} of {len(paths)} images of {name!r}); "
-            f"{'mount or copy what it points to' if is_link else 'restore the folder'}"
+            f"{missing[0]}: {what} ({len(missing)} of {len(paths)} images of {name!r}); {advice}"
         )
     if twice := repeated(ids):
         raise DataError(f"{name}: {len(twice)} image(s) listed twice, e.g. {min(twice)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from alignment_security.common.command_line import (
     Parser,
     argument,
+    name_of_model,
     non_negative,
     positive_int,
     set_name,
@@ -67,7 +68,9 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
         help="a line of lists/training/*.txt; options given here override it",
     )
     parser.add_argument("--name", help="folder in results/training; default <model>-<objective>")
-    parser.add_argument("--model_name", required=True, help="a timm name")
+    parser.add_argument(
+        "--model_name", type=argument(name_of_model), required=True, help="a timm name"
+    )
     parser.add_argument(
         "--init",
         default="random",

@@ -19,10 +19,12 @@ BAD_EVALUATION = {
     "--workers": ["999", "-1", "²"],
     "--dataset": ["a" * 300, "a/b", ""],
     "--batch_size": ["-4", "1e3"],
+    "--model_name": ["", " ", "a\nb", "a\x1b[2Jb"],
     "-s": ["x"],
 }
 BAD_TRAINING = {
     "--seed": ["-1"],
+    "--model_name": ["", "a\tb"],
     "--stop_after": ["nan", "-0.5"],
     "--workers": ["999"],
     "--save_every": ["nan", "-1"],

@@ -169,6 +169,8 @@ def test_a_command_whose_output_does_not_fit_is_1_and_one_line():
         (OSError(errno.EMFILE, "Too many open files"), FAILED, "ulimit -a"),
         (PermissionError(errno.EACCES, "Permission denied", "/results/a"), 2, "another --results"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/a"), 2, "make it readable"),
+        (OSError(errno.ELOOP, "Too many levels", "/results/a"), 2, "another --results"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/data/a"), 2, "name another path"),
         (OSError(errno.EROFS, "Read-only file system", "/results/a"), 2, "another --results"),
     ],
 )

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,23 @@ def test_a_link_to_nothing_is_not_told_as_a_missing_file(tmp_path):
     write(tmp_path, "cat/a.jpg", "dog/a.jpg")
     (tmp_path / "cat" / "b.jpg").symlink_to("/nowhere/b.jpg")
     with pytest.raises(DataError, match="b.jpg: a link to a file that is missing .*mount or copy"):
+        load_image_set("mine", str(tmp_path), 2)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_what_is_no_file_is_told_as_what_it_is(tmp_path, monkeypatch, kind):
+    """Opening a pipe would wait for ever, and a device has no end."""
+    write(tmp_path, "cat/a.jpg", "dog/a.jpg")
+    monkeypatch.chdir(tmp_path / "cat")
+    if kind == "fifo":
+        os.mkfifo("b.jpg")
+    elif kind == "socket":
+        socket.socket(socket.AF_UNIX).bind("b.jpg")
+    else:
+        os.symlink("/dev/zero", "b.jpg")
+    with pytest.raises(
+        DataError, match="b.jpg: a pipe, socket or device, and no file .*take it out"
+    ):
         load_image_set("mine", str(tmp_path), 2)
 
 

@@ -651,3 +651,19 @@ def test_titles_move_to_the_caption():
     assert [ax.get_title(loc="left") for ax in axes] == ["(a)", "(b)", ""]
     assert figure.get_suptitle() == ""
     plt.close(figure)
+
+
+def test_a_matplotlibrc_changes_no_figure(tmp_path):
+    """One in the current folder counts, too, and many people have one with LaTeX."""
+    files = []
+    for name, settings in {
+        "none": {},
+        "latex": {"text.usetex": True},
+        "sizes": {"figure.autolayout": True, "savefig.bbox": "tight", "axes.titlesize": 30},
+        "numbers": {"axes.formatter.use_locale": True, "axes.grid": True, "lines.marker": "x"},
+    }.items():
+        with plt.rc_context(settings):
+            words = ["--results_dir", "results/sample", "--plots", "accuracy_vs_eps"]
+            assert plotting.main([*words, "--figures_dir", str(tmp_path / name)]) == 0
+        files.append((tmp_path / name / "accuracy_vs_eps.pdf").read_bytes())
+    assert len(set(files)) == 1
