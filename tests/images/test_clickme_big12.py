@@ -68,15 +68,15 @@ def write_clickme(root: Path, labels: list[int], layout: str) -> Path:
     return root
 
 
-def five_of_each() -> list[int]:
-    """Five pairs of each class of Big-12, and a few of other classes, shuffled."""
+def pairs_of_each(count: int) -> list[int]:
+    """Labels of so many pairs of each class of Big-12, and of a few of other classes, shuffled."""
     others = [label for label in range(1000) if label not in CLASSES][:40]
-    return np.random.default_rng(0).permutation(5 * CLASSES + others).tolist()
+    return np.random.default_rng(0).permutation(count * CLASSES + others).tolist()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_960_pairs_are_drawn_and_written(tmp_path, capsys, layout):
-    source = write_clickme(tmp_path / "clickme", five_of_each(), layout)
+    source = write_clickme(tmp_path / "clickme", pairs_of_each(5), layout)
     command = ["clickme_big12", "--clickme", str(source)]
     assert dataloading.main(command) == 0
     said = capsys.readouterr().out
@@ -104,15 +104,24 @@ def test_960_pairs_are_drawn_and_written(tmp_path, capsys, layout):
 
     assert not images.notes  # its own list is no stranger
 
-    # again: the same files; and a part of the classes' pairs is part of the draw
+
+def test_an_export_is_the_same_again_and_a_part_of_a_larger_one(tmp_path, capsys):
+    source = write_clickme(tmp_path / "clickme", pairs_of_each(3), "pth")
+    command = ["clickme_big12", "--clickme", str(source), "--per_class"]
+
+    def export(per_class: int, folder: str) -> int:
+        return dataloading.main([*command, str(per_class), "--out", str(tmp_path / folder)])
+
+    assert export(2, "out") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert dataloading.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert export(2, "out") == 0
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    two = [*command, "--per_class", "2", "--out", str(tmp_path / "two")]
-    assert dataloading.main(two) == 0
-    assert set(load_image_set("big12", str(tmp_path / "two")).ids) < set(images.ids)
-    assert dataloading.main([*command, "--per_class", "2", "--out", str(tmp_path / "out")]) == 2
-    assert "480 pairs that are not of this set" in capsys.readouterr().err
+    assert export(1, "one") == 0
+    out, one = (load_image_set("big12", str(tmp_path / name)) for name in ("out", "one"))
+    assert len(one) == 240 and set(one.ids) < set(out.ids)
+    capsys.readouterr()
+    assert export(1, "out") == 2
+    assert "240 pairs that are not of this set" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", [".", "big12"])
