@@ -55,6 +55,26 @@ def test_images_are_the_same_by_shared_memory_and_by_pipe(monkeypatch, shared, n
         assert pair.x[0][:, 0].tolist() == [i * i for i in pair.ids]
 
 
+def test_images_are_decoded_before_they_are_asked_for_and_not_all_before_the_first(tmp_path):
+    """An attack begins with the first message, and the next ones are decoded meanwhile."""
+
+    def decoded() -> int:
+        return (tmp_path / "decoded").stat().st_size
+
+    def decode(i: int) -> None:
+        with open(tmp_path / "decoded", "a") as file:
+            file.write("x")
+
+    messages = worker_loader(Squares(decode), 1, collate, 100, batch_size=3)
+    next(messages)
+    deadline = time.monotonic() + 30
+    while decoded() < 9 and time.monotonic() < deadline:  # two messages wait while one is attacked
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert decoded() == 9
+    assert len(list(messages)) == 3 and decoded() == 12
+
+
 def test_workers_that_cannot_start_leave_one_line(monkeypatch):
     """torch's half-made loader prints no traceback when it is freed."""
     printed: list = []
