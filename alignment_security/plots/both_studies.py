@@ -206,7 +206,7 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
         tolerance_scale(ax.xaxis, pair.models["pt"])
         ax.spines[["left", "bottom"]].set_position(("outward", 3))
         source = pair.norms.name.splitlines()[0]
-        ax.set(xlabel=f"{MEASURES['pt'][0]}, {source}", ylabel="robust accuracy (%)")
+        ax.set(xlabel=f"{MEASURES['pt'][0]}\n{source}", ylabel="robust accuracy (%)")
         ax.set_ylim(bottom=0)
         title = textwrap.fill(pair.accuracy, TITLE_LETTERS)
         ax.set_title(f"{title}\nn = {pair.models['model'].nunique()} models", loc="left")

@@ -19,6 +19,7 @@ from alignment_security.analysis.record_tables import (
 from alignment_security.analysis.results import Results, evaluation_dates, group_finished
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
+    LETTER_WIDTH,
     LINE_HEIGHT,
     MAX_NAMED,
     PAGE_WIDTH,
@@ -32,6 +33,7 @@ from alignment_security.plots.style import (
 from alignment_security.records.comparable import corruption_settings, numbered
 
 MOST_COLUMNS = 4  # of panels
+CELL_WIDTH = 0.33  # inches: a cell of a heat map with its number, at least
 
 # ---- error under each corruption -----------------------------------------------------------------
 
@@ -63,8 +65,10 @@ def draw_corruptions(image_set: str, table: pd.DataFrame, summary: pd.DataFrame)
     """A cell per model and corruption, with its error in it, and one for the mean."""
     errors = table.pivot_table(index="model", columns="type", values="error")  # over severities
     errors["mean"] = summary["mean_error"]
+    longest = LETTER_WIDTH * max(map(len, errors.index))
+    fits = longest + CELL_WIDTH * errors.shape[1] <= COLUMN_WIDTH
     figure, ax = plt.subplots(
-        figsize=(max(COLUMN_WIDTH, 1.6 + 0.36 * errors.shape[1]), 1.5 + 0.2 * len(errors)),
+        figsize=(COLUMN_WIDTH if fits else PAGE_WIDTH, 1.5 + 0.2 * len(errors)),
         layout="constrained",
     )
     draw_heat_map(

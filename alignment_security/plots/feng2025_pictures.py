@@ -194,8 +194,8 @@ def draw_picked(table: NormTable, rows: pd.DataFrame, cells: list[dict]) -> Figu
     if not cells:
         names = [f"{row.letter}: {row.model}" for row in rows.itertuples()]
         ax.set_title("\n".join([table.name, *names]), loc="left")
-    handles = group_handles(table.rows)
-    plane.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+    if handles := group_handles(table.rows):
+        plane.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     if pictures is not None:
         axes = pictures.subplots(2, 2)
         first = photograph(cells) if any("image" in cell for cell in cells) else None

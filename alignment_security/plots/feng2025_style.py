@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from alignment_security.analysis.feng2025 import robust_series
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.common.files import safe_file_name
+from alignment_security.models.families import OTHER
 from alignment_security.plots.style import DARK
 
 # group -> colour (Okabe and Ito), marker; "Other" is a model that Feng 2025 does not have
@@ -24,7 +25,7 @@ GROUP_STYLES = {
     "SSL": ("#E69F00", "s"),
     "robust": ("#D55E00", "^"),
     "harmonized": ("#009E73", "*"),
-    "Other": ("#666666", "P"),
+    OTHER: ("#666666", "P"),
 }
 SERIES_DASHES: Any = {"L2": "-", "Linf": ":"}  # norm of adversarial training -> line
 LOG_RANGE = 4  # factor that norms span on a logarithmic axis
@@ -49,7 +50,9 @@ def own_figure_name(kind: str, table: NormTable, tables: list[NormTable]) -> str
 
 
 def group_handles(rows: pd.DataFrame) -> list[Line2D]:
-    """Legend of the groups among some rows."""
+    """Legend of the groups among some rows; empty where no model has a group."""
+    if rows["group"].eq(OTHER).all():
+        return []
     return [
         Line2D([], [], linestyle="none", color=colour, marker=marker, label=name)
         for name, (colour, marker) in GROUP_STYLES.items()

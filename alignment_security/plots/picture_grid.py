@@ -65,9 +65,13 @@ def break_long_name(name: str) -> str:
 
 
 def draw_columns(heads: list[str], rows: list[list[Picture]], width: float = PAGE_WIDTH) -> Figure:
-    """Rows of pictures over a width in inches, a name above each column, a text below each."""
+    """Rows of pictures, a name above each column, a text below each.
+
+    width   in inches, at most; few pictures in a row are no larger than CELL
+    """
     columns = len(heads)
-    cell = (width + GAP) / columns - GAP
+    cell = min(CELL, (width + GAP) / columns - GAP)
+    width = columns * (cell + GAP) - GAP
     letters = int(cell / LETTER)
     heads = [wrap_name(head, letters) for head in heads]
     top = LINE * (max(head.count("\n") for head in heads) + 1.6)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignment_security.common.eps import format_eps
-from alignment_security.models.families import FAMILIES, family
+from alignment_security.models.families import FAMILIES, OTHER, family
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column of a two-column paper, and both
 LINE_HEIGHT = 0.16  # inches: a line of a legend
@@ -26,6 +26,8 @@ LONGEST_SHARE = 0.4  # of a column's width, that names of rows may take
 SMALL = 6  # points: the smallest letters
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"  # colour maps
 EMPTY, GREY, DARK = "#D9D9D9", "#666666", "#222222"
+# the family OTHER is a light grey, which a line or a point on white is lost in
+FAMILY_COLOURS = {name: colour for name, (colour, _) in FAMILIES.items()} | {OTHER: "#707070"}
 # Okabe and Ito's colours; a radius each, so that figures show at most as many radii
 RADIUS_COLOURS = ("#009E73", "#D55E00", "#0072B2", "#CC79A7", "#E69F00", "#000000")
 STYLE: Any = {
@@ -73,7 +75,7 @@ def model_styles(models: set[str]) -> dict[str, dict]:
     styles, seen = {}, dict.fromkeys(FAMILIES, 0)
     for model in sorted(models):
         name = family(model)
-        style: dict[str, Any] = {"color": FAMILIES[name][0]}
+        style: dict[str, Any] = {"color": FAMILY_COLOURS[name]}
         if len(models) > MAX_NAMED:
             style["linewidth"] = 0.6
         else:
@@ -91,7 +93,7 @@ def legend_handles(styles: dict[str, dict]) -> list[Line2D]:
     present = {family(model) for model in styles}
     return [
         Line2D([], [], label=name, color=color)
-        for name, (color, _) in FAMILIES.items()
+        for name, color in FAMILY_COLOURS.items()
         if name in present
     ]
 
@@ -124,7 +126,7 @@ def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
     """`count` axes, one to a column or two to a page, above a legend of as many columns as fit."""
     width, columns = (COLUMN_WIDTH, 1) if count == 1 else (PAGE_WIDTH, 2)
     rows = -(-count // columns)
-    in_legend = legend_columns(legend, width)
+    in_legend = legend_columns(legend, width) if legend else 1
     legend_rows = -(-len(legend) // in_legend)
     figure, axes = plt.subplots(
         rows,

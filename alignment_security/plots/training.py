@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from alignment_security.analysis.results import Results
 from alignment_security.common.eps import format_eps
@@ -33,7 +33,7 @@ PANELS = {
         "val_robust": ATTACKED,
     },
     "harmonizer's loss": {"harmonizer": TRAIN_SET},
-    "human alignment": {"val_alignment": VALIDATION},
+    "human alignment (% of ceiling)": {"val_alignment": VALIDATION},
 }
 ALWAYS, LOSSES = ("loss", "accuracy (%)"), ("loss", "harmonizer's loss")
 Training = tuple[dict, pd.DataFrame]  # run file, learning curve
@@ -124,12 +124,13 @@ def draw_trainings(trainings: list[Training]) -> Figure:
     figure, axes = panels(len(shown), legend)
     for ax, (label, columns) in zip(axes, shown.items()):
         for name, rows in tables.items():
-            draw_columns(ax, rows, columns, styles[name])
+            draw_columns(ax, rows, columns, styles[name], 100 if "%" in label else 1)
         ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         if label in LOSSES:
             ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(LogFormatter())
-            ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+            ax.yaxis.set_major_formatter(PlainLogFormatter())
+            ax.yaxis.set_minor_formatter(PlainLogFormatter(minor_thresholds=(1, 0.4)))
         elif label in ALWAYS:
             ax.set_ylim(0, 100)
     return figure
@@ -140,23 +141,36 @@ def has(rows: pd.DataFrame, column: str) -> bool:
     return bool(rows[column].any() if column == "harmonizer" else rows[column].notna().any())
 
 
+class PlainLogFormatter(LogFormatter):
+    """Ticks of a logarithmic axis as 0.6, not as 6e-01."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def training_styles(names: list[str]) -> dict[str, dict]:
     """A colour for each training, and a marker where there are more trainings than colours."""
     colours = len(RADIUS_COLOURS)
-    styles = {}
+    styles: dict[str, dict] = {}
     for k, name in enumerate(sorted(names)):
-        marker = {"marker": MARKERS[(k // colours - 1) % len(MARKERS)]} if k >= colours else {}
-        styles[name] = {"color": RADIUS_COLOURS[k % colours]} | marker
+        styles[name] = {"color": RADIUS_COLOURS[k % colours]}
+        if k >= colours:
+            marker = MARKERS[(k // colours - 1) % len(MARKERS)]
+            styles[name] |= {"marker": marker, "markersize": 3, "markevery": 0.15}
     return styles
 
 
-def draw_columns(ax: Axes, rows: pd.DataFrame, columns: dict[str, str], style: dict) -> None:
-    """A line for each column of a panel, over the rows that have a value; accuracies in percent."""
+def draw_columns(
+    ax: Axes, rows: pd.DataFrame, columns: dict[str, str], style: dict, factor: int
+) -> None:
+    """A line for each column of a panel, over the rows that have a value.
+
+    factor   100 for shares that are drawn in percent
+    """
     for column, images in columns.items():
         if has(rows, column):
             known = rows.dropna(subset=column)
-            percent = 100 if columns is PANELS["accuracy (%)"] else 1
-            ax.plot(known["epoch"], percent * known[column], **IMAGES[images] | style)
+            ax.plot(known["epoch"], factor * known[column], **IMAGES[images] | style)
 
 
 TRAIN = (

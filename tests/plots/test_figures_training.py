@@ -7,10 +7,12 @@ import json
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from readable import unreadable
 
 import plotting
 from alignment_security.analysis.results import load_results
 from alignment_security.common.files import UserError
+from alignment_security.plots.style import STYLE
 from alignment_security.plots.training import learning_curves, training_styles
 from alignment_security.trainer.run import LOG_COLUMNS
 
@@ -70,7 +72,7 @@ def test_the_lines_drawn_are_the_log(tmp_path):
         [[1, 12.5]],
         [[1, 6.25]],
     ]
-    assert alignment.get_lines()[0].get_xydata().tolist() == [[1, -0.5]]
+    assert alignment.get_lines()[0].get_xydata().tolist() == [[1, -50]]
     assert harmonizer.get_lines()[0].get_xydata().tolist() == [[0.5, 5], [1, 5]]
     assert table["name"].tolist() == ["net", "net"] and table["loss"].tolist() == [3.5, 2.5]
     objective = "objective harmonizer, form equation, lambda_1 0.1, lambda_2 0.0001"
@@ -96,6 +98,15 @@ def test_a_plain_training_has_two_panels_and_no_line_of_another(tmp_path):
     make_training(tmp_path, "harmonized")
     ((_, figure, _, _),) = learning_curves(load_results(tmp_path))
     assert len(figure.axes[2].get_lines()) == 1
+    plt.close(figure)
+
+
+def test_many_trainings_are_readable_on_a_two_column_page(tmp_path):
+    for eps in range(8):
+        make_training(tmp_path, f"resnet50_linf_eps{eps}", evaluation=EVALUATION)
+    with plt.rc_context(STYLE):
+        ((_, figure, _, _),) = learning_curves(load_results(tmp_path))
+        assert list(unreadable(figure)) == []
     plt.close(figure)
 
 
