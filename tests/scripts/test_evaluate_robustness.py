@@ -256,7 +256,7 @@ def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../net", "/etc/net", " net", "convnext:in1k", "a/b", "..", "C:\\net"]
+    "name", ["../../net", "/etc/net", "my net", "convnext:in1k", "a/b", "..", "C:\\net"]
 )
 def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_path, name):
     """Any name may be given to a net: its file stays below the results, its name is kept."""
