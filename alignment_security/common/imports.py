@@ -71,6 +71,8 @@ def describe_failed_import(package: str, error: BaseException) -> tuple[int, str
         advice = f"activate the environment that has it (. .venv/bin/activate), or {INSTALL}"
     elif "cannot open shared object file" in reason:
         advice = f"install this library, or anew what it belongs to: {INSTALL}"
+    elif isinstance(error, ValueError):
+        advice = "is a variable of the environment wrong, such as OMP_NUM_THREADS?"
     else:
         advice = f"packages of other versions than in requirements.txt? {INSTALL}"
     return WRONG_REQUEST, f"error: {package} cannot be imported ({reason}); {advice}"

@@ -23,6 +23,7 @@ MAX_PIXELS = 100_000_000  # of an image file
 # Longer to shorter side. Preprocessing scales the shorter side to the model's, so an image of
 # 1 x 40,000 pixels would become one of 224 x 9 million.
 MAX_ASPECT = 50
+METADATA_TOO_LARGE = "Decompressed data too large"  # of a PNG's texts or profile, as Pillow says
 LARGEST_16_BIT = 65535.0
 # a record is of one list: without the image it is another one
 ADVICE = "fetch it again, or evaluate a list without it into another --results_dir"
@@ -46,7 +47,7 @@ def decode_image(file: BinaryIO, where: str, advice: str = "") -> Image.Image:
     """An open file as an RGB image. Raises DataError, which begins with `where`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # of metadata, palettes, and sizes: see check_size
             with Image.open(file, formats=available_formats()) as image:
                 check_size(image, where)
                 return to_rgb(image)
@@ -59,6 +60,8 @@ def decode_image(file: BinaryIO, where: str, advice: str = "") -> Image.Image:
         if isinstance(error, OSError) and error.errno in LIMIT_ERRORS | DEVICE_ERRORS:
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if METADATA_TOO_LARGE in reason:
+            advice = "the picture may be whole: save it without its metadata and colour profile"
         end = f"; {advice}" if advice else ""
         raise DataError(f"{where}: cannot be decoded ({reason}){end}") from None
 

@@ -42,6 +42,7 @@ BROKEN = {
         WRONG_REQUEST,
         "libopenblas_ cannot be imported (No module named 'libopenblas_')",
     ),
+    "int('abc')": (WRONG_REQUEST, "base 10: 'abc'); is a variable of the environment wrong"),
     "raise KeyboardInterrupt": (INTERRUPTED, "interrupted"),
 }
 

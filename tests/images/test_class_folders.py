@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from alignment_security.images.class_folders import label_folders
 from alignment_security.images.decoding import read_image
@@ -304,6 +305,24 @@ def test_an_image_beyond_pillows_own_guard_is_one_line(tmp_path):
     with pytest.raises(DataError, match="a.png: .*(14000|196000000)") as error:
         read_image(tmp_path / "a.png")
     assert "\n" not in str(error.value) and "fetch it again" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["profile", "text"])
+def test_metadata_that_are_too_large_leave_the_picture_whole(tmp_path, kind):
+    texts = PngInfo()
+    texts.add_text("comment", "x" * (80_000_000 if kind == "text" else 1), zip=True)
+    profile = bytes(2_000_000) if kind == "profile" else None
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", icc_profile=profile, pnginfo=texts)
+    with pytest.raises(DataError, match="a.png: .* save it without its metadata") as error:
+        read_image(tmp_path / "a.png")
+    assert "fetch it again" not in str(error.value)
+
+
+def test_what_decoders_say_about_metadata_is_not_shown(tmp_path, recwarn):
+    picture = Image.new("P", (8, 8))
+    picture.save(tmp_path / "a.png", transparency=bytes(16))
+    read_image(tmp_path / "a.png")
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("shift", [0, 1, -1, 500])
