@@ -33,7 +33,8 @@ def run_forked(command, cwd, env, **_) -> subprocess.CompletedProcess:
         process.start()
         process.join()
         said.seek(0)
-        return subprocess.CompletedProcess(command, process.exitcode, "", said.read().decode())
+        status = process.exitcode or 0
+        return subprocess.CompletedProcess(command, status, "", said.read().decode())
 
 
 def run_module(words, cwd, env, said: int) -> None:
