@@ -14,7 +14,7 @@ from alignment_security.analysis.results import (
     Results,
     group_finished,
     read_finished_rows,
-    run_budget,
+    run_columns,
     run_folder,
 )
 from alignment_security.common.eps import format_eps
@@ -39,13 +39,7 @@ def read_example(run: dict, rows: pd.DataFrame, image_id: str) -> dict:
     Returns names and a `verdict`; if the record confirms the saved example, also its arrays
     (image, delta, perhaps human_map), classes and norms, and the `factor` that amplifies delta.
     """
-    cell = {
-        "image_set": run["image_set"],
-        "threat": run["threat"],
-        "budget": run_budget(run),
-        "model": run["model"],
-        "image_id": image_id,
-    }
+    cell = run_columns(run) | {"image_id": image_id}
     part = rows[rows["image_id"] == image_id]
     fooled = part[part["robust"] == 0] if "robust" in part else part[part["success"] == 1]
     path = example_path(run["csv"], image_id)

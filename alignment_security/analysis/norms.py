@@ -20,7 +20,7 @@ from alignment_security.analysis.feng2025 import (
     tables_with,
 )
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
-from alignment_security.analysis.results import Results, read_finished_rows, run_budget
+from alignment_security.analysis.results import Results, read_finished_rows, run_columns
 from alignment_security.models.families import family
 from alignment_security.records.metrics import accuracy_interval, spearman
 from alignment_security.records.summary_rows import attacked_size, size_text
@@ -62,10 +62,7 @@ def accuracy_curve(run: dict) -> pd.DataFrame:
     low, high = np.transpose(intervals)
     return pd.DataFrame(
         {
-            "image_set": run["image_set"],
-            "threat": run["threat"],
-            "budget": run_budget(run),
-            "model": run["model"],
+            **run_columns(run),
             "size": size_text(attacked_size(run)),
             "eps": radii,
             "correct": correct,

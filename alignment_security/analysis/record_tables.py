@@ -9,6 +9,7 @@ from alignment_security.analysis.results import (
     norm_means,
     read_finished_rows,
     run_budget,
+    run_columns,
 )
 from alignment_security.common.verdicts import AUTOATTACK
 from alignment_security.models.families import family
@@ -36,10 +37,7 @@ def accuracy_by_eps(run: dict) -> pd.DataFrame:
         low, high = accuracy_interval(correct, n)
         table.append(
             {
-                "image_set": run["image_set"],
-                "threat": run["threat"],
-                "budget": run_budget(run),
-                "model": run["model"],
+                **run_columns(run),
                 "family": family(run["model"]),
                 "eps": eps,
                 "correct": correct,
@@ -64,10 +62,7 @@ def verdicts_by_eps(run: dict) -> pd.DataFrame:
         low, high = accuracy_interval(counts["robust"], len(part))
         table.append(
             {
-                "image_set": run["image_set"],
-                "threat": run["threat"],
-                "budget": run_budget(run),
-                "model": run["model"],
+                **run_columns(run),
                 "eps": eps,
                 "n": len(part),
                 **counts,

@@ -189,6 +189,16 @@ def run_budget(run: dict) -> str:
     return attack_text(run) or "not given"
 
 
+def run_columns(run: dict) -> dict[str, str]:
+    """The columns by which a row of a figure's table names its run."""
+    return {
+        "image_set": run["image_set"],
+        "threat": run["threat"],
+        "budget": run_budget(run),
+        "model": run["model"],
+    }
+
+
 def describe_runs(group: list[dict], runs: list[dict]) -> str:
     """A line for a caption on runs of one image set and threat that are drawn.
 

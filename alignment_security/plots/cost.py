@@ -15,6 +15,7 @@ from alignment_security.analysis.results import (
     group_finished,
     read_finished_rows,
     run_budget,
+    run_columns,
 )
 from alignment_security.plots.style import LINE_HEIGHT, Drawing, put_heading, width_beside
 from alignment_security.records.comparable import comparable_settings, numbered
@@ -51,10 +52,7 @@ def run_cost(run: dict) -> dict:
     rows, images = read_finished_rows(run), run["images"]
     sessions = run["sessions"]
     return {
-        "image_set": run["image_set"],
-        "threat": run["threat"],
-        "budget": run_budget(run),
-        "model": run["model"],
+        **run_columns(run),
         "images": images,
         "forwards": rows["forwards"].sum() / images,
         "backwards": rows["backwards"].sum() / images,

@@ -16,6 +16,7 @@ from alignment_security.analysis.results import (
     describe_runs,
     group_finished,
     run_budget,
+    run_columns,
 )
 from alignment_security.models.families import FAMILIES, family
 from alignment_security.plots.style import (
@@ -73,9 +74,8 @@ def norm_quantiles(group: list[dict]) -> pd.DataFrame:
         if norms.empty:
             continue
         found = np.percentile(norms, list(QUANTILES.values()), method="inverted_cdf")
-        facts = {"image_set": run["image_set"], "threat": run["threat"], "budget": run_budget(run)}
-        facts |= {"model": run["model"], "family": family(run["model"])}
-        facts |= {"n": len(norms), "without_norm": int(np.isinf(norms).sum())}
+        facts = run_columns(run) | {"family": family(run["model"]), "n": len(norms)}
+        facts |= {"without_norm": int(np.isinf(norms).sum())}
         rows.append(facts | dict(zip(QUANTILES, np.where(np.isinf(found), np.nan, found))))
     table = pd.DataFrame(rows)
     return table.sort_values("median", ascending=False, ignore_index=True) if rows else table
