@@ -18,8 +18,9 @@ from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
 from alignment_security.evaluation.published import LOOK
 from alignment_security.evaluation.stream import with_head_labels
-from alignment_security.images.image_sets import ImageSet, take_slice
+from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
+from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import Forward, device_of
 from alignment_security.models.heads import Model
 from alignment_security.records.run import Run

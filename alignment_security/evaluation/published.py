@@ -12,8 +12,9 @@ from alignment_security.attacks.clean import run_clean
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.process import print_line
 from alignment_security.common.text import read_text
-from alignment_security.images.image_sets import ImageSet, take_slice
+from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
+from alignment_security.images.slices import take_slice
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.names import published_names
 from alignment_security.records.metrics import accuracy_interval

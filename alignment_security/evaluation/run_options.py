@@ -17,7 +17,7 @@ from alignment_security.common.command_line import (
     worker_count,
 )
 from alignment_security.common.settings import setting
-from alignment_security.images.image_sets import SUBSETS
+from alignment_security.images.slices import SUBSETS
 from alignment_security.models.checkpoints import GROUPS
 from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.heads import HEADS

@@ -22,9 +22,10 @@ from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import setting
 from alignment_security.images.human_maps import check_maps
-from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
+from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
 from alignment_security.images.map_files import map_remarks, with_map_files
+from alignment_security.images.slices import take_slice
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.lists import PLUGIN
 from alignment_security.models.loading import load_model

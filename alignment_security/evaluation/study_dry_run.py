@@ -27,7 +27,7 @@ from alignment_security.evaluation.read_ahead import checkpoint_file
 from alignment_security.evaluation.run import evaluate, prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.evaluation.study import record_folder, study_requests
-from alignment_security.images.image_sets import take_slice
+from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import pick_device
 from alignment_security.models.heads import Model, with_head
 from alignment_security.models.lists import WantedModel

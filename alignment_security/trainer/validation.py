@@ -14,8 +14,9 @@ from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.clean import ImageStream, run_clean
 from alignment_security.attacks.saliency import run_saliency
 from alignment_security.images.human_maps import human_map, is_blurred, map_source
-from alignment_security.images.image_sets import ImageSet, default_dir, take_slice
+from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
+from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import device_of
 from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.records.metrics import over_ceiling, rank_agreement

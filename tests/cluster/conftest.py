@@ -32,6 +32,7 @@ def run_forked(command, cwd, env, **_) -> subprocess.CompletedProcess:
         )
         process.start()
         process.join()
+        assert process.exitcode is not None
         said.seek(0)
         status = process.exitcode or 0
         return subprocess.CompletedProcess(command, status, "", said.read().decode())

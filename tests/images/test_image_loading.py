@@ -20,9 +20,9 @@ from alignment_security.images.image_sets import (
     ImageSet,
     checked_set,
     synsets,
-    take_slice,
 )
 from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.images.slices import take_slice
 from alignment_security.models.loading import load_model
 
 PLAIN = {

@@ -12,8 +12,9 @@ import pytest
 import training
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.evaluation import AutoAttack, Clean, Saliency, evaluate
-from alignment_security.images.image_sets import synsets, take_slice
+from alignment_security.images.image_sets import synsets
 from alignment_security.images.loading import stream_images
+from alignment_security.images.slices import take_slice
 from alignment_security.images.variants import VARIANTS
 from alignment_security.models.loading import load_model
 from alignment_security.records.training import read_training_log, read_training_run
