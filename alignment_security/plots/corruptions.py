@@ -21,7 +21,7 @@ from alignment_security.plots.style import (
     COLUMN_WIDTH,
     LETTER_WIDTH,
     LINE_HEIGHT,
-    MAX_NAMED,
+    MAX_BANDS,
     PAGE_WIDTH,
     Drawing,
     draw_heat_map,
@@ -135,7 +135,7 @@ def accuracy_vs_severity(results: Results) -> Iterator[Drawing]:
     groups = [(group, table) for group, table in groups if len(table)]
     names = numbered([f"accuracy_vs_severity_{group[0]['image_set']}" for group, _ in groups])
     for name, (group, table) in zip(names, groups):
-        bands = "; bands: 95 % Wilson intervals" if table["model"].nunique() <= MAX_NAMED else ""
+        bands = "; bands: 95 % Wilson intervals" if table["model"].nunique() <= MAX_BANDS else ""
         caption = (
             "Top-1 accuracy of all images against the severity of each corruption "
             f"(n = {table['n'].iat[0]} images a point{bands}). Evaluated {evaluation_dates(group)}."
@@ -190,7 +190,7 @@ def draw_severity_lines(ax: Axes, part: pd.DataFrame, styles: dict[str, dict]) -
     """A line per model, with its interval if models are few."""
     for model, points in part.groupby("model"):
         ax.plot(points["severity"], 100 * points["accuracy"], clip_on=False, **styles[model])
-        if len(styles) <= MAX_NAMED:
+        if len(styles) <= MAX_BANDS:
             band = {"color": styles[model]["color"], "alpha": 0.12, "linewidth": 0}
             ax.fill_between(points["severity"], 100 * points["low"], 100 * points["high"], **band)
     ax.set(ylim=(0, 100), xticks=sorted(part["severity"].unique()))

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.patheffects import withStroke
 
 from alignment_security.analysis.examples import example_groups, example_table
 from alignment_security.analysis.feng2025 import (
@@ -233,6 +234,7 @@ def draw_plane(ax: Axes, table: NormTable, rows: pd.DataFrame) -> None:
             textcoords="offset points",
             ha="center",
             fontweight="bold",
+            path_effects=[withStroke(linewidth=2, foreground="white")],  # over other points
         )
 
 

@@ -47,6 +47,8 @@ KEYS = {"text_statistics": 2}  # figure -> columns that name a row, where it is 
 def latex(table: pd.DataFrame, name: str = "") -> str:
     """A table for a paper: booktabs, floats with three significant digits, empty for nan.
 
+    A column without any value is left out.
+
     name   of the figure, for PRINTED and SECTIONS
     """
     section = SECTIONS.get(name)
@@ -56,6 +58,7 @@ def latex(table: pd.DataFrame, name: str = "") -> str:
         if heading:
             texts.append(f"\\noindent\\textit{{{escaped(str(heading))}}}\\par")
         cells = as_text(part[[one for one in PRINTED.get(name, list(part)) if one in part]])
+        cells = cells.loc[:, cells.ne("").any()]
         for columns in column_sets(cells, KEYS.get(name, 1)):
             texts += [tabular(rows, columns) for rows in row_parts(cells[columns])]
     return "\n\n".join(texts) + "\n"

@@ -18,9 +18,10 @@ from alignment_security.analysis.results import (
     run_budget,
     run_columns,
 )
-from alignment_security.models.families import FAMILIES, family
+from alignment_security.models.families import family
 from alignment_security.plots.style import (
     DARK,
+    FAMILY_COLOURS,
     LINE_HEIGHT,
     NORM_SYMBOLS,
     Drawing,
@@ -92,7 +93,7 @@ def draw_boxes(table: pd.DataFrame, norm: str, heading: str) -> Figure:
         layout="constrained",
     )
     for place, row in enumerate(table.to_dict("records")):
-        colour = FAMILIES[row["family"]][0]
+        colour = FAMILY_COLOURS[row["family"]]
         p5, p25, median, p75, p95 = (scale * row[name] for name in QUANTILES)
         for whisker in ([p5, p25], [p75, p95]):
             ax.plot(whisker, [place, place], color=colour, linewidth=0.8)

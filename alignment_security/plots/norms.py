@@ -27,9 +27,10 @@ from alignment_security.analysis.results import (
     run_budget,
     run_folder,
 )
-from alignment_security.models.families import FAMILIES
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
+    FAMILY_COLOURS,
+    MAX_BANDS,
     MAX_NAMED,
     PAGE_WIDTH,
     SMALL,
@@ -73,7 +74,7 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
         facts = [run_budget(group[0]), *distinguishing_settings(group[0], groups)]
         below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
         ax.set_title(f"{names}\n{below}", loc="left")
-    bands = "bands: 95 % Wilson intervals; " if len(styles) <= MAX_NAMED else ""
+    bands = "bands: 95 % Wilson intervals; " if len(styles) <= MAX_BANDS else ""
     caption = "\n".join(
         [
             "Accuracy against eps from minimal norms: the share of all images that are classified "
@@ -90,7 +91,7 @@ def draw_curves(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: st
     """A falling step function per model, with its interval if models are few."""
     for model, part in table.groupby("model"):
         ax.plot(part["eps"], 100 * part["accuracy"], drawstyle="steps-post", **styles[model])
-        if len(styles) <= MAX_NAMED:
+        if len(styles) <= MAX_BANDS:
             ax.fill_between(
                 part["eps"],
                 100 * part["low"],
@@ -171,7 +172,7 @@ def draw_ranks(ax: Axes, models: pd.DataFrame) -> None:
             [0, 1],
             [row.rank_feng2025, row.rank_other],
             marker="o",
-            color=FAMILIES[row.family][0],
+            color=FAMILY_COLOURS[row.family],
             linewidth=0.8,
             markersize=3,
         )

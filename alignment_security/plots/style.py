@@ -53,6 +53,7 @@ STYLE: Any = {
 }
 MARKERS, DASHES = "osD^vP*X", ("-", "--", ":", "-.")  # distinguish the models of a family
 MAX_NAMED = 24  # models in a legend; with more, lines are plain and the legend gives families
+MAX_BANDS = 8  # lines with a band around each; more bands hide each other
 NORM_SYMBOLS = {"Linf": "L∞", "L2": "L₂", "L1": "L₁"}
 # name, figure (None: a LaTeX table), the table that is drawn, caption
 Drawing = tuple[str, Figure | None, pd.DataFrame, str]

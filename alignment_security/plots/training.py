@@ -126,7 +126,7 @@ def draw_trainings(trainings: list[Training]) -> Figure:
         for name, rows in tables.items():
             draw_columns(ax, rows, columns, styles[name], 100 if "%" in label else 1)
         ax.set(xlabel="epoch", ylabel=label)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         if label in LOSSES:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(PlainLogFormatter())

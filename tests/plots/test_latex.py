@@ -94,3 +94,10 @@ def test_a_long_table_comes_in_parts_and_a_wide_one_in_sets_of_columns():
     text = latex(wide)
     assert text.count(r"\toprule") == 4 and text.count("c0 ") == 4  # the first and three each
     assert all(f"c{i}" in text for i in range(12))
+
+
+def test_a_column_without_values_is_left_out():
+    """As `claimed` is where a study's own numbers are compared with nothing."""
+    table = pd.DataFrame({"statistic": ["rho"], "claimed": [np.nan], "recomputed": [0.5]})
+    header = latex(table).partition("\\midrule")[0]
+    assert "recomputed" in header and "claimed" not in header

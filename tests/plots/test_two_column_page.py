@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from readable import unreadable
 
 import plotting
 from alignment_security.analysis.results import Results, load_results
+from alignment_security.plots.corruptions import draw_severity_lines
+from alignment_security.plots.norms import draw_curves
 from alignment_security.plots.style import (
+    MAX_BANDS,
     MAX_NAMED,
     STYLE,
     legend_handles,
@@ -148,3 +152,21 @@ def test_models_of_one_family_differ_and_none_is_pale(count):
         for handle in legend_handles(styles):
             red, green, blue = to_rgb(handle.get_color())
             assert max(red, green, blue) - min(red, green, blue) > 0.1 or red < 0.5
+
+
+@pytest.mark.parametrize("count", [MAX_BANDS, MAX_BANDS + 1])
+def test_bands_are_drawn_where_lines_are_few(count):
+    models = [f"resnet{k}.a1" for k in range(count)]
+    rows = [
+        {"model": model, "severity": x, "eps": x, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        for model in models
+        for x in (1, 2)
+    ]
+    figure, (left, right) = plt.subplots(1, 2)
+    draw_severity_lines(left, pd.DataFrame(rows), model_styles(set(models)))
+    draw_curves(right, pd.DataFrame(rows), model_styles(set(models)), "L2")
+    for ax in (left, right):
+        assert len(ax.lines) == count and len(ax.collections) == (
+            count if count == MAX_BANDS else 0
+        )
+    plt.close(figure)
