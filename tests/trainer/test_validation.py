@@ -161,3 +161,19 @@ def test_imagenet_a_is_validated_over_its_classes(tiny, sample, tmp_path):
     assert validation is not None and validation(model.module, 1) == {"val_accuracy": 1}
     measured = validation(model.module, 2)
     assert measured["val_robust"] == 1 and pd.isna(measured["val_alignment"])  # no maps
+
+
+def test_processes_share_the_images(sample, lite0, monkeypatch):
+    """The means over all images come from the sums of each process, whatever their shares."""
+    images = sample.take(range(7))
+    validation = Validation(lite0, images, epochs=1, pass_size=4, workers=0)
+    sums = []
+    monkeypatch.setattr("alignment_security.trainer.validation.world_size", lambda: 2)
+    monkeypatch.setattr(
+        "alignment_security.trainer.validation.sum_over_processes",
+        lambda values: sums.append(values) or values,
+    )
+    for rank in (0, 1):
+        monkeypatch.setattr("alignment_security.trainer.validation.rank", lambda rank=rank: rank)
+        validation._mean(lambda _, share: map(float, share.labels), lite0, images)
+    assert sum(sums).tolist() == [sum(images.labels), 7]
