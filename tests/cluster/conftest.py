@@ -34,8 +34,7 @@ def run_forked(command, cwd, env, **_) -> subprocess.CompletedProcess:
         process.join()
         assert process.exitcode is not None
         said.seek(0)
-        status = process.exitcode or 0
-        return subprocess.CompletedProcess(command, status, "", said.read().decode())
+        return subprocess.CompletedProcess(command, process.exitcode, "", said.read().decode())
 
 
 def run_module(words, cwd, env, said: int) -> None:
