@@ -228,7 +228,10 @@ PLANTED = {  # what was done -> (how, what the only finding says)
         lambda r: (p := r / "records/mine/Linf/net.csv").write_bytes(p.read_bytes()[:-60]),
         "sha256 differs",
     ),
-    "no record": (unlink("Linf/net.csv"), "Linf/net.csv: not the file"),
+    "no record": (
+        unlink("Linf/net.csv"),
+        "Linf/net.csv: no such record; bring it back, or evaluate it again",
+    ),
     "no run file": (unlink("Linf/net.json"), "Linf/net.csv: a record without its run file"),
     "a damaged run file": (
         lambda r: (r / "records/mine/Linf/net.json").write_text("{"),
