@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignment_security.common.exit_status import CHECKPOINTED, FAILED, WRONG_REQUEST
 from alignment_security.models.forward import pick_device
@@ -44,6 +44,16 @@ def sum_over_processes(values: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(values)
     return values
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give every process the buffers of rank 0, which are saved.
+
+    The statistics of batch norms are of the images that a process has seen.
+    """
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def started_by_torchrun() -> bool:

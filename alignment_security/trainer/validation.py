@@ -20,7 +20,12 @@ from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import device_of
 from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.records.metrics import over_ceiling, rank_agreement
-from alignment_security.trainer.distributed import rank, sum_over_processes, world_size
+from alignment_security.trainer.distributed import (
+    rank,
+    share_buffers,
+    sum_over_processes,
+    world_size,
+)
 from alignment_security.trainer.setup import images_per_pass
 
 BUDGET = Budget(("apgd-ce",), steps=20)  # a small attack: robust accuracy is an upper bound
@@ -93,6 +98,7 @@ class Validation:
 
     def __call__(self, net: nn.Module, epoch: int) -> dict[str, float]:
         """Means, by column, of a network after so many epochs."""
+        share_buffers(net)
         was_training = net.training
         model = replace(self.model, module=net.eval())
         columns = {"val_accuracy": self._mean(self._correct, model, self.images)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 import training
 from alignment_security.attacks.autoattack import Budget
@@ -49,6 +52,19 @@ def evaluated(tmp_path_factory, signals_kept) -> Path:
     return results
 
 
+def assert_last_row_is_of_the_weights(results: Path, sample) -> None:
+    """The last row of the log is what `evaluate` finds of the saved weights."""
+    model = load_model("test_resnet", results / "training/mine/model.safetensors")
+    images = take_slice(sample, 0, 12)
+    attack = AutoAttack("Linf", [EPS], Budget(("apgd-ce",), steps=20))
+    clean = evaluate(model, sample, Clean())["clean_correct"].mean()
+    robust = evaluate(model, images, attack)["robust"].mean()
+    alignment = evaluate(model, images, Saliency())["human_alignment"].mean()
+    assert 0 < robust < 1
+    found = log(results)[VALIDATED].iloc[-1].tolist()
+    assert found == pytest.approx([clean, robust, alignment], rel=1e-5)
+
+
 def test_the_log_has_what_evaluating_the_weights_gives(tmp_path, sample, signals_kept):
     with signals_kept():
         assert train(tmp_path, EVALUATED, "--epochs 12") == 0
@@ -56,15 +72,16 @@ def test_the_log_has_what_evaluating_the_weights_gives(tmp_path, sample, signals
     measured = rows.dropna(subset="val_robust")
     assert measured["epoch"].tolist() == [5, 10, 12] and rows["val_accuracy"].notna().all()
     assert measured.index.equals(rows.dropna(subset="val_alignment").index)
+    assert_last_row_is_of_the_weights(tmp_path, sample)
 
-    model = load_model("test_resnet", tmp_path / "training/mine/model.safetensors")
-    images = take_slice(sample, 0, 12)
-    attack = AutoAttack("Linf", EPS, Budget(("apgd-ce",), steps=20))
-    clean = evaluate(model, sample, Clean())["clean_correct"].mean()
-    robust = evaluate(model, images, attack)["robust"].mean()
-    alignment = evaluate(model, images, Saliency())["human_alignment"].mean()
-    assert 0 < robust < clean
-    assert rows[VALIDATED].iloc[-1].tolist() == pytest.approx([clean, robust, alignment], rel=1e-5)
+
+@pytest.mark.slow
+def test_two_processes_evaluate_the_weights_that_are_saved(tmp_path, sample):
+    """Their batch norms have seen other images; the statistics of the first one are saved."""
+    options = f"{TRAINING} {EVALUATED} --epochs 12 --processes 2 --results_dir {tmp_path}"
+    command = [sys.executable, str(ROOT / "training.py"), *options.split()]
+    assert subprocess.run(command, capture_output=True, timeout=300).returncode == 0
+    assert_last_row_is_of_the_weights(tmp_path, sample)
 
 
 def test_the_run_file_says_what_was_measured(evaluated):
