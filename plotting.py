@@ -17,10 +17,11 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from alignment_security.analysis.examples import check_images
-from alignment_security.analysis.results import NothingToDraw, load_results, stale_records
+from alignment_security.analysis.results import NothingToDraw, Results, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import visible
@@ -130,35 +131,23 @@ def draw(args: argparse.Namespace) -> int:
         args.results_dir, args.models, args.published, args.image_set, args.threat, args.images
     )
     check_images(results)
-    for problem in results.problems:
-        print(f"left out: {problem}", file=sys.stderr)
-    unfinished = [run for run in results.runs if run["status"] != "done"]
-    if unfinished:
-        names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)
-        print(f"unfinished, not drawn: {names}", file=sys.stderr)
-    if stale := stale_records(results):
-        print(
-            f"{args.results_dir}/{SUMMARY_NAME} is older than {len(stale)} record(s), e.g. "
-            f"{stale[0]}: run `python utilities.py merge --results_dir {args.results_dir}` first",
-            file=sys.stderr,
-        )
-    files: dict[str, list[Path]] = {}  # section of the report -> files
+    for remark in left_out(results, args.results_dir):
+        print(remark, file=sys.stderr)
+    files: dict[str, list[Path]] = {}  # section of the report -> files; empty: nothing is drawn
     missing: dict[str, list[str]] = {}  # command that makes the data -> figures
-    drawn_any = False
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
         command = command.replace("{}", str(args.results_dir))
-        drawn = 0
+        drawn = False
         try:
             for drawing in function(results):
-                drawn += 1
+                drawn = True
                 files.setdefault(SECTION_OF.get(name, OTHER), []).extend(finish(args, drawing))
         except NothingToDraw as reason:
             command = f"{reason}; {command}"
         if not drawn:
             missing.setdefault(command, []).append(name)
-        drawn_any |= drawn > 0
-    if "all" in args.plots and not (drawn_any or results.runs or visible(results.folder)):
+    if "all" in args.plots and not (files or results.runs or visible(results.folder)):
         command = (
             f"{args.results_dir} has no records; `python evaluate_robustness.py --model_name NAME "
             f"--results_dir {args.results_dir} clean` makes the first; {SAMPLE} has the committed "
@@ -171,7 +160,22 @@ def draw(args: argparse.Namespace) -> int:
         print(write_report(results, files, Path(args.figures_dir)))
     if args.show_plots:
         plt.show()
-    return 0 if drawn_any or args.report else 2
+    return 0 if files or args.report else 2
+
+
+def left_out(results: Results, results_dir: str) -> Iterator[str]:
+    """A line for each thing in a results folder that no figure shows."""
+    for problem in results.problems:
+        yield f"left out: {problem}"
+    unfinished = [run for run in results.runs if run["status"] != "done"]
+    if unfinished:
+        names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)
+        yield f"unfinished, not drawn: {names}"
+    if stale := stale_records(results):
+        yield (
+            f"{results_dir}/{SUMMARY_NAME} is older than {len(stale)} record(s), e.g. "
+            f"{stale[0]}: run `python utilities.py merge --results_dir {results_dir}` first"
+        )
 
 
 def finish(args: argparse.Namespace, drawing: Drawing) -> list[Path]:
