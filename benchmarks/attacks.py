@@ -46,12 +46,15 @@ from benchmarks.minimal_norms import (
 )
 from benchmarks.output import get_args_parser, output_file, update_table
 from benchmarks.random_net import random_net
+from benchmarks.screened import screened_cifar, screened_digits
 
 TABLES = {
     "early_exit": early_exit,
     "agreement": agreement,
     "many_eps": many_eps,
     "random_net": random_net,
+    "screened_digits": screened_digits,
+    "screened_cifar": screened_cifar,
     "overhead": overhead,
     "norms_digits": norms_digits,
     "norms_digits_linf": norms_digits_linf,
@@ -70,10 +73,12 @@ ONE_THREAD = (
     "many_eps",
     "growth",
     "random_net",
+    "screened",
     "norms_digits",
     "norms_cifar",
     "overhead",
 )
+OF_ROBUST_NET = ("_cifar", "_cifar_linf")  # tables of the net of --robust_net
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -89,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--robust_net",
         type=Path,
-        help="folder of cifar_small_36px.pth and cifar10_test_400.npz, for the norms_cifar tables",
+        help="folder of cifar_small_36px.pth and cifar10_test_400.npz, for the cifar tables",
     )
     # a process of `memory`, which prints MiB
     parser.add_argument("--memory_of", choices=SIDES, help="(used by the table `memory`)")
@@ -100,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         print(memory_of(args.memory_of, args.device, size))
         return
     for name in args.tables or TABLES:
-        if name.startswith("norms_cifar") and not args.robust_net:
+        if name.endswith(OF_ROBUST_NET) and not args.robust_net:
             continue
         torch.set_num_threads(1 if name.startswith(ONE_THREAD) else args.threads)
         table = TABLES[name](args.device, size) | {"machine": machine(args.device)}

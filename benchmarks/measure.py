@@ -39,6 +39,7 @@ class Size:
     overhead_images, overhead_steps, queries, repeats   of `overhead`
     memory_images, memory_steps                    of `memory`
     random_digits, random_budget                   of `random_net`
+    screened_digits, screened_cifar, redraws   images and redraws of the tables of `screened`
     norm_cifar         images in the tables of norms on the certified CIFAR-10 net
     norm_photographs   in the tables of norms on Lite0
     robust_net         folder of `certified_cifar`; None: its tables are left out
@@ -64,6 +65,9 @@ class Size:
     memory_steps: int = 10
     random_digits: int = 40
     random_budget: RandomBudget = RandomBudget(steps=20, targets=3)
+    screened_digits: int = 960
+    screened_cifar: int = 400
+    redraws: int = 200
     norm_cifar: int = 40
     norm_photographs: int = 6
     robust_net: Path | None = None
@@ -91,6 +95,9 @@ QUICK = Size(
     memory_steps=2,
     random_digits=2,
     random_budget=RandomBudget(steps=2, targets=1),
+    screened_digits=8,
+    screened_cifar=4,
+    redraws=2,
     norm_cifar=2,
     norm_photographs=2,
 )

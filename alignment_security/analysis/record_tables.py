@@ -19,6 +19,8 @@ from alignment_security.records.metrics import (
     accuracy_interval,
     mean_corruption_error,
 )
+from alignment_security.records.record import SCREENED_KIND
+from alignment_security.records.screened import robust_estimates
 from alignment_security.records.summary_rows import attacked_size, size_text
 
 VERDICTS = ("robust", *AUTOATTACK, "misclassified")  # of an image at an eps
@@ -27,27 +29,34 @@ NOT_ALEXNETS = "AlexNet's errors are of other"
 
 
 def accuracy_by_eps(run: dict) -> pd.DataFrame:
-    """Accuracy over all images and its 95 % Wilson interval, a row per eps; eps 0 is clean."""
+    """Accuracy over all images and its 95 % Wilson interval, a row per eps; eps 0 is clean.
+
+    Of a screened record the accuracy is an estimate, with its own interval and without `correct`.
+    """
     rows = read_finished_rows(run)
-    hits = {0.0: rows.drop_duplicates("image_id")["clean_correct"]}
-    hits |= {eps: part["robust"] for eps, part in rows.groupby("eps") if eps != 0}
-    table = []
-    for eps, hit in hits.items():
-        correct, n = int(hit.sum()), len(hit)
-        low, high = accuracy_interval(correct, n)
-        table.append(
-            {
-                **run_columns(run),
-                "family": family(run["model"]),
-                "eps": eps,
-                "correct": correct,
-                "n": n,
-                "accuracy": correct / n,
-                "low": low,
-                "high": high,
+    names = run_columns(run) | {"family": family(run["model"])}
+    clean = rows.drop_duplicates("image_id")["clean_correct"]
+    table = [names | {"eps": 0.0} | counted_accuracy(clean)]
+    if run["kind"] == SCREENED_KIND:
+        for eps, found in robust_estimates(rows).iterrows():
+            estimate = {
+                "accuracy": found["robust_estimate"],
+                "low": found["robust_low"],
+                "high": found["robust_high"],
             }
-        )
+            table.append(names | {"eps": eps, "n": len(clean)} | estimate)
+        return pd.DataFrame(table).astype({"correct": "Int64"})
+    for eps, part in rows.groupby("eps"):
+        if eps != 0:
+            table.append(names | {"eps": eps} | counted_accuracy(part["robust"]))
     return pd.DataFrame(table)
+
+
+def counted_accuracy(hits: pd.Series) -> dict:
+    """Share of the images that are hits, with its 95 % Wilson interval."""
+    correct, n = int(hits.sum()), len(hits)
+    low, high = accuracy_interval(correct, n)
+    return {"correct": correct, "n": n, "accuracy": correct / n, "low": low, "high": high}
 
 
 def verdicts_by_eps(run: dict) -> pd.DataFrame:

@@ -84,6 +84,7 @@ class EpsProgress(MinimumNormProgress):
     between `survived_index` and `broken_index`.
     """
 
+    eps: list[float] = field(default_factory=list)  # at which the image is attacked, ascending
     broken_index: int  # smallest eps that the image is known to break at (number of eps: none)
     survived_index: int = -1  # largest eps that the image is known to survive (-1: none)
     eps_index: int = 0  # the eps under attack

@@ -124,6 +124,7 @@ def run_autoattack(
     begun: dict[str, list[dict]] | None = None,
     exact: nn.Module | None = None,
     log: Callable[[str], None] = ignore,
+    wanted: dict[str, list[float]] | None = None,
 ) -> Iterator[list[dict]]:
     """AutoAttack's verdicts. Yields lists of `ball` record rows, images in any order.
 
@@ -133,6 +134,7 @@ def run_autoattack(
     begun    rows that an earlier session wrote, by image id; the search continues after them
     exact    float32 model that confirms adversarial points; by default `module`
     log      receives warnings
+    wanted   image id -> those of `eps` at which it is attacked, ascending; None: all
     Raises AttackError for bad images, labels or logits, and for a budget that needs more classes.
     """
     budget.check(n_outputs)
@@ -152,6 +154,7 @@ def run_autoattack(
         confirm,
         begun,
         estimate.name if estimate else None,
+        wanted=wanted,
     )
     yield from run_stages(
         source,

@@ -80,14 +80,14 @@ def passes_spent(image: AttackedImage) -> dict[str, float]:
     return spent
 
 
-def rows_of_image(image: AttackedImage[EpsProgress], eps: list[float]) -> list[dict]:
+def rows_of_image(image: AttackedImage[EpsProgress]) -> list[dict]:
     """A row for each eps that has none yet, from `image.progress.verdicts`.
 
     Each verdict decides the eps from its own to the next one's. Its first row has its passes and
     its perturbation.
     """
     progress, rows, last = image.progress, [], None
-    for index, value in enumerate(eps):
+    for index, value in enumerate(progress.eps):
         if index in progress.written:
             continue
         start = max(start for start in progress.verdicts if start <= index)
@@ -110,6 +110,7 @@ class EpsSearch:
     estimate_name   name of the walk that estimates an image's minimal norm, which is the stage
                     after the attacks; None: the eps are attacked in ascending order
     to_attack       gives the images of a batch after their clean pass
+    wanted          image id -> the eps at which it is attacked, ascending; None: all of `eps`
     """
 
     def __init__(
@@ -124,10 +125,12 @@ class EpsSearch:
         begun: dict[str, list[dict]] | None = None,
         estimate_name: str | None = None,
         to_attack: Callable[..., list[AttackedImage[EpsProgress]]] = images_to_attack,
+        wanted: dict[str, list[float]] | None = None,
     ):
         self.attacks, self.norm, self.seed, self.n_outputs = attacks, norm, seed, n_outputs
         self.forward, self.confirm, self.to_attack = forward, confirm, to_attack
         self.eps, self.begun, self.estimate_name = sorted(eps), begun or {}, estimate_name
+        self.wanted = wanted
         self.zero_gradient_ids: set[str] = set()  # APGD met a zero gradient at a start point
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[EpsProgress]]]:
@@ -137,12 +140,12 @@ class EpsSearch:
             self.forward,
             batch,
             self.n_outputs,
-            lambda: EpsProgress(broken_index=len(self.eps)),
+            lambda: EpsProgress(broken_index=0),
             self.seed,
         ):
             self._begin(image, self.begun.get(image.image_id, []))
             if image.progress.decided:
-                rows += rows_of_image(image, self.eps)
+                rows += rows_of_image(image)
             else:
                 self._next_eps(image)
                 images.append(image)
@@ -161,7 +164,7 @@ class EpsSearch:
             return self._on_estimate(image, math.inf)
         if self.attacks[stage] == FAB_NAME:
             image.progress.fab.finished = True
-        if stage == 0 and self.estimate_name and image.progress.estimate_index < 0:
+        if stage == 0 and self._needs_estimate(image.progress):
             image.eps = math.inf  # the walk has no eps; what it finds is confirmed at any distance
             return [], len(self.attacks)
         return self._next_attack(image, stage + 1)
@@ -174,32 +177,41 @@ class EpsSearch:
     def _begin(self, image: AttackedImage[EpsProgress], rows: list[dict]) -> None:
         """Note what is known of an image without an attack, and from `rows` of earlier sessions."""
         progress = image.progress
+        progress.eps = self.wanted[image.image_id] if self.wanted else self.eps
+        progress.broken_index = len(progress.eps)
         if not image.clean["clean_correct"]:
             progress.verdicts[0] = misclassified(image)
             progress.broken_index = 0
-        elif self.eps[0] == 0:  # a correct prediction survives eps 0
+        elif progress.eps[0] == 0:  # a correct prediction survives eps 0
             progress.verdicts[0] = survived(image, 0.0)
             progress.survived_index = 0
         for row in rows:
-            index = self.eps.index(row["eps"])
+            index = progress.eps.index(row["eps"])
             progress.written.add(index)
             if row["robust"] and index > progress.survived_index:
                 progress.survived_index = index
                 progress.verdicts[0] = known(row)
             elif not row["robust"] and index < progress.broken_index:
                 # a point that lies inside a smaller ball decides that one, too
-                progress.broken_index = min(index, bisect_left(self.eps, row[self.norm.lower()]))
+                progress.broken_index = min(
+                    index, bisect_left(progress.eps, row[self.norm.lower()])
+                )
                 progress.verdicts[progress.broken_index] = known(row)
+
+    def _needs_estimate(self, progress: EpsProgress) -> bool:
+        """Several eps are to be decided, and the walk was not made yet."""
+        several = len(progress.eps) > 1
+        return bool(self.estimate_name) and several and progress.estimate_index < 0
 
     def _on_estimate(self, image: AttackedImage[EpsProgress], norm: float) -> Decision:
         """Attack the largest eps below the estimated norm, or the smallest of all.
 
         The first attack has already failed at the present one.
         """
-        before = image.progress.eps_index
-        image.progress.estimate_index = max(bisect_left(self.eps, norm) - 1, 0)
+        progress, before = image.progress, image.progress.eps_index
+        progress.estimate_index = max(bisect_left(progress.eps, norm) - 1, 0)
         self._next_eps(image)
-        return self._next_attack(image, 1 if image.progress.eps_index == before else 0)
+        return self._next_attack(image, 1 if progress.eps_index == before else 0)
 
     def _continue(self, image: AttackedImage[EpsProgress]) -> Decision:
         """Decide as many eps as possible without an attack.
@@ -215,7 +227,7 @@ class EpsSearch:
             if finding is None:
                 return self._next_attack(image, 0)
             self._record_broken(image, finding)
-        return rows_of_image(image, self.eps), None
+        return rows_of_image(image), None
 
     def _next_attack(self, image: AttackedImage[EpsProgress], first: int) -> Decision:
         """The first stage from `first` on that can still break the image, else it survived.
@@ -229,7 +241,7 @@ class EpsSearch:
 
     def _next_eps(self, image: AttackedImage[EpsProgress]) -> None:
         image.progress.eps_index = next_index(image.progress)
-        image.eps = self.eps[image.progress.eps_index]
+        image.eps = image.progress.eps[image.progress.eps_index]
 
     def _record_survived(self, image: AttackedImage[EpsProgress]) -> None:
         """Move the lower bound up to the present eps."""
@@ -240,7 +252,7 @@ class EpsSearch:
     def _record_broken(self, image: AttackedImage[EpsProgress], finding: Finding) -> None:
         """Move the upper bound down to the smallest eps that the finding decides."""
         progress = image.progress
-        index = first_decided_by(finding.norm(self.norm), self.eps, progress)
+        index = first_decided_by(finding.norm(self.norm), progress.eps, progress)
         progress.verdicts[index] = broken(image, finding)
         progress.broken_index = index
 

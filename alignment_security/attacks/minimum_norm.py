@@ -107,7 +107,7 @@ class MinimumNorm:
         self, image: AttackedImage[MinimumNormProgress], stage: int
     ) -> tuple[list[dict], int | None]:
         """An image without a norm is attacked once more, from a point of `adversarial_point`."""
-        finding = self._next_larger(image)
+        finding = confirmed_best(image, self.confirm, self.attack.name)
         if finding is not None:
             return self.on_fooled(image, finding)
         if image.progress.start is None:
@@ -116,15 +116,20 @@ class MinimumNorm:
                 return [], stage
         return [minimum_norm_row(image)], None
 
-    def _next_larger(self, image: AttackedImage[MinimumNormProgress]) -> Finding | None:
-        """If float32 rejects the best point, the next larger one that it accepts (NUDGES)."""
-        x_best = image.progress.x_best
-        for nudge in NUDGES if x_best is not None else []:
-            point = (image.x + (x_best - image.x) * (1 + nudge)).clamp(0, 1)
-            (finding,) = self.confirm([image], point[None], self.attack.name)
-            if finding is not None:
-                return finding
-        return None
+
+def confirmed_best(image: AttackedImage, confirm: Confirm, name: str) -> Finding | None:
+    """The walk's best point, which float32 rejected, or the next larger one that it accepts.
+
+    name   of the attack
+    None without such a point (NUDGES).
+    """
+    x_best = image.progress.x_best
+    for nudge in NUDGES if x_best is not None else []:
+        point = (image.x + (x_best - image.x) * (1 + nudge)).clamp(0, 1)
+        (finding,) = confirm([image], point[None], name)
+        if finding is not None:
+            return finding
+    return None
 
 
 def minimum_norm_row(image: AttackedImage, finding: Finding | None = None) -> dict:

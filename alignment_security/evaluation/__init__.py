@@ -7,6 +7,8 @@ from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
 from alignment_security.evaluation.threats.rand import RandomAutoAttack
 from alignment_security.evaluation.threats.saliency import Saliency
+from alignment_security.evaluation.threats.screened import Screened
+from alignment_security.records.screened import robust_estimates
 
 __all__ = [
     "AutoAttack",
@@ -17,6 +19,8 @@ __all__ = [
     "Foolbox",
     "RandomAutoAttack",
     "Saliency",
+    "Screened",
     "Stopped",
     "evaluate",
+    "robust_estimates",
 ]

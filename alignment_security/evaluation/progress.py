@@ -99,7 +99,7 @@ class EvaluationProgress:
         return ", ".join(parts)
 
     def _robust(self) -> str:
-        """`robust 2/8, 1/8 at 0.5, 1/255` for the first MOST_EPS eps."""
+        """`robust 2/8, 1/8 at 0.5, 1/255` for the first MOST_EPS eps; `standing` in a screen."""
         radii = list(self.sums)[:MOST_EPS]
         if not radii:
             return ""
@@ -107,7 +107,7 @@ class EvaluationProgress:
         *first, last = radii
         if all(radius.endswith("/255") for radius in radii):
             first = [radius.removesuffix("/255") for radius in first]
-        return f"robust {counts} at {', '.join([*first, last])}"
+        return f"{self.threat.survivors} {counts} at {', '.join([*first, last])}"
 
     def work_left(self) -> float:
         """An estimate of the work that is left, in units of a forward pass."""

@@ -12,6 +12,7 @@ from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
 from alignment_security.evaluation.threats.rand import RandomAutoAttack
 from alignment_security.evaluation.threats.saliency import Saliency
+from alignment_security.evaluation.threats.screened import Screened
 from alignment_security.evaluation.threats.threat import Threat
 
 CLEAN_THREATS: dict[str, type[Threat]] = {
@@ -25,6 +26,8 @@ PROTOCOLS: dict[str, type[Threat]] = {
     "crossing": Crossing,
     **dict.fromkeys(FOOLBOX, Foolbox),
 }
+# of autoattack besides the standard one
+OTHER_BUDGETS: dict[str, type[Threat]] = {"rand": RandomAutoAttack, "screened": Screened}
 # norm -> its protocols, the default first
 NORM_PROTOCOLS = {
     "Linf": ("autoattack", "fmn", "crossing"),
@@ -52,9 +55,10 @@ def threat_class(threat: str, protocol: str | None) -> type[Threat]:
 
 def threat_from_args(args: argparse.Namespace) -> Threat:
     """The threat that a command line asks for."""
-    if args.protocol == "autoattack" and args.budget == "rand":
-        return RandomAutoAttack.from_args(args)
-    return threat_class(args.threat, args.protocol).from_args(args)
+    threat = threat_class(args.threat, args.protocol)
+    if args.protocol == "autoattack":
+        threat = OTHER_BUDGETS.get(args.budget, threat)
+    return threat.from_args(args)
 
 
 def default_protocol(norm: str, eps: list[float] | None = None) -> str:

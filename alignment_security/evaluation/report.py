@@ -13,6 +13,7 @@ from alignment_security.records.names import record_stem
 from alignment_security.records.norm_summary import alignment_summary
 from alignment_security.records.record import SALIENCY_KIND
 from alignment_security.records.run import Run
+from alignment_security.records.screened import interval_text, robust_estimates
 from alignment_security.records.summary_rows import attacked_size, size_text
 
 
@@ -29,6 +30,7 @@ def first_line(
     session = run.info["sessions"][-1]
     parts = [
         f"{model.settings['name']}: {count} of {images.name}",
+        threat.phase,
         threat.name if attack == "none" else f"{threat.name}, {attack}",
         f"eps {eps}" if eps else "",
         f"{session['device']}, batches of {session['batch_size']}",
@@ -66,7 +68,11 @@ def report_text(run: Run) -> str:
     accuracy = f"accuracy under {corruption}" if corrupted else "clean accuracy"
     first = f"{name} on {run.info['image_set']} (n = {n}): {accuracy} {n_correct / n:.1%}"
     lines = [first if run.info["kind"] == "clean" else f"{first}; {attack}"]
-    if "robust" in rows:
+    if "stage" in rows:
+        for eps, found in robust_estimates(rows).iterrows():
+            radius = format_eps(eps, run.info["threat"])
+            lines.append(f"  eps {radius}: robust accuracy {interval_text(found)}")
+    elif "robust" in rows:
         for eps, part in rows.groupby("eps"):
             radius = format_eps(eps, run.info["threat"])
             lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -196,7 +196,7 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         session_facts(device_of(evaluation.model.module), evaluation.batch_size)
         | {"examples": evaluation.examples, "example_names": evaluation.named_examples},
         overwrite,
-        growth_check(images),
+        growth_check(images) if threat.grows else None,
         settings_beside(folder, name, settings, evaluation.settings_apart),
     )
     if run.done:
@@ -237,16 +237,26 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
 
 
 def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
+    """Append rows phase by phase. Raises Stopped when images are left at the deadline."""
+    check_image_files(run, evaluation.images)
+    threat: Threat | None = evaluation.threat.as_begun(run.settings["run"])
+    rows = run.rows
+    while threat is not None:
+        run.rows = threat.own_rows(rows)
+        add_rows_of_phase(replace(evaluation, threat=threat), run, deadline)
+        rows = run.read_again()
+        threat = threat.next_phase(rows)
+
+
+def add_rows_of_phase(evaluation: Evaluation, run: Run, deadline: float) -> None:
     """Append rows as the attack finds them. Raises Stopped when images are left at the deadline."""
-    images, settings = evaluation.images, run.settings["run"]
-    threat = evaluation.threat.as_begun(settings)
+    images, settings, threat = evaluation.images, run.settings["run"], evaluation.threat
     model = threat.input_model(evaluation.model, settings)
     count = run.counts()
 
     def is_done(name: str) -> bool:
-        return count[name] == threat.rows_per_image
+        return count[name] == threat.rows_of(name)
 
-    check_image_files(run, images)
     check_rows_belong(run.rows, images.ids, threat.eps, run.csv)
     missing = [i for i, name in enumerate(images.ids) if not is_done(name)]
     begun = run.known(images.ids[i] for i in missing)  # images with some of their eps

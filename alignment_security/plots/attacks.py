@@ -27,7 +27,7 @@ from alignment_security.records.comparable import (
     distinguishing_settings,
     numbered,
 )
-from alignment_security.records.record import BALL_KINDS
+from alignment_security.records.record import VERDICT_KINDS
 
 MAX_BARS = 40  # models of a picture, the most robust ones; the table has all
 # what is drawn from left to right: robust, each attack of the budget, misclassified
@@ -39,7 +39,7 @@ MADE_BY = (
 
 def broken_by(results: Results) -> Iterator[Drawing]:
     """Which attack broke what: a bar per model, ranked by robust accuracy, a panel per eps."""
-    groups = group_finished(results.runs, BALL_KINDS, comparable_settings)
+    groups = group_finished(results.runs, VERDICT_KINDS, comparable_settings)
     names = numbered([f"broken_by_{run['image_set']}_{run['threat']}" for run, *_ in groups])
     for name, group in zip(names, groups):
         table = pd.concat([verdicts_by_eps(run) for run in group], ignore_index=True)

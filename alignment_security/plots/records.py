@@ -39,10 +39,14 @@ from alignment_security.records.comparable import (
     images_and_head,
     numbered,
 )
-from alignment_security.records.record import BALL_KINDS
+from alignment_security.records.record import BALL_KINDS, SCREENED_KIND
 
 # Okabe and Ito's
 PROTOCOL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ESTIMATED = (
+    " Of a screened record the accuracy is an estimate, and its interval that of what the full "
+    "budget would give on the same images."
+)
 TITLE_LETTERS = 46  # in a line of a panel's title
 
 
@@ -61,7 +65,8 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
         pd.concat([accuracy_by_eps(run) for run in group]).assign(panel=i)
         for i, group in enumerate(groups, start=1)
     ]
-    styles = model_styles({run["model"] for group in groups for run in group})
+    runs = [run for group in groups for run in group]
+    styles = model_styles({run["model"] for run in runs})
     figure, axes = panels(len(groups), legend_handles(styles))
     for ax, group, table in zip(axes, groups, tables):
         norm = group[0]["settings"]["run"].get("norm", group[0]["threat"])
@@ -77,7 +82,7 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
     caption = "\n".join(
         [
             "Accuracy under attack, of all images, against the radius eps (at 0: without attack). "
-            f"{bars}",
+            f"{bars}{ESTIMATED if any(run['kind'] == SCREENED_KIND for run in runs) else ''}",
             *(describe_runs(group, results.runs) for group in groups),
         ]
     )

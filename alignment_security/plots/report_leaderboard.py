@@ -47,7 +47,8 @@ def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
         largest = of_threat["attack"].fillna("").mode().iat[0]
         for attack, part in of_threat.groupby(of_threat["attack"].fillna("")):
             is_shown = attack == largest
-            yield from robust_columns(str(threat), str(attack), part, is_shown)
+            for name in ("robust_acc", "robust_estimate"):
+                yield from robust_columns(name, str(threat), str(attack), part, is_shown)
             rows = part.drop_duplicates(ROW).set_index(ROW)
             if is_corrupted(str(threat)):
                 heading = Heading(
@@ -65,11 +66,14 @@ def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
 
 
 def robust_columns(
-    threat: str, attack: str, part: pd.DataFrame, is_shown: bool
+    name: str, threat: str, attack: str, part: pd.DataFrame, is_shown: bool
 ) -> Iterator[Column]:
-    """Robust accuracy at each eps of a budget."""
-    part = part[part["robust_acc"].notna()]
-    spread = part.groupby("eps")["robust_acc"].agg(lambda values: values.max() - values.min())
+    """Robust accuracy at each eps of a budget, counted (robust_acc) or estimated.
+
+    name   of the column of the summary
+    """
+    part = part[part[name].notna()]
+    spread = part.groupby("eps")[name].agg(lambda values: values.max() - values.min())
     for eps, rows in part.groupby("eps"):
         heading = Heading(
             f"{threat} ε = {format_eps(eps, threat)} (%)",
@@ -77,7 +81,7 @@ def robust_columns(
             is_shown and eps == spread.idxmax(),
         )
         rows = rows.drop_duplicates(ROW).set_index(ROW)
-        yield Column(heading, "robust_acc", rows, 1, 100)
+        yield Column(heading, name, rows, 1, 100)
 
 
 def is_corrupted(threat: str) -> bool:
@@ -89,10 +93,12 @@ def is_corrupted(threat: str) -> bool:
 
 
 def value_cell(row: pd.Series, column: Column, n: int, href: str) -> Cell:
-    """A value with its interval: 95 % Wilson of an accuracy over n images, else its SEM."""
+    """A value with its interval: an estimate's own, 95 % Wilson of an accuracy, else its SEM."""
     value, error = row[column.name], row.get(f"{column.name.removesuffix('_mean')}_sem")
     interval = ""
-    if column.name.endswith("_acc") and pd.notna(value):
+    if column.name == "robust_estimate":
+        interval = f"[{100 * row['robust_low']:.1f}, {100 * row['robust_high']:.1f}]"
+    elif column.name.endswith("_acc") and pd.notna(value):
         low, high = accuracy_interval(round(value * n), n)
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
     elif pd.notna(error):

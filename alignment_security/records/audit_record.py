@@ -25,10 +25,12 @@ from alignment_security.records.record import (
     BALL_KINDS,
     CLEAN_COLUMNS,
     SALIENCY_KIND,
+    SCREENED_KIND,
     check_complete,
     check_record_sha256,
     read_record,
 )
+from alignment_security.records.screened import SAMPLE, SCREENED, TOP, choice_of
 from alignment_security.records.summary_rows import attacked_size
 
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
@@ -46,6 +48,7 @@ NEEDED_COLUMNS = {
     "clean": [],
     "ball": BALL_CHECKED,
     "ball_rand": [*BALL_CHECKED, "draws", "wrong_share", "wrong_low", "wrong_high"],
+    SCREENED_KIND: [*BALL_CHECKED, "screen_norm", "stage"],
     SALIENCY_KIND: ["human_alignment_raw", "human_alignment"],
     "minimum_norm": ["success", "adv_pred", "l2", "linf", "human_alignment_raw", "human_alignment"],
 }
@@ -109,6 +112,8 @@ def check_record(record: Record) -> Iterator[str]:
         yield from check_ball(record)
         if "wrong_low" in record.rows:
             yield from check_shares(record.rows)
+        if record.run["kind"] == SCREENED_KIND:
+            yield from check_sample(record)
     elif record.run["kind"] == "minimum_norm":
         yield from check_norms(record)
     for warning in record.run["warnings"]:
@@ -189,7 +194,7 @@ def check_ball(record: Record) -> Iterator[str]:
     """Consistent verdicts, norms within eps, accuracy that falls with eps."""
     rows, settings = record.rows, record.settings
     norm = settings.get("norm", record.run["threat"].split("-")[0])
-    attacks = settings.get("attacks", STANDARD_BUDGET["attacks"])
+    attacks = [*settings.get("attacks", STANDARD_BUDGET["attacks"]), *settings.get("screen", [])]
     broken_by = rows["broken_by"].fillna("")
     robust, correct = rows["robust"] == 1, rows["clean_correct"] == 1
     broken = correct & (rows["robust"] == 0) & (rows["eps"] > 0)
@@ -222,6 +227,8 @@ def check_ball(record: Record) -> Iterator[str]:
     ordered = rows.sort_values(["image_id", "eps"])
     same_image = ordered["image_id"] == ordered["image_id"].shift()
     rises = same_image & (ordered["robust"].diff() > 0)
+    if "stage" in ordered:  # the full budget may break an image at a smaller eps alone
+        rises &= ordered["stage"] != SCREENED
     yield from wrong_rows(rises, ordered, "an image is robust that is broken at a smaller eps")
 
 
@@ -235,6 +242,25 @@ def check_shares(rows: pd.DataFrame) -> Iterator[str]:
     ]
     for wrong, problem in checks:
         yield from wrong_rows(wrong, rows, problem)
+
+
+def check_sample(record: Record) -> Iterator[str]:
+    """Of a screened record: the full budget went to the images that its rows imply, and no other.
+
+    Its seed, the verdicts of the screen and the norms of the walks decide which these are.
+    """
+    rows = record.rows
+    known = rows["stage"].isin([SCREENED, TOP, SAMPLE])
+    yield from wrong_rows(~known, rows, "the stage is none of a screened record")
+    chosen = choice_of(rows, record.settings.get("seed") or 0)
+    keys = zip(rows["image_id"], rows["eps"])
+    implied = pd.Series([chosen.get(key, SCREENED) for key in keys], rows.index)
+    yield from wrong_rows(
+        rows["stage"] != implied, rows, "another image was sampled than the rows imply"
+    )
+    lies = (rows["stage"] == SCREENED) & (rows["robust"] == 1)
+    lies &= rows["screen_norm"] <= rows["eps"]
+    yield from wrong_rows(lies, rows, "an image stands whose walk broke it")
 
 
 def check_norms(record: Record) -> Iterator[str]:

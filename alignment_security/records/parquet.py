@@ -29,7 +29,7 @@ from alignment_security.records.summary_rows import summary_frame, summary_rows
 ZSTD_LEVEL = 9
 ROWS_OF_A_GROUP = 2**20  # the most rows of a model that are compressed together
 # few different values; the other texts differ in every image, the other numbers in every row
-REPEATED = ["model", "eps", "from_eps", "broken_by"]
+REPEATED = ["model", "eps", "from_eps", "broken_by", "stage"]
 SUMMARISED = [
     "label",
     "clean_correct",
@@ -38,6 +38,7 @@ SUMMARISED = [
     "clean_multilabel",
     "eps",
     "robust",
+    "stage",
     "success",
     "l2",
     "linf",

@@ -29,12 +29,15 @@ BALL_COLUMNS = [
     "forwards",
     "backwards",
 ]
-BALL_KINDS = ("ball", "ball_rand")  # kinds of run with a verdict per eps
+SCREENED_KIND = "ball_screened"  # kind of run whose robust accuracy is an estimate
+VERDICT_KINDS = ("ball", "ball_rand")  # kinds of run with the full budget's verdict per eps
+BALL_KINDS = (*VERDICT_KINDS, SCREENED_KIND)
 SALIENCY_KIND = "saliency"  # kind of run with the input gradient's agreement with human maps
 RECORD_COLUMNS = {
     "clean": [*CLEAN_COLUMNS, "clean_top5", "clean_real", "clean_multilabel"],
     "ball": BALL_COLUMNS,
     "ball_rand": [*BALL_COLUMNS, "draws", "wrong_share", "wrong_low", "wrong_high"],
+    SCREENED_KIND: [*BALL_COLUMNS, "screen_norm", "stage"],
     "minimum_norm": [
         *CLEAN_COLUMNS,
         "success",
@@ -190,6 +193,11 @@ def why_not_shared(run: dict, new: dict, difference: str) -> str:
     new          settings of the request
     difference   the first one
     """
+    if run["kind"] == SCREENED_KIND:
+        return (
+            f"this screened record was begun otherwise ({difference}) and cannot grow, since its "
+            "sample is of its images; ask for what it has"
+        )
     old, new = run["settings"]["run"], new["run"]
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
     if changed == {"list_sha256"} or not changed <= {"eps", "images", "list_sha256", "slice"}:

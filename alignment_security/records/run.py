@@ -27,6 +27,7 @@ from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.names import record_stem
 from alignment_security.records.record import (
     RECORD_COLUMNS,
+    SCREENED_KIND,
     check_complete,
     check_record_sha256,
     first_difference,
@@ -37,6 +38,7 @@ from alignment_security.records.record import (
     without_later_settings,
 )
 from alignment_security.records.record_file import RecordFile
+from alignment_security.records.screened import settled
 
 
 class Run(LockedRun):
@@ -53,7 +55,8 @@ class Run(LockedRun):
     may_grow   (settings of a finished record, those of this request, rows of the record) ->
                whether the request adds rows to them; other settings are then no refusal
     beside     settings that name it, where it is not the model's first record (records.beside)
-    rows       rows that the record held when it was opened or finished
+    rows       rows that the record held when it was opened or finished; during a phase, those of
+               the phase
     Raises UserError when another process holds the run, the settings or columns differ, or the
     record holds what cannot be.
     """
@@ -175,6 +178,10 @@ class Run(LockedRun):
             by_image.setdefault(row["image_id"], []).append(row)
         return by_image
 
+    def read_again(self) -> pd.DataFrame:
+        """The rows that the record holds now."""
+        return self._file.read()
+
     def append(self, rows: list[dict]) -> None:
         """Append rows in one write; on a full disk, undo the write and raise OSError."""
         if rows:
@@ -194,11 +201,15 @@ class Run(LockedRun):
     def finish(self, image_ids: list[str], eps: list[float] | None = None, **facts) -> pd.DataFrame:
         """Check that each image (at each eps) has one row, sort the rows, and mark the run done.
 
+        Of a screened record the later row of an image and eps takes the place of the first.
+
         image_ids   the image list, in the order that the rows get
         facts       go to the run file; see `save`
         Returns the rows. Raises UserError when rows are missing, duplicate or unknown.
         """
         rows = self._file.read()
+        if self.info["kind"] == SCREENED_KIND:
+            rows = settled(rows)
         check_complete(rows, image_ids, eps, self.csv)
         position = {name: i for i, name in enumerate(image_ids)}
         sort_columns = ["_position", "eps"] if eps else ["_position"]

@@ -49,6 +49,8 @@ RECORD = {
     "wrong_share": SHARE,
     "wrong_low": SHARE,
     "wrong_high": SHARE,
+    "screen_norm": NORM_L2,
+    "stage": Column(NAME),
 }
 
 # <results>/evaluation_results.csv, of `utilities.py merge`
@@ -67,6 +69,12 @@ SUMMARY = {
     "clean_multilabel": SHARE,
     "robust": optional(COUNT),
     "robust_acc": SHARE,
+    "robust_estimate": SHARE,
+    "robust_low": SHARE,
+    "robust_high": SHARE,
+    "n_standing": optional(COUNT),
+    "n_top": optional(COUNT),
+    "n_sample": optional(COUNT),
     "n_norm": optional(COUNT),
     "success_rate": SHARE,
     "l2_mean": NORM_L2,

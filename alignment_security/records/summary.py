@@ -14,12 +14,14 @@ from alignment_security.common.folders import glob_visible, left_by_tools_note, 
 from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.records.comparable import compared_by
 from alignment_security.records.record import (
+    SCREENED_KIND,
     check_record_sha256,
     first_difference,
     read_record,
     read_run_file,
 )
 from alignment_security.records.schemas import SUMMARY
+from alignment_security.records.screened import interval_text
 from alignment_security.records.summary_rows import summary_frame, summary_rows
 
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol", "attack"]
@@ -214,10 +216,11 @@ def _summary_rows(path: Path, run: dict, allow_partial: bool) -> list[dict]:
     record, complete = path.with_suffix(".csv"), run["status"] == "done"
     if complete:
         check_record_sha256(record, run)
-    elif not allow_partial:
+    elif not allow_partial or run["kind"] == SCREENED_KIND:
         raise Unfinished(
             f"{record}: unfinished run (status {run['status']}); run the same command again to "
-            "finish it, or merge with --allow_partial"
+            "finish it"
+            + (", or merge with --allow_partial" if run["kind"] != SCREENED_KIND else "")
         )
     return summary_rows(run, read_record(record, torn=not complete), complete)
 
@@ -238,6 +241,11 @@ def summary_table(summary: pd.DataFrame) -> str:
         accuracies["robust_acc"] = summary["robust_acc"]
     for column, values in accuracies.items():
         shown[column] = [f"{100 * v:.1f} %" if pd.notna(v) else "" for v in values]
+    if "robust_estimate" in summary and summary["robust_estimate"].notna().any():
+        shown["robust_estimate"] = [
+            interval_text(row) if pd.notna(row["robust_estimate"]) else ""
+            for _, row in summary.iterrows()
+        ]
     for column in ("l2_mean", "l2_sem", "human_alignment"):
         if column in summary:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]

@@ -11,7 +11,8 @@ import pandas as pd
 
 from alignment_security.records.comparable import attack_text
 from alignment_security.records.norm_summary import alignment_summary, norm_summary
-from alignment_security.records.record import SALIENCY_KIND
+from alignment_security.records.record import SALIENCY_KIND, SCREENED_KIND, VERDICT_KINDS
+from alignment_security.records.screened import robust_estimates
 
 SUMMARY_ORDER = ["image_set", "threat", "model", "eps"]
 
@@ -22,7 +23,11 @@ def summary_rows(run: dict, rows: pd.DataFrame, complete: bool) -> list[dict]:
         return []
     if "eps" not in rows:
         return [_summary_row(run, None, rows, complete)]
-    return [_summary_row(run, eps, group, complete) for eps, group in rows.groupby("eps")]
+    found = [_summary_row(run, eps, group, complete) for eps, group in rows.groupby("eps")]
+    if run["kind"] == SCREENED_KIND:
+        estimates = robust_estimates(rows).to_dict("records")
+        return [row | estimate for row, estimate in zip(found, estimates)]
+    return found
 
 
 def summary_frame(rows: list[dict]) -> pd.DataFrame:
@@ -50,7 +55,7 @@ def _summary_row(run: dict, eps: float | None, rows: pd.DataFrame, complete: boo
         "clean_acc": len(correct) / len(rows),
     }
     row |= _clean_accuracies(rows)
-    if "robust" in rows:
+    if run["kind"] in VERDICT_KINDS:
         row |= {"robust": int(rows["robust"].sum()), "robust_acc": rows["robust"].mean()}
     size = attacked_size(run)
     row["size"] = size_text(size)

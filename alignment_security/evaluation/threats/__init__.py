@@ -9,6 +9,7 @@ and the rows that its attack gives. A new protocol is one class in one file here
     Corruptions      accuracy on corrupted images (Hendrycks & Dietterich 2019)
     AutoAttack       verdicts within eps, Linf or L2 (Croce & Hein 2020)
     RandomAutoAttack verdicts on random networks, `--budget rand`
+    Screened         robust accuracy with an interval, `--budget screened`
     FastMinimumNorm  minimal norms, `--protocol fmn` (Pintor et al. 2021)
     Crossing         minimal norms in few passes, `--protocol crossing` (ours, docs/threats.md)
     Foolbox          minimal L2 norms by foolbox's DDN, Carlini-Wagner, DeepFool, and by its FMN as

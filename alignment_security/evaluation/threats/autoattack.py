@@ -30,7 +30,7 @@ from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
 
-BUDGETS = ("standard", "rand")
+BUDGETS = ("standard", "rand", "screened")
 ENGINES = ("own", "reference")
 NORMS = ("Linf", "L2")
 
@@ -195,7 +195,8 @@ def add_autoattack_options(parser: Parser, norm: str) -> None:
         "--budget",
         choices=BUDGETS,
         default=BUDGETS[0],
-        help="rand: for random networks, over 20 draws; records in NORM-rand",
+        help="rand: for random networks, over 20 draws; screened: an estimate with its interval, "
+        "for a quarter of the passes; records in NORM-rand, NORM-screened",
     )
     group.add_argument(
         "--attacks",

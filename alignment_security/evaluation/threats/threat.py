@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -49,6 +50,9 @@ class Threat(ABC):
 
     kind: ClassVar[str]  # columns of its records (records.record.RECORD_COLUMNS)
     takes_random_models: ClassVar[bool] = False  # whose logits differ from pass to pass
+    grows: ClassVar[bool] = True  # a finished record takes more images and eps
+    survivors: ClassVar[str] = "robust"  # what it calls images that nothing fooled so far
+    phase: ClassVar[str] = ""  # which one of several it is, in words
     # options of the command line that this threat reads and some other one does not
     options: ClassVar[frozenset[str]]
     eps: Sequence[float] = ()  # radii in pixel units of [0, 1]; a row for each, else one row
@@ -106,9 +110,17 @@ class Threat(ABC):
         """What its settings cannot find: warnings for the run file."""
         return ()
 
-    @property
-    def rows_per_image(self) -> int:
+    def rows_of(self, image_id: str) -> int:
+        """How many rows an image gets."""
         return max(1, len(self.eps))
+
+    def own_rows(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Those rows of an unfinished record that are of this phase."""
+        return rows
+
+    def next_phase(self, rows: pd.DataFrame) -> Threat | None:
+        """What follows once every image has its rows: a threat of its own, or nothing."""
+        return None
 
 
 class ReportedPasses(nn.Module):
