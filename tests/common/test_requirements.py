@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 BLOCKED = """
 import sys
@@ -16,6 +19,15 @@ class Blocked:
             raise ImportError(name)
 sys.meta_path.insert(0, Blocked())
 import plotting, utilities
+"""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "htcondor/README.md"]
+# in place of pip: its arguments, a line each, and what the files of -r hold
+PIP = """#!/bin/bash
+shift
+while [ $# -gt 0 ]; do
+    case $1 in -r) shift; cat "$1" ;; *) echo "$1" ;; esac
+    shift
+done >> "$ASKED"
 """
 
 
@@ -58,3 +70,34 @@ def test_what_linux_alone_has_is_marked_so():
 def test_figures_import_nothing_that_is_not_required():
     done = subprocess.run([sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def pip_commands(page: Path) -> list[str]:
+    """The commands of a page's blocks that run `pip install`, continued lines included."""
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    commands = re.split(r"(?<!\\)\n", "\n".join(blocks))
+    return [command for command in commands if "pip install" in command]
+
+
+def requirements_of(command: str, folder: Path) -> dict[str, str]:
+    """Package -> version that a command asks pip for, which a stand-in notes."""
+    (folder / "pip").write_text(PIP)
+    (folder / "pip").chmod(0o755)
+    command = re.sub(r"\S*\bpip install", f"{folder}/pip install", command)
+    environment = {"PATH": "/usr/bin:/bin", "ASKED": str(folder / "asked")}
+    subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment, check=True)
+    lines = [line.split("#")[0].strip() for line in (folder / "asked").read_text().splitlines()]
+    wanted = [Requirement(line) for line in lines if line and not line.startswith("-r ")]
+    return {each.name: str(each.specifier) for each in wanted}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pip_takes_what_the_pages_ask_it_for(page, tmp_path):
+    """A shell splits `htcondor==1 ; sys_platform == 'linux'` into words that pip refuses."""
+    assert all(requirements_of(command, tmp_path) for command in pip_commands(page))
+
+
+def test_an_access_point_gets_the_packages_of_a_sweep_alone(tmp_path):
+    (command,) = pip_commands(ROOT / "htcondor/README.md")
+    wanted = ["filelock", "htcondor", "numpy", "pandas", "python-dotenv"]
+    assert sorted(requirements_of(command, tmp_path)) == wanted
