@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from alignment_security.analysis.examples import example_groups, example_table
@@ -19,7 +18,7 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import safe_file_name
-from alignment_security.plots.picture_grid import Picture, draw_columns, draw_grid
+from alignment_security.plots.picture_grid import Picture, draw_columns, draw_grid, map_colours
 from alignment_security.plots.style import COLUMN_WIDTH, NORM_SYMBOLS, Drawing
 from alignment_security.records.comparable import compared_by
 from alignment_security.records.metrics import HUMAN_CEILING
@@ -27,8 +26,6 @@ from alignment_security.records.record import BALL_KINDS
 
 LONG_VERDICT = 28  # letters above which a text is broken
 SMALL_LETTERS = 20  # below a picture of a column
-MAP_COLOURS = "magma"
-WHITE_QUANTILE = 0.995  # of a perturbation map, drawn white
 
 
 # ---- what fools a model --------------------------------------------------------------------------
@@ -167,10 +164,10 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
     """
     for runs, columns in example_groups(results, ("minimum_norm",), needs="human_map"):
         run_of = {run["model"]: run for run in runs}
-        source = runs[0]["settings"]["run"].get("human_map", "source not given")
+        sources = map_sources(runs)
         names = [
             "",
-            f"where people look\n({source.split(',')[0]})",
+            f"where people look\n({', '.join(source.split(',')[0] for source in sources)})",
             *(model_facts(run_of[cell["model"]]) for cell in columns[0]),
         ]
         rows = [
@@ -179,11 +176,12 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
             *([perturbation_map(cell) for cell in row] for row in zip(*columns)),
         ]
         caption = (
-            f"Photographs, the human map of each (source: {source}), and the size of the smallest "
-            "perturbation found per pixel (maximum over channels), white at its 99.5th percentile, "
-            "with the perturbation's L2 norm and r, its Spearman correlation with the human map "
-            f"over the human ceiling {HUMAN_CEILING}. PT: Perturbation Tolerance, the mean L2 norm "
-            "over all correctly classified images; r beside a model: the mean over these.\n"
+            f"Photographs, the human map of each (source: {'; '.join(sources)}), and the size of "
+            "the smallest perturbation found per pixel (maximum over channels), each map brightest "
+            "at its own 99.5th percentile. Below: the perturbation's L2 norm and r, its Spearman "
+            f"correlation with the human map over the human ceiling {HUMAN_CEILING}. "
+            "PT: Perturbation Tolerance, the mean L2 norm over all correctly classified images; "
+            "r beside a model: the mean over these.\n"
             f"{describe_examples(runs, columns, results)}"
         )
         yield (
@@ -194,24 +192,34 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
         )
 
 
+def map_sources(runs: list[dict]) -> list[str]:
+    """Where the human maps of some runs are from; a run without maps names nothing."""
+    named = [run["settings"]["run"].get("human_map") for run in runs]
+    return list(dict.fromkeys(filter(None, named))) or ["source not given"]
+
+
 def model_facts(run: dict) -> str:
-    """Name, Perturbation Tolerance and mean alignment of a model, two lines."""
+    """Name, Perturbation Tolerance and mean alignment of a model, as far as it has any: two lines.
+
+    The error is missing with one image.
+    """
     means = norm_means(read_finished_rows(run))
     norm = run["threat"].partition("-")[0]
     _, column, factor = TOLERANCES[norm]
     tolerance, error = factor * means[column], factor * means[f"{column}_sem"]
     unit = " (1/255)" if norm == "Linf" else ""
-    error = float(f"{error:.1g}")  # one digit, without an exponent: 10, not 1e+01
-    return (
-        f"{run['model']}\nPT{unit} {tolerance:.3g} ± {error:g}, "
-        f"r {means['alignment']:.2f} (n = {means['n']})"
-    )
+    if not means["n"]:
+        return f"{run['model']}\nno norm found (n = 0)"
+    # one digit of the error, without an exponent: 10, not 1e+01
+    plus_minus = f" ± {float(f'{error:.1g}'):g}" if np.isfinite(error) else ""
+    agreement = f", r {means['alignment']:.2f}" if means["n_maps"] else ""
+    return f"{run['model']}\nPT{unit} {tolerance:.3g}{plus_minus}{agreement} (n = {means['n']})"
 
 
 def human_map_picture(column: list[dict]) -> Picture:
     """The human map of a column's photograph."""
     first = next(cell for cell in column if "human_map" in cell)
-    return map_colours(first["human_map"].astype(float)), ""
+    return map_colours(first["human_map"]), ""
 
 
 def perturbation_map(cell: dict) -> Picture:
@@ -224,14 +232,7 @@ def perturbation_map(cell: dict) -> Picture:
     alignment = cell.get("human_alignment", np.nan)
     if np.isfinite(alignment):
         below += f", r = {alignment:.2f}"
-    return map_colours(size / (np.quantile(size, WHITE_QUANTILE) or 1)), below
-
-
-def map_colours(values: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) uint8 of a map (H, W); white: values from 1 up, or a lower maximum."""
-    highest = max(1e-12, min(1, values.max()))
-    colours = plt.get_cmap(MAP_COLOURS)(np.clip(values / highest, 0, 1))
-    return (colours[..., :3] * 255).astype(np.uint8)
+    return map_colours(size), below
 
 
 EVALUATE = (

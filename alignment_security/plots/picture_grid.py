@@ -18,6 +18,7 @@ CELL = 1.62  # inches: a picture
 GAP, TEXT_LINE = 0.07, 0.117  # inches: between pictures; a line of text
 LETTER, LINE = 0.05, 0.1  # inches: a small letter, on average; a line of them
 LONG_NAME = 26  # letters above which a model's name is broken
+MAP_COLOURS = "magma"
 OVERLAY_COLOURS = "inferno"
 OVERLAY_OPACITY = 0.9  # where a map is at its highest
 OVERLAY_BLUR = 0.015  # of the width: sigma of the Gaussian over a perturbation
@@ -131,7 +132,20 @@ def wrap_name(text: str, letters: int) -> str:
     return "\n".join(lines)
 
 
-# ---- overlays ------------------------------------------------------------------------------------
+# ---- maps ----------------------------------------------------------------------------------------
+
+
+def share_of_highest(values: np.ndarray) -> np.ndarray:
+    """A map (H, W) of any scale, from 0 up, in [0, 1]: 1 from its HIGHEST_QUANTILE up."""
+    values = values.astype(float)
+    highest = np.quantile(values, HIGHEST_QUANTILE) or values.max() or 1.0
+    return (values / highest).clip(0, 1)
+
+
+def map_colours(values: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) uint8 of a map (H, W) of any scale, the brighter, the higher."""
+    colours = plt.get_cmap(MAP_COLOURS)(share_of_highest(values))
+    return (colours[..., :3] * 255).astype(np.uint8)
 
 
 def overlay(photograph: np.ndarray, values: np.ndarray, blur: float = 0.0) -> np.ndarray:
@@ -146,8 +160,7 @@ def overlay(photograph: np.ndarray, values: np.ndarray, blur: float = 0.0) -> np
     values = values.astype(float)
     if blur:
         values = gaussian_filter(values, blur * values.shape[1])
-    highest = np.quantile(values, HIGHEST_QUANTILE) or values.max() or 1.0
-    share = (values / highest).clip(0, 1)
+    share = share_of_highest(values)
     colours = 255 * plt.get_cmap(OVERLAY_COLOURS)(share)[..., :3]
     grey = photograph.mean(axis=2, keepdims=True)
     opacity = OVERLAY_OPACITY * share[..., None]

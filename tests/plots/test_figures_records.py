@@ -534,16 +534,29 @@ def test_both_protocols_side_by_side(tmp_path):
 
 @pytest.mark.parametrize(
     "norms, shown",
-    [((1, 41), "PT 21 ± 20,"), ((1, 401), "PT 201 ± 200,"), ((0.5, 0.51), "PT 0.505 ± 0.005,")],
+    [
+        ((1, 41), "PT 21 ± 20 (n = 2)"),
+        ((1, 401), "PT 201 ± 200 (n = 2)"),
+        ((0.5, 0.51), "PT 0.505 ± 0.005 (n = 2)"),
+        ((0.5,), "PT 0.5 (n = 1)"),
+        ((), "no norm found (n = 0)"),
+    ],
 )
 def test_the_error_beside_a_model_is_one_digit_without_an_exponent(tmp_path, norms, shown):
     rows = [{"success": 1, "l2": norm} for norm in norms]
+    rows = rows or [{"clean_correct": 0, "success": np.nan}]
     make_record(tmp_path, "L2-crossing", "resnet18", rows, "minimum_norm")
     assert shown in model_facts(load_results(tmp_path).runs[0])
 
 
-def test_maps_of_people_and_perturbations(tmp_path):
-    """Tolerance and alignment next to the model are of the record, not of the examples kept."""
+@pytest.mark.parametrize("scale", [0.5, 254.0, 65535.0])
+def test_maps_of_people_and_perturbations(tmp_path, scale):
+    """Tolerance and alignment next to the model are of the record, not of the examples kept.
+
+    A map is drawn alike at any scale, and its source is told where the first record has no maps.
+    """
+    plain = [{"success": 1, "l2": 0.5}, {"success": 1, "l2": 0.5}]
+    make_record(tmp_path, "L2-crossing", "alexnet", plain, "minimum_norm")
     folder = make_record(
         tmp_path,
         "L2-crossing",
@@ -556,8 +569,8 @@ def test_maps_of_people_and_perturbations(tmp_path):
         human_map="hand-drawn, sha256 0",
     )
     folder.mkdir(parents=True)
-    delta, people = np.zeros((8, 8, 3), np.float16), np.zeros((8, 8), np.float16)
-    delta[2, 3, 1], people[4:, :] = -0.5, 0.5
+    delta, people = np.zeros((8, 8, 3), np.float16), np.zeros((8, 8), np.float32)
+    delta[2, 3, 1], people[4:, :], people[2:4, :] = -0.5, scale, scale / 2
     np.savez_compressed(
         folder / "0.jpg.npz",
         image=np.zeros((8, 8, 3), np.uint8),
@@ -581,6 +594,8 @@ def test_maps_of_people_and_perturbations(tmp_path):
         "where people look\n(hand-drawn)" in texts
         and "resnet18\nPT 1 ± 0.5, r 0.50 (n = 2)" in texts
     )
+    levels = np.asarray(figure.axes[1].images[0].get_array(), int).sum(axis=2)[:, 0]
+    assert levels[0] < 20 < 300 < levels[3] < levels[4] - 200  # black, between, bright
     shown = figure.axes[2].images[0].get_array()
     assert np.argwhere(np.asarray(shown, int).sum(axis=2) > 100).tolist() == [
         [2, 3]
