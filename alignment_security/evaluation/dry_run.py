@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from alignment_security.common.remarks import warning_lines
 from alignment_security.evaluation.run import Evaluation
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Cost, Execution, Threat
@@ -140,11 +141,8 @@ def describe_dry_run(evaluation: Evaluation) -> str:
         **describe_cost(threat, len(images), speed, on_gpu=device.type == "cuda"),
     }
     lines = [f"{name:14} {value}" for name, value in facts.items()]
-    lines += [
-        f"  warning: {warning}"
-        for warning in [*evaluation.remarks, *model.notes, *threat.notes, *warnings]
-    ]
-    return "\n".join(lines)
+    found = [*evaluation.remarks, *model.notes, *threat.notes, *warnings]
+    return "\n".join([*lines, *warning_lines(found)])
 
 
 def describe_cost(threat: Threat, images: int, speed: Speed, on_gpu: bool) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from alignment_security.common.eps import format_eps
+from alignment_security.common.remarks import warning_lines
 from alignment_security.evaluation.progress import expected_time
 from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
@@ -89,5 +90,4 @@ def report_text(run: Run) -> str:
             f"  human alignment: mean {found['human_alignment']:.4f} over {found['n_alignment']} "
             f"images (maps: {run.settings['run']['human_map']})"
         )
-    lines += [f"  warning: {warning}" for warning in run.info["warnings"]]
-    return "\n".join([*lines, f"  {run.csv}"])
+    return "\n".join([*lines, *warning_lines(run.info["warnings"]), f"  {run.csv}"])

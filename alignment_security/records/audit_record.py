@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from alignment_security.common.files import UserError
-from alignment_security.common.folders import LEFT_BY_TOOLS
+from alignment_security.common.remarks import is_remark
 from alignment_security.common.verdicts import (
     EPS_ATOL,
     EPS_RTOL,
@@ -35,9 +35,6 @@ from alignment_security.records.summary_rows import attacked_size
 
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
 FINISH_IT = "run the same command again to finish it"
-# of a run that need no finding: no verdict depends on the batch size or on what tools leave among
-# images, and check_norms has a finding of its own
-HARMLESS_WARNINGS = ("batch size is now", LEFT_BY_TOOLS, WITHOUT_NORM)
 CHANNELS = 3
 L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling
@@ -117,7 +114,7 @@ def check_record(record: Record) -> Iterator[str]:
     elif record.run["kind"] == "minimum_norm":
         yield from check_norms(record)
     for warning in record.run["warnings"]:
-        if not any(text in warning for text in HARMLESS_WARNINGS):
+        if not is_remark(warning) and WITHOUT_NORM not in warning:  # check_norms finds these
             yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or report it"
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from alignment_security.common.remarks import is_remark
 from alignment_security.images.class_folders import label_folders
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import (
@@ -192,6 +193,7 @@ def test_a_flat_folder_counts_what_it_leaves_out(tmp_path):
     images = load_image_set("imagenet-val", str(tmp_path))
     assert dict(zip(images.ids, images.labels)) == {"a.JPEG": 1, "b.JPEG": 2}
     assert "2 files or folders" in images.notes[0] and "(.doc: 1)" in images.notes[1]
+    assert all(map(is_remark, images.notes))
 
 
 def test_files_that_are_no_images_are_counted(tmp_path):

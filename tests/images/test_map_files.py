@@ -13,6 +13,7 @@ import timm
 import torch
 from PIL import Image
 
+from alignment_security.common.remarks import is_remark
 from alignment_security.evaluation.human_columns import map_settings
 from alignment_security.images.human_maps import check_maps, human_map, map_source, original_map
 from alignment_security.images.image_sets import DataError, checked_set
@@ -301,6 +302,7 @@ def test_the_evaluator_aligns_over_the_images_that_have_a_map(cli, tiny, maps, t
     assert f"over {found.sum()} images (maps: folder maps, sha256" in out
     assert any("10 of 12 images of mine have a map" in one for one in run["warnings"])
     assert any("maps without an image of mine (1): spare.png" in one for one in run["warnings"])
+    assert all(map(is_remark, (one for one in run["warnings"] if "map" in one)))
     # other maps are another request
     changed = maps / f"{Path(rows.loc[found, 'image_id'].iat[0]).stem}.png"
     with Image.open(changed) as image:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import ImageNetInfo
 
+from alignment_security.common.remarks import is_remark
 from alignment_security.images.image_sets import DataError
 from alignment_security.images.loading import load_image_set, load_photograph
 from alignment_security.models.heads import RestrictedHead
@@ -44,6 +45,7 @@ def test_the_classes_of_imagenet_are_taken_and_the_others_counted(tmp_path):
     assert images.restrict_to == (423, BANANA) and images.merged == (CHAIRS,)
     assert images.facts == {"restricted_to": 2, "merged_classes": [list(CHAIRS)], "border": 2}
     assert "1 images of classes that ImageNet does not have are left out" in images.notes[-1]
+    assert is_remark(images.notes[-1])
 
 
 def test_the_red_border_is_cut_off(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from alignment_security.common.files import TryAgain
+from alignment_security.common.remarks import is_remark
 from alignment_security.models import torchvision_source
 from alignment_security.models.checkpoint_files import read_checkpoint
 from alignment_security.models.checkpoint_fit import count_classes, find_misfit, rename_for_timm
@@ -82,6 +83,7 @@ def test_a_network_is_found_however_it_is_packed(tmp_path, net, state, packed):
     is_plain = packed in ("compiled", "FSDP in the middle", "activation checkpointing")
     assert len(model.notes) == (0 if is_plain else 1)
     assert all("its weights are the entry" in note for note in model.notes)
+    assert all(map(is_remark, model.notes))
 
 
 def test_a_whole_module_needs_trust(tmp_path, net):
@@ -127,6 +129,7 @@ def test_a_second_network_that_does_not_fit_is_said(tmp_path, net, state):
     model = load(tmp_path, {"model": state, "discriminator": nn.Linear(3, 3).state_dict()})
     assert model.settings["weights_sha256"] == weights_sha256(net)
     assert "2 other tensors are left out (discriminator.weight, ...)" in model.notes[0]
+    assert is_remark(model.notes[0])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import torch
 from conftest import loaded_from_hub_cache
 from torch import nn
 
+from alignment_security.common.remarks import is_remark
 from alignment_security.images.loading import stream_images
 from alignment_security.models.checkpoint_entries import checkpoint_normalisation
 from alignment_security.models.checkpoints import weights_sha256
@@ -509,6 +510,7 @@ def test_load_model_resolves_a_deprecated_name_with_a_note(tmp_path):
     model = load_model("xception", tmp_path / "net.pth")
     assert model.settings["architecture"] == "legacy_xception"
     assert model.notes == ["xception: timm calls it legacy_xception now"]
+    assert is_remark(model.notes[0])
 
 
 def test_add_head_refuses_a_network_without_classes(tmp_path):

@@ -23,6 +23,7 @@ from alignment_security.attacks.autoattack import Budget
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.folders import left_by_tools_note
 from alignment_security.common.locked_run import json_round_trip
+from alignment_security.common.remarks import warning_lines
 from alignment_security.common.verdicts import EPS_ATOL, STANDARD_BUDGET
 from alignment_security.records.audit import audit
 from alignment_security.records.audit_record import NEEDED_COLUMNS
@@ -538,6 +539,22 @@ def test_what_tools_leave_among_images_is_no_reason_to_evaluate_again(results, t
     (sentence,) = left_by_tools_note(tmp_path, [tmp_path / name])
     change_run("Linf", lambda run: run["warnings"].append(sentence))(results)
     assert not audit(results)
+
+
+@pytest.mark.parametrize(
+    "sentence, is_finding",
+    [
+        ("sd.pth: its weights are the entry 'state_dict.module'", False),
+        ("a.pth: its weights are the entry ''; 7 other tensors are left out (ema.a, ...)", False),
+        ("batch size is now 3.pth: outputs look like probabilities, not logits", True),
+        ("photos: 3 images are in no class folder and are left out (a.jpg)", True),
+        ("torch 2.9.0 is installed, requirements.txt pins 2.11.0", True),
+    ],
+)
+def test_a_remark_of_a_run_is_no_finding_and_a_warning_is(results, sentence, is_finding):
+    change_run("Linf", lambda run: run["warnings"].append(sentence))(results)
+    assert any("its run warned" in line for line in audit(results)) == is_finding
+    assert warning_lines([sentence])[0].startswith("  warning:" if is_finding else "  note:")
 
 
 def test_audit_command_prints_and_exits_0_1_2(results, tmp_path_factory, capsys):

@@ -28,6 +28,7 @@ from PIL import Image, ImageFile
 from torch import nn
 
 from alignment_security.common.files import UserError
+from alignment_security.common.remarks import is_remark
 from alignment_security.images.image_sets import DataError, checked_set
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.loading import load_model
@@ -528,6 +529,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(
         rows, whole(threat)[0], rtol=1e-2
     )  # alone in a batch an image's logits are rounded otherwise at every step
     assert "out of device memory: batch size is now 1" in info["warnings"]
+    assert is_remark("out of device memory: batch size is now 1")
 
 
 @pytest.mark.parametrize(
