@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alignment_security.cluster.sweep import DEFAULTS
+from alignment_security.cluster.sweep_settings import DEFAULTS
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import utc_now
 from alignment_security.common.settings import git_state

@@ -10,7 +10,8 @@ from pathlib import Path
 from alignment_security.cluster.arguments import check_images
 from alignment_security.cluster.status import print_status
 from alignment_security.cluster.studies import Study, read_study
-from alignment_security.cluster.sweep import make_sweep, staged_names, submit_settings
+from alignment_security.cluster.sweep import make_sweep, staged_names
+from alignment_security.cluster.sweep_settings import submit_settings
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import setting
 from alignment_security.models.lists import read_wanted

@@ -32,8 +32,6 @@ VARIABLES = {
     "chunk_seconds": ("CHUNK_SECONDS", ""),
     "retries": ("RETRIES", "3"),
 }
-# settings that are of SLURM alone
-SLURM_SETTINGS = ["slurm_gpus", "slurm_time", "slurm_options"]
 DEFAULT_TIME = "04:00:00"
 GO_ON = (CHECKPOINTED, 128 + signal.SIGTERM)  # exit statuses of a task that was told to stop
 MAX_TASKS = 200  # of an array at once

@@ -22,16 +22,16 @@ from alignment_security.cluster.arguments import SweepError, check_arguments
 from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
 from alignment_security.cluster.slurm import (
     SLURM_FILE,
-    SLURM_SETTINGS,
     TEMPLATE_FILE,
     batch_files,
     slurm_settings_text,
 )
 from alignment_security.cluster.studies import Study
+from alignment_security.cluster.sweep_settings import parsed_settings
 from alignment_security.common.files import safe_file_name
 from alignment_security.common.folders import visible
 from alignment_security.common.process import print_line
-from alignment_security.common.settings import ROOT, git_state, setting
+from alignment_security.common.settings import ROOT
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
 from alignment_security.models.lists import WantedModel
@@ -92,12 +92,6 @@ CODE_FILES = [
     ".env",
     ".env.local",
 ]
-DEFAULTS = {
-    "image": "alignment-security.sif",
-    "chunk_seconds": "1800",
-    "job_length": "short",
-    "cuda": "13.0",
-}
 MAX_JOBS = 200  # models in the queue at once
 
 
@@ -143,14 +137,6 @@ def dag_text(models: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def submit_settings(pairs: Sequence[str]) -> dict[str, str]:
-    """The defaults, STAGING_DIR and the commit of the code, overridden by texts `NAME=VALUE`."""
-    settings = DEFAULTS | {"git_commit": git_state()}
-    if staging := setting("STAGING_DIR"):
-        settings["staging"] = staging
-    return settings | {text.partition("=")[0]: text.partition("=")[2] for text in pairs}
-
-
 def settings_text(settings: dict[str, str], names: list[str]) -> str:
     """The file of settings that a submit file includes.
 
@@ -158,25 +144,6 @@ def settings_text(settings: dict[str, str], names: list[str]) -> str:
     """
     lines = [f"{name} = {value}\n" for name, value in settings.items() if name in names]
     return "# made by `python utilities.py make_sweep`\n" + "".join(lines)
-
-
-def check_settings(settings: dict[str, str]) -> None:
-    """Raise SweepError for a name that no submit file reads and for a value that is not one line.
-
-    HTCondor would only warn about such a name.
-    """
-    known = sorted(set().union(*SETTINGS_FILES.values(), SLURM_SETTINGS))
-    for name, value in settings.items():
-        if name not in known or not value or re.search(r"[\n\r]|\$\(", value):
-            raise SweepError(
-                f"--set {name}={value}: write NAME=VALUE with one of {', '.join(known)}"
-            )
-    if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", settings.get("staging", "")):
-        raise SweepError(
-            f"staging {settings.get('staging', '')!r}: write the folder of the staged files, e.g. "
-            "/staging/n/netid/alignment-security, as STAGING_DIR into .env.local, or --set "
-            "staging=..."
-        )
 
 
 def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
@@ -275,7 +242,7 @@ def make_sweep(
         staged_row(table, staged, "tar", images)
         arguments = ["--data_dir", images, *arguments]
         settings = settings | {"images": images}
-    check_settings(settings)
+    settings = parsed_settings(settings)
     if out.exists() and visible(out):
         raise SweepError(f"{out}: is not empty; give --out a new folder")
     out = out.absolute()

@@ -17,7 +17,6 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
-from scipy.stats import hypergeom
 
 from alignment_security.common.seeds import seed_from_text
 
@@ -73,6 +72,9 @@ def broken_interval(rest: int, sampled: int, broken: int) -> tuple[int, int]:
     The exact interval of a hypergeometric distribution at CONFIDENCE, as Clopper & Pearson 1934:
     each end leaves out what would give such a sample with a chance of at most half of the error.
     """
+    # an access point of a cluster has no scipy, and needs no interval
+    from scipy.stats import hypergeom
+
     if sampled == rest:
         return broken, broken
     least, most = broken, rest - (sampled - broken)

@@ -31,12 +31,12 @@ from alignment_security.cluster.status import follow_events, read_events, status
 from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import (
     CODE_FILE,
-    DEFAULTS,
     ROOT,
     TEMPLATES,
     make_sweep,
     pack_code,
 )
+from alignment_security.cluster.sweep_settings import DEFAULTS
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import safe_file_name
 from alignment_security.models.lists import WantedModel

@@ -28,7 +28,8 @@ from alignment_security.cluster.slurm import (
 )
 from alignment_security.cluster.status import follow_events, status_table
 from alignment_security.cluster.studies import read_study
-from alignment_security.cluster.sweep import DEFAULTS, TEMPLATES, make_sweep
+from alignment_security.cluster.sweep import TEMPLATES, make_sweep
+from alignment_security.cluster.sweep_settings import DEFAULTS
 from alignment_security.common.files import UserError
 from alignment_security.models.lists import WantedModel
 from alignment_security.records.record import read_record, read_run_file
