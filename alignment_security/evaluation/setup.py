@@ -106,13 +106,19 @@ def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, 
     if args.restrict_classes and not images.restrict_to:
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
     remarks = [*name_remarks(args), *class_remarks(images)]
-    if args.slice:
-        start, stop = args.slice
-        if stop is not None and start < len(images) < stop:
-            raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
-        images = take_slice(images, start, stop, args.subset)
+    images = requested_slice(args, images)
     constant = check_maps(images)
     return replace(images, notes=(*images.notes, *map_remarks(images), *constant)), remarks
+
+
+def requested_slice(args: argparse.Namespace, images: ImageSet) -> ImageSet:
+    """The images that -s takes; all without it."""
+    if not args.slice:
+        return images
+    start, stop = args.slice
+    if stop is not None and start < len(images) < stop:
+        raise UserError(f"-s {start} {stop}: {images.name} has only {len(images)} images")
+    return take_slice(images, start, stop, args.subset)
 
 
 def requested_maps(args: argparse.Namespace, images: ImageSet) -> ImageSet:

@@ -18,10 +18,18 @@ from alignment_security.evaluation.options import parse_args, single_requests, t
 from alignment_security.evaluation.protocols import THREATS
 from alignment_security.evaluation.read_ahead import checkpoint_file, read_ahead
 from alignment_security.evaluation.run import Stopped
-from alignment_security.evaluation.setup import requested_data_dir, requested_image_set
+from alignment_security.evaluation.setup import (
+    requested_data_dir,
+    requested_image_set,
+    requested_maps,
+    requested_slice,
+)
+from alignment_security.images.class_folders import implied_classes
+from alignment_security.images.human_maps import check_maps
 from alignment_security.images.image_sets import existing_folder
 from alignment_security.images.loading import has_imagenet_order
 from alignment_security.models.forward import pick_device
+from alignment_security.models.heads import IMAGENET_CLASSES
 from alignment_security.models.lists import WantedModel
 
 STUDY_BEGAN = "STUDY_BEGAN"  # variable of the environment
@@ -130,7 +138,7 @@ def described_requests(requests: Sequence[argparse.Namespace]) -> dict[str, str]
 
 
 def check_study(study: Study, options: Sequence[str]) -> None:
-    """Refuse what every model would refuse: a wrong line, images that are not there.
+    """Refuse what every model would refuse: a wrong line, images or maps that are not there.
 
     Raises UserError, which names the line.
     """
@@ -149,11 +157,19 @@ def check_study(study: Study, options: Sequence[str]) -> None:
 
 
 def check_images(request: argparse.Namespace) -> None:
-    """Raise DataError for images that are not there; own classes are checked with each model."""
-    if has_imagenet_order(request.dataset):
-        requested_image_set(request)
-    else:
-        existing_folder(request.dataset, requested_data_dir(request))
+    """Raise DataError for images that are not there, and for human maps that are none of theirs.
+
+    Own classes are checked with each model.
+    """
+    classes = IMAGENET_CLASSES
+    if not has_imagenet_order(request.dataset):
+        folder = existing_folder(request.dataset, requested_data_dir(request))
+        if request.map_dir is None:
+            return
+        classes = implied_classes(folder, request.class_order)
+    images = requested_maps(request, requested_image_set(request, classes))
+    if images.maps:
+        check_maps(requested_slice(request, images))
 
 
 # ---- the queue -----------------------------------------------------------------------------------

@@ -143,6 +143,19 @@ def label_folders(
     return ClassLabels(labels, tuple(map(printable_name, names)), str(class_order or ""))
 
 
+def implied_classes(root: Path, class_order: str | Path | None = None) -> int:
+    """How many outputs a network of these class folders has, where no network is there to ask.
+
+    class_order   as of folder_set
+    """
+    folders = class_folders(root)
+    if class_order is None:
+        return IMAGENET_CLASSES if set(folders) <= {*synsets()} else len(folders)
+    if class_order not in SORT_KEYS and Path(class_order).is_file():
+        return sum(bool(line.strip()) for line in text_lines(Path(class_order)))
+    return len(folders)
+
+
 def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
     """Labels of folders named by synset, or by class from 0 to 999. Raises DataError."""
     by_synset = {synset: label for label, synset in enumerate(synsets())}

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import evaluate_robustness
 import utilities
@@ -148,6 +149,36 @@ def test_a_wrong_study_says_which_line(study, tiny, tmp_path, text, message):
     options = [] if "--data" in text else ["--dataset", "mine", "--data_dir", str(tiny.data)]
     with pytest.raises(UserError, match=f"^{tmp_path}/wrong.txt.*{message}"):
         check_study(read_study(tmp_path / "wrong.txt"), options)
+
+
+@pytest.mark.parametrize(
+    "bad, options, message",
+    [
+        (None, "", None),
+        ("b", "", "20 x 64 pixels, its photograph has"),
+        ("b", "-s 1", None),  # takes an image of class a
+        ("b", "--class_order {order}", "20 x 64 pixels, its photograph has"),
+        (None, "--map_dir /no/maps", "--map_dir /no/maps: no such folder"),
+        (None, "--class_order /no/order", "--class_order /no/order: no such file"),
+    ],
+)
+def test_maps_are_checked_before_the_first_model(study, mapped, tmp_path, bad, options, message):
+    """Of own classes too; those of images that are not taken may be wrong."""
+    study()
+    images, maps = mapped
+    shutil.copytree(maps, tmp_path / "maps")
+    for path in (tmp_path / "maps" / bad).iterdir() if bad else []:
+        Image.new("L", (20, 64)).save(path)
+    (tmp_path / "order").write_text("c\na\nb\n")
+    file = tmp_path / "maps.txt"
+    words = f"--map_dir {tmp_path}/maps {options.format(order=tmp_path / 'order')}"
+    file.write_text(f"models nets.txt\nclean\nL2 --steps 3 {words}\n")
+    data = ["--dataset", "own", "--data_dir", str(images)]
+    if message is None:
+        check_study(read_study(file), data)
+        return
+    with pytest.raises(UserError, match=f"^{file}, line 3: .*{message}"):
+        check_study(read_study(file), data)
 
 
 def test_an_unknown_study_or_model_is_named(study, cli, tmp_path):
