@@ -188,6 +188,11 @@ def name_of_model(text: str) -> str:
 
 def set_name(text: str) -> str:
     """The name of an image set, which also names a folder of results. Raises ValueError."""
+    if "/" in text:
+        raise ValueError(
+            f"{text!r} is a path; give the set a name and its folder apart, --dataset NAME "
+            f"--data_dir {text} (of --val_dataset: --val_dir)"
+        )
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", text) or len(text) > LONGEST_NAME:
         raise ValueError(
             f"{text[:LONGEST_NAME]!r} names a folder of results: letters, digits, '.', '_' and '-' "

@@ -31,6 +31,7 @@ from alignment_security.evaluation.run_options import (
 )
 from alignment_security.evaluation.threats.autoattack import add_autoattack_options
 from alignment_security.evaluation.threats.minimum_norm import add_fmn_options
+from alignment_security.images.image_sets import DataError, check_folder_is_read
 from alignment_security.models.sources import STAGED_SOURCES, TIMM
 from alignment_security.records.metrics import ALEXNET_ERRORS
 
@@ -154,6 +155,10 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     args.threat = threat
     set_requests(args)
     check_model_options(args, parser)
+    try:
+        check_folder_is_read(args.dataset, args.data_dir)
+    except DataError as error:
+        parser.error(str(error))
     if args.subset and not args.slice:
         parser.error(f"--subset {args.subset}: is an order of the images; say how many, -s STOP")
     if args.threat in NORM_PROTOCOLS:

@@ -258,7 +258,20 @@ def synsets() -> list[str]:
 
 def default_dir(image_set: str) -> str | None:
     """The folder of an image set according to .env; None if it is not set."""
-    return setting(DATA_DIRS.get(image_set, "DATA_DIR"))
+    return None if image_set == "sample" else setting(DATA_DIRS.get(image_set, "DATA_DIR"))
+
+
+def check_folder_is_read(name: str, data_dir: str | Path | None, prefix: str = "") -> None:
+    """Raise DataError for a folder that is given to the set `sample`, which needs none.
+
+    prefix   of the options that name the set and its folder: "" or "val_"
+    """
+    if name == "sample" and data_dir:
+        option = "--val_dir" if prefix else "--data_dir"
+        raise DataError(
+            f"{option} {data_dir}: name the images in it with --{prefix}dataset NAME "
+            "(imagenet-val, ..., or a name of your own); the set `sample` reads no folder"
+        )
 
 
 def existing_folder(name: str, data_dir: str | Path | None) -> Path:

@@ -25,6 +25,7 @@ from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import (
     DataError,
     ImageSet,
+    check_folder_is_read,
     default_dir,
     existing_folder,
     sample_set,
@@ -70,6 +71,7 @@ def load_image_set(
 
     Raises DataError for data that is missing, incomplete or inconsistent.
     """
+    check_folder_is_read(name, data_dir)
     try:
         data_dir = data_dir or default_dir(name)
         with reading(data_dir or name):

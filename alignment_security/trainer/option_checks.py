@@ -6,6 +6,8 @@ import argparse
 
 from timm.optim import list_optimizers
 
+from alignment_security.images.image_sets import DataError, check_folder_is_read
+
 # timm's policies that move an image, and would leave its map behind
 GEOMETRIC_POLICIES = ("rand", "augmix", "v0", "original")
 POLICIES = (*GEOMETRIC_POLICIES, "3a")
@@ -37,6 +39,15 @@ def check_radius(option: str, eps: float, norm: str | None) -> None:
             f"{option} {eps:g} is above 1 in Linf; write {eps:g}/255 if you mean {eps:g} of 255 "
             "levels"
         )
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """Raise ValueError for a folder of images that no option names the set of."""
+    try:
+        check_folder_is_read(args.dataset, args.data_dir)
+        check_folder_is_read(args.val_dataset or "sample", args.val_dir, "val_")
+    except DataError as error:
+        raise ValueError(str(error)) from None
 
 
 def check_evaluation(args: argparse.Namespace) -> None:

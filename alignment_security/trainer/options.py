@@ -23,6 +23,7 @@ from alignment_security.trainer.objectives import FORMS, OBJECTIVES
 from alignment_security.trainer.option_checks import (
     check_augmentation,
     check_evaluation,
+    check_folders,
     check_objective,
     check_optimisation,
 )
@@ -47,6 +48,7 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
         recipe = recipe_parser.parse_known_args(argv)[0].recipe
         options = recipe_options(recipe) if recipe else []
         args = parser.parse_args([*options, *argv])
+        check_folders(args)
         check_objective(args)
         check_evaluation(args)
         check_augmentation(args)

@@ -55,6 +55,21 @@ def test_a_training_refuses_a_value_in_one_line(capsys, option, value):
     assert error.value.code == 2 and err.startswith("error: argument") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ("--data_dir /x", "--dataset NAME"),
+        ("--val_dir /x", "--val_dataset NAME"),
+        ("--val_dir /x --val_dataset sample", "reads no folder"),
+        ("--val_dataset /x", "--val_dir"),
+    ],
+)
+def test_a_training_refuses_a_folder_that_it_would_not_read(capsys, options, says):
+    with pytest.raises(SystemExit, match="2"):
+        parse_training([*TRAINING, *options.split()])
+    assert says in capsys.readouterr().err
+
+
 def test_values_at_the_limits_are_taken():
     args = parse_evaluation(
         [*EVALUATION, "--stop_after=0", "--seed=0", "--workers=0", "-s", "0", "1", "clean"], ""

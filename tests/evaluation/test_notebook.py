@@ -143,3 +143,6 @@ def test_a_threat_sorts_its_eps_once():
 def test_an_image_set_is_found_in_the_folder_of_the_environment(tiny, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tiny.data))
     assert len(load_image_set("mine")) == tiny.images
+    assert len(load_image_set("sample")) == 20
+    with pytest.raises(UserError, match="the set `sample` reads no folder"):
+        load_image_set("sample", str(tiny.data))

@@ -75,6 +75,20 @@ def test_the_nearest_option_is_named(capsys):
     assert "unrecognized arguments: --overw" in refusal(capsys, "clean --overw")
 
 
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ("--data_dir /x", "--data_dir /x: name the images in it with --dataset NAME"),
+        ("--data_dir /x --dataset sample", "the set `sample` reads no folder"),
+        ("--dataset /a/folder", "--dataset NAME --data_dir /a/folder"),
+        ("--dataset ./folder", "--dataset NAME --data_dir ./folder"),
+    ],
+)
+def test_a_folder_of_images_needs_a_name(capsys, options, says):
+    """Else the sample would be measured in place of the folder's images."""
+    assert says in refusal(capsys, f"clean {options}")
+
+
 # ---- which options are read ----------------------------------------------------------------------
 
 
