@@ -131,11 +131,7 @@ def label_folders(
     if class_order is not None and class_order not in SORT_KEYS:
         return _listed_labels(root, folders, n_outputs, Path(class_order))
     if len(folders) != n_outputs:
-        raise DataError(
-            f"{root}: {len(folders)} class folders that are not ImageNet synsets, for a model with "
-            f"{n_outputs} outputs: their labels would be a guess; name the folders by synset "
-            "(n01440764 ...), or give --class_order FILE with the name of a class in each line"
-        )
+        raise DataError(_other_count(root, folders, n_outputs))
     if class_order is None:
         _check_one_order(root, folders)
     names = sorted(folders, key=SORT_KEYS[str(class_order or "text")])
@@ -156,6 +152,20 @@ def implied_classes(root: Path, class_order: str | Path | None = None) -> int:
     return len(folders)
 
 
+def _other_count(root: Path, folders: list[str], n_outputs: int) -> str:
+    """Why folders are not the classes of a model with n_outputs, and what helps."""
+    files = list_images(root).files
+    present = {class_of(root, path) for path in files if path.parent != root}
+    empty = [name for name in folders if name not in present]
+    emptied = f"; {len(empty)} hold no image ({', '.join(empty[:MAX_NAMED])})" if empty else ""
+    return (
+        f"{root}: {len(folders)} class folders, and the model has {n_outputs} outputs: their "
+        f"labels would be a guess{emptied}; give a folder with a class "
+        "folder for each output, or --class_order FILE with the name of each output's class in a "
+        "line, which may name more classes than have a folder"
+    )
+
+
 def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
     """Labels of folders named by synset, or by class from 0 to 999. Raises DataError."""
     by_synset = {synset: label for label, synset in enumerate(synsets())}
@@ -168,8 +178,8 @@ def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
         raise DataError(f"{root}: has no class folders; the images of a class are in a folder")
     unknown = [name for name in folders if name not in by_synset]
     raise DataError(
-        f"{root}: {len(folders)} class folders that are not ImageNet synsets"
-        f"{' (' + ', '.join(unknown[:MAX_NAMED]) + ')' if unknown else ''}, for a model with "
+        f"{root}: {len(unknown)} of {len(folders)} class folders are not ImageNet synsets "
+        f"({', '.join(unknown[:MAX_NAMED])}), for a model with "
         f"{IMAGENET_CLASSES} outputs: their labels would be a guess; name the folders by synset "
         "(n01440764 ...) or 0 to 999, or give --class_order FILE with the name of a class in each "
         "line"

@@ -166,11 +166,11 @@ def _entry_note(path: Path, entry: str, left_out: list[str]) -> str:
 def _misfit_message(path: Path, candidates: dict[str, Candidate]) -> str:
     """Why the entry that resembles the architecture most does not fit."""
 
-    def names_in_common(entry: str) -> int:
-        candidate = candidates[entry]
-        return len(candidate.state.keys() & candidate.net.state_dict().keys())
+    def likeness(entry: str) -> tuple[int, bool]:
+        state, net = candidates[entry].state, candidates[entry].net
+        return len(state.keys() & net.state_dict().keys()), bool(state)
 
-    entry = max(candidates, key=names_in_common)
+    entry = max(candidates, key=likeness)
     where = f" (entry {shown(entry)!r})" if entry else ""
     beginnings = {name.partition(".")[0] for name in candidates[entry].state}
     common = f"; all its names begin with {min(beginnings)!r}" if len(beginnings) == 1 else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,8 +43,12 @@ class Candidate:
 def fit(create_net: CreateNet, net: nn.Module, tensors: dict[str, Tensor]) -> Candidate:
     """The tensors of an entry under timm's names, with a network of as many classes."""
     state = {name: x for name, x in tensors.items() if not NOT_THE_NET.match(name)}
-    if any(IN_DICT in name for name in state):
-        return Candidate(net, {}, "is no state dict but holds dicts")
+    dicts = Counter(name.rpartition(IN_DICT)[0] for name in state if IN_DICT in name)
+    if dicts:
+        (largest, count), wanted = dicts.most_common(1)[0], len(net.state_dict())
+        where = largest.replace(IN_DICT, ".")
+        misfit = f"has {count} tensors in {where!r}, its largest dict, where {wanted} are wanted"
+        return Candidate(net, {}, misfit)
     if problem := unusable(state):
         return Candidate(net, state, problem)
     renamed = rename_for_timm(net, state)
@@ -159,7 +164,7 @@ def advice(misfit: str) -> str:
     """What to do about a misfit of `unusable` or `find_misfit`."""
     if " values in " in misfit:
         return "give plain tensors, floats in float32"
-    return "check --model_name"
+    return "check --architecture, or --model_name where it names the architecture"
 
 
 def load_strictly(net: nn.Module, state: dict[str, Tensor], source: str) -> None:

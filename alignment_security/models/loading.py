@@ -105,7 +105,7 @@ def load_timm(
     name: str, architecture: str | None, checkpoint: Path | None, trust: bool, key: str | None
 ) -> LoadedNet:
     """timm's network of that name or architecture, with its weights or those of a checkpoint."""
-    entry = _known_entry(name, architecture)
+    entry = _known_entry(name, architecture, checkpoint)
     loaded = load_weights(entry, checkpoint, trust, key)
     is_renamed = entry.net != name.removeprefix("timm/")
     notes = [f"{name}: {entry.note}"] if entry.note else []
@@ -116,14 +116,15 @@ def load_timm(
     )
 
 
-def _known_entry(name: str, architecture: str | None) -> ModelEntry:
+def _known_entry(name: str, architecture: str | None, checkpoint: Path | None) -> ModelEntry:
     """Entry of `architecture`, else of `name`, called `name`. Raises ModelError if unknown."""
     entry = find_entry(architecture or name)
     if entry.net:
         return replace(entry, name=name)
     if architecture:
         raise ModelError(entry.note)
-    raise ModelError(f"{entry.note}; for your own network pass --architecture and --checkpoint")
+    more = "--architecture TIMM_NAME" + ("" if checkpoint else " and --checkpoint FILE")
+    raise ModelError(f"{entry.note}; for a network of your own add {more}")
 
 
 def load_weights(

@@ -70,12 +70,27 @@ def test_folders_0_to_999_are_those_classes(tmp_path):
         [SYNSETS[0], "0"],
         [str(k) for k in range(10)],
         [str(k) for k in range(999)],
-        [],
     ],
 )
 def test_1000_outputs_need_synsets_or_numbers(tmp_path, folders):
     with pytest.raises(DataError, match="labels would be a guess"):
         label_folders(tmp_path, sorted(folders), 1000)
+
+
+def test_a_folder_of_images_alone_has_no_classes(tmp_path):
+    with pytest.raises(DataError, match="has no class folders"):
+        label_folders(tmp_path, [], 1000)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], SYNSETS[:3]])
+def test_another_number_of_folders_than_outputs_is_the_reason(tmp_path, names):
+    """Also where the folders are synsets; a folder without an image is named."""
+    write(tmp_path, *(f"{name}/a.jpg" for name in names))
+    with pytest.raises(DataError, match="3 class folders, and the model has 2 outputs: .* guess;"):
+        label_folders(tmp_path, sorted(names), 2)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match=r"guess; 1 hold no image \(nothing\)"):
+        label_folders(tmp_path, sorted([*names, "nothing"]), 3)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,15 @@ def test_the_common_beginning_of_names_that_do_not_fit_is_named(tmp_path, state)
         load(tmp_path, {f"strange.{name}x": x for name, x in state.items()})
 
 
+def test_a_state_dict_of_a_smaller_network_is_told_by_its_size(tmp_path, state):
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "net.pth")
+    wanted = "tensors in 'state_dict', its largest dict, where .*; check --architecture"
+    with pytest.raises(ModelError, match=wanted):
+        load_model("mine", tmp_path / "net.pth", architecture="tf_efficientnet_lite0")
+    with pytest.raises(ModelError, match=r"own add --architecture TIMM_NAME$"):
+        load_model("mine", tmp_path / "net.pth")
+
+
 def test_a_dict_that_holds_itself_ends(tmp_path, state):
     content: dict = {"epoch": 3}
     content["again"] = content
