@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
-from alignment_security.records.comparable import attack_text
+from alignment_security.records.comparable import attack_text, comparable_runs
 from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
@@ -65,6 +66,8 @@ class Results:
     threats: tuple[str, ...] = ()
     images: tuple[str, ...] = ()  # photographs that figures of examples show
     problems: tuple[str, ...] = ()  # of the run files that cannot be read
+    # record -> why the summary leaves it out: it is not comparable with the others
+    not_comparable: dict[Path, str] = field(default_factory=dict)
 
     def has(self, model: str, image_set: str, threat: str) -> bool:
         """Whether results of this model, image set and threat are asked for."""
@@ -125,6 +128,10 @@ def load_results(
     results.runs.extend(
         run for run in runs if results.has(run["model"], run["image_set"], run["threat"])
     )
+    _, reasons = comparable_runs({run["csv"].with_suffix(".json"): run for run in runs})
+    for run in results.runs:
+        if reason := reasons.get(run["csv"].with_suffix(".json")):
+            results.not_comparable[run["csv"]] = reason
     return results
 
 
@@ -147,7 +154,8 @@ def read_summary(results: Results) -> pd.DataFrame:
 def stale_records(results: Results) -> list[str]:
     """Names of finished records that the summary lacks, or summarises as they were before.
 
-    A record that was evaluated again has other seconds. Empty without a summary.
+    A record that was evaluated again has other seconds. What `merge` leaves out, as not comparable
+    or damaged, is not stale. Empty without a summary.
     """
     path = results.folder / SUMMARY_NAME
     if not path.exists():
@@ -162,8 +170,11 @@ def stale_records(results: Results) -> list[str]:
     for run in results.runs:
         key = run["image_set"], run["threat"], run["model"], attack_text(run)
         seconds = sum(session["seconds"] for session in run["sessions"])
-        if run["status"] == "done" and not math.isclose(known.get(key, -1.0), seconds):
-            stale.append(str(run["csv"]))
+        is_known = math.isclose(known.get(key, -1.0), seconds)
+        if run["status"] == "done" and not is_known and run["csv"] not in results.not_comparable:
+            with suppress(UserError):
+                read_finished_rows(run)
+                stale.append(str(run["csv"]))
     return stale
 
 

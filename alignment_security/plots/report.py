@@ -115,6 +115,12 @@ def facts_of(results: Results) -> str:
     return f"{'; '.join(counts)}. Choose a point to see its model and values."
 
 
+def not_comparable_html(results: Results) -> str:
+    """A paragraph for each record that has no row in the leaderboard, with the reason."""
+    reasons = results.not_comparable.values()
+    return "".join(f"<p>Not in this table: {escape(reason)}.</p>" for reason in reasons)
+
+
 def pictures_json(pictures: dict[str, list[Picture]]) -> str:
     """Data of the pictures, which cannot end the script element that holds them."""
     colours = {
@@ -142,7 +148,7 @@ def write_report(results: Results, drawn: dict[str, list[Path]], folder: Path) -
     sections = {
         TRADEOFF: picture_html("tradeoff", pictures["tradeoff"]),
         ACCURACY: picture_html("accuracy", pictures["accuracy"]),
-        "Leaderboard": board.html,
+        "Leaderboard": board.html and board.html + not_comparable_html(results),
         **{title: drawings_html(files, folder) for title, files in drawn.items()},
         PUBLISHED: published_html(results, published),
     }

@@ -25,7 +25,8 @@ from alignment_security.records.audit_record import (
     check_record,
     finished_record,
 )
-from alignment_security.records.summary import differing_runs, not_comparable, read_runs
+from alignment_security.records.comparable import comparable_runs
+from alignment_security.records.summary import read_runs
 
 
 def audit(
@@ -41,7 +42,7 @@ def audit(
     runs, problems = read_runs(root)
     records, found = check_records(runs, with_examples)
     problems += found
-    problems += [not_comparable(*found) for found in differing_runs(runs)]
+    problems += comparable_runs(runs)[1].values()
     problems += check_models(records)
     problems += check_lists(records)
     problems += check_code(root, records)

@@ -90,7 +90,7 @@ def check_same_predictions(records: list[Record]) -> Iterator[str]:
 def check_lists(records: list[Record]) -> Iterator[str]:
     """Records of one image set and slice have the same image list, whatever their threat.
 
-    Within a threat, `summary.differing_runs` compares the models.
+    Within a threat, `comparable.comparable_runs` compares the models.
     """
     first: dict[tuple, Record] = {}
     for record in records:
@@ -158,7 +158,7 @@ def differing_values(a: Fact, b: Fact) -> tuple[str, str]:
 def check_summary(results_dir: Path) -> Iterator[str]:
     """The summary on disk is what the records give today.
 
-    Skips records that cannot be summarised; other checks report them.
+    Skipped where a record cannot be summarised; other checks report it.
     """
     path = results_dir / SUMMARY_NAME
     try:
@@ -170,8 +170,11 @@ def check_summary(results_dir: Path) -> Iterator[str]:
         yield str(error)
         return
     try:
-        fresh = summarise(results_dir, allow_partial=True)
+        left_out: list[str] = []
+        fresh = summarise(results_dir, allow_partial=True, log=left_out.append)
     except UserError:
+        return
+    if left_out:
         return
     if "partial" not in written or not written["partial"].eq(1).any():
         fresh = fresh[fresh["partial"] != 1]  # merged without --allow_partial

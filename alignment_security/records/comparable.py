@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from alignment_security.records.record import FORMER_SETTINGS, first_difference
 
 # settings that `attack` does not name, and the values that go without saying
 DEFAULTS = {
@@ -51,6 +54,46 @@ def compared_by(runs: Iterable[dict]) -> Callable[[dict], str]:
         return text if (*folder(run), text) in of_their_own else ""
 
     return key
+
+
+def comparable_runs(
+    runs: dict[Path, dict], one_budget: bool = False
+) -> tuple[dict[Path, dict], dict[Path, str]]:
+    """(the runs that share the summary's tables, run file -> why each other one does not).
+
+    runs         all of a results folder, by run file
+    one_budget   whether budgets and eps have to be alike too, though every row of the summary names
+                 its own
+
+    Of the runs of a folder that differ (in images, human maps, head, seed, ...) the larger group
+    stays, of equal ones the first.
+    """
+    settings = {path: compared_settings(run, one_budget) for path, run in runs.items()}
+    groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
+    table = compared_by(runs.values())
+    for path in sorted(runs, key=lambda path: (path.parent, path.stem)):  # net, net+steps-100
+        of_table = groups.setdefault((path.parent, table(runs[path])), {})
+        of_table.setdefault(json.dumps(settings[path], sort_keys=True), []).append(path)
+    kept: dict[Path, dict] = {}
+    left_out: dict[Path, str] = {}
+    for of_table in groups.values():
+        largest = max(of_table.values(), key=len)
+        first = largest[0]
+        kept |= {path: runs[path] for path in largest}
+        for path in (path for group in of_table.values() if group is not largest for path in group):
+            difference = first_difference(settings[first], settings[path])
+            left_out[path] = (
+                f"{path}: not comparable with {first.name}, whose settings differ ({difference}); "
+                "evaluate one of them again with the settings of the other"
+            )
+    return kept, left_out
+
+
+def compared_settings(run: dict, with_budget: bool) -> dict:
+    """The settings in which the runs of a table have to be alike."""
+    ignored = {*FORMER_SETTINGS, *(() if with_budget else (*NAMED_BY_ATTACK, "eps"))}
+    settings = run["settings"]["run"].items()
+    return {name: value for name, value in settings if name not in ignored and value is not None}
 
 
 def folder(run: dict) -> tuple[str, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -12,11 +11,10 @@ from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, read_bytes, write_atomic
 from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
-from alignment_security.records.comparable import compared_by
+from alignment_security.records.comparable import comparable_runs
 from alignment_security.records.record import (
     SCREENED_KIND,
     check_record_sha256,
-    first_difference,
     read_record,
     read_run_file,
 )
@@ -27,8 +25,6 @@ from alignment_security.records.summary_rows import summary_frame, summary_rows
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol", "attack"]
 SUMMARY_NAME = "evaluation_results.csv"
 JOINED_NAME = "evaluation_results_scores.csv"  # with Brain-Score's scores: `utilities.py join`
-# settings that a row of the summary shows: `attack` names them, eps is a column
-BUDGET_OF_ROW = ("attack", "attacks", "steps", "targets", "queries", "eps")
 
 
 class Unfinished(UserError):
@@ -63,11 +59,8 @@ def summarise(
     """
     root = Path(results_dir) / "records"
     runs, damaged = read_runs(root)
-    if log:
-        runs, left_out = comparable_runs(runs)
-    else:
-        left_out = [not_comparable(*found) for found in differing_runs(runs)]
-    rows = []
+    runs, not_comparable = comparable_runs(runs, one_budget=log is None)
+    left_out, rows = list(not_comparable.values()), []
     for path, run in runs.items():
         try:
             rows += _summary_rows(path, run, allow_partial)
@@ -151,58 +144,6 @@ def same_weights(summary: pd.DataFrame) -> list[str]:
                 f"{', '.join(names)}; figures and statistics count each: keep one"
             )
     return sentences
-
-
-def differing_runs(runs: dict[Path, dict]) -> Iterator[tuple[Path, Path, str]]:
-    """Runs of one folder whose images, seed or budget differ, so that they cannot be compared.
-
-    Yields (run file, first run file of its folder, difference of their settings).
-    """
-    first: dict[tuple[Path, str], Path] = {}
-    key = compared_by(runs.values())
-    for path, run in runs.items():
-        other = first.setdefault((path.parent, key(run)), path)
-        difference = first_difference(runs[other]["settings"]["run"], run["settings"]["run"])
-        if difference:
-            yield path, other, difference
-
-
-def not_comparable(path: Path, other: Path, difference: str) -> str:
-    return (
-        f"{path}: not comparable with {other.name}, whose settings differ ({difference}); "
-        "evaluate one of them again with the settings of the other"
-    )
-
-
-def comparable_runs(runs: dict[Path, dict]) -> tuple[dict[Path, dict], list[str]]:
-    """(the runs of each folder that may share a table, a sentence about each other one).
-
-    Budgets and eps may differ, since every row of the summary names its own. Of the runs that
-    differ in anything else (images, head, seed, ...), those of the larger group stay.
-    """
-    groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
-    table = compared_by(runs.values())
-    for path, run in runs.items():
-        settings = {**run["settings"]["run"], **dict.fromkeys(BUDGET_OF_ROW)}
-        key = json.dumps(settings, sort_keys=True)
-        groups.setdefault((path.parent, table(run)), {}).setdefault(key, []).append(path)
-    kept: dict[Path, dict] = {}
-    problems = []
-    for of_table in groups.values():
-        largest = max(of_table.values(), key=len)  # of equal ones the first
-        kept |= {path: runs[path] for path in largest}
-        for group in of_table.values():
-            if group is not largest:
-                problems += [_other_settings(path, largest[0], runs) for path in group]
-    return kept, problems
-
-
-def _other_settings(path: Path, other: Path, runs: dict[Path, dict]) -> str:
-    settings, others = (
-        {name: value for name, value in run.items() if name not in BUDGET_OF_ROW}
-        for run in (runs[path]["settings"]["run"], runs[other]["settings"]["run"])
-    )
-    return not_comparable(path, other, first_difference(others, settings) or "")
 
 
 # ---- rows ----------------------------------------------------------------------------------------
