@@ -29,6 +29,7 @@ from alignment_security.plots.style import (
     legend_handles,
     model_styles,
     put_heading,
+    visible_style,
 )
 from alignment_security.records.comparable import corruption_settings, numbered
 
@@ -189,7 +190,8 @@ def draw_severities(table: pd.DataFrame, image_set: str) -> Figure:
 def draw_severity_lines(ax: Axes, part: pd.DataFrame, styles: dict[str, dict]) -> None:
     """A line per model, with its interval if models are few."""
     for model, points in part.groupby("model"):
-        ax.plot(points["severity"], 100 * points["accuracy"], clip_on=False, **styles[model])
+        style = visible_style(styles[model], len(points))
+        ax.plot(points["severity"], 100 * points["accuracy"], clip_on=False, **style)
         if len(styles) <= MAX_BANDS:
             band = {"color": styles[model]["color"], "alpha": 0.12, "linewidth": 0}
             ax.fill_between(points["severity"], 100 * points["low"], 100 * points["high"], **band)

@@ -30,6 +30,7 @@ from alignment_security.analysis.results import (
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
     FAMILY_COLOURS,
+    GREY,
     MAX_BANDS,
     MAX_NAMED,
     PAGE_WIDTH,
@@ -39,6 +40,7 @@ from alignment_security.plots.style import (
     model_styles,
     panels,
     radius_axis,
+    visible_style,
 )
 from alignment_security.records.comparable import (
     comparable_settings,
@@ -88,9 +90,23 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
 
 
 def draw_curves(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: str) -> None:
-    """A falling step function per model, with its interval if models are few."""
+    """A falling step function per model, with its interval if models are few.
+
+    A dot for a model without a norm, on the axis if it classifies no image correctly.
+    """
+    if not table["correct"].any():
+        reason = "no image is classified correctly"
+        ax.text(0.5, 0.5, reason, ha="center", color=GREY, transform=ax.transAxes)
     for model, part in table.groupby("model"):
-        ax.plot(part["eps"], 100 * part["accuracy"], drawstyle="steps-post", **styles[model])
+        style = visible_style(styles[model], len(part))
+        alone = len(part) == 1  # its dot is on the axis
+        ax.plot(
+            part["eps"],
+            100 * part["accuracy"],
+            drawstyle="steps-post",
+            clip_on=not alone,
+            **style,
+        )
         if len(styles) <= MAX_BANDS:
             ax.fill_between(
                 part["eps"],

@@ -62,6 +62,13 @@ Drawing = tuple[str, Figure | None, pd.DataFrame, str]
 # ---- models and radii ----------------------------------------------------------------------------
 
 
+def visible_style(style: dict[str, Any], points: int) -> dict[str, Any]:
+    """Keywords of a line of so many points: of a single one nothing shows but a marker."""
+    if points > 1:
+        return style
+    return {"markersize": 3, **style, "marker": style.get("marker") or "o", "markevery": None}
+
+
 def model_styles(models: set[str]) -> dict[str, dict]:
     """Keywords of each model's line: colour by family, marker and dashes by its place in it.
 

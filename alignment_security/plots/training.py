@@ -14,7 +14,14 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from alignment_security.analysis.results import Results
 from alignment_security.common.eps import format_eps
 from alignment_security.common.folders import glob_visible
-from alignment_security.plots.style import DARK, MARKERS, RADIUS_COLOURS, Drawing, panels
+from alignment_security.plots.style import (
+    DARK,
+    MARKERS,
+    RADIUS_COLOURS,
+    Drawing,
+    panels,
+    visible_style,
+)
 from alignment_security.records.training import read_training_log, read_training_run
 
 OBJECTIVE = ("objective", "form", "lambda_1", "lambda_2", "norm", "eps")
@@ -126,7 +133,7 @@ def draw_trainings(trainings: list[Training]) -> Figure:
         for name, rows in tables.items():
             draw_columns(ax, rows, columns, styles[name], 100 if "%" in label else 1)
         ax.set(xlabel="epoch", ylabel=label)
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         if label in LOSSES:
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter(PlainLogFormatter())
@@ -163,14 +170,15 @@ def training_styles(names: list[str]) -> dict[str, dict]:
 def draw_columns(
     ax: Axes, rows: pd.DataFrame, columns: dict[str, str], style: dict, factor: int
 ) -> None:
-    """A line for each column of a panel, over the rows that have a value.
+    """A line for each column of a panel, over the rows that have a value; a dot for a single one.
 
     factor   100 for shares that are drawn in percent
     """
     for column, images in columns.items():
         if has(rows, column):
             known = rows.dropna(subset=column)
-            ax.plot(known["epoch"], factor * known[column], **IMAGES[images] | style)
+            visible = visible_style(IMAGES[images] | style, len(known))
+            ax.plot(known["epoch"], factor * known[column], **visible)
 
 
 TRAIN = (

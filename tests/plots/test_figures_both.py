@@ -81,6 +81,17 @@ def test_linf_norms_are_read_from_their_own_column_and_protocols_are_panels(tmp_
     ]
 
 
+def test_a_model_without_a_right_answer_is_drawn_and_said(tmp_path):
+    make_norms(tmp_path, "resnet18", [None, None])
+    ((_, figure, _, _),) = accuracy_vs_norm(load_results(tmp_path))
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_marker() == "o" and not line.get_clip_on()
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "no image is classified correctly"
+    ]
+    plt.close(figure)
+
+
 def test_many_norms_become_quantiles(tmp_path):
     make_norms(tmp_path, "resnet18", list(np.linspace(0.001, 1, 500)))
     ((_, _, table, _),) = accuracy_vs_norm(load_results(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from readable import unreadable
@@ -108,6 +109,25 @@ def test_many_trainings_are_readable_on_a_two_column_page(tmp_path):
         ((_, figure, _, _),) = learning_curves(load_results(tmp_path))
         assert list(unreadable(figure)) == []
     plt.close(figure)
+
+
+@pytest.mark.parametrize("trainings", [1, 7])  # those beyond the colours have markers in places
+def test_a_training_of_one_epoch_is_drawn(tmp_path, trainings):
+    """A line of a single point shows nothing; the pixels of the panels are compared."""
+    first = "\n".join(LOG.splitlines()[:2]) + "\n"
+    for k in range(trainings):
+        make_training(tmp_path, f"net{k}", log=first)
+    ((_, figure, _, _),) = learning_curves(load_results(tmp_path))
+    line = figure.axes[0].get_lines()[-1]
+    shown = pixels(figure)
+    line.set_visible(False)
+    assert (pixels(figure) != shown).any()
+    plt.close(figure)
+
+
+def pixels(figure) -> np.ndarray:
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba()).copy()
 
 
 def test_every_training_looks_different():
