@@ -20,6 +20,8 @@ arguments=()
 [ ! -e arguments.txt ] || mapfile -t arguments < arguments.txt
 records=$(find "$results" -name '*.csv' | wc -l)
 echo "$(date -Is) $* on $HOSTNAME, GPU ${CUDA_VISIBLE_DEVICES:-none}, records so far: $records"
+# sweep_status shows the error of the last try
+echo "# $(date -Is) begin" >&2
 # if the GPU does not work, fail and try again elsewhere, instead of days on this CPU
 [ "$DEVICE" = cpu ] || "$PYTHON" -c "import torch; torch.zeros(1, device='$DEVICE')" || exit 1
 # exec: the program itself must get the SIGTERM of an eviction, not this shell

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import tarfile
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -33,6 +34,8 @@ STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = list(STAGED)
 STAGED_STATE, STAGED_FACTS = "model.safetensors", "weights.json"
 STAGED_HOME = "home"  # of a net that the code of its source loads
+# attributes that report_progress sets: images done, total, per hour
+PROGRESS = ("ChirpImagesDone", "ChirpImagesTotal", "ChirpImagesPerHour")
 STAGED_CONFIG = "config.json"  # of a net that timm reads from a folder or a hub repository
 
 # tarfile's own filter, which Python 3.11.0 to 3.11.3 lacks (Debian 12 has 3.11.2)
@@ -222,9 +225,12 @@ def report_progress(done: int, total: int, per_hour: float) -> None:
     """Report images done, total, and per hour (when known) as attributes of the HTCondor job.
 
     Uses HTCondor's Chirp; the attributes reach the event log and `sweep_status`. Does nothing
-    outside a job or without htchirp (requirements-htcondor.txt). A failed report never stops the
-    job.
+    outside a job or without htchirp (requirements-htcondor.txt). On SLURM it is a line of
+    PROGRESS_FILE, `progress TIME DONE/TOTAL/PER_HOUR`. A failed report never stops the job.
     """
+    if noted := os.environ.get("PROGRESS_FILE"):
+        with suppress(OSError), open(noted, "a", encoding="utf-8") as file:
+            file.write(f"progress {time.time():.0f} {done}/{total}/{per_hour:.2f}\n")
     if not os.environ.get("_CONDOR_CHIRP_CONFIG"):
         return
     attributes = {"ChirpImagesDone": str(done)}

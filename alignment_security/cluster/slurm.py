@@ -6,15 +6,18 @@ own results folder, which has to be on a disk that all nodes see.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.cluster.job import PROGRESS
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import UserError
 from alignment_security.common.text import text_lines
@@ -35,6 +38,9 @@ VARIABLES = {
 DEFAULT_TIME = "04:00:00"
 GO_ON = (CHECKPOINTED, 128 + signal.SIGTERM)  # exit statuses of a task that was told to stop
 MAX_TASKS = 200  # of an array at once
+# number, state and folder of the tasks in the queue
+SQUEUE = ["squeue", "--noheader", "--array", "--format=%K|%T|%Z"]
+SECONDS_OF_SILENCE = 3600.0  # a program that runs writes a line to its error file once a minute
 Event = tuple[str, float, Mapping]  # kind, seconds since the epoch, attributes
 GPU = re.compile(r"([A-Za-z0-9._:=-]+)@(\d+)")  # GRES@MB
 
@@ -120,12 +126,71 @@ def task_events(path: Path) -> list[Event]:
         if len(words) != 3:  # a line that a dying task left unfinished
             continue
         kind, now, value = words[0], float(words[1]), words[2]
-        if kind == "begin":
-            if events and events[-1][0] == "EXECUTE":
+        if kind == "progress":
+            values = dict(zip(PROGRESS, value.split("/")))
+            events.append(("JOB_AD_INFORMATION", now, values))
+        elif kind == "begin":
+            if is_begun(events):
                 events.append(("JOB_EVICTED", now, {}))
             events.append(("EXECUTE", now, {}))
-        elif int(value) in GO_ON:
+        elif int(value) in GO_ON or kind == "stopped" and int(value):
             events.append(("JOB_EVICTED", now, {"TerminatedAndRequeued": 1, "ReturnValue": value}))
         else:
             events.append(("JOB_TERMINATED", now, {"ReturnValue": int(value)}))
     return events
+
+
+def is_begun(events: Sequence[Event]) -> bool:
+    """Whether the last of these tasks noted no end."""
+    kinds = [kind for kind, _, _ in events if kind != "JOB_AD_INFORMATION"]
+    return kinds[-1:] == ["EXECUTE"]
+
+
+# ---- what SLURM says -----------------------------------------------------------------------------
+
+
+def tasks_in_queue(sweep: Path) -> dict[int, str] | None:
+    """Number of a task -> its state for SLURM, e.g. PENDING; None where squeue cannot be asked.
+
+    A task is of this sweep if it was submitted in its folder.
+    """
+    try:
+        done = subprocess.run(SQUEUE, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    tasks = [line.split("|", 2) for line in done.stdout.splitlines()]
+    folder = os.path.realpath(sweep)
+    return {
+        int(number): state
+        for number, state, submitted_in in tasks
+        if number.isdigit() and os.path.realpath(submitted_in) == folder
+    }
+
+
+def queue_events(
+    events: Sequence[Event], state: str | None, sign: float, now: float
+) -> list[Event]:
+    """What SLURM knows about a task, as events after those that it noted.
+
+    state   in the queue; "" if it is not there, None if nobody could be asked
+    sign    when the task last wrote something
+    """
+    begun, kind = is_begun(events), events[-1][0] if events else ""
+    if state is None:
+        return [("SILENT", sign, {})] if begun and now - sign > SECONDS_OF_SILENCE else []
+    if state == "PENDING":
+        return [("JOB_EVICTED", sign, {})] if begun else [("SUBMIT", now, {})]
+    if state == "" and begun:
+        reason = "ended without a word (killed, out of memory, or its node was lost)"
+    elif state == "" and kind == "JOB_EVICTED":
+        reason = "stopped (cancelled?)"
+    else:
+        return []
+    reason += "; not in SLURM's queue, submit it again"
+    return [("JOB_ABORTED", sign, {"Reason": reason})]
+
+
+def last_sign(noted: Path) -> float:
+    """When a task last wrote something; `noted` is its file of notes."""
+    files = [noted.with_suffix(ending) for ending in (".slurm", ".err", ".out")]
+    return max(file.stat().st_mtime for file in files if file.is_file())

@@ -6,153 +6,40 @@ State of a model:
     running   with images per hour and time left, as the job last reported
     idle      in the queue
     held      with HTCondor's reason
-    failed    with the last line of its error file
-    waiting   not in the queue: not yet submitted, or removed
+    failed    with the first error of its last try
+    waiting   not in the queue: not yet submitted, removed, or killed
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.cluster.events import (
+    SECONDS_PER_HOUR,
+    CondorJob,
+    StatusError,
+    follow_events,
+    read_events,
+)
+from alignment_security.cluster.notes import date_text, reason_of_failure, shortened
 from alignment_security.cluster.queue import statuses_of_models
-from alignment_security.cluster.slurm import Event, task_events
-from alignment_security.common.files import UserError, write_atomic
+from alignment_security.cluster.slurm import (
+    Event,
+    last_sign,
+    queue_events,
+    task_events,
+    tasks_in_queue,
+)
+from alignment_security.common.files import write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.text import last_line, text_lines
+from alignment_security.common.text import text_lines
 from alignment_security.records.names import without_weights
 from alignment_security.records.record import readable_run_files
 
 STATES = ["done", "running", "idle", "held", "failed", "waiting"]
-# attributes that cluster.job.report_progress sets
-PROGRESS = ("ChirpImagesDone", "ChirpImagesTotal", "ChirpImagesPerHour")
-# events that are read; the others say nothing about the state
-EVENT_KINDS = {
-    "SUBMIT",
-    "EXECUTE",
-    "JOB_EVICTED",
-    "SHADOW_EXCEPTION",
-    "JOB_RECONNECT_FAILED",
-    "JOB_HELD",
-    "JOB_RELEASED",
-    "JOB_ABORTED",
-    "JOB_TERMINATED",
-    "JOB_AD_INFORMATION",
-}
-NOTE_WIDTH = 150  # characters
-SECONDS_PER_HOUR = 3600
-
-
-class StatusError(UserError):
-    """A folder without a sweep, an unreadable event log, or HTCondor's package is missing."""
-
-
-@dataclass
-class CondorJob:
-    """What the event log of one model says. Times are seconds since the epoch."""
-
-    state: str = "waiting"
-    note: str = ""
-    started: float | None = None  # of the present run
-    seconds: float = 0.0  # on a GPU, in earlier runs
-    evictions: int = 0
-    done: float | None = None  # images, as last reported
-    total: float | None = None
-    per_hour: float | None = None
-    reported_at: float | None = None
-
-    def stop(self, now: float) -> None:
-        """Add the present run, if there is one, to `seconds`."""
-        if self.started is not None:
-            self.seconds += now - self.started
-            self.started = None
-
-    def gpu_hours(self, now: float) -> float:
-        """Hours on a GPU until now, in all runs."""
-        running = now - self.started if self.started is not None else 0
-        return (self.seconds + running) / SECONDS_PER_HOUR
-
-    def hours_left(self, now: float) -> float | None:
-        """Hours until all images are done at the reported rate; None before the first report."""
-        if not self.total or not self.per_hour:
-            return None
-        hours = (self.total - (self.done or 0)) / self.per_hour
-        if self.state == "running" and self.reported_at:
-            hours -= (now - self.reported_at) / SECONDS_PER_HOUR
-        return max(0.0, hours)
-
-
-# ---- event logs ----------------------------------------------------------------------------------
-
-
-def read_events(path: Path) -> list[Event]:
-    """The complete events of EVENT_KINDS in a log.
-
-    Raises StatusError when the file is no event log, or when htcondor is not installed.
-    """
-    try:
-        import htcondor2
-    except ImportError as error:
-        raise StatusError(
-            f"{path}: reading event logs needs htcondor, which cannot be imported ({error}); "
-            "`pip install -r requirements-htcondor.txt`"
-        ) from None
-    try:
-        return [
-            (event.type.name, float(event.timestamp), event)
-            for event in htcondor2.JobEventLog(str(path)).events(stop_after=0)
-            if event.type.name in EVENT_KINDS
-        ]
-    except (htcondor2.HTCondorException, OSError) as error:
-        raise StatusError(f"{path}: not an event log of HTCondor ({error})") from None
-
-
-def follow_events(events: Iterable[Event]) -> CondorJob:
-    """The state of a model after these events.
-
-    After several submissions it is the state of the last job; GPU time is summed over all.
-    """
-    job = CondorJob()
-    for kind, now, event in events:
-        if kind == "SUBMIT":
-            job.state, job.note = "idle", ""
-        elif kind == "EXECUTE":
-            job.state, job.note, job.started = "running", "", now
-        elif kind == "JOB_EVICTED" and event.get("TerminatedAndRequeued"):
-            job.stop(now)
-            job.state, job.note = "idle", f"{exit_text(event)}, to be tried again"
-        elif kind in ("JOB_EVICTED", "SHADOW_EXCEPTION"):
-            job.stop(now)
-            job.state, job.evictions = "idle", job.evictions + 1
-        elif kind == "JOB_HELD":
-            job.stop(now)
-            job.state, job.note = "held", str(event.get("HoldReason", ""))
-        elif kind == "JOB_RELEASED":
-            job.state, job.note = "idle", ""
-        elif kind == "JOB_ABORTED":
-            job.stop(now)
-            job.state, job.note = "waiting", str(event.get("Reason", "removed"))
-        elif kind == "JOB_TERMINATED":
-            # with exit status 0 too: model_status asks the run file whether it is done
-            job.stop(now)
-            job.state, job.note = "failed", exit_text(event)
-        elif kind == "JOB_AD_INFORMATION" and PROGRESS[1] in event:
-            job.done, job.total, job.per_hour = (float(event.get(name) or 0) for name in PROGRESS)
-            job.reported_at = now
-    return job
-
-
-def exit_text(event: Mapping) -> str:
-    """How a job ended; empty for exit status 0."""
-    if not event.get("TerminatedNormally", True):
-        return f"killed by signal {event.get('TerminatedBySignal', '?')}"
-    status = event.get("ReturnValue")
-    return "" if status == 0 else f"exit status {status}"
-
 
 # ---- a sweep -------------------------------------------------------------------------------------
 
@@ -181,14 +68,14 @@ def run_files(sweep: Path) -> dict[str, list[dict]]:
 
 
 def model_status(
-    sweep: Path, name: str, slug: str, runs: list[dict], in_study: str, now: float
+    name: str, events: list[Event], error_file: Path, runs: list[dict], in_study: str, now: float
 ) -> dict:
     """A row of the table that `status_table` returns.
 
     runs       run files of the model's records, as far as they came back
     in_study   its status in a study: a threat that was not begun has no run file
     """
-    job = follow_events(events_of(sweep, slug))
+    job = follow_events(events)
     row = {
         "model": name,
         "state": job.state,
@@ -205,17 +92,23 @@ def model_status(
     if is_done and ended_cleanly:
         return row | _done_columns(runs)
     if job.state == "failed":
-        return row | {"note": _failure_note(sweep, slug, job, runs)}
+        return row | {"note": _failure_note(error_file, job, runs)}
     return row | {"left": job.hours_left(now)}
 
 
-def events_of(sweep: Path, slug: str) -> list[Event]:
-    """The events of a model on HTCondor, else on SLURM; [] for a model that was never submitted."""
-    log = sweep / "logs" / f"{slug}.log"
+def events_of(log: Path, in_queue: str | None, now: float) -> list[Event]:
+    """The events of a model on HTCondor, else on SLURM; [] for a model that was never submitted.
+
+    log        of HTCondor; the notes of SLURM's tasks are beside it
+    in_queue   state of the model's task for SLURM (`slurm.queue_events`)
+    """
     if log.is_file():
         return read_events(log)
-    noted = log.with_name(f"{slug}.slurm")
-    return task_events(noted) if noted.is_file() else []
+    noted = log.with_suffix(".slurm")
+    if not noted.is_file():
+        return queue_events([], in_queue, now, now)
+    events = task_events(noted)
+    return events + queue_events(events, in_queue, last_sign(noted), now)
 
 
 def _done_columns(runs: list[dict]) -> dict:
@@ -232,11 +125,11 @@ def _done_columns(runs: list[dict]) -> dict:
     }
 
 
-def _failure_note(sweep: Path, slug: str, job: CondorJob, runs: list[dict]) -> str:
-    """How a failed job ended, and the last line of its error file or the error of its run file."""
+def _failure_note(error_file: Path, job: CondorJob, runs: list[dict]) -> str:
+    """How a failed job ended, and the reason in its error file or the error of its run file."""
     ending = job.note or "no finished record"
     error_in_run = next((str(run["error"]) for run in runs if run.get("error")), "")
-    reason = last_line(sweep / "logs" / f"{slug}.err") or error_in_run
+    reason = reason_of_failure(error_file) or error_in_run
     return f"{ending}: {reason}" if reason else ending
 
 
@@ -250,10 +143,14 @@ def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
     runs, in_study = run_files(sweep), statuses_of_models(sweep / "results")
     if now is None:
         now = time.time()
-    rows = [
-        model_status(sweep, name, slug, runs.get(name, []), in_study.get(slug, "done"), now)
-        for name, slug in sweep_models(sweep)
-    ]
+    in_queue = tasks_in_queue(sweep)
+    rows = []
+    for number, (name, slug) in enumerate(sweep_models(sweep), start=1):
+        log = sweep / "logs" / f"{slug}.log"
+        state = None if in_queue is None else in_queue.get(number, "")
+        events = events_of(log, state, now)
+        of_model = (runs.get(name, []), in_study.get(slug, "done"))
+        rows.append(model_status(name, events, log.with_suffix(".err"), *of_model, now))
     numbers = ("done", "total", "per_hour", "left", "used")
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
 
@@ -302,7 +199,10 @@ def status_text(table: pd.DataFrame) -> str:
             "left h:mm": [hours_text(hours) for hours in time_left],
             "GPU h:mm": [hours_text(hours) for hours in table["used"]],
             "evicted": [str(count or "") for count in table["evictions"]],
-            "note": ["  " + " ".join(note.split())[:NOTE_WIDTH] for note in table["note"]],
+            "note": [
+                "  " + shortened(note, keep_end=state == "held")
+                for note, state in zip(table["note"], table["state"])
+            ],
         }
     )
     order = table["state"].map(STATES.index).sort_values(kind="stable").index
@@ -325,7 +225,7 @@ def _sums_text(table: pd.DataFrame) -> str:
 def print_status(sweep: Path, out: Path | None = None) -> pd.DataFrame:
     """Print the status of a sweep, and write it to the file `out` if one is given."""
     table = status_table(sweep)
-    text = status_text(table)
+    text = f"{date_text(time.time())}\n{status_text(table)}"
     print(text, end="")
     if out:
         write_atomic(out, text)

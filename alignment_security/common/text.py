@@ -56,13 +56,18 @@ def text_lines(path: str | Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def last_line(path: str | Path) -> str:
-    """The last line of a log that says something, whatever its encoding; "" for none, or no log."""
+def lines_that_say_something(path: str | Path) -> list[str]:
+    """The lines of a log that are not blank, whatever its encoding; none where there is no log."""
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
-        return ""
-    return next((line for line in reversed(lines) if line.strip()), "")
+        return []
+    return [line for line in lines if line.strip()]
+
+
+def last_line(path: str | Path) -> str:
+    """The last line of a log that says something; "" for none, or no log."""
+    return next(reversed(lines_that_say_something(path)), "")
 
 
 def printable_name(path: str | PurePath) -> str:

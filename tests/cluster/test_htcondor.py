@@ -25,9 +25,10 @@ from stand_in_plugins import write_package
 
 import evaluate_robustness
 import training
+from alignment_security.cluster.events import follow_events, read_events
 from alignment_security.cluster.job import STAGED_TABLE
 from alignment_security.cluster.prestage import prestage
-from alignment_security.cluster.status import follow_events, read_events, status_table
+from alignment_security.cluster.status import status_table
 from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import (
     CODE_FILE,

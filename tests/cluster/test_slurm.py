@@ -6,6 +6,7 @@ Not tested: containers, GPUs (`--gres` is only written), accounting.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ import pandas as pd
 import pytest
 
 import evaluate_robustness
-from alignment_security.cluster.job import STAGED_TABLE
+from alignment_security.cluster.events import follow_events
+from alignment_security.cluster.job import STAGED_TABLE, report_progress
 from alignment_security.cluster.prestage import prestage
 from alignment_security.cluster.slurm import (
     TEMPLATE_FILE,
@@ -26,7 +28,7 @@ from alignment_security.cluster.slurm import (
     slurm_settings_text,
     task_events,
 )
-from alignment_security.cluster.status import follow_events, status_table
+from alignment_security.cluster.status import status_table
 from alignment_security.cluster.studies import read_study
 from alignment_security.cluster.sweep import TEMPLATES, make_sweep
 from alignment_security.cluster.sweep_settings import DEFAULTS
@@ -77,6 +79,8 @@ def test_ranges_and_kinds():
         ("begin 0 1\nbegin 3600 1\n", "running", "", 1, 2.0),
         ("begin 0 1\nend 3600 2\n", "failed", "exit status 2", 0, 1.0),
         ("begin 0 1\nend 3600 0\nbeg", "failed", "", 0, 1.0),
+        ("begin 0 1\nstopped 3600 1\n", "idle", "exit status 1, to be tried again", 0, 1.0),
+        ("begin 0 1\nstopped 3600 0\n", "failed", "", 0, 1.0),
     ],
 )
 def test_states_of_tasks(tmp_path, text, state, note, evictions, hours):
@@ -86,12 +90,63 @@ def test_states_of_tasks(tmp_path, text, state, note, evictions, hours):
     assert found == (state, note, evictions, hours)
 
 
-def test_a_task_is_tried_again_so_often_in_each_submission(tmp_path):
-    """The batch file without a cluster: a stand-in of scontrol notes what is queued again."""
+@pytest.mark.parametrize(
+    "text, in_queue, state, note, hours",
+    [
+        ("", "PENDING", "idle", "", 0.0),
+        ("", "", "waiting", "", 0.0),
+        ("begin 0 1\n", "RUNNING", "running", "", 2.0),
+        ("begin 0 1\n", "PENDING", "idle", "", 0.5),  # its node was lost
+        ("begin 0 1\n", "", "waiting", "ended without a word", 0.5),
+        ("begin 0 1\n", None, "running", "no sign since 1970-01-01 00:30 UTC", 0.5),
+        ("begin 0 1\nprogress 60 1/4/9\n", "", "waiting", "ended without a word", 0.5),
+        ("begin 0 1\nend 900 85\n", "PENDING", "idle", "", 0.25),
+        ("begin 0 1\nstopped 900 85\n", "", "waiting", "cancelled", 0.25),
+        ("begin 0 1\nstopped 900 85\n", None, "idle", "exit status 85, to be tried", 0.25),
+        ("begin 0 1\nend 900 1\n", "PENDING", "idle", "", 0.25),
+        ("begin 0 1\nend 900 1\n", "", "failed", "exit status 1", 0.25),
+    ],
+)
+def test_states_that_slurm_knows(tmp_path, monkeypatch, text, in_queue, state, note, hours):
+    """A stand-in of squeue, or none; what was written last is of 00:30, now is 02:00."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "models.txt").write_text("other, other, 1\nnet.v1, net.v1, 1\n")
+    if text:
+        (tmp_path / "logs/net.v1.slurm").write_text(text)
+        os.utime(tmp_path / "logs/net.v1.slurm", (1800, 1800))
+    squeue = tmp_path / "bin/squeue"
+    squeue.parent.mkdir()
+    if in_queue is not None:
+        lines = ["2|FAILED|/elsewhere", "N/A|RUNNING|/a|b"]
+        lines += [f"2|{in_queue}|{tmp_path}"] if in_queue else []
+        squeue.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
+        squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(squeue.parent))
+    (row,) = status_table(tmp_path, now=7200).to_dict("records")[1:]
+    assert (row["state"], row["used"]) == (state, hours)
+    assert note in row["note"] and bool(note) == bool(row["note"])
+    assert row["evictions"] == ((text, in_queue) == ("begin 0 1\n", "PENDING"))
+
+
+def test_progress_of_a_task(tmp_path, monkeypatch):
+    """The program notes it, also of a threat that begins anew."""
+    noted = tmp_path / "net.slurm"
+    noted.write_text("begin 0 1\n")
+    monkeypatch.setenv("PROGRESS_FILE", str(noted))
+    for done, rate in ((0, 0.0), (30, 123.456)):
+        report_progress(done, 100, rate)
+    job = follow_events(task_events(noted))
+    assert (job.state, job.done, job.total, job.per_hour) == ("running", 30, 100, 123.46)
+    monkeypatch.setenv("PROGRESS_FILE", str(tmp_path / "none/net.slurm"))
+    report_progress(1, 2, 3.0)  # it cannot be written: nothing happens
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """The batch file without a cluster, in tmp_path: a stand-in of scontrol notes into `queued`."""
     settings = {"use_container": "false", "retries": "1"}
     (tmp_path / "slurm_settings.sh").write_text(slurm_settings_text(settings))
     (tmp_path / "models.txt").write_text("a, a, 1\nlab/b:1, lab--b, 1\n")
-    (tmp_path / "job.sh").write_text('echo "$@"; exit "$STATUS"\n')
     for name in ("code.tar.gz", "arguments.txt"):
         (tmp_path / name).touch()
     for name in ("logs", "tmp", "bin"):
@@ -99,16 +154,32 @@ def test_a_task_is_tried_again_so_often_in_each_submission(tmp_path):
     (tmp_path / "bin/scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/queued\n')
     (tmp_path / "bin/scontrol").chmod(0o755)
 
-    def is_queued_again(job: int, status: int) -> bool:
-        """After a try of the second model that ends with this status."""
+    def start(job: int, program: str) -> subprocess.Popen:
+        """A try of the second model with these lines in the place of job.sh."""
+        (tmp_path / "job.sh").write_text(program)
         (tmp_path / "queued").write_text("")
         numbers = {"SLURM_JOB_ID": job, "SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": 2}
-        environment = {name: str(number) for name, number in (numbers | {"STATUS": status}).items()}
+        environment = {name: str(number) for name, number in numbers.items()}
         environment |= {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_TMPDIR": str(tmp_path / "tmp")}
         environment["PATH"] = f"{tmp_path}/bin:{os.environ['PATH']}"
-        task = subprocess.run(["bash", TEMPLATES / TEMPLATE_FILE], env=environment)
-        again = (tmp_path / "queued").read_text() == f"requeue {job}_2\n"
-        assert task.returncode == (0 if again else status)
+        batch_file = tmp_path / "sweep.sbatch"
+        text = (TEMPLATES / TEMPLATE_FILE).read_text()
+        batch_file.write_text(text.replace("LATE=100 ", "LATE=2 "))
+        return subprocess.Popen(["bash", batch_file], env=environment)
+
+    return start
+
+
+def is_requeued(folder: Path, job: int) -> bool:
+    return (folder / "queued").read_text() == f"requeue {job}_2\n"
+
+
+def test_a_task_is_tried_again_so_often_in_each_submission(tmp_path, batch):
+    def is_queued_again(job: int, status: int) -> bool:
+        """After a try that ends with this status."""
+        returned = batch(job, f'echo "$@"; exit {status}\n').wait()
+        again = is_requeued(tmp_path, job)
+        assert returned == (0 if again else status)
         return again
 
     assert [is_queued_again(7, status) for status in (85, 1, 85, 1)] == [True, True, True, False]
@@ -116,6 +187,34 @@ def test_a_task_is_tried_again_so_often_in_each_submission(tmp_path):
     assert not is_queued_again(8, 2) and not is_queued_again(9, 0)
     assert (tmp_path / "logs/lab--b.out").read_text().count("--model_name lab/b:1\n") == 8
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    "signals, goes_on",
+    [
+        (["TERM"], False),  # scancel, or a preemption: SLURM itself queues it again
+        (["USR1"], True),  # before the end of the time
+        (["USR1", "TERM"], False),  # scancel just before the end of the time
+        (["USR1", "late", "TERM"], True),  # the end of the time
+    ],
+)
+def test_a_stopped_task_is_queued_again_unless_slurm_decides(tmp_path, batch, signals, goes_on):
+    """The program ends with 85, a moment after the last signal."""
+    program = "trap 'touch asked' TERM\necho > ready\n"
+    program += f"while [ ! -e {tmp_path}/end ]; do sleep 0.05; done\n[ -e asked ]; exit 85\n"
+    task = batch(7, program)
+    wait(lambda: list(tmp_path.glob("tmp/*/ready")))
+    for name in signals:
+        if name == "late":
+            time.sleep(2.5)
+        else:
+            os.kill(task.pid, getattr(signal, f"SIG{name}"))
+            time.sleep(0.2)
+    (tmp_path / "end").touch()
+    assert task.wait() == (0 if goes_on else 85)
+    assert is_requeued(tmp_path, 7) == goes_on
+    words = (tmp_path / "logs/lab--b.slurm").read_text().split()
+    assert words[3::2] == ["end" if goes_on else "stopped", "85"]
 
 
 # ---- a real cluster ------------------------------------------------------------------------------
@@ -208,3 +307,22 @@ def test_a_wrong_request_is_tried_once_and_a_damaged_tar_twice(sweep, tmp_path):
     assert list(table["state"]) == ["failed", "failed"]
     assert "exit status 2: error: -s 5000 6000" in table["note"]["net"]
     assert "exit status 1" in table["note"]["bad"] and "its sha256 is" in table["note"]["bad"]
+
+
+@on_cluster
+def test_a_preempted_task_goes_on_and_a_cancelled_one_does_not(sweep):
+    """Both get SIGTERM; SLURM queues the first one again."""
+    folder = sweep(["net"], "L2 --protocol fmn --steps 20000", chunk_seconds="3600")
+    array = submit(folder)
+    noted = folder / "logs/net.slurm"
+    wait(lambda: is_attacked(folder, "net"))
+    slurm("sbatch", "--partition=urgent", "--cpus-per-task=2", "--output=/dev/null", "--wrap=true")
+    wait(lambda: noted.read_text().count("begin") == 2)
+    assert noted.read_text().count("stopped") == 1
+    slurm("scancel", array)
+    wait(lambda: not slurm("squeue", "--noheader", "--jobs", array))
+    time.sleep(5)  # a task that was queued again would have begun
+    assert not slurm("squeue", "--noheader", "--states=all", "--jobs", array).count("PENDING")
+    assert noted.read_text().count("begin") == noted.read_text().count("stopped") == 2
+    (row,) = status_table(folder).to_dict("records")
+    assert row["state"] == "waiting" and "cancelled" in row["note"]

@@ -31,8 +31,10 @@ from alignment_security.cluster.arguments import (
     SweepError,
     images_of_another_set,
 )
+from alignment_security.cluster.events import StatusError
 from alignment_security.cluster.gpu_memory import MARGIN, gpu_memory_mb, kept_for_backward
 from alignment_security.cluster.job import (
+    PROGRESS,
     STAGED_FACTS,
     STAGED_STATE,
     STAGED_TABLE,
@@ -43,6 +45,7 @@ from alignment_security.cluster.job import (
     staged_folder,
     unpack,
 )
+from alignment_security.cluster.notes import NOTE_WIDTH, shortened
 from alignment_security.cluster.prestage import (
     add_to_staged,
     pack_images,
@@ -50,9 +53,8 @@ from alignment_security.cluster.prestage import (
 )
 from alignment_security.cluster.slurm import VARIABLES
 from alignment_security.cluster.status import (
-    PROGRESS,
-    StatusError,
     hours_text,
+    print_status,
     status_table,
     status_text,
 )
@@ -1072,6 +1074,7 @@ HELD = (
     "012 (012.000.000) {t} Job was held.\n"
     "\tTransfer input files failure: net.tar is not there\n\tCode 13 Subcode 2\n...\n"
 )
+REMOVED = "009 (012.000.000) {t} Job was aborted.\n\tvia condor_rm\n...\n"
 RELEASED = "013 (012.000.000) {t} Job was released.\n\tvia condor_release\n...\n"
 ENDED = f"{RUN_USAGE}{TOTAL_USAGE}{RUN_BYTES}{TOTAL_BYTES}...\n"
 TERMINATED = (
@@ -1117,7 +1120,35 @@ LOGS = {  # model -> (log, error file, state, hours used at hour 10, note)
         "",
         "held",
         0,
+        "job 12: Transfer input files failure: net.tar is not there",
+    ),
+    "never began": (
+        log_of((0, SUBMIT), (1, EVICTED), (1, HELD), (2, RELEASED), (3, EVICTED), (3, HELD)),
+        "",
+        "held",
+        0,
         "net.tar is not there",
+    ),
+    "held later": (
+        log_of((0, SUBMIT), (1, EXECUTE), (2, EVICTED), (3, HELD)),
+        "",
+        "held",
+        1,
+        "net.tar is not there",
+    ),
+    "removed": (
+        log_of((0, SUBMIT), (1, EXECUTE), (3, EVICTED), (3, REMOVED)),
+        "",
+        "waiting",
+        2,
+        "via condor_rm",
+    ),
+    "study": (
+        log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1})),
+        "# 1 begin\nerror: old\n# 2 begin\n\nerror: net.tar: damaged\nerror: b\n0 of 3 evaluated\n",
+        "failed",
+        1,
+        "exit status 1: error: net.tar: damaged",
     ),
     "failed": (
         log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1})),
@@ -1183,7 +1214,8 @@ def test_status_table_of_every_kind_of_model(swept):
         )
         assert note in table["note"][name] if note else table["note"][name] == ""
     running = table.loc["running"]
-    assert (running["done"], running["total"], running["evictions"]) == (40, 100, 1)
+    assert (running["done"], running["total"]) == (40, 100)
+    assert table["evictions"].to_dict() == dict.fromkeys(LOGS, 0) | {"running": 1, "held later": 1}
     assert running["left"] == pytest.approx(60 / 40 - 1)  # reported an hour ago
     assert table["per_hour"]["done"] == pytest.approx(3600) and table["done"]["done"] == 2
 
@@ -1191,15 +1223,38 @@ def test_status_table_of_every_kind_of_model(swept):
 def test_status_text_and_its_sums(swept):
     table = status_table(swept, now=1_700_000_000 + 36_000)
     text = status_text(table)
-    assert "10 models: 1 done, 2 running, 2 idle, 1 held, 3 failed, 1 waiting\n" in text
-    # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, held, torn and
-    # nothing
-    assert "GPU hours (h:mm): 20:00 used, 10:30 still expected\n" in text
+    assert "14 models: 1 done, 2 running, 2 idle, 3 held, 4 failed, 2 waiting\n" in text
+    # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, the held,
+    # torn, nothing and removed
+    assert "GPU hours (h:mm): 24:00 used, 16:30 still expected\n" in text
     assert (
         re.search(r"running\s+running\s+40/100\s+40\s+0:30\s+8:00\s+1", text)
         and "RuntimeError: no luck" in text
     )
     assert max(map(len, text.splitlines())) < 250
+
+
+def test_a_note_of_a_hold_keeps_the_name_of_the_file():
+    """HTCondor's text, which names the file last; a failure's names it first."""
+    reason = (
+        "Transfer input files failure at execution point slot1_2@vm using protocol osdf. Details: "
+        "Error from slot1_2@vm: Failed to transfer files: FILETRANSFER:1:non-zero exit (1) from "
+        "/usr/libexec/condor/stash_plugin. |Error: not found ( URL file = "
+        "osdf:///chtc/staging/me/net.tar )|"
+    )
+    held = shortened(f"job 12: {reason}", keep_end=True)
+    assert len(held) == NOTE_WIDTH and held.startswith("job 12: Transfer input files failure")
+    assert held.endswith("URL file = osdf:///chtc/staging/me/net.tar )|")
+    assert shortened(f"net.tar: {reason}", keep_end=False).startswith("net.tar: ")
+    assert shortened("a\n  b", keep_end=True) == "a b"
+
+
+def test_a_printed_status_has_its_date(swept, capsys):
+    """Else the report of an earlier DAG looks like the present one's."""
+    print_status(swept, swept / "report.txt")
+    text = (swept / "report.txt").read_text()
+    assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC\nmodel ", text)
+    assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize(
