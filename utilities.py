@@ -271,21 +271,22 @@ def add_study_commands(commands) -> None:
     study.set_defaults(run=run_study_command)
 
 
-def check_job_arguments(study: Study | None, arguments: list[str]) -> list[str]:
-    """Refuse what every job would refuse; where torch is missing, say that it is not checked.
-
-    Returns the names of the image sets that are asked for.
-    """
+def check_job_arguments(study: Study | None, arguments: list[str]) -> None:
+    """Refuse what every job would refuse; where torch is missing, say what is not checked."""
     try:
         from alignment_security.evaluation.options import parse_args
         from alignment_security.evaluation.study import study_requests
     except ModuleNotFoundError as missing:
-        print(f"the jobs' arguments are not checked: no {missing.name} here", file=sys.stderr)
-        return []
+        print(
+            f"of the jobs' arguments, threats, --dataset and --eps alone are checked: no "
+            f"{missing.name} here",
+            file=sys.stderr,
+        )
+        return
     if study is None:
-        return [parse_args(["--model_name", "NAME", *arguments]).dataset]
-    requests = study_requests(study, WantedModel("NAME", "NAME"), arguments)
-    return [request.dataset for request in requests]
+        parse_args(["--model_name", "NAME", *arguments])
+    else:
+        study_requests(study, WantedModel("NAME", "NAME"), arguments)
 
 
 # ---- command line --------------------------------------------------------------------------------

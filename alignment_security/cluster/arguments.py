@@ -1,15 +1,21 @@
 """What the jobs of a sweep are asked, checked before 300 jobs refuse it one by one.
 
-Options and threats are checked by the parser of evaluate_robustness.py, which needs torch.
+The parser of evaluate_robustness.py checks all options, and needs torch. What is here needs none:
+threats, image sets and eps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 from alignment_security.cluster.studies import COMMAND_OPTIONS, Study
+from alignment_security.common.command_line import Parser
+from alignment_security.common.eps import parse_eps, parse_radius
 from alignment_security.common.files import UserError
 
+THREATS = frozenset(["clean", "corruptions", "saliency", "Linf", "L2", "L1"])
 # image sets that are in the folder of the first, and all that a tar may be called as
 VALIDATION_SETS = frozenset(["imagenet-val", "big12", "robustbench", "attackbench"])
 KNOWN_SETS = VALIDATION_SETS | frozenset(
@@ -34,19 +40,64 @@ def check_arguments(arguments: list[str], study: Study | None = None) -> None:
         )
 
 
-def check_images(datasets: Iterable[str], images: str | None, arguments: Sequence[str]) -> None:
-    """Raise SweepError for an image set that the jobs would not find, or another one's tar.
+def check_requests(study: Study | None, arguments: Sequence[str], images: str | None) -> None:
+    """Raise SweepError for threats, image sets and eps that every job would refuse.
 
-    datasets    of the requests; images: the tar that every job gets
+    arguments   of every job, after the words of a line of the study
+    images      the tar that every job gets
     """
-    for name in datasets:
-        if images and images_of_another_set(images, name):
-            raise SweepError(f"--images {images}: not the images of --dataset {name}")
-        if not images and name != "sample" and "--data_dir" not in arguments:
-            raise SweepError(
-                f"--dataset {name}: the jobs need its images; prestage them and give --images TAR, "
-                "or, after --, a --data_dir that the workers see"
-            )
+    if study is None:
+        check_request(arguments, images)
+        return
+    if threats := known_words(arguments).threats:
+        raise SweepError(f"--study and {threats[0]}: a study has its own threats; leave out one")
+    for line in study.threats:
+        try:
+            check_request([*line.words, *arguments], images)
+        except SweepError as error:
+            raise study.error(line, str(error)) from None
+
+
+def check_request(words: Sequence[str], images: str | None) -> None:
+    """Raise SweepError for other than one threat, an eps that is none, and see check_images."""
+    request = known_words(words)
+    if len(request.threats) != 1:
+        near = [name for word in words for name in get_close_matches(word, THREATS, n=1)]
+        hint = f"; {near[0]}?" if near and not request.threats else ""
+        raise SweepError(
+            f"{' '.join(words)}: has to name one threat of {', '.join(sorted(THREATS))}{hint}"
+        )
+    try:
+        for eps in request.eps:
+            (parse_eps if request.threats == ["Linf"] else parse_radius)(eps)
+    except ValueError as error:
+        raise SweepError(f"--eps: {error}") from None
+    check_images(request, images)
+
+
+def known_words(words: Sequence[str]) -> Namespace:
+    """What is checked here, as texts: dataset, data_dir, eps and threats."""
+    parser = Parser(prog="evaluate_robustness.py", add_help=False)
+    parser.add_argument("--dataset", default="sample")
+    parser.add_argument("--data_dir")
+    parser.add_argument("--eps", nargs="+", default=[])
+    request, others = parser.parse_known_args(words)
+    # a threat after --eps is no value of it
+    request.threats = [word for word in (*request.eps, *others) if word in THREATS]
+    request.eps = [word for word in request.eps if word not in THREATS]
+    return request
+
+
+def check_images(request: Namespace, images: str | None) -> None:
+    """Raise SweepError for an image set that the jobs would not find, or another one's tar."""
+    name = request.dataset
+    if images and images_of_another_set(images, name):
+        raise SweepError(f"--images {images}: not the images of --dataset {name}")
+    if not images and name != "sample" and not request.data_dir:
+        raise SweepError(
+            f"--dataset {name}: the jobs need its images; prestage them and give --images TAR, "
+            "or, after --, a --data_dir that the workers see"
+        )
 
 
 def images_of_another_set(tar: str, name: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from alignment_security.cluster.arguments import check_images
+from alignment_security.cluster.arguments import check_requests
 from alignment_security.cluster.status import print_status
 from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import make_sweep, staged_names
@@ -33,12 +33,13 @@ def prestage_command(args) -> None:
         raise UserError(f"{len(failed)} not staged; the others are in {args.out}")
 
 
-Check = Callable[[Study | None, list[str]], list[str]]
+Check = Callable[[Study | None, list[str]], None]
 
 
 def make_sweep_command(args, check: Check) -> None:
     study = read_study(args.study) if args.study else None
-    check_images(check(study, args.arguments), args.images, args.arguments)
+    check(study, args.arguments)
+    check_requests(study, args.arguments, args.images)
     settings = submit_settings(args.set)
     only = [*args.only, *staged_names(args.staged, read_wanted(*args.models))]
     count = make_sweep(args.out, args.staged, args.arguments, settings, only, args.images, study)
@@ -53,7 +54,7 @@ def sweep_status_command(args) -> None:
 def add_sweep_commands(commands, check: Check) -> None:
     """Add the commands.
 
-    check   (study, arguments) -> names of the image sets; refuses what every job would refuse
+    check   (study, arguments): refuses options that every job would refuse
     """
     staging = commands.add_parser(
         "prestage", help="pack the weights of each model into a tar, for workers without network"

@@ -178,6 +178,13 @@ def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
     )
 
 
+def check_images_tar(table: pd.DataFrame, staged: Path, images: str) -> None:
+    """Raise SweepError or StagingError unless staged.tsv has this tar of images."""
+    if model := staged_row(table, staged, "tar", images)["name"]:
+        tars = ", ".join(table.loc[table["name"] == "", "tar"]) or "none, prestage them first"
+        raise SweepError(f"--images {images}: is the model {model}; tars of images: {tars}")
+
+
 def staged_names(staged: Path, wanted: Sequence[WantedModel]) -> list[str]:
     """Those of some models that staged.tsv has; says how many it lacks.
 
@@ -239,7 +246,7 @@ def make_sweep(
     if study:
         arguments = ["--study", study_file(study), *arguments]
     if images:
-        staged_row(table, staged, "tar", images)
+        check_images_tar(table, staged, images)
         arguments = ["--data_dir", images, *arguments]
         settings = settings | {"images": images}
     settings = parsed_settings(settings)

@@ -24,11 +24,13 @@ from conftest import ROOT
 from torch import nn
 
 import utilities
+from alignment_security.cluster import arguments as arguments_module
 from alignment_security.cluster import job as job_module
 from alignment_security.cluster.arguments import (
     KNOWN_SETS,
     VALIDATION_SETS,
     SweepError,
+    check_requests,
     images_of_another_set,
 )
 from alignment_security.cluster.events import StatusError
@@ -68,6 +70,7 @@ from alignment_security.cluster.sweep import (
 from alignment_security.cluster.sweep_settings import PARSERS, parsed_settings
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import UserError, safe_file_name, sha256_file
+from alignment_security.evaluation.protocols import THREATS
 from alignment_security.evaluation.setup import load_staged
 from alignment_security.images.image_sets import DATA_DIRS
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS
@@ -625,6 +628,62 @@ def test_make_sweep_refuses_what_every_job_would(staged, tmp_path, capsys, words
     assert not (tmp_path / "s").exists()
 
 
+def test_a_sweep_knows_the_threats():
+    assert arguments_module.THREATS == {*THREATS}
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("Linff --eps 8/255", "Linff --eps 8/255: has to name one threat of .*; Linf?"),
+        ("--dataset sample", "has to name one threat"),
+        ("", "has to name one threat"),
+        ("clean Linf", "has to name one threat"),
+        ("Linf --eps 8", "eps 8 is above 1"),
+        ("--eps 1/255 -3 L2", "eps -3 is negative"),
+        ("L2 --eps x", "eps 'x' is not a number"),
+        ("--dataset big12 clean", "--dataset big12: the jobs need its images"),
+        ("--dataset=big12 --eps 1/255 Linf", "--dataset big12: the jobs need its images"),
+    ],
+)
+def test_wrong_requests_are_refused_without_torch(tmp_path, words, message):
+    with pytest.raises(UserError, match=message):
+        check_requests(None, words.split(), None)
+    if words:
+        study = study_of(tmp_path, "clean", words)
+        with pytest.raises(UserError, match=f"mine.txt, line 3: .*{message}"):
+            check_requests(study, [], None)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Linf --eps 8/255 0.5/255 -s 5",
+        "--eps 1/255 Linf",
+        "L2 --eps 3",
+        "--dataset clean --data_dir /data saliency",
+        "--dataset=big12 --data_dir=/data L1",
+    ],
+)
+def test_right_requests_are_taken_without_torch(tmp_path, words):
+    check_requests(None, words.split(), None)
+    check_requests(study_of(tmp_path, words, "clean"), ["--data_dir", "/data"], None)
+
+
+def test_a_study_and_a_threat_are_not_one_request(tmp_path):
+    with pytest.raises(UserError, match="--study and L2: a study has its own threats"):
+        check_requests(study_of(tmp_path, "clean"), ["--seed", "3", "L2"], None)
+    with pytest.raises(UserError, match="line 2: --dataset big12: the jobs need its images"):
+        check_requests(study_of(tmp_path, "--dataset big12 clean"), [], None)
+
+
+def test_the_tar_of_a_model_is_not_one_of_images(staged, tiny, tmp_path):
+    tar = f"{safe_file_name(NAMES[0])}.tar"
+    message = f"{tar}: is the model {NAMES[0]}; tars of images: images-{tiny.data.name}.tar"
+    with pytest.raises(UserError, match=re.escape(message)):
+        make(staged, tmp_path / "sweep", images=tar)
+
+
 def test_status_of_a_study_counts_all_its_threats(tmp_path):
     """A model whose study is not done is not done, though every record that came back is."""
     (tmp_path / "models.txt").write_text("a, a, 1\nb, b, 1\n")
@@ -959,7 +1018,7 @@ def test_make_sweep_on_an_access_point_without_torch(staged, tmp_path):
     options += ["--set", "staging=/staging/n/x", "--", "clean"]
     command = [sys.executable, "-c", code, "make_sweep", *map(str, options)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "not checked: no " in done.stderr, done.stderr
+    assert done.returncode == 0 and "alone are checked: no " in done.stderr, done.stderr
     assert (tmp_path / "sweep" / "sweep.dag").exists()
 
 
