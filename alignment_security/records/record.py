@@ -200,7 +200,9 @@ def why_not_shared(run: dict, new: dict, difference: str) -> str:
         )
     old, new = run["settings"]["run"], new["run"]
     changed = {name for name in {*old, *new} if old.get(name) != new.get(name)}
-    if changed == {"list_sha256"} or not changed <= {"eps", "images", "list_sha256", "slice"}:
+    may_differ = {"eps", "images", "list_sha256", "slice"}
+    other_model = run["settings"].get("model") != new.get("model")
+    if other_model or changed == {"list_sha256"} or not changed <= may_differ:
         return f"this record was begun with other settings ({difference}); run it with the old ones"
     if run["status"] != "done":
         return (
@@ -224,6 +226,19 @@ def without_later_settings(old: dict, new: dict) -> dict:
         }
         for part, settings in new.items()
     }
+
+
+def as_begun(old: dict, new: dict) -> dict:
+    """The settings `new` of a request as the run with `old` names them.
+
+    Without LATER_SETTINGS that it lacks; the same weights (sha256) are where that run had them.
+    """
+    settings = without_later_settings(old, new)
+    before, model = old.get("model", {}), settings.get("model", {})
+    known = before.get("weights_sha256")
+    if known and known == model.get("weights_sha256") and "weights" in before:
+        model["weights"] = before["weights"]
+    return settings
 
 
 def check_complete(

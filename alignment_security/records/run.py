@@ -28,6 +28,7 @@ from alignment_security.records.names import record_stem
 from alignment_security.records.record import (
     RECORD_COLUMNS,
     SCREENED_KIND,
+    as_begun,
     check_complete,
     check_record_sha256,
     first_difference,
@@ -35,7 +36,6 @@ from alignment_security.records.record import (
     read_run_file,
     rows_to_csv,
     why_not_shared,
-    without_later_settings,
 )
 from alignment_security.records.record_file import RecordFile
 from alignment_security.records.screened import settled
@@ -47,7 +47,8 @@ class Run(LockedRun):
     kind       of RECORD_COLUMNS: decides the columns
     settings   {"model": {...}, "run": {...}}: everything that changes a row. A run resumes only
                with equal settings. Those that it was begun without (LATER_SETTINGS) stay out, and
-               the run goes on as it was begun.
+               the run goes on as it was begun. Weights are compared by their sha256: the run file
+               keeps the place where they were first.
     session    facts about this process (versions, git, device): appended to the run file, never
                compared
     overwrite  begin anew. What an earlier run left stays until this one has its first row: a
@@ -110,7 +111,7 @@ class Run(LockedRun):
         """Content of the run file: the existing one, if its settings are equal, or a new one."""
         if self.json.exists() and not self.replaces_old:
             info = read_run_file(self.json)
-            self.settings = without_later_settings(info["settings"], self.settings)
+            self.settings = as_begun(info["settings"], self.settings)
             difference = first_difference(info["settings"], self.settings)
             if difference and not self._grow(info):
                 raise UserError(

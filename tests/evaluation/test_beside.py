@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -108,6 +109,23 @@ def test_a_record_beside_goes_on_and_grows(cli, tiny, tmp_path):
     assert info["images"] == 6 and info["grown"][0]["images"] == 4
     assert run_file(tmp_path, tiny.name)["images"] == 3
     assert len(merge_records(tmp_path, log=print)) == 2  # each with images of its own
+
+
+def test_the_same_weights_from_another_place_go_on(cli, tiny, tmp_path):
+    """Their sha256 is compared; the place stays that of the first session."""
+    copy = shutil.copy(tiny.checkpoint, tmp_path / "copy.pth")
+    arguments = tiny.arguments(tmp_path / "results")
+    elsewhere = [*arguments, "--checkpoint", copy]
+    assert cli(*arguments, "-s", "3", "clean")[0] == 0
+    before = contents(tmp_path / "results")
+    assert cli(*elsewhere, "-s", "3", "clean")[0] == 0
+    assert contents(tmp_path / "results") == before
+    assert cli(*elsewhere, "-s", "5", "clean")[0] == 0  # it grows
+    info = run_file(tmp_path / "results", tiny.name)
+    assert (info["images"], info["settings"]["model"]["weights"]) == (5, "file:net.pth")
+    assert cli(*elsewhere, *CROSSING)[0] == 0
+    assert len(merge_records(tmp_path / "results", log=print)) == 2
+    assert "not the model of" not in "".join(audit(tmp_path / "results"))
 
 
 def test_a_second_checkpoint_under_one_name_is_another_model(cli, tiny, tmp_path):
