@@ -17,6 +17,7 @@ REMARKS = re.compile(
         (
             # how a network was loaded and run
             r".*: its weights are the entry ['\"].*",
+            r".*: \S+ returns a network in train mode, put into eval mode",
             r".*: timm calls it \S+ now",
             r"out of device memory: batch size is now \d+",
             # what is no photograph of the set, or no map of one

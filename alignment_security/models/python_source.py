@@ -21,6 +21,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,16 +60,18 @@ def load_python(name: str, place: str, checkpoint: Path | None = None) -> Loaded
     source, facts = f"python:{path.name}:{function}", {"source_sha256": sha256_text_file(path)}
     if checkpoint:
         facts["checkpoint"] = checkpoint.name
-    nets = []
+    nets, notes = [], []
     for _ in range(2):
         net, config = net_of(make, path, function, checkpoint)
+        if any(part.training for part in net.modules()):
+            notes = [f"{path.name}: {function} returns a network in train mode, put into eval mode"]
         nets.append(checked_net(net, source, config, name, **facts))
     if what := difference(nets[0], nets[1], name):
         raise ModelError(
             f"{path}: {function} gives {what} when it is called again; load weights from a file, "
             "or draw them from a fixed seed"
         )
-    return nets[0]
+    return replace(nets[0], notes=notes)
 
 
 def difference(first: LoadedNet, second: LoadedNet, name: str) -> str:

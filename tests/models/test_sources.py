@@ -12,6 +12,7 @@ import torchvision
 from timm.data import ImageNetInfo
 
 from alignment_security.common.files import sha256_text_file
+from alignment_security.common.remarks import is_remark
 from alignment_security.evaluation.reattack import confirm_examples
 from alignment_security.images.image_sets import synsets
 from alignment_security.images.loading import stream_images
@@ -174,6 +175,16 @@ def test_a_python_net_may_draw_random_numbers_in_its_forward_pass(net_file):
     made = "def noisy(): torch.manual_seed(1); return Noisy(), PREPROCESSING"
     net_file.write_text(f"{NET}\n\n{noise}\n\n\n{made}\n")
     assert load_model("mine", source=f"python:{net_file}:noisy").n_outputs == 1000
+
+
+def test_a_python_net_in_train_mode_is_put_into_eval_mode_with_a_note(net_file):
+    made = "def train(): net, how = made(); return net.train(), how\ndef still(): "
+    made += "net, how = made(); return net.eval(), how\n"
+    net_file.write_text(f"{net_file.read_text()}\n{made}")
+    model = load_model("mine", source=f"python:{net_file}:train")
+    assert not model.module.training and "train returns a network in train mode" in model.notes[0]
+    assert all(map(is_remark, model.notes))
+    assert load_model("mine", source=f"python:{net_file}:still").notes == []
 
 
 def test_a_python_net_takes_a_checkpoint(net_file, tmp_path):
