@@ -37,6 +37,7 @@ from alignment_security.common.command_line import (
     RESULTS_HELP,
     Parser,
     argument,
+    new_folder,
     positive_int,
     whole_number,
 )
@@ -226,7 +227,9 @@ def add_models_command(commands) -> None:
     plugin.add_argument("name", metavar="NAME", help="as --model_name of evaluate_robustness.py")
     plugin.add_argument("--architecture", help="timm name, where NAME is your own")
     plugin.add_argument("--checkpoint", type=Path, help="weights, where they are your own")
-    plugin.add_argument("--out", type=Path, required=True, help="gets the plugin's folder")
+    plugin.add_argument(
+        "--out", type=argument(new_folder), required=True, help="gets the plugin's folder"
+    )
     plugin.set_defaults(run=export_plugin_command)
 
 

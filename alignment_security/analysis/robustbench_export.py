@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import ROOT
@@ -48,14 +49,12 @@ def write_robustbench(summary: pd.DataFrame, results_dir: Path) -> Path:
     A file per model with AutoAttack's standard budget at eps 4/255 on RobustBench's 5000 images.
     What was filled in by hand in an older file stays. Raises UserError without such a model.
     """
-    attacked = summary[
-        (summary["image_set"] == IMAGE_SET)
-        & (summary["threat"] == THREAT)
-        & np.isclose(summary["eps"].astype(float), EPS)
-    ]
-    reasons = {row["model"]: reason_against(row) for _, row in attacked.iterrows()}
-    rows = attacked[attacked["model"].map(reasons) == ""]
-    left_out = [f"{model} ({reason})" for model, reason in reasons.items() if reason]
+    against = [reasons_against(row) for _, row in summary.iterrows()]
+    rows = summary[[not reasons for reasons in against]]
+    nearest: dict[str, list[str]] = {}  # model without such a row -> reasons against its best one
+    for model, reasons in sorted(zip(summary["model"], against), key=lambda found: len(found[1])):
+        nearest.setdefault(model, reasons)
+    left_out = [f"{model} ({', '.join(why)})" for model, why in sorted(nearest.items()) if why]
     if rows.empty:
         raise UserError(
             f"{results_dir / SUMMARY_NAME}: no model that RobustBench could compare"
@@ -73,15 +72,23 @@ def write_robustbench(summary: pd.DataFrame, results_dir: Path) -> Path:
     return folder
 
 
-def reason_against(row: pd.Series) -> str:
-    """Why RobustBench could not compare a row of the summary; "" if it can."""
+def reasons_against(row: pd.Series) -> list[str]:
+    """Why RobustBench could not compare a row of the summary; [] if it can."""
+    reasons = []
+    if row["image_set"] != IMAGE_SET:
+        reasons.append(f"images of {row['image_set']}")
+    elif row["list_sha256"] != list_sha256():
+        reasons.append(f"{row['n']} images, not its 5000")
+    if row["threat"] != THREAT:
+        reasons.append(f"threat {row['threat']}")
+    else:
+        if row["attack"] != STANDARD_NAME:
+            reasons.append(str(row["attack"]))
+        if not np.isclose(float(row["eps"]), EPS):
+            reasons.append(f"eps {format_eps(row['eps'], THREAT)}")
     if row["partial"]:
-        return "unfinished"
-    if row["attack"] != STANDARD_NAME:
-        return str(row["attack"])
-    if row["list_sha256"] != list_sha256():
-        return f"{row['n']} images, not its 5000"
-    return ""
+        reasons.append("unfinished")
+    return reasons
 
 
 @cache

@@ -14,6 +14,7 @@ Value = TypeVar("Value")
 
 RESULTS_HELP = "folder of records and tables"
 LONGEST_NAME = 100  # letters of a folder's name
+ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 MOST_DIGITS = 15  # of a whole number
 MOST_WORKERS = max(64, 2 * (os.cpu_count() or 1))  # more processes than this only wait
 
@@ -143,6 +144,14 @@ def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return checked
+
+
+def new_folder(text: str) -> Path:
+    """A folder to be written. Raises ValueError for the name of an archive, which none is."""
+    path = Path(text)
+    if path.suffix.lower() in ARCHIVE_ENDINGS and not path.is_dir():
+        raise ValueError(f"{text!r} names an archive; name a folder, and pack it afterwards")
+    return path
 
 
 def whole_number(text: str, least: int = 0, most: float = float("inf")) -> int:

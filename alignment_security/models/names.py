@@ -78,6 +78,14 @@ class ModelEntry:
     note: str = ""
 
 
+# name in RobustBench's table of ImageNet (docs/robustbench.md) -> name here
+ROBUSTBENCH_NAMES = {
+    "Standard_R50": "resnet50.tv_in1k",
+    "Salman2020Do_R18": "resnet18_linf_eps4.0",
+    "Salman2020Do_R50": "resnet50_linf_eps4.0",
+    "Salman2020Do_50_2": "wide_resnet50_2_linf_eps4.0",
+}
+
 # ---- from a name to its entry --------------------------------------------------------------------
 
 
@@ -160,6 +168,8 @@ def has_tag(net: str) -> bool:
 def unknown_name(name: str) -> str:
     """One line about a name that timm does not know, with the nearest names that it does know."""
     name = name or "''"
+    if name in ROBUSTBENCH_NAMES:
+        return f"{name}: RobustBench's name of {ROBUSTBENCH_NAMES[name]}"
     version = f"timm {timm.__version__}"
     if get_deprecated_models().get(name.partition(".")[0], name) is None:
         return f"{name}: {version} has removed it and has no replacement"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -77,9 +78,10 @@ def test_what_was_filled_in_by_hand_stays(tmp_path):
         ({"n": 100, "list_sha256": "other"}, "100 images, not its 5000"),
         ({"attack": "reduced: apgd-ce(10)"}, "reduced: apgd-ce.10."),
         ({"partial": 1}, "unfinished"),
-        ({"threat": "L2-autoattack"}, "no model that RobustBench could compare; `python"),
-        ({"image_set": "imagenet-val"}, "no model that RobustBench could compare; `python"),
-        ({"eps": 8 / 255}, "no model that RobustBench could compare; `python"),
+        ({"threat": "L2-autoattack"}, "threat L2-autoattack"),
+        ({"image_set": "imagenet-val"}, "images of imagenet-val"),
+        ({"eps": 8 / 255}, "eps 8/255"),
+        ({"image_set": "mine", "threat": "clean", "eps": float("nan")}, "of mine, threat clean"),
     ],
 )
 def test_what_robustbench_could_not_compare(tmp_path, capsys, change, reason):
@@ -87,7 +89,15 @@ def test_what_robustbench_could_not_compare(tmp_path, capsys, change, reason):
         written(tmp_path, row(**change))
     assert not list(tmp_path.iterdir())
     assert list(written(tmp_path, row("other"), row(**change))) == ["other.json"]
-    assert ("not for RobustBench" in capsys.readouterr().err) == (": no" not in f": {reason}")
+    assert re.search(f"not for RobustBench: resnet18_linf_.*{reason}", capsys.readouterr().err)
+
+
+def test_a_reduced_row_beside_the_standard_one_takes_nothing_away(tmp_path, capsys):
+    reduced = row(attack="reduced: apgd-ce(10)", robust_acc=0.9)
+    for rows in ((row(), reduced), (reduced, row())):
+        (info,) = written(tmp_path, *rows).values()
+        assert SALMAN_R18.items() <= info.items()
+    assert "not for RobustBench" not in capsys.readouterr().err
 
 
 def test_the_list_is_that_of_a_record():

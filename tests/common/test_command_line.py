@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+import dataloading
 import utilities
 from alignment_security.common import command_line
-from alignment_security.common.command_line import Parser, argument, whole_number
+from alignment_security.common.command_line import Parser, argument, new_folder, whole_number
 from alignment_security.evaluation.options import parse_args as parse_evaluation
 from alignment_security.trainer.options import parse_args as parse_training
 
@@ -105,6 +106,25 @@ def test_a_hint_names_options_of_the_command_alone(capsys, words, says):
     with pytest.raises(SystemExit, match="2"):
         utilities.get_args_parser().parse_args(words.split())
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "parser, words",
+    [
+        (utilities, "publish --out a.zip"),
+        (utilities, "publish --out a.tar.gz"),
+        (utilities, "verify a --out b.TGZ"),
+        (utilities, "export_plugin net --out net.zip"),
+        (utilities, "prestage --out tars.tar"),
+        (dataloading, "big12 --imagenet i --out big12.tar.xz"),
+        (dataloading, "clickme_big12 --clickme c --out pairs.zip"),
+    ],
+)
+def test_no_folder_is_written_under_the_name_of_an_archive(capsys, parser, words):
+    with pytest.raises(SystemExit, match="2"):
+        parser.get_args_parser().parse_args(words.split())
+    assert "names an archive; name a folder" in capsys.readouterr().err
+    assert new_folder("results/v1.2").name == "v1.2"
 
 
 def test_whole_number_says_its_limits():

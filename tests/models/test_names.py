@@ -27,6 +27,7 @@ from alignment_security.models.names import (
     NEEDS_FILE,
     NEEDS_PACKAGE,
     NO_WEIGHTS,
+    ROBUSTBENCH_NAMES,
     TO_FETCH,
     UNKNOWN,
     ModelEntry,
@@ -203,6 +204,15 @@ def test_models_command_with_names(capsys, tmp_path):
         "2 to be fetched, 1 here, 1 unknown",
     ):
         assert re.search(line, out), line
+
+
+def test_a_name_of_robustbench_is_told_with_ours():
+    """Those of the table of docs/robustbench.md too, which is for checking an installation."""
+    text = (ROOT / "docs" / "robustbench.md").read_text()
+    table = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", text, re.MULTILINE))
+    assert len(table) == 3 and table.items() <= ROBUSTBENCH_NAMES.items()
+    for name, ours in ROBUSTBENCH_NAMES.items():
+        assert find_entry(name).note.endswith(f"name of {ours}") and find_entry(ours).net
 
 
 def test_models_command_with_a_list(capsys, tmp_path):
