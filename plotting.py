@@ -154,6 +154,10 @@ def draw(args: argparse.Namespace) -> int:
             "ones"
         )
         missing = {command: ["all"]}
+    if "all" in args.plots and files and missing:
+        names = [name for figures in missing.values() for name in figures]
+        command = f"`--plots {names[0]}` says what that one needs"
+        missing = {command: names}
     for command, figures in missing.items():
         print(f"nothing to draw for {', '.join(figures)}: {command}", file=sys.stderr)
     if args.report:

@@ -196,9 +196,10 @@ def prestage(
         try:
             row = task.pack(task.tar)
         except (ModelError, StagingError) as error:
-            failed[task.label] = str(error)
+            failed[task.label] = str(error).removeprefix(f"{task.label}: ")
             continue
         add_to_staged(out, row)
+        tqdm.write(f"staged: {task.label}, {row['bytes'] / 1e6:.0f} MB", file=sys.stderr)
     return failed
 
 

@@ -69,6 +69,10 @@ def row_error(cells: list[str], line_of: dict[str, int]) -> str | None:
     """What is wrong with the cells of a line, or None; `line_of` has the names of earlier lines."""
     if len(cells) != len(LIST_COLUMNS) or not all(cells):
         columns = ", ".join(LIST_COLUMNS)
+        if len(cells) == 1:
+            return (
+                f"a name without tabs may not be mixed with lines of {columns}, separated by tabs"
+            )
         return f"{len(cells)} cells, some may be empty; write {columns}, separated by tabs"
     name, source, weights = cells[:3]
     if name in line_of:

@@ -155,7 +155,8 @@ def test_prestage_continues_after_a_model_that_fails(tmp_path, capsys):
     command = ["prestage", "--models", str(tmp_path / "list.txt"), "--out", str(tmp_path / "out")]
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
     err = capsys.readouterr().err
-    assert "failed: no_such_net: no_such_net: timm" in err and "1 not staged" in err
+    assert "failed: no_such_net: timm" in err and "1 not staged" in err
+    assert re.search(rf"^staged: {LITE0}, \d+ MB$", err, re.M)
     table = table_of(tmp_path / "out")
     assert (
         list(table["name"]) == [LITE0]
@@ -244,7 +245,12 @@ def test_read_wanted(tmp_path, text, want):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("", "names no model"), ("a\na\n", "a is listed twice"), ("x\ttimm:x\n", "2 cells")],
+    [
+        ("", "names no model"),
+        ("a\na\n", "a is listed twice"),
+        ("x\ttimm:x\n", "2 cells"),
+        ("a\nx\ttimm:x\ttimm:x\tO\tg\n", "line 1: a name without tabs may not be mixed"),
+    ],
 )
 def test_read_wanted_refuses_wrong_lists(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)

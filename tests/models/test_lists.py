@@ -166,7 +166,7 @@ def test_read_model_list_of_a_user(tmp_path):
     "text, message",
     [
         (f"{GOOD}\n{GOOD}\n", "line 2: resnet18 is on line 1 too"),
-        ("resnet18\n", "line 1: 1 cells"),
+        ("resnet18\n", "line 1: a name without tabs may not be mixed"),
         (GOOD.replace("mine", ""), "line 1: 5 cells"),
         (GOOD.replace("timm:resnet18.a", "hub:a"), "source 'hub:a1_in1k'"),
         (GOOD.replace("hub:", "web:"), "weights 'web:"),

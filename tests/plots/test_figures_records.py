@@ -375,8 +375,11 @@ def test_the_command_that_errors_propose_is_one_that_parses():
 def test_a_figure_without_data_says_so_and_the_others_are_drawn(tmp_path, capsys):
     make_ball(tmp_path, "resnet18")
     assert draw(tmp_path, tmp_path / "figures") == 0
-    assert "nothing to draw for adversarial_examples" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nothing to draw for ") and "adversarial_examples, " in line
+    assert re.search(r": `--plots \w+` says what that one needs$", line)
     assert draw(tmp_path, tmp_path / "figures", "--plots", "adversarial_examples") == 2
+    assert "nothing to draw for adversarial_examples: " in capsys.readouterr().err
 
 
 def test_bad_requests(tmp_path, capsys):
