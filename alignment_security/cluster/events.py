@@ -125,8 +125,8 @@ def follow_events(events: Iterable[Event]) -> CondorJob:
         elif kind == "JOB_HELD":
             job.stop(now)
             job.was_no_eviction(now)
-            job.state = "held"
-            job.note = f"job {event.get('Cluster', '?')}: {event.get('HoldReason', '')}"
+            number = f"{event.get('Cluster', '?')}.{event.get('Proc', 0)}"
+            job.state, job.note = "held", f"job {number}: {event.get('HoldReason', '')}"
         elif kind == "JOB_RELEASED":
             job.state, job.note = "idle", ""
         elif kind == "JOB_ABORTED":

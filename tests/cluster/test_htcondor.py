@@ -28,7 +28,7 @@ import training
 from alignment_security.cluster.events import follow_events, read_events
 from alignment_security.cluster.job import STAGED_TABLE
 from alignment_security.cluster.prestage import prestage
-from alignment_security.cluster.status import status_table
+from alignment_security.cluster.status import status_table, status_text
 from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import (
     CODE_FILE,
@@ -374,6 +374,9 @@ def test_a_missing_tar_holds_the_job_and_ends_its_releases(make, staged):
         table["state"].to_dict() == {"net": "held", "other.net": "done"}
         and "net.tar" in table["note"]["net"]
     )
+    assert table["note"]["net"].startswith(f"job {cluster}.0: ")
+    assert "/net.tar" in status_text(status_table(folder))  # which shortens it
+    assert table["evictions"]["net"] == 0  # it never ran
     condor("condor_rm", cluster)
 
 

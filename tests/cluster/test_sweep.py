@@ -1185,7 +1185,7 @@ LOGS = {  # model -> (log, error file, state, hours used at hour 10, note)
         "",
         "held",
         0,
-        "job 12: Transfer input files failure: net.tar is not there",
+        "job 12.0: Transfer input files failure: net.tar is not there",
     ),
     "never began": (
         log_of((0, SUBMIT), (1, EVICTED), (1, HELD), (2, RELEASED), (3, EVICTED), (3, HELD)),
