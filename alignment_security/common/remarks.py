@@ -26,6 +26,9 @@ REMARKS = re.compile(
             r".*: \d+ images of classes that ImageNet does not have are left out",
             r"\d+ of \d+ images of .* have a map in .*; human alignment is over these\. .*",
             r".*: maps without an image of .* \(\d+\): .*",
+            # what few steps, which were asked for, can find
+            r"crossing with \d+ steps: .*",
+            r"\d+ of \d+ correctly classified images: the attack found no norm in \d+ steps and .*",
             # a comparison with published accuracies that could not be made
             r"no published accuracy of .*",
             r"the accuracy of .* is published at .* pixels, not at \d+",

@@ -232,7 +232,11 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
         warn_of_guesses(rows, evaluation.images, evaluation.model, run)
     if evaluation.threat.name == "clean":
         check_published(evaluation, run)
-    for warning in [*masked_gradient_warnings(run.rows), *without_norm_warnings(run.rows)]:
+    for warning in [
+        *masked_gradient_warnings(run.rows),
+        *without_norm_warnings(run.rows),
+        *evaluation.threat.notes_on(run.rows),
+    ]:
         run.warn(warning)
 
 

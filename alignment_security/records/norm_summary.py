@@ -59,3 +59,21 @@ def without_norm_warnings(rows: pd.DataFrame) -> list[str]:
         f"{missing.iloc[0]}: the mean leaves out what may be the most robust images; the medians "
         "over all (l2_median_all) take these norms as infinite"
     ]
+
+
+def second_attempt_notes(rows: pd.DataFrame, steps: int) -> list[str]:
+    """A sentence about images with a norm of a second attempt; none where there is none.
+
+    rows    of an attack that makes a backward pass in each of its steps
+    steps   of an attempt; the second begins on a line to another image (attacks.line_search)
+    """
+    correct = rows[rows["clean_correct"] == 1]
+    twice = correct[(correct["backwards"] > steps) & (correct["success"] == 1)]
+    if twice.empty:
+        return []
+    return [
+        f"{len(twice)} of {len(correct)} correctly classified images: the attack found no norm in "
+        f"{steps} steps and began again on a line to another image, e.g. "
+        f"{twice['image_id'].iloc[0]}; their norms are in the mean and may be far above the "
+        "minimum: give it more --steps"
+    ]

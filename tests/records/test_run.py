@@ -18,8 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alignment_security.common.files import UserError, safe_file_name, write_atomic
+from alignment_security.common.remarks import is_remark
 from alignment_security.records.adversarial_examples import examples_folder
-from alignment_security.records.norm_summary import norm_summary, without_norm_warnings
+from alignment_security.records.norm_summary import (
+    norm_summary,
+    second_attempt_notes,
+    without_norm_warnings,
+)
 from alignment_security.records.record import RECORD_COLUMNS, read_record, rows_to_csv
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records, summary_table
@@ -508,6 +513,21 @@ def test_merge_of_norms_by_hand(tiny_record, tmp_path):
     pd.testing.assert_frame_equal(
         written, summary.astype({"eps": float}), check_dtype=False, check_exact=True
     )
+
+
+def test_norms_of_a_second_attempt_are_counted_and_accepted():
+    rows = pd.DataFrame(
+        {
+            "image_id": ["a", "b", "c", "d", "e"],
+            "clean_correct": [1, 1, 1, 0, 1],
+            "success": [1, 1, 0, np.nan, 1],
+            "backwards": [6, 12, 12, 0, 6],
+        }
+    )
+    (note,) = second_attempt_notes(rows, 6)
+    assert note.startswith("1 of 4 correctly classified images") and "e.g. b;" in note
+    assert "more --steps" in note and is_remark(note)
+    assert second_attempt_notes(rows[rows["image_id"] != "b"], 6) == []
 
 
 def test_images_without_a_norm_are_said_aloud(tiny_record, tmp_path):

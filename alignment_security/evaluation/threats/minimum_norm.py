@@ -7,11 +7,17 @@ from argparse import Namespace
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import pandas as pd
 from torch import nn
 
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
-from alignment_security.attacks.crossing import SATURATION, STEPS_PER_WALK, BoundaryCrossing
+from alignment_security.attacks.crossing import (
+    LEAST_STEPS_PER_WALK,
+    SATURATION,
+    STEPS_PER_WALK,
+    BoundaryCrossing,
+)
 from alignment_security.attacks.fmn import FINAL_STEP_SIZE, FMN, STEP_SIZE, STEP_UNITS
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.common.command_line import Parser, argument, non_negative
@@ -26,6 +32,7 @@ from alignment_security.evaluation.threats.threat import (
 )
 from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import HEAD_TEMPERATURE, Model, smooth_head
+from alignment_security.records.norm_summary import second_attempt_notes
 
 
 class MinimumNormThreat(Threat):
@@ -61,6 +68,9 @@ class MinimumNormThreat(Threat):
     def cost(self) -> tuple[Cost, Cost]:
         always = (self.steps + 3, self.steps)
         return always, always
+
+    def notes_on(self, rows: pd.DataFrame) -> list[str]:
+        return second_attempt_notes(rows, self.steps)
 
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         return fast_module(model.module, model, execution)
@@ -211,6 +221,15 @@ class Crossing(MinimumNormThreat):
         if head == "animate":
             settings["head_gradient"] = f"log-sum-exp at {HEAD_TEMPERATURE} std"
         return settings
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        if self.steps >= LEAST_STEPS_PER_WALK:
+            return ()
+        return (
+            f"crossing with {self.steps} steps: a walk of fewer than {LEAST_STEPS_PER_WALK} ends "
+            f"before it converges, and norms are too large; the default is {Crossing.steps}",
+        )
 
     def attack(self) -> BoundaryCrossing:
         return BoundaryCrossing(self.norm, self.steps, self.walks, saturation=self.saturation)

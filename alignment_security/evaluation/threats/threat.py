@@ -110,6 +110,10 @@ class Threat(ABC):
         """What its settings cannot find: warnings for the run file."""
         return ()
 
+    def notes_on(self, rows: pd.DataFrame) -> list[str]:
+        """What the rows of a finished record show of the attack: sentences for the run file."""
+        return []
+
     def rows_of(self, image_id: str) -> int:
         """How many rows an image gets."""
         return max(1, len(self.eps))
