@@ -19,7 +19,7 @@ from alignment_security.common.process import print_line
 from alignment_security.evaluation.published import LOOK
 from alignment_security.evaluation.stream import with_head_labels
 from alignment_security.images.image_sets import ImageSet
-from alignment_security.images.loading import stream_bytes
+from alignment_security.images.loading import has_imagenet_order, stream_bytes
 from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import Forward, device_of
 from alignment_security.models.heads import Model
@@ -27,7 +27,13 @@ from alignment_security.records.run import Run
 
 MAX_CHECKED = 64  # images, a fair sample, whose clean accuracy is looked at before an attack
 FEWEST = 10  # images: fewer say nothing
+# fewer, of so many classes, of which none is right: by chance with a probability of 0.4 %, for a
+# network that is right on half of all images
+FEWEST_WRONG = 8
 LIKELY = 0.05  # probability with which a guess is right as often, or more often
+# among so many classes, a network is right on this share at least, if its labels are in order
+MANY_CLASSES, LEAST_RIGHT = 100, 0.05
+RARE = 0.01  # probability with which a network of that share is right so seldom
 
 
 def check_clean(model: Model, images: ImageSet, batch_size: int, run: Run) -> float:
@@ -49,28 +55,33 @@ def warn_of_guesses(
     rows: Iterable[dict], images: ImageSet, model: Model, run: Run, aloud: bool = False
 ) -> None:
     """Warn in the run file, and on the screen where `aloud`, of what `chance_warning` finds."""
-    warning = chance_warning(list(rows), len(images.restrict_to) or model.n_outputs)
+    own = not has_imagenet_order(images.name) and images.corruption is None
+    warning = chance_warning(list(rows), len(images.restrict_to) or model.n_outputs, own)
     if warning:
         run.warn(warning)
         if aloud:
             print_line(f"warning: {warning}", sys.stderr)
 
 
-def chance_warning(rows: list[dict], classes: int) -> str:
-    """A sentence about a model that does no better than a guess, or has one answer; else "".
+def chance_warning(rows: list[dict], classes: int, own: bool = False) -> str:
+    """A sentence about a model that does hardly better than a guess, or has one answer; else "".
 
     rows      with label, clean_pred and clean_correct
     classes   that an answer may have
+    own       whether the labels are of a folder of the user's, which may be in another order; hard
+              sets, such as ImageNet-A or corrupted images, have less than LEAST_RIGHT right
     """
     n, correct = len(rows), sum(row["clean_correct"] for row in rows)
-    if n < FEWEST:
-        return ""
     answers = {row["clean_pred"] for row in rows}
     labels = {row["label"] for row in rows}
+    if n < FEWEST and (correct or len(labels) < FEWEST_WRONG):
+        return ""
     if len(answers) == 1 and len(labels) > 1 and 2 * correct <= n:
         return f"the model takes all {n} images for class {answers.pop()}: {LOOK}"
     if binom.sf(correct - 1, n, 1 / classes) > LIKELY:
         return f"clean accuracy {correct} of {n}, as of a guess among {classes} classes: {LOOK}"
+    if own and classes >= MANY_CLASSES and binom.cdf(correct, n, LEAST_RIGHT) < RARE:
+        return f"clean accuracy {correct} of {n}, hardly more than a guess: {LOOK}"
     return ""
 
 

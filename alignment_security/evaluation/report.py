@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import pandas as pd
+
 from alignment_security.common.eps import format_eps
 from alignment_security.common.remarks import warning_lines
 from alignment_security.evaluation.progress import expected_time
@@ -78,16 +80,32 @@ def report_text(run: Run) -> str:
             radius = format_eps(eps, run.info["threat"])
             lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")
     if "success" in rows:
-        norms = correct.loc[correct["success"] == 1, "l2"]
-        lines.append(
-            f"  minimal L2 norm: mean {norms.mean():.4f}, median {norms.median():.4f} "
-            f"over {len(norms)} images ({size_text(attacked_size(run.info))})"
-        )
+        lines.append(f"  minimal L2 norm: {norm_text(correct, run)}")
     if "human_map" in run.settings["run"]:
         compared = rows if run.info["kind"] == SALIENCY_KIND else correct
-        found = alignment_summary(compared)
         lines.append(
-            f"  human alignment: mean {found['human_alignment']:.4f} over {found['n_alignment']} "
-            f"images (maps: {run.settings['run']['human_map']})"
+            f"  human alignment: {alignment_text(compared)} (maps: "
+            f"{run.settings['run']['human_map']})"
         )
     return "\n".join([*lines, *warning_lines(run.info["warnings"]), f"  {run.csv}"])
+
+
+def norm_text(correct: pd.DataFrame, run: Run) -> str:
+    """Mean and median norm of the correctly classified images, or why there are none."""
+    norms = correct.loc[correct["success"] == 1, "l2"]
+    if correct.empty:
+        return "none, since no image is classified correctly"
+    if norms.empty:
+        return f"none found of {len(correct)} images"
+    return (
+        f"mean {norms.mean():.4f}, median {norms.median():.4f} over {len(norms)} images "
+        f"({size_text(attacked_size(run.info))})"
+    )
+
+
+def alignment_text(compared: pd.DataFrame) -> str:
+    """Mean human alignment of the images that have one."""
+    found = alignment_summary(compared)
+    if not found["n_alignment"]:
+        return "none, since no image was compared"
+    return f"mean {found['human_alignment']:.4f} over {found['n_alignment']} images"

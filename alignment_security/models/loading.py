@@ -229,6 +229,5 @@ def gradient_warning(logits: Tensor, x: Tensor) -> list[str]:
     zero = int((gradient.flatten(1).abs().amax(dim=1) == 0).sum())
     if not zero:
         return []
-    return [
-        f"{zero} of {len(x)} images have a zero input gradient: white-box attacks are blind there"
-    ]
+    which = f"{zero} of {len(x)} images looked at have" if len(x) > 1 else "the image looked at has"
+    return [f"{which} a zero input gradient: white-box attacks are blind there"]

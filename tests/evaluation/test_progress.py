@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from nets import two_class
@@ -13,6 +16,7 @@ from alignment_security.attacks.libraries import FOOLBOX
 from alignment_security.common.progress import ProgressMeter
 from alignment_security.evaluation.checks import chance_warning
 from alignment_security.evaluation.progress import EvaluationProgress, expected_time, work_of
+from alignment_security.evaluation.report import alignment_text, norm_text
 from alignment_security.evaluation.threats.autoattack import AutoAttack
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.foolbox import Foolbox
@@ -152,6 +156,15 @@ def test_a_run_says_first_what_it_will_do(cli, tiny, tmp_path):
     assert status == 0 and re.match(r"test_resnet: \d+ of 12 images of mine;", out)
 
 
+def test_a_report_without_a_norm_says_why():
+    run = SimpleNamespace(info={"image_size": 8})
+    none = pd.DataFrame({"success": [], "l2": [], "human_alignment": []})
+    assert norm_text(none, run) == "none, since no image is classified correctly"
+    robust = pd.DataFrame({"success": [0, 0], "l2": [np.nan] * 2, "human_alignment": [np.nan] * 2})
+    assert norm_text(robust, run) == "none found of 2 images"
+    assert alignment_text(robust) == "none, since no image was compared"
+
+
 # ---- a model that guesses ------------------------------------------------------------------------
 
 
@@ -173,11 +186,35 @@ def rows(labels, answers) -> list[dict]:
         ([3] * 20, [3] * 20, 1000, ""),  # images of one class, all right
         ([0] * 18 + [1, 1], [0] * 20, 2, ""),  # the larger class
         ([0] * 9, [1] * 9, 1000, ""),  # too few to say
+        (range(8), range(1, 9), 1000, "0 of 8, as of a guess"),
+        (range(7), range(1, 8), 1000, ""),
+        (range(8), [0, *range(2, 9)], 1000, ""),  # one of few is right
     ],
 )
 def test_a_guess_is_told_from_a_weak_model(labels, answers, classes, said):
     assert said in chance_warning(rows(labels, answers), classes)
     assert bool(said) == bool(chance_warning(rows(labels, answers), classes))
+
+
+@pytest.mark.parametrize(
+    "right, n, classes, warns",
+    [
+        (3, 400, 1000, True),  # labels shifted by one: some images have two classes
+        (2, 60, 1000, False),  # a network of 5 % gets as few in one set of five
+        (8, 400, 1000, True),
+        (20, 400, 1000, False),
+        (8, 400, 10, True),  # below a guess
+        (80, 400, 10, False),
+    ],
+)
+def test_labels_in_another_order_are_hardly_better_than_a_guess(right, n, classes, warns):
+    """Of a folder of one's own; a hard set, such as ImageNet-A, has so few right in earnest."""
+    labels = [k % classes for k in range(n)]
+    wrong = [(label + 1) % classes for label in labels]
+    found = rows(labels, labels[:right] + wrong[right:])
+    assert bool(chance_warning(found, classes, own=True)) == warns
+    if classes == 1000:
+        assert chance_warning(found, classes) == ""
 
 
 @pytest.mark.parametrize("threat", ["clean", "L2 --steps 2"])
