@@ -19,7 +19,7 @@ from alignment_security.records.summary import merge_records
 
 EPS = [1 / 255, 2 / 255]
 IMPOSSIBLE = ["x", "nan", "inf", "-inf", "1e30", "TRUE", "=1+1", "-1", "1_0", " 1", "1,5", "0x1"]
-TEXTS = ("image_id", "broken_by")
+TEXTS = ("image_id", "broken_by", "stage")
 
 
 def rows_of(kind: str) -> list[dict]:
@@ -32,6 +32,8 @@ def rows_of(kind: str) -> list[dict]:
         found: dict = {"robust": 0, "adv_pred": 3, "broken_by": "apgd-ce", "linf": 0.003, "l2": 0.5}
         if kind == "ball_rand":
             found |= {"draws": 20, "wrong_share": 0.9, "wrong_low": 0.7, "wrong_high": 1.0}
+        if kind == "ball_screened":
+            found |= {"stage": "standard-top", "screen_norm": 0.01}
         more = [{"eps": eps, "from_eps": eps, "forwards": 9, "backwards": 8} | found for eps in EPS]
     else:
         alignment = {"human_alignment_raw": 0.1, "human_alignment": 0.1 / 0.65753}
@@ -44,6 +46,7 @@ KINDS = {
     "clean": "clean",
     "ball": "Linf",
     "ball_rand": "Linf-rand",
+    "ball_screened": "Linf-screened",
     "minimum_norm": "L2-fmn",
     "saliency": "saliency",
 }
