@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Callable, Container
 from difflib import get_close_matches
 from pathlib import Path
@@ -72,6 +73,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             *args, **{"allow_abbrev": False, "formatter_class": HelpFormatter} | options
         )
+        self._words: list[str] = []
         self.register("action", None, Store)
         self.register("action", "store", Store)
 
@@ -85,12 +87,21 @@ class Parser(argparse.ArgumentParser):
             name = unknown[0].split("=")[0]
             commands = self._commands()
             chosen = commands.get(getattr(parsed, "command", None) or "", self)
-            near = get_close_matches(name, chosen._known_names() - {name})
             others = [key for key, command in commands.items() if name in command._known_names()]
             hint = f"; an option of {', '.join(others)}" if others else ""
-            hint += f"; nearest: {', '.join(near)}" if near else ""
-            chosen.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+            chosen.error(f"unrecognized arguments: {' '.join(unknown)}{hint}{chosen._near(name)}")
         return parsed
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As of ArgumentParser; the words are kept for the error of a missing option."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
+    def _near(self, name: str) -> str:
+        """`; nearest: --x` of an unknown option, or "": their dashes make no two names alike."""
+        known = {each.lstrip("-"): each for each in self._known_names() - {name}}
+        near = [known[each] for each in get_close_matches(name.lstrip("-"), known)]
+        return f"; nearest: {', '.join(near)}" if near else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As of ArgumentParser; the error names the nearest choices, or all."""
@@ -128,6 +139,11 @@ class Parser(argparse.ArgumentParser):
                 action.help = argparse.SUPPRESS
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("the following arguments are required: --"):
+            names = [word.split("=")[0] for word in self._words if word.startswith("--")]
+            unknown = [name for name in names if name not in {*self._known_names(), "--"}]
+            if unknown and (hint := self._near(unknown[0])):
+                message = f"unrecognized arguments: {unknown[0]}{hint}"
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import product
+from difflib import get_close_matches
+from itertools import pairwise, product
 
 from alignment_security.attacks.attack import AttackError
 from alignment_security.common.command_line import Parser, argument, positive_int
@@ -54,6 +55,8 @@ DESCRIPTIONS = {
     ),
     "L1": ("minimal norms by FMN", "L1 --steps 1000"),
 }
+
+SLIP_FOR_A_THREAT = 0.7  # similarity of a word and the threat that it is a slip for
 
 PROTOCOLS_IN_WORDS = {
     "autoattack": "robust accuracy within --eps",
@@ -151,6 +154,10 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     """
     threat, options = split_threat(argv)
     parser = get_args_parser(threat, description)
+    if threat is None and not {"-h", "--help"} & {*argv}:
+        parser.error(no_threat(argv))
+    if second := split_threat(options)[0]:
+        parser.error(f"{threat} and {second}: one threat a command; a study has several (--study)")
     args = parser.parse_args(options)
     args.threat = threat
     set_requests(args)
@@ -188,6 +195,19 @@ def split_threat(argv: list[str]) -> tuple[str | None, list[str]]:
         if word in THREATS and (i == 0 or argv[i - 1] not in one_value):
             return word, [*argv[:i], *argv[i + 1 :]]
     return None, argv
+
+
+def no_threat(argv: list[str]) -> str:
+    """What to say of a command line without a threat: the word that may be meant, or what lacks."""
+    names = {name.casefold(): name for name in THREATS}
+    for before, word in pairwise(["", *argv]):
+        near = get_close_matches(word.casefold(), names, n=1, cutoff=SLIP_FOR_A_THREAT)
+        if near and not before.startswith("--"):
+            return f"no threat {word!r}; nearest: {names[near[0]]}"
+    return (
+        f"THREAT is missing: add one of {', '.join(THREATS)} before or after the options, e.g. "
+        "`Linf --eps 1/255`"
+    )
 
 
 def set_requests(args: argparse.Namespace) -> None:

@@ -240,6 +240,9 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no device; auto, cpu, cuda, or cuda:1, ...") from None
+    try:
         torch.zeros(1, device=device).item()  # meta holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None

@@ -70,9 +70,39 @@ def test_an_option_of_several_values_may_come_twice():
     assert parse_args([*MODEL, "--seed", "1", "--seed", "2", "clean"]).seed == 2
 
 
+def test_a_slip_for_a_required_option_is_told_as_such(capsys):
+    for option in ("--model", "--model_nam=x"):
+        with pytest.raises(SystemExit, match="2"):
+            parse_args([option, "resnet50", "clean"])
+        name = option.partition("=")[0]
+        assert f"unrecognized arguments: {name}; nearest: --model_name" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        parse_args(["clean"])
+    assert "are required: --model_name" in capsys.readouterr().err
+
+
 def test_the_nearest_option_is_named(capsys):
+    assert "nearest" not in refusal(capsys, "clean --resume")
     assert "nearest: --batch_size" in refusal(capsys, "clean --batchsize 3")
     assert "unrecognized arguments: --overw" in refusal(capsys, "clean --overw")
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("-s 8 clean L2", "clean and L2: one threat a command"),
+        ("clean L2", "clean and L2: one threat a command"),
+        ("Linf --eps 1/255 L2", "Linf and L2: one threat"),
+        ("-s 4 linf --eps 4/255", "no threat 'linf'; nearest: Linf "),
+        ("--examples 3 l2", "no threat 'l2'; nearest: L2 "),
+        ("other clea", "no threat 'clea'; nearest: clean "),
+        ("-s 4 --eps 4/255", "THREAT is missing: add one of clean, "),
+        ("--dataset cleam", "THREAT is missing"),
+    ],
+)
+def test_a_command_has_one_threat(capsys, line, says):
+    """Also where an option of several values stands before the word and would take it."""
+    assert says in refusal(capsys, line)
 
 
 @pytest.mark.parametrize(
