@@ -97,6 +97,9 @@ def draw_panel(ax: Axes, table: NormTable, rows: pd.DataFrame, x: str, y: str, t
     ax.set(xlabel=x_label, ylabel=measure_label(table, y))
     ax.set_title(f"{title}\n{rho_text(correlation(table.standard, x, y))}", loc="left")
     ax.margins(0.08)
+    if x == "accuracy":  # the margin is no accuracy
+        low, high = ax.get_xlim()
+        ax.set_xticks([tick for tick in ax.get_xticks() if max(0, low) <= tick <= min(high, 100)])
 
 
 def name_points(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:

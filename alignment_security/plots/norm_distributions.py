@@ -43,13 +43,12 @@ def norm_distributions(results: Results) -> Iterator[Drawing]:
     """Minimal norms over images, a box per model: a figure per image set, threat and settings."""
     runs = [run for run in results.runs if run_norm(run) in NORM_COLUMNS]
     groups = group_finished(runs, ("minimum_norm",), comparable_settings)
+    tables = [(group, norm_quantiles(group)) for group in groups]
+    drawn = [(group, table) for group, table in tables if not table.empty]
     names = numbered(
-        [f"norm_distributions_{run['image_set']}_{run['threat']}" for run, *_ in groups]
+        [f"norm_distributions_{run['image_set']}_{run['threat']}" for (run, *_), _ in drawn]
     )
-    for name, group in zip(names, groups):
-        table = norm_quantiles(group)
-        if table.empty:
-            continue
+    for name, (group, table) in zip(names, drawn):
         run, hidden = group[0], len(table) - MAX_BOXES
         facts = ", ".join([run_budget(run), *distinguishing_settings(run, groups)])
         heading = f"{run['image_set']}, {run['threat']} (n = {run['images']}): {facts}"

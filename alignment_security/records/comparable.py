@@ -24,6 +24,17 @@ BUDGET_NAMES = ("attack", "attacks", "eps", *DEFAULTS)
 # settings that `attack` names, or that follow from those that it names
 NAMED_BY_ATTACK = {"attack", "attacks", "steps", "targets", "queries", "draws", "walks"}
 
+# settings that follow from another one, or that are named beside a title; where the other one
+# differs they are not named again
+FOLLOWING = {
+    "images": {"images"},  # n of a panel
+    "list_sha256": {"images", "slice"},
+    "human_ceiling": {"human_map"},
+    "human_map_blur": {"human_map"},
+    "head_gradient": {"head"},
+    **dict.fromkeys(NAMED_BY_ATTACK, {"attack"}),
+}
+
 
 def attack_text(run: dict) -> str:
     """The attack and its budget, then what is unusual: `FMN 100 steps, head animate, seed 1`.
@@ -128,14 +139,21 @@ def distinguishing_settings(run: dict, groups: list[list[dict]]) -> list[str]:
     """`name value` of each setting in which a run's panel differs from the others of its threat.
 
     groups   the runs of all panels
-    What `attack_text` gives is not named again.
+    What `attack_text` gives is not named again, nor what follows from another setting.
     """
     settings = run["settings"]["run"]
     others = [group[0]["settings"]["run"] for group in groups if is_beside(group[0], run)]
+    differing = {
+        name
+        for name, value in settings.items()
+        if any(other.get(name) != value for other in others)
+    }
     return [
         f"{name} {str(value)[:12]}"
         for name, value in settings.items()
-        if name not in BUDGET_NAMES and any(other.get(name) != value for other in others)
+        if name in differing
+        and name not in BUDGET_NAMES
+        and not FOLLOWING.get(name, set()) & differing
     ]
 
 

@@ -18,6 +18,7 @@ from alignment_security.analysis.norm_table import PUBLISHED
 from alignment_security.analysis.norms import POINTS
 from alignment_security.analysis.results import load_results
 from alignment_security.plots.both_studies import brainscore_vs_tolerance, robust_vs_tolerance
+from alignment_security.plots.norm_distributions import norm_distributions
 from alignment_security.plots.norms import accuracy_vs_norm, rank_change
 from alignment_security.plots.slide import slide
 from alignment_security.records.summary import merge_records
@@ -118,6 +119,28 @@ def test_runs_of_other_slices_and_heads_have_panels_of_their_own(tmp_path):
     assert sorted(counts) == ["n = 2", "n = 3", "n = 3"]
     assert any("head animate" in title for title in titles)
     assert any("slice [0, 2]" in title for title in titles)
+
+
+def test_a_title_names_what_differs_once(tmp_path):
+    """Maps bring their ceiling, an attack its steps; those are named, and these are not."""
+    own = {"human_map": "folder maps", "human_ceiling": 0.65753, "attack": "crossing 30 steps"}
+    make_norms(tmp_path, "a", [0.1, 0.3], attack="crossing 50 steps", steps=50, head_gradient="x")
+    make_norms(tmp_path, "b", [0.1, 0.3], **own, steps=30, head_gradient="x")
+    ((_, figure, _, _),) = accuracy_vs_norm(load_results(tmp_path))
+    titles = [ax.get_title(loc="left").replace("\n", " ") for ax in figure.axes[:2]]
+    assert sorted(title.partition(") ")[2] for title in titles) == [
+        "crossing 30 steps, human_map folder maps",
+        "crossing 50 steps",
+    ]
+    plt.close(figure)
+
+
+def test_boxes_are_numbered_as_they_are_drawn(tmp_path):
+    make_norms(tmp_path, "a", [None, None], slice=[0, 2])  # no norm, so no figure
+    make_norms(tmp_path, "b", [0.1, 0.3])
+    ((name, figure, _, _),) = norm_distributions(load_results(tmp_path))
+    assert name == "norm_distributions_mine_L2-crossing"
+    plt.close(figure)
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
