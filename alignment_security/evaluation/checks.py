@@ -1,6 +1,6 @@
-"""Checks of a model on a few clean images before its attack: does it more than guess?
+"""Checks before an attack: what `evaluate` is given, and whether the model does more than guess.
 
-A wrong order of classes, crop or weights shows there, in seconds.
+A wrong order of classes, crop or weights shows on a few clean images, in seconds.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from alignment_security.attacks.clean import run_clean
+from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
 from alignment_security.evaluation.published import LOOK
 from alignment_security.evaluation.stream import with_head_labels
+from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import has_imagenet_order, stream_bytes
 from alignment_security.images.slices import take_slice
@@ -92,3 +94,17 @@ def seconds_per_image(module: nn.Module, x: Tensor) -> float:
     begin = time.perf_counter()
     forward.logits(x).cpu()  # waits for the device
     return (time.perf_counter() - begin) / len(x)
+
+
+def check_kinds(model: object, images: object, threat: object) -> None:
+    """Raise UserError where one of them is a name, or anything else than what it has to be."""
+    wanted = (
+        ("model", model, Model, "load_model(NAME), or as_model(...) for a network of your own"),
+        ("images", images, ImageSet, "load_image_set(NAME, FOLDER)"),
+        ("threat", threat, Threat, 'Clean(), AutoAttack("Linf", eps=[1 / 255]), ...'),
+    )
+    for name, value, kind, maker in wanted:
+        if not isinstance(value, kind):
+            raise UserError(
+                f"{name} {str(value)[:60]!r}: not a {kind.__name__}; make it by {maker}"
+            )

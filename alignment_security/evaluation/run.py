@@ -22,7 +22,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import version_drift
-from alignment_security.evaluation.checks import check_clean, warn_of_guesses
+from alignment_security.evaluation.checks import check_clean, check_kinds, warn_of_guesses
 from alignment_security.evaluation.growth import growth_check
 from alignment_security.evaluation.human_columns import add_human_columns, map_settings
 from alignment_security.evaluation.image_files import check_finished_images, check_image_files
@@ -146,6 +146,7 @@ def evaluate(
     Returns a row per image (and eps) in the order of the list; results/README.md explains the
     columns. Raises UserError for a request that cannot be run, and Stopped after `stop_after`.
     """
+    check_kinds(model, images, threat)
     if results_dir is None:
         if options.get("stop_after") is not None:
             raise UserError("stop_after needs a results_dir, where the rows so far are kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import pickle
 from collections.abc import Sequence
 from numbers import Real
@@ -12,6 +13,7 @@ from typing import Any
 
 import safetensors
 import timm
+from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
 from timm.data.transforms import str_to_pil_interp
@@ -31,6 +33,9 @@ FORBIDDEN, NOT_FOUND = (401, 403), (404, 410)
 PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
 CROP_MODES = ("center", "squash", "border")  # of timm's create_transform
 LARGEST_SIDE, LARGEST_CROP = 4096, 2.0
+
+if "HF_HUB_VERBOSITY" not in os.environ:  # a line for each try of a minute; the error says it all
+    hub_logging.set_verbosity_error()
 
 
 class HubBusy(ModelError, TryAgain):

@@ -135,6 +135,20 @@ def test_evaluate_refuses_options_that_make_no_sense(tiny_model, tiny_images, op
         evaluate(tiny_model, tiny_images, Clean(), **options)
 
 
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"model": "tf_efficientnet_lite0"}, "'tf_efficientnet_lite0': .* by load_model"),
+        ({"images": "sample"}, "images 'sample': .* by load_image_set"),
+        ({"threat": "clean"}, r"threat 'clean': not a Threat; make it by Clean\(\)"),
+        ({"threat": Clean}, "not a Threat"),
+    ],
+)
+def test_a_name_in_the_place_of_an_object_is_one_line(tiny_model, tiny_images, wrong, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(**{"model": tiny_model, "images": tiny_images, "threat": Clean()} | wrong)
+
+
 def test_a_threat_sorts_its_eps_once():
     assert AutoAttack("Linf", (2 / 255, 1 / 255, 2 / 255)).eps == (1 / 255, 2 / 255)
     assert AutoAttack("L2", 1).eps == (1.0,) and type(AutoAttack("L2", [1]).eps[0]) is float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import re
 import sys
@@ -538,6 +539,11 @@ def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line
         and "--checkpoint" in missing
         and "HF_HOME" in missing
     )
+
+
+def test_the_tries_of_the_hub_are_not_shown():
+    """A line for each of them, over a minute, would hide the one error."""
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
 
 
 # ---- checks before an attack ---------------------------------------------------------------------
