@@ -21,7 +21,7 @@ from alignment_security.plots.examples import (
     fooled_pictures,
     human_alignment_examples,
 )
-from alignment_security.plots.feng2025 import tradeoff
+from alignment_security.plots.feng2025 import draw_panel, tradeoff
 from alignment_security.plots.feng2025_harmonized import figure_6_7
 from alignment_security.plots.feng2025_pictures import corners, overlays, tradeoff_photograph
 from alignment_security.plots.picture_grid import overlay
@@ -159,6 +159,18 @@ def test_linf_and_l1_norms_have_panels_of_their_own(study):
     for value in 255 * linf["pt"]:
         assert np.isclose(drawn, value).any()
     assert set(table["pt"]) == {*l2["pt"], *linf["pt"], *l1["pt"]}  # the table is in pixel units
+
+
+@pytest.mark.parametrize("accuracy", [100.0, 0.0, 90.0])
+def test_no_tick_is_an_accuracy_that_there_is_not(study, accuracy):
+    """The margin beyond 0 and 100 % has none; the axis keeps it, so that points are whole."""
+    table = next(table for table in tables_of_every_norm(load_results(study)))
+    rows = table.rows.assign(accuracy=accuracy, estimated=False)
+    figure, ax = plt.subplots()
+    draw_panel(ax, table._replace(rows=rows), rows, "accuracy", "pt", "title")
+    low, high = ax.get_xlim()
+    assert low < accuracy < high and len(ax.get_xticks()) > 1
+    assert max(0, low) <= min(ax.get_xticks()) < max(ax.get_xticks()) <= min(100, high)
 
 
 def test_records_without_examples_leave_the_plane_alone(tmp_path):
