@@ -64,5 +64,7 @@ def test_answers_are_restricted_to_the_classes_with_images(cli, tiny, tmp_path):
 
 def test_a_set_of_ours_needs_no_remark(cli, tiny, tmp_path):
     arguments = tiny.arguments(tmp_path)
-    arguments[arguments.index("mine")] = "sample"
-    assert "not restricted" not in cli(*arguments, "-s", "2", "clean")[1]
+    at = arguments.index("--dataset")
+    arguments[at : at + 4] = ["--dataset", "sample"]  # without --data_dir
+    status, out, _ = cli(*arguments, "-s", "2", "clean")
+    assert status == 0 and "not restricted" not in out

@@ -604,7 +604,8 @@ def test_a_model_that_cannot_be_evaluated_is_refused(cli, tiny, with_net, tmp_pa
     with_net(f, **changes)
     arguments = command(tiny, tmp_path, "clean")
     if "says so" in case:
-        arguments[arguments.index("--dataset") + 1] = "sample"
+        at = arguments.index("--dataset")
+        arguments[at : at + 4] = ["--dataset", "sample"]  # without --data_dir
     status, out, err = cli(*arguments)
     assert (
         status == 2

@@ -361,7 +361,7 @@ WRONG = {  # id -> (options added to a right request, what the line on stderr sa
         "mine: 8 images, fewer than a batch of 9; --batch_size 8 at most",
     ),
     "folder": ("--data_dir /nowhere/images", "/nowhere/images: no such folder"),
-    "classes": ("--num_classes 3", "2 class folders.*for a model with 3 outputs"),
+    "classes": ("--num_classes 3", "2 class folders, and the model has 3 outputs"),
     "no maps": ("--map_dir /nowhere/maps", "/nowhere/maps"),
     "init": ("--init /nowhere/net.pth", "/nowhere/net.pth: no such checkpoint"),
     "no eps": ("--objective adversarial --eps 8", "8 is above 1 in Linf"),
