@@ -20,6 +20,7 @@ from alignment_security.evaluation import (
     Foolbox,
 )
 from alignment_security.evaluation.dry_run import Speed, describe_cost, measure
+from alignment_security.models.forward import CPU_ROWS
 
 TINY_EPS, HUGE_EPS = (1e-4, 2e-4, 3e-4), (1.0,)
 
@@ -145,9 +146,9 @@ class Slow(nn.Module):
 
 
 def test_times_are_those_of_a_net_that_sleeps(sample, lite0):
-    speed = measure(Slow(), sample, lite0.preprocessing, 2, gradients=True)
+    speed = measure(Slow(), sample, lite0.preprocessing, CPU_ROWS, gradients=True)
     assert 0.010 <= speed.forward < 0.02 and 0.030 <= speed.both < 0.045 and speed.decode > 0
-    assert speed.peak_bytes > 100e6 and speed.batch_size == 2
+    assert speed.peak_bytes > 100e6 and speed.batch_size == CPU_ROWS
 
 
 def test_the_estimate_is_passes_times_seconds():
