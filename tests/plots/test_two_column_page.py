@@ -158,7 +158,8 @@ def test_models_of_one_family_differ_and_none_is_pale(count):
 def test_bands_are_drawn_where_lines_are_few(count):
     models = [f"resnet{k}.a1" for k in range(count)]
     rows = [
-        {"model": model, "severity": x, "eps": x, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        {"model": model, "severity": x, "eps": x, "correct": 5}
+        | {"accuracy": 0.5, "low": 0.4, "high": 0.6}
         for model in models
         for x in (1, 2)
     ]
