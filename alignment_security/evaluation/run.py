@@ -249,6 +249,8 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
     while threat is not None:
         run.rows = threat.own_rows(rows)
         add_rows_of_phase(replace(evaluation, threat=threat), run, deadline)
+        if not threat.has_next_phase:
+            break
         rows = run.read_again()
         threat = threat.next_phase(rows)
 

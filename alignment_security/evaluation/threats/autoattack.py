@@ -158,6 +158,16 @@ class AutoAttack(Threat):
                 begun=execution.known_rows,
                 log=execution.log,
             )
+        return self._run_own(model, images, execution)
+
+    def _run_own(
+        self,
+        model: Model,
+        images: ImageStream,
+        execution: Execution,
+        wanted: dict[str, list[float]] | None = None,
+    ) -> RecordRows:
+        """Verdicts of the engine `own`; `wanted` as of `run_autoattack`."""
         return run_autoattack(
             ReportedPasses(self.attacked_module(model, execution), execution),
             images,
@@ -170,6 +180,7 @@ class AutoAttack(Threat):
             begun=execution.known_rows,
             exact=WithoutTF32(model.module),
             log=execution.log,
+            wanted=wanted,
         )
 
     @classmethod

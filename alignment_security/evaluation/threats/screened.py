@@ -10,7 +10,7 @@ from typing import ClassVar
 import pandas as pd
 
 from alignment_security.attacks.attack import AttackError
-from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.screen import SCREEN, run_screen, screening_walk
 from alignment_security.common.verdicts import STANDARD_NAME
@@ -46,6 +46,7 @@ class Screened(AutoAttack):
 
     kind: ClassVar[str] = SCREENED_KIND
     grows: ClassVar[bool] = False
+    has_next_phase: ClassVar[bool] = True
     survivors: ClassVar[str] = "standing"
 
     def __post_init__(self):
@@ -148,20 +149,8 @@ class ChosenImages(AutoAttack):
         return len(self.chosen.get(image_id, ()))
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        for rows in run_autoattack(
-            ReportedPasses(self.attacked_module(model, execution), execution),
-            images,
-            self.norm,
-            list(self.eps),
-            model.n_outputs,
-            self.budget,
-            seed=self.seed,
-            batch_size=execution.batch_size,
-            begun=execution.known_rows,
-            exact=WithoutTF32(model.module),
-            log=execution.log,
-            wanted={image_id: sorted(stages) for image_id, stages in self.chosen.items()},
-        ):
+        wanted = {image_id: sorted(stages) for image_id, stages in self.chosen.items()}
+        for rows in self._run_own(model, images, execution, wanted):
             yield [row | self._columns(row) for row in rows]
 
     def _columns(self, row: dict) -> dict:

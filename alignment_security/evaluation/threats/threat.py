@@ -53,6 +53,7 @@ class Threat(ABC):
     grows: ClassVar[bool] = True  # a finished record takes more images and eps
     survivors: ClassVar[str] = "robust"  # what it calls images that nothing fooled so far
     phase: ClassVar[str] = ""  # which one of several it is, in words
+    has_next_phase: ClassVar[bool] = False  # whether `next_phase` may give one
     # options of the command line that this threat reads and some other one does not
     options: ClassVar[frozenset[str]]
     eps: Sequence[float] = ()  # radii in pixel units of [0, 1]; a row for each, else one row
