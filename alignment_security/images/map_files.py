@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import filecmp
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -38,17 +39,15 @@ def with_map_files(images: ImageSet, folder: Path, blur: bool = False) -> ImageS
         raise DataError(f"--map_dir {folder}: no such folder")
     listing = list_files(folder, lambda path: path.suffix.lower() in READERS)
     files = listing.files
-    by_path: dict[str, Path] = {}
-    by_name: dict[str, list[Path]] = {}
-    for path in files:
-        name = path.relative_to(folder).with_suffix("")
-        other = by_path.setdefault(name.as_posix(), path)
+    named = [(path.relative_to(folder).with_suffix(""), path) for path in files]
+    names = names_of_maps(named)
+    for name, path in named:
+        other = names.by_path[name.as_posix()]
         if other != path:
             raise DataError(f"{path}: {other.name} is a map of the same image; keep one of them")
-        by_name.setdefault(name.name, []).append(path)
     owners: dict[Path, str] = {}
     for image_id in images.ids:
-        found = map_of(PurePath(image_id), by_path, by_name)
+        found = map_of(PurePath(image_id), names)
         if found is not None and owners.setdefault(found, image_id) != image_id:
             raise DataError(
                 f"{found}: by its name it is of {owners[found]} and of {image_id}; put maps "
@@ -73,17 +72,13 @@ def check_endings(
     others   files of the folder whose ending no reader has; copies of photographs are no maps
     paths    image_id -> map
     """
-    by_path: dict[str, Path] = {}
-    by_name: dict[str, list[Path]] = {}
-    for path in others:
-        name = path.relative_to(folder).with_suffix("")
-        for shorter in {name, name.with_suffix("")}:  # x.npy.gz is meant for x
-            by_path.setdefault(shorter.as_posix(), path)
-            by_name.setdefault(shorter.name, []).append(path)
+    named = [(path.relative_to(folder).with_suffix(""), path) for path in others]
+    shorter = [(name.with_suffix(""), path) for name, path in named if name.suffix]
+    names = names_of_maps([*named, *shorter])  # x.npy.gz is meant for x
     for image_id, photograph in zip(images.ids, images.paths):
         if image_id in paths:
             continue
-        found = map_of(PurePath(image_id), by_path, by_name)
+        found = map_of(PurePath(image_id), names)
         if found is not None and not filecmp.cmp(found, photograph, shallow=False):
             raise DataError(
                 f"{found}: by its name the map of {image_id}, but a map is a file "
@@ -91,20 +86,33 @@ def check_endings(
             )
 
 
-def map_of(
-    image: PurePath, by_path: dict[str, Path], by_name: dict[str, list[Path]]
-) -> Path | None:
+class MapNames(NamedTuple):
+    """Files by their path in the folder (the first one), and by its last part, without ending."""
+
+    by_path: dict[str, Path]
+    by_name: dict[str, list[Path]]
+
+
+def names_of_maps(named: Iterable[tuple[PurePath, Path]]) -> MapNames:
+    """Files by name, from pairs of their path in the folder, without ending, and the file."""
+    names = MapNames({}, {})
+    for name, path in named:
+        names.by_path.setdefault(name.as_posix(), path)
+        names.by_name.setdefault(name.name, []).append(path)
+    return names
+
+
+def map_of(image: PurePath, names: MapNames) -> Path | None:
     """The map of an image: that of its path, else the only one of its name; None without one.
 
     image   an image_id
-    by_path, by_name   files by their path in the folder, and by its last part, without ending
     """
     for whole in (image.with_suffix(""), image):
-        if whole.as_posix() in by_path:
-            return by_path[whole.as_posix()]
+        if whole.as_posix() in names.by_path:
+            return names.by_path[whole.as_posix()]
     for name in (image.stem, image.name):
-        if len(by_name.get(name, [])) == 1:
-            return by_name[name][0]
+        if len(names.by_name.get(name, [])) == 1:
+            return names.by_name[name][0]
     return None
 
 
