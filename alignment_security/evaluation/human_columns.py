@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 from torch import Tensor
 
 from alignment_security.evaluation.threats.clean import Clean
@@ -12,7 +11,7 @@ from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.labels import multilabel_correct, real_correct
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.records.ceiling import HUMAN_CEILING, MAP_BLUR
-from alignment_security.records.metrics import over_ceiling, rank_agreement
+from alignment_security.records.metrics import agreement_of_image, over_ceiling
 
 
 def map_settings(images: ImageSet, map_reduce: str | None) -> dict:
@@ -58,8 +57,7 @@ def add_alignment(
     attention = human_map(images, position, model.preprocessing, blur)
     if attention is None:
         return
-    raw = rank_agreement(attention[None], compared.cpu().numpy()[None], map_reduce)[0]
-    if np.isnan(raw):
-        return
-    row["human_alignment_raw"] = float(raw)
-    row["human_alignment"] = float(over_ceiling(raw, settings["human_ceiling"]))
+    raw = agreement_of_image(attention, compared.cpu().numpy(), map_reduce)
+    if raw is not None:
+        row["human_alignment_raw"] = raw
+        row["human_alignment"] = over_ceiling(raw, settings["human_ceiling"])

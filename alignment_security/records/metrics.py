@@ -109,6 +109,14 @@ def rank_agreement(
         return np.fromiter(correlations, dtype=np.float64, count=n_images)
 
 
+def agreement_of_image(
+    human_map: np.ndarray, perturbation: np.ndarray, reduce: str = "max"
+) -> float | None:
+    """`rank_agreement` of one image, (H, W) and (C, H, W); None where it is undefined."""
+    agreement = float(rank_agreement(human_map[None], perturbation[None], reduce)[0])
+    return None if np.isnan(agreement) else agreement
+
+
 def usable_cpus() -> int:
     """CPUs that this process may use; of the machine where the system does not say (macOS)."""
     if hasattr(os, "sched_getaffinity"):

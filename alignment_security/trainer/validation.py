@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -15,11 +14,11 @@ from alignment_security.attacks.clean import ImageStream, run_clean
 from alignment_security.attacks.saliency import run_saliency
 from alignment_security.images.human_maps import human_map, is_blurred, map_source
 from alignment_security.images.image_sets import ImageSet, default_dir
-from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_images
+from alignment_security.images.loading import has_imagenet_order, load_image_set, stream_bytes
 from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import device_of
 from alignment_security.models.heads import Model, restrict_classes
-from alignment_security.records.metrics import over_ceiling, rank_agreement
+from alignment_security.records.metrics import agreement_of_image, over_ceiling
 from alignment_security.trainer.distributed import (
     rank,
     share_buffers,
@@ -121,7 +120,7 @@ class Validation:
         return total / count if count else float("nan")
 
     def _stream(self, images: ImageSet) -> ImageStream:
-        return stream_images(images, self.model.preprocessing, self.workers)
+        return stream_bytes(images, self.model.preprocessing, self.workers)
 
     def _correct(self, model: Model, images: ImageSet) -> Iterator[float]:
         """1 for each image that is classified correctly."""
@@ -152,8 +151,8 @@ class Validation:
             for row in rows:
                 position = images.position(row["image_id"])
                 attention = human_map(images, position, model.preprocessing, blur)
-                if attention is not None:
-                    gradient = row["gradient"].cpu().numpy()
-                    (agreement,) = rank_agreement(attention[None], gradient[None])
-                    if not np.isnan(agreement):
-                        yield float(over_ceiling(agreement))
+                if attention is None:
+                    continue
+                agreement = agreement_of_image(attention, row["gradient"].cpu().numpy())
+                if agreement is not None:
+                    yield float(over_ceiling(agreement))
