@@ -15,6 +15,8 @@ from conftest import ROOT
 import training
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.evaluation import AutoAttack, Clean, Saliency, evaluate
+from alignment_security.images import loading
+from alignment_security.images.decoded import DecodedImages
 from alignment_security.images.image_sets import synsets
 from alignment_security.images.loading import stream_images
 from alignment_security.images.slices import take_slice
@@ -65,9 +67,16 @@ def assert_last_row_is_of_the_weights(results: Path, sample) -> None:
     assert found == pytest.approx([clean, robust, alignment], rel=1e-5)
 
 
-def test_the_log_has_what_evaluating_the_weights_gives(tmp_path, sample, signals_kept):
+def test_the_log_has_what_evaluating_the_weights_gives(tmp_path, sample, signals_kept, monkeypatch):
+    decoded: list[int] = []
+    load = loading.load_photograph
+    monkeypatch.setattr(
+        loading, "load_photograph", lambda images, i: decoded.append(i) or load(images, i)
+    )
+    monkeypatch.setattr(loading, "DECODED", DecodedImages())
     with signals_kept():
         assert train(tmp_path, EVALUATED, "--epochs 12") == 0
+    assert len(decoded) == len(sample)  # once for all epochs and measures
     rows = log(tmp_path)
     measured = rows.dropna(subset="val_robust")
     assert measured["epoch"].tolist() == [5, 10, 12] and rows["val_accuracy"].notna().all()
