@@ -80,12 +80,12 @@ class MinimumNormProgress:
 class EpsProgress(MinimumNormProgress):
     """What norm-bounded attacks know of an image: an interval of eps, and verdicts.
 
-    Indices count the eps of the search, ascending. The image is decided when nothing is left
-    between `survived_index` and `broken_index`.
+    Indices count `eps`. The image is decided when nothing is left between `survived_index` and
+    `broken_index`.
     """
 
     eps: list[float] = field(default_factory=list)  # at which the image is attacked, ascending
-    broken_index: int  # smallest eps that the image is known to break at (number of eps: none)
+    broken_index: int = 0  # smallest eps that the image is known to break at (number of eps: none)
     survived_index: int = -1  # largest eps that the image is known to survive (-1: none)
     eps_index: int = 0  # the eps under attack
     estimate_index: int = -1  # largest eps that the image is expected to survive (-1: no estimate)

@@ -140,7 +140,7 @@ class EpsSearch:
             self.forward,
             batch,
             self.n_outputs,
-            lambda: EpsProgress(broken_index=0),
+            EpsProgress,
             self.seed,
         ):
             self._begin(image, self.begun.get(image.image_id, []))
