@@ -17,7 +17,11 @@ import pandas as pd
 
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
-from alignment_security.records.comparable import attack_text, comparable_runs
+from alignment_security.records.comparable import (
+    attack_text,
+    comparable_runs,
+    comparable_settings,
+)
 from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
@@ -233,7 +237,7 @@ def describe_runs(group: list[dict], runs: list[dict]) -> str:
     facts.append(either("budget", [run_budget(run) for run in group]))
     return (
         f"{image_set}, {threat}: {', '.join(facts)}, evaluated {evaluation_dates(group)}. "
-        f"{missing_models(image_set, threat, runs)}"
+        f"{missing_models(group, runs)}"
     )
 
 
@@ -264,18 +268,41 @@ def evaluation_dates(runs: list[dict]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def missing_models(image_set: str, threat: str, runs: list[dict]) -> str:
-    """The models of an image set without a finished run under a threat, by status of their run."""
-    status = {run["model"]: "not evaluated" for run in runs if run["image_set"] == image_set}
-    for run in runs:
-        if run_folder(run) == (image_set, threat):
-            status[run["model"]] = run["status"]
+def missing_models(group: list[dict], runs: list[dict]) -> str:
+    """The models without a finished record of a panel's settings, and unfinished other records.
+
+    group   the runs of the panel
+    runs    all runs; the models are those of its image set
+    An unfinished record is named where it lacks: in the panel of its settings, or, where no
+    finished record has these, in every panel of its threat.
+    """
+    image_set, threat = run_folder(group[0])
+    of_panel = set(map(comparable_settings, group))
+    of_set = [run for run in runs if run["image_set"] == image_set]
+    of_threat = [run for run in of_set if run["threat"] == threat]
+    with_settings = [run for run in of_threat if comparable_settings(run) in of_panel]
+    status = {run["model"]: "not evaluated" for run in of_set}
+    status |= {run["model"]: "other settings only" for run in of_threat}
+    status |= {run["model"]: run["status"] for run in with_settings}
+    status |= {run["model"]: "done" for run in with_settings if run["status"] == "done"}
     models: dict[str, list[str]] = {}
     for model, why in status.items():
         if why != "done":
             models.setdefault(why, []).append(model)
     sentences = [f"Missing ({why}): {', '.join(names)}." for why, names in models.items()]
-    return " ".join(sentences) or "No model is missing."
+    return " ".join([*(sentences or ["No model is missing."]), *unfinished_beside(of_threat)])
+
+
+def unfinished_beside(runs: list[dict]) -> list[str]:
+    """A sentence on the unfinished ones of a threat's runs whose settings no panel has, if any."""
+    drawn = {comparable_settings(run) for run in runs if run["status"] == "done"}
+    names = [
+        f"{run['model']} with {run_budget(run)}, n = {run['settings']['run'].get('images')} "
+        f"({run['status']})"
+        for run in runs
+        if run["status"] != "done" and comparable_settings(run) not in drawn
+    ]
+    return [f"Unfinished, in no panel: {'; '.join(names)}."] if names else []
 
 
 def norm_means(rows: pd.DataFrame) -> dict[str, float]:

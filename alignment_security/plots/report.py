@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from string import Template
@@ -18,7 +19,7 @@ from PIL import Image
 
 from alignment_security.analysis.feng2025 import published_norm_table
 from alignment_security.analysis.norm_table import PUBLISHED
-from alignment_security.analysis.results import Results, read_summary
+from alignment_security.analysis.results import Results, read_summary, run_folder
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.text import read_text
 from alignment_security.models.families import FAMILIES
@@ -31,6 +32,7 @@ from alignment_security.plots.report_pictures import (
     tradeoff_pictures,
 )
 from alignment_security.plots.report_tables import frame_html
+from alignment_security.records.comparable import attack_text
 
 REPORT_NAME = "report.html"
 TRADEOFF, ACCURACY = "Human alignment and tolerance", "Clean and robust accuracy"
@@ -115,10 +117,22 @@ def facts_of(results: Results) -> str:
     return f"{'; '.join(counts)}. Choose a point to see its model and values."
 
 
-def not_comparable_html(results: Results) -> str:
+def left_out_html(results: Results) -> str:
     """A paragraph for each record that has no row in the leaderboard, with the reason."""
-    reasons = results.not_comparable.values()
+    reasons = [*results.not_comparable.values(), *unfinished_records(results)]
     return "".join(f"<p>Not in this table: {escape(reason)}.</p>" for reason in reasons)
+
+
+def unfinished_records(results: Results) -> Iterator[str]:
+    """`path: unfinished (status)` of each unfinished record that the summary has no rows of."""
+    keys = ["model", "image_set", "threat", "attack"]
+    known = set(read_summary(results)[keys].fillna("").itertuples(index=False, name=None))
+    for run in results.runs:
+        if (
+            run["status"] != "done"
+            and (run["model"], *run_folder(run), attack_text(run)) not in known
+        ):
+            yield f"{run['csv']}: unfinished ({run['status']})"
 
 
 def pictures_json(pictures: dict[str, list[Picture]]) -> str:
@@ -148,7 +162,7 @@ def write_report(results: Results, drawn: dict[str, list[Path]], folder: Path) -
     sections = {
         TRADEOFF: picture_html("tradeoff", pictures["tradeoff"]),
         ACCURACY: picture_html("accuracy", pictures["accuracy"]),
-        "Leaderboard": board.html and board.html + not_comparable_html(results),
+        "Leaderboard": board.html and board.html + left_out_html(results),
         **{title: drawings_html(files, folder) for title, files in drawn.items()},
         PUBLISHED: published_html(results, published),
     }

@@ -50,9 +50,19 @@ WILSON = {
 
 
 def make_ball(
-    results, model, image_set="tiny", finish=True, examples=(), verdicts=VERDICTS, **settings
+    results,
+    model,
+    image_set="tiny",
+    finish=True,
+    examples=(),
+    verdicts=VERDICTS,
+    record=None,
+    **settings,
 ):
-    """A ball record; image b is fooled at 2/255, c and everything after it at 1/255."""
+    """A ball record; image b is fooled at 2/255, c and everything after it at 1/255.
+
+    record   more keywords of its Run
+    """
     run_settings = {
         "protocol": "autoattack",
         "norm": "Linf",
@@ -61,7 +71,13 @@ def make_ball(
         **settings,
     }
     with Run(
-        results, image_set, "Linf", model, "ball", {"model": {"name": model}, "run": run_settings}
+        results,
+        image_set,
+        "Linf",
+        model,
+        "ball",
+        {"model": {"name": model}, "run": run_settings},
+        **(record or {}),
     ) as run:
         run.append(
             [
@@ -258,6 +274,38 @@ def test_an_unfinished_record_is_named_and_not_drawn(tmp_path, capsys):
     )
     assert utc_now()[:4] in caption and "protocol autoattack" in caption
     assert set(pd.read_csv(tmp_path / "figures" / "accuracy_vs_eps.csv")["model"]) == {"resnet18"}
+
+
+@pytest.mark.parametrize("first", ["standard", "reduced: apgd-ce(5)"])
+def test_a_caption_names_the_record_that_its_panel_lacks(tmp_path, capsys, first):
+    """Whichever record of a model is read last: one of another budget says nothing of a panel's."""
+    second = {"standard": "reduced: apgd-ce(5)"}.get(first, "standard")
+    with_suffix = {"beside": {"attack": second}}
+    make_ball(tmp_path, "lin", attack=first, record={})
+    make_ball(tmp_path, "lin", attack=second, record=with_suffix, finish=False)
+    make_ball(tmp_path, "vgg11", attack=first, record={}, finish=False)
+    make_ball(tmp_path, "vgg13", attack=second, record=with_suffix, finish=False)
+    make_ball(tmp_path, "vgg16", attack=first, record={}, image_set="other")
+    assert draw(tmp_path, tmp_path / "a", "--image_set", "tiny", "--plots", "accuracy_vs_eps") == 0
+    caption = (tmp_path / "a" / "accuracy_vs_eps.txt").read_text()
+    missing = caption.partition("Missing")[2]
+    assert missing.startswith(
+        " (running): vgg11. Missing (other settings only): vgg13. Unfinished, in no panel: lin "
+        f"with {second}, n = None (running); vgg13 with {second}, n = None (running)."
+    )
+    make_ball(tmp_path, "vgg19", attack=second, record=with_suffix)
+    assert draw(tmp_path, tmp_path / "b", "--image_set", "tiny", "--plots", "accuracy_vs_eps") == 0
+    lines = (tmp_path / "b" / "accuracy_vs_eps.txt").read_text().splitlines()
+    (of_first,) = (line for line in lines if f"budget {first}," in line)
+    (of_second,) = (line for line in lines if f"budget {second}," in line)
+    assert of_first.endswith(
+        "Missing (running): vgg11. Missing (other settings only): vgg13, vgg19."
+    )
+    assert of_second.endswith("(running): lin, vgg13. Missing (other settings only): vgg11.")
+    merge_records(tmp_path, log=print)
+    assert draw(tmp_path, tmp_path / "c", "--report", "--plots", "accuracy_vs_eps") == 0
+    page = (tmp_path / "c" / "report.html").read_text()
+    assert page.count("Not in this table: ") == 3 and "vgg11.csv: unfinished (running)" in page
 
 
 def test_examples_say_why_a_model_has_none(tmp_path):
