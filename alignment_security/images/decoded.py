@@ -54,5 +54,9 @@ class DecodedImages:
             own[key] = x.clone()  # `x` may be a view of a worker's whole message
             self.n_bytes += x.nbytes
 
+    def clear(self) -> None:
+        self.pixels.clear()
+        self.n_bytes = 0
+
 
 DECODED = DecodedImages()  # of this process

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -53,6 +53,15 @@ def batch_shapes(batch_size: int) -> list[int]:
     while len(shapes) < SHAPES and shapes[0] // 2 >= SMALLEST_SHAPE:
         shapes.insert(0, shapes[0] // 2)
     return shapes
+
+
+def filled_rows(shapes: Sequence[int], rows: int) -> int:
+    """Rows that reach a network, idle ones included, for so many rows.
+
+    shapes   sizes of the batches that reach it, ascending
+    """
+    whole, rest = divmod(rows, shapes[-1])
+    return whole * shapes[-1] + next(shape for shape in [0, *shapes] if shape >= rest)
 
 
 class Forward:
@@ -128,17 +137,14 @@ class Forward:
         apart = 3 * self._filled(x, with_gradient) + self._filled(x, others)
         return apart < 3 * self._filled(x, len(x))
 
-    def _shapes(self, x: Tensor) -> list[int]:
+    def shapes(self, x: Tensor) -> list[int]:
         """Sizes of the chunks of x that reach the network, ascending."""
         if x.device.type == "cpu" and x.shape[-2:].numel() >= LARGE_IMAGE:
             return [self.cpu_rows]
         return batch_shapes(self.batch_size)
 
     def _filled(self, x: Tensor, rows: int) -> int:
-        """Rows that reach the network, idle ones included, for so many rows of x."""
-        shapes = self._shapes(x)
-        whole, rest = divmod(rows, shapes[-1])
-        return whole * shapes[-1] + next(shape for shape in [0, *shapes] if shape >= rest)
+        return filled_rows(self.shapes(x), rows)
 
     def _with_idle_rows(self, part: Tensor) -> Tensor:
         """The rows (b, C, H, W), and copies of the last one up to the next of their shapes."""
@@ -156,7 +162,7 @@ class Forward:
         results: list[tuple[Tensor, ...]] = []
         begin = 0
         while begin < len(x):
-            rows = slice(begin, begin + self._shapes(x)[-1])
+            rows = slice(begin, begin + self.shapes(x)[-1])
             try:
                 results.append(evaluate(x[rows], rows))
             except (RuntimeError, MemoryError) as error:

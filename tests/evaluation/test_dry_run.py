@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ from alignment_security.evaluation import (
     FastMinimumNorm,
     Foolbox,
 )
-from alignment_security.evaluation.dry_run import Speed, describe_cost, measure
-from alignment_security.models.forward import CPU_ROWS
+from alignment_security.evaluation.dry_run import describe_cost
+from alignment_security.evaluation.rehearsal import Rehearsal
 
 TINY_EPS, HUGE_EPS = (1e-4, 2e-4, 3e-4), (1.0,)
 
@@ -131,41 +131,24 @@ def test_a_clean_pass_is_one():
     assert Clean().cost() == ((1, 0), (1, 0))
 
 
-# ---- time ----------------------------------------------------------------------------------------
+# ---- in words ------------------------------------------------------------------------------------
 
 
-class Slow(nn.Module):
-    """10 ms a row forward, 20 ms a row backward."""
-
-    def forward(self, x):
-        time.sleep(0.01 * len(x))
-        logits = x.flatten(1)[:, :10] * 1
-        if logits.requires_grad:
-            logits.register_hook(lambda grad: time.sleep(0.02 * len(grad)))
-        return logits
-
-
-def test_times_are_those_of_a_net_that_sleeps(sample, lite0):
-    speed = measure(Slow(), sample, lite0.preprocessing, CPU_ROWS, gradients=True)
-    assert 0.010 <= speed.forward < 0.02 and 0.030 <= speed.both < 0.045 and speed.decode > 0
-    assert speed.peak_bytes > 100e6 and speed.batch_size == CPU_ROWS
-
-
-def test_the_estimate_is_passes_times_seconds():
-    """1000 images: 0.1 s to decode; 13 forward passes of 1 s, 10 of which go back in 2 s more."""
-    speed = Speed(decode=0.1, forward=1.0, both=3.0, batch_size=8, peak_bytes=3 * 2**29)
-    lines = describe_cost(FastMinimumNorm("L2", steps=10), 1000, speed, on_gpu=True)
-    assert lines["estimated time"] == "9:11:40"  # 33,100 s
-    assert lines["peak memory"] == "1.50 GiB of the GPU"
+def test_the_estimate_is_that_of_the_rehearsal():
+    """1000 images: 0.1 s to decode, 33 units of 1 s; and those of which one in ten survives."""
+    rehearsal = Rehearsal(1000, [33.0] * 10, 0, 1.0, 2.0, 0.1, 0, [8], 3 * 2**29)
+    lines = describe_cost(FastMinimumNorm("L2", steps=10), rehearsal, on_gpu=True)
+    assert lines["estimated time"] == "9:11:42"  # 2 + 33,100 s
+    assert lines["peak memory"] == "1.50 GiB of a GPU"
     assert lines["passes"] == (
         "an image takes 13 forward and 10 backward; a misclassified one 1 forward"
     )
-    lines = describe_cost(small([0.1], ["apgd-ce"]), 1000, speed, on_gpu=False)
-    assert lines["estimated time"] == "1:25:00 to 9:11:40"
+    assert lines["rehearsed"] == (
+        "10 images; 1 forward passes a second, half as many backward; 10 images decoded by one "
+        "process"
+    )
+    few = replace(rehearsal, work=[5.0] * 9 + [33.0], decode=0.0, unfinished=1)
+    lines = describe_cost(small([0.1], ["apgd-ce"]), few, on_gpu=False)
+    assert lines["estimated time"] == "2:10:19 (1:35:38 to 2:45:00)"
     assert "to 13 forward and 10 backward (never fooled)" in lines["passes"]
-
-
-def test_a_set_smaller_than_the_batches_is_enough(sample, lite0):
-    net = nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
-    net(torch.zeros(1, 3, 224, 224))
-    assert measure(net, sample.take([0]), lite0.preprocessing, 4, gradients=False).forward > 0
+    assert lines["rehearsed"].startswith("10 images, of which 1 not finished after 60 s (they")

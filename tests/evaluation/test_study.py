@@ -14,9 +14,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -30,13 +32,13 @@ from alignment_security.cluster.studies import available_studies, read_study
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.evaluation import run_study
 from alignment_security.evaluation import study as study_module
-from alignment_security.evaluation.dry_run import Speed, duration
+from alignment_security.evaluation.dry_run import duration
 from alignment_security.evaluation.read_ahead import READ_BYTES, read_ahead, weights_file
+from alignment_security.evaluation.rehearsal import Rehearsal
 from alignment_security.evaluation.run_study import StudyProcesses
 from alignment_security.evaluation.study import STUDY_BEGAN, check_study, study_requests
 from alignment_security.evaluation.study_dry_run import (
-    Rehearsal,
-    ThreatRehearsal,
+    RehearsedModel,
     macs_text,
     scaled,
     study_text,
@@ -374,17 +376,17 @@ def test_a_broken_gpu_takes_no_model(study, cli, tmp_path):
 # ---- the dry run ---------------------------------------------------------------------------------
 
 
-def rehearsal(gmacs: float, forward: float) -> Rehearsal:
-    """A model whose backward pass takes twice its forward pass, and an attack of 10 passes."""
-    speed = Speed(decode=0.5, forward=forward, both=3 * forward, batch_size=8, peak_bytes=2**31)
+def rehearsed(gmacs: float, seconds: float) -> RehearsedModel:
+    """A model whose images take so many seconds, under an attack 30 times as many."""
+    clean = Rehearsal(100, [1.0] * 10, 0, seconds, 1.0, 0.5, 0, [4], 2**31)
     threats = {
-        "records/mine/clean": ThreatRehearsal(100, 1, 0, speed, workers=0),
-        "records/mine/Linf": ThreatRehearsal(100, 12, 10, speed, workers=10),
+        "records/mine/clean": clean,
+        "records/mine/Linf": replace(clean, work=[30.0] * 10, start=1.9, decode=0.0),
     }
-    return Rehearsal(f"net{gmacs}", gmacs, 2.0, threats)
+    return RehearsedModel(f"net{gmacs}", gmacs, 2.0, threats)
 
 
-def test_time_of_a_pass_follows_the_multiply_adds():
+def test_time_follows_the_multiply_adds():
     assert scaled(10, [1, 100], [0.1, 10]) == pytest.approx(1)
     assert scaled(0.5, [1, 100], [0.1, 5]) == pytest.approx(0.05)
     assert scaled(400, [1, 100], [0.1, 5]) == pytest.approx(20)
@@ -392,22 +394,32 @@ def test_time_of_a_pass_follows_the_multiply_adds():
 
 
 def test_time_of_a_study_by_hand():
-    """Two models rehearsed, two others between them and unknown: 4 x (clean + Linf) + loading."""
-    text = study_text("mine", [rehearsal(1, 1), rehearsal(4, 4)], [1, 4, 2, None], ["cuda:0"] * 2)
+    """Two models rehearsed, two others between them and unknown: loading, and for each threat its
+    start, decoding once, and the attack."""
+    gmacs = {"net1": 1, "net4": 4, "two": 2, "unknown": None}
+    text = study_text("mine", [rehearsed(1, 1), rehearsed(4, 4)], gmacs, ["cuda:0"] * 2)
     lines = dict(line.split("  ", 1) for line in text.splitlines() if "  " in line)
-    passes = 1 + 4 + 2 + 2  # the unknown one is the median, 2
-    clean, linf = 100 * (passes + 4 * 0.5), 100 * passes * (2 + 10 * 3)
+    between = np.sqrt(1.5 * 4.5)  # seconds of a clean image at 2 GMACs, the median too
+    clean = 4 * 1 + 100 * (1.5 + 4.5 + 2 * between)
+    linf = 4 * 1.9 + 100 * 30 * (1 + 4 + 2 * 2)
     want = {"mine/clean": clean, "mine/Linf": linf, "loading": 8}
     assert {name: lines[name].strip() for name in want} == {
         name: duration(seconds) for name, seconds in want.items()
     }
     total = duration((clean + linf + 8) / 2)
     assert f"{total} with 2 process(es)" in text and "2.00 GiB of a GPU" in text
-    longest = 100 * (4 + 0.5 + 4 * (2 + 10 * 3)) + 2  # 3 h 41 min, and half of it again
+    longest = 2 + 1 + 100 * 4.5 + 1.9 + 100 * 30 * 4  # 3 h 28 min, and half of it again
     assert lines["longest model"].strip() == (
         f"{duration(longest)}; in a sweep on SLURM: --set slurm_time=06:00:00"
     )
     assert "1 models, whose multiply-adds are not known" in text
+
+
+def test_a_model_that_was_rehearsed_takes_its_own_time():
+    """Two of the same size, of which one resists."""
+    weak, robust = rehearsed(2, 1), replace(rehearsed(2, 20), name="robust")
+    lines = study_text("mine", [weak, robust], {"net2": 2, "robust": 2}, ["cpu"]).splitlines()
+    assert lines[3].split() == ["mine/Linf", duration(2 * 1.9 + 100 * 30 * 21)]
 
 
 def test_multiply_adds_are_those_that_timm_publishes():
@@ -448,7 +460,7 @@ def test_dry_run_goes_on_after_a_model_with_damaged_weights(study, tmp_path, cap
     command = ["run_study", str(file), *options, "--dry_run"]
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
     out, err = capsys.readouterr()
-    assert "mine: 2 models" in out and "first (103 MMACs); 8 images" in out
+    assert "mine: 2 models" in out and "first (103 MMACs); up to 6 images" in out
     assert "second: cannot be rehearsed: " in err and "second.pth: not a readable" in err
     (tmp_path / "weights/first.pth").write_bytes(b"PK")
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2

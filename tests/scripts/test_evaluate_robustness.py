@@ -21,6 +21,7 @@ from conftest import ROOT
 import evaluate_robustness
 from alignment_security.common.files import sha256_file
 from alignment_security.common.locked_run import lock_file
+from alignment_security.evaluation import rehearsal
 from alignment_security.evaluation.options import (
     parse_args,
     threat_from_args,
@@ -222,12 +223,13 @@ def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
         ("L2 --steps 7", "crossing 7 steps"),
     ],
 )
-def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, threat, said):
+def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, monkeypatch, threat, said):
+    monkeypatch.setattr(rehearsal, "LONGEST", 0.5)
     status, out, err = cli(*tiny.arguments(tmp_path / "results"), "--dry_run", *threat.split())
     assert status == 0 and err == "" and not (tmp_path / "results").exists()
     assert said in out and tiny.name in out and f"{tiny.images} images" in out
     assert re.search(
-        r"passes +an image takes [\d,]+ forward.*\nspeed .* images a second.*\n"
+        r"passes +an image takes [\d,]+ forward.*\nrehearsed +\d+ images.* passes a second.*\n"
         r"estimated time +.*\d:\d\d:\d\d.*\n"
         r"peak memory +\d+\.\d\d GiB",
         out,
