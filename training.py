@@ -91,7 +91,7 @@ def train(args: Namespace) -> int:
     with open_run(args.results_dir, recipe.name, settings, facts, args.overwrite) as run:
         finished = broadcast(run is not None and run.done)
         if not finished:
-            note_images(run, sets)
+            note_images(run, sets, validation.images if validation else None)
             data = augmented_images(args, sets, model.preprocessing)
             steps_per_epoch = len(data.ids) // recipe.batch_size
             with record_session(run) as session:

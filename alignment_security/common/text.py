@@ -22,6 +22,7 @@ ENCODINGS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+MAX_NAMED = 10  # names that a sentence lists
 UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # control characters, line and paragraph separators
 
 
@@ -90,3 +91,8 @@ def printable_name(path: str | PurePath) -> str:
 def repeated(names: Iterable[str]) -> list[str]:
     """The names that are there more than once, in the order of their first places."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def some(names: list[str]) -> str:
+    """Names, of which a long list is cut."""
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

@@ -38,7 +38,7 @@ def describe_dry_run(evaluation: Evaluation) -> str:
         **describe_cost(threat, rehearse(evaluation), on_gpu=device.type == "cuda"),
     }
     lines = [f"{name:14} {value}" for name, value in facts.items()]
-    found = [*evaluation.remarks, *model.notes, *threat.notes, *warnings]
+    found = [*evaluation.remarks, *model.notes, *images.notes, *threat.notes, *warnings]
     return "\n".join([*lines, *warning_lines(found)])
 
 

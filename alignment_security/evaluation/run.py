@@ -21,6 +21,7 @@ from alignment_security.attacks.autoattack import masked_gradient_warnings
 from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
+from alignment_security.common.remarks import warning_lines
 from alignment_security.common.settings import version_drift
 from alignment_security.evaluation.checks import check_clean, check_kinds, warn_of_guesses
 from alignment_security.evaluation.growth import growth_check
@@ -35,6 +36,7 @@ from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Execution, Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
+from alignment_security.images.orientation import with_orientation_notes
 from alignment_security.models.batch_sizes import remembered_batch_size
 from alignment_security.models.fast import PRECISIONS, memory_format_of
 from alignment_security.models.forward import device_of, session_facts, tune_process
@@ -166,6 +168,7 @@ def prepare(
     model: Model, images: ImageSet, threat: Threat, batch_size: int | str = "auto", **options
 ) -> Evaluation:
     """Check that model, images and threat fit together, and choose the batch size."""
+    images = with_orientation_notes(images)
     device, precision = device_of(model.module), options.get("precision", "float32")
     tune_process(device, precision)
     model.module.to(memory_format=memory_format_of(device, "float32"))
@@ -271,7 +274,7 @@ def add_rows_of_phase(evaluation: Evaluation, run: Run, deadline: float) -> None
     seconds = check_before_attack(evaluation, todo, run)
     begin = first_line(model, images, threat, run, len(todo), seconds)
     remarks = [*evaluation.remarks, *beside_remarks(model.settings["name"], run)]
-    print_line("\n".join([begin, *remarks]))
+    print_line("\n".join([begin, *remarks, *warning_lines(images.notes)]))
     done = len(images) - len(todo)
     kept = {*images.ids[: evaluation.examples], *evaluation.named_examples}
     progress = EvaluationProgress(threat, len(images), done, model.settings["name"])

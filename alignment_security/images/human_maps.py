@@ -16,12 +16,12 @@ from timm.data import create_transform
 
 from alignment_security.common.files import sha256_text_file
 from alignment_security.common.settings import ROOT
-from alignment_security.common.text import read_text
+from alignment_security.common.text import read_text, some
 from alignment_security.images.clickme import clickme_sample, is_clickme
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import set_preprocessing
-from alignment_security.images.map_files import read_map_file, some
+from alignment_security.images.map_files import check_some_map, read_map_file
 
 SAMPLE_MAPS = ROOT / "lists" / "maps" / "sample_hand_drawn.json"
 # serre-lab/Harmonization, harmonization/common/blur.py: pixels of the map, the kernel and sigma
@@ -82,7 +82,8 @@ def original_map(images: ImageSet, i: int) -> np.ndarray | None:
     if not has_map(images, i):
         return None
     if images.maps:
-        return read_map_file(images.maps.paths[images.ids[i]], photograph_size(images, i))
+        path = images.maps.paths[images.ids[i]]
+        return read_map_file(path, photograph_size(images, i), images.paths[i])
     if is_clickme(images):
         return clickme_sample(images, i).heatmap
     width, height = photograph_size(images, i)
@@ -112,8 +113,10 @@ def check_maps(images: ImageSet) -> list[str]:
     """Read the map of every image once, so that a bad one ends no attack half-way.
 
     Only of maps in files of their own: ClickMe's are read with their images. Returns a sentence
-    that counts and names the constant maps, which correlate with nothing. Raises DataError.
+    that counts and names the constant maps, which correlate with nothing. Raises DataError, also
+    where no image has a map.
     """
+    check_some_map(images)
     if not images.maps:
         return []
     maps = (original_map(images, i) for i in range(len(images)))

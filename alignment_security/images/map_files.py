@@ -14,13 +14,13 @@ from PIL import Image
 
 from alignment_security.common.files import TryAgain, reading
 from alignment_security.common.folders import list_files
-from alignment_security.common.text import printable_name
+from alignment_security.common.text import printable_name, some
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.images.decoding import MAX_PIXELS, check_size
 from alignment_security.images.image_sets import DataError, ImageSet, MapFiles
+from alignment_security.images.orientation import MEND, is_turned
 
 MAP_NAMES = ("heatmap", "human_map", "map")  # of the map among the arrays of a .npz or .pth
-MAX_NAMED = 10  # files and images that a sentence names
 DAMAGE = (*TORCH_FILE_ERRORS, zipfile.BadZipFile, MemoryError, Image.DecompressionBombError)
 
 
@@ -55,13 +55,23 @@ def with_map_files(images: ImageSet, folder: Path, blur: bool = False) -> ImageS
             )
     paths = {image_id: path for path, image_id in owners.items()}
     check_endings(images, folder, listing.others, paths)
-    if not owners:
-        raise DataError(
-            f"--map_dir {folder}: none of its {len(files)} maps is of an image of {images.name}; "
-            f"the map of {images.ids[0]} is {PurePath(images.ids[0]).stem}.png, .npy, .npz or .pth"
-        )
     unused = tuple(path for path in files if path not in owners)
-    return replace(images, maps=MapFiles(folder, paths, unused, blur))
+    mapped = replace(images, maps=MapFiles(folder, paths, unused, blur))
+    check_some_map(mapped)
+    return mapped
+
+
+def check_some_map(images: ImageSet) -> None:
+    """Raise DataError where no image of a set with maps in files, or of its slice, has one."""
+    maps = images.maps
+    if maps is None or any(name in maps.paths for name in images.ids):
+        return
+    sliced = f"the {len(images)} images that -s takes of " if images.slice else "an image of "
+    raise DataError(
+        f"--map_dir {maps.folder}: none of its {len(maps.paths) + len(maps.unused)} maps is of "
+        f"{sliced}{images.name}; the map of {images.ids[0]} is {PurePath(images.ids[0]).stem}.png, "
+        ".npy, .npz or .pth"
+    )
 
 
 def check_endings(
@@ -132,21 +142,17 @@ def map_remarks(images: ImageSet) -> Iterator[str]:
         yield f"{maps.folder}: maps without an image of {images.name} ({len(names)}): {some(names)}"
 
 
-def some(names: list[str]) -> str:
-    """Names, of which a long list is cut."""
-    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-
-
 # ---- reading -------------------------------------------------------------------------------------
 
 
-def read_map_file(path: Path, size: tuple[int, int]) -> np.ndarray:
+def read_map_file(path: Path, size: tuple[int, int], photograph: Path | None = None) -> np.ndarray:
     """A map at the size of its photograph, float32 (H, W), values as in the file.
 
-    path   .png of one grey channel, of 8 or 16 bits; .npy; .npz or .pth of one array, or of one
-           with a name of MAP_NAMES. Arrays are (H, W), (1, H, W) or (H, W, 1)
-    size   of the photograph, (width, height). A map of another size but the same proportions is
-           resized
+    path         .png of one grey channel, of 8 or 16 bits; .npy; .npz or .pth of one array, or of
+                 one with a name of MAP_NAMES. Arrays are (H, W), (1, H, W) or (H, W, 1)
+    size         of the photograph, (width, height). A map of another size but the same proportions
+                 is resized
+    photograph   its file; an error says where its EXIF tag is the reason
 
     Raises DataError for anything else: other proportions say nothing about where in the photograph
     a value is. Values have to be finite and at least 0.
@@ -162,9 +168,12 @@ def read_map_file(path: Path, size: tuple[int, int]) -> np.ndarray:
     (height, width), (photo_width, photo_height) = found.shape, size
     same_shape = abs(width * photo_height - height * photo_width) <= max(photo_width, photo_height)
     if not same_shape:
+        reason = "a map needs the size of its photograph, or its proportions"
+        if photograph is not None and is_turned(photograph):
+            reason = f"the EXIF tag of {photograph.name} asks for a turn, which is not made; {MEND}"
         raise DataError(
-            f"{path}: {width} x {height} pixels, its photograph has {photo_width} x {photo_height};"
-            " a map needs the size of its photograph, or its proportions"
+            f"{path}: {width} x {height} pixels, its photograph has {photo_width} x {photo_height} "
+            f"as stored; {reason}"
         )
     if (width, height) == size:
         return found

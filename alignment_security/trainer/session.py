@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignment_security.common.files import UserError
-from alignment_security.common.process import on_stop
+from alignment_security.common.process import on_stop, print_line
+from alignment_security.common.remarks import warning_lines
 from alignment_security.common.settings import version_drift
 from alignment_security.common.torch_files import error_reason
 from alignment_security.images.image_sets import ImageSet
+from alignment_security.images.orientation import orientation_notes, with_orientation_notes
 from alignment_security.models.checkpoints import weights_sha256
 from alignment_security.records.training import read_training_log
 from alignment_security.trainer.distributed import broadcast, rank
@@ -120,12 +122,19 @@ def resume_from_checkpoint(
         known += [warning for warning in version_drift() if warning not in known]
 
 
-def note_images(run: TrainingRun | None, sets: list[ImageSet]) -> None:
-    """Record the classes in the order of the outputs, and what the image lists leave out."""
+def note_images(
+    run: TrainingRun | None, sets: list[ImageSet], validation: ImageSet | None = None
+) -> None:
+    """Record the classes in the order of the outputs, and what is to be said of the image lists."""
     if run is None:
         return
+    notes = [note for images in map(with_orientation_notes, sets) for note in images.notes]
+    if validation is not None:
+        notes += orientation_notes(validation)
+    if notes:
+        print_line("\n".join(warning_lines(notes)))
     known = run.info["warnings"]
-    known += [note for images in sets for note in images.notes if note not in known]
+    known += [note for note in dict.fromkeys(notes) if note not in known]
     names = [list(images.class_names) for images in sets if images.class_names]
     run.save(**({"classes": names[0]} if names else {}))
 

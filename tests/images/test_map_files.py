@@ -17,8 +17,9 @@ from alignment_security.common.remarks import is_remark
 from alignment_security.evaluation.human_columns import map_settings
 from alignment_security.images.human_maps import check_maps, human_map, map_source, original_map
 from alignment_security.images.image_sets import DataError, checked_set
-from alignment_security.images.loading import PixelDataset
+from alignment_security.images.loading import PixelDataset, load_image_set
 from alignment_security.images.map_files import map_remarks, read_map_file, with_map_files
+from alignment_security.images.slices import our_permutation
 from alignment_security.models.timm_nets import PREPROCESSING_KEYS
 from alignment_security.records.record import read_record
 
@@ -227,7 +228,7 @@ def bad_map(kind: str, path: Path) -> Path:
         "colours": "has colours",
         "page": "no human map",
         "cut": "no human map",
-        "square": "224 x 224 pixels, its photograph has 500 x 375",
+        "square": "224 x 224 pixels, its photograph has 500 x 375 as stored",
         "objects": "no human map",
         "nan": "not finite",
         "negative": "below 0",
@@ -309,6 +310,37 @@ def test_the_evaluator_aligns_over_the_images_that_have_a_map(cli, tiny, maps, t
         save_map(changed, corner("bottom right", *image.size))
     status, _, err = cli(*arguments, *words)
     assert status == 2 and "human_map" in err
+
+
+def test_what_maps_lack_is_said_before_the_attack(cli, tiny, maps, tmp_path, monkeypatch):
+    """By a dry run too; the run that is stopped at once has said it."""
+    flat = next(path for path in maps.iterdir() if path.stem != "spare")
+    with Image.open(flat) as image:
+        save_map(flat, np.full(image.size[::-1], 9, np.uint8))
+    words = [*tiny.arguments(tmp_path), "--map_dir", str(maps), "L2", "--steps", "3"]
+    for more, status in ([["--dry_run"], 0], [["--stop_after", "0"], 85]):
+        found, out, err = cli(*words, *more)
+        assert found == status, err
+        for text in (
+            "note: 10 of 12 images of mine have a map",
+            "note: ",
+            "maps without an image of mine (1): spare.png",
+            f"warning: {maps}: the maps of 1 images are constant",
+        ):
+            assert text in out
+
+
+def test_a_slice_without_a_map_is_refused(cli, tiny, tmp_path):
+    images = load_image_set("mine", str(tiny.data))
+    first = our_permutation(images)[0]
+    with Image.open(images.paths[first]) as image:
+        values = corner("top left", *image.size)
+    save_map(tmp_path / "maps" / f"{images.paths[first].stem}.png", values)
+    words = [*tiny.arguments(tmp_path), "--map_dir", str(tmp_path / "maps"), "L2", "--steps", "3"]
+    assert cli(*words, "-s", "1", "--dry_run")[0] == 0
+    status, _, err = cli(*words, "-s", "1", "12")
+    assert status == 2 and "none of its 1 maps is of the 11 images that -s takes of mine" in err
+    assert not (tmp_path / "records").exists()
 
 
 def test_a_bad_map_ends_the_evaluation_before_it_begins(cli, tiny, maps, tmp_path):
