@@ -28,6 +28,7 @@ REMARKS = re.compile(
             r".*: maps without an image of .* \(\d+\): .*",
             # what few steps, which were asked for, can find
             r"crossing with \d+ steps: .*",
+            r"ddn with \d+ steps finds no L2 norm below .*",
             r"\d+ of \d+ correctly classified images: the attack found no norm in \d+ steps and .*",
             # a comparison with published accuracies that could not be made
             r"no published accuracy of .*",

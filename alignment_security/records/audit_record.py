@@ -20,7 +20,7 @@ from alignment_security.common.verdicts import (
 )
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.ceiling import check_ceiling
-from alignment_security.records.norm_summary import WITHOUT_NORM
+from alignment_security.records.norm_summary import AT_FLOOR, WITHOUT_NORM, floor_warnings
 from alignment_security.records.record import (
     BALL_KINDS,
     CLEAN_COLUMNS,
@@ -114,7 +114,8 @@ def check_record(record: Record) -> Iterator[str]:
     elif record.run["kind"] == "minimum_norm":
         yield from check_norms(record)
     for warning in record.run["warnings"]:
-        if not is_remark(warning) and WITHOUT_NORM not in warning:  # check_norms finds these
+        of_norms = WITHOUT_NORM in warning or AT_FLOOR in warning  # check_norms finds these
+        if not is_remark(warning) and not of_norms:
             yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or report it"
 
 
@@ -280,6 +281,7 @@ def check_norms(record: Record) -> Iterator[str]:
         "hardest",
         "give it more --steps, or report the success rate",
     )
+    yield from floor_warnings(rows, record.settings)
     yield from impossible_norms(record)
     yield from check_ceiling(record.settings)
     raw, ceiling = rows["human_alignment_raw"], record.settings.get("human_ceiling")

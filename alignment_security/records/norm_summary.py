@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-WITHOUT_NORM = "have no norm"  # in a warning of a run
+WITHOUT_NORM, AT_FLOOR = "have no norm", "at the floor of their attack"  # in warnings of a run
+NEAR_FLOOR = 1.1  # a norm of at most so many times the floor may be of a nearer boundary
 
 
 def norm_summary(correct: pd.DataFrame) -> dict:
@@ -58,6 +59,36 @@ def without_norm_warnings(rows: pd.DataFrame) -> list[str]:
         f"{len(missing)} of {len(correct)} correctly classified images {WITHOUT_NORM}, e.g. "
         f"{missing.iloc[0]}: the mean leaves out what may be the most robust images; the medians "
         "over all (l2_median_all) take these norms as infinite"
+    ]
+
+
+def norm_floor(settings: dict) -> float:
+    """The L2 norm below which an attack finds none, however near the boundary is; 0: no floor.
+
+    settings   of a run. DDN's first ball has radius init_epsilon and shrinks by gamma a step.
+    """
+    if settings.get("protocol") != "ddn":
+        return 0.0
+    shrinks = max(0, settings["steps"] - 3)
+    return settings["init_epsilon"] * (1 - settings["gamma"]) ** shrinks
+
+
+def floor_warnings(rows: pd.DataFrame, settings: dict) -> list[str]:
+    """A sentence about images whose norm is the attack's floor; none where there is none.
+
+    settings   of the run
+    """
+    floor = norm_floor(settings)
+    if "success" not in rows or not floor:
+        return []
+    correct = rows[rows["clean_correct"] == 1]
+    near = correct[(correct["success"] == 1) & (correct["l2"] <= NEAR_FLOOR * floor)]
+    if near.empty:
+        return []
+    return [
+        f"{len(near)} of {len(correct)} correctly classified images have norms {AT_FLOOR}, e.g. "
+        f"{near['image_id'].iloc[0]}: {settings['steps']} steps find none below {floor:.2g}, "
+        "however near the boundary is; give it more --steps"
     ]
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 from nets import two_class
 
+from alignment_security.common.remarks import is_remark
 from alignment_security.evaluation.threats.foolbox import LARGEST_BATCH, Foolbox
 from alignment_security.evaluation.threats.threat import Execution
 from alignment_security.models.heads import Model
@@ -18,17 +20,34 @@ def model_of(net) -> Model:
 
 @pytest.mark.parametrize("steps, floored", [(20, True), (40, True), (80, True), (400, False)])
 def test_ddn_with_few_steps_has_a_floor_and_says_so(steps, floored):
-    """A boundary at 0.001 is found at the floor that the note names, or near its distance."""
+    """A boundary at 0.001 is found at the floor that the note names, or near its distance.
+
+    What its steps can find is a remark; a record with norms there has a warning.
+    """
     threat = Foolbox("ddn", steps)
     net, image = two_class(0.001, "L2")
     ((row,),) = threat.run(model_of(net), [("a", image, 0)], Execution(1))
-    assert bool(threat.notes) == floored
+    assert bool(threat.notes) == floored and all(map(is_remark, threat.notes))
+    warnings = threat.notes_on(pd.DataFrame([row, row | {"clean_correct": 0}]))
+    assert [warning.startswith("1 of 1 correctly") for warning in warnings] == [True] * floored
+    assert not any(map(is_remark, warnings))
     if floored:
         named = float(re.search(r"below ([\d.]+)", threat.notes[0])[1])
         assert row["l2"] == pytest.approx(named, rel=0.05)
     else:
         assert row["l2"] < 0.0012
     assert Foolbox("deepfool").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("protocol", "distance", "count"), [("ddn", 0.14, 1), ("ddn", 0.2, 0), ("deepfool", 1e-3, 0)]
+)
+def test_a_norm_above_the_floor_is_no_finding(protocol, distance, count):
+    """DDN of 40 steps ends at 0.15: the boundary of such a norm may be nearer, not that of 0.2."""
+    threat = Foolbox(protocol, 40)
+    net, image = two_class(distance, "L2")
+    ((row,),) = threat.run(model_of(net), [("a", image, 0)], Execution(1))
+    assert len(threat.notes_on(pd.DataFrame([row]))) == count
 
 
 def test_a_signal_loses_at_most_a_small_batch():

@@ -557,6 +557,17 @@ def test_a_remark_of_a_run_is_no_finding_and_a_warning_is(results, sentence, is_
     assert warning_lines([sentence])[0].startswith("  warning:" if is_finding else "  note:")
 
 
+@pytest.mark.parametrize("steps, findings", [(2000, 0), (40, 0), (15, 1)])
+def test_norms_at_the_floor_of_their_attack_are_found_in_the_rows(results, steps, findings):
+    """Not in a warning on the steps, which runs of earlier versions have whatever their norms."""
+    ddn = {"protocol": "ddn", "steps": steps, "init_epsilon": 1.0, "gamma": 0.05}
+    in_settings("L2-fmn", "run", **ddn)(results)  # all norms are 0.5; 0.95^12 = 0.54
+    said = f"ddn with {steps} steps finds no L2 norm below 0.1, however near the boundary is"
+    change_run("L2-fmn", lambda run: run["warnings"].append(said))(results)
+    found = [line for line in audit(results) if "at the floor" in line or "warned" in line]
+    assert len(found) == findings and all("3 of 3 correctly" in line for line in found)
+
+
 def test_audit_command_prints_and_exits_0_1_2(results, tmp_path_factory, capsys):
     for place in ([results], ["--results_dir", results], [f"--results_dir={results}"]):
         assert command("audit", *place) == 0 and "nothing found" in capsys.readouterr().out

@@ -6,6 +6,8 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pandas as pd
+
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox
@@ -19,6 +21,7 @@ from alignment_security.evaluation.threats.threat import (
     Threat,
 )
 from alignment_security.models.heads import Model
+from alignment_security.records.norm_summary import floor_warnings, norm_floor
 
 # A batch is written when all of it is attacked; a signal loses at most so many images.
 LARGEST_BATCH = 32
@@ -74,17 +77,17 @@ class Foolbox(Threat):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """DDN's first ball has radius 1 and shrinks by 5 % a step: few steps end at a floor."""
-        if self.protocol != "ddn":
-            return ()
-        settings = FOOLBOX["ddn"][1]
-        floor = settings["init_epsilon"] * (1 - settings["gamma"]) ** max(0, self.steps - 3)
+        """The floor of DDN's norms, where it is not negligible."""
+        floor = norm_floor(self.settings("none"))
         if floor < NEGLIGIBLE_FLOOR:
             return ()
         return (
             f"ddn with {self.steps} steps finds no L2 norm below {floor:.2g}, however near the "
             "boundary is: more --steps, or --protocol crossing",
         )
+
+    def notes_on(self, rows: pd.DataFrame) -> list[str]:
+        return floor_warnings(rows, self.settings("none"))
 
     def cost(self) -> tuple[Cost, Cost]:
         settings = FOOLBOX[self.protocol][1]
