@@ -126,6 +126,12 @@ def label_folders(
     root: Path, folders: list[str], n_outputs: int, class_order: str | Path | None = None
 ) -> ClassLabels:
     """The labels of class folders for a model of n_outputs; see folder_set. Raises DataError."""
+    if not folders:
+        name = "its ImageNet synset (n01440764 ...)" if n_outputs == IMAGENET_CLASSES else "it"
+        raise DataError(
+            f"{root}: has no class folders; put the images of each class into a folder named after "
+            f"{name} (docs/images.md#your-own-images says more)"
+        )
     if class_order is None and n_outputs == IMAGENET_CLASSES:
         return _imagenet_labels(root, folders)
     if class_order is not None and class_order not in SORT_KEYS:
@@ -174,8 +180,6 @@ def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
         return ClassLabels({name: by_synset[name] for name in folders})
     if set(folders) == by_number.keys():  # some of them may be the classes of another set
         return ClassLabels(by_number)
-    if not folders:
-        raise DataError(f"{root}: has no class folders; the images of a class are in a folder")
     unknown = [name for name in folders if name not in by_synset]
     raise DataError(
         f"{root}: {len(unknown)} of {len(folders)} class folders are not ImageNet synsets "

@@ -77,9 +77,14 @@ def test_1000_outputs_need_synsets_or_numbers(tmp_path, folders):
         label_folders(tmp_path, sorted(folders), 1000)
 
 
-def test_a_folder_of_images_alone_has_no_classes(tmp_path):
-    with pytest.raises(DataError, match="has no class folders"):
-        label_folders(tmp_path, [], 1000)
+@pytest.mark.parametrize("order", [None, "text", "classes.txt"])
+@pytest.mark.parametrize("outputs, named", [(1000, "its ImageNet synset"), (2, "it ")])
+def test_a_folder_of_images_alone_has_no_classes(tmp_path, outputs, named, order):
+    """The error says how class folders are named, and where more is."""
+    write(tmp_path, "a.jpg", "b.jpg")
+    says = rf"has no class folders; .* named after {named}.*docs/images.md#your-own-images"
+    with pytest.raises(DataError, match=says):
+        load_image_set("mine", str(tmp_path), outputs, class_order=order)
 
 
 @pytest.mark.parametrize("names", [["a", "b", "c"], SYNSETS[:3]])
