@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from alignment_security.common.environment import usable_cpus
+
 Value = TypeVar("Value")
 
 RESULTS_HELP = "folder of records and tables"
@@ -186,6 +188,11 @@ def positive_int(text: str) -> int:
 def worker_count(text: str) -> int:
     """Processes that decode images; 0 decodes in this one. Raises ValueError."""
     return whole_number(text, most=MOST_WORKERS)
+
+
+def default_workers(processes: int = 1) -> int:
+    """Processes that decode images for each of so many evaluations or trainings: half the CPUs."""
+    return min(8, usable_cpus() // 2 // processes)
 
 
 def non_negative(text: str) -> float:

@@ -1,4 +1,4 @@
-"""What libraries expect of the environment and a container may lack."""
+"""What the environment gives: CPUs, and what libraries expect and a container may lack."""
 
 from __future__ import annotations
 
@@ -30,3 +30,10 @@ def forget_missing_backend() -> None:
     package = name.removeprefix("module://").partition(".")[0]
     if name.startswith("module://") and importlib.util.find_spec(package) is None:
         del os.environ["MPLBACKEND"]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use; of the machine where the system does not say (macOS)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from alignment_security.common.command_line import (
     Last,
     argument,
+    default_workers,
     name_of_model,
     non_negative,
     positive_int,
@@ -23,9 +23,6 @@ from alignment_security.models.fast import PRECISIONS
 from alignment_security.models.heads import HEADS
 from alignment_security.models.sources import TIMM, model_source
 from alignment_security.records.metrics import REDUCTIONS
-
-DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
-
 
 # ---- values --------------------------------------------------------------------------------------
 
@@ -199,7 +196,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--workers",
         type=argument(worker_count),
-        default=DEFAULT_WORKERS,
+        default=default_workers(),
         help="processes that decode images",
     )
 

@@ -22,6 +22,7 @@ import torch
 
 from alignment_security.cluster.queue import RUNNING, StudyQueue, check_results_folder
 from alignment_security.cluster.studies import Study, read_study
+from alignment_security.common.command_line import default_workers
 from alignment_security.common.exit_status import CHECKPOINTED, FAILED, INTERRUPTED, status_of_all
 from alignment_security.common.files import UserError
 from alignment_security.common.locked_run import lock_file
@@ -55,8 +56,10 @@ def run_study(name: str, words: Sequence[str]) -> int:
     _, names, options = split_study(words)
     models = chosen_models(study, names, options)
     check_study(study, options)
+    devices = devices_of(study_requests(study, models[0], options)[0])
+    shared = ["--workers", str(default_workers(len(devices)))]  # options that follow override it
+    words, options = [*shared, *words], [*shared, *options]
     first = study_requests(study, models[0], options)
-    devices = devices_of(first[0])
     if first[0].dry_run:
         print(describe_study(study, models, options, list(map(torch_name, devices))))
         return 0

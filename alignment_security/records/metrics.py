@@ -5,7 +5,6 @@ No files, models or figures: only numpy and scipy.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,6 +12,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
+from alignment_security.common.environment import usable_cpus
 from alignment_security.common.settings import SEVERITIES
 from alignment_security.records.ceiling import HUMAN_CEILING
 
@@ -115,13 +115,6 @@ def agreement_of_image(
     """`rank_agreement` of one image, (H, W) and (C, H, W); None where it is undefined."""
     agreement = float(rank_agreement(human_map[None], perturbation[None], reduce)[0])
     return None if np.isnan(agreement) else agreement
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use; of the machine where the system does not say (macOS)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

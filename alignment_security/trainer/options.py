@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from alignment_security.common.command_line import (
     Parser,
     argument,
+    default_workers,
     name_of_model,
     non_negative,
     positive_int,
@@ -29,9 +29,6 @@ from alignment_security.trainer.option_checks import (
 )
 from alignment_security.trainer.pgd import PGD_NORMS, PGD_STEPS
 from alignment_security.trainer.recipe import recipe_options
-
-DEFAULT_WORKERS = min(8, (os.cpu_count() or 2) // 2)
-
 
 # ---- parsing -------------------------------------------------------------------------------------
 
@@ -309,7 +306,7 @@ def add_process(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers",
         type=argument(worker_count),
-        default=DEFAULT_WORKERS,
+        default=default_workers(),
         help="processes that decode images, per training process",
     )
     group.add_argument("--results_dir", default="results", help="folder that gets training/")

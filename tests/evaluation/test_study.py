@@ -29,6 +29,7 @@ import utilities
 from alignment_security.cluster import queue as queue_module
 from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueue
 from alignment_security.cluster.studies import available_studies, read_study
+from alignment_security.common import command_line
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.evaluation import run_study
 from alignment_security.evaluation import study as study_module
@@ -630,6 +631,21 @@ def test_each_visible_gpu_gets_a_process(study, monkeypatch, visible, count, opt
     args = utilities.get_args_parser().parse_args(["run_study", str(file), *words])
     assert utilities.main(args) == 85
     assert started == want and len(logs) == len(want)
+
+
+@pytest.mark.parametrize(("options", "workers"), [([], 4), (["--workers", "7"], 7)])
+def test_processes_share_the_cpus_for_decoding(study, monkeypatch, options, workers):
+    """64 CPUs, 8 GPUs."""
+    file, words = study()
+    monkeypatch.setattr(command_line, "usable_cpus", lambda: 64)
+    monkeypatch.setattr(run_study, "devices_of", lambda request: [f"cuda:{k}" for k in range(8)])
+    given = []
+    monkeypatch.setattr(StudyProcesses, "run", lambda self, devices: given.append(self.words) or 0)
+    args = utilities.get_args_parser().parse_args(["run_study", str(file), *words[:8], *options])
+    assert utilities.main(args) == 0
+    asked = read_study(file)
+    found = {request.workers for request in study_requests(asked, asked.models[0], given[0])}
+    assert found == {workers}
 
 
 ENDINGS = [
