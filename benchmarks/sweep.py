@@ -77,7 +77,7 @@ def command(results: Path, size: Size, *options: str) -> list[str]:
     words += ["--results_dir", str(results), "--workers", "0", "--device", "cpu"]
     words += ["--batch_size", str(BATCH), *options]
     if size.images:
-        words += ["-s", f"0:{size.images}"]
+        words += ["-s", str(size.images)]
     return [*words, *size.budget]
 
 
