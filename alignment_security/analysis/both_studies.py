@@ -9,17 +9,9 @@ import pandas as pd
 
 from alignment_security.analysis.brainscore_join import join_scores
 from alignment_security.analysis.brainscore_leaderboard import (
-    MERGED_SCORES,
-    SCORES_FOLDER,
     benchmark_columns,
-    drop_repeats,
     leaf_benchmarks,
-    read_leaderboard,
-    score_numbers,
 )
-from alignment_security.analysis.brainscore_plugins import listed_nets
-from alignment_security.analysis.brainscore_registry import INPUT_COLUMN
-from alignment_security.analysis.brainscore_scores import read_merged_scores
 from alignment_security.analysis.feng2025 import (
     MEASURES,
     correlation,
@@ -29,10 +21,8 @@ from alignment_security.analysis.feng2025 import (
 )
 from alignment_security.analysis.hoak2025 import MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
-from alignment_security.analysis.other_scores import has_other_scores
-from alignment_security.analysis.results import NothingToDraw, Results, read_summary
+from alignment_security.analysis.results import Results, read_summary
 from alignment_security.analysis.statistics import benjamini_hochberg
-from alignment_security.common.folders import glob_visible
 from alignment_security.common.public_nets import public_nets
 from alignment_security.records.metrics import accuracy_interval
 
@@ -41,31 +31,6 @@ JOIN_COLUMNS = ["model", "weights", "model_registry_name", "match", "input_note"
 
 
 # ---- Brain-Score ---------------------------------------------------------------------------------
-
-
-def read_scores(results: Results) -> tuple[pd.DataFrame, str]:
-    """Brain-Score scores by model_registry_name and timm_name, and a phrase on their source.
-
-    The table of setup_scores, else the leaderboard in the folder of --published. Raises
-    NothingToDraw if there is neither.
-    """
-    path = results.folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
-    if path.exists():
-        return read_merged_scores(results.folder)
-    files = []
-    if results.published:
-        files = glob_visible(results.published, "brainscore/*leaderboard*")
-    if not files and has_other_scores(results.folder):
-        return read_merged_scores(results.folder)
-    if not files:
-        raise NothingToDraw(f"no {path} and no published leaderboard")
-    scores, facts = read_leaderboard(files[0])
-    scores, _ = drop_repeats(scores)
-    nets = listed_nets().reindex(scores["model_name"], columns=["timm_name", INPUT_COLUMN])
-    names = nets.fillna("").rename_axis("model_registry_name").reset_index().set_index(scores.index)
-    numbers = score_numbers(scores[benchmark_columns(scores)])
-    source = f"Brain-Score leaderboard {files[0].name} ({facts['date'] or 'undated'})"
-    return pd.concat([names, numbers], axis=1), source
 
 
 def benchmark_table(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:

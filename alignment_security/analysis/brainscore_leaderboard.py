@@ -54,6 +54,8 @@ AGGREGATES = frozenset(
         "Hermann2020",
     ]
 )
+# left out of every analysis: Hoak 2025's plotting.py drops it by name
+LEFT_OUT = "Kar2019-ost"
 NOT_BENCHMARKS = {
     *NAME_COLUMNS,
     INPUT_COLUMN,

@@ -30,8 +30,8 @@ INPUT_COLUMN = "plugin_input"  # of the registry
 UNREADABLE_PLUGIN = (ValueError, RecursionError, TypeError, AttributeError, SourceTooLarge)
 PACKAGE = "brainscore_vision"
 INSTALL = (
-    "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and pass "
-    "package_path=ITS_FOLDER"
+    "pip download --no-deps brainscore-vision==2.4.2, unzip the wheel and give "
+    "--package_path ITS_FOLDER"
 )
 
 

@@ -21,6 +21,7 @@ import pandas as pd
 from alignment_security.analysis.brainscore_leaderboard import (
     FAILED_CELLS,
     LEADERBOARD,
+    LEFT_OUT,
     MERGED_SCORES,
     NOT_RUN_CELLS,
     SCORES_FOLDER,
@@ -31,7 +32,6 @@ from alignment_security.analysis.brainscore_leaderboard import (
     score_numbers,
 )
 from alignment_security.analysis.brainscore_plugin_info import without_lab
-from alignment_security.analysis.brainscore_plugins import listed_nets
 from alignment_security.analysis.brainscore_registry import (
     INPUT_COLUMN,
     NAME_COLUMNS,
@@ -39,12 +39,8 @@ from alignment_security.analysis.brainscore_registry import (
     package_version,
     read_registry,
 )
-from alignment_security.analysis.other_scores import has_other_scores, with_other_scores
-from alignment_security.analysis.results import NothingToDraw
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.tables import read_table, to_numbers
-from alignment_security.common.text import read_text
 
 NAMES_FILE = "model_names_translated.csv"
 HIDES_FAILED = 3  # the shape of leaderboard file in which failed cells are empty
@@ -66,7 +62,7 @@ def newest_scores(folder: Path) -> Path:
     if not files:
         raise UserError(
             f"no scores in {folder}: open {LEADERBOARD}, press the button that exports the CSV and "
-            f"put the file there (.csv or .zip), or pass scores_path=FILE"
+            f"put the file there (.csv or .zip), or give --scores_path FILE"
         )
     return max(files, key=lambda file: (file.stat().st_mtime, file.name))
 
@@ -76,7 +72,7 @@ def iso_date(date: str | datetime.date) -> str:
     try:
         return datetime.date.fromisoformat(str(date)).isoformat()
     except ValueError as error:
-        raise UserError(f"date={date}: write the day of the download as YYYY-MM-DD") from error
+        raise UserError(f"--date {date}: write the day of the download as YYYY-MM-DD") from error
 
 
 def cell_counts(cells: pd.DataFrame, shape: int) -> dict[str, dict[str, int | None]]:
@@ -193,12 +189,24 @@ def merge_leaderboard(
     )
     print(
         f"{path.name}: {len(table)} of {len(registry)} registered models have scores on "
-        f"{len(benchmarks)} benchmarks ({len(merge_facts['leaves'])} leaves); what did not join: "
+        f"{len(benchmarks)} columns: {counted_benchmarks(benchmarks)}; what did not join: "
         f"{folder / MERGED_SCORES}.json"
     )
     if parents := facts.get("unknown_parents"):
         print(f"left out: {len(parents)} averages that are new ({', '.join(parents)})")
     return table
+
+
+def counted_benchmarks(columns: list[str]) -> str:
+    """`105 benchmarks, 24 averages of them and Kar2019-ost, which ...`, as analyses count them."""
+    leaves = leaf_benchmarks(columns)
+    averages = len(columns) - len(leaves)
+    if LEFT_OUT not in leaves:
+        return f"{len(leaves)} benchmarks and {averages} averages of them"
+    return (
+        f"{len(leaves) - 1} benchmarks, {averages} averages of them, and {LEFT_OUT}, which is left "
+        "out of figures as in Hoak 2025's code"
+    )
 
 
 def join_registry(registry: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -208,44 +216,6 @@ def join_registry(registry: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
         left_on="model_registry_name",
         right_on="model_name",
     )
-
-
-def read_merged_scores(results_folder: Path) -> tuple[pd.DataFrame, str]:
-    """The tables that `setup_scores` and `join --scores` wrote, and a phrase on their sources.
-
-    Columns model_registry_name, timm_name ("" if unknown), plugin_input, benchmarks (floats).
-    Raises NothingToDraw if there is no table, UserError if one is damaged.
-    """
-    path = results_folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
-    if not path.exists() and not has_other_scores(results_folder):
-        raise NothingToDraw(f"no {path}")
-    brainscore, phrase = read_brainscore(path) if path.exists() else (None, "")
-    scores, others = with_other_scores(brainscore, results_folder)
-    phrases = filter(None, [phrase, others and f"scores of {others}"])
-    scores[INPUT_COLUMN] = scores.get(INPUT_COLUMN, pd.Series(dtype=str)).fillna("")
-    return scores, " and ".join(phrases)
-
-
-def read_brainscore(path: Path) -> tuple[pd.DataFrame, str]:
-    """The table that `setup_scores` wrote, and a phrase on its source and date."""
-    fix = "make it again with setup_scores"
-    table = read_table(path, ["model_registry_name"], fix)
-    if table["model_registry_name"].duplicated().any():
-        raise UserError(f"{path}: has a model twice; {fix}")
-    benchmarks = benchmark_columns(table)
-    cells = table[benchmarks]
-    numbers = to_numbers(
-        path, cells.mask(cells.isin(FAILED_CELLS + NOT_RUN_CELLS), ""), benchmarks, fix
-    )
-    names = table.reindex(columns=["model_registry_name", "timm_name"], fill_value="")
-    try:
-        facts = json.loads(read_text(path.with_suffix(".json")))
-    except (OSError, ValueError):
-        facts = {}
-    seen = facts.get("plugin_inputs") or listed_nets()[INPUT_COLUMN].to_dict()
-    names[INPUT_COLUMN] = names["model_registry_name"].map(seen).fillna("")
-    date, source = facts.get("date") or "a date not recorded", facts.get("source", path.name)
-    return pd.concat([names, numbers.astype(float)], axis=1), f"Brain-Score of {date} ({source})"
 
 
 # ---- comparison ----------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ which is not public. Whatever needs data that is not at hand says which.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pandas as pd
 
-from alignment_security.analysis.both_studies import read_scores
 from alignment_security.analysis.brainscore_leaderboard import (
     benchmark_columns,
     leaf_benchmarks,
@@ -25,11 +25,13 @@ from alignment_security.analysis.feng2025_statistics import (
     TRUNCATED,
     text_statistics_table,
 )
-from alignment_security.analysis.hoak2025 import Study, studies
+from alignment_security.analysis.hoak2025 import MIN_MODELS, Study, studies
 from alignment_security.analysis.hoak2025_accuracies import HOAK2025_KEY, HOAK2025_TABLE
 from alignment_security.analysis.hoak2025_regression import regression_rows
+from alignment_security.analysis.hoak2025_statistics import robust_correlations
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results
+from alignment_security.analysis.scores import read_scores
 
 COLUMNS = ("paper", "claim", "where", "claimed", "ours", "verdict", "why", "command")
 HOAK, FENG = "Hoak 2025", "Feng 2025"
@@ -42,8 +44,8 @@ PLACES = {"Table 2": "Table 2", "harmonized": "Figures 6 and 7", "models per gro
 NO_MEASURE = ("both", "count")
 IN_ABSTRACT, IN_README = "abstract, README of its code", "README of its code"
 MODELS, BENCHMARKS, BEHAVIORAL = 144, 105, 0.06  # Hoak 2025, arXiv v2
-DROPPED = "Kar2019-ost"  # by plotting.py of its code
 NO_TABLE = f"its accuracies ({HOAK2025_TABLE}) are not public"
+TEXTURE_OR_SHAPE = re.compile("texture|shape", re.IGNORECASE)  # in a benchmark's name
 # optimality of the attack in AttackBench's CIFAR-10 tables (attackbench/AttackBench@cb475a2,
 # compiled/cifar10/{standard,wang_2023_small,zhang_2020_small}_l2.json): attack FMN
 OPTIMALITY = {"Foolbox": "0.662, 0.480, 0.348", "Original": "0.976, 0.964, 0.747"}
@@ -154,29 +156,32 @@ def minimal_claim() -> dict:
 
 def hoak_claims(results: Results) -> Iterator[dict]:
     """What its abstract and its code's README say; with its own table, recomputed."""
-    study = papers_study(results)
-    count = "" if study is None else str(len(study.scores))
-    yield hoak_row("models", IN_ABSTRACT, str(MODELS), count, NO_TABLE, "robust_only_correlation")
+    study, lacking = papers_study(results)
+    count = str(len(study.scores)) if study else ""
+    yield hoak_row("models", IN_ABSTRACT, str(MODELS), count, lacking, "robust_only_correlation")
     count, source = benchmark_count(results)
     yield hoak_row(
         "Brain-Score benchmarks", IN_ABSTRACT, str(BENCHMARKS), count, source, "benchmark_table"
     )
-    explained = "" if study is None else explained_by_behavior(study)
     yield hoak_row(
         "variance of robust accuracy explained by behavioral alignment",
         IN_README,
         f"{BEHAVIORAL:.0%}",
-        explained,
-        NO_TABLE,
+        explained_by_behavior(study) if study else "",
+        lacking or f"fewer than {MIN_MODELS} of its models have an average of behavior",
         "regression_table",
     )
-    yield hoak_row(
+    yield claim_row(
+        HOAK,
         "benchmarks of texture or shape predict robust accuracy",
         IN_ABSTRACT,
         "no number",
-        "",
-        NO_TABLE,
-        "robust_only_correlation survivors_forest",
+        surviving_by_name(study) if study else "",
+        UNCHECKED,
+        lacking
+        or "the abstract gives no number; ours: benchmarks with texture or shape in their "
+        "names, and all others, by the rule of survivors_forest",
+        "plotting.py --plots robust_only_correlation survivors_forest",
     )
 
 
@@ -191,13 +196,18 @@ def hoak_row(claim: str, where: str, claimed: str, ours: str, why: str, plots: s
     )
 
 
-def papers_study(results: Results) -> Study | None:
-    """The study of the paper's own table of accuracies; None where it is not in the folder."""
+def papers_study(results: Results) -> tuple[Study | None, str]:
+    """(the study of the paper's own table of accuracies, ""), or (None, what is missing)."""
+    if not (results.folder / HOAK2025_TABLE).exists():
+        return None, NO_TABLE
     try:
         found = studies(results)
-    except NothingToDraw:
-        return None
-    return next((one for one in found if HOAK2025_KEY["attack"] in one.heading), None)
+    except NothingToDraw as lacking:
+        return None, str(lacking)
+    for study in found:
+        if HOAK2025_KEY["attack"] in study.heading:
+            return study, ""
+    return None, f"fewer than {MIN_MODELS} models of {HOAK2025_TABLE} have scores"
 
 
 def explained_by_behavior(study: Study) -> str:
@@ -208,10 +218,20 @@ def explained_by_behavior(study: Study) -> str:
     return ", ".join(f"{r2:.0%}" for r2 in rows.loc[rows["alignment"] == "behavioral", "R2"])
 
 
+def surviving_by_name(study: Study) -> str:
+    """How many benchmarks survive at any eps, by whether TEXTURE_OR_SHAPE is in their names."""
+    survives = robust_correlations(study).groupby("benchmark")["survives"].max()
+    named = survives.index.str.contains(TEXTURE_OR_SHAPE)
+    return (
+        f"{survives[named].sum()} of {named.sum()} survive, of the others "
+        f"{survives[~named].sum()} of {(~named).sum()}"
+    )
+
+
 def benchmark_count(results: Results) -> tuple[str, str]:
-    """(number of benchmarks that are no averages, without DROPPED; "" and why without scores)."""
+    """(number of benchmarks that are no averages, ""), or ("", why there are no scores)."""
     try:
         scores, _ = read_scores(results)
     except NothingToDraw:
         return "", "needs a leaderboard of Brain-Score"
-    return str(len({*leaf_benchmarks(benchmark_columns(scores))} - {DROPPED})), ""
+    return str(len(leaf_benchmarks(benchmark_columns(scores)))), ""

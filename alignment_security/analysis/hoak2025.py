@@ -15,7 +15,6 @@ import pandas as pd
 
 from alignment_security.analysis.brainscore_join import join_scores
 from alignment_security.analysis.brainscore_leaderboard import benchmark_columns
-from alignment_security.analysis.brainscore_scores import read_merged_scores
 from alignment_security.analysis.hoak2025_accuracies import (
     CLEAN_OUTCOME,
     STUDY_KEY,
@@ -24,6 +23,7 @@ from alignment_security.analysis.hoak2025_accuracies import (
     read_accuracies,
 )
 from alignment_security.analysis.results import NothingToDraw, Results
+from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
 from alignment_security.models.families import lineage
@@ -66,9 +66,13 @@ class Study:
         """The eps of the accuracies under attack."""
         return [outcome for outcome in self.accuracy if outcome != CLEAN_OUTCOME]
 
+    def radius(self, eps: float) -> str:
+        """An eps as text, in one unit with the others: `1/255`, or 0.00392 beside 0.00196."""
+        return format_eps(eps, self.norm, self.radii)
+
     def label(self, outcome: str | float) -> str:
         """`clean`, or an eps as text: `ε = 1/255`."""
-        return outcome if isinstance(outcome, str) else f"ε = {format_eps(outcome, self.norm)}"
+        return outcome if isinstance(outcome, str) else f"ε = {self.radius(outcome)}"
 
 
 def benchmark_groups(benchmarks: list[str]) -> dict[str, str]:
@@ -94,7 +98,7 @@ def studies(results: Results) -> list[Study]:
         rows = rows[rows["model"].isin(results.models)]
     if rows.empty:
         return []
-    scores, source = read_merged_scores(results.folder)
+    scores, source = read_scores(results)
     found = [
         join_study(part, dict(zip(STUDY_KEY, values)), scores, source)
         for values, part in rows.groupby(STUDY_KEY, dropna=False)
@@ -119,7 +123,7 @@ def join_study(rows: pd.DataFrame, key: dict, scores: pd.DataFrame, source: str)
 
     rows     accuracies that share STUDY_KEY
     key      STUDY_KEY -> the values that they share
-    scores, source   of `read_merged_scores`
+    scores, source   of `read_scores`
     Raises UserError if two results are one model of Brain-Score.
     """
     accuracy = accuracy_table(rows, key["attack"])
@@ -149,9 +153,9 @@ def join_study(rows: pd.DataFrame, key: dict, scores: pd.DataFrame, source: str)
 
 def study_heading(key: dict) -> str:
     """Image set, n, threat, protocol and budget of a study."""
-    n = "not recorded" if pd.isna(key["n"]) else f"{float(key['n']):g}"
+    n = "n not recorded" if pd.isna(key["n"]) else f"n = {float(key['n']):g}"
     threat = key["threat"].replace("inf", "∞")
-    return f"{key['image_set']} (n = {n}), {threat}, {key['protocol']}, {key['attack']}"
+    return f"{key['image_set']} ({n}), {threat}, {key['protocol']}, {key['attack']}"
 
 
 def study_facts(
@@ -165,7 +169,7 @@ def study_facts(
     seen = list_names("Scored on another input than timm's", other_input) if other_input else ""
     families = {lineage(model) for model in scores.index}
     empty = list(scores.columns[scores.isna().all()])
-    missing = 1 - scores.notna().to_numpy().mean()
+    missing = scores.isna().to_numpy().sum() / max(scores.size, 1)
     return (
         f"{len(scores)} models in {len(families)} families; {source}. "
         f"{list_names('Models without scores', without)} "

@@ -25,7 +25,7 @@ ACCURACY_COLUMNS = ["model", *WEIGHTS_COLUMNS, "eps", "clean_acc", "robust_acc",
 HOAK2025_KEY = {
     "image_set": "imagenet-val",
     "protocol": "torchattacks",
-    "attack": "Hoak 2025's table: torchattacks' AutoAttack, whose APGD has 10 steps",
+    "attack": "AutoAttack with 10 steps of APGD (Hoak 2025)",
 }
 HOAK2025_COLUMNS = {
     "Model Name": "model",

@@ -28,7 +28,6 @@ from alignment_security.analysis.statistics import (
     cross_validation_folds,
     linear_regression,
 )
-from alignment_security.common.eps import format_eps
 
 MIN_MODELS_EXPLAINED = 2 * MIN_MODELS  # fewer: no variance explained
 RIDGE_PENALTIES = np.logspace(-1, 5, 13)  # chosen from by generalised cross-validation
@@ -69,7 +68,7 @@ def regression_rows(study: Study) -> pd.DataFrame:
             rows.append(
                 {
                     "alignment": group,
-                    "eps": format_eps(eps, study.norm),
+                    "eps": study.radius(eps),
                     "n": fit["n"],
                     "slope": fit["slope"],
                     "R2": fit["r2"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 
 ROUNDING = 1e-6  # relative: eps of published tables have six digits
@@ -52,13 +53,20 @@ def _parse_fraction(text: str) -> float:
     return float(Fraction(numerator) / Fraction(denominator if slash else 1))
 
 
-def format_eps(eps: float, norm: str = "Linf") -> str:
+def format_eps(eps: float, norm: str = "Linf", beside: Iterable[float] = ()) -> str:
     """eps as papers write it: `8/255`, `0.25/255` in L-infinity, a number in the other norms.
 
-    norm   or the name of a threat, which begins with its norm
-    A value that is no multiple of 1/255000 up to rounding (0.00392157 is) stays a plain float.
+    norm     or the name of a threat, which begins with its norm
+    beside   the eps of the same axis, legend or table, which have one unit
+    A value that is no multiple of 1/255000 up to rounding (0.00392157 is) stays a plain float, and
+    so do those beside it.
     """
-    levels = round(255 * eps, 3)
-    if eps and norm.startswith("Linf") and abs(255 * eps - levels) <= ROUNDING * levels:
-        return f"{levels:.10g}/255"
+    if eps and norm.startswith("Linf") and all(map(is_of_255, (eps, *beside))):
+        return f"{round(255 * eps, 3):.10g}/255"
     return f"{eps:g}"
+
+
+def is_of_255(eps: float) -> bool:
+    """Whether eps is a multiple of 1/255000, up to rounding."""
+    levels = round(255 * eps, 3)
+    return abs(255 * eps - levels) <= ROUNDING * levels

@@ -29,7 +29,7 @@ def first_line(
     """
     count = f"{todo} images" if todo == len(images) else f"{todo} of {len(images)} images"
     attack = run.settings["run"]["attack"]
-    eps = ", ".join(format_eps(radius, threat.name) for radius in threat.eps)
+    eps = ", ".join(format_eps(radius, threat.name, threat.eps) for radius in threat.eps)
     session = run.info["sessions"][-1]
     parts = [
         f"{model.settings['name']}: {count} of {images.name}",
@@ -73,11 +73,11 @@ def report_text(run: Run) -> str:
     lines = [first if run.info["kind"] == "clean" else f"{first}; {attack}"]
     if "stage" in rows:
         for eps, found in robust_estimates(rows).iterrows():
-            radius = format_eps(eps, run.info["threat"])
+            radius = format_eps(eps, run.info["threat"], rows["eps"].unique())
             lines.append(f"  eps {radius}: robust accuracy {interval_text(found)}")
     elif "robust" in rows:
         for eps, part in rows.groupby("eps"):
-            radius = format_eps(eps, run.info["threat"])
+            radius = format_eps(eps, run.info["threat"], rows["eps"].unique())
             lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")
     if "success" in rows:
         lines.append(f"  minimal L2 norm: {norm_text(correct, run)}")

@@ -83,7 +83,7 @@ def draw_verdicts(table: pd.DataFrame, threat: str, heading: str) -> Figure:
     for ax, eps in zip(axes.flat, radii):
         at_eps = table[table["eps"] == eps].set_index("model").reindex(models)
         draw_bars(ax, at_eps)
-        ax.set_title(f"ε = {format_eps(eps, threat)}", loc="left")
+        ax.set_title(f"ε = {format_eps(eps, threat, radii)}", loc="left")
     axes.flat[0].set_yticks(range(len(models)), models)
     axes.flat[0].invert_yaxis()
     axes.flat[(len(radii) - 1) // 2].set_xlabel("share of all images (%)")

@@ -22,7 +22,6 @@ from alignment_security.analysis.both_studies import (
     benchmark_table,
     join_facts,
     joined_models,
-    read_scores,
     robust_pairs,
 )
 from alignment_security.analysis.feng2025 import (
@@ -35,8 +34,10 @@ from alignment_security.analysis.feng2025 import (
 from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results, read_summary
+from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.feng2025_style import LACKING, tolerance_scale
+from alignment_security.plots.hoak2025 import short_benchmark
 from alignment_security.plots.style import DARK, GREY, MARKERS, PAGE_WIDTH, SMALL, Drawing, panels
 
 SETUP = 'python -c "from utilities import setup_scores; setup_scores()"'
@@ -118,7 +119,8 @@ def draw_benchmarks(table: pd.DataFrame) -> Figure:
         ax.axhline(len(averages) - 0.5, color="#BBBBBB", linewidth=0.6)
         ax.set(xlim=(-1, 1), ylim=(len(names) - 0.4, -0.6), xlabel="Spearman's ρ")
         ax.set_title(f"with {label.split(' (')[0]} ({part['n'].max()} models)", loc="left")
-    labels = [name if len(name) <= MAX_LETTERS else f"{name[:MAX_LETTERS]}…" for name in names]
+    shown = [short_benchmark(name) for name in names]
+    labels = [name if len(name) <= MAX_LETTERS else f"{name[:MAX_LETTERS]}…" for name in shown]
     axes[0].set_yticks(range(len(names)), labels, fontsize=SMALL)
     dot: Any = {"linestyle": "none", "marker": "o", "color": LEAF_COLOUR}
     handles = [
@@ -195,7 +197,8 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
     colours = {eps: EPS_COLOURS[i % len(EPS_COLOURS)] for i, eps in enumerate(radii)}
     markers = dict(zip(models, MARKERS)) if len(models) <= len(MARKERS) else {}
     labels = {
-        eps: " or ".join(sorted({format_eps(eps, pair.norm) for pair in pairs})) for eps in radii
+        eps: " or ".join(sorted({format_eps(eps, pair.norm, radii) for pair in pairs}))
+        for eps in radii
     }
     handles = [Line2D([], [], color=colours[eps], label=f"ε = {labels[eps]}") for eps in radii]
     for model, marker in markers.items():

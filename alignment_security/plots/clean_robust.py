@@ -72,7 +72,7 @@ def draw_accuracies(part: pd.DataFrame) -> Figure:
     figure, axes = panels(len(radii), handles)
     for ax, eps in zip(axes, radii):
         draw_points(ax, part[part["eps"] == eps], styles)
-        ax.set_title(f"ε = {format_eps(eps, part['threat'].iat[0])}", loc="left")
+        ax.set_title(f"ε = {format_eps(eps, part['threat'].iat[0], radii)}", loc="left")
         ax.set(xlabel="clean accuracy (%)", ylabel="robust accuracy (%)")
     put_heading(figure, textwrap.shorten(heading_of(part), 120))
     return figure

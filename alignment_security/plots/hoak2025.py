@@ -204,7 +204,8 @@ NEEDED_DATA = (
     f"{MIN_MODELS_EXPLAINED} with all averages; leave_one_family_out: {MIN_FAMILIES} families) "
     "that have accuracies under attack (`python evaluate_robustness.py --model_name MODEL "
     "--results_dir {} Linf --eps 1/255`, then `python utilities.py merge --results_dir {}`) and "
-    'scores (`python -c "from utilities import setup_scores; setup_scores()"`)'
+    'scores (`python -c "from utilities import setup_scores; setup_scores()"`, or a leaderboard '
+    "under --published)"
 )
 FIGURES = {
     "avg_alignment_vs_robust": (avg_alignment_vs_robust, NEEDED_DATA),

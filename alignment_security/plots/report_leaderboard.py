@@ -76,7 +76,7 @@ def robust_columns(
     spread = part.groupby("eps")[name].agg(lambda values: values.max() - values.min())
     for eps, rows in part.groupby("eps"):
         heading = Heading(
-            f"{threat} ε = {format_eps(eps, threat)} (%)",
+            f"{threat} ε = {format_eps(eps, threat, spread.index)} (%)",
             attack,
             is_shown and eps == spread.idxmax(),
         )

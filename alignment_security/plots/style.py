@@ -121,7 +121,7 @@ def radius_axis(ax: Axes, eps: Iterable[float], norm: str) -> None:
     for value in radii:
         if not ticks or ticks[-1] - value > 0.1 * radii[0]:
             ticks.append(float(value))
-    labels = [format_eps(value, norm) for value in ticks]
+    labels = [format_eps(value, norm, radii) for value in ticks]
     unit = " (1/255)" if any("/255" in label for label in labels) else ""
     ax.set_xticks(ticks, [label.removesuffix("/255") for label in labels])
     ax.set_xlabel(f"radius ε in {NORM_SYMBOLS.get(norm, norm)}{unit}")

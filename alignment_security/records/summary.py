@@ -172,8 +172,12 @@ def _summary_rows(path: Path, run: dict, allow_partial: bool) -> list[dict]:
 def summary_table(summary: pd.DataFrame) -> str:
     """The summary as text: one line per model x threat x eps, percentages and norms rounded."""
     shown = summary[["image_set", "threat", "model", "eps", "n"]].copy()
-    radii = zip(summary["eps"].astype(float), summary["threat"])
-    shown["eps"] = [format_eps(eps, threat) if eps >= 0 else "" for eps, threat in radii]
+    eps = summary["eps"].astype(float)
+    of_threat = {threat: part.unique() for threat, part in eps[eps >= 0].groupby(summary["threat"])}
+    shown["eps"] = [
+        format_eps(value, threat, of_threat[threat]) if value >= 0 else ""
+        for value, threat in zip(eps, summary["threat"])
+    ]
     corrupted = summary["threat"].str.startswith("corruptions-")
     accuracies = {"clean_acc": summary["clean_acc"].where(~corrupted)}
     if corrupted.any():

@@ -11,10 +11,10 @@ from leaderboards import random_scores, write_scores
 import plotting
 import utilities
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES
-from alignment_security.analysis.brainscore_scores import read_merged_scores
 from alignment_security.analysis.hoak2025 import benchmark_groups, studies
 from alignment_security.analysis.other_scores import OTHER_SCORES, collect_scores, with_other_scores
 from alignment_security.analysis.results import load_results
+from alignment_security.analysis.scores import read_scores
 from alignment_security.common.files import UserError
 
 TIMM_NETS = ["resnet50.a1_in1k", "convnext_tiny.fb_in1k", "vit_base_patch16_224.augreg_in1k"]
@@ -192,7 +192,7 @@ def test_two_tables_with_the_same_score(tmp_path):
         collect_scores([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
     (tmp_path / "b.csv").write_text("model,other\nnet2,2\n")
     collect_scores([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
-    scores, source = read_merged_scores(tmp_path)
+    scores, source = read_scores(load_results(tmp_path))
     assert (
         source == "scores of a.csv, b.csv" and scores[["score", "other"]].notna().sum().sum() == 2
     )

@@ -94,6 +94,18 @@ def test_a_radius_of_another_norm_is_a_number(norm):
     assert [format_eps(eps, norm) for eps in (3.0, 0.5, 1 / 255)] == ["3", "0.5", "0.00392157"]
 
 
+@pytest.mark.parametrize(
+    ("beside", "texts"),
+    [
+        ((0.001, 0.00196, 0.00392), "0.001 0.00196 0.00392"),
+        ((0.001, 0.5 / 255, 1 / 255), "0.255/255 0.5/255 1/255"),
+        ((0.0, 2 / 255, 0.0314159), "0 0.00784314 0.0314159"),
+    ],
+)
+def test_eps_that_stand_together_have_one_unit(beside, texts):
+    assert [format_eps(eps, "Linf", beside) for eps in beside] == texts.split()
+
+
 @given(st.integers(1, 255 * 8))
 def test_parse_eps_inverts_format_eps(eighths):
     k = eighths / 8

@@ -284,6 +284,8 @@ def test_brainscore_vs_tolerance_joins_the_published_models_of_the_same_weights(
     ((_, figure, table, caption),) = brainscore_vs_tolerance(results)
     assert table["models"].dropna().unique().tolist() == [11]
     assert "(11 models)" in figure.axes[0].get_title(loc="left")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[0] == "average vision" and not any("_" in label for label in labels)
     joined = table[table["benchmark"].isna()].set_index("model_registry_name")
     assert len(joined) == 11 and not any("deit_" in name for name in joined.index)
     key = "convnext_large:fb_in22k_ft_in1k"
