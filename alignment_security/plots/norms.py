@@ -36,6 +36,7 @@ from alignment_security.plots.style import (
     PAGE_WIDTH,
     SMALL,
     Drawing,
+    largest_of_alike,
     legend_handles,
     model_styles,
     panels,
@@ -70,8 +71,11 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
     models = {run["model"] for group in groups for run in group}
     styles = {model: style | {"marker": ""} for model, style in model_styles(models).items()}
     figure, axes = panels(len(groups), legend_handles(styles))
-    for ax, group, table in zip(axes, groups, tables):
-        draw_curves(ax, table, styles, run_norm(group[0]))
+    ends = largest_of_alike(
+        [axis_key(group[0]) for group in groups], [t["eps"].max() for t in tables]
+    )
+    for ax, group, table, end in zip(axes, groups, tables, ends):
+        draw_curves(ax, table, styles, run_norm(group[0]), end)
         names = f"{', '.join(run_folder(group[0]))} (n = {group[0]['images']})"
         facts = [run_budget(group[0]), *distinguishing_settings(group[0], groups)]
         below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
@@ -82,16 +86,26 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
             "Accuracy against eps from minimal norms: the share of all images that are classified "
             "correctly and whose smallest perturbation found is larger than eps; "
             f"{bands}an upper bound of robust accuracy, far above it where norms are not minimal "
-            f"(protocol {NOT_MINIMAL}).",
+            f"(protocol {NOT_MINIMAL}). Panels of one norm and image set have one axis, those of "
+            f"{NOT_MINIMAL} another.",
             *(describe_runs(group, results.runs) for group in groups),
         ]
     )
     yield "accuracy_vs_norm", figure, pd.concat(tables, ignore_index=True), caption
 
 
-def draw_curves(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: str) -> None:
+def axis_key(run: dict) -> tuple[str, str, bool]:
+    """What panels of one axis share: image set, norm, and whether norms are minimal."""
+    not_minimal = run["settings"]["run"].get("protocol") == NOT_MINIMAL
+    return run["image_set"], run_norm(run), not_minimal
+
+
+def draw_curves(
+    ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: str, end: float
+) -> None:
     """A falling step function per model, with its interval if models are few.
 
+    end   of the axis of eps
     A dot for a model without a norm, on the axis if it classifies no image correctly.
     """
     if not table["correct"].any():
@@ -117,10 +131,10 @@ def draw_curves(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: st
                 linewidth=0,
                 step="post",
             )
-    largest = float(table["eps"].max()) or 1.0
+    largest = end or 1.0
     unit = 255 if norm == "Linf" else 1
     ticks = np.asarray(plt.MaxNLocator(5).tick_values(0, unit * largest)) / unit
-    radius_axis(ax, ticks[ticks <= largest], norm)
+    radius_axis(ax, ticks[ticks <= largest], norm, largest)
     ax.set(ylim=(0, 100), xlim=(0, 1.04 * largest), ylabel="accuracy (%)")
 
 

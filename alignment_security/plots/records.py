@@ -28,6 +28,7 @@ from alignment_security.plots.style import (
     NORM_SYMBOLS,
     PAGE_WIDTH,
     Drawing,
+    largest_of_alike,
     legend_handles,
     model_styles,
     panels,
@@ -68,9 +69,11 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
     runs = [run for group in groups for run in group]
     styles = model_styles({run["model"] for run in runs})
     figure, axes = panels(len(groups), legend_handles(styles))
-    for ax, group, table in zip(axes, groups, tables):
-        norm = group[0]["settings"]["run"].get("norm", group[0]["threat"])
-        draw_accuracy(ax, table, styles, norm)
+    norms = [run["settings"]["run"].get("norm", run["threat"]) for run, *_ in groups]
+    alike = [(group[0]["image_set"], norm) for group, norm in zip(groups, norms)]
+    ends = largest_of_alike(alike, [table["eps"].max() for table in tables])
+    for ax, group, table, norm, end in zip(axes, groups, tables, norms, ends):
+        draw_accuracy(ax, table, styles, norm, end)
         ax.set_title(panel_title(group[0], groups), loc="left")
     if len(styles) <= MAX_NAMED:
         bars = (
@@ -101,10 +104,15 @@ def panel_title(run: dict, groups: list[list[dict]]) -> str:
     return f"{run['image_set']}, {threat} (n = {run['images']})\n{below}"
 
 
-def draw_accuracy(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: str) -> None:
-    """A line per model, with bars and models side by side if they are few."""
+def draw_accuracy(
+    ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: str, end: float
+) -> None:
+    """A line per model, with bars and models side by side if they are few.
+
+    end   of the axis of eps
+    """
     models, radii = sorted(table["model"].unique()), np.unique(table["eps"])
-    span, with_bars = radii[-1] or 1.0, len(styles) <= MAX_NAMED
+    span, with_bars = end or 1.0, len(styles) <= MAX_NAMED
     shift = 0.0
     if with_bars:
         narrowest = np.diff(radii, prepend=-span).min()
@@ -123,7 +131,7 @@ def draw_accuracy(ax: Axes, table: pd.DataFrame, styles: dict[str, dict], norm: 
         )
     ax.set(ylim=(0, 100), xlim=(-0.05 * span, 1.05 * span), ylabel="accuracy (%)")
     ax.spines[["left", "bottom"]].set_position(("outward", 3))
-    radius_axis(ax, radii, norm)
+    radius_axis(ax, radii, norm, span)
 
 
 # ---- the protocols -------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -114,12 +114,14 @@ def drawn_radii(radii: list[float]) -> list[float]:
     return [radii[i] for i in np.linspace(0, len(radii) - 1, most).round().astype(int)]
 
 
-def radius_axis(ax: Axes, eps: Iterable[float], norm: str) -> None:
-    """Ticks at the radii evaluated, the larger of two that would touch; Linf in 255ths."""
-    radii = sorted(eps, reverse=True)
+def radius_axis(ax: Axes, eps: Iterable[float], norm: str, end: float) -> None:
+    """Ticks at the radii evaluated, the larger of two that would touch; Linf in 255ths.
+
+    end   of the axis
+    """
     ticks: list[float] = []
-    for value in radii:
-        if not ticks or ticks[-1] - value > 0.1 * radii[0]:
+    for value in sorted(eps, reverse=True):
+        if not ticks or ticks[-1] - value > 0.1 * end:
             ticks.append(float(value))
     labels = [format_eps(value, norm, radii) for value in ticks]
     unit = " (1/255)" if any("/255" in label for label in labels) else ""
@@ -147,6 +149,14 @@ def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
     for ax in axes.flat[count:]:
         ax.set_axis_off()
     return figure, list(axes.flat[:count])
+
+
+def largest_of_alike(keys: Sequence[Hashable], values: Sequence[float]) -> list[float]:
+    """For each panel the largest value of the panels with its key: the end of their common axis."""
+    largest: dict[Hashable, float] = {}
+    for key, value in zip(keys, values):
+        largest[key] = max(value, largest.get(key, value))
+    return [largest[key] for key in keys]
 
 
 def legend_columns(legend: list[Line2D], width: float) -> int:

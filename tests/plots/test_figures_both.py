@@ -82,6 +82,33 @@ def test_linf_norms_are_read_from_their_own_column_and_protocols_are_panels(tmp_
     ]
 
 
+def test_panels_of_one_norm_and_image_set_have_one_axis(tmp_path):
+    """But for norms that are not minimal, beside which the others would be a line at the edge."""
+    for threat, norms in (
+        ("L2-crossing", [0.2, 0.5]),
+        ("L2-ddn", [0.4, 0.9]),
+        ("Linf-fmn", [0.01, 0.02]),
+    ):
+        make_norms(tmp_path, "resnet18", norms, threat=threat)
+    make_norms(tmp_path, "resnet18", [1.0, 3.0], threat="L2-feng2025", protocol="feng2025")
+    make_norms(tmp_path, "resnet18", [0.1, 0.2], image_set="other")
+    ((_, figure, _, _),) = accuracy_vs_norm(load_results(tmp_path))
+    ends = {
+        ax.get_title(loc="left").partition(" (")[0]: ax.get_xlim()[1] / 1.04
+        for ax in figure.axes
+        if ax.get_title(loc="left")
+    }
+    assert ends == pytest.approx(
+        {
+            "mine, L2-crossing": 0.9,
+            "mine, L2-ddn": 0.9,
+            "mine, L2-feng2025": 3.0,
+            "mine, Linf-fmn": 0.02,
+            "other, L2-crossing": 0.2,
+        }
+    )
+
+
 def test_a_model_without_a_right_answer_is_drawn_and_said(tmp_path):
     make_norms(tmp_path, "resnet18", [None, None])
     ((_, figure, _, _),) = accuracy_vs_norm(load_results(tmp_path))

@@ -92,11 +92,11 @@ def make_ball(
                     "l2": 0.5 if v[0] and not v[i] else None,
                 }
                 for name, v in verdicts.items()
-                for i, eps in enumerate(EPS, start=1)
+                for i, eps in enumerate(run_settings["eps"], start=1)
             ]
         )
         if finish:
-            run.finish(list(verdicts), EPS)
+            run.finish(list(verdicts), run_settings["eps"])
     for name in examples:
         keep_example(results, model, name)
 
@@ -306,6 +306,20 @@ def test_a_caption_names_the_record_that_its_panel_lacks(tmp_path, capsys, first
     assert draw(tmp_path, tmp_path / "c", "--report", "--plots", "accuracy_vs_eps") == 0
     page = (tmp_path / "c" / "report.html").read_text()
     assert page.count("Not in this table: ") == 3 and "vgg11.csv: unfinished (running)" in page
+
+
+def test_panels_of_one_norm_and_image_set_have_one_axis_of_eps(tmp_path):
+    make_ball(tmp_path, "resnet18")
+    for attack, factor in (("reduced: apgd-ce(6)", 4), ("reduced: apgd-ce(7)", 0.25)):
+        beside = {"beside": {"attack": attack}}
+        eps = [factor * value for value in EPS]
+        make_ball(tmp_path, "resnet18", attack=attack, eps=eps, record=beside)
+    make_ball(tmp_path, "resnet18", image_set="other")
+    ((_, figure, _, _),) = accuracy_vs_eps(load_results(tmp_path))
+    others, *of_tiny = (255 * ax.get_xlim()[1] / 1.05 for ax in figure.axes)
+    assert others == pytest.approx(2) and of_tiny == pytest.approx([8, 8, 8])
+    labels = [[text.get_text() for text in ax.get_xticklabels()] for ax in figure.axes]
+    assert ["0.5"] in labels and ["8", "4", "0"] in labels
 
 
 def test_examples_say_why_a_model_has_none(tmp_path):

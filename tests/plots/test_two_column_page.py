@@ -165,7 +165,7 @@ def test_bands_are_drawn_where_lines_are_few(count):
     ]
     figure, (left, right) = plt.subplots(1, 2)
     draw_severity_lines(left, pd.DataFrame(rows), model_styles(set(models)))
-    draw_curves(right, pd.DataFrame(rows), model_styles(set(models)), "L2")
+    draw_curves(right, pd.DataFrame(rows), model_styles(set(models)), "L2", 4.0)
     for ax in (left, right):
         assert len(ax.lines) == count and len(ax.collections) == (
             count if count == MAX_BANDS else 0
