@@ -119,8 +119,9 @@ def radius_axis(ax: Axes, eps: Iterable[float], norm: str, end: float) -> None:
 
     end   of the axis
     """
+    radii = sorted(eps, reverse=True)
     ticks: list[float] = []
-    for value in sorted(eps, reverse=True):
+    for value in radii:
         if not ticks or ticks[-1] - value > 0.1 * end:
             ticks.append(float(value))
     labels = [format_eps(value, norm, radii) for value in ticks]
