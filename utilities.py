@@ -157,7 +157,7 @@ def add_record_commands(commands) -> None:
         type=Path,
         default=setting("CHECKPOINT_DIR"),
         metavar="DIR",
-        help="folder of the checkpoints that runs name by file; default CHECKPOINT_DIR of .env",
+        help="folder of checkpoints and Python files of runs; default CHECKPOINT_DIR of .env",
     )
     check.set_defaults(run=audit_command)
 

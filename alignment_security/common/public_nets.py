@@ -2,7 +2,7 @@
 
 A name does not say whose weights a row is of: `--model_name resnet50.a1_in1k --checkpoint mine.pth`
 has that name too. What published about `resnet50.a1_in1k` belongs to a row only if its weights are
-timm's of that tag, or if their sha256 is in SHA256_LIST.
+timm's of that tag, or if their sha256 is in SHA256_LIST. A network of a Python file is one's own.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ def public_net(model: str, weights: str, sha256: str = "") -> str:
     sha256    of the weights (models.checkpoints.weights_sha256)
     """
     name = model.removeprefix("hf-hub:timm/").removeprefix("timm/")
+    kind, _, place = weights.partition(":")
+    if kind == "python":  # its code may put anything before or behind a public net's weights
+        return ""
     if sha256 in listed_sha256():
         return listed_sha256()[sha256]
-    kind, _, place = weights.partition(":")
     packaged = PACKAGED_LITE.fullmatch(weights)
     if packaged:
         return f"tf_efficientnet_lite{packaged[1]}.in1k"

@@ -24,7 +24,7 @@ from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.loading import load_model
 from alignment_security.models.sources import LOADERS, TIMM
 from alignment_security.records.adversarial_examples import load_example
-from alignment_security.records.record import read_record, read_run_file
+from alignment_security.records.record import network_of, read_record, read_run_file
 
 LENGTHS = (1.0, 1.001, 1.01)  # of a perturbation at which it may fool
 RANDOM_DRAWS = 80  # of a random network
@@ -81,8 +81,10 @@ def model_of_run(run: dict, checkpoint_dir: Path | None) -> Model:
     source = weights if kind in LOADERS else TIMM
     checkpoint = None
     if (file_name or kind == "python") and checkpoint_dir is None:
+        file = place.rpartition(":")[0] if kind == "python" else file_name
         raise ModelError(
-            f"it is of the file {place}; give --checkpoint_dir, or CHECKPOINT_DIR of .env"
+            f"it is of the file {file}; give the folder of that file with --checkpoint_dir, or "
+            "CHECKPOINT_DIR of .env"
         )
     if file_name:
         checkpoint = Path(str(checkpoint_dir), file_name)
@@ -95,9 +97,9 @@ def model_of_run(run: dict, checkpoint_dir: Path | None) -> Model:
         architecture=settings.get("architecture"),
         source=source,
     )
-    if model.settings["weights_sha256"] != settings.get("weights_sha256"):
+    if network_of(model.settings) != network_of(settings):
         raise ModelError(
-            f"the weights on this machine ({model.settings['weights']}) are not those of its run"
+            f"the network on this machine ({model.settings['weights']}) is not that of its run"
         )
     return model
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError
 from alignment_security.records.audit_record import EVALUATE_AGAIN, Record
-from alignment_security.records.record import first_difference
+from alignment_security.records.record import first_difference, network_of
 from alignment_security.records.summary import (
     SUMMARY_KEY,
     SUMMARY_NAME,
@@ -39,7 +39,7 @@ def check_same_weights(records: list[Record]) -> Iterator[str]:
     """Records of one model name have the same weights and preprocessing; heads may differ.
 
     So may the group: records made before groups were recorded have none. The place of weights
-    counts only where their sha256 is unknown.
+    counts only where their sha256 is unknown; of a Python file, its function and content do.
     """
     first: dict[str, Record] = {}
     for record in records:
@@ -53,8 +53,9 @@ def check_same_weights(records: list[Record]) -> Iterator[str]:
 
 
 def _network(model: dict) -> dict:
-    left_out = {"head", "group", *(["weights"] if model.get("weights_sha256") else [])}
-    return {name: value for name, value in model.items() if name not in left_out}
+    left_out = {"head", "group", "weights"}
+    known = {name: value for name, value in model.items() if name not in left_out}
+    return known | {"network": network_of(model) or (model.get("weights"),)}
 
 
 def check_same_predictions(records: list[Record]) -> Iterator[str]:

@@ -231,14 +231,27 @@ def without_later_settings(old: dict, new: dict) -> dict:
 def as_begun(old: dict, new: dict) -> dict:
     """The settings `new` of a request as the run with `old` names them.
 
-    Without LATER_SETTINGS that it lacks; the same weights (sha256) are where that run had them.
+    Without LATER_SETTINGS that it lacks; the same network's weights are where that run had them.
     """
     settings = without_later_settings(old, new)
     before, model = old.get("model", {}), settings.get("model", {})
-    known = before.get("weights_sha256")
-    if known and known == model.get("weights_sha256") and "weights" in before:
+    if network_of(before) and network_of(before) == network_of(model) and "weights" in before:
         model["weights"] = before["weights"]
     return settings
+
+
+def network_of(model: dict) -> tuple[str, ...]:
+    """What makes the network of a run: its weights (sha256) and, of a Python file, its code.
+
+    model   settings of the model
+    Two functions of one file may load the same weights behind another forward pass. Empty where
+    the sha256 of the weights is unknown.
+    """
+    sha256 = model.get("weights_sha256")
+    kind, _, place = str(model.get("weights")).partition(":")
+    if not sha256 or kind != "python":
+        return (sha256,) if sha256 else ()
+    return sha256, place.rpartition(":")[2], str(model.get("source_sha256"))
 
 
 def check_complete(

@@ -15,6 +15,7 @@ from alignment_security.records.comparable import comparable_runs
 from alignment_security.records.record import (
     SCREENED_KIND,
     check_record_sha256,
+    network_of,
     read_record,
     read_run_file,
 )
@@ -130,20 +131,28 @@ def read_runs(root: Path) -> tuple[dict[Path, dict], list[str]]:
 def notes_on(results_dir: str | Path, summary: pd.DataFrame) -> list[str]:
     """What tools left among the records, and nets that the summary counts under several names."""
     root = Path(results_dir) / "records"
-    return [*left_by_tools_note(root, list_files(root).by_tools), *same_weights(summary)]
+    names = set(summary["model"])
+    models = [
+        run["settings"]["model"] | {"name": run["model"]} for run in read_runs(root)[0].values()
+    ]
+    known = [model for model in models if model["name"] in names]
+    return [*left_by_tools_note(root, list_files(root).by_tools), *same_networks(known)]
 
 
-def same_weights(summary: pd.DataFrame) -> list[str]:
-    """A sentence for each net that a summary counts under several names."""
-    sentences = []
-    for sha256, rows in summary.groupby("weights_sha256", sort=False):  # without empty cells
-        names = sorted(set(rows["model"]))
-        if sha256 and len(names) > 1:
-            sentences.append(
-                f"{len(names)} names have the same weights (sha256 {str(sha256)[:12]}): "
-                f"{', '.join(names)}; figures and statistics count each: keep one"
-            )
-    return sentences
+def same_networks(models: Iterable[dict]) -> list[str]:
+    """A sentence for each network of several names.
+
+    models   settings of the models of some runs, with their names
+    """
+    names: dict[tuple[str, ...], list[str]] = {}
+    for model in models:
+        names.setdefault(network_of(model), []).append(model["name"])
+    return [
+        f"{len(set(found))} names have the same weights (sha256 {network[0][:12]}): "
+        f"{', '.join(sorted(set(found)))}; figures and statistics count each: keep one"
+        for network, found in names.items()
+        if network and len(set(found)) > 1
+    ]
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def test_a_file_with_the_sha256_of_a_public_net_is_that_net():
         )
     assert len(listed_sha256()) == 3
     assert public_net("tf_efficientnet_lite0.in1k", "file:x.pth", "0" * 64) == ""
+    listed = next(iter(listed_sha256()))
+    assert public_net("mine", "python:net.py:defended", listed) == ""
 
 
 def test_what_load_model_records_of_a_packaged_net_is_public():

@@ -20,6 +20,7 @@ from alignment_security.models.heads import ModelError
 from alignment_security.models.loading import load_model
 from alignment_security.records.audit import audit
 from alignment_security.records.record import read_record, read_run_file
+from alignment_security.records.summary import merge_records, notes_on
 
 NET = """
 import torch
@@ -300,6 +301,34 @@ def test_an_edited_file_is_another_model(cli, net_file, tmp_path):
     net_file.write_text(f"{NET}\n# edited\n")
     status, _, err = cli(*request)
     assert status == 2 and "source_sha256" in err and err.count("\n") == 1
+
+
+def test_two_functions_of_a_file_are_two_networks_whatever_their_weights(cli, net_file, tmp_path):
+    """A defence in front of fixed weights: it takes no record, no name and no public numbers."""
+    defended = "class Defended(Net):\n    def forward(self, x): return super().forward(x.round())"
+    again = "def same(): return made()\n\n\ndef defended():\n    net, how = made()\n"
+    net_file.write_text(
+        f"{NET}\n\n{defended}\n\n\n{again}    net.__class__ = Defended\n    return net, how"
+    )
+    shutil.copy(net_file, copy := tmp_path / "copy.py")
+    results = ["--results_dir", tmp_path / "results", "-s", "2"]
+
+    def evaluated(name: str, file: Path, function: str, *more) -> tuple[int, str, str]:
+        return cli("--model_name", name, "--source", f"python:{file}:{function}", *results, *more)
+
+    for name, file, function in (
+        ("mine", net_file, "made"),
+        ("defended", net_file, "defended"),
+        ("copied", copy, "made"),
+    ):
+        assert evaluated(name, file, function, "clean")[0] == 0
+    assert evaluated("mine", copy, "made", "clean")[0] == 0  # the same network
+    status, _, err = evaluated("mine", net_file, "defended", "clean")
+    assert status == 2 and "python:net.py:made' -> 'python:net.py:defended'" in err
+    summary = merge_records(tmp_path / "results")
+    assert summary["weights_sha256"].nunique() == 1
+    (note,) = notes_on(tmp_path / "results", summary)
+    assert note.startswith("2 names have the same weights") and ": copied, mine; fig" in note
 
 
 # ---- torchvision ---------------------------------------------------------------------------------

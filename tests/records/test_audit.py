@@ -369,6 +369,13 @@ PLANTED = {  # what was done -> (how, what the only finding says)
         in_settings("Linf", "model", weights_sha256="v"),
         "not the model of .*/net.csv though it has the same name .*weights_sha256",
     ),
+    "another function of one Python file": (
+        lambda r: [
+            in_settings(threat, "model", weights=f"python:net.py:{function}")(r)
+            for threat, function in zip(THREATS, ("made", "made", "defended"))
+        ],
+        "not the model of .*/net.csv though it has the same name .*network",
+    ),
     "other preprocessing": (
         in_settings("clean", "model", preprocessing={"crop_pct": 1}),
         "not the model .*preprocessing",
@@ -630,7 +637,10 @@ def test_reattack_confirms_saved_examples_and_finds_changed_ones(evaluated, tiny
 def test_reattack_skips_a_model_without_its_weights(evaluated, capsys):
     assert command("audit", evaluated, "--reattack", 3) == 0
     err = capsys.readouterr().err
-    assert "0 of 3 examples confirmed" in err and "give --checkpoint_dir" in err
+    assert (
+        "0 of 3 examples confirmed" in err
+        and "it is of the file net.pth; give the folder of that" in err
+    )
 
 
 # ---- from a figure to its runs -------------------------------------------------------------------
