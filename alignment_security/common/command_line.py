@@ -6,8 +6,9 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -91,7 +92,9 @@ class Parser(argparse.ArgumentParser):
             chosen = commands.get(getattr(parsed, "command", None) or "", self)
             others = [key for key, command in commands.items() if name in command._known_names()]
             hint = f"; an option of {', '.join(others)}" if others else ""
-            chosen.error(f"unrecognized arguments: {' '.join(unknown)}{hint}{chosen._near(name)}")
+            near = chosen.nearest(name)
+            said = f"unrecognized arguments: {' '.join(unknown)}{hint}"
+            chosen.error(f"{said}; {near}" if near else said)
         return parsed
 
     def parse_known_args(self, args=None, namespace=None):
@@ -99,11 +102,18 @@ class Parser(argparse.ArgumentParser):
         self._words = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args(args, namespace)
 
-    def _near(self, name: str) -> str:
-        """`; nearest: --x` of an unknown option, or "": their dashes make no two names alike."""
+    def unknown_options(self, argv: Iterable[str]) -> list[str]:
+        """Words before any `--` that are written as an option, `--name` or `-n`, and are none."""
+        names = (word.split("=")[0] for word in takewhile(lambda word: word != "--", argv))
+        known = self._known_names()
+        written = [name for name in names if re.fullmatch("--[A-Za-z].*|-[A-Za-z]", name)]
+        return list(dict.fromkeys(name for name in written if name not in known))
+
+    def nearest(self, name: str) -> str:
+        """`nearest: --x` of an unknown option, or "": their dashes make no two names alike."""
         known = {each.lstrip("-"): each for each in self._known_names() - {name}}
         near = [known[each] for each in get_close_matches(name.lstrip("-"), known)]
-        return f"; nearest: {', '.join(near)}" if near else ""
+        return f"nearest: {', '.join(near)}" if near else ""
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As of ArgumentParser; the error names the nearest choices, or all."""
@@ -142,10 +152,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("the following arguments are required: --"):
-            names = [word.split("=")[0] for word in self._words if word.startswith("--")]
-            unknown = [name for name in names if name not in {*self._known_names(), "--"}]
-            if unknown and (hint := self._near(unknown[0])):
-                message = f"unrecognized arguments: {unknown[0]}{hint}"
+            unknown = self.unknown_options(self._words)
+            if unknown and (near := self.nearest(unknown[0])):
+                message = f"unrecognized arguments: {unknown[0]}; {near}"
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise, product
 from alignment_security.attacks.attack import AttackError
 from alignment_security.common.command_line import Parser, argument, positive_int
 from alignment_security.common.process import print_line
+from alignment_security.evaluation.habits import refuse_unknown_options
 from alignment_security.evaluation.protocols import (
     DEFAULT_STEPS,
     NORM_PROTOCOLS,
@@ -154,6 +155,8 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     """
     threat, options = split_threat(argv)
     parser = get_args_parser(threat, description)
+    if not {"-h", "--help"} & {*argv}:
+        refuse_unknown_options(get_args_parser(threat or "Linf", description), argv)
     if threat is None and not {"-h", "--help"} & {*argv}:
         parser.error(no_threat(argv))
     if second := split_threat(options)[0]:

@@ -9,6 +9,7 @@ from itertools import permutations
 import pytest
 
 from alignment_security.common.command_line import Parser
+from alignment_security.evaluation.habits import HABITS
 from alignment_security.evaluation.options import (
     DESCRIPTIONS,
     get_args_parser,
@@ -85,6 +86,35 @@ def test_the_nearest_option_is_named(capsys):
     assert "nearest" not in refusal(capsys, "clean --resume")
     assert "nearest: --batch_size" in refusal(capsys, "clean --batchsize 3")
     assert "unrecognized arguments: --overw" in refusal(capsys, "clean --overw")
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("--eps 8/255 --norm Linf --n_examples 5", ["--norm: the norm is the threat", "is -s N"]),
+        ("--norm Linf --n_ex=5 Linf", ["arguments: --norm --n_ex; ", "--n_ex: the number of"]),
+        ("--threat_model Linf --eps 8/255", ["the norm is the threat, `Linf --eps 8/255`"]),
+        ("Linf --epsilon 8/255", ["arguments: --epsilon; radii are --eps 4/255 8/255"]),
+        ("--Data-Path x clean", ["images are --dataset NAME --data_dir DIR"]),
+        ("-b 8 clean", ["arguments: -b; nearest: --batch_size"]),
+        ("--batch-size 8 --norm L2 clean", ["--batch-size: nearest: --batch_size; --norm: the"]),
+        ("--version rand Linf --eps 1/255", ["others are --budget, --attacks and --steps"]),
+        ("--qwxz 3 clean L2", ["error: unrecognized arguments: --qwxz (see"]),
+        ("linf --batchsize 3", ["unrecognized arguments: --batchsize; nearest: --batch_size"]),
+    ],
+)
+def test_options_of_other_tools_are_told_first(capsys, line, says):
+    """Whatever their values look like: that of --norm is no threat."""
+    said = refusal(capsys, line)
+    assert said.startswith("error: unrecognized arguments: --") or "-b" in said
+    assert all(text in said for text in says), said
+
+
+def test_a_hint_names_an_option_that_there_is_and_no_habit_is_one():
+    known = get_args_parser("Linf", "")._known_names()
+    for habit, hint in HABITS.items():
+        assert f"--{habit}" not in known and f"-{habit}" not in known
+        assert set(re.findall("--[a-z_]+", hint)) <= known, hint
 
 
 @pytest.mark.parametrize(
