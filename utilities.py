@@ -214,7 +214,8 @@ def add_models_command(commands) -> None:
     models = commands.add_parser("models", help="which models run here, and what the others need")
     models.add_argument("names", nargs="*", metavar="NAME", help="a timm name, or one of a list")
     models.add_argument(
-        "--list", help=f"{', '.join(available_lists())}, or a file like those of lists/models/"
+        "--list",
+        help=f"{', '.join(available_lists())}, or a file: a name a line, or as in lists/models/",
     )
     models.add_argument(
         "--checkpoint_dir",

@@ -26,6 +26,7 @@ from alignment_security.analysis.results import NothingToDraw, Results
 from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
+from alignment_security.common.text import some_of
 from alignment_security.models.families import lineage
 
 # averages of the leaderboard, each before the benchmarks that it is the average of -> their group
@@ -39,7 +40,6 @@ MIN_MODELS = 10  # fewer: no correlation
 MIN_FAMILIES = 5  # fewer: no interval over families
 ALPHA = 0.05  # false discovery rate (Benjamini & Hochberg 1995)
 COMPARABLE = 0.5  # share of the benchmarks that a model, or of the models that a benchmark, needs
-MAX_LISTED = 12  # names in a sentence of a caption
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +179,5 @@ def study_facts(
 
 
 def list_names(what: str, names: list[str]) -> str:
-    """A sentence with the first MAX_LISTED of some names, and how many more there are."""
-    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"{what}: {', '.join(names[:MAX_LISTED]) or 'none'}{more}."
+    """A sentence with the first of some names, and how many more there are."""
+    return f"{what}: {some_of(names) or 'none'}."

@@ -19,6 +19,7 @@ import tarfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -26,9 +27,10 @@ import pandas as pd
 from alignment_security.common.files import TryAgain, UserError, sha256_file
 from alignment_security.common.schema import parse_table
 from alignment_security.common.temporary import temporary_beside
-from alignment_security.common.text import decode_text, read_text
+from alignment_security.common.text import decode_text, read_text, some_of
 from alignment_security.models.lists import CODE_SOURCES
 from alignment_security.records.schemas import STAGED
+from alignment_security.records.summary import same_weights
 
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = list(STAGED)
@@ -108,10 +110,28 @@ def staged_row(table: pd.DataFrame, path: Path, column: str, value: str) -> dict
     rows = table[table[column] == value]
     if len(rows) != 1:
         raise StagingError(
-            f"{path}: has {len(rows)} lines for {value}; `python utilities.py prestage` writes one "
-            "per file"
+            f"{path}: has {len(rows)} lines for {value}; {what_else(table, column, value)}"
         )
     return rows.iloc[0].to_dict()
+
+
+def same_weights_staged(table: pd.DataFrame) -> list[str]:
+    """A sentence for each net that staged.tsv has under several names."""
+    return same_weights(table.rename(columns={"name": "model"}))
+
+
+def what_else(table: pd.DataFrame, column: str, value: str) -> str:
+    """What to do about a name or tar that is not in staged.tsv, or is there twice."""
+    if table[column].eq(value).any():
+        return "`python utilities.py prestage` writes one per file"
+    if column == "name":
+        names = [name for name in table["name"] if name]
+        there = get_close_matches(value, names, n=4) or names
+    else:
+        there = list(table.loc[table["name"] == "", "tar"])
+    if not there:
+        return f"it has no {'model' if column == 'name' else 'images'}; prestage them first"
+    return f"it has {some_of(there)}; write one of them, or prestage it first"
 
 
 # ---- unpacking -----------------------------------------------------------------------------------

@@ -30,13 +30,15 @@ from alignment_security.cluster.job import (
     STAGED_TABLE,
     StagingError,
     read_staged_table,
+    same_weights_staged,
 )
 from alignment_security.cluster.plugins import pack_plugin
 from alignment_security.cluster.tars import table_row, write_tar
 from alignment_security.common.files import safe_file_name, write_atomic
 from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
-from alignment_security.common.text import repeated
+from alignment_security.common.process import print_line
+from alignment_security.common.text import repeated, some_of
 from alignment_security.models.checkpoints import own_tensors
 from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.lists import WantedModel
@@ -173,8 +175,8 @@ def packing_tasks(
         tasks.append(PackingTask(str(folder), tar, partial(pack_images, folder)))
     if twice := repeated(task.tar.name for task in tasks):
         raise StagingError(
-            f"{min(twice)}: two folders would be this tar; give one of them as a link of another "
-            "name"
+            f"{some_of(twice)}: two folders would be one tar; give one of them as a link of "
+            "another name"
         )
     return tasks
 
@@ -186,7 +188,8 @@ def prestage(
 
     out           folder of <model>.tar, images-<folder>.tar and staged.tsv
     checkpoints   folder of the files that a model list names
-    Returns what failed, as model or folder -> reason. Raises StagingError.
+    Returns what failed, as model or folder -> reason; notes nets that have several names. Raises
+    StagingError.
     """
     staged, failed = set(staged_so_far(out)["tar"]), {}
     tasks = packing_tasks(wanted, out, images, checkpoints)
@@ -200,6 +203,8 @@ def prestage(
             continue
         add_to_staged(out, row)
         tqdm.write(f"staged: {task.label}, {row['bytes'] / 1e6:.0f} MB", file=sys.stderr)
+    for note in same_weights_staged(staged_so_far(out)):
+        print_line(f"note: {note}", sys.stderr)
     return failed
 
 

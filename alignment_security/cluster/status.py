@@ -159,12 +159,13 @@ def expected_hours(table: pd.DataFrame) -> float | None:
     """GPU hours still to come; None before anything is known.
 
     Running models: the time left that they reported. Others: the mean of the models that are done,
-    else of those that reported. Failed models do not count.
+    else of those that reported. Failed models do not count, nor those that were done before the
+    sweep, without a job.
     """
     coming = table[~table["state"].isin(["done", "failed"])]
-    typical = table.loc[table["state"] == "done", "used"].mean()
+    typical = table.loc[(table["state"] == "done") & (table["used"] > 0), "used"].mean()
     if pd.isna(typical):
-        typical = (table["used"] + table["left"]).mean()
+        typical = (coming["used"] + coming["left"]).mean()
     if pd.isna(typical):
         hours = coming["left"].sum(min_count=len(coming))
     else:

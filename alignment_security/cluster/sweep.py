@@ -19,7 +19,12 @@ from pathlib import Path
 import pandas as pd
 
 from alignment_security.cluster.arguments import SweepError, check_arguments
-from alignment_security.cluster.job import STAGED_TABLE, read_staged_table, staged_row
+from alignment_security.cluster.job import (
+    STAGED_TABLE,
+    read_staged_table,
+    same_weights_staged,
+    staged_row,
+)
 from alignment_security.cluster.slurm import (
     SLURM_FILE,
     TEMPLATE_FILE,
@@ -33,7 +38,7 @@ from alignment_security.common.folders import visible
 from alignment_security.common.process import print_line
 from alignment_security.common.settings import ROOT
 from alignment_security.common.temporary import temporary_beside
-from alignment_security.common.text import read_text
+from alignment_security.common.text import read_text, some_of
 from alignment_security.models.lists import WantedModel
 
 TEMPLATES = ROOT / "htcondor"
@@ -157,7 +162,7 @@ def chosen_models(table: pd.DataFrame, only: list[str]) -> pd.DataFrame:
     missing = [name for name in only if name not in set(models["name"])]
     if missing:
         raise SweepError(
-            f"{missing[0]}: not in {STAGED_TABLE} ({len(missing)} such); prestage it first"
+            f"{some_of(missing)}: not in {STAGED_TABLE}; prestage first, or leave out of --only"
         )
     if only:
         models = models[models["name"].isin(only)]
@@ -196,9 +201,16 @@ def staged_names(staged: Path, wanted: Sequence[WantedModel]) -> list[str]:
     names = [model.name for model in wanted if model.name in has]
     lacking = [model.name for model in wanted if model.name not in has]
     if not names:
-        raise SweepError(f"{staged}: has none of the {len(lacking)} models; prestage them first")
+        raise SweepError(
+            f"{staged}: has none of the {len(lacking)} models ({some_of(lacking)}); prestage them "
+            "first"
+        )
     if lacking:
-        print_line(f"{len(lacking)} of the models are not staged, e.g. {lacking[0]}", sys.stderr)
+        print_line(
+            f"note: {len(lacking)} of {len(wanted)} models are not staged and get no job: "
+            f"{some_of(lacking)}",
+            sys.stderr,
+        )
     return names
 
 
@@ -242,6 +254,8 @@ def make_sweep(
     if study and not only:
         only = staged_names(staged, study.models)
     models = chosen_models(table, list(only))
+    for note in same_weights_staged(table[table["name"].isin(models["name"])]):
+        print_line(f"note: {note}", sys.stderr)
     check_arguments(arguments, study)
     if study:
         arguments = ["--study", study_file(study), *arguments]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from alignment_security.cluster.arguments import SweepError
@@ -24,6 +25,8 @@ STAGING_HINT = (
     "the folder of the staged files from the root, e.g. /staging/n/netid/alignment-security, of "
     "letters, digits and ._-; it is STAGING_DIR of .env.local, too"
 )
+
+MAX_DAYS = 31  # of a task on SLURM
 
 # ---- parsers: text -> text for the schedulers, or ValueError with what is expected ---------------
 
@@ -88,6 +91,28 @@ def slurm_gpus(text: str) -> str:
     return text
 
 
+SLURM_TIME = text_like(
+    r"[0-9]{1,9}(:[0-9]{1,2}){0,2}|[0-9]{1,9}-[0-9]{1,2}(:[0-9]{1,2}){0,2}",
+    "a time of sbatch: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS, e.g. 04:00:00",
+)
+
+
+def slurm_time(text: str) -> str:
+    """A time of at most MAX_DAYS as sbatch reads it: a number alone is minutes."""
+    parsed = SLURM_TIME(text)
+    days, _, rest = parsed.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    from_hours = parts if days or len(parts) == 3 else [0, *parts]
+    hours, minutes, seconds = [*from_hours, 0, 0][:3]
+    length = timedelta(int(days or 0), seconds, hours=hours, minutes=minutes)
+    if length > timedelta(MAX_DAYS):
+        raise ValueError(
+            f"at most {MAX_DAYS} days, and sbatch reads it as {length} (a number alone is "
+            "minutes); a task that reaches its limit goes on later"
+        )
+    return parsed
+
+
 file_name = text_like(
     r"[A-Za-z0-9][A-Za-z0-9._+-]*", "the name of a file in the staging folder, without a folder"
 )
@@ -114,10 +139,7 @@ PARSERS: dict[str, Callable[[str], str]] = {
     "release_after": count,
     "hung_after": count,
     "slurm_gpus": slurm_gpus,
-    "slurm_time": text_like(
-        r"[0-9]+(:[0-9]{1,2}){0,2}|[0-9]+-[0-9]{1,2}(:[0-9]{1,2}){0,2}",
-        "a time of sbatch: MINUTES, HOURS:MINUTES:SECONDS or DAYS-HOURS, e.g. 04:00:00",
-    ),
+    "slurm_time": slurm_time,
     "slurm_options": slurm_options,
 }
 
@@ -129,12 +151,15 @@ def submit_settings(pairs: Sequence[str]) -> dict[str, str]:
     settings = DEFAULTS | {"git_commit": git_state()}
     if staging := setting("STAGING_DIR"):
         settings["staging"] = staging
+    given: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise SweepError(f"--set {pair}: write NAME=VALUE")
-        settings[name] = value
-    return settings
+        if name in given:
+            raise SweepError(f"--set {pair}: {name}={given[name]} is given too; keep one")
+        given[name] = value
+    return settings | given
 
 
 def parsed_settings(settings: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import codecs
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 
 from alignment_security.common.files import UserError, read_bytes
@@ -91,6 +91,12 @@ def printable_name(path: str | PurePath) -> str:
 def repeated(names: Iterable[str]) -> list[str]:
     """The names that are there more than once, in the order of their first places."""
     return [name for name, count in Counter(names).items() if count > 1]
+
+
+def some_of(names: Sequence[str], most: int = 12) -> str:
+    """The first names, and how many more there are: `a, b and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def some(names: list[str]) -> str:

@@ -1,7 +1,7 @@
 """Model lists, lists/models/*.txt: which models a study evaluated, their weights and their groups.
 
-A list is tab-separated text with `#` comments and the columns `name source weights family group`.
-A name is a value of --model_name.
+A list is tab-separated text with `#` comments and the columns `name source weights family group`,
+or a name a line: of timm, or brainscore:NAME. A name is a value of --model_name.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import pandas as pd
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import ROOT
-from alignment_security.common.text import repeated, text_lines
+from alignment_security.common.text import repeated, some_of, text_lines
 
 MODEL_LISTS = ROOT / "lists" / "models"
 LIST_COLUMNS = ["name", "source", "weights", "family", "group"]
+COLUMNS = ", ".join(LIST_COLUMNS)
+LISTED_TWICE = "listed twice, and records have one name; keep one line of each"
 # kinds of source whose own code builds the net and finds the weights
 CODE_SOURCES = ("brainscore", "python", "torchvision")
 SOURCE = re.compile(r"timm:.+|python:.+|(brainscore|torchvision)(:.+)?")
@@ -45,38 +47,55 @@ def model_list_path(name: str | Path) -> Path:
 def read_model_list(name: str | Path) -> pd.DataFrame:
     """A model list as text, columns LIST_COLUMNS, in file order.
 
-    Raises UserError, which names the line that is wrong.
+    Of a file with a name a line, family and group are empty.
+    Raises UserError, which names the lines that are wrong.
     """
     path = model_list_path(name)
-    rows: list[list[str]] = []
-    line_of: dict[str, int] = {}
-    for number, line in enumerate(text_lines(path), start=1):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if not line.strip() or line.startswith("#") or cells == LIST_COLUMNS:
-            continue
-        error = row_error(cells, line_of)
-        if error:
+    lines = {
+        number: [cell.strip() for cell in line.split("\t")]
+        for number, line in enumerate(text_lines(path), start=1)
+        if line.strip() and not line.startswith("#")
+    }
+    lines = {number: cells for number, cells in lines.items() if cells != LIST_COLUMNS}
+    if not lines:
+        raise UserError(
+            f"{path}: names no model; write a name a line, or {COLUMNS}, separated by tabs"
+        )
+    if all(len(cells) == 1 for cells in lines.values()):
+        lines = {number: row_of_name(*cells) for number, cells in lines.items()}
+    else:
+        check_rows(path, lines)
+    names = [cells[0] for cells in lines.values()]
+    places = [
+        f"{name} (lines {', '.join(str(i) for i, cells in lines.items() if cells[0] == name)})"
+        for name in repeated(names)
+    ]
+    if places:
+        raise UserError(f"{path}: {some_of(places)}: {LISTED_TWICE}")
+    return pd.DataFrame(list(lines.values()), columns=LIST_COLUMNS)
+
+
+def row_of_name(name: str) -> list[str]:
+    """The cells of a line that is a name alone, of timm or brainscore:NAME."""
+    if name.startswith(PLUGIN):
+        return [name.removeprefix(PLUGIN), "brainscore", "plugin", "", ""]
+    return [name, f"timm:{name}", f"timm:{name}", "", ""]
+
+
+def check_rows(path: Path, lines: dict[int, list[str]]) -> None:
+    """Raise UserError for the first line that is wrong."""
+    for number, cells in lines.items():
+        if error := row_error(cells):
             raise UserError(f"{path}, line {number}: {error}")
-        line_of[cells[0]] = number
-        rows.append(cells)
-    if not rows:
-        columns = ", ".join(LIST_COLUMNS)
-        raise UserError(f"{path}: names no model; a line holds {columns}, separated by tabs")
-    return pd.DataFrame(rows, columns=LIST_COLUMNS)
 
 
-def row_error(cells: list[str], line_of: dict[str, int]) -> str | None:
-    """What is wrong with the cells of a line, or None; `line_of` has the names of earlier lines."""
+def row_error(cells: list[str]) -> str | None:
+    """What is wrong with the cells of a line, or None."""
+    if len(cells) == 1:
+        return f"a name without tabs may not be mixed with lines of {COLUMNS}, separated by tabs"
     if len(cells) != len(LIST_COLUMNS) or not all(cells):
-        columns = ", ".join(LIST_COLUMNS)
-        if len(cells) == 1:
-            return (
-                f"a name without tabs may not be mixed with lines of {columns}, separated by tabs"
-            )
-        return f"{len(cells)} cells, some may be empty; write {columns}, separated by tabs"
-    name, source, weights = cells[:3]
-    if name in line_of:
-        return f"{name} is on line {line_of[name]} too; keep one"
+        return f"{len(cells)} cells, some may be empty; write {COLUMNS}, separated by tabs"
+    _, source, weights, *_ = cells
     if not SOURCE.fullmatch(source):
         return (
             f"source {source!r}; write timm:NAME, brainscore, python:FILE.py:FUNCTION or "
@@ -109,27 +128,14 @@ def read_wanted(*sources: str | Path) -> list[WantedModel]:
     """
     wanted = [model for source in sources for model in _read_source(source)]
     if twice := repeated(model.name for model in wanted):
-        raise UserError(
-            f"{' '.join(map(str, sources))}: {min(twice)} is listed twice, and its records would "
-            "have one name"
-        )
+        raise UserError(f"{' '.join(map(str, sources))}: {some_of(twice)}: {LISTED_TWICE}")
     return wanted
 
 
 def _read_source(source: str | Path) -> list[WantedModel]:
     if str(source).startswith(PLUGIN):
-        return [_named_model(str(source))]
-    file = model_list_path(source)
-    lines = [line.strip() for line in text_lines(file) if line.strip() and not line.startswith("#")]
-    if any("\t" in line for line in lines) or not lines:
-        return [_wanted_model(*row[:3]) for row in read_model_list(file).itertuples(index=False)]
-    return [_named_model(line) for line in lines]
-
-
-def _named_model(name: str) -> WantedModel:
-    if name.startswith(PLUGIN):
-        return WantedModel(name.removeprefix(PLUGIN), None)
-    return WantedModel(name, name)
+        return [_wanted_model(*row_of_name(str(source))[:3])]
+    return [_wanted_model(*row[:3]) for row in read_model_list(source).itertuples(index=False)]
 
 
 def _wanted_model(name: str, source: str, weights: str) -> WantedModel:

@@ -168,7 +168,7 @@ def test_lists_mix_timm_and_plugins(staged, tmp_path, tiny, capsys, forked):
     assert message in capsys.readouterr().err
     options = ["--staged", out / STAGED_TABLE, "--set", "staging=/staging/x", "--out"]
     assert run("make_sweep", *models, *options, tmp_path / "sweep", "--", "clean") == 0
-    assert "1 of the models are not staged, e.g. nobody" in capsys.readouterr().err
+    assert "1 of 3 models are not staged and get no job: nobody" in capsys.readouterr().err
     lines = (tmp_path / "sweep/models.txt").read_text().splitlines()
     assert sorted(line.split(",")[0] for line in lines) == ["fetches", "plain"]
     models[1] = "brainscore:fetches"
@@ -186,7 +186,7 @@ def test_read_wanted_of_plugins(tmp_path):
     assert [model.net for model in wanted] == ["alexnet", None, None]
     listed = read_wanted("brainscore")
     assert len(listed) == 741 and sum(model.net is None for model in listed) == 697
-    with pytest.raises(UserError, match="alexnet is listed twice"):
+    with pytest.raises(UserError, match="alexnet: listed twice"):
         read_wanted(tmp_path / "names.txt", "brainscore:alexnet")
 
 

@@ -55,6 +55,7 @@ from alignment_security.cluster.prestage import (
 )
 from alignment_security.cluster.slurm import VARIABLES
 from alignment_security.cluster.status import (
+    expected_hours,
     hours_text,
     print_status,
     status_table,
@@ -67,7 +68,7 @@ from alignment_security.cluster.sweep import (
     make_sweep,
     node_name,
 )
-from alignment_security.cluster.sweep_settings import PARSERS, parsed_settings
+from alignment_security.cluster.sweep_settings import PARSERS, parsed_settings, submit_settings
 from alignment_security.common.exit_status import CHECKPOINTED
 from alignment_security.common.files import UserError, safe_file_name, sha256_file
 from alignment_security.evaluation.protocols import THREATS
@@ -108,7 +109,7 @@ def test_prestage_refuses_two_folders_of_one_name_unless_one_is_a_link(tiny, tmp
     """ImageNet's train/ and ClickMe's: the second would have been taken for the first."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/image.png").touch()
-    with pytest.raises(StagingError, match="images-data.tar: two folders would be this tar"):
+    with pytest.raises(StagingError, match="images-data.tar: two folders would be one tar"):
         prestage([], tmp_path / "out", [tiny.data, tmp_path / "data"])
     (tmp_path / "other").symlink_to("data")
     assert prestage([], tmp_path / "out", [tiny.data, tmp_path / "other"]) == {}
@@ -148,6 +149,14 @@ def test_prestage_is_reproducible_and_keeps_existing_tars(staged, tiny, tmp_path
     (tmp_path / tar).unlink()
     with pytest.raises(TypeError):
         prestage(wanted, tmp_path)
+
+
+def test_prestage_notes_one_net_under_several_names(staged, capsys):
+    assert prestage([], staged) == {}
+    (note,) = capsys.readouterr().err.splitlines()
+    assert (
+        note.startswith("note: 3 names have the same weights") and ", ".join(sorted(NAMES)) in note
+    )
 
 
 def test_prestage_continues_after_a_model_that_fails(tmp_path, capsys):
@@ -247,7 +256,7 @@ def test_read_wanted(tmp_path, text, want):
     "text, message",
     [
         ("", "names no model"),
-        ("a\na\n", "a is listed twice"),
+        ("a\na\n", r"a \(lines 1, 2\): listed twice"),
         ("x\ttimm:x\n", "2 cells"),
         ("a\nx\ttimm:x\ttimm:x\tO\tg\n", "line 1: a name without tabs may not be mixed"),
     ],
@@ -567,11 +576,14 @@ def study_of(tmp_path: Path, *lines: str) -> Study:
     return read_study(tmp_path / "mine.txt")
 
 
-def test_a_sweep_of_a_study_is_a_job_for_each_staged_model(staged, tiny, tmp_path):
+def test_a_sweep_of_a_study_is_a_job_for_each_staged_model(staged, tiny, tmp_path, capsys):
     study = study_of(tmp_path, "images --dataset mine", "clean", "L2")
     out = tmp_path / "sweep"
     images = f"images-{tiny.data.name}.tar"
     assert make(staged, out, ["--precision", "tf32"], images=images, study=study) == 2
+    missing, twice = capsys.readouterr().err.splitlines()
+    assert missing == "note: 1 of 3 models are not staged and get no job: not_staged"
+    assert "2 names have the same weights" in twice and NAMES[1] in twice
     words = (out / "arguments.txt").read_text().split()
     assert words == ["--data_dir", images, "--study", "mine.txt", "--precision", "tf32"]
     models = (out / "models.txt").read_text().splitlines()
@@ -797,8 +809,8 @@ def test_node_name_differs_for_slugs_that_differ_in_a_dot():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"only": ["x"]}, "x: not in staged.tsv"),
-        ({"images": "x.tar"}, "0 lines for x.tar"),
+        ({"only": ["x", NAMES[0], "y"]}, "x, y: not in staged.tsv"),
+        ({"images": "../imgs"}, "0 lines for ../imgs; it has images-.*.tar; write one of them"),
         ({"settings": {"image": "no.sif", "staging": str(ROOT)}}, "image=no.sif: .* no such file"),
         ({"settings": {"requirements": "x"}}, "requirements=x: write NAME=VALUE with one of"),
         ({"arguments": []}, "no arguments"),
@@ -824,7 +836,7 @@ WRONG_SETTINGS = {
     "release_after": ["-1"],
     "retries": ["-1", "many"],
     "job_length": ["forever", "12h"],
-    "slurm_time": ["4h", "4:00:00:00", "1-", "one"],
+    "slurm_time": ["4h", "4:00:00:00", "1-", "1-123", "one", "86400", "31-0:01", "9" * 40],
     "slurm_gpus": ["a100", ""],
     "slurm_options": ["--partition gpu --account=x", "-p gpu", "gpu", "--comment='a b'"],
     "device": ["gpu", "cuda0", "auto"],
@@ -848,7 +860,10 @@ RIGHT_SETTINGS = [
     ("python", "/opt/python3.12/bin/python", "/opt/python3.12/bin/python"),
     ("device", "cuda:1", "cuda:1"),
     ("slurm_options", "--account=x --exclusive", "--account=x --exclusive"),
-    *[("slurm_time", text, text) for text in ("04:00:00", "90", "1-12", "2-00:30:00", "30:00")],
+    *[
+        ("slurm_time", text, text)
+        for text in ("04:00:00", "90", "1-12", "2-00:30:00", "30:00", "31-00")
+    ],
 ]
 
 
@@ -871,6 +886,12 @@ def test_a_wrong_setting_is_refused_in_one_line(name, value):
 @pytest.mark.parametrize("name, value, want", RIGHT_SETTINGS)
 def test_a_setting_is_written_as_both_schedulers_read_it(name, value, want):
     assert parsed_settings(SETTINGS | {name: value})[name] == want
+
+
+@pytest.mark.parametrize("pairs", [["cpus=2", "cpus=4"], ["memory=8GB", "cpus=2", "memory=8GB"]])
+def test_a_setting_that_is_given_twice_is_refused(pairs):
+    with pytest.raises(SweepError, match=rf"--set {pairs[-1]}: {pairs[0]} is given too; keep one"):
+        submit_settings(pairs)
 
 
 def test_without_cuda_any_driver_is_accepted(staged, tmp_path):
@@ -1297,6 +1318,20 @@ def test_status_text_and_its_sums(swept):
         and "RuntimeError: no luck" in text
     )
     assert max(map(len, text.splitlines())) < 250
+
+
+@pytest.mark.parametrize(
+    ("states", "used", "expected"),
+    [
+        (["done", "waiting", "waiting"], [0, 0, 0], None),
+        (["done", "done", "waiting", "idle"], [0, 2, 0, 0], 4),
+        (["done", "failed"], [0, 1], 0),
+    ],
+)
+def test_what_was_done_without_a_job_says_nothing_about_hours(states, used, expected):
+    left = [0.0 if state == "done" else math.nan for state in states]
+    table = pd.DataFrame({"state": states, "used": used, "left": left})
+    assert expected_hours(table) == expected
 
 
 def test_a_note_of_a_hold_keeps_the_name_of_the_file():

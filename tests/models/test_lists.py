@@ -17,10 +17,17 @@ from scipy.stats import ttest_ind_from_stats
 
 from alignment_security.analysis.brainscore_plugins import listed_nets
 from alignment_security.analysis.brainscore_registry import find_package, read_registry
+from alignment_security.cluster.studies import read_study
 from alignment_security.common.files import UserError
 from alignment_security.common.public_nets import with_tag
 from alignment_security.models.families import FAMILIES, family
-from alignment_security.models.lists import LIST_COLUMNS, available_lists, read_model_list
+from alignment_security.models.lists import (
+    LIST_COLUMNS,
+    available_lists,
+    read_model_list,
+    read_wanted,
+)
+from alignment_security.models.names import find_entries
 
 FENG2025 = DATA / "feng2025"
 BRAINSCORE_PACKAGE = os.environ.get("BRAINSCORE_VISION_PATH") or None
@@ -165,8 +172,11 @@ def test_read_model_list_of_a_user(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        (f"{GOOD}\n{GOOD}\n", "line 2: resnet18 is on line 1 too"),
-        ("resnet18\n", "line 1: a name without tabs may not be mixed"),
+        (f"{GOOD}\n\n{GOOD}\n", r"resnet18 \(lines 1, 3\): listed twice"),
+        ("a\nb\nb\nc\na\na\n", r"a \(lines 1, 5, 6\), b \(lines 2, 3\): listed twice"),
+        ("x\nbrainscore:x\n", r"x \(lines 1, 2\): listed twice"),
+        (f"resnet18\n{GOOD}\n", "line 1: a name without tabs may not be mixed"),
+        (GOOD.replace("ResNet\tmine", "\t"), "line 1: 5 cells"),
         (GOOD.replace("mine", ""), "line 1: 5 cells"),
         (GOOD.replace("timm:resnet18.a", "hub:a"), "source 'hub:a1_in1k'"),
         (GOOD.replace("hub:", "web:"), "weights 'web:"),
@@ -177,6 +187,33 @@ def test_read_model_list_names_the_wrong_line(tmp_path, text, message):
     (tmp_path / "mine.txt").write_text(text)
     with pytest.raises(UserError, match=f"mine.txt.*{message}"):
         read_model_list(tmp_path / "mine.txt")
+
+
+def test_one_file_of_names_serves_every_command(tmp_path, capsys):
+    """`models --list` shows what prestage and studies take."""
+    path = tmp_path / "mine.txt"
+    path.write_text("# mine\nresnet18.a1_in1k\n\n  brainscore:alexnet\nno_such_net\n")
+    assert [tuple(model[:2]) for model in read_wanted(path)] == [
+        ("resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("alexnet", None),
+        ("no_such_net", "no_such_net"),
+    ]
+    assert [(entry.name, entry.net) for entry in find_entries([], path)] == [
+        ("resnet18.a1_in1k", "resnet18.a1_in1k"),
+        ("alexnet", ""),
+        ("no_such_net", ""),
+    ]
+    study = tmp_path / "study.txt"
+    study.write_text("models mine.txt\nclean\n")
+    assert read_study(study).models == read_wanted(path)
+    path.write_text("a\nb\nb\na\n")
+    for read in (read_wanted, lambda path: find_entries([], path)):
+        with pytest.raises(UserError, match=r"a \(lines 1, 4\), b \(lines 2, 3\): listed twice"):
+            read(path)
+    with pytest.raises(UserError, match="c, d: listed twice"):
+        for name in ("one", "two"):
+            (tmp_path / name).write_text("c\nd\n")
+        read_wanted(tmp_path / "one", tmp_path / "two")
 
 
 def test_read_model_list_that_does_not_exist_names_those_that_do():
