@@ -30,7 +30,7 @@ from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import decode_text, read_text, some_of
 from alignment_security.models.lists import CODE_SOURCES
 from alignment_security.records.schemas import STAGED
-from alignment_security.records.summary import same_weights
+from alignment_security.records.summary import same_networks
 
 STAGED_TABLE = "staged.tsv"
 STAGED_COLUMNS = list(STAGED)
@@ -115,9 +115,9 @@ def staged_row(table: pd.DataFrame, path: Path, column: str, value: str) -> dict
     return rows.iloc[0].to_dict()
 
 
-def same_weights_staged(table: pd.DataFrame) -> list[str]:
+def same_networks_staged(table: pd.DataFrame) -> list[str]:
     """A sentence for each net that staged.tsv has under several names."""
-    return same_weights(table.rename(columns={"name": "model"}))
+    return same_networks(table[table["name"] != ""].to_dict("records"))
 
 
 def what_else(table: pd.DataFrame, column: str, value: str) -> str:

@@ -30,7 +30,7 @@ from alignment_security.cluster.job import (
     STAGED_TABLE,
     StagingError,
     read_staged_table,
-    same_weights_staged,
+    same_networks_staged,
 )
 from alignment_security.cluster.plugins import pack_plugin
 from alignment_security.cluster.tars import table_row, write_tar
@@ -203,7 +203,7 @@ def prestage(
             continue
         add_to_staged(out, row)
         tqdm.write(f"staged: {task.label}, {row['bytes'] / 1e6:.0f} MB", file=sys.stderr)
-    for note in same_weights_staged(staged_so_far(out)):
+    for note in same_networks_staged(staged_so_far(out)):
         print_line(f"note: {note}", sys.stderr)
     return failed
 

@@ -22,7 +22,7 @@ from alignment_security.cluster.arguments import SweepError, check_arguments
 from alignment_security.cluster.job import (
     STAGED_TABLE,
     read_staged_table,
-    same_weights_staged,
+    same_networks_staged,
     staged_row,
 )
 from alignment_security.cluster.slurm import (
@@ -254,7 +254,7 @@ def make_sweep(
     if study and not only:
         only = staged_names(staged, study.models)
     models = chosen_models(table, list(only))
-    for note in same_weights_staged(table[table["name"].isin(models["name"])]):
+    for note in same_networks_staged(table[table["name"].isin(models["name"])]):
         print_line(f"note: {note}", sys.stderr)
     check_arguments(arguments, study)
     if study:
