@@ -57,7 +57,7 @@ def describe_cost(threat: Threat, rehearsal: Rehearsal, on_gpu: bool) -> dict[st
     if rehearsal.decode:
         speed += f"; {1 / rehearsal.decode:.3g} images decoded by one process"
     left = f", of which {rehearsal.unfinished} {UNFINISHED}" if rehearsal.unfinished else ""
-    seconds = [rehearsal.start + rehearsal.seconds(errors) for errors in ERRORS]
+    seconds = [rehearsal.seconds(errors) for errors in ERRORS]
     return {
         "passes": passes,
         "rehearsed": f"{len(rehearsal.work)} images{left}; {speed}",

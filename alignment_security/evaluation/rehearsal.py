@@ -95,12 +95,12 @@ class Rehearsal:
         return filled_rows(self.shapes, rows) / rows
 
     def seconds(self, errors: float = 0) -> float:
-        """Time of all images, at the mean work plus so many standard errors; without `start`."""
+        """Time of all images, at the mean work plus so many standard errors."""
         work = max(self.mean_work + errors * self.standard_error, min(self.work))
         attack = work * self.filled * self.unit
         if self.workers:
-            return self.images * max(attack, self.decode / self.workers)
-        return self.images * (attack + self.decode)
+            return self.start + self.images * max(attack, self.decode / self.workers)
+        return self.start + self.images * (attack + self.decode)
 
 
 # ---- rehearsing ----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -132,7 +132,7 @@ def rehearse_threat(request: argparse.Namespace, bare: Model) -> Rehearsal:
 
 
 def scaled(gmacs: float, known: Sequence[float], seconds: Sequence[float]) -> float:
-    """Seconds at so many multiply-adds, from those at `known` ones, which ascend.
+    """Seconds of a pass at so many multiply-adds, from those at `known` ones, which ascend.
 
     Interpolated between logarithms; beyond the ends in proportion.
     """
@@ -141,14 +141,16 @@ def scaled(gmacs: float, known: Sequence[float], seconds: Sequence[float]) -> fl
     return float(between * gmacs / nearest)
 
 
-def threat_seconds(
-    folder: str, rehearsed: Sequence[RehearsedModel], gmacs: float, errors: float
-) -> float:
-    """Time of a threat on a model of so many multiply-adds; `errors` as of `Rehearsal.seconds`."""
+def expected(folder: str, rehearsed: Sequence[RehearsedModel], gmacs: float) -> Rehearsal:
+    """A threat on a model of so many multiply-adds, which is as robust as those rehearsed."""
     threats = [model.threats[folder] for model in rehearsed]
-    attack = [threat.seconds(errors) for threat in threats]
-    start = float(np.mean([threat.start for threat in threats]))
-    return start + scaled(gmacs, [model.gmacs for model in rehearsed], attack)
+    return replace(
+        threats[0],
+        work=[work for threat in threats for work in threat.work],
+        unit=scaled(gmacs, [m.gmacs for m in rehearsed], [threat.unit for threat in threats]),
+        start=float(np.mean([threat.start for threat in threats])),
+        decode=float(np.mean([threat.decode for threat in threats])),
+    )
 
 
 def macs_text(gmacs: float) -> str:
@@ -178,18 +180,14 @@ def study_text(
     own = {model.name: [model] for model in rehearsed}
     load = float(np.mean([model.load for model in rehearsed]))
 
-    def seconds_of(folder: str, errors: float) -> list[float]:
-        return [
-            threat_seconds(folder, own.get(name, rehearsed), size, errors)
-            for name, size in sizes.items()
-        ]
+    def seconds_of(folder: str) -> np.ndarray:
+        """(models, ERRORS)"""
+        threats = [expected(folder, own.get(name, rehearsed), sizes[name]) for name in sizes]
+        return np.array([[threat.seconds(errors) for errors in ERRORS] for threat in threats])
 
-    seconds = {  # (ERRORS, models)
-        folder: np.array([seconds_of(folder, errors) for errors in ERRORS])
-        for folder in rehearsed[0].threats
-    }
+    seconds = {folder: seconds_of(folder) for folder in rehearsed[0].threats}
     of_models = load + np.sum(list(seconds.values()), axis=0)
-    longest = of_models[ERRORS.index(0)].max()
+    longest = of_models[:, ERRORS.index(0)].max()
     threats = [threat for model in rehearsed for threat in model.threats.values()]
     peak = max(threat.peak_bytes for threat in threats)
     attacked = max(len(threat.work) for threat in threats)
@@ -197,9 +195,9 @@ def study_text(
     facts = {
         "study": f"{name}: {len(sizes)} models, {macs_text(sum(sizes.values()))} in all",
         "rehearsed": f"{names}; up to {attacked} images a threat on {devices[0]}",
-        **{folder.partition("/")[2]: time_text(each.sum(1)) for folder, each in seconds.items()},
+        **{folder.partition("/")[2]: time_text(each.sum(0)) for folder, each in seconds.items()},
         "loading": duration(load * len(sizes)),
-        "estimated time": f"{time_text(of_models.sum(1) / len(devices))} with {len(devices)} "
+        "estimated time": f"{time_text(of_models.sum(0) / len(devices))} with {len(devices)} "
         "process(es)",
         "longest model": f"{duration(longest)}; in a sweep on SLURM: --set slurm_time="
         f"{slurm_time(longest)}",

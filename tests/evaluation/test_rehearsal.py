@@ -26,7 +26,7 @@ from alignment_security.images.decoded import DecodedImages
 from alignment_security.models.heads import Model
 
 SURVIVOR = 1000.0
-EVEN = Rehearsal(100, [3.0] * 10, 0, 2.0, 7.0, 0.5, 0, [4], 2**30)
+EVEN = Rehearsal(100, [3.0] * 10, 0, 2.0, 0.0, 0.5, 0, [4], 2**30)
 
 
 # ---- the time of all images ----------------------------------------------------------------------
@@ -34,6 +34,7 @@ EVEN = Rehearsal(100, [3.0] * 10, 0, 2.0, 7.0, 0.5, 0, [4], 2**30)
 
 def test_all_images_take_the_mean_passes_at_the_attacks_own_speed():
     assert EVEN.seconds() == EVEN.seconds(1) == 100 * (3 * 2 + 0.5)
+    assert replace(EVEN, start=7.0).seconds() == EVEN.seconds() + 7
 
 
 @pytest.mark.parametrize(("workers", "an_image"), [(0, 6.5), (10, 6), (1, 6), (2, 6)])
