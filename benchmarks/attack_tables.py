@@ -38,7 +38,7 @@ SIDES = {"ours": run_autoattack, "pyautoattack": run_pyautoattack}
 
 def early_exit(device: str, size: Size) -> dict:
     """Where few or no images survive: the passes that early exit saves."""
-    module, images, n_outputs = lite0("none", device, size)
+    module, images, n_outputs = lite0(device, size)
     resnet = cifar_resnet18().to(device)
     cifar = cifar_photographs()[: size.photographs]
     only_ce = Budget(("apgd-ce",), size.budget.steps, size.budget.targets, size.budget.queries)
@@ -100,7 +100,7 @@ def many_eps(device: str, size: Size) -> dict:
 
 def survivor(device: str, size: Size) -> dict:
     """Four photographs, a full pass on a CPU, at an eps that they survive: no early exit."""
-    module, images, n_outputs = lite0("none", device, Size())
+    module, images, n_outputs = lite0(device, Size())
     images = images[:CPU_ROWS]
     example = torch.rand(2, *images[0][1].shape, device=device)
     # pyautoattack gets the model as its users have it, ours the fast copy
@@ -135,7 +135,7 @@ def overhead(device: str, size: Size) -> dict:
     On a CPU it is the processor time of one thread, which other processes disturb less than the
     wall clock.
     """
-    module, images, n_outputs = lite0("none", device, size)
+    module, images, n_outputs = lite0(device, size)
     images = images[: size.overhead_images]
     fast = fast_copy(module, torch.rand(2, *images[0][1].shape, device=device))
     steps = size.overhead_steps
@@ -236,7 +236,7 @@ def peak_mib(device: str) -> float:
 
 def memory_of(side: str, device: str, size: Size) -> float:
     """MiB that an attack adds to the peak; eps is so small that every image takes every step."""
-    module, images, n_outputs = lite0("none", device, size)
+    module, images, n_outputs = lite0(device, size)
     images = images[: size.memory_images]
     budget = Budget(attacks=("apgd-ce", "fab-t"), steps=size.memory_steps, targets=1)
     before = peak_mib(device)

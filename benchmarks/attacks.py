@@ -43,6 +43,9 @@ from benchmarks.minimal_norms import (
     norms_lite0_1000,
     norms_lite0_1000_linf,
     norms_lite0_animate,
+    norms_lite0_animate_linf,
+    norms_lite2_animate,
+    norms_lite2_animate_linf,
 )
 from benchmarks.output import get_args_parser, output_file, update_table
 from benchmarks.random_net import random_net
@@ -66,6 +69,9 @@ TABLES = {
     "norms_lite0_1000": norms_lite0_1000,
     "norms_lite0_1000_linf": norms_lite0_1000_linf,
     "norms_lite0_animate": norms_lite0_animate,
+    "norms_lite0_animate_linf": norms_lite0_animate_linf,
+    "norms_lite2_animate": norms_lite2_animate,
+    "norms_lite2_animate_linf": norms_lite2_animate_linf,
 }
 # tiny networks are faster on one thread; `overhead` counts the time of one
 ONE_THREAD = (

@@ -41,7 +41,9 @@ class Size:
     random_digits, random_budget                   of `random_net`
     screened_digits, screened_cifar, redraws   images and redraws of the tables of `screened`
     norm_cifar         images in the tables of norms on the certified CIFAR-10 net
-    norm_photographs   in the tables of norms on Lite0
+    norm_photographs   in the tables of norms of 1000 classes on Lite0
+    animate_photographs, animate_pixels   photographs, and their side, in the tables of norms with
+                   the animate head
     robust_net         folder of `certified_cifar`; None: its tables are left out
     """
 
@@ -70,6 +72,8 @@ class Size:
     redraws: int = 200
     norm_cifar: int = 40
     norm_photographs: int = 6
+    animate_photographs: int = 16
+    animate_pixels: int = 128
     robust_net: Path | None = None
 
 
@@ -100,6 +104,8 @@ QUICK = Size(
     redraws=2,
     norm_cifar=2,
     norm_photographs=2,
+    animate_photographs=2,
+    animate_pixels=64,
 )
 
 
@@ -111,15 +117,27 @@ def correct_images(net: nn.Module, images: list[Image], device: str) -> list[Ima
     return [row for row in images if int(net(row[1][None].to(device)).argmax()) == row[2]]
 
 
-def lite0(head: str, device: str, size: Size) -> tuple[nn.Module, list[Image], int]:
+def lite0(device: str, size: Size) -> tuple[nn.Module, list[Image], int]:
     """EfficientNet-Lite0, the sample photographs that it classifies correctly, and its outputs."""
-    model = load_model("tf_efficientnet_lite0", head=head, device=device)
+    return photographs_of("tf_efficientnet_lite0", "none", device, size.photographs)
+
+
+def photographs_of(
+    name: str, head: str, device: str, count: int | None = None, pixels: int | None = None
+) -> tuple[nn.Module, list[Image], int]:
+    """A timm model, the sample photographs that it classifies correctly, and its outputs.
+
+    pixels   side of the images; default: the model's own
+    """
+    model = load_model(name, head=head, device=device)
     module = model.module.to(memory_format=torch.channels_last)
+    preprocessing = dict(model.preprocessing)
+    if pixels:
+        preprocessing["input_size"] = (3, pixels, pixels)
     images: list[Image] = []
-    for name, x, y in stream_images(load_image_set("sample"), model.preprocessing):
-        images.append((name, x, y if head == "none" else int(y >= ANIMATE_CLASSES)))
-    correct = correct_images(module, images, device)
-    return module, correct[: size.photographs], model.n_outputs
+    for image_id, x, y in stream_images(load_image_set("sample"), preprocessing):
+        images.append((image_id, x, y if head == "none" else int(y >= ANIMATE_CLASSES)))
+    return module, correct_images(module, images, device)[:count], model.n_outputs
 
 
 class CifarPixels(nn.Module):
