@@ -121,7 +121,7 @@ def rehearse(evaluation: Evaluation, began: float | None = None) -> Rehearsal:
     seen = take_slice(images, 0, LOOKED_AT * few)
     items, decoding = decode(seen, len(images), model)
     ranked = by_distance(evaluation, model, items)
-    step = max(1, len(items) // few)
+    step = max(1, len(ranked) // few)
     chosen = ranked[step // 2 :: step]
     attacked = attack(evaluation, model, [item for item in items if item[0] in chosen])
     return Rehearsal(
@@ -150,8 +150,10 @@ def decode(seen: ImageSet, total: int, model: Model) -> tuple[list[Item], float]
 def by_distance(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> list[str]:
     """Image ids by the linear distance in Linf to the next class; the largest distances come last.
 
-    Where the threat takes no gradients, by the margin of the label's logit.
+    Where the threat takes no gradients, by the margin of the label's logit. Those of the images
+    that LONGEST seconds are enough for.
     """
+    began = time.perf_counter()
     forward = Forward(model.module, evaluation.batch_size)
     backward = evaluation.threat.cost()[1][1] > 0
     distances: dict[str, float] = {}
@@ -164,6 +166,8 @@ def by_distance(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> 
             _, gradient = forward.gradient(x, partial(margin_of_rows, y))
             found = found / gradient.flatten(1).abs().sum(1)
         distances |= zip([name for name, _, _ in batch], found.tolist())
+        if time.perf_counter() - began > LONGEST:
+            break
     return sorted(distances, key=distances.__getitem__)
 
 

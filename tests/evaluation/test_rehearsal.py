@@ -169,6 +169,20 @@ def test_images_are_in_the_order_of_their_distance(threat, order):
     assert by_distance(evaluation, Model(Steep(), {}, {}, 2), items) == order
 
 
+def test_a_slow_net_looks_at_fewer_images(monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+    monkeypatch.setattr(rehearsal, "time", clock)
+
+    class Slow(Steep):
+        def forward(self, x):
+            clock.now += LONGEST / 2
+            return super().forward(x)
+
+    items = [(name, torch.full((3, 4, 4), 0.7), 0) for name in "abcdefgh"]
+    evaluation = SimpleNamespace(threat=Clean(), batch_size=2)
+    assert by_distance(evaluation, Model(Slow(), {}, {}, 2), items) == list("abcdef")
+
+
 def test_a_rehearsal_of_a_net(sample, lite0, monkeypatch):
     """Ten of 20 photographs; a second threat finds them decoded. Only decoding takes time here."""
     clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
