@@ -16,8 +16,9 @@ from alignment_security.common.files import DEVICE_ERRORS, LIMIT_ERRORS, UserErr
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 SECONDS_TO_STOP = 30.0  # while a stop is under way, the same request again changes nothing
+MODE_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
 PLACE_ERRORS = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *MODE_ERRORS,
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
 }
 FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -117,6 +118,8 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
     place = error.filename or written_dir or "standard output"
     if error.errno in PLACE_ERRORS:
         status, text = WRONG_REQUEST, place_text(place, reason, written_dir)
+        if written_dir is None and error.errno in MODE_ERRORS and was_to_be_written(Path(place)):
+            text = f"cannot be written ({reason}); use a folder that this user can write to"
     elif error.errno in FULL_ERRORS | DEVICE_ERRORS:
         status = FAILED
         advice = "make room and " if error.errno in FULL_ERRORS else ""
@@ -129,6 +132,13 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
         raise error
     print_line(f"error: {place}: {text}", sys.stderr)
     return status
+
+
+def was_to_be_written(path: Path) -> bool:
+    """Whether a path that its mode forbids to use is no file that cannot be read."""
+    if os.path.lexists(path):
+        return path.is_file() and os.access(path, os.R_OK)
+    return path.parent.is_dir() and os.access(path.parent, os.X_OK)
 
 
 def place_text(place: object, reason: str, written_dir: str | Path | None) -> str:

@@ -20,13 +20,18 @@ SECONDS_OF_ANOTHER_HOST = 24 * 3600  # whose processes cannot be asked for: left
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A path in the folder of `path`, to write to and to rename to it; it is gone afterwards.
 
-    What killed processes left under such names of `path` is removed first.
+    What killed processes left under such names of `path` is removed first. An OSError about the
+    temporary path names `path`.
     """
     remove_leftovers(path)
     name = f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     temporary = path.with_name(name)
     try:
         yield temporary
+    except OSError as error:
+        if error.filename is not None and Path(error.filename).is_relative_to(temporary):
+            error.filename = str(path / Path(error.filename).relative_to(temporary))
+        raise
     finally:
         _remove(temporary)
 

@@ -80,11 +80,12 @@ def comparable_runs(
     stays, of equal ones the first.
     """
     settings = {path: compared_settings(run, one_budget) for path, run in runs.items()}
+    texts = {path: json.dumps(values, sort_keys=True) for path, values in settings.items()}
     groups: dict[tuple[Path, str], dict[str, list[Path]]] = {}
     table = compared_by(runs.values())
     for path in sorted(runs, key=lambda path: (path.parent, path.stem)):  # net, net+steps-100
         of_table = groups.setdefault((path.parent, table(runs[path])), {})
-        of_table.setdefault(json.dumps(settings[path], sort_keys=True), []).append(path)
+        of_table.setdefault(texts[path], []).append(path)
     kept: dict[Path, dict] = {}
     left_out: dict[Path, str] = {}
     for of_table in groups.values():
@@ -95,9 +96,17 @@ def comparable_runs(
             difference = first_difference(settings[first], settings[path])
             left_out[path] = (
                 f"{path}: not comparable with {first.name}, whose settings differ ({difference}); "
-                "evaluate one of them again with the settings of the other"
+                f"{why_not_kept(len(largest), len(of_table[texts[path]]))}; evaluate it again with "
+                "the settings of those that stay, or remove those (merge --strict refuses instead)"
             )
     return kept, left_out
+
+
+def why_not_kept(kept: int, left_out: int) -> str:
+    """The rule by which one group of comparable runs stays, and how many runs both have."""
+    if kept > left_out:
+        return f"the most runs that are alike stay, here {kept} against {left_out}"
+    return f"of equally many runs that are alike, here {kept}, those of the first name stay"
 
 
 def compared_settings(run: dict, with_budget: bool) -> dict:

@@ -180,6 +180,22 @@ def test_an_error_that_is_explained_is_one_line(capsys, error, status, text):
     assert text in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EPERM])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("table.csv", "table.csv: cannot be written (no); use a folder"),
+        ("new/folder", "cannot be used (no)"),  # what is there cannot be seen
+        ("new.csv", "new.csv: cannot be written (no); use a folder"),
+        (".", "cannot be used (no)"),  # listed
+    ],
+)
+def test_a_command_says_what_was_to_be_written(tmp_path, capsys, number, name, text):
+    (tmp_path / "table.csv").touch()
+    assert report_error(OSError(number, "no", str(tmp_path / name))) == WRONG_REQUEST
+    assert text in capsys.readouterr().err
+
+
 def test_an_error_that_nobody_foresaw_is_raised():
     with pytest.raises(OSError, match="odd"):
         report_error(OSError(errno.EXDEV, "odd"))

@@ -79,6 +79,19 @@ def test_a_temporary_file_of_an_older_version_goes_after_a_day(tmp_path):
     assert not old.exists()
 
 
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path):
+    path = tmp_path / "folder" / "table.csv"
+    with pytest.raises(FileNotFoundError) as error, temporary_beside(path) as temporary:
+        temporary.write_text("")
+    assert error.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as error, temporary_beside(path) as temporary:
+        (temporary / "part.csv").write_text("")
+    assert error.value.filename == str(path / "part.csv")
+    with pytest.raises(FileNotFoundError) as error, temporary_beside(path):
+        (tmp_path / "read.csv").read_text()
+    assert error.value.filename == str(tmp_path / "read.csv")
+
+
 def test_the_temporary_file_goes_when_the_body_fails(tmp_path):
     with pytest.raises(ZeroDivisionError), temporary_beside(tmp_path / "a") as temporary:
         temporary.mkdir()

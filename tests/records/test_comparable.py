@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+import pytest
+
 import plotting
 from alignment_security.analysis.results import load_results, stale_records
 from alignment_security.records.audit import audit
@@ -28,6 +30,7 @@ def test_merge_audit_figures_and_page_leave_out_the_same_for_the_same_reason(
     (reason,) = (text.removeprefix("left out: ") for text in said)
     assert "a.json: not comparable with b.json" in reason
     assert "(human_map: 'x' -> 'none')" in reason
+    assert "the most runs that are alike stay, here 2 against 1" in reason and "--strict" in reason
     assert [line for line in audit(tmp_path) if "comparable" in line] == [reason]
     figures = tmp_path / "figures"
     plotting.main(
@@ -37,6 +40,23 @@ def test_merge_audit_figures_and_page_leave_out_the_same_for_the_same_reason(
     said_by_plotting = capsys.readouterr().err
     assert reason in said_by_plotting and "is older than" not in said_by_plotting
     assert html.escape(reason) in (figures / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("maps", "says"),
+    [
+        ("xy", "of equally many runs that are alike, here 1, those of the first name stay"),
+        ("xyyxx", "the most runs that are alike stay, here 3 against 2"),
+        ("xyzyy", "the most runs that are alike stay, here 3 against 1"),
+    ],
+)
+def test_the_rule_by_which_runs_stay_is_said(tiny_record, tmp_path, maps, says):
+    for model, human_map in zip("abcde", maps):
+        tiny_record(NORMS, model=model, human_map=human_map)
+    said: list[str] = []
+    merge_records(tmp_path, log=said.append)
+    assert len(said) == min(len(maps) - maps.count(human) for human in set(maps))
+    assert all(says in reason for reason in said)
 
 
 def test_budgets_of_a_folder_share_a_table_and_are_no_finding(tiny_record, tmp_path):
