@@ -221,6 +221,9 @@ def test_only_crossing_runs_on_a_smoothed_head(protocol, smooth):
         ("Linf --eps 1/255", "AutoAttack standard"),
         ("Linf --eps 1/255 --steps 3", "reduced"),
         ("L2 --steps 7", "crossing 7 steps"),
+        ("L2 --protocol ddn --steps 5", "ddn"),
+        ("Linf --eps 1/255 --budget screened", "screened"),
+        ("Linf --eps 1/255 --engine reference --attacks apgd-ce --steps 5", "reduced"),
     ],
 )
 def test_a_dry_run_says_what_and_writes_nothing(cli, tiny, tmp_path, monkeypatch, threat, said):
