@@ -172,7 +172,7 @@ def left_out(results: Results, results_dir: str) -> Iterator[str]:
     for problem in results.problems:
         yield f"left out: {problem}"
     for reason in results.not_comparable.values():
-        yield f"not in the summary, in panels of its own: {reason}"
+        yield f"not in the summary and figures of it, elsewhere in panels of its own: {reason}"
     unfinished = [run for run in results.runs if run["status"] != "done"]
     if unfinished:
         names = ", ".join(f"{run['csv']} ({run['status']})" for run in unfinished)

@@ -20,8 +20,10 @@ from alignment_security.analysis.feng2025_published import (
     published_norms,
 )
 from alignment_security.analysis.norm_table import (
+    ALIGNMENT,
     MULTILABEL,
     NORM_TABLE_COLUMNS,
+    OTHER_ALIGNMENT,
     PUBLISHED,
     NormTable,
 )
@@ -38,10 +40,12 @@ from alignment_security.analysis.statistics import (
     resample_counts,
 )
 from alignment_security.common.public_nets import public_nets
+from alignment_security.common.text import some
 from alignment_security.models.families import family, lineage
+from alignment_security.records.ceiling import is_other_ceiling, other_ceiling_text
 from alignment_security.records.metrics import pareto_front
 
-TOLERANCE, ALIGNMENT = "Perturbation Tolerance (L₂)", "human alignment (% of ceiling)"
+TOLERANCE = "Perturbation Tolerance (L₂)"
 # norm that an attack makes small -> label, column of the summary, factor. Records of L1 hold no L1
 # norm.
 TOLERANCES = {
@@ -50,6 +54,7 @@ TOLERANCES = {
     "L1": ("L₂ norm of the smallest L₁ perturbation", "l2", 1),
 }
 MEASURES = {"pt": (TOLERANCE, 1), "alignment": (ALIGNMENT, 100)}  # column -> label, factor
+LACKED = {"pt": "norm", "alignment": "human alignment", "accuracy": "accuracy"}  # in captions
 NORM_NAMES = {"l2": "L2", "linf": "Linf"}  # in names of robust nets -> as threats name them
 FEWEST = 5  # models below which nothing is fitted and no correlation is given
 NOT_MINIMAL = "feng2025"  # the protocol whose norms are not minimal (docs/threats.md)
@@ -73,8 +78,27 @@ def published_norm_table(results: Results) -> NormTable | None:
 
 
 def tables_with(tables: list[NormTable], columns: list[str]) -> list[NormTable]:
-    """The tables with a model that has values in all these columns."""
-    return [table for table in tables if len(table.rows.dropna(subset=columns))]
+    """The tables with a model that has values in all these columns.
+
+    Their notes name the models that have not, and that a figure of these columns lacks therefore.
+    """
+    found = [table for table in tables if len(table.rows.dropna(subset=columns))]
+    return [table._replace(note=table.note + lacking_text(table, columns)) for table in found]
+
+
+def lacking_text(table: NormTable, columns: list[str]) -> str:
+    """A sentence on the models of a table of ours that lack a value of a figure; "" for none.
+
+    The note of the published numbers counts theirs.
+    """
+    if table.name == PUBLISHED:
+        return ""
+    lacking = {
+        LACKED[column]: list(table.rows.loc[table.rows[column].isna(), "model"])
+        for column in columns
+    }
+    texts = [f"{what}: {some(models)}" for what, models in lacking.items() if models]
+    return f" Not drawn, without {'; without '.join(texts)}." if texts else ""
 
 
 # ---- our norms -----------------------------------------------------------------------------------
@@ -83,39 +107,79 @@ def tables_with(tables: list[NormTable], columns: list[str]) -> list[NormTable]:
 def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
     """Our minimal norms (L2, Linf or L1), a table per image set, protocol and budget.
 
-    Unfinished records are named in the note and not used.
+    Unfinished records and models without a norm are named in the note and not used.
     """
     summary = read_summary(results)
-    of_norm = summary["threat"].astype(str).str.startswith(f"{norm}-")
-    found = summary[of_norm & summary["l2_mean"].notna()]
-    for (image_set, threat, attack), part in found.groupby(
+    of_norm = summary[summary["threat"].astype(str).str.startswith(f"{norm}-")]
+    for (image_set, threat, attack), part in of_norm.groupby(
         ["image_set", "threat", "attack"], dropna=False
     ):
-        unfinished = part["partial"].eq(1)
-        rows, left_out = part[~unfinished], part.loc[unfinished, "model"]
+        unfinished, has_norm = part["partial"].eq(1), part["l2_mean"].notna()
+        rows = part[~unfinished & has_norm]
         if rows.empty:
             continue
-        note = own_note(results, image_set, threat, attack, rows)
-        if len(left_out):
-            note += f" Unfinished, not drawn: {', '.join(left_out)}."
+        runs = own_runs(results, image_set, threat, attack, set(rows["model"]))
+        note = describe_runs(runs, results.runs) if runs else summary_note(rows)
+        settings = [run["settings"]["run"] for run in runs]
+        note += counts_text(rows)
+        if rows["human_alignment"].notna().any():
+            note += other_ceiling_text(settings)
+        for why, left_out in (
+            ("Unfinished", unfinished),
+            ("No image is classified correctly", ~unfinished & part["clean_acc"].eq(0)),
+            ("No norm was found", ~unfinished & ~has_norm & part["clean_acc"].ne(0)),
+        ):
+            if left_out.any():
+                note += f" {why}, not drawn: {some(list(part.loc[left_out, 'model']))}."
         budget = attack if isinstance(attack, str) else "budget not given"
         table = own_norm_table(results, f"{image_set}, {threat}\n{budget}", rows, note, norm)
+        if any(map(is_other_ceiling, settings)):
+            table = table._replace(alignment_label=OTHER_ALIGNMENT)
         yield table._replace(image_set=image_set, threat=threat, attack=budget)
 
 
-def own_note(results: Results, image_set: str, threat: str, attack: str, rows: pd.DataFrame) -> str:
-    """Facts on our norms for a caption: from the run files, or from the summary without any."""
-    models = set(rows["model"])
-    runs = [
+def own_runs(
+    results: Results, image_set: str, threat: str, attack: str, models: set[str]
+) -> list[dict]:
+    """The runs behind rows of the summary; none where the summary is alone."""
+    return [
         run
         for run in results.runs
-        if (run["image_set"], run["threat"], run_budget(run)) == (image_set, threat, attack)
+        if (*run_folder(run), run_budget(run)) == (image_set, threat, attack)
         and run["model"] in models
+        and run["csv"] not in results.not_comparable
     ]
-    if runs:
-        return describe_runs(runs, results.runs)
-    counts = " or ".join(map(str, rows["n"].unique()))
-    return f"{image_set}, {threat}: {len(rows)} model(s), n = {counts}, budget {attack}."
+
+
+def summary_note(rows: pd.DataFrame) -> str:
+    """Facts on our norms for a caption, from rows of the summary of one threat and budget."""
+    first, counts = rows.iloc[0], " or ".join(map(str, rows["n"].unique()))
+    return (
+        f"{first['image_set']}, {first['threat']}: {len(rows)} model(s), n = {counts}, budget "
+        f"{first['attack']}."
+    )
+
+
+def counts_text(rows: pd.DataFrame) -> str:
+    """A sentence: over how many images the means of some rows of the summary are."""
+    texts = [
+        f"{name} over {count_range(rows[column])}"
+        for name, column in (
+            ("Perturbation Tolerance", "n_norm"),
+            ("human alignment", "n_alignment"),
+        )
+        if rows[column].gt(0).any()
+    ]
+    return f" {', '.join(texts)}." if texts else ""
+
+
+def count_range(counts: pd.Series) -> str:
+    """`5 images` or `5 to 7 images`: what some counts above 0 are; `none` without."""
+    if not counts.gt(0).any():
+        return "none"
+    low, high = counts[counts > 0].min(), counts.max()
+    count = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
+    return f"{count} image{'s' if high > 1 else ''}"
 
 
 def runs_of(results: Results, table: NormTable) -> dict[str, dict]:
@@ -163,6 +227,8 @@ def own_norm_table(
             "pt_per_pixel": per_pixel if column == "l2" else np.nan,
             "alignment": rows["human_alignment"],
             "alignment_sem": rows["human_alignment_sem"],
+            "n_norm": rows["n_norm"].astype("Int64"),
+            "n_alignment": rows["n_alignment"].astype("Int64"),
         }
     )
     return NormTable(name, table.join(accuracy)[NORM_TABLE_COLUMNS], label, note, norm=norm)
@@ -170,7 +236,7 @@ def own_norm_table(
 
 def measure_label(table: NormTable, measure: str) -> str:
     """Axis label of a measure of a table."""
-    return TOLERANCES[table.norm][0] if measure == "pt" else MEASURES[measure][0]
+    return TOLERANCES[table.norm][0] if measure == "pt" else table.alignment_label
 
 
 def in_drawn_units(table: NormTable) -> NormTable:
@@ -217,8 +283,14 @@ def correlation_tests(rows: pd.DataFrame, x: str, y: str) -> dict[str, float]:
 def rho_text(found: dict[str, float]) -> str:
     """A result of `correlation` as text."""
     if np.isnan(found["rho"]):
-        return f"n = {found['n']}"
-    return f"ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], n = {found['n']}"
+        return models_text(found["n"])
+    interval = f"{found['low']:z.2f}, {found['high']:z.2f}"
+    return f"ρ = {found['rho']:z.2f} [{interval}], {models_text(found['n'])}"
+
+
+def models_text(n: float) -> str:
+    """`n = 2 models`: in pictures whose captions give numbers of images too."""
+    return f"n = {n:.0f} model{'s' if n > 1 else ''}"
 
 
 # ---- Figures 2 and 3 -----------------------------------------------------------------------------

@@ -238,6 +238,8 @@ def published_norms(results: Results) -> Iterator[NormTable]:
         pt_per_pixel=[per_pixel(pt, PUBLISHED_SIZE) for pt in rows["pt"]],
         family=rows["model"].map(family),
         estimated=rows["estimated"].fillna(False).astype(bool),
+        n_norm=pd.array([pd.NA] * len(rows), "Int64"),
+        n_alignment=pd.array([pd.NA] * len(rows), "Int64"),
     )
     yield NormTable(PUBLISHED, rows[NORM_TABLE_COLUMNS], MULTILABEL, published_note(rows))
 

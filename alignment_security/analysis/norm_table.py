@@ -29,7 +29,11 @@ NORM_TABLE_COLUMNS = [
     "alignment_sem",
     "accuracy",  # percent
     "estimated",  # whether the accuracy is estimated from top-1
+    "n_norm",  # images behind pt; missing for published norms
+    "n_alignment",  # images behind alignment: those with a norm and a human map
 ]
+ALIGNMENT = "human alignment (% of ceiling)"
+OTHER_ALIGNMENT = "human alignment (% of 0.65753)"  # over maps whose ceiling it is not
 
 
 class NormTable(NamedTuple):
@@ -43,6 +47,7 @@ class NormTable(NamedTuple):
     threat: str = ""  # of our own records
     attack: str = ""  # of our own records, with its budget
     norm: str = "L2"  # that the attack makes small: L2, Linf or L1
+    alignment_label: str = ALIGNMENT
 
     @property
     def source(self) -> str:

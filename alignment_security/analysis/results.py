@@ -44,6 +44,8 @@ SUMMARY_NUMBERS = [
     "linf_sem",
     "human_alignment",
     "human_alignment_sem",
+    "n_norm",
+    "n_alignment",
     "partial",
 ]
 PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group", "size", "head", "list_sha256"]

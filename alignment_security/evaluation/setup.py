@@ -29,6 +29,7 @@ from alignment_security.images.slices import take_slice
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.lists import PLUGIN
 from alignment_security.models.loading import load_model
+from alignment_security.records.ceiling import HUMAN_CEILING
 
 SHORT_WORD = 2  # letters: shorter words of a name tell variants apart, as in imagenet-r
 SLIP = 0.6  # similarity of two words of which one is a slip for the other
@@ -107,8 +108,8 @@ def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, 
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
     remarks = [*name_remarks(args), *class_remarks(images)]
     images = requested_slice(args, images)
-    constant = check_maps(images)
-    return replace(images, notes=(*images.notes, *map_remarks(images), *constant)), remarks
+    notes = [*map_remarks(images), *check_maps(images), *ceiling_remarks(images)]
+    return replace(images, notes=(*images.notes, *notes)), remarks
 
 
 def requested_slice(args: argparse.Namespace, images: ImageSet) -> ImageSet:
@@ -170,6 +171,16 @@ def similar(name: str, other: str) -> bool:
 
 def ratio(a: str, b: str) -> float:
     return SequenceMatcher(None, a, b).ratio()
+
+
+def ceiling_remarks(images: ImageSet) -> Iterator[str]:
+    """A sentence where the human ceiling is not that of the maps in files."""
+    if images.maps and not images.maps.blur:
+        yield (
+            f"{images.maps.folder}: the human ceiling of these maps is not known; human_alignment "
+            f"is over {HUMAN_CEILING}, that of ClickMe's maps as --blur_maps reads them, and "
+            "human_alignment_raw over none"
+        )
 
 
 def class_remarks(images: ImageSet) -> Iterator[str]:

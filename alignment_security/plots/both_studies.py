@@ -28,7 +28,9 @@ from alignment_security.analysis.feng2025 import (
     FEWEST,
     MEASURES,
     correlation,
+    models_text,
     norm_tables,
+    rho_text,
     tables_with,
 )
 from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
@@ -185,8 +187,7 @@ def rho_sentences(pair: RobustPair) -> Iterator[str]:
         if np.isfinite(found["rho"]):
             yield (
                 f"{pair.accuracy} against {pair.norms.source}, eps {format_eps(eps, pair.norm)}: "
-                f"ρ = {found['rho']:.2f} [{found['low']:.2f}, {found['high']:.2f}], "
-                f"n = {found['n']}."
+                f"{rho_text(found)}."
             )
 
 
@@ -212,7 +213,7 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
         ax.set(xlabel=f"{MEASURES['pt'][0]}\n{source}", ylabel="robust accuracy (%)")
         ax.set_ylim(bottom=0)
         title = textwrap.fill(pair.accuracy, TITLE_LETTERS)
-        ax.set_title(f"{title}\nn = {pair.models['model'].nunique()} models", loc="left")
+        ax.set_title(f"{title}\n{models_text(pair.models['model'].nunique())}", loc="left")
     return figure
 
 

@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 
 from alignment_security.analysis.examples import example_groups, example_table
-from alignment_security.analysis.feng2025 import TOLERANCES
+from alignment_security.analysis.feng2025 import TOLERANCES, count_range
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
@@ -20,6 +21,7 @@ from alignment_security.common.eps import format_eps
 from alignment_security.common.files import safe_file_name
 from alignment_security.plots.picture_grid import Picture, draw_columns, draw_grid, map_colours
 from alignment_security.plots.style import COLUMN_WIDTH, NORM_SYMBOLS, Drawing
+from alignment_security.records.ceiling import other_ceiling_text
 from alignment_security.records.comparable import compared_by
 from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.record import BALL_KINDS
@@ -180,8 +182,7 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
             "the smallest perturbation found per pixel (maximum over channels), each map brightest "
             "at its own 99.5th percentile. Below: the perturbation's L2 norm and r, its Spearman "
             f"correlation with the human map over the human ceiling {HUMAN_CEILING}. "
-            "PT: Perturbation Tolerance, the mean L2 norm over all correctly classified images; "
-            "r beside a model: the mean over these.\n"
+            f"{means_text([run_of[cell['model']] for cell in columns[0]])}\n"
             f"{describe_examples(runs, columns, results)}"
         )
         yield (
@@ -199,9 +200,10 @@ def map_sources(runs: list[dict]) -> list[str]:
 
 
 def model_facts(run: dict) -> str:
-    """Name, Perturbation Tolerance and mean alignment of a model, as far as it has any: two lines.
+    """Name, Perturbation Tolerance and mean alignment of a model, as far as it has any.
 
-    The error is missing with one image.
+    With the number of images of each mean; two numbers where these differ. The error is missing
+    with one image.
     """
     means = norm_means(read_finished_rows(run))
     norm = run["threat"].partition("-")[0]
@@ -212,8 +214,26 @@ def model_facts(run: dict) -> str:
         return f"{run['model']}\nno norm found (n = 0)"
     # one digit of the error, without an exponent: 10, not 1e+01
     plus_minus = f" ± {float(f'{error:.1g}'):g}" if np.isfinite(error) else ""
-    agreement = f", r {means['alignment']:.2f}" if means["n_maps"] else ""
-    return f"{run['model']}\nPT{unit} {tolerance:.3g}{plus_minus}{agreement} (n = {means['n']})"
+    tolerance_text, n, n_maps = f"PT{unit} {tolerance:.3g}{plus_minus}", means["n"], means["n_maps"]
+    if not n_maps:
+        return f"{run['model']}\n{tolerance_text} (n = {n})"
+    between = ", " if n == n_maps else f" (n = {n})\n"
+    agreement = f"r {means['alignment']:z.2f} (n = {n_maps})"
+    return f"{run['model']}\n{tolerance_text}{between}{agreement}"
+
+
+def means_text(runs: list[dict]) -> str:
+    """What PT and r beside some models are, and over how many images."""
+    means = [norm_means(read_finished_rows(run)) for run in runs]
+    norms, maps = (pd.Series([one[name] for one in means]) for name in ("n", "n_maps"))
+    text = (
+        "PT: Perturbation Tolerance, the mean norm of the correctly classified images that were "
+        f"fooled ({count_range(norms)})."
+    )
+    if maps.any():
+        text += f" r beside a model: the mean of those with a human map ({count_range(maps)})."
+        text += other_ceiling_text(run["settings"]["run"] for run in runs)
+    return text
 
 
 def human_map_picture(column: list[dict]) -> Picture:
@@ -231,7 +251,7 @@ def perturbation_map(cell: dict) -> Picture:
     below = f"{verdict}\n{size_text(cell)}"
     alignment = cell.get("human_alignment", np.nan)
     if np.isfinite(alignment):
-        below += f", r = {alignment:.2f}"
+        below += f", r = {alignment:z.2f}"
     return map_colours(size), below
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pandas as pd
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from alignment_security.analysis.feng2025 import (
+    FEWEST,
     MEASURES,
     correlation,
     in_drawn_units,
@@ -53,6 +55,8 @@ from alignment_security.plots.style import (
 
 MAX_NAMED_POINTS = 6  # models of a panel whose names are written next to their points
 MAX_LETTERS = 26  # of such a name
+MARKER_RADIUS = 4  # points
+MEASURE_NAMES = {"pt": "Perturbation Tolerance", "alignment": "Human alignment"}
 
 
 # ---- panels --------------------------------------------------------------------------------------
@@ -119,20 +123,48 @@ def name_points(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
     ax.figure.draw_without_rendering()  # fixes the layout, which adjust_text needs
     adjust_text(
         texts,
-        xs,
-        ys,
+        *marker_outline(ax, xs, ys),
         ax=ax,
         iter_lim=200,
-        expand=(1.1, 1.4),
+        expand=(1.1, 1.2),
         ensure_inside_axes=True,
         arrowprops={"arrowstyle": "-", "linewidth": 0.4},
     )
+
+
+def marker_outline(ax: Axes, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    """x and y of the middle and the four sides of the markers of some points, (2, 5 n)."""
+    radius = MARKER_RADIUS * ax.figure.dpi / 72
+    sides = radius * np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)])
+    pixels = ax.transData.transform(np.column_stack([xs, ys]))
+    outline = (pixels[:, None] + sides).reshape(-1, 2)
+    return ax.transData.inverted().transform(outline).T
 
 
 def number_panels(tables: list[NormTable]) -> pd.DataFrame:
     """The rows of some tables with the number of their `panel`."""
     rows = [table.rows.assign(panel=i) for i, table in enumerate(tables, start=1)]
     return pd.concat(rows, ignore_index=True)
+
+
+# ---- captions ------------------------------------------------------------------------------------
+
+
+def clauses(parts: dict[str, bool]) -> str:
+    """A sentence of what a figure has of some parts; "" for none."""
+    text = "; ".join(part for part, is_drawn in parts.items() if is_drawn)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def point_parts(tables: list[NormTable], x: str, y: str) -> dict[str, bool]:
+    """What panels of points may have, and whether these do: bars, and a correlation."""
+    bars = any(table.rows[f"{y}_sem"].notna().any() for table in tables)
+    counts = [len(table.standard.dropna(subset=[x, y])) for table in tables]
+    return {
+        "bars: standard errors": bars,
+        "ρ: Spearman over the standard models (neither robust nor harmonized), 95 % bootstrap "
+        "interval": max(counts) >= FEWEST,
+    }
 
 
 # ---- Figures 2 and 3 -----------------------------------------------------------------------------
@@ -164,17 +196,18 @@ def against_accuracy(results: Results, measure: str, name: str) -> Iterator[Draw
         draw_panel(ax, table, table.rows, "accuracy", measure, table.name)
     for ax, table in zip(axes, shown):
         name_points(ax, table.rows, "accuracy", measure)
-    caption = "\n".join(
-        [
-            f"{MEASURES[measure][0]} against accuracy, a panel per source. Bars: standard errors; "
-            "hollow: accuracy estimated from top-1; dashed: second-degree fit through the standard "
-            "models (all but robust and harmonized nets); band: people, "
-            f"{HUMAN_ACCURACY} ± {HUMAN_SPREAD} %; ρ: Spearman over the standard models, 95 % "
-            "bootstrap interval.",
-            *fit_sentences(shown, measure),
-            *(table.note for table in tables),
-        ]
-    )
+    per_source = ", a panel per source" if len(shown) > 1 else ""
+    fits = list(fit_sentences(shown, measure))
+    parts = {
+        **point_parts(shown, "accuracy", measure),
+        "hollow: accuracy estimated from top-1": rows["estimated"].any(),
+        "dashed: second-degree fit through the standard models": bool(fits),
+        f"band: people, {HUMAN_ACCURACY} ± {HUMAN_SPREAD} %": any(
+            table.accuracy_label == MULTILABEL for table in shown
+        ),
+    }
+    about = f"{MEASURE_NAMES[measure]} against accuracy{per_source}. "
+    caption = "\n".join([about + clauses(parts), *fits, *(table.note for table in tables)])
     yield name, figure, rows, caption
 
 
@@ -203,15 +236,17 @@ def tradeoff(results: Results) -> Iterator[Drawing]:
         draw_panel(ax, table, rows, "pt", "alignment", title)
     for ax, (_, rows, _) in zip(axes, views):
         name_points(ax, rows, "pt", "alignment")
-    caption = "\n".join(
-        [
-            "Human alignment against Perturbation Tolerance, robust and harmonized nets in a panel "
-            "of their own. Black line: Pareto front of the standard models, none of which is "
-            "better in both; coloured lines: one net trained against growing eps. Bars: standard "
-            "errors; ρ: Spearman over the standard models, 95 % bootstrap interval.",
-            *(table.note for table in tables),
-        ]
-    )
+    beside = ", with robust and harmonized nets in a panel of its own"
+    about = "Human alignment against Perturbation Tolerance"
+    about += f"{beside if len(views) > len(tables) else ''}. "
+    parts = {
+        "black line: Pareto front of the standard models, none of which is better in both": any(
+            table.rows["front"].sum() > 1 for table in tables
+        ),
+        "coloured lines: one net trained against growing eps": bool(series_handles(tables)),
+        **point_parts(tables, "pt", "alignment"),
+    }
+    caption = "\n".join([about + clauses(parts), *(table.note for table in tables)])
     yield "tradeoff", figure, numbered, caption
 
 

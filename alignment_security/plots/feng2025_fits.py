@@ -32,7 +32,7 @@ def fit_sentences(tables: list[NormTable], measure: str) -> Iterator[str]:
             yield (
                 f"Fit of {table.source}: {MEASURES[measure][0].split(' (')[0]} = "
                 f"{constant:.4g} {slope:+.4g} a {square:+.4g} a², a: accuracy (%); "
-                f"R² = {fit['r2']:.3f}, n = {fit['n']}."
+                f"R² = {fit['r2']:.3f}, n = {fit['n']} models."
             )
 
 

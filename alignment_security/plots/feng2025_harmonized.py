@@ -24,7 +24,7 @@ from alignment_security.analysis.feng2025_harmonized import (
     paired_test,
 )
 from alignment_security.analysis.feng2025_published import PUBLISHED_ERRORS
-from alignment_security.analysis.norm_table import PUBLISHED
+from alignment_security.analysis.norm_table import ALIGNMENT, PUBLISHED
 from alignment_security.analysis.results import Results
 from alignment_security.plots.feng2025_style import GROUP_STYLES, own_figure_name
 from alignment_security.plots.style import PAGE_WIDTH, SMALL, Drawing
@@ -47,7 +47,7 @@ def figure_6_7(results: Results) -> Iterator[Drawing]:
         pairs = own_harmonized_pairs(results, table)
         if pairs.empty:
             continue
-        figure = draw_harmonized(pairs, OWN_LEGEND, table.norm)
+        figure = draw_harmonized(pairs, OWN_LEGEND, table.norm, table.alignment_label)
         caption = (
             "Harmonized nets and the standard models of their architecture on the same images; "
             "bars: standard errors. p beside a net: Wilcoxon's signed ranks over the images that "
@@ -76,7 +76,12 @@ PUBLISHED_LEGEND = (
 OWN_LEGEND = ("harmonized", "standard model of that architecture")
 
 
-def draw_harmonized(pairs: pd.DataFrame, legend: tuple[str, str], norm: str = "L2") -> Figure:
+def draw_harmonized(
+    pairs: pd.DataFrame,
+    legend: tuple[str, str],
+    norm: str = "L2",
+    alignment_label: str = ALIGNMENT,
+) -> Figure:
     """Two panels, tolerance and alignment, with a row per harmonized net.
 
     pairs    of `harmonized_pairs` or `own_harmonized_pairs`
@@ -87,7 +92,7 @@ def draw_harmonized(pairs: pd.DataFrame, legend: tuple[str, str], norm: str = "L
         1, 2, figsize=(PAGE_WIDTH, height), sharey=True, layout="constrained"
     )
     for ax, measure in zip(axes, MEASURES):
-        label, factor = MEASURES[measure]
+        label, factor = alignment_label, MEASURES[measure][1]
         if measure == "pt":
             label, _, factor = TOLERANCES[norm]
         draw_pairs(ax, pairs, measure, factor)

@@ -5,6 +5,7 @@ Perturbations and human maps are laid over the photograph in grey (`picture_grid
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ from alignment_security.plots.examples import (
     MADE_BY,
     describe_examples,
     figure_name,
+    means_text,
     model_facts,
     size_text,
 )
@@ -83,8 +85,13 @@ def perturbation_overlay(cell: dict) -> Picture:
     below = size_text(cell)
     alignment = cell.get("human_alignment", np.nan)
     if np.isfinite(alignment):
-        below += f"\nr = {alignment:.2f}"
+        below += f"\nr = {alignment:z.2f}"
     return overlay(cell["image"], size, OVERLAY_BLUR), below
+
+
+def without_counts(facts: str) -> str:
+    """Facts of a model without their numbers of images, which the caption gives."""
+    return re.sub(r" \(n = \d+\)", "", facts)
 
 
 def photograph(cells: list[dict]) -> dict:
@@ -111,7 +118,7 @@ def overlays(results: Results) -> Iterator[Drawing]:
             facts = [model_facts(run_of[cell["model"]]) for cell in shown[0]]
             heads = [
                 "where people look",
-                *(fact.replace(", ", "\n").split(" (n")[0] for fact in facts),
+                *(without_counts(fact).replace(", ", "\n") for fact in facts),
             ]
             rows = [
                 [human_overlay(photograph(cells)), *map(perturbation_overlay, cells)]
@@ -119,8 +126,8 @@ def overlays(results: Results) -> Iterator[Drawing]:
             ]
             number = f"_{part // NETS + 1}" if len(columns[0]) > NETS else ""
             caption = (
-                f"{OVERLAID}. r: Spearman correlation with the human map over the human ceiling; "
-                "PT and r above a column: means over all correctly classified images.\n"
+                f"{OVERLAID}. r: Spearman correlation with the human map over the human ceiling. "
+                f"{means_text([run_of[cell['model']] for cell in shown[0]])}\n"
                 f"{describe_examples(runs, columns, results)}"
             )
             name = figure_name("overlays", runs, results) + number

@@ -74,6 +74,7 @@ def estimated_handles(rows: pd.DataFrame) -> list[Line2D]:
 def tolerance_scale(axis: XAxis | YAxis, values: pd.Series) -> None:
     """A logarithmic axis with plain numbers, if norms span more than a factor of LOG_RANGE."""
     if not values.max() > LOG_RANGE * values.min() > 0:
+        axis.set_major_locator(plt.MaxNLocator(5))
         return
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_locator(plt.FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]))

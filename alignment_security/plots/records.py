@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from alignment_security.analysis.feng2025 import count_range
 from alignment_security.analysis.record_tables import (
     accuracy_by_eps,
     protocol_table,
@@ -34,6 +35,7 @@ from alignment_security.plots.style import (
     panels,
     radius_axis,
 )
+from alignment_security.records.ceiling import other_ceiling_text
 from alignment_security.records.comparable import (
     comparable_settings,
     distinguishing_settings,
@@ -153,8 +155,11 @@ def protocols_compared(results: Results) -> Iterator[Drawing]:
         caption = "\n".join(
             [
                 "The same models, photographs and head under each protocol: mean and standard "
-                "error over the correctly classified images. feng2025: foolbox's L2 FMN as "
-                "published: it never projects, it stretches pixels, and its norms are not minimal.",
+                "error over the correctly classified images that were fooled "
+                f"({count_range(table['n'])}), of human alignment over those with a human map "
+                f"({count_range(table['n_maps'])}). feng2025: foolbox's L2 FMN as published: it "
+                "never projects, it stretches pixels, and its norms are not minimal."
+                f"{other_ceiling_text(run['settings']['run'] for run in group)}",
                 *(
                     describe_runs([run for run in group if run["threat"] == threat], results.runs)
                     for threat in threats

@@ -15,10 +15,12 @@ from alignment_security.analysis.feng2025 import (
     correlation,
     mark_pareto_front,
     norm_tables,
+    robust_series,
     tables_with,
 )
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import NothingToDraw, Results
+from alignment_security.plots.feng2025 import clauses
 from alignment_security.plots.feng2025_style import (
     GROUP_STYLES,
     LACKING,
@@ -51,12 +53,16 @@ def slide(results: Results) -> Iterator[Drawing]:
     table = mark_pareto_front(best)
     with plt.rc_context(LARGE_TYPE):
         figure = draw_slide(table)
-    caption = (
-        "Human alignment against Perturbation Tolerance. Each dot is a standard model, coloured by "
-        "its accuracy, with which the correlations above are; black line: their Pareto front; "
-        "coloured lines: one net trained against growing eps, solid in L2, dotted in Linf.\n"
-        f"{table.note}"
-    )
+    parts = {
+        "each dot is a standard model, coloured by its accuracy, with which the correlations above "
+        "are": True,
+        "black line: their Pareto front": table.rows["front"].sum() > 1,
+        "coloured lines: one net trained against growing eps, solid in L2, dotted in Linf": bool(
+            robust_series(table.rows)
+        ),
+    }
+    about = f"Human alignment against Perturbation Tolerance. {clauses(parts)}"
+    caption = f"{about}\n{table.note}"
     yield "slide", figure, table.rows, caption
 
 
@@ -99,12 +105,13 @@ def draw_slide(table: NormTable) -> Figure:
             zorder=3,
             label=f"{label} ({len(part)})",
         )
-    ax.plot([], [], color=DARK, linewidth=0.9, label="Pareto front of standard models")
+    if table.rows["front"].sum() > 1:
+        ax.plot([], [], color=DARK, linewidth=0.9, label="Pareto front of standard models")
     tolerance_scale(ax.xaxis, table.rows["pt"])
     ax.set_title(correlations_text(standard), loc="left", fontsize=10)
     ax.set(
         xlabel=MEASURES["pt"][0] + ": harder to fool →",
-        ylabel="human alignment (% of ceiling):\nfooled where people look →",
+        ylabel=f"{table.alignment_label}:\nfooled where people look →",
     )
     figure.legend(loc="outside lower center", ncols=2, fontsize=9, handlelength=1.5)
     ax.margins(0.06)

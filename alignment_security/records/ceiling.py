@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # Spearman's split-half agreement of people on ClickMe maps (Fel et al. 2022, "Harmonizing the
 # object recognition strategies of deep neural networks with humans"; also used by Feng 2025)
@@ -11,6 +11,28 @@ HUMAN_CEILING = 0.65753
 # side, kernel of a Gaussian blur, its sigma
 MAP_BLUR = "64 px, 10 x 10, sigma 10"
 CLICKME = "ClickMe"  # the source of maps, in run files
+
+
+def is_other_ceiling(settings: dict) -> bool:
+    """Whether human maps were compared over HUMAN_CEILING in a reading that it does not belong to.
+
+    settings   of the run
+    """
+    return bool(settings.get("human_map")) and settings.get("human_map_blur") != MAP_BLUR
+
+
+def other_ceiling_text(settings: Iterable[dict]) -> str:
+    """A sentence for a caption on human maps whose ceiling is not known; "" for none.
+
+    settings   of the runs that a figure draws
+    """
+    sources = {one["human_map"] for one in settings if is_other_ceiling(one)}
+    if not sources:
+        return ""
+    return (
+        f" The human ceiling of these maps ({'; '.join(sorted(sources))}) is not known: human "
+        f"alignment is over {HUMAN_CEILING}, that of ClickMe's."
+    )
 
 
 def check_ceiling(settings: dict) -> Iterator[str]:

@@ -203,6 +203,8 @@ def summary_table(summary: pd.DataFrame) -> str:
     for column in ("l2_mean", "l2_sem", "human_alignment"):
         if column in summary:
             shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
+    if "n_alignment" in summary and has_other_counts(summary):
+        shown["n_alignment"] = [f"{n:.0f}" if n > 0 else "" for n in summary["n_alignment"]]
     if {"size", "l2_mean"} <= set(summary):
         shown["size"] = summary["size"].where(summary["l2_mean"].notna(), "").fillna("")
     if "n_without_norm" in summary and summary["n_without_norm"].any():
@@ -212,3 +214,13 @@ def summary_table(summary: pd.DataFrame) -> str:
         ]
     shown["attack"] = summary["attack"].fillna("")
     return shown.to_string(index=False)
+
+
+def has_other_counts(summary: pd.DataFrame) -> bool:
+    """Whether a mean alignment is over other images than the mean norm beside it.
+
+    Without a norm, as of `saliency`: than all images.
+    """
+    behind = summary.get("n_norm", pd.Series(float("nan"), summary.index)).fillna(summary["n"])
+    compared = summary["n_alignment"]
+    return bool(((compared > 0) & (compared != behind)).any())

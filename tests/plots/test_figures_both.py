@@ -364,7 +364,7 @@ def test_robust_vs_tolerance_pairs_the_same_images_and_the_published_norms(tmp_p
         table.loc[0, ["low", "high"]].astype(float), [0.299298, 0.700702], atol=1e-5
     )  # Wilson, 10 of 20
     assert (
-        "n = 1 models" in figure.axes[0].get_title(loc="left")
+        figure.axes[0].get_title(loc="left").endswith("n = 1 model")
         and "Too few models for a correlation" in caption
     )
 

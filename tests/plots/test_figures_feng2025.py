@@ -223,7 +223,7 @@ def test_a_model_alone_is_drawn_without_a_fit_or_a_correlation(tmp_path):
     results = load_results(tmp_path)
     for function in (perturbation_tolerance, human_alignment, tradeoff):
         ((_, figure, table, _),) = function(results)
-        assert len(table) == 1 and figure.axes[0].get_title(loc="left").endswith("\nn = 1")
+        assert len(table) == 1 and figure.axes[0].get_title(loc="left").endswith("\nn = 1 model")
         assert "resnet18" in [text.get_text() for text in figure.axes[0].texts]
     assert list(text_statistics(results)) == []
 
@@ -367,7 +367,7 @@ def test_the_fit_is_that_of_the_normal_equations_and_the_caption_has_it(publishe
     assert fit["r2"] == pytest.approx(np.corrcoef(fitted, y)[0, 1] ** 2, rel=1e-9)
     square, slope, constant = fit["coefficients"]
     assert f"{constant:.4g} {slope:+.4g} a {square:+.4g} a²" in caption
-    assert f"R² = {fit['r2']:.3f}, n = 309." in caption
+    assert f"R² = {fit['r2']:.3f}, n = 309 models." in caption
     plt.close("all")
 
 
