@@ -8,12 +8,16 @@ Speed, precision and memory are the CPU's.
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
+from types import FrameType
 from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from alignment_security.attacks.attack import to_device
 
 DEVICE = torch.device("meta")
 WAITS: list[str] = []  # operations for which the host would have waited for the device
@@ -83,17 +87,31 @@ def check(func, args, kwargs) -> None:
 
 
 def waits(func, args, kwargs) -> bool:
-    """Whether the host needs values of the device: a copy, or a size that they decide."""
+    """Whether the host waits: for a copy, or for values of the device that decide a size.
+
+    As on CUDA, copies to the device wait, too, but for those of `to_device`, from pinned memory.
+    """
     name = func.overloadpacket.__name__
     if name == "copy_":
-        return isinstance(args[1], Pretended) and not isinstance(args[0], Pretended)
+        return isinstance(args[1], Pretended) != isinstance(args[0], Pretended)
+    if name == "_to_copy" and not isinstance(args[0], Pretended):
+        return kwargs.get("device") == DEVICE and not is_by_to_device()
     if not args or not isinstance(args[0], Pretended):
         return False
     if name in INDEXING:
-        return any(part is not None and part.dtype == torch.bool for part in args[1])
+        indices = [part for part in args[1] if part is not None]
+        return any(i.dtype == torch.bool or not isinstance(i, Pretended) for i in indices)
     return name in ("_local_scalar_dense", "nonzero", "_unique2") or (
         name == "_to_copy" and kwargs.get("device", DEVICE) != DEVICE
     )
+
+
+def is_by_to_device() -> bool:
+    """Whether `to_device` is among the callers."""
+    frame: FrameType | None = sys._getframe()
+    while frame and frame.f_code is not to_device.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def run(func, args, kwargs):

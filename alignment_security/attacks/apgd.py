@@ -72,6 +72,7 @@ class APGD:
         reduced_at_check            (B,) bool: the step size was halved at the last checkpoint
         step_size                   (B,)
         zero_gradient               (B,) bool: the gradient at the start point is zero
+        seen_zero_gradient          (B,) bool, CPU: the same, as of the last look
         target                      (B,) int64 (targeted only)
         """
         state = initial_state(images)
@@ -89,6 +90,7 @@ class APGD:
             "reduced_at_check": torch.ones_like(zeros, dtype=torch.bool),
             "step_size": FIRST_STEP_SIZE * state["eps"],
             "zero_gradient": torch.zeros_like(zeros, dtype=torch.bool),
+            "seen_zero_gradient": torch.zeros(len(images), dtype=torch.bool),
         }
         if self.targeted:
             state["target"] = target_classes(images)
@@ -98,7 +100,7 @@ class APGD:
         """Uniform (Linf) or Gaussian (L2) noise, scaled to norm eps and clipped: (B, C, H, W)."""
         draw = torch.rand if self.norm == "Linf" else torch.randn
         draws = [draw(image.x.shape, generator=image.generator(self.name)) for image in images]
-        noise = torch.stack(draws).to(state["x"])
+        noise = to_device(torch.stack(draws), state["x"].device)
         if self.norm == "Linf":
             noise = 2 * noise - 1
         delta = per_row(state["eps"]) * normalize(noise, ORDER[self.norm])
@@ -117,13 +119,15 @@ class APGD:
         gap = (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
         return gap / (largest[:, 0] - 0.5 * (largest[:, 2] + largest[:, 3]) + TINY)
 
-    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
-        return logits.argmax(1) != state["y"]
+    def look(self, state: State, logits: Tensor) -> list[Tensor]:
+        """Points that are misclassified, and rows that started at a zero gradient."""
+        return [logits.argmax(1) != state["y"], state["zero_gradient"]]
 
     def update(
-        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+        self, state: State, logits: Tensor, grad: Tensor | None, looked: list[Tensor]
     ) -> Tensor:
         """An iteration of Algorithm 1: keep the best point, check the step size, take a step."""
+        (state["seen_zero_gradient"],) = looked
         finished = state["iteration"] >= self.steps
         if grad is None:
             return finished
@@ -193,6 +197,6 @@ class APGD:
     def on_done(
         self, state: State, rows: list[int], images: list[AttackedImage[EpsProgress]]
     ) -> None:
-        flags = state["zero_gradient"].tolist()
+        flags = state["seen_zero_gradient"].tolist()
         for row, image in zip(rows, images):
             image.progress.zero_gradient |= flags[row]

@@ -138,7 +138,7 @@ class Attack(Protocol[Progress]):
 
         wants_gradient  which rows need a gradient at x_adv
         loss            what a gradient ascends (called inside the forward pass)
-        is_candidate    which points the float32 model should confirm
+        look            what the host has to know: which points the float32 model should confirm
         update          puts the next points into x_adv, in place of the evaluated ones
         on_done         for the rows that leave the batch
 
@@ -160,21 +160,22 @@ class Attack(Protocol[Progress]):
         """Loss to ascend, (b,), from logits (b, K) of the b rows `rows` of the state."""
         ...
 
-    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
-        """(B,) bool on the device: x_adv may be an answer.
+    def look(self, state: State, logits: Tensor) -> list[Tensor]:
+        """What the host has to know of the points: tensors (B,) bool on the device.
 
-        May put another point into x_adv for the rows that it returns.
+        The first: x_adv may be an answer; `look` may put another point there. The others go to
+        `update`. An empty list: nothing yet, and the host does not wait for the device.
         """
         ...
 
     def update(
-        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+        self, state: State, logits: Tensor, grad: Tensor | None, looked: list[Tensor]
     ) -> Tensor:
         """Write the next x_adv from logits (B, K) and gradients (B, C, H, W) at the present one.
 
         `grad` is None if no row wanted one. It may be overwritten. Rows that wanted none do not
         use theirs.
-        `misclassified` (B,) bool on the CPU: the largest logit is another class than y.
+        `looked`: the tensors of `look` but the first, on the CPU.
         Returns (B,) bool on the CPU: rows whose run is finished.
         """
         ...
@@ -187,14 +188,16 @@ class Attack(Protocol[Progress]):
 def initial_state(images: list[AttackedImage]) -> State:
     """What the state of every attack begins with.
 
-    x (B, C, H, W) the images, y (B,) their labels, eps (B,), iteration (B,) zeros on the CPU.
+    x (B, C, H, W) the images, y (B,) their labels, eps (B,), iteration (B,) zeros on the CPU,
+    finite (B,) bool: all logits of the row so far were finite.
     """
     x = torch.stack([image.x for image in images])
     return {
         "x": x,
-        "y": torch.tensor([image.label for image in images], device=x.device),
-        "eps": torch.tensor([image.eps for image in images], device=x.device),
+        "y": to_device(torch.tensor([image.label for image in images]), x.device),
+        "eps": to_device(torch.tensor([image.eps for image in images]), x.device),
         "iteration": torch.zeros(len(images), dtype=torch.long),
+        "finite": torch.ones(len(images), dtype=torch.bool, device=x.device),
     }
 
 
@@ -211,6 +214,6 @@ def target_classes(images: list[AttackedImage]) -> Tensor:
     Ties are ordered as in the reference implementation.
     """
     logits = torch.stack([image.logits for image in images])
-    runs = torch.tensor([image.run for image in images], device=logits.device)
+    runs = to_device(torch.tensor([image.run for image in images]), logits.device)
     ascending = logits.sort(dim=1)[1]
     return ascending.gather(1, (logits.shape[1] - 2 - runs)[:, None]).squeeze(1)

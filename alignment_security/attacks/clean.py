@@ -37,23 +37,24 @@ def run_clean(
     """
     forward, source = Forward(module, batch_size, log), iter(source)
     while batch := list(islice(source, batch_size)):
-        _, logits = clean_pass(forward, batch, n_outputs)
-        predictions = logits.argmax(1).tolist()
-        largest = logits.topk(min(TOP, n_outputs), dim=1)[1].tolist()
+        _, _, classes = clean_pass(forward, batch, n_outputs, top=min(TOP, n_outputs))
         rows = []
-        for (name, _, label), prediction, classes in zip(batch, predictions, largest):
+        for (name, _, label), (prediction, *largest) in zip(batch, classes):
             row = clean_columns(name, label, prediction)
             if n_outputs > TOP:
-                row["clean_top5"] = int(label in classes)
+                row["clean_top5"] = int(label in largest)
             rows.append(row)
         yield rows
 
 
-def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, Tensor]:
+def clean_pass(
+    forward: Forward, batch: list, n_outputs: int, top: int = 0
+) -> tuple[Tensor, Tensor, list[list[int]]]:
     """Check and evaluate a batch of (image id, pixels, label).
 
-    Returns x (B, C, H, W) on the model's device and logits (B, n_outputs). Raises AttackError for
-    bad images, labels or logits.
+    Returns x (B, C, H, W) on the model's device, logits (B, n_outputs), and a list for each image:
+    its predicted class (of a random network, that of each draw), then those of its `top` largest
+    logits. Raises AttackError for bad images, labels or logits.
     """
     ids = [name for name, _, _ in batch]
     labels = [label for _, _, label in batch]
@@ -65,13 +66,17 @@ def clean_pass(forward: Forward, batch: list, n_outputs: int) -> tuple[Tensor, T
         raise AttackError(
             f"{ids[0]}: the model gives {logits.shape[-1]} logits instead of {n_outputs}"
         )
-    finite = torch.isfinite(logits).flatten(1).all(1).tolist()
-    bad = [name for name, is_finite in zip(ids, finite) if not is_finite]
+    finite = torch.isfinite(logits).flatten(1).all(1, keepdim=True)
+    columns = [finite, logits.argmax(-1).view(len(x), -1)]
+    if top:
+        columns.append(logits.topk(top, dim=1)[1])
+    looked = torch.cat(columns, 1).tolist()  # the host waits for the device once
+    bad = [name for name, (is_finite, *_) in zip(ids, looked) if not is_finite]
     if bad:
         raise AttackError(
             f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)"
         )
-    return x, logits
+    return x, logits, [classes for _, *classes in looked]
 
 
 def images_to_attack(
@@ -83,7 +88,7 @@ def images_to_attack(
     eps: float = 0.0,
 ) -> list[AttackedImage[Progress]]:
     """The images of a batch after their clean pass, which is counted. Raises as `clean_pass`."""
-    x, logits = clean_pass(forward, batch, n_outputs)
+    x, logits, classes = clean_pass(forward, batch, n_outputs)
     return [
         AttackedImage(
             name,
@@ -96,9 +101,7 @@ def images_to_attack(
             eps=eps,
             forwards=1,
         )
-        for (name, _, label), pixels, image_logits, prediction in zip(
-            batch, x, logits, logits.argmax(1).tolist()
-        )
+        for (name, _, label), pixels, image_logits, (prediction,) in zip(batch, x, logits, classes)
     ]
 
 

@@ -129,7 +129,7 @@ class BoundaryCrossing(BestSoFar):
         state["walk_norm"] = torch.where(adversarial, smallest, state["walk_norm"])
 
     def update(
-        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+        self, state: State, logits: Tensor, grad: Tensor | None, looked: list[Tensor]
     ) -> Tensor:
         """One step of the walk, and the start of the next walk in rows whose walk is over."""
         finished = state["iteration"] >= self.steps

@@ -25,7 +25,6 @@ from alignment_security.attacks.attack import (
     State,
     to_device,
 )
-from alignment_security.models.draws import is_misclassified
 from alignment_security.models.forward import Forward
 
 # (images, points (b, C, H, W), name of the attack) -> a finding for each point that is confirmed
@@ -62,9 +61,9 @@ class AttackBatch:
         """
         self.fill()
         logits, grad = self._evaluate(forward)
-        misclassified, candidates = self._look(logits)
+        candidates, looked = self._look(logits)
         findings = self._confirmed(candidates, confirm)
-        finished = self.attack.update(self.state, logits, grad, misclassified)
+        finished = self.attack.update(self.state, logits, grad, looked)
         rows = sorted({*finished.nonzero().squeeze(1).tolist(), *findings})
         if not rows:
             return
@@ -151,29 +150,32 @@ class AttackBatch:
         grad[with_grad] = some_grads
         return logits, grad
 
-    def _look(self, logits: Tensor) -> tuple[Tensor, list[int]]:
-        """Which rows are misclassified, (B,) bool on the CPU, and which are candidates.
+    def _look(self, logits: Tensor) -> tuple[list[int], list[Tensor]]:
+        """The rows that are candidates, and what `update` asks for, from `Attack.look`.
 
         The one moment of a step at which the host waits for the device. Raises AttackError for NaN
-        or infinite logits.
+        or infinite logits, of this step or of those since the last look.
         """
-        misclassified = is_misclassified(logits, self.state["y"])
-        candidate = self.attack.is_candidate(self.state, logits)
-        finite = torch.isfinite(logits).flatten(1).all(1)
-        looked = torch.stack([misclassified, candidate, finite]).cpu()
-        if not looked[2].all():
-            image = self.images[int((~looked[2]).nonzero()[0])]
+        wanted = self.attack.look(self.state, logits)
+        self.state["finite"] = self.state["finite"] & torch.isfinite(logits).flatten(1).all(1)
+        if not wanted:
+            return [], []
+        finite, candidate, *looked = torch.stack([self.state["finite"], *wanted]).cpu()
+        if not finite.all():
+            image = self.images[int((~finite).nonzero()[0])]
             raise AttackError(
                 f"{image.image_id}: the model gives NaN or infinite logits under {self.attack.name}"
             )
-        return looked[0], looked[1].nonzero().squeeze(1).tolist()
+        return candidate.nonzero().squeeze(1).tolist(), looked
 
     def _confirmed(self, rows: list[int], confirm: Confirm) -> dict[int, Finding]:
         """Confirmed findings among the candidates `rows`."""
         if not rows:
             return {}
         images = [self.images[row] for row in rows]
-        findings = confirm(images, self.state["x_adv"][rows], self.attack.name)
+        x_adv = self.state["x_adv"]
+        index = to_device(torch.tensor(rows), x_adv.device)
+        findings = confirm(images, x_adv[index], self.attack.name)
         return {row: finding for row, finding in zip(rows, findings) if finding is not None}
 
 

@@ -94,12 +94,14 @@ class FAB:
         target, y = state["target"][rows], state["y"][rows]
         return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
 
-    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
+    def look(self, state: State, logits: Tensor) -> list[Tensor]:
+        """Points that are misclassified inside the ball, and all that are misclassified."""
+        misclassified = logits.argmax(1) != state["y"]
         inside = lp_norm(state["x_adv"] - state["x"], self.p) <= state["eps"]
-        return (logits.argmax(1) != state["y"]) & inside
+        return [misclassified & inside, misclassified]
 
     def update(
-        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+        self, state: State, logits: Tensor, grad: Tensor | None, looked: list[Tensor]
     ) -> Tensor:
         """One of three things happens to a row.
 
@@ -108,7 +110,7 @@ class FAB:
         If its gradient is not known, it stays and asks for it.
         """
         device, had_gradient = logits.device, self.wants_gradient(state)
-        crossed = misclassified & state["is_new"]
+        crossed = looked[0] & state["is_new"]
         if crossed.any():
             self._keep_nearest(state, to_device(crossed, device))
         self._learn_pattern(state, crossed)
@@ -159,6 +161,8 @@ class FAB:
     def on_done(
         self, state: State, rows: list[int], images: list[AttackedImage[EpsProgress]]
     ) -> None:
+        if all(len(image.progress.eps) == 1 for image in images):
+            return  # no other eps to remember a point for, so the host need not wait
         distances = state["distance"].tolist()
         for row, image in zip(rows, images):
             image.progress.fab.remember(state["nearest"][row], distances[row], image.eps)

@@ -90,7 +90,7 @@ class FMN(BestSoFar):
         return -margin(logits, state["y"][rows])
 
     def update(
-        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+        self, state: State, logits: Tensor, grad: Tensor | None, looked: list[Tensor]
     ) -> Tensor:
         """An iteration of Algorithm 1: update eps, take a gradient step, project onto the ball."""
         finished = state["iteration"] >= self.steps

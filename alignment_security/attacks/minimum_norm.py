@@ -163,18 +163,22 @@ class BestSoFar:
         x_adv = torch.stack(
             [image.x if start is None else start for image, start in zip(images, starts)]
         )
-        known = torch.tensor([start is not None for start in starts]).to(x_adv.device)
+        known = to_device(torch.tensor([start is not None for start in starts]), x_adv.device)
         norm = torch.where(known, lp_norm(x_adv - state["x"], self.p), torch.inf)
         return {"x_adv": x_adv, "x_best": x_adv.clone(), "norm_best": norm}
 
     def wants_gradient(self, state: State) -> Tensor:
         return state["iteration"] < self.steps
 
-    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
-        """Keep x_adv if it is the best point; rows without steps left propose their best point."""
+    def look(self, state: State, logits: Tensor) -> list[Tensor]:
+        """Keep x_adv if it is the best point; rows without steps left propose their best point.
+
+        The host waits for the device at no other step.
+        """
         adversarial = logits.argmax(1) != state["y"]
         self.keep_best(state, adversarial, lp_norm(state["x_adv"] - state["x"], self.p))
-        return self.take_best(state, logits.device)
+        ended = state["iteration"] >= self.steps
+        return [self.take_best(state, to_device(ended, logits.device))] if ended.any() else []
 
     def keep_best(self, state: State, adversarial: Tensor, norm: Tensor) -> None:
         """Keep x_adv where it is adversarial (B,) and its norm (B,) is below the best norm."""
@@ -182,11 +186,8 @@ class BestSoFar:
         state["x_best"] = torch.where(per_row(better), state["x_adv"], state["x_best"])
         state["norm_best"] = torch.where(better, norm, state["norm_best"])
 
-    def take_best(self, state: State, device: torch.device) -> Tensor:
-        """Put the best point into x_adv in rows without steps left. (B,) bool: those with one."""
-        if not (state["iteration"] >= self.steps).any():
-            return torch.zeros_like(state["y"], dtype=torch.bool)
-        ended = to_device(state["iteration"] >= self.steps, device)
+    def take_best(self, state: State, ended: Tensor) -> Tensor:
+        """Put the best point into x_adv in rows that ended (B,). (B,) bool: those with one."""
         state["x_adv"] = torch.where(per_row(ended), state["x_best"], state["x_adv"])
         return ended & torch.isfinite(state["norm_best"])
 

@@ -83,7 +83,7 @@ class RandomBudget(Budget):
 
 
 class ExpectedAPGD(APGD):
-    """APGD on the mean loss of the draws. Logits are (B, draws, K) in `is_candidate` and `update`.
+    """APGD on the mean loss of the draws. Logits are (B, draws, K) in `look` and `update`.
 
     The reference compares the loss of the last draw; the mean of all is less noisy.
     """
@@ -101,15 +101,15 @@ class ExpectedAPGD(APGD):
         each = torch.arange(len(state["y"]), device=logits.device)[rows].repeat_interleave(draws)
         return super().loss(state, logits.flatten(0, 1), each).view(-1, draws).mean(1)
 
-    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
-        """Most draws are wrong, and more than at any earlier point of the run.
+    def look(self, state: State, logits: Tensor) -> list[Tensor]:
+        """Points at which most draws are wrong, and more than at any earlier one of the run.
 
         So a run has at most draws / 2 candidates, and few confirmations that succeed by chance.
         """
         share = share_wrong(logits, state["y"])
         rises = (share > 0.5) & (share > state["most_wrong"])
         state["most_wrong"] = torch.maximum(state["most_wrong"], share)
-        return rises
+        return [rises, state["zero_gradient"]]
 
 
 # ---- confirmation --------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def asked_image(confirm: Confirm) -> Callable[..., list[AttackedImage]]:
         new_progress: Callable[[], EpsProgress],
         seed: int,
     ) -> list[AttackedImage]:
-        x, logits = clean_pass(forward, batch, n_outputs)
+        x, logits, _ = clean_pass(forward, batch, n_outputs)
         ((name, _, label),) = batch
         clean = clean_columns(name, label, label)
         image = AttackedImage(

@@ -26,7 +26,7 @@ def run_saliency(
     """
     forward, source = Forward(module, batch_size, log), iter(source)
     while batch := list(islice(source, forward.batch_size)):
-        x, logits = clean_pass(forward, batch, n_outputs)
+        x, _, classes = clean_pass(forward, batch, n_outputs)
         labels = torch.tensor([label for _, _, label in batch], device=x.device)
 
         def label_logit(z: Tensor, rows: slice, labels: Tensor = labels) -> Tensor:
@@ -35,5 +35,5 @@ def run_saliency(
         _, gradient = forward.gradient(x, label_logit)
         yield [
             clean_columns(name, label, prediction) | {"gradient": row}
-            for (name, _, label), prediction, row in zip(batch, logits.argmax(1).tolist(), gradient)
+            for (name, _, label), (prediction,), row in zip(batch, classes, gradient)
         ]

@@ -64,10 +64,10 @@ class Square:
             starts.append(self._random_start(image.x.shape, generator))
             size = (self.queries, PLACING_DRAWS[self.norm] + channels)
             draws.append(torch.rand(size, generator=generator))
-        delta = torch.stack(starts).to(state["x"])
+        delta = to_device(torch.stack(starts), state["x"].device)
         if self.norm == "L2":
             delta = normalize(delta, 2)
-        state["draws"] = torch.stack(draws).to(state["x"])
+        state["draws"] = to_device(torch.stack(draws), state["x"].device)
         state["x_adv"] = (state["x"] + per_row(state["eps"]) * delta).clamp_(0, 1)
         state["x_best"] = state["x_adv"].clone()
         state["margin_best"] = torch.full_like(state["eps"], torch.inf)
@@ -94,11 +94,11 @@ class Square:
     def loss(self, state: State, logits: Tensor, rows: Rows) -> Tensor:
         raise NotImplementedError("Square uses no gradients")
 
-    def is_candidate(self, state: State, logits: Tensor) -> Tensor:
-        return logits.argmax(1) != state["y"]
+    def look(self, state: State, logits: Tensor) -> list[Tensor]:
+        return [logits.argmax(1) != state["y"]]
 
     def update(
-        self, state: State, logits: Tensor, grad: Tensor | None, misclassified: Tensor
+        self, state: State, logits: Tensor, grad: Tensor | None, looked: list[Tensor]
     ) -> Tensor:
         """Their Algorithm 1: keep the proposal if its margin is smaller, and draw the next one."""
         value = margin(logits, state["y"])
@@ -166,7 +166,7 @@ def propose_l2(x: Tensor, x_best: Tensor, eps: Tensor, side: int, draw: Tensor) 
     mask[first] = mask[second] = 1.0
     norm_of_image = per_row(lp_norm(delta, ORDER["L2"]))
     norm_of_windows = channel_norm(delta * mask)
-    upright = bump(side, transpose=False).to(x)
+    upright = to_device(bump(side, transpose=False), x.device)
     bumps = torch.where(per_row(draw[:, 4] > 0.5), upright.T, upright)
     sign = (2 * draw[:, 5:] - 1).sign()[:, :, None, None]
     old = delta[first]

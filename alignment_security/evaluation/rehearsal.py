@@ -159,7 +159,7 @@ def by_distance(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> 
     distances: dict[str, float] = {}
     for first in range(0, len(items), evaluation.batch_size):
         batch = list(items[first : first + evaluation.batch_size])
-        x, logits = clean_pass(forward, batch, model.n_outputs)
+        x, logits, _ = clean_pass(forward, batch, model.n_outputs)
         y = torch.tensor([label for _, _, label in batch], device=x.device)
         found = margin(logits, y)
         if backward:

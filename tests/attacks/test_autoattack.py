@@ -67,8 +67,8 @@ def our_iterates(net, attack, image, steps):
     for _ in range(steps):
         seen.append(state["x_adv"].clone())
         logits, grad = forward.gradient(state["x_adv"], lambda z, rows: attack.loss(state, z, rows))
-        fooled, wrong = bool(attack.is_candidate(state, logits)), logits.argmax(1) != state["y"]
-        if fooled or bool(attack.update(state, logits, grad, wrong)):
+        fooled, *looked = attack.look(state, logits)
+        if bool(fooled) or bool(attack.update(state, logits, grad, looked)):
             break
     return seen
 
