@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,6 @@ from alignment_security.analysis.examples import check_images
 from alignment_security.analysis.results import NothingToDraw, Results, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
-from alignment_security.common.folders import visible
 from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import setting
 from alignment_security.plots import (
@@ -51,8 +52,15 @@ from alignment_security.plots import (
 )
 from alignment_security.plots.latex import latex
 from alignment_security.plots.report import write_report
-from alignment_security.plots.style import STYLE, Drawing, Figure, plt, titles_into_caption
-from alignment_security.records.summary import SUMMARY_NAME
+from alignment_security.plots.style import (
+    STYLE,
+    Drawing,
+    Figure,
+    check_windows,
+    plt,
+    titles_into_caption,
+)
+from alignment_security.records.summary import JOINED_NAME, SUMMARY_NAME
 
 # section of the report -> modules whose FIGURES are drawn in it
 SECTIONS: dict[str, list] = {
@@ -123,6 +131,8 @@ def draw(args: argparse.Namespace) -> int:
     A figure without data is named with the command that makes them. The status is 2 if that is true
     of all.
     """
+    if args.show_plots:
+        check_windows()
     if not Path(args.results_dir).is_dir() and not args.published:
         raise UserError(
             f"--results_dir {args.results_dir}: no such folder; {SAMPLE} has the committed records"
@@ -137,7 +147,7 @@ def draw(args: argparse.Namespace) -> int:
     missing: dict[str, list[str]] = {}  # command that makes the data -> figures
     for name in FIGURES if "all" in args.plots else dict.fromkeys(args.plots):
         function, command = FIGURES[name]
-        command = command.replace("{}", str(args.results_dir))
+        command = command_of(command, args.results_dir, results)
         drawn = False
         try:
             for drawing in function(results):
@@ -147,13 +157,13 @@ def draw(args: argparse.Namespace) -> int:
             command = f"{reason}; {command}"
         if not drawn:
             missing.setdefault(command, []).append(name)
-    if "all" in args.plots and not (files or results.runs or visible(results.folder)):
-        command = (
-            f"{args.results_dir} has no records; `python evaluate_robustness.py --model_name NAME "
-            f"--results_dir {args.results_dir} clean` makes the first; {SAMPLE} has the committed "
-            "ones"
+    if "all" in args.plots and not files and is_empty(results):
+        raise UserError(
+            f"{args.results_dir} has no records, so there is nothing to draw, and nothing to "
+            "report; `python evaluate_robustness.py --model_name NAME --results_dir "
+            f"{args.results_dir} clean` makes the first, --published DIR names published numbers, "
+            f"and --results_dir {SAMPLE} draws the committed records"
         )
-        missing = {command: ["all"]}
     if "all" in args.plots and files and missing:
         names = [name for figures in missing.values() for name in figures]
         command = f"`--plots {names[0]}` says what that one needs"
@@ -165,6 +175,24 @@ def draw(args: argparse.Namespace) -> int:
     if args.show_plots:
         plt.show()
     return 0 if files or args.report else 2
+
+
+def is_empty(results: Results) -> bool:
+    """Whether a results folder has nothing that figures read. It may hold other folders."""
+    read = ("records", "training", "benchmark_scores", SUMMARY_NAME, JOINED_NAME)
+    return not any((results.folder / name).exists() for name in read)
+
+
+def command_of(text: str, results_dir: str, results: Results) -> str:
+    """The command that makes what a figure lacks, for the image set that the records are of.
+
+    text   as in FIGURES: `{}` is --results_dir. An evaluation without --dataset is of `sample`
+    """
+    sets = Counter(run["image_set"] for run in results.runs)
+    image_set = next((name for name, _ in sets.most_common()), "sample")
+    option = f" --dataset {image_set} --data_dir DIR" if image_set != "sample" else ""
+    evaluation = r"(evaluate_robustness\.py(?:(?!--dataset)[^`])*?--results_dir \{\})(?! --dataset)"
+    return re.sub(evaluation, rf"\1{option}", text).replace("{}", str(results_dir))
 
 
 def left_out(results: Results, results_dir: str) -> Iterator[str]:

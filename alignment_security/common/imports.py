@@ -11,6 +11,7 @@ from alignment_security.common.exit_status import FAILED, INTERRUPTED, WRONG_REQ
 
 ROOT = Path(__file__).resolve().parents[2]
 INSTALL = "pip install -r requirements.txt"
+VENV, FIGURES_VENV = ".venv", ".venv-figures"  # that make builds; the second draws, without torch
 # how the dynamic linker and the C library say that memory is short
 MEMORY_TEXTS = ("failed to map segment", "cannot allocate memory", "can't start new thread")
 
@@ -68,7 +69,7 @@ def describe_failed_import(package: str, error: BaseException) -> tuple[int, str
     if package in sys.stdlib_module_names:
         advice = f"this is Python {version}, and 3.11 or 3.12 is needed"
     elif isinstance(error, ModuleNotFoundError):
-        advice = f"activate the environment that has it (. .venv/bin/activate), or {INSTALL}"
+        advice = where_packages_are(Path(getattr(sys.modules["__main__"], "__file__", "")).stem)
     elif "cannot open shared object file" in reason:
         advice = f"install this library, or anew what it belongs to: {INSTALL}"
     elif isinstance(error, ValueError):
@@ -76,3 +77,19 @@ def describe_failed_import(package: str, error: BaseException) -> tuple[int, str
     else:
         advice = f"packages of other versions than in requirements.txt? {INSTALL}"
     return WRONG_REQUEST, f"error: {package} cannot be imported ({reason}); {advice}"
+
+
+def where_packages_are(script: str) -> str:
+    """What to do where a package is missing: activate an environment that is there, or install.
+
+    script   that is running: plotting needs less than the others
+    """
+    draws = script == "plotting"
+    venvs = [ROOT / name for name in (VENV, FIGURES_VENV)[: 1 + draws]]
+    install = "pip install -r requirements-figures.txt" if draws else INSTALL
+    if Path(sys.prefix) in venvs:
+        return install
+    if built := [venv.name for venv in venvs if venv.is_dir()]:
+        return f"activate the environment that has it (. {built[0]}/bin/activate), or {install}"
+    target = "figures" if draws else "demo"
+    return f"`make {target}` builds the environment that has it, or {install}"

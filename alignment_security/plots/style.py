@@ -12,11 +12,13 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignment_security.common.eps import format_eps
+from alignment_security.common.files import UserError
 from alignment_security.models.families import FAMILIES, OTHER, family
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.4, 7.0  # inches: one column of a two-column paper, and both
@@ -170,6 +172,17 @@ def width_beside(names: Iterable[str]) -> float:
     """Width of a figure with a name beside each row: a column, or a page for long names."""
     longest = LETTER_WIDTH * max(map(len, names))
     return COLUMN_WIDTH if longest <= LONGEST_SHARE * COLUMN_WIDTH else PAGE_WIDTH
+
+
+def check_windows() -> None:
+    """Raise UserError where matplotlib can open no window. It draws in memory then, silently."""
+    backend = plt.get_backend()
+    if backend.lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+        raise UserError(
+            f"--show_plots: matplotlib can open no window here (its backend is {backend}: no "
+            "display, or neither Tk nor Qt for this Python); without it, figures are written to "
+            "--figures_dir"
+        )
 
 
 def titles_into_caption(figure: Figure) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ SCRIPTS = ("evaluate_robustness", "training", "plotting", "utilities", "dataload
 BROKEN = {
     "raise ModuleNotFoundError(\"No module named 'torchvision'\", name='torchvision')": (
         WRONG_REQUEST,
-        "torchvision cannot be imported (No module named 'torchvision'); activate the environment",
+        "torchvision cannot be imported (No module named 'torchvision'); ",
     ),
     "raise OSError('libcudnn.so.9: cannot open shared object file: No such file or directory')": (
         WRONG_REQUEST,
@@ -76,6 +77,29 @@ def test_nothing_is_imported_before_failed_imports_are_reported(script):
     }
     packages = {name.partition(".")[0] for name in names}
     assert packages - sys.stdlib_module_names == {"alignment_security"}
+
+
+@pytest.mark.parametrize(
+    "script, built, running, says",
+    [
+        ("plotting", [".venv-figures"], "", r"\(. .venv-figures/bin/activate\), or pip install -r "
+         "requirements-figures.txt"),
+        ("plotting", [".venv", ".venv-figures"], "", r"\(. .venv/bin/activate\)"),
+        ("plotting", [".venv-figures"], ".venv-figures", "^pip install -r requirements-figures"),
+        ("plotting", [], "", "`make figures` builds"),
+        ("utilities", [], "", "`make demo` builds .* or pip install -r requirements.txt"),
+        ("evaluate_robustness", [".venv-figures"], ".venv-figures", "`make demo` builds"),
+        ("evaluate_robustness", [".venv", ".venv-figures"], ".venv-figures", r"\(. .venv/bin/activate\)"),
+    ],
+)  # fmt: skip
+def test_the_environment_that_has_a_package_is_named(
+    tmp_path, monkeypatch, script, built, running, says
+):
+    for name in built:
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(imports, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / running) if running else "/usr")
+    assert re.search(says, imports.where_packages_are(script))
 
 
 def test_another_python_is_named(capsys):

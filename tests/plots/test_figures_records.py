@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from norm_tables import make_norms
 
 import plotting
 from alignment_security.analysis.results import NothingToDraw, load_results, read_summary
@@ -408,11 +409,24 @@ def test_models_of_a_family_share_a_colour_and_nothing_else():
 
 
 def test_a_folder_that_is_not_there_and_one_without_records_are_one_line(tmp_path, capsys):
-    """Not a line for each figure that lacks them."""
-    for folder, words in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "has no records")):
-        assert plotting.main(["--results_dir", str(folder)]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and words in error and "results/sample" in error
+    """Not a line for each figure that lacks them; as `results` of a fresh clone, and with --report.
+
+    What figures do not read counts as nothing."""
+    clone = tmp_path / "clone"
+    (clone / "sample" / "records").mkdir(parents=True)
+    (clone / "README.md").touch()
+    (tmp_path / "empty").mkdir()
+    for folder, words in (
+        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path / "empty", "has no records"),
+        (clone, "has no records"),
+    ):
+        for more in ([], ["--report"]):
+            arguments = ["--results_dir", str(folder), "--figures_dir", str(tmp_path / "figures")]
+            assert plotting.main([*arguments, "--published", "", *more]) == 2
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and words in error and "results/sample" in error
+    assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize(
@@ -423,7 +437,7 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
     assert draw(tmp_path, tmp_path / "figures") == 2
     error = capsys.readouterr().err
     assert (
-        len(re.findall("nothing to draw for (all|accuracy_vs_eps):", error)) == 1
+        len(re.findall("nothing to draw( for accuracy_vs_eps:|, and nothing)", error)) == 1
         and "python evaluate_robustness.py --model_name" in error
     )
     assert not (tmp_path / "figures").exists()
@@ -432,6 +446,36 @@ def test_no_results_yet_is_one_line_with_the_command(tmp_path, capsys, prepare):
 def test_the_command_that_errors_propose_is_one_that_parses():
     args = parse_args(EVALUATE.format("here").split()[2:], "")
     assert (args.results_dir, args.threat, args.eps) == ("here", "Linf", [1 / 255])
+
+
+@pytest.mark.parametrize("image_set", ["sample", "photos"])
+def test_a_hint_names_the_image_set_of_the_records(tmp_path, capsys, image_set):
+    """Of every figure that an evaluation makes; other commands keep their options."""
+    make_norms(tmp_path, "resnet18", [0.1, 0.2], image_set=image_set)
+    (tmp_path / "figures").mkdir()
+    assert draw(tmp_path, tmp_path / "figures", "--plots", *plotting.FIGURES) == 0
+    commands = re.findall(r"`(python [^`]*)`", capsys.readouterr().err)
+    evaluations = [one for one in commands if "evaluate_robustness" in one]
+    named = f"--results_dir {tmp_path} --dataset photos --data_dir DIR"
+    assert len(evaluations) > 5 and len(commands) > len(evaluations)
+    for one in commands:
+        ours = one in evaluations and "imagenet-c" not in one and image_set == "photos"
+        assert (named in one) == ours and one.count("--dataset") <= 1
+
+
+@pytest.mark.parametrize("more", [["--no_save"], []])
+def test_windows_that_cannot_be_opened_are_one_line(tmp_path, capsys, monkeypatch, more):
+    make_norms(tmp_path, "resnet18", [0.1, 0.2])
+    monkeypatch.setattr(plt, "get_backend", lambda: "Agg")
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "cost", "--show_plots", *more) == 2
+    captured = capsys.readouterr()
+    assert "--show_plots: matplotlib can open no window here (its backend is Agg" in captured.err
+    assert captured.err.count("\n") == 1 and not captured.out
+    monkeypatch.setattr(plt, "get_backend", lambda: "TkAgg")
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()))
+    assert draw(tmp_path, tmp_path / "figures", "--plots", "cost", "--show_plots", *more) == 0
+    assert len(shown) == 1 and shown[0]
 
 
 def test_a_figure_without_data_says_so_and_the_others_are_drawn(tmp_path, capsys):
