@@ -89,7 +89,7 @@ def test_nothing_is_imported_before_failed_imports_are_reported(script):
         ("plotting", [], "", "`make figures` builds"),
         ("utilities", [], "", "`make demo` builds .* or pip install -r requirements.txt"),
         ("evaluate_robustness", [".venv-figures"], ".venv-figures", "`make demo` builds"),
-        ("evaluate_robustness", [".venv", ".venv-figures"], ".venv-figures", r"\(. .venv/bin/activate\)"),
+        ("training", [".venv", ".venv-figures"], ".venv-figures", r"\(. .venv/bin/activate\)"),
     ],
 )  # fmt: skip
 def test_the_environment_that_has_a_package_is_named(

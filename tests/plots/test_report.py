@@ -116,6 +116,7 @@ def test_the_report_has_published_models_and_tables(page):
 
 
 def test_a_report_of_nothing_says_what_to_do(tmp_path, capsys):
+    (tmp_path / "records").mkdir()  # evaluations have begun
     assert make_report(tmp_path, tmp_path / "figures") == 2
     error = capsys.readouterr().err
     assert (
