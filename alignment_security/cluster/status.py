@@ -215,11 +215,12 @@ def _sums_text(table: pd.DataFrame) -> str:
     counts = table["state"].value_counts()
     states = ", ".join(f"{counts[state]} {state}" for state in STATES if state in counts)
     expected = expected_hours(table)
-    expected_text = "not known yet" if expected is None else hours_text(expected)
+    coming = "the rest is not known yet"
+    if expected is not None:
+        coming = f"{hours_text(expected)} still expected"
     return (
         f"{len(table)} models: {states}\n"
-        f"GPU hours (h:mm): {hours_text(table['used'].sum())} used, {expected_text} still "
-        "expected\n"
+        f"GPU hours (h:mm): {hours_text(table['used'].sum())} used, {coming}\n"
     )
 
 

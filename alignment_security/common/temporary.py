@@ -33,7 +33,8 @@ def temporary_beside(path: Path) -> Iterator[Path]:
             error.filename = str(path / Path(error.filename).relative_to(temporary))
         raise
     finally:
-        _remove(temporary)
+        with suppress(OSError):  # on a read-only file system, of what was never written either
+            _remove(temporary)
 
 
 def remove_leftovers(path: Path) -> None:

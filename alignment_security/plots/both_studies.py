@@ -182,12 +182,13 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
 
 def rho_sentences(pair: RobustPair) -> Iterator[str]:
     """Spearman of robust accuracy with tolerance at each eps that has enough models."""
+    radii = pair.models["eps"].unique()
     for eps, part in pair.models.groupby("eps"):
         found = correlation(part, "pt", "robust_acc")
         if np.isfinite(found["rho"]):
             yield (
-                f"{pair.accuracy} against {pair.norms.source}, eps {format_eps(eps, pair.norm)}: "
-                f"{rho_text(found)}."
+                f"{pair.accuracy} against {pair.norms.source}, "
+                f"eps {format_eps(eps, pair.norm, radii)}: {rho_text(found)}."
             )
 
 

@@ -1332,6 +1332,9 @@ def test_what_was_done_without_a_job_says_nothing_about_hours(states, used, expe
     left = [0.0 if state == "done" else math.nan for state in states]
     table = pd.DataFrame({"state": states, "used": used, "left": left})
     assert expected_hours(table) == expected
+    says = "the rest is not known yet" if expected is None else f"{expected}:00 still expected"
+    counted = table.assign(model="a", done=0, total=0, per_hour=0, note="", evictions=0)
+    assert says in status_text(counted)
 
 
 def test_a_note_of_a_hold_keeps_the_name_of_the_file():

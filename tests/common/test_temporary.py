@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -90,6 +92,19 @@ def test_an_error_names_the_file_that_was_to_be_written(tmp_path):
     with pytest.raises(FileNotFoundError) as error, temporary_beside(path):
         (tmp_path / "read.csv").read_text()
     assert error.value.filename == str(tmp_path / "read.csv")
+
+
+def test_a_temporary_file_that_cannot_be_removed_hides_no_error(tmp_path, monkeypatch):
+    """A read-only file system refuses to remove what is not there."""
+
+    def refuse(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    path = tmp_path / "table.csv"
+    with pytest.raises(OSError, match="in the body") as error, temporary_beside(path) as temporary:
+        raise OSError(errno.EROFS, "in the body", str(temporary))
+    assert error.value.filename == str(path)
 
 
 def test_the_temporary_file_goes_when_the_body_fails(tmp_path):
