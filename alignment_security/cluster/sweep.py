@@ -254,8 +254,6 @@ def make_sweep(
     if study and not only:
         only = staged_names(staged, study.models)
     models = chosen_models(table, list(only))
-    for note in same_networks_staged(table[table["name"].isin(models["name"])]):
-        print_line(f"note: {note}", sys.stderr)
     check_arguments(arguments, study)
     if study:
         arguments = ["--study", study_file(study), *arguments]
@@ -266,6 +264,8 @@ def make_sweep(
     settings = parsed_settings(settings)
     if out.exists() and visible(out):
         raise SweepError(f"{out}: is not empty; give --out a new folder")
+    for note in same_networks_staged(table[table["name"].isin(models["name"])]):
+        print_line(f"note: {note}", sys.stderr)
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(out) as unfinished:
