@@ -3,7 +3,7 @@
 Records of one model, threat and image set whose settings differ share no row. The first is called
 after the model, each other one also after the settings in which it differs from the first:
 
-    <model>.csv   <model>+steps-100.csv   <model>+head-animate+seed-1.csv
+    <model>.csv   <model>+steps-100.csv   <model>+attacks-apgd-ce-apgd-t+seed-1.csv
 
 Its run file keeps these settings as `beside`. Other weights are another model, with a name of its
 own. What a record holds of its images (list, slice, eps) gives no other record: it grows
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
+from typing import Any
 
 from alignment_security.common.files import safe_file_name
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.locked_run import json_round_trip
+from alignment_security.records.abandoned import is_abandoned
 from alignment_security.records.names import name_with_weights, record_stem, run_files_of_name
 from alignment_security.records.record import readable_run_files, without_later_settings
 
@@ -34,22 +36,30 @@ def settings_beside(folder: Path, model: str, settings: dict, apart: set[str]) -
     settings   {"model": {...}, "run": {...}} of the request
     apart      names of the settings of the run in which records stand apart: those of the threat,
                the head and the precision, not those of images and human maps
-    A run file that cannot be read is of the request that its name fits.
+    A run file that cannot be read is of the request that its name fits. A run that ended before its
+    first row keeps no other request from its name.
     """
     settings = json_round_trip(settings)
-    runs = {path.stem: run for path, run in readable_run_files(run_files_of_name(folder, model))}
-    for run in runs.values():
+    found = list(readable_run_files(run_files_of_name(folder, model)))
+    for _, run in found:
         if not differing(run["settings"], settings, apart):
             return run.get("beside", {})
+    runs = {path.stem: run for path, run in found if not is_abandoned(path, run)}
     first = runs.get(record_stem(model))
     if first is None:
         return {}
     beside = differing(first["settings"], settings, apart)
     named = {name: value for name, value in beside.items() if name not in DERIVED} or beside
+    named = {name: in_a_name(value) for name, value in named.items()}
     number = 2
     while record_stem(model, named) in runs:
         named, number = named | {"record": number}, number + 1
     return named
+
+
+def in_a_name(value: Any) -> Any:
+    """A setting as it stands in a record's name: `apgd-ce-apgd-t` of a list."""
+    return "-".join(map(str, value)) if isinstance(value, list) else value
 
 
 def differing(old: dict, new: dict, apart: set[str]) -> dict:
@@ -74,9 +84,9 @@ def name_of_weights(results_dir: str | Path, model: str, sha256: str | None) -> 
     stem = glob.escape(safe_file_name(model))
     paths = glob_visible(Path(results_dir) / "records", f"*/*/{stem}.json")
     others = False
-    for _, run in readable_run_files(paths):
+    for path, run in readable_run_files(paths):
         found = run["settings"]["model"].get("weights_sha256")
         if found == sha256:
             return model
-        others = others or found is not None
+        others = others or (found is not None and not is_abandoned(path, run))
     return name_with_weights(model, sha256) if others else model

@@ -23,6 +23,7 @@ import pandas as pd
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.locked_run import LockedRun, json_round_trip
 from alignment_security.common.schema import FOLDER_NAME
+from alignment_security.records.abandoned import ended_without_rows
 from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.names import record_stem
 from alignment_security.records.record import (
@@ -108,17 +109,24 @@ class Run(LockedRun):
         )
 
     def _resume_or_begin(self, names: dict) -> dict:
-        """Content of the run file: the existing one, if its settings are equal, or a new one."""
+        """Content of the run file: the existing one, if its settings are equal, or a new one.
+
+        A new one too in the place of a run of other settings that ended before its first row.
+        """
+        begun = self.settings
         if self.json.exists() and not self.replaces_old:
             info = read_run_file(self.json)
             self.settings = as_begun(info["settings"], self.settings)
             difference = first_difference(info["settings"], self.settings)
-            if difference and not self._grow(info):
+            if not difference or self._grow(info):
+                return info
+            if not ended_without_rows(self.json, info):
                 raise UserError(
                     f"{self.json}: {why_not_shared(info, self.settings, difference)}, keep both "
                     "with another --results_dir, or start anew with --overwrite"
                 )
-            return info
+            self.csv.unlink(missing_ok=True)  # its columns may be others
+            self.settings = begun
         if self.csv.exists() and not self.replaces_old:
             raise UserError(
                 f"{self.csv}: a record without its run file; remove it or pass --overwrite"

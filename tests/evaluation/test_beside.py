@@ -15,8 +15,11 @@ import plotting
 import utilities
 from alignment_security.analysis.feng2025 import norm_tables
 from alignment_security.analysis.results import load_results, stale_records
+from alignment_security.common.files import UserError
+from alignment_security.evaluation.run import raise_stopped
 from alignment_security.records.audit import audit
-from alignment_security.records.beside import settings_beside
+from alignment_security.records.beside import name_of_weights, settings_beside
+from alignment_security.records.names import record_stem
 from alignment_security.records.summary import SUMMARY_NAME, merge_records
 
 CROSSING = ["-s", "3", "L2", "--protocol", "crossing", "--steps", "4"]
@@ -45,7 +48,7 @@ def run_file(folder: Path, stem: str) -> dict:
         (
             LINF,
             [*LINF, "--attacks", "apgd-ce", "square", "--queries", "5"],
-            r"attacks-.*\+queries-5",
+            r"attacks-apgd-ce-apgd-ce-square\+queries-5",
         ),
         (["-s", "3", "clean"], ["-s", "3", "clean", "--precision", "bf16"], "precision-bf16"),
     ],
@@ -109,6 +112,69 @@ def test_a_record_beside_goes_on_and_grows(cli, tiny, tmp_path):
     assert info["images"] == 6 and info["grown"][0]["images"] == 4
     assert run_file(tmp_path, tiny.name)["images"] == 3
     assert len(merge_records(tmp_path, log=print)) == 2  # each with images of its own
+
+
+def test_a_run_that_ended_without_a_row_gives_its_name_away(cli, tiny, tmp_path, monkeypatch):
+    """To other settings and other images; the same request goes on."""
+    arguments = tiny.arguments(tmp_path)
+
+    def stopped(*request) -> int:
+        with monkeypatch.context() as patch:
+            patch.setattr("alignment_security.evaluation.run.check_before_attack", raise_stopped)
+            return cli(*arguments, *request)[0]
+
+    assert stopped(*LINF) == stopped(*LINF) == 85
+    assert len(run_file(tmp_path, tiny.name)["sessions"]) == 2
+    assert cli(*arguments, *LINF, "--steps", "5", "-s", "2")[0] == 0
+    info = run_file(tmp_path, tiny.name)
+    assert info["settings"]["run"]["steps"] == 5 and len(info["sessions"]) == 1
+    assert stopped(*LINF, "--steps", "6") == 85
+    assert cli(*arguments, *LINF, "--steps", "6", "-s", "1")[0] == 0  # beside, of other images
+    assert set(contents(tmp_path)) == {
+        f"{tiny.name}{suffix}.{ending}" for suffix in ("", "+steps-6") for ending in ("csv", "json")
+    }
+
+
+def test_an_empty_record_that_a_process_is_at_keeps_its_name(tiny_record, open_run, tmp_path):
+    """Or one that another machine may be at, whose lock this one does not see."""
+    apart = {"steps"}
+    with open_run(model="net") as run:
+        request = {"model": {}, "run": run.settings["run"] | {"steps": 20}}
+        assert settings_beside(run.csv.parent, "net", request, apart) == {"steps": 20}
+    assert settings_beside(run.csv.parent, "net", request, apart) == {}
+    info = json.loads(run.json.read_text())
+    info["sessions"][-1]["host"] = "elsewhere"
+    run.json.write_text(json.dumps(info))
+    assert settings_beside(run.csv.parent, "net", request, apart) == {"steps": 20}
+    with pytest.raises(UserError, match="unfinished|begun"):
+        open_run(model="net", steps=20)
+    run.json.write_text(json.dumps(info | {"status": "checkpointed"}))
+    assert settings_beside(run.csv.parent, "net", request, apart) == {}
+    with open_run(model="net", steps=20) as run:
+        assert run.info["settings"]["run"]["steps"] == 20 and len(run.info["sessions"]) == 1
+
+
+def test_weights_that_no_row_is_of_leave_their_name_to_others(tiny_record, tmp_path):
+    row = {"image_id": "a", "label": 0, "clean_pred": 0}
+    tiny_record([], done=False, weights="first")
+    assert name_of_weights(tmp_path, "net", "second") == "net"
+    tiny_record([row], done=False, weights="first")
+    assert name_of_weights(tmp_path, "net", "second") == "net.weights_second"
+    assert name_of_weights(tmp_path, "net", "first") == "net"
+
+
+def test_a_record_of_an_earlier_name_is_found(tiny_record, tmp_path):
+    """Whose list of attacks stands in its name with its brackets and a hash."""
+    row = {"image_id": "a", "label": 0, "clean_pred": 0}
+    tiny_record([row], done=False, attacks=["square"])
+    beside = {"attacks": ["apgd-ce", "apgd-t"]}
+    old = tiny_record([row], done=False, beside=beside, **beside)
+    assert old.csv.name == "net+attacks---apgd-ce--apgd-t---8448b402.csv"
+    request = {"model": {}, "run": old.settings["run"]}
+    assert settings_beside(old.csv.parent, "net", request, {"attacks"}) == beside
+    request["run"] = request["run"] | {"attacks": ["apgd-ce", "square"]}
+    new = settings_beside(old.csv.parent, "net", request, {"attacks"})
+    assert record_stem("net", new) == "net+attacks-apgd-ce-square"
 
 
 def test_the_same_weights_from_another_place_go_on(cli, tiny, tmp_path):
@@ -241,7 +307,7 @@ def test_the_page_and_trace_name_the_right_record(crowded, capsys):
     ],
 )
 def test_settings_of_the_images_give_no_record_beside(tiny_record, tmp_path, old, new, beside):
-    run = tiny_record([], done=False, **old)
+    run = tiny_record([{"image_id": "a", "label": 0, "clean_pred": 0}], done=False, **old)
     settings = {"model": {}, "run": run.settings["run"] | new}
     if beside == {"step_unit": None}:
         del settings["run"]["step_unit"]
