@@ -219,11 +219,12 @@ def run_columns(run: dict) -> dict[str, str]:
     }
 
 
-def describe_runs(group: list[dict], runs: list[dict]) -> str:
+def describe_runs(group: list[dict], runs: list[dict], undrawn: str = "") -> str:
     """A line for a caption on runs of one image set and threat that are drawn.
 
-    group   the runs drawn
-    runs    all runs, for the models of this image set that are missing, and why
+    group     the runs drawn
+    runs      all runs, for the models of this image set that are missing, and why
+    undrawn   why finished runs of the same settings are not drawn, where some are not
     Returns n, protocol, head, budget and dates of the group, and the missing models.
     """
     image_set, threat = run_folder(group[0])
@@ -239,7 +240,7 @@ def describe_runs(group: list[dict], runs: list[dict]) -> str:
     facts.append(either("budget", [run_budget(run) for run in group]))
     return (
         f"{image_set}, {threat}: {', '.join(facts)}, evaluated {evaluation_dates(group)}. "
-        f"{missing_models(group, runs)}"
+        f"{missing_models(group, runs, undrawn)}"
     )
 
 
@@ -270,11 +271,12 @@ def evaluation_dates(runs: list[dict]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def missing_models(group: list[dict], runs: list[dict]) -> str:
+def missing_models(group: list[dict], runs: list[dict], undrawn: str = "") -> str:
     """The models without a finished record of a panel's settings, and unfinished other records.
 
-    group   the runs of the panel
-    runs    all runs; the models are those of its image set
+    group     the runs of the panel
+    runs      all runs; the models are those of its image set
+    undrawn   why finished runs of these settings are not in the group; "": they are
     An unfinished record is named where it lacks: in the panel of its settings, or, where no
     finished record has these, in every panel of its threat.
     """
@@ -286,7 +288,9 @@ def missing_models(group: list[dict], runs: list[dict]) -> str:
     status = {run["model"]: "not evaluated" for run in of_set}
     status |= {run["model"]: "other settings only" for run in of_threat}
     status |= {run["model"]: run["status"] for run in with_settings}
-    status |= {run["model"]: "done" for run in with_settings if run["status"] == "done"}
+    done = [run for run in with_settings if run["status"] == "done"]
+    drawn = {run["model"] for run in (group if undrawn else done)}
+    status |= {run["model"]: "done" if run["model"] in drawn else undrawn for run in done}
     models: dict[str, list[str]] = {}
     for model, why in status.items():
         if why != "done":

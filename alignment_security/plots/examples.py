@@ -67,13 +67,7 @@ def describe_examples(runs: list[dict], columns: list[list[dict]], results: Resu
     """Facts on the runs that are drawn, and the models that are not."""
     models = {cell["model"] for cell in columns[0]}
     shown = [run for run in runs if run["model"] in models]
-    text = describe_runs(shown, results.runs)
-    left_out = [run["model"] for run in runs if run["model"] not in models]
-    if left_out:
-        text += (
-            f"\nNot drawn, for lack of room or of examples (see --models): {', '.join(left_out)}."
-        )
-    return text
+    return describe_runs(shown, results.runs, "no room, or no example kept; see --models")
 
 
 def photograph(column: list[dict]) -> Picture:
@@ -118,11 +112,11 @@ def fooled_pictures(results: Results) -> Iterator[Drawing]:
         cells = [cell for column in columns for cell in column if cell["model"] == model]
         fooled = [cell for cell in cells if "delta" in cell]
         rows = [[seen_right(cell), difference_alone(cell), fooling(cell)] for cell in fooled]
-        shown = [run for run in runs if run["model"] == model]
         caption = (
             f"What fools {model}: photograph with its class, what was added (amplified by the "
             "factor given; grey: nothing), and their sum, drawn in 8 bits, with the class that the "
-            f"model takes it for before it is rounded.\n{describe_runs(shown, results.runs)}"
+            "model takes it for before it is rounded.\n"
+            f"{describe_examples(runs, [cells[:1]], results)}"
         )
         yield (
             figure_name("fooled_pictures", runs, results),

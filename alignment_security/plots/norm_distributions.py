@@ -59,7 +59,9 @@ def norm_distributions(results: Results) -> Iterator[Drawing]:
             + (f" The {hidden} smallest medians are in the table only." if hidden > 0 else "")
         )
         figure = draw_boxes(table[:MAX_BOXES], run_norm(run), heading)
-        yield name, figure, table, f"{caption}\n{describe_runs(group, results.runs)}"
+        boxed = [run for run in group if run["model"] in set(table["model"])]
+        facts = describe_runs(boxed, results.runs, "no image is classified correctly")
+        yield name, figure, table, f"{caption}\n{facts}"
 
 
 def norm_quantiles(group: list[dict]) -> pd.DataFrame:

@@ -112,7 +112,10 @@ def test_figures_8_and_9_overlay_six_nets_of_every_group(study):
     assert len(models) == 6 and HARMONIZED | {"resnet50_l2_eps3"} < set(models)
     assert models[-2:] == sorted(HARMONIZED) and table["image_id"].nunique() == 4
     assert sum(bool(ax.images) for ax in figure.axes) == 4 * 7
-    assert "Not drawn" in caption and figure.get_figwidth() == 7
+    assert (
+        "Missing (no room, or no example kept; see --models): " in caption
+        and figure.get_figwidth() == 7
+    )
     linf = next(overlays(load_results(study, ["vgg16.tv_in1k"], threats=["Linf-crossing"])))
     l2 = next(overlays(load_results(study, ["vgg16.tv_in1k"], threats=["L2-crossing"])))
     tolerance = [re.search(r"PT\D*(?:1/255\) )?([\d.]+) ±", one[1].texts[1].get_text())

@@ -20,10 +20,16 @@ from alignment_security.analysis.feng2025 import (
     tables_with,
 )
 from alignment_security.analysis.results import load_results
-from alignment_security.plots.examples import human_alignment_examples, model_facts
+from alignment_security.plots.examples import (
+    fooled_pictures,
+    human_alignment_examples,
+    model_facts,
+)
 from alignment_security.plots.feng2025 import human_alignment, perturbation_tolerance, tradeoff
 from alignment_security.plots.feng2025_pictures import overlays
 from alignment_security.plots.feng2025_tables import paper_drawings
+from alignment_security.plots.norm_distributions import norm_distributions
+from alignment_security.plots.norms import accuracy_vs_norm
 from alignment_security.plots.slide import slide
 from alignment_security.records.ceiling import MAP_BLUR
 from alignment_security.records.record import read_record
@@ -171,6 +177,24 @@ def test_a_record_that_is_not_comparable_is_no_missing_models_panel(tmp_path):
     merge_records(tmp_path, log=lambda text: None)
     caption = caption_of(perturbation_tolerance, load_results(tmp_path))
     assert "Missing (other settings only): short." in caption and "No model" not in caption
+
+
+def test_models_that_pictures_leave_out_are_missing(tmp_path):
+    """One of a column; one without an example; one whose norms have no distribution."""
+    make_study(tmp_path, NETS, images=2)
+    make_study(tmp_path, {"resnet18.tv_in1k": (None, None, 0.3, 0.3)}, images=2, examples=())
+    reason = "Missing (no room, or no example kept; see --models)"
+    for function, names in (
+        (overlays, "resnet18.tv_in1k"),
+        (fooled_pictures, "resnet18.tv_in1k, vgg16.tv_in1k"),
+    ):
+        caption = caption_of(function, load_results(tmp_path))
+        assert f"{reason}: {names}." in caption and "No model" not in caption
+    change_record(tmp_path, "resnet18.tv_in1k", all_wrong)
+    caption = caption_of(norm_distributions, load_results(tmp_path))
+    assert "Missing (no image is classified correctly): resnet18.tv_in1k." in caption
+    caption = caption_of(accuracy_vs_norm, load_results(tmp_path))
+    assert "No model is missing." in caption  # on the axis
 
 
 # ---- maps whose ceiling it is not ----------------------------------------------------------------
