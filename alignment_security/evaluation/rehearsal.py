@@ -125,15 +125,15 @@ def rehearse(evaluation: Evaluation, began: float | None = None) -> Rehearsal:
     chosen = ranked[step // 2 :: step]
     attacked = attack(evaluation, model, [item for item in items if item[0] in chosen])
     return Rehearsal(
-        len(images),
-        [attacked.work[name] for name in chosen if name in attacked.work],
-        attacked.unfinished,
-        attacked.unit,
-        attacked.began - began - decoding,
-        decoding / len(items),
-        evaluation.workers,
-        Forward(model.module, evaluation.batch_size).shapes(items[0][1][None].to(device)),
-        peak_bytes(device),
+        images=len(images),
+        work=[attacked.work[name] for name in chosen if name in attacked.work],
+        unfinished=attacked.unfinished,
+        unit=attacked.unit,
+        start=attacked.began - began - decoding,
+        decode=decoding / len(items),
+        workers=evaluation.workers,
+        shapes=Forward(model.module, evaluation.batch_size).shapes(items[0][1][None].to(device)),
+        peak_bytes=peak_bytes(device),
     )
 
 
