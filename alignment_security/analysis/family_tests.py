@@ -229,14 +229,19 @@ def intraclass_correlations(
         for i in range(len(columns))
         for j in range(i, len(columns))
     }
+    size = [product[k, k] for k in range(len(held))]
+    free = len(outcomes)
     for k in range(len(held)):  # take out one held column after the other
-        log_volume = log_volume + np.log(np.maximum(product[k, k], 1e-300))
+        # a column that those before it explain, such as a constant, has nothing more to take out
+        is_new = product[k, k] > NOTHING * size[k]
+        pivot = np.where(is_new, product[k, k], 1)
+        log_volume, free = log_volume + np.log(pivot), free - is_new
         for i in range(k + 1, len(columns)):
             for j in range(i, len(columns)):
-                taken = product[k, i] * product[k, j] / product[k, k]
+                taken = np.where(is_new, product[k, i] * product[k, j] / pivot, 0)
                 product[i, j] = product[i, j] - taken
     left = np.maximum(product[len(held), len(held)], 1e-300)
-    likelihood = -((len(outcomes) - len(held)) * np.log(left) + log_volume) / 2
+    likelihood = -(free * np.log(left) + log_volume) / 2
     return ICCS[likelihood.argmax(axis=0)]
 
 

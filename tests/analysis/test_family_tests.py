@@ -44,6 +44,16 @@ def with_families(families, icc, rng, count=1) -> np.ndarray:
 # ---- the model -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_constant_that_is_held_constant_changes_nothing(rng):
+    """As clean accuracy where every model classifies every image."""
+    families = uneven_families(80, 9, rng)
+    x, y = rng.normal(size=80), with_families(families, 0.5, rng, 5)
+    alone, given = rank_tests(x, y, families), rank_tests(x, y, families, np.full(80, 0.9))
+    np.testing.assert_array_equal(given.icc, alone.icc)
+    np.testing.assert_allclose(given.p, alone.p, rtol=0.05)
+
+
 @pytest.mark.parametrize("given", [False, True])
 def test_icc_is_that_of_statsmodels_mixed_model(rng, given):
     families = uneven_families(80, 9, rng)
