@@ -17,6 +17,7 @@ REMARKS = re.compile(
         (
             # how a network was loaded and run
             r".*: its weights are the entry ['\"].*",
+            r".*: \d+ tensors are stored in \S+( and \S+)? and run in float32; .*",
             r".*: \S+ returns a network in train mode, put into eval mode",
             r".*: timm calls it \S+ now",
             r"out of device memory: batch size is now \d+",
@@ -29,6 +30,7 @@ REMARKS = re.compile(
             r".*: the human ceiling of these maps is not known; .*",
             # what few steps, which were asked for, can find
             r"crossing with \d+ steps: .*",
+            r"the interval at eps \S+ is \d+ points wide, .*",
             r"ddn with \d+ steps finds no L2 norm below .*",
             r"\d+ of \d+ correctly classified images: the attack found no norm in \d+ steps and .*",
             # a comparison with published accuracies that could not be made

@@ -42,7 +42,8 @@ class FittedNet:
 
     entry           path of names in the file, "" for the whole file
     normalisation   {"mean": ..., "std": ...} of the normaliser beside the network; {} without one
-    notes           which entry was taken and what was left out; [] for a plain state dict
+    notes           which entry was taken, what was left out, and weights of half precision; [] for
+                    a plain state dict
     """
 
     net: nn.Module
@@ -76,7 +77,10 @@ def load_checkpoint(
         candidate.net,
         shown(entry),
         checkpoint_normalisation(tensors, entry, path),
-        [_entry_note(path, entry, left_out)] if entry or left_out else [],
+        [
+            *([_entry_note(path, entry, left_out)] if entry or left_out else []),
+            *_precision_note(path, candidate.state),
+        ],
     )
 
 
@@ -161,6 +165,18 @@ def _entry_note(path: Path, entry: str, left_out: list[str]) -> str:
     if left_out:
         note += f"; {len(left_out)} other tensors are left out ({shown(left_out[0])}, ...)"
     return note
+
+
+def _precision_note(path: Path, state: dict[str, Tensor]) -> list[str]:
+    """A sentence about weights that were stored in fewer bits than the network has."""
+    halves = [x.dtype for x in state.values() if x.is_floating_point() and x.element_size() < 4]
+    if not halves:
+        return []
+    kinds = " and ".join(sorted({str(dtype).removeprefix("torch.") for dtype in halves}))
+    return [
+        f"{path.name}: {len(halves)} tensors are stored in {kinds} and run in float32; the network "
+        "before it was rounded may have other accuracies and norms"
+    ]
 
 
 def _misfit_message(path: Path, candidates: dict[str, Candidate]) -> str:

@@ -25,6 +25,7 @@ from alignment_security.records.summary_rows import summary_frame, summary_rows
 
 SUMMARY_KEY = ["model", "threat", "eps", "image_set", "protocol", "attack"]
 SUMMARY_NAME = "evaluation_results.csv"
+LONGEST_ATTACK = 60  # letters of an attack in a line of the printed table
 JOINED_NAME = "evaluation_results_scores.csv"  # with Brain-Score's scores: `utilities.py join`
 
 
@@ -212,8 +213,21 @@ def summary_table(summary: pd.DataFrame) -> str:
             f"{int(n)} of {of}" if n > 0 else ""
             for n, of in zip(summary["n_without_norm"], summary["clean_correct"])
         ]
-    shown["attack"] = summary["attack"].fillna("")
-    return shown.to_string(index=False)
+    shown["attack"], notes = short_attacks(summary["attack"].fillna(""))
+    return "\n".join([shown.to_string(index=False), *notes])
+
+
+def short_attacks(attacks: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Attacks as they stand in a line of a table, and a line below it for each that is longer."""
+    long = [attack for attack in dict.fromkeys(attacks) if len(attack) > LONGEST_ATTACK]
+    numbers = {attack: f"({number})" for number, attack in enumerate(long, start=1)}
+    short = [
+        f"{attack[: LONGEST_ATTACK - 5].rstrip()}… {numbers[attack]}"
+        if attack in numbers
+        else attack
+        for attack in attacks
+    ]
+    return short, [f"{number} {attack}" for attack, number in numbers.items()]
 
 
 def has_other_counts(summary: pd.DataFrame) -> bool:

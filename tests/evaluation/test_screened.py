@@ -19,6 +19,7 @@ from alignment_security.analysis.results import load_results
 from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.common.files import UserError, sha256_file
+from alignment_security.common.remarks import is_remark
 from alignment_security.evaluation import Screened, Stopped, evaluate, robust_estimates
 from alignment_security.images.image_sets import ImageSet, synsets
 from alignment_security.images.loading import load_image_set
@@ -256,6 +257,18 @@ def rename_a_stage(rows: pd.DataFrame) -> None:
 def test_a_sample_that_the_rows_do_not_imply_is_found(whole, tmp_path, change):
     findings = tampered(whole, tmp_path, change)
     assert any("another image was sampled than the rows imply" in line for line in findings)
+
+
+def test_a_wide_interval_is_told_with_what_makes_it_exact(whole):
+    """As a remark. The images that stand are few here; none is wide where all get the budget."""
+    rows = read_record(csv_of(whole))
+    (note,) = LINF.notes_on(rows)
+    found = robust_estimates(rows)
+    width = (found["robust_high"] - found["robust_low"]).max()
+    assert width > 0.1 and f"is {round(100 * width)} points wide" in note and is_remark(note)
+    assert "--budget standard" in note
+    everything = rows.assign(stage=rows["stage"].where(rows["robust"] == 0, SAMPLE))
+    assert LINF.notes_on(everything) == []
 
 
 # ---- words and figures ---------------------------------------------------------------------------

@@ -186,7 +186,12 @@ def test_weights_of_another_kind_of_number_are_refused(tmp_path, state, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_another_size_are_taken(tmp_path, state, dtype):
     halved = {name: x.to(dtype) if x.is_floating_point() else x for name, x in state.items()}
-    assert load(tmp_path, halved).n_outputs == 1000
+    model = load(tmp_path, halved)
+    assert model.n_outputs == 1000 and all(map(is_remark, model.notes))
+    kind = str(dtype).removeprefix("torch.")
+    assert [f"are stored in {kind} and run" in note for note in model.notes] == (
+        [] if dtype == torch.float64 else [True]
+    )
 
 
 def sparse(x):

@@ -705,3 +705,16 @@ def test_a_file_system_without_modes_is_written_to(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "chmod", refuse)
     write_atomic(tmp_path / "file", "text")
     assert (tmp_path / "file").read_text() == "text" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_long_attack_stands_below_the_printed_table(tmp_path, tiny_record):
+    """A line for each, with a number: two long ones that begin alike stay apart."""
+    longest = "screened: " + ", ".join(f"attack-{i}(100)" for i in range(20))
+    attacks = {"a": longest, "b": "FMN 10 steps", "c": f"{longest}, one more", "d": longest}
+    for model, attack in attacks.items():
+        tiny_record([row("a.jpg", l2=0.5)], model=model, attack=attack)
+    summary = merge_records(tmp_path, log=print)
+    header, *lines = summary_table(summary).splitlines()
+    assert [line[-3:] for line in lines[:4]] == ["(1)", "eps", "(2)", "(1)"], lines
+    assert lines[4:] == [f"(1) {longest}", f"(2) {longest}, one more"]
+    assert max(map(len, [header, *lines[:4]])) < 160

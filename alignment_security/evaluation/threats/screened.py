@@ -13,6 +13,7 @@ from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.screen import SCREEN, run_screen, screening_walk
+from alignment_security.common.eps import format_eps
 from alignment_security.common.verdicts import STANDARD_NAME
 from alignment_security.evaluation.threats.autoattack import AutoAttack
 from alignment_security.evaluation.threats.threat import (
@@ -31,7 +32,10 @@ from alignment_security.records.screened import (
     TOP_SHARE,
     WIDTH,
     choose,
+    robust_estimates,
 )
+
+WIDE = 10  # percentage points of an interval
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,20 @@ class Screened(AutoAttack):
         return ChosenImages(
             self.norm, self.eps, self.budget, seed=self.seed, chosen=chosen, norms=norms
         )
+
+    def notes_on(self, rows: pd.DataFrame) -> list[str]:
+        """Whether the widest interval is wide: a sample of few images leaves much open."""
+        found = robust_estimates(rows)
+        eps = (found["robust_high"] - found["robust_low"]).idxmax()
+        at = found.loc[eps]
+        points = round(100 * (at["robust_high"] - at["robust_low"]))
+        if points <= WIDE:
+            return []
+        return [
+            f"the interval at eps {format_eps(eps, self.norm, self.eps)} is {points} points wide, "
+            f"since {at['n_top'] + at['n_sample']:g} of the {at['n_standing']:g} images that stood "
+            "got the full budget: `--budget standard` gives them all, and the exact accuracy"
+        ]
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         for rows in run_screen(
