@@ -20,7 +20,7 @@ from alignment_security.common.files import UserError, sha256_file, write_atomic
 from alignment_security.common.public_nets import with_tag
 from alignment_security.common.schema import read_json
 from alignment_security.common.tables import HEADER_LINES, NO_VALUE, read_table, to_numbers
-from alignment_security.common.text import repeated
+from alignment_security.common.text import repeated, some_of
 from alignment_security.records.schemas import SUMMARY
 
 OTHER_SCORES = "other_scores.csv"  # in the results folder, with a .json that names the tables
@@ -44,7 +44,7 @@ def collect_scores(paths: Sequence[Path], results_dir: Path) -> None:
     tables = [read_scores_of(Path(path)) for path in paths]
     names = [name for table in tables for name in table]
     if twice := repeated(names):
-        raise UserError(f"{min(twice)}: a column of two tables; rename it in one of them")
+        raise UserError(f"{some_of(twice)}: in two of these tables; rename in one of them")
     merged = pd.concat(tables, axis=1).sort_index().rename_axis("model")
     sources = [{"source": path.name, "sha256": sha256_file(path)} for path in map(Path, paths)]
     path = results_dir / OTHER_SCORES

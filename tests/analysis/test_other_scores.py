@@ -187,8 +187,8 @@ def test_what_is_no_score_is_left_out_and_named(tmp_path, capsys):
 
 def test_two_tables_with_the_same_score(tmp_path):
     for name in ("a.csv", "b.csv"):
-        (tmp_path / name).write_text("model,score\nnet,1\n")
-    with pytest.raises(UserError, match="score: a column of two tables"):
+        (tmp_path / name).write_text(f"model,score,{name[0]},bias\nnet,1,2,3\n")
+    with pytest.raises(UserError, match="score, bias: in two of these tables"):
         collect_scores([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
     (tmp_path / "b.csv").write_text("model,other\nnet2,2\n")
     collect_scores([tmp_path / "a.csv", tmp_path / "b.csv"], tmp_path)
