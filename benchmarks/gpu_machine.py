@@ -16,15 +16,18 @@ from nets import rows_of
 
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import run_clean
-from alignment_security.images.loading import load_image_set, stream_images
+from alignment_security.images.decoded import DECODED
+from alignment_security.images.image_sets import ImageSet
+from alignment_security.images.loading import load_image_set, stream_bytes
 from alignment_security.models.loading import load_model
 from benchmarks.gpu_attacks import CLASSES, TINY_EPS, bounded, difference
 from benchmarks.gpu_stage import LITE0, Rows, Stage
 from benchmarks.loading import long_list
+from benchmarks.measure import Image
 from benchmarks.training import FULL, QUICK, speed_of
 
 ROOT = Path(__file__).resolve().parents[1]
-DECODED = 2000  # images of `loading`
+LOADED = 2000  # images of `loading`
 
 
 def memory(stage: Stage) -> Rows:
@@ -77,18 +80,23 @@ def training(stage: Stage) -> Rows:
 def loading(stage: Stage) -> Rows:
     """Images per second decoded; through the clean pass; and through a network alone."""
     model = load_model(LITE0)
-    net, count = stage.fast(LITE0), DECODED if stage.on_gpu else 4
+    net, count = stage.fast(LITE0), LOADED if stage.on_gpu else 4
     images = long_list(load_image_set("sample").paths, count)
     x = torch.rand(min(count, 256), *model.preprocessing["input_size"], device=stage.device)
     yield "network alone", count / stage.seconds(lambda: [net(x) for _ in range(count // len(x))])
     for workers in (0, 8, 16) if stage.on_gpu else (0,):
-        source = stream_images(images, model.preprocessing, workers)
         begin = time.perf_counter()
-        decoded = sum(1 for _ in source)
+        decoded = sum(1 for _ in decoded_anew(images, model.preprocessing, workers))
         yield f"{workers} workers, decode alone", decoded / (time.perf_counter() - begin)
-        source = stream_images(images, model.preprocessing, workers)
+        source = decoded_anew(images, model.preprocessing, workers)
         clean = partial(run_clean, net, source, CLASSES, len(x))
         yield f"{workers} workers, clean pass", count / stage.seconds(partial(rows_once, clean))
+
+
+def decoded_anew(images: ImageSet, preprocessing: dict, workers: int) -> Iterator[Image]:
+    """The images as an evaluation streams them, uint8, none of them kept from before."""
+    DECODED.clear()
+    return stream_bytes(images, preprocessing, workers)
 
 
 def rows_once(run) -> None:
