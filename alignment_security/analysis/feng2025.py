@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -53,6 +53,7 @@ TOLERANCES = {
     "Linf": ("Perturbation Tolerance (L∞, 1/255)", "linf", 255),
     "L1": ("L₂ norm of the smallest L₁ perturbation", "l2", 1),
 }
+MEASURE_NAMES = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
 MEASURES = {"pt": (TOLERANCE, 1), "alignment": (ALIGNMENT, 100)}  # column -> label, factor
 LACKED = {"pt": "norm", "alignment": "human alignment", "accuracy": "accuracy"}  # in captions
 NORM_NAMES = {"l2": "L2", "linf": "Linf"}  # in names of robust nets -> as threats name them
@@ -80,10 +81,29 @@ def published_norm_table(results: Results) -> NormTable | None:
 def tables_with(tables: list[NormTable], columns: list[str]) -> list[NormTable]:
     """The tables with a model that has values in all these columns.
 
-    Their notes name the models that have not, and that a figure of these columns lacks therefore.
+    Their notes say over how many images the measures among these columns are, and name the models
+    that lack one and that a figure of these columns has therefore not.
     """
-    found = [table for table in tables if len(table.rows.dropna(subset=columns))]
-    return [table._replace(note=table.note + lacking_text(table, columns)) for table in found]
+    return [
+        table._replace(
+            note=table.note + measures_text(table, columns) + lacking_text(table, columns)
+        )
+        for table in tables
+        if len(table.rows.dropna(subset=columns))
+    ]
+
+
+def measures_text(table: NormTable, columns: Sequence[str] = tuple(MEASURES)) -> str:
+    """Over how many images the measures among some columns are, and over which ceiling."""
+    counts = {"pt": "n_norm", "alignment": "n_alignment"}
+    texts = [
+        f"{MEASURE_NAMES[column]} over {count_range(table.rows[counts[column]])}"
+        for column in columns
+        if column in counts and table.rows[counts[column]].gt(0).any()
+    ]
+    text = ", ".join(texts)
+    sentence = f" {text[:1].upper()}{text[1:]}." if texts else ""
+    return sentence + (table.ceiling_note if "alignment" in columns else "")
 
 
 def lacking_text(table: NormTable, columns: list[str]) -> str:
@@ -120,10 +140,6 @@ def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
             continue
         runs = own_runs(results, image_set, threat, attack, set(rows["model"]))
         note = describe_runs(runs, results.runs) if runs else summary_note(rows)
-        settings = [run["settings"]["run"] for run in runs]
-        note += counts_text(rows)
-        if rows["human_alignment"].notna().any():
-            note += other_ceiling_text(settings)
         for why, left_out in (
             ("Unfinished", unfinished),
             ("No image is classified correctly", ~unfinished & part["clean_acc"].eq(0)),
@@ -133,8 +149,10 @@ def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
                 note += f" {why}, not drawn: {some(list(part.loc[left_out, 'model']))}."
         budget = attack if isinstance(attack, str) else "budget not given"
         table = own_norm_table(results, f"{image_set}, {threat}\n{budget}", rows, note, norm)
-        if any(map(is_other_ceiling, settings)):
-            table = table._replace(alignment_label=OTHER_ALIGNMENT)
+        settings = [run["settings"]["run"] for run in runs]
+        if rows["human_alignment"].notna().any() and any(map(is_other_ceiling, settings)):
+            note = other_ceiling_text(settings)
+            table = table._replace(alignment_label=OTHER_ALIGNMENT, ceiling_note=note)
         yield table._replace(image_set=image_set, threat=threat, attack=budget)
 
 
@@ -158,19 +176,6 @@ def summary_note(rows: pd.DataFrame) -> str:
         f"{first['image_set']}, {first['threat']}: {len(rows)} model(s), n = {counts}, budget "
         f"{first['attack']}."
     )
-
-
-def counts_text(rows: pd.DataFrame) -> str:
-    """A sentence: over how many images the means of some rows of the summary are."""
-    texts = [
-        f"{name} over {count_range(rows[column])}"
-        for name, column in (
-            ("Perturbation Tolerance", "n_norm"),
-            ("human alignment", "n_alignment"),
-        )
-        if rows[column].gt(0).any()
-    ]
-    return f" {', '.join(texts)}." if texts else ""
 
 
 def count_range(counts: pd.Series) -> str:

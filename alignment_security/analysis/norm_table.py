@@ -48,6 +48,7 @@ class NormTable(NamedTuple):
     attack: str = ""  # of our own records, with its budget
     norm: str = "L2"  # that the attack makes small: L2, Linf or L1
     alignment_label: str = ALIGNMENT
+    ceiling_note: str = ""  # where the human ceiling is not that of the maps
 
     @property
     def source(self) -> str:

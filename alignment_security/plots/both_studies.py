@@ -28,6 +28,7 @@ from alignment_security.analysis.feng2025 import (
     FEWEST,
     MEASURES,
     correlation,
+    measures_text,
     models_text,
     norm_tables,
     rho_text,
@@ -99,7 +100,7 @@ def benchmarks_caption(table: NormTable, rows: pd.DataFrame, origin: str) -> str
         f"at least {MIN_MODELS} models and both measures; averages are not tested). Only "
         f"{rows['models'].max()} models have both.\n"
         f"{origin}; joined by the weights that the code of Brain-Score's plugins names: the last "
-        f"rows of the table list the models.\n{table.note}"
+        f"rows of the table list the models.\n{table.note}{measures_text(table, ['alignment'])}"
     )
 
 

@@ -47,10 +47,19 @@ def clean_vs_robust(results: Results) -> Iterator[Drawing]:
         bars = "; bars: 95 % Wilson intervals" if part["model"].nunique() <= MAX_NAMED else ""
         caption = (
             "Accuracy under attack against clean accuracy, over the same "
-            f"{part['n'].iat[0]:g} images{bars}. Line: the Pareto front. No other model is as good "
-            f"in both accuracies as one on it, and better in one.\n{heading_of(part)}"
+            f"{part['n'].iat[0]:g} images{bars}.{front_text(part)}\n{heading_of(part)}"
         )
         yield name, draw_accuracies(part), part, caption
+
+
+def front_text(part: pd.DataFrame) -> str:
+    """A sentence on the line of the Pareto fronts; "" where each is one point."""
+    if part.groupby("eps")["front"].sum().max() < 2:
+        return ""
+    return (
+        " Line: the Pareto front. No other model is as good in both accuracies as one on it, and "
+        "better in one."
+    )
 
 
 def heading_of(part: pd.DataFrame) -> str:

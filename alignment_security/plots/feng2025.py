@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from alignment_security.analysis.feng2025 import (
     FEWEST,
+    MEASURE_NAMES,
     MEASURES,
     correlation,
     in_drawn_units,
@@ -56,7 +57,6 @@ from alignment_security.plots.style import (
 MAX_NAMED_POINTS = 6  # models of a panel whose names are written next to their points
 MAX_LETTERS = 26  # of such a name
 MARKER_RADIUS = 4  # points
-MEASURE_NAMES = {"pt": "Perturbation Tolerance", "alignment": "Human alignment"}
 
 
 # ---- panels --------------------------------------------------------------------------------------
@@ -206,7 +206,8 @@ def against_accuracy(results: Results, measure: str, name: str) -> Iterator[Draw
             table.accuracy_label == MULTILABEL for table in shown
         ),
     }
-    about = f"{MEASURE_NAMES[measure]} against accuracy{per_source}. "
+    name_of = MEASURE_NAMES[measure]
+    about = f"{name_of[:1].upper()}{name_of[1:]} against accuracy{per_source}. "
     caption = "\n".join([about + clauses(parts), *fits, *(table.note for table in tables)])
     yield name, figure, rows, caption
 

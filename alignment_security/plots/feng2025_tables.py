@@ -9,6 +9,7 @@ import pandas as pd
 from alignment_security.analysis.feng2025 import (
     NORM_NAMES,
     TOLERANCES,
+    measures_text,
     norm_tables,
     tables_of_every_norm,
 )
@@ -43,7 +44,7 @@ def text_statistics(results: Results) -> Iterator[Drawing]:
             "not published; empty: not in the paper. value, df and p are in full. family_p: the "
             "same with a random intercept for each of the families of models.",
             f"Does not reproduce from public numbers: {lost or 'nothing'}.",
-            *(source.note for source in norm_tables(results)),
+            *(source.note + measures_text(source) for source in norm_tables(results)),
         ]
     )
     yield "text_statistics", None, table, caption
@@ -111,6 +112,7 @@ def own_drawing(source: NormTable, name: str) -> Drawing:
     caption = (
         f"Perturbation Tolerance ({TOLERANCES[source.norm][1]} norms of {source.norm} attacks, "
         f"pixel units) and human alignment, mean ± standard error.\n{source.note}"
+        f"{measures_text(source)}"
     )
     return name, None, table, caption
 

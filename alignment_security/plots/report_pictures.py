@@ -24,6 +24,7 @@ from alignment_security.analysis.feng2025 import (
     TOLERANCE,
     correlation,
     mark_pareto_front,
+    measures_text,
     norm_tables,
     rho_text,
     tables_with,
@@ -94,7 +95,9 @@ def tradeoff_note(table: NormTable) -> str:
     text = f"{found['n']} standard models; a correlation takes {FEWEST}"
     if found["n"] >= FEWEST:
         text = f"Tolerance against alignment over standard models, Spearman's {rho_text(found)}"
-    return f"{marked}{text}; bars: standard errors. Line: the Pareto front of standard models."
+    front = table.rows["front"].sum() > 1
+    line = " Line: the Pareto front of standard models." if front else ""
+    return f"{marked}{text}; bars: standard errors.{measures_text(table)}{line}"
 
 
 def norm_point(row: Any, board: Leaderboard, table: NormTable) -> dict[str, Any]:

@@ -84,6 +84,23 @@ def describe_evaluation(evaluation: dict | None) -> str:
     )
 
 
+def about_curves(table: pd.DataFrame) -> str:
+    """What the panels of some learning curves show, of those that are drawn."""
+    text = (
+        "Learning curves. The losses of different objectives are different quantities; accuracy on "
+        "the training images is that on the images as augmented and attacked, so of an adversarial "
+        "training its robust accuracy."
+    )
+    sentences = {
+        "harmonizer": "The harmonizer's loss, of trainings that have it, falls as input gradients "
+        "come to match human maps.",
+        "val_alignment": "Human alignment is the rank correlation of input gradients with human "
+        "maps, over that of people.",
+    }
+    drawn = [column for column in sentences if column in table and table[column].notna().any()]
+    return " ".join([text, *(sentences[column] for column in drawn)])
+
+
 def learning_curves(results: Results) -> Iterator[Drawing]:
     """Loss, accuracies, the harmonizer's loss and human alignment by epoch, a line per training."""
     paths = glob_visible(results.folder / "training", "*/run.json")
@@ -95,16 +112,7 @@ def learning_curves(results: Results) -> Iterator[Drawing]:
     table = pd.concat(rows, ignore_index=True)
     first = ["name", "status"]
     table = table[[*first, *(column for column in table if column not in first)]]
-    caption = "\n".join(
-        [
-            "Learning curves. The losses of different objectives are different quantities; "
-            "accuracy on the training images is that on the images as augmented and attacked, so "
-            "of an adversarial training its robust accuracy. The harmonizer's loss, of trainings "
-            "that have it, falls as input gradients come to match human maps. Human alignment is "
-            "the rank correlation of input gradients with human maps, over that of people.",
-            *(describe_training(run, rows) for run, rows in trainings),
-        ]
-    )
+    caption = "\n".join([about_curves(table), *(describe_training(*one) for one in trainings)])
     yield "learning_curves", draw_trainings(trainings), table, caption
 
 

@@ -20,6 +20,7 @@ from alignment_security.analysis.feng2025 import (
     tables_with,
 )
 from alignment_security.analysis.results import load_results
+from alignment_security.plots.clean_robust import front_text
 from alignment_security.plots.examples import (
     fooled_pictures,
     human_alignment_examples,
@@ -31,6 +32,7 @@ from alignment_security.plots.feng2025_tables import paper_drawings
 from alignment_security.plots.norm_distributions import norm_distributions
 from alignment_security.plots.norms import accuracy_vs_norm
 from alignment_security.plots.slide import slide
+from alignment_security.plots.training import about_curves
 from alignment_security.records.ceiling import MAP_BLUR
 from alignment_security.records.record import read_record
 from alignment_security.records.run import Run
@@ -100,7 +102,10 @@ def partly_mapped(tmp_path_factory):
 @pytest.mark.parametrize("function", [tradeoff, human_alignment, paper_drawings])
 def test_a_figure_of_alignment_says_over_how_many_images(partly_mapped, function):
     _, _, table, caption = next(iter(function(load_results(partly_mapped))))
-    assert "Perturbation Tolerance over 8 images, human alignment over 3 to 5 images." in caption
+    assert "uman alignment over 3 to 5 images." in caption
+    norms = "Perturbation Tolerance over 8 images"
+    assert (norms in caption) == (function is not human_alignment)  # which draws none
+    assert "over 3" not in caption_of(perturbation_tolerance, load_results(partly_mapped))
     if "n_alignment" in table:
         assert dict(zip(table["model"], table["n_alignment"])) == {
             "resnet50.a1_in1k": 5,
@@ -276,3 +281,18 @@ def test_a_correlation_of_nothing_has_no_sign():
     found = {"rho": -0.001, "low": -0.3, "high": 0.3, "n": 9}
     assert rho_text(found) == "ρ = 0.00 [-0.30, 0.30], n = 9 models"
     assert models_text(1) == "n = 1 model"
+
+
+@pytest.mark.parametrize("column", ["harmonizer", "val_alignment"])
+def test_a_caption_of_learning_curves_has_their_panels(column):
+    text = {"harmonizer": "harmonizer's loss", "val_alignment": "Human alignment"}[column]
+    assert text in about_curves(pd.DataFrame({"loss": [1.0, 0.5], column: [np.nan, 0.1]}))
+    assert text not in about_curves(pd.DataFrame({"loss": [1.0], column: [np.nan]}))
+    assert text not in about_curves(pd.DataFrame({"loss": [1.0]}))
+
+
+@pytest.mark.parametrize("fronts, is_drawn", [([1, 0], False), ([1, 1], True)])
+def test_a_front_of_one_model_is_no_line(fronts, is_drawn):
+    """Of each eps: two panels with a point each have none."""
+    two_eps = pd.DataFrame({"eps": [0.1, 0.1, 0.2, 0.2], "front": [*fronts, *fronts]})
+    assert ("Line" in front_text(two_eps)) == is_drawn
