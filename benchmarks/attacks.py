@@ -5,7 +5,7 @@
     python benchmarks/attacks.py norms_cifar --robust_net FOLDER      of a net that is not ours
     python benchmarks/attacks.py --device cuda --output benchmarks/attacks_gpu.json
 
-All tables take about an hour on two CPU cores. Peers that are not in requirements.txt
+All tables take about an hour and a half on two CPU cores. Peers that are not in requirements.txt
 (torchattacks 3.5.1, adv-lib 0.2.8) are measured where they are installed.
 """
 
