@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignment_security.attacks.attack import AttackedImage, Finding
 from alignment_security.attacks.engine import Confirm
-from alignment_security.attacks.geometry import ORDER, lp_norm
+from alignment_security.attacks.geometry import ORDER, exact_norm
 from alignment_security.common.verdicts import inside_ball
 from alignment_security.models.forward import Forward
 
@@ -29,7 +29,7 @@ def confirm_in_float32(exact: Forward, norm: str) -> Confirm:
         deltas = points - torch.stack([image.x for image in images])
         measured = [
             exact.logits(points).argmax(1).to(deltas.dtype),
-            *(lp_norm(deltas, ORDER[name]) for name in (norm, "Linf", "L2")),
+            *(exact_norm(deltas, ORDER[name]) for name in (norm, "Linf", "L2")),
         ]
         findings: list[Finding | None] = []
         for image, delta, values in zip(images, deltas, torch.stack(measured, 1).tolist()):

@@ -20,6 +20,7 @@ from alignment_security.attacks.attack import (
 )
 from alignment_security.attacks.geometry import (
     ORDER,
+    exact_norm,
     lp_norm,
     per_row,
     project_onto_hyperplane,
@@ -97,7 +98,7 @@ class FAB:
     def look(self, state: State, logits: Tensor) -> list[Tensor]:
         """Points that are misclassified inside the ball, and all that are misclassified."""
         misclassified = logits.argmax(1) != state["y"]
-        inside = lp_norm(state["x_adv"] - state["x"], self.p) <= state["eps"]
+        inside = exact_norm(state["x_adv"] - state["x"], self.p) <= state["eps"]
         return [misclassified & inside, misclassified]
 
     def update(

@@ -42,6 +42,15 @@ def lp_norm(delta: Tensor, p: float) -> Tensor:
     return torch.linalg.vector_norm(flat, ord=p, dim=1)
 
 
+def exact_norm(delta: Tensor, p: float) -> Tensor:
+    """As `lp_norm`, for what is recorded or put onto a ball: to a few units of rounding.
+
+    torch's L2 norm of a long row adds up in float32, and is 2e-5 too small on a CPU where all
+    values are alike.
+    """
+    return row_sum(delta.square()).sqrt() if p == 2 else lp_norm(delta, p)
+
+
 def row_sum(values: Tensor) -> Tensor:
     """Sum of each row: (B, C, H, W) -> (B,).
 
@@ -53,7 +62,7 @@ def row_sum(values: Tensor) -> Tensor:
 
 def normalize(delta: Tensor, p: float) -> Tensor:
     """Each row (B, C, H, W) divided by its p-norm; a zero row stays zero."""
-    return delta / per_row(lp_norm(delta, p) + TINY)
+    return delta / per_row(exact_norm(delta, p) + TINY)
 
 
 # ---- balls -------------------------------------------------------------------------------------
@@ -67,7 +76,7 @@ def shrink_onto_ball(delta: Tensor, eps: Tensor, norm: str) -> Tensor:
     if norm == "Linf":
         return delta.clamp_(-per_row(eps), per_row(eps))
     if norm == "L2":
-        return delta.mul_(per_row((eps / (lp_norm(delta, 2) + TINY)).clamp(max=1)))
+        return delta.mul_(per_row((eps / (exact_norm(delta, 2) + TINY)).clamp(max=1)))
     return delta.sign() * (delta.abs() - per_row(soft_threshold(delta, eps))).clamp_(min=0)
 
 

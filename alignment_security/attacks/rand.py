@@ -30,7 +30,7 @@ from alignment_security.attacks.autoattack import Budget, warn_of_zero_gradients
 from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
 from alignment_security.attacks.engine import Confirm, run_stages
 from alignment_security.attacks.eps_search import EpsSearch
-from alignment_security.attacks.geometry import ORDER, lp_norm
+from alignment_security.attacks.geometry import ORDER, exact_norm
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.verdicts import RAND_ATTACKS, inside_ball
 from alignment_security.models.draws import DrawnForward, draws_differ_in_a_batch, share_wrong
@@ -165,7 +165,7 @@ def confirm_by_majority(module: nn.Module, norm: str, key: str, level: float) ->
 
     def confirm_one(image: AttackedImage, point: Tensor, broken_by: str) -> Finding | None:
         delta = (point - image.x)[None]
-        size, linf, l2 = (float(lp_norm(delta, ORDER[name])) for name in (norm, "Linf", "L2"))
+        size, linf, l2 = (float(exact_norm(delta, ORDER[name])) for name in (norm, "Linf", "L2"))
         if not inside_ball(size, image.eps):
             return None
 

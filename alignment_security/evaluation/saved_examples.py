@@ -62,6 +62,8 @@ def example_bytes(row: dict, model: Model, images: ImageSet, blur: bool = False)
         "delta": row["perturbation"].cpu().numpy().astype(np.float32).transpose(1, 2, 0),
         "label": class_name(row["label"], head, images.class_names),
         "pred": class_name(row["adv_pred"], head, images.class_names),
+        "label_index": row["label"],
+        "pred_index": row["adv_pred"],
         "eps": row.get("eps", np.nan),
         "l2": row["l2"],
         "linf": row["linf"],

@@ -32,8 +32,9 @@ def load_example(path: Path) -> dict:
     """The arrays and scalars of an example file.
 
     Returns a dict of at least image (H, W, 3) uint8; delta (H, W, 3) float32 in pixel units of
-    [0, 1]; the classes label and pred; eps, l2 and linf. human_map and human_alignment too when
-    the image set has maps. Raises UserError for a damaged file.
+    [0, 1]; the classes label and pred; eps, l2 and linf (of delta). label_index and pred_index, as
+    the record has them, in files of later versions. human_map and human_alignment too when the
+    image set has maps. Raises UserError for a damaged file.
     """
     try:
         check_size(path)

@@ -21,7 +21,12 @@ from alignment_security.attacks.engine import run_stages
 from alignment_security.attacks.eps_search import first_decided_by, next_index
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.fmn import FMN
-from alignment_security.attacks.geometry import project_onto_hyperplane
+from alignment_security.attacks.geometry import (
+    exact_norm,
+    normalize,
+    project_onto_hyperplane,
+    shrink_onto_ball,
+)
 from alignment_security.attacks.libraries import (
     CountedModule,
     reference_attack,
@@ -29,6 +34,7 @@ from alignment_security.attacks.libraries import (
 )
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.attacks.square import Square, bump, square_fraction
+from alignment_security.common.verdicts import inside_ball
 from alignment_security.models.forward import Forward
 
 SMALL = Budget(steps=20, targets=3, queries=60)
@@ -565,3 +571,16 @@ def test_other_errors_are_not_taken_for_memory(robust_digits):
 
     with pytest.raises(RuntimeError, match="shape mismatch"):
         Forward(Broken(), 4).logits(torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("eps", [0.2, 3.0])
+def test_norms_that_are_recorded_are_those_of_float64(eps):
+    """Of 224 pixels and values alike, of which torch's own float32 sum is 2e-5 too small; a point
+    on the L2 ball is on it in float64 too."""
+    delta = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)).sign()
+    radius = torch.tensor([eps, 2 * eps])
+    on_ball = shrink_onto_ball(delta.clone(), radius, "L2")
+    for points in (on_ball, radius[0] * normalize(delta, 2), delta / 1020):
+        wanted = points.double().square().sum(dim=(1, 2, 3)).sqrt()
+        torch.testing.assert_close(exact_norm(points, 2).double(), wanted, rtol=5e-7, atol=0)
+    assert inside_ball(on_ball.double().flatten(1).norm(dim=1), radius.double()).all()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
+import timm
 from conftest import ROOT
 
 from alignment_security.attacks.autoattack import Budget
-from alignment_security.common.files import UserError
+from alignment_security.common.files import UserError, safe_file_name
 from alignment_security.evaluation import (
     AutoAttack,
     Clean,
@@ -37,7 +39,7 @@ def tiny_images(tiny):
 def test_the_lines_of_the_notebook_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "notebook.md").read_text()
-    first, _, own_network = re.findall(r"```python\n(.*?)```", page, re.S)
+    first, _, _, own_network = re.findall(r"```python\n(.*?)```", page, re.S)
     names: dict = {}
     exec(first, names)
     exec(own_network, names)
@@ -46,6 +48,29 @@ def test_the_lines_of_the_notebook_page_run(tmp_path, monkeypatch):
     assert set(rows["image_id"]) == set(names["images"].ids)
     assert rows["robust"].isin([0, 1]).all()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lines_that_check_an_example_check_it(lite0, sample, tmp_path, monkeypatch):
+    """With plain timm: the class is pred_index, the norms are those of the file and the record."""
+    threat = AutoAttack("Linf", (4 / 255,), Budget(("apgd-ce",), 2))
+    rows = evaluate(lite0, sample.take([0, 1]), threat, tmp_path, examples=2).set_index("image_id")
+    page = (ROOT / "docs" / "notebook.md").read_text()
+    (lines,) = (
+        text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "np.load" in text
+    )
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: lite0.module.net)
+    paths = sorted(tmp_path.glob("examples/*/*/*/*.npz"))
+    assert len(paths) == (rows["robust"] == 0).sum() > 0
+    for path in paths:
+        names: dict = {}
+        exec(re.sub(r'np.load\(".*?"\)', f"np.load({str(path)!r})", lines), names)
+        example = names["example"]
+        (row,) = (row for name, row in rows.iterrows() if safe_file_name(str(name)) == path.stem)
+        assert int(names["pred"]) == example["pred_index"] == row["adv_pred"]
+        assert example["label_index"] == row["label"] and int(names["pred"]) != row["label"]
+        linf, l2 = np.abs(example["delta"]).max(), np.linalg.norm(example["delta"].astype(float))
+        assert names["norms"][0] == linf == row["linf"]
+        assert example["l2"] == row["l2"] == pytest.approx(l2, rel=5e-7)
 
 
 THREATS = {
