@@ -32,6 +32,14 @@ NORM_TABLE_COLUMNS = [
     "n_norm",  # images behind pt; missing for published norms
     "n_alignment",  # images behind alignment: those with a norm and a human map
 ]
+TOLERANCE = "Perturbation Tolerance (L₂)"
+# norm that an attack makes small -> label, column of the summary, factor. Records of L1 hold no L1
+# norm.
+TOLERANCES = {
+    "L2": (TOLERANCE, "l2", 1),
+    "Linf": ("Perturbation Tolerance (L∞, 1/255)", "linf", 255),
+    "L1": ("L₂ norm of the smallest L₁ perturbation", "l2", 1),
+}
 ALIGNMENT = "human alignment (% of ceiling)"
 OTHER_ALIGNMENT = "human alignment (% of 0.65753)"  # over maps whose ceiling it is not
 
