@@ -36,6 +36,7 @@ from alignment_security.records.comparable import (
 
 MAX_BOXES = 40  # models of a picture, those of the largest medians; the table has all
 QUANTILES = {"p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95}
+NOT_FOUND = 1e9  # in the place of the norm of an image without one: larger than any, but finite
 MADE_BY = "`python evaluate_robustness.py --model_name NAME --results_dir {} L2` makes it"
 
 
@@ -67,7 +68,7 @@ def norm_distributions(results: Results) -> Iterator[Drawing]:
 def norm_quantiles(group: list[dict]) -> pd.DataFrame:
     """QUANTILES of the norms of correctly classified images, the model of largest median first.
 
-    nan where the quantile is an image whose norm was not found.
+    Interpolated between two images; nan where one of these is an image whose norm was not found.
     """
     rows = []
     for run in group:
@@ -75,10 +76,11 @@ def norm_quantiles(group: list[dict]) -> pd.DataFrame:
         norms = norms[norms > -np.inf]  # of correctly classified images
         if norms.empty:
             continue
-        found = np.percentile(norms, list(QUANTILES.values()), method="inverted_cdf")
+        found = np.percentile(norms.clip(upper=NOT_FOUND), list(QUANTILES.values()))
+        largest = norms[np.isfinite(norms)].max()
         facts = run_columns(run) | {"family": family(run["model"]), "n": len(norms)}
         facts |= {"without_norm": int(np.isinf(norms).sum())}
-        rows.append(facts | dict(zip(QUANTILES, np.where(np.isinf(found), np.nan, found))))
+        rows.append(facts | dict(zip(QUANTILES, np.where(found <= largest, found, np.nan))))
     table = pd.DataFrame(rows)
     return table.sort_values("median", ascending=False, ignore_index=True) if rows else table
 

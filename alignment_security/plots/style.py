@@ -117,15 +117,18 @@ def drawn_radii(radii: list[float]) -> list[float]:
 
 
 def radius_axis(ax: Axes, eps: Iterable[float], norm: str, end: float) -> None:
-    """Ticks at the radii evaluated, the larger of two that would touch; Linf in 255ths.
+    """Ticks at the radii evaluated, of those that would touch the largest, 0 or the larger one.
+
+    Linf in 255ths.
 
     end   of the axis
     """
     radii = sorted(eps, reverse=True)
     ticks: list[float] = []
-    for value in radii:
-        if not ticks or ticks[-1] - value > 0.1 * end:
+    for value in [radii[0], *(value for value in radii if value == 0), *radii]:
+        if all(abs(value - tick) > 0.1 * end for tick in ticks):
             ticks.append(float(value))
+    ticks.sort(reverse=True)
     labels = [format_eps(value, norm, radii) for value in ticks]
     unit = " (1/255)" if any("/255" in label for label in labels) else ""
     ax.set_xticks(ticks, [label.removesuffix("/255") for label in labels])

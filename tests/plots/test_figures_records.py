@@ -33,6 +33,7 @@ from alignment_security.plots.style import (
     STYLE,
     legend_handles,
     model_styles,
+    radius_axis,
     titles_into_caption,
 )
 from alignment_security.records.metrics import ALEXNET_ERRORS
@@ -791,3 +792,19 @@ def test_a_matplotlibrc_changes_no_figure(tmp_path):
             assert plotting.main([*words, "--figures_dir", str(tmp_path / name)]) == 0
         files.append((tmp_path / name / "accuracy_vs_eps.pdf").read_bytes())
     assert len(set(files)) == 1
+
+
+@pytest.mark.parametrize(
+    "eps, ticks",
+    [
+        ([0, 0.1, 1], [0, 1]),
+        ([0.11, 1], [0.11, 1]),
+        ([0, 0.5, 0.95, 1], [0, 0.5, 1]),
+        ([0, 0.05], [0.05]),
+    ],
+)
+def test_the_clean_accuracy_keeps_its_tick(eps, ticks):
+    """But for the only radius, close to it on an axis that reaches further."""
+    _, ax = plt.subplots()
+    radius_axis(ax, eps, "L2", end=1)
+    assert sorted(ax.get_xticks()) == ticks
