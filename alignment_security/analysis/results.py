@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from alignment_security.common.eps import without_eps
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.records.comparable import (
@@ -225,7 +226,8 @@ def describe_runs(group: list[dict], runs: list[dict], undrawn: str = "") -> str
     group     the runs drawn
     runs      all runs, for the models of this image set that are missing, and why
     undrawn   why finished runs of the same settings are not drawn, where some are not
-    Returns n, protocol, head, budget and dates of the group, and the missing models.
+    Returns n, protocol, head, budget and dates of the group, the missing models, and the eps that
+    some of the others lack.
     """
     image_set, threat = run_folder(group[0])
     facts = [
@@ -238,9 +240,10 @@ def describe_runs(group: list[dict], runs: list[dict], undrawn: str = "") -> str
         facts.append(either("head", [head for head in heads if head != "none"]))
     facts += [*size_facts(group), *map_facts(group)]
     facts.append(either("budget", [run_budget(run) for run in group]))
+    radii = {run["model"]: set(run["settings"]["run"].get("eps") or ()) - {0} for run in group}
     return (
         f"{image_set}, {threat}: {', '.join(facts)}, evaluated {evaluation_dates(group)}. "
-        f"{missing_models(group, runs, undrawn)}"
+        f"{missing_models(group, runs, undrawn)}{without_eps(radii, threat)}"
     )
 
 

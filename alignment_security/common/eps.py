@@ -66,6 +66,22 @@ def format_eps(eps: float, norm: str = "Linf", beside: Iterable[float] = ()) -> 
     return f"{eps:g}"
 
 
+def without_eps(radii: dict[str, set[float]], norm: str) -> str:
+    """A sentence, after a space, on the models that lack an eps that others have; "" for none.
+
+    radii   model -> its eps
+    norm    as for `format_eps`
+    """
+    every = sorted(set().union(*radii.values()))
+    lacking = {eps: [model for model, has in radii.items() if eps not in has] for eps in every}
+    texts = [
+        f"{format_eps(eps, norm, every)} ({', '.join(models)})"
+        for eps, models in lacking.items()
+        if models
+    ]
+    return f" Not evaluated at ε = {'; '.join(texts)}." if texts else ""
+
+
 def is_of_255(eps: float) -> bool:
     """Whether eps is a multiple of 1/255000, up to rounding."""
     levels = round(255 * eps, 3)

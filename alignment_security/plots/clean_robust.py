@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.accuracy_pairs import SAME_IMAGES, accuracy_pairs
-from alignment_security.analysis.results import Results
-from alignment_security.common.eps import format_eps
+from alignment_security.analysis.feng2025_own import own_runs
+from alignment_security.analysis.results import Results, describe_runs
+from alignment_security.common.eps import format_eps, without_eps
 from alignment_security.plots.style import (
     DARK,
     MAX_NAMED,
@@ -47,19 +48,30 @@ def clean_vs_robust(results: Results) -> Iterator[Drawing]:
         bars = "; bars: 95 % Wilson intervals" if part["model"].nunique() <= MAX_NAMED else ""
         caption = (
             "Accuracy under attack against clean accuracy, over the same "
-            f"{part['n'].iat[0]:g} images{bars}.{front_text(part)}\n{heading_of(part)}"
+            f"{part['n'].iat[0]:g} images{bars}.{front_text(part)}\n{models_of(part, results)}"
         )
         yield name, draw_accuracies(part), part, caption
 
 
 def front_text(part: pd.DataFrame) -> str:
-    """A sentence on the line of the Pareto fronts; "" where each is one point."""
-    if part.groupby("eps")["front"].sum().max() < 2:
+    """A sentence on the line of the Pareto fronts; "" where each one drawn is one point."""
+    drawn = part["front"] & part["eps"].isin(drawn_radii(sorted(part["eps"].unique())))
+    points = part[drawn].drop_duplicates(["eps", "clean", "robust"])
+    if points["eps"].value_counts().max() < 2:
         return ""
     return (
         " Line: the Pareto front. No other model is as good in both accuracies as one on it, and "
         "better in one."
     )
+
+
+def models_of(part: pd.DataFrame, results: Results) -> str:
+    """Facts on a group's models, those that are missing, and the eps that some of them lack."""
+    image_set, threat, attack = part.iloc[0][["image_set", "threat", "attack"]]
+    if runs := own_runs(results, image_set, threat, attack, set(part["model"])):
+        return describe_runs(runs, results.runs, "no robust accuracy in the summary")
+    radii = part.groupby("model")["eps"].agg(set).to_dict()
+    return f"{heading_of(part)}.{without_eps(radii, threat)}"
 
 
 def heading_of(part: pd.DataFrame) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import combinations
 
 import matplotlib.pyplot as plt
@@ -11,13 +12,16 @@ from conftest import ROOT
 from norm_tables import make_norms, write_summary
 
 from alignment_security.analysis.results import load_results
+from alignment_security.plots.attacks import broken_by
 from alignment_security.plots.clean_robust import clean_vs_robust
 from alignment_security.plots.corruptions import accuracy_vs_severity
 from alignment_security.plots.cost import cost
 from alignment_security.plots.examples import fooled_pictures
 from alignment_security.plots.norm_distributions import norm_distributions
+from alignment_security.plots.records import accuracy_vs_eps
 from alignment_security.plots.style import STYLE
 from alignment_security.records.run import Run
+from alignment_security.records.summary import merge_records
 
 WILSON = {1: (0.045587, 0.699358), 2: (0.150039, 0.849961), 3: (0.300642, 0.954413)}  # of 4
 
@@ -67,6 +71,30 @@ def test_other_images_are_another_figure_of_accuracies(tmp_path):
         "clean_vs_robust_mine_Linf_1",
         "clean_vs_robust_mine_Linf_2",
     ]
+
+
+def test_captions_name_missing_models_and_the_eps_that_a_model_lacks(tmp_path):
+    """Of a record each, and where the summary is alone."""
+    levels = {"both": [1 / 255, 2 / 255], "one": [1 / 255], "late": [1 / 255, 2 / 255]}
+    for model, eps in levels.items():
+        rows = [{"eps": level, "robust": 1} for level in eps]
+        if model == "late":
+            merge_records(tmp_path, log=print)
+        settings = {"model": {}, "run": {"attack": "standard", "eps": eps}}
+        with Run(tmp_path, "mine", "Linf", model, "ball", settings) as run:
+            common = {"image_id": "0.jpg", "label": 0, "clean_pred": 0, "clean_correct": 1}
+            run.append([common | row for row in rows])
+            run.finish(["0.jpg"], eps)
+    write_run(tmp_path, "clean", "other", "clean", [{}])
+    lacking = "Not evaluated at ε = 2/255 (one)."
+    results = load_results(tmp_path)
+    for function, missing in ((accuracy_vs_eps, ""), (broken_by, ""), (clean_vs_robust, "late")):
+        ((_, _, _, caption),) = function(results)
+        assert lacking in caption and "Missing (not evaluated): other." in caption
+        assert ("Missing (no robust accuracy in the summary): late." in caption) == bool(missing)
+    shutil.rmtree(tmp_path / "records")
+    ((_, _, _, caption),) = clean_vs_robust(load_results(tmp_path))
+    assert lacking in caption and "n = 1" in caption
 
 
 def test_severities_are_drawn_of_types_with_several(tmp_path):

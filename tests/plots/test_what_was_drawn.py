@@ -291,8 +291,12 @@ def test_a_caption_of_learning_curves_has_their_panels(column):
     assert text not in about_curves(pd.DataFrame({"loss": [1.0]}))
 
 
-@pytest.mark.parametrize("fronts, is_drawn", [([1, 0], False), ([1, 1], True)])
-def test_a_front_of_one_model_is_no_line(fronts, is_drawn):
-    """Of each eps: two panels with a point each have none."""
-    two_eps = pd.DataFrame({"eps": [0.1, 0.1, 0.2, 0.2], "front": [*fronts, *fronts]})
+@pytest.mark.parametrize(
+    "fronts, robust, is_drawn",
+    [([True, False], 0.1, False), ([True, True], 0.1, True), ([True, True], 0.2, False)],
+)
+def test_a_front_of_one_point_is_no_line(fronts, robust, is_drawn):
+    """Of each eps: two panels with a point each have none, nor has one of two alike."""
+    models = {"clean": [0.8, 1 - robust], "robust": [0.2, robust], "front": fronts}
+    two_eps = pd.concat([pd.DataFrame({"eps": eps, **models}) for eps in (0.1, 0.2)])
     assert ("Line" in front_text(two_eps)) == is_drawn
