@@ -16,7 +16,7 @@ from alignment_security.models.forward import device_of
 from alignment_security.models.loading import check_model
 
 ERRORS = (-1, 0, 1)  # standard errors of the mean passes of an image
-UNFINISHED = f"not finished after {LONGEST:.0f} s (they count as never fooled)"
+UNFINISHED = f"not finished after {LONGEST:.0f} s (they count with the most passes)"
 
 
 def describe_dry_run(evaluation: Evaluation) -> str:

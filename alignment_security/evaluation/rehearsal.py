@@ -48,7 +48,8 @@ class Rehearsal:
     images       of the evaluation
     work         passes of each image that was attacked, in units of a forward pass, in the order of
                  `by_distance`
-    unfinished   how many of them were not finished after LONGEST seconds, and count as never fooled
+    unfinished   how many of them were not finished after LONGEST seconds, and count with the
+                 most passes
     unit         seconds of a unit of work, the attack's own arithmetic included
     start        seconds before the first image: checks, batch size, compilation
     decode       seconds to decode an image in one process; 0 where an earlier threat did it
