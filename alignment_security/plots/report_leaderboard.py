@@ -21,6 +21,8 @@ from alignment_security.records.metrics import accuracy_interval
 ROW = ["model", "image_set", "head", "n", "list_sha256"]
 MOST_CORRUPTIONS = 3  # columns of corruptions that are shown until a reader chooses
 UNFINISHED = "unfinished"
+NOTHING_RIGHT = "no image classified correctly"
+COUNTS = {"l2_mean": "n_norm", "human_alignment": "n_alignment"}  # the images behind a mean
 
 
 class Column(NamedTuple):
@@ -93,7 +95,10 @@ def is_corrupted(threat: str) -> bool:
 
 
 def value_cell(row: pd.Series, column: Column, n: int, href: str) -> Cell:
-    """A value with its interval: an estimate's own, 95 % Wilson of an accuracy, else its SEM."""
+    """A value with its interval: an estimate's own, 95 % Wilson of an accuracy, else its SEM.
+
+    n   images of the table's row; a mean over fewer has its own n behind it
+    """
     value, error = row[column.name], row.get(f"{column.name.removesuffix('_mean')}_sem")
     interval = ""
     if column.name == "robust_estimate":
@@ -103,6 +108,9 @@ def value_cell(row: pd.Series, column: Column, n: int, href: str) -> Cell:
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
     elif pd.notna(error):
         interval = f"± {column.factor * error:.{column.digits}f}"
+    count = row.get(COUNTS.get(column.name, ""))
+    if pd.notna(value) and pd.notna(count) and count != n:
+        interval = f"{interval}, n = {count:g}".removeprefix(", ")
     return number(value, column.digits, column.factor, href=href, interval=interval)
 
 
@@ -152,14 +160,14 @@ def leaderboard(results: Results, folder: Path) -> Leaderboard:
             if key in column.rows.index:
                 row = column.rows.loc[key]
                 cells[-1] = value_cell(row, column, int(key[3]), links[attack_of(row)])
-        body.append([*cells, Cell(UNFINISHED if part["partial"].eq(1).any() else "")])
+        body.append([*cells, Cell(state_of(part))])
     header = [
         Heading("model"),
         Heading("image set", "", summary["image_set"].nunique() > 1),
         Heading("images", "", summary["n"].nunique() > 1),
         Heading("clean (%)"),
         *(column.heading for column in columns),
-        Heading("state", "", summary["partial"].eq(1).any()),
+        Heading("state", "", any(cells[-1].text for cells in body)),
     ]
     return Leaderboard(table_html("leaderboard", header, body, ids), rows)
 
@@ -180,6 +188,14 @@ def first_cells(part: pd.DataFrame, href: str, links: dict[tuple, str]) -> list[
     first = clean.iloc[0]
     column = Column(Heading(""), "clean_acc", clean, 1, 100)
     return [*cells, value_cell(first, column, int(first["n"]), links[attack_of(first)])]
+
+
+def state_of(part: pd.DataFrame) -> str:
+    """Why cells of a row are empty or of few images; part: the rows of the summary behind it."""
+    unfinished = part["partial"].eq(1)
+    wrong = part["clean_acc"].eq(0) & ~unfinished & ~part["threat"].map(is_corrupted)
+    states = {UNFINISHED: unfinished, NOTHING_RIGHT: wrong}
+    return ", ".join(state for state, found in states.items() if found.any())
 
 
 def attack_of(row: pd.Series) -> tuple[str, str]:

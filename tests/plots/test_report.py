@@ -12,6 +12,8 @@ import pytest
 from norm_tables import make_norms, write_published, write_summary
 
 import plotting
+from alignment_security.analysis.results import load_results
+from alignment_security.plots.report_leaderboard import leaderboard
 from alignment_security.records.summary import merge_records
 
 NASTY = '<script>alert("1")</script> & "x"/../y'
@@ -90,7 +92,7 @@ def test_every_model_links_to_its_record(page):
     head, *rows = parsed.tables["leaderboard"]
     assert head[:4] == ["model", "image set", "images", "clean (%)"]
     assert sorted(row[:5] for row in rows) == sorted(
-        [model, "mine", "3", "66.7 [20.8, 93.9]", f"{norm} ± 0.000"]
+        [model, "mine", "3", "66.7 [20.8, 93.9]", f"{norm} ± 0.000, n = 2"]
         for model, norm in ((NASTY, "0.500"), ("net10", "0.250"), ("net9", "10.000"))
     )
 
@@ -171,6 +173,26 @@ def test_a_row_is_one_list_of_images(tmp_path):
         ["mine", "8", "100.0 [67.6, 100.0]", "0.250", "", ""],
         ["mine, head animate", "24", "87.5 [69.0, 95.7]", "", "2.000", ""],
     ]
+
+
+def test_a_mean_has_its_own_n_and_a_model_without_a_right_answer_is_said(tmp_path):
+    means = {"l2_mean": 0.5, "l2_sem": 0.1, "n_norm": 6, "human_alignment": 0.25}
+    rows = [
+        means | {"model": "four", "human_alignment_sem": 0.05, "n_alignment": 4},
+        means | {"model": "one", "n_alignment": 1},
+        {"model": "wrong", "clean_acc": 0.0, "n_norm": 0, "n_alignment": 0},
+        {"model": "fog", "threat": "corruptions-fog-5", "clean_acc": 0.0},
+        {"model": "late", "clean_acc": 0.0, "partial": 1},
+    ]
+    results = load_results(write_summary(tmp_path, [{"n": 6} | row for row in rows]))
+    page = Page(leaderboard(results, tmp_path).html)
+    _, *rows = page.tables["leaderboard"]
+    found = {model: cells for model, _, _, _, *cells in rows}
+    assert found["four"] == ["0.500 ± 0.100", "25.0 ± 5.0, n = 4", "", ""]
+    assert found["one"] == ["0.500 ± 0.100", "25.0 n = 1", "", ""]
+    assert found["wrong"] == ["", "", "", "no image classified correctly"]
+    assert found["fog"] == ["", "", "0.0 [0.0, 39.0]", ""]
+    assert found["late"] == ["", "", "", "unfinished"]
 
 
 def test_report_and_no_save_exclude_each_other(tmp_path, capsys):
