@@ -109,7 +109,7 @@ def evaluate_request(args: argparse.Namespace, model: Model) -> int:
         remarks=tuple(remarks),
     )
     if args.dry_run:
-        print(describe_dry_run(evaluation))
+        print(describe_dry_run(evaluation, args.results_dir, args.overwrite))
         return 0
 
     # open the record, lock it, and add the rows that it lacks

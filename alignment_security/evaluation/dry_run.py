@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 
 from alignment_security.common.remarks import warning_lines
 from alignment_security.evaluation.rehearsal import LONGEST, Rehearsal, rehearse
 from alignment_security.evaluation.run import Evaluation
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Cost, Threat
+from alignment_security.evaluation.trial import try_record
 from alignment_security.images.loading import stream_images
 from alignment_security.models.forward import device_of
 from alignment_security.models.loading import check_model
@@ -19,8 +21,14 @@ ERRORS = (-1, 0, 1)  # standard errors of the mean passes of an image
 UNFINISHED = f"not finished after {LONGEST:.0f} s (they count with the most passes)"
 
 
-def describe_dry_run(evaluation: Evaluation) -> str:
-    """What would run and what it would cost, a line each; nothing is written."""
+def describe_dry_run(
+    evaluation: Evaluation, results_dir: str | Path, overwrite: bool = False
+) -> str:
+    """What would run and what it would cost, a line each; nothing is written.
+
+    Raises UserError where the records of the results folder refuse the run.
+    """
+    record = try_record(evaluation, results_dir, overwrite)
     model, images, threat = evaluation.model, evaluation.images, evaluation.threat
     settings, device = model.settings, device_of(model.module)
     attack = evaluation.settings["run"]["attack"]
@@ -34,6 +42,7 @@ def describe_dry_run(evaluation: Evaluation) -> str:
         "preprocessing": model.preprocessing,
         "image set": f"{images.name}, {len(images)} images",
         "threat": f"{threat.name}, {attack}",
+        "record": record,
         "device": device,
         **describe_cost(threat, rehearse(evaluation), on_gpu=device.type == "cuda"),
     }

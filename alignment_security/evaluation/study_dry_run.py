@@ -33,6 +33,7 @@ from alignment_security.evaluation.rehearsal import Rehearsal, rehearse
 from alignment_security.evaluation.run import prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.evaluation.study import record_folder, study_requests
+from alignment_security.evaluation.trial import try_record
 from alignment_security.models.forward import pick_device
 from alignment_security.models.heads import Model, with_head
 from alignment_security.models.lists import WantedModel
@@ -65,7 +66,7 @@ def describe_study(
     """What would run and what it would cost, a line each; nothing is written.
 
     A model that cannot be rehearsed, e.g. with damaged weights, is named and left out, as it would
-    be in the study. Raises UserError where none can.
+    be in the study; so is one that its records refuse. Raises UserError where none can.
     """
     counting = tqdm(models, "multiply-adds", leave=False, disable=None)
     gmacs = {model.name: multiply_adds(model.net) if model.net else None for model in counting}
@@ -79,7 +80,7 @@ def describe_study(
             with redirect_stdout(sys.stderr):
                 rehearsals.append(rehearse_model(requests, gmacs[model.name] or 0.0))
         except UserError as error:
-            print_line(f"{model.name}: cannot be rehearsed: {error}", sys.stderr)
+            print_line(f"{model.name}: would be refused: {error}", sys.stderr)
     if not rehearsals:
         raise UserError(f"{study.path}: none of its models can be rehearsed, for these reasons")
     return study_text(study.name, rehearsals, gmacs, devices)
@@ -125,6 +126,7 @@ def rehearse_threat(request: argparse.Namespace, bare: Model) -> Rehearsal:
         compiled=request.compile,
         workers=request.workers,
     )
+    try_record(evaluation, request.results_dir, request.overwrite)
     return rehearse(evaluation, began)
 
 

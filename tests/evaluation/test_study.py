@@ -462,10 +462,22 @@ def test_dry_run_goes_on_after_a_model_with_damaged_weights(study, tmp_path, cap
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
     out, err = capsys.readouterr()
     assert "mine: 2 models" in out and "first (103 MMACs); up to 6 images" in out
-    assert "second: cannot be rehearsed: " in err and "second.pth: not a readable" in err
+    assert "second: would be refused: " in err and "second.pth: not a readable" in err
     (tmp_path / "weights/first.pth").write_bytes(b"PK")
     assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
     assert "none of its models can be rehearsed" in capsys.readouterr().err
+
+
+def test_dry_run_of_a_study_names_the_models_that_their_records_refuse(study, capsys):
+    file, options = study(NAMES[:2], [CLEAN])
+    begun = ["--model_name", "second", "--architecture", "test_resnet", *options, "--dataset"]
+    weights = ["--checkpoint", str(file.parent / "weights/second.pth")]
+    assert evaluate_robustness.main([*begun, "mine", *weights, "-s", "8", "clean"]) == 0
+    command = ["run_study", str(file), *options, "--dry_run"]
+    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    out, err = capsys.readouterr()
+    assert "first (103 MMACs); up to 6 images" in out
+    assert "second: would be refused: " in err and "run.images: 8 -> 6" in err
 
 
 # ---- processes -----------------------------------------------------------------------------------

@@ -261,6 +261,30 @@ def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "begun, wanted, said",
+    [
+        ("-s 6 clean", "-s 4 clean", "run.images: 6 -> 4"),
+        ("-s 2 Linf --eps 1/255 2/255", "-s 2 Linf --eps 1/255", "run.eps: "),
+        ("-s 6 L2 --steps 2", "-s 4 L2 --steps 2", "run.images: 6 -> 4"),
+        ("-s 6 clean", "-s 6 clean", None),
+    ],
+)
+def test_a_dry_run_looks_at_the_records(cli, tiny, tmp_path, monkeypatch, begun, wanted, said):
+    """It ends as the run would, with the same line; a finished record would be read."""
+    monkeypatch.setattr(rehearsal, "LONGEST", 0.5)
+    arguments = tiny.arguments(tmp_path / "results")
+    assert cli(*arguments, *begun.split())[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    status, out, err = cli(*arguments, "--dry_run", *wanted.split())
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    if said is None:
+        assert status == 0 and "is finished and would be read" in out
+        return
+    assert (status, out) == (2, "") and said in err
+    assert cli(*arguments, *wanted.split()) == (status, out, err)
+
+
+@pytest.mark.parametrize(
     "name", ["../../net", "/etc/net", "my net", "convnext:in1k", "a/b", "..", "C:\\net"]
 )
 def test_any_name_is_a_safe_file_and_stays_true_in_the_summary(cli, tiny, tmp_path, name):
