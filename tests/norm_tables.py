@@ -76,9 +76,19 @@ def write_summary(folder: Path, rows: list[dict]) -> Path:
 
 
 def make_norms(
-    results, model, norms, threat="L2-crossing", image_set="mine", finish=True, **settings
+    results,
+    model,
+    norms,
+    threat="L2-crossing",
+    image_set="mine",
+    finish=True,
+    beside=None,
+    **settings,
 ):
-    """A record of minimal norms: None is a misclassified image, inf one that nothing fools."""
+    """A record of minimal norms: None is a misclassified image, inf one that nothing fools.
+
+    beside   settings that name it beside the model's first record
+    """
     settings = {
         "protocol": threat.split("-")[1],
         "norm": threat.split("-")[0],
@@ -93,6 +103,7 @@ def make_norms(
         model,
         "minimum_norm",
         {"model": {"name": model}, "run": settings},
+        beside=beside,
     ) as run:
         run.append(
             [

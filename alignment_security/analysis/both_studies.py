@@ -83,6 +83,7 @@ class RobustPair(NamedTuple):
     norm: str  # of the attack
     norms: NormTable
     models: pd.DataFrame  # a row per model and eps
+    heads: tuple[str, str]  # of the accuracies and of the norms
 
 
 def robust_pairs(results: Results) -> Iterator[RobustPair]:
@@ -93,9 +94,10 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
     interval low, high.
     """
     summary = read_summary(results)
-    finished = summary["robust_acc"].notna() & summary["partial"].ne(1) & (summary["eps"] > 0)
     key = ["image_set", "threat", "attack", "head", "list_sha256"]
-    for (image_set, threat, attack, *_), part in summary[finished].groupby(key, dropna=False):
+    for (image_set, threat, attack, head, _), part in finished_balls(summary).groupby(
+        key, dropna=False
+    ):
         for norms in tables_with(norm_tables(results), ["pt"]):
             models = join_norms(part, norms)
             same_images = norms.name == PUBLISHED or norms.image_set == image_set
@@ -106,7 +108,33 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
                 ]
                 models["low"], models["high"] = zip(*intervals)
                 norm = threat.split("-")[0]
-                yield RobustPair(f"{image_set}, {threat}, {attack}", norm, norms, models)
+                heads = head if isinstance(head, str) else "none", head_of(norms, summary)
+                accuracy = f"{image_set}, {threat}, {attack}"
+                yield RobustPair(accuracy, norm, norms, models, heads)
+
+
+def finished_balls(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the summary with a counted robust accuracy at an eps above 0, of finished records."""
+    finished = summary["robust_acc"].notna() & summary["partial"].ne(1) & (summary["eps"] > 0)
+    return summary[finished]
+
+
+def head_of(norms: NormTable, summary: pd.DataFrame) -> str:
+    """The head that a table's norms are of; Feng 2025's decide animate or inanimate."""
+    if norms.name == PUBLISHED:
+        return "animate"
+    names = zip(summary["image_set"], summary["threat"], summary["attack"])
+    is_behind = [name == (norms.image_set, norms.threat, norms.attack) for name in names]
+    return next(iter(summary.loc[is_behind, "head"].dropna()), "none")
+
+
+def without_partner(results: Results, pairs: list[RobustPair]) -> list[str]:
+    """Robust accuracies and tables of norms that `robust_pairs` leaves out: none has the other."""
+    balls = finished_balls(read_summary(results))[["image_set", "threat", "attack"]]
+    names = [f"{row.image_set}, {row.threat}, {row.attack}" for row in balls.itertuples()]
+    names += [norms.source for norms in tables_with(norm_tables(results), ["pt"])]
+    paired = {name for pair in pairs for name in (pair.accuracy, pair.norms.source)}
+    return [name for name in dict.fromkeys(names) if name not in paired]
 
 
 def join_norms(part: pd.DataFrame, norms: NormTable) -> pd.DataFrame:

@@ -5,6 +5,7 @@ A table holds one protocol, budget and image set. Tables are never pooled: each 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import pandas as pd
@@ -67,3 +68,13 @@ class NormTable(NamedTuple):
     def standard(self) -> pd.DataFrame:
         """Rows of models that were neither trained adversarially nor harmonized."""
         return self.rows[~self.rows["group"].isin(NOT_STANDARD)]
+
+
+def short_name(table: NormTable, beside: Iterable[NormTable]) -> str:
+    """A table's image set and threat; with its budget and head where others have the same two.
+
+    beside   the tables of all panels
+    """
+    first = table.name.splitlines()[0]
+    alike = {other.name for other in beside if other.name.splitlines()[0] == first}
+    return table.name.replace("\n", ", ") if alike - {table.name} else first

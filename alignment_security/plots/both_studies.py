@@ -23,6 +23,7 @@ from alignment_security.analysis.both_studies import (
     join_facts,
     joined_models,
     robust_pairs,
+    without_partner,
 )
 from alignment_security.analysis.feng2025 import (
     FEWEST,
@@ -34,9 +35,15 @@ from alignment_security.analysis.feng2025 import (
     rho_text,
     tables_with,
 )
+from alignment_security.analysis.feng2025_own import own_runs
 from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
-from alignment_security.analysis.norm_table import PUBLISHED, NormTable
-from alignment_security.analysis.results import NothingToDraw, Results, read_summary
+from alignment_security.analysis.norm_table import PUBLISHED, NormTable, short_name
+from alignment_security.analysis.results import (
+    NothingToDraw,
+    Results,
+    describe_runs,
+    read_summary,
+)
 from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.feng2025_style import LACKING, tolerance_scale
@@ -169,6 +176,8 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
             "Accuracy under attack against Perturbation Tolerance of the same models; bars: 95 % "
             "Wilson intervals, standard errors. "
             f"{rhos or f'Too few models for a correlation ({FEWEST} are needed).'}",
+            *heads_and_left_out(results, pairs),
+            *dict.fromkeys(accuracy_note(results, pair) for pair in pairs),
             *notes,
         ]
     )
@@ -179,6 +188,28 @@ def robust_vs_tolerance(results: Results) -> Iterator[Drawing]:
         pd.concat(tables, ignore_index=True),
         caption,
     )
+
+
+def heads_and_left_out(results: Results, pairs: list[RobustPair]) -> Iterator[str]:
+    """Lines on pairs whose two heads differ, and on what is in no pair."""
+    for pair in pairs:
+        if len(set(pair.heads)) > 1:
+            accuracy, norms = pair.heads
+            yield (
+                f"{pair.accuracy} against {pair.norms.source}: accuracies of head {accuracy}, "
+                f"norms of head {norms}."
+            )
+    if left_out := without_partner(results, pairs):
+        yield f"In no panel, no model has both of the same images: {'; '.join(left_out)}."
+
+
+def accuracy_note(results: Results, pair: RobustPair) -> str:
+    """Facts on a pair's robust accuracies, and the models that it leaves out."""
+    image_set, threat, attack = pair.models.iloc[0][["image_set", "threat", "attack"]]
+    runs = own_runs(results, image_set, threat, attack, set(pair.models["model"]))
+    if not runs:
+        return f"{pair.accuracy}: {models_text(pair.models['model'].nunique())}."
+    return describe_runs(runs, results.runs, f"no norm in {pair.norms.source}")
 
 
 def rho_sentences(pair: RobustPair) -> Iterator[str]:
@@ -206,12 +237,13 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
     handles = [Line2D([], [], color=colours[eps], label=f"ε = {labels[eps]}") for eps in radii]
     for model, marker in markers.items():
         handles.append(Line2D([], [], linestyle="none", marker=marker, color=GREY, label=model))
+    tables = [pair.norms for pair in pairs]
     figure, axes = panels(len(pairs), handles)
     for ax, pair in zip(axes, pairs):
         draw_robust_points(ax, pair.models, colours, markers)
         tolerance_scale(ax.xaxis, pair.models["pt"])
         ax.spines[["left", "bottom"]].set_position(("outward", 3))
-        source = pair.norms.name.splitlines()[0]
+        source = textwrap.fill(short_name(pair.norms, tables), TITLE_LETTERS)
         ax.set(xlabel=f"{MEASURES['pt'][0]}\n{source}", ylabel="robust accuracy (%)")
         ax.set_ylim(bottom=0)
         title = textwrap.fill(pair.accuracy, TITLE_LETTERS)

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.feng2025 import NOT_MINIMAL, correlation, norm_tables, rho_text
+from alignment_security.analysis.norm_table import short_name
 from alignment_security.analysis.norms import (
     NORM_COLUMNS,
     ProtocolPair,
@@ -186,11 +187,14 @@ def draw_rank_panels(pairs: list[ProtocolPair]) -> Figure:
     if len(styles) > MAX_NAMED:
         ncols = 5 if columns > 1 else 3
         figure.legend(handles=legend_handles(styles), loc="outside lower center", ncols=ncols)
+    tables = [table for pair in pairs for table in (pair.feng2025, pair.other)]
     for ax, pair in zip(axes.flat, pairs):
         draw_ranks(ax, pair.models)
         rho = rho_text(correlation(pair.models, "pt_feng2025", "pt_other"))
-        first, second = pair.feng2025.name.splitlines()[0], pair.other.name.splitlines()[0]
-        ax.set_title(f"from {first}\nto {second}\n{rho}", loc="left")
+        first = short_name(pair.feng2025, tables)
+        second = short_name(pair.other, tables)
+        lines = [textwrap.fill(text, TITLE_LETTERS) for text in (f"from {first}", f"to {second}")]
+        ax.set_title("\n".join([*lines, rho]), loc="left")
     return figure
 
 

@@ -21,6 +21,7 @@ from alignment_security.plots.both_studies import brainscore_vs_tolerance, robus
 from alignment_security.plots.norm_distributions import norm_distributions
 from alignment_security.plots.norms import accuracy_vs_norm, rank_change
 from alignment_security.plots.slide import slide
+from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
 
 
@@ -195,6 +196,19 @@ def test_ranks_under_two_protocols_and_over_the_images_of_a_model(tmp_path):
     )
 
 
+def test_ranks_of_two_budgets_have_titles_of_their_own(tmp_path):
+    for model in ("a", "b"):
+        make_norms(tmp_path, model, [0.1, 0.2], attack="crossing 9 steps")
+        more = {"attack": "crossing 90 steps"}
+        make_norms(tmp_path, model, [0.1, 0.2], beside=more, **more)
+        make_norms(tmp_path, model, [1.0, 2.0], threat="L2-feng2025")
+    merge_records(tmp_path)
+    ((_, figure, _, _),) = rank_change(load_results(tmp_path))
+    titles = [ax.get_title(loc="left").splitlines()[:2] for ax in figure.axes]
+    start = "from mine, L2-feng2025"
+    assert titles == [[start, f"to mine, L2-crossing, crossing {n} steps"] for n in (9, 90)]
+
+
 def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
     make_norms(tmp_path, "a", [0.1, 0.2])
     make_norms(tmp_path, "a", [1.0, 2.0], threat="L2-feng2025", image_set="other")
@@ -367,6 +381,31 @@ def test_robust_vs_tolerance_pairs_the_same_images_and_the_published_norms(tmp_p
         figure.axes[0].get_title(loc="left").endswith("n = 1 model")
         and "Too few models for a correlation" in caption
     )
+
+
+def test_robust_vs_tolerance_tells_panels_apart_and_names_what_it_leaves_out(tmp_path):
+    """Two budgets of one protocol, of two heads; a model without norms; norms of other images."""
+    make_norms(tmp_path, "both", [0.1, 0.3], attack="crossing 9 steps")
+    other = {"attack": "crossing 4 steps", "head": "animate"}
+    make_norms(tmp_path, "both", [0.2, 0.4], beside=other, **other)
+    make_norms(tmp_path, "both", [0.2], threat="L2-fmn", list_sha256="other")
+    for model in ("both", "bare"):
+        settings = {"model": {}, "run": {"attack": "small", "eps": [0.1]}}
+        with Run(tmp_path, "mine", "Linf", model, "ball", settings) as run:
+            rows = {"label": 0, "clean_pred": 0, "clean_correct": 1, "eps": 0.1, "robust": 1}
+            run.append([{"image_id": f"{i}.jpg"} | rows for i in range(2)])
+            run.finish(["0.jpg", "1.jpg"], [0.1])
+    merge_records(tmp_path, log=print)
+    ((_, figure, _, caption),) = robust_vs_tolerance(load_results(tmp_path))
+    labels = {" ".join(ax.get_xlabel().split("\n")[1:]) for ax in figure.axes if ax.get_xlabel()}
+    norms = ["mine, L2-crossing, crossing 4 steps, head animate"]
+    norms += ["mine, L2-crossing, crossing 9 steps"]
+    assert labels == set(norms)
+    assert f"small against {norms[0]}: accuracies of head none, norms of head animate." in caption
+    assert f"against {norms[1]}:" not in caption
+    for name in norms:
+        assert f"Missing (no norm in {name}): bare." in caption
+    assert "no model has both of the same images: mine, L2-fmn, L2-fmn 9 steps." in caption
 
 
 def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
