@@ -82,7 +82,7 @@ def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = No
         except (UserError, RuntimeError, MemoryError) as error:
             statuses.append(report_failure(error, request.results_dir))
             if turn:
-                turn.fail(str(error))
+                turn.fail(str(error), try_again=statuses[-1] != WRONG_REQUEST)
     if any(statuses) and len(requests) > 1:
         print_line(f"{statuses.count(0)} of {len(requests)} evaluated", sys.stderr)
     return status_of_all(statuses)

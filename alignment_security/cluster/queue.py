@@ -58,6 +58,7 @@ class ModelState:
     requests   folder of a record, below the results folder -> what is asked for there
     present    the folder of the present request
     failures   folder -> reason
+    try_again  whether the same request may succeed another time, where one failed
     run_files  of the model's records when it was done, below the results folder
     began      of the present or last process; ended, when it left the model; seconds since epoch
     seconds    that processes spent on the model
@@ -68,6 +69,7 @@ class ModelState:
     status: str = STOPPED
     present: str = ""
     failures: dict[str, str] = field(default_factory=dict)
+    try_again: bool = False
     run_files: list[str] = field(default_factory=list)
     host: str = ""
     pid: int = 0
@@ -134,6 +136,7 @@ class StudyQueue:
     def fail(self, state: ModelState, reason: str) -> None:
         """Write that a model failed, in the place of a process that can no longer say so."""
         state.failures[state.present], state.status, state.ended = reason, FAILED, time.time()
+        state.try_again = True
         self.save(state)
 
     def following(
@@ -197,7 +200,7 @@ class Turn:
 
     def __enter__(self) -> Turn:
         state = self.state
-        state.requests, state.failures = self.requests, {}
+        state.requests, state.failures, state.try_again = self.requests, {}, False
         state.status, state.present = RUNNING, ""
         state.host, state.pid, state.began = socket.gethostname(), os.getpid(), time.time()
         self.queue.save(state)
@@ -208,9 +211,10 @@ class Turn:
         self.state.present = folder
         self.queue.save(self.state)
 
-    def fail(self, reason: str) -> None:
-        """Note why the present request is not done."""
+    def fail(self, reason: str, try_again: bool = True) -> None:
+        """Note why the present request is not done, and whether another try may help."""
         self.state.failures[self.state.present] = reason
+        self.state.try_again |= try_again
 
     def __exit__(self, kind, error, traceback) -> None:
         state = self.state

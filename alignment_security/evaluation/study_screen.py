@@ -135,8 +135,8 @@ class StudyScreen:
         states = self.states()
         failed = [state for state in states if self.queue.has_failed(state)]
         lines = [self.counts(states), *map(settled_text, failed)]
-        if failed:
-            lines.append("run the same command again to try those that failed")
+        if again := [state.model for state in failed if state.try_again]:
+            lines.append(f"run the same command again to try {', '.join(again)} another time")
         print_line("\n".join(lines))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import json
@@ -29,10 +30,11 @@ from alignment_security.cluster import queue as queue_module
 from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueue
 from alignment_security.cluster.studies import available_studies, read_study
 from alignment_security.common import command_line
-from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.files import TryAgain, UserError, write_atomic
 from alignment_security.evaluation import run_study
 from alignment_security.evaluation import study as study_module
 from alignment_security.evaluation.dry_run import duration
+from alignment_security.evaluation.options import parse_args
 from alignment_security.evaluation.read_ahead import READ_BYTES, read_ahead, weights_file
 from alignment_security.evaluation.rehearsal import Rehearsal
 from alignment_security.evaluation.run_study import StudyProcesses
@@ -257,6 +259,7 @@ def test_a_model_that_fails_leaves_the_others_alone(study, cli, tmp_path, monkey
         "large": "failed",
         "sound": "done",
     }
+    assert not any(state["try_again"] for state in states.values())
     assert "damaged.pth" in str(states["damaged"]["failures"])
     assert "missing.pth" in str(states["missing"]["failures"])
     assert sorted(path for path in rows_of(tmp_path / "results")) == [
@@ -557,6 +560,24 @@ def test_records_of_other_weights_under_a_models_name_count(tmp_path, name):
     for stem in (*own, record_stem(f"{name}2"), record_stem(f"{name}.weights_2")):
         write_atomic(tmp_path / "records/mine/clean" / f"{stem}.json", "{}")
     assert {path.stem for path in queue.run_files(name, "records/mine/clean")} == set(own)
+
+
+@pytest.mark.parametrize("error", [UserError("wrong"), TryAgain("a disk"), ValueError("a bug")])
+def test_another_try_is_advised_only_where_it_may_help(tmp_path, monkeypatch, capsys, error):
+    queue = StudyQueue(tmp_path, "mine", time.time() - 10)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(evaluate_robustness, "requested_model", fail)
+    request = parse_args(["--model_name", "first", "clean"])
+    with contextlib.suppress(ValueError):
+        for turn in queue.turns(["first"], {}):
+            with turn:
+                evaluate_robustness.evaluate_requests([request], turn)
+    StudyScreen("mine", queue, ["first"], {}).finish()
+    advice = "run the same command again"
+    assert (advice in capsys.readouterr().out) == (type(error) is not UserError)
 
 
 def test_the_screen_replaces_its_lines_and_keeps_what_is_settled(study, tmp_path, capsys):
