@@ -264,7 +264,11 @@ def test_a_dry_run_refuses_what_a_run_would(cli, tiny, tmp_path):
     "begun, wanted, said",
     [
         ("-s 6 clean", "-s 4 clean", "run.images: 6 -> 4"),
-        ("-s 2 Linf --eps 1/255 2/255", "-s 2 Linf --eps 1/255", "run.eps: "),
+        (
+            "-s 2 Linf --attacks apgd-ce --steps 2 --eps 1/255 2/255",
+            "-s 2 Linf --attacks apgd-ce --steps 2 --eps 1/255",
+            "run.eps: ",
+        ),
         ("-s 6 L2 --steps 2", "-s 4 L2 --steps 2", "run.images: 6 -> 4"),
         ("-s 6 clean", "-s 6 clean", None),
     ],
