@@ -21,6 +21,7 @@ from alignment_security.cluster.plugins import load_staged_plugin
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import setting
+from alignment_security.evaluation.protocols import threat_class
 from alignment_security.images.human_maps import check_maps
 from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
@@ -123,7 +124,12 @@ def requested_slice(args: argparse.Namespace, images: ImageSet) -> ImageSet:
 
 
 def requested_maps(args: argparse.Namespace, images: ImageSet) -> ImageSet:
-    """The set with the maps of --map_dir; X.tar with --chtc is a staged folder."""
+    """The set with the maps of --map_dir; X.tar with --chtc is a staged folder.
+
+    A threat that compares with no maps reads none, wherever they are.
+    """
+    if "map_dir" not in threat_class(args.threat, args.protocol).options:
+        return images
     if args.map_dir is None:
         if args.blur_maps:
             raise UserError("--blur_maps: of the maps of --map_dir, which is not given")

@@ -330,6 +330,18 @@ def test_what_maps_lack_is_said_before_the_attack(cli, tiny, maps, tmp_path, mon
             assert text in out
 
 
+@pytest.mark.parametrize("threat", ["clean", "Linf --eps 1/255 --attacks apgd-ce --steps 1"])
+def test_a_threat_that_compares_with_no_maps_reads_none(cli, tiny, maps, tmp_path, threat):
+    """A folder that is not there, and a map of another size, are of no interest to it."""
+    for path in maps.iterdir():
+        save_map(path, np.ones((3, 5), np.uint8))
+    for folder in (maps, tmp_path / "nowhere"):
+        words = ["-s", "2", "--dry_run", "--map_dir", str(folder), *threat.split()]
+        status, out, err = cli(*tiny.arguments(tmp_path), *words)
+        assert status == 0 and err.startswith("warning: --map_dir") and err.count("\n") == 1, err
+        assert "maps" not in out
+
+
 def test_a_slice_without_a_map_is_refused(cli, tiny, tmp_path):
     images = load_image_set("mine", str(tiny.data))
     first = our_permutation(images)[0]
