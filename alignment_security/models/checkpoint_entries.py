@@ -188,10 +188,21 @@ def _misfit_message(path: Path, candidates: dict[str, Candidate]) -> str:
 
     entry = max(candidates, key=likeness)
     where = f" (entry {shown(entry)!r})" if entry else ""
-    beginnings = {name.partition(".")[0] for name in candidates[entry].state}
-    common = f"; all its names begin with {min(beginnings)!r}" if len(beginnings) == 1 else ""
-    misfit = candidates[entry].misfit
-    return f"{path}{where}: does not fit this architecture, it {misfit}{common}; {advice(misfit)}"
+    misfit, found = candidates[entry].misfit, ""
+    if misfit.startswith("lacks"):
+        found = _unknown_name(candidates[entry])
+    return f"{path}{where}: does not fit this architecture, it {misfit}{found}; {advice(misfit)}"
+
+
+def _unknown_name(candidate: Candidate) -> str:
+    """What stands in an entry instead of what it lacks, behind a beginning of all its names."""
+    beginnings = {name[: name.find(".") + 1] for name in candidate.state}
+    prefix = beginnings.pop() if len(beginnings) == 1 else ""
+    names = [shown(name.removeprefix(prefix)) for name in candidate.state]
+    unknown = [name for name in names if name not in candidate.net.state_dict()]
+    if not unknown:
+        return ""
+    return f" and has {unknown[0]!r}" + (f" after {prefix!r}, which is harmless" if prefix else "")
 
 
 # ---- normalisation -------------------------------------------------------------------------------
