@@ -35,6 +35,7 @@ from alignment_security.records.summary_rows import attacked_size
 
 EVALUATE_AGAIN = "evaluate it again with --overwrite"
 FINISH_IT = "run the same command again to finish it"
+LEAVE_OUT = "leave this record out: remove its .csv and .json, and merge again"
 CHANNELS = 3
 L2_RTOL = 1e-3  # examples and norms may be rounded differently
 ALIGNMENT_TOLERANCE = 1e-9  # of human_alignment against human_alignment_raw / ceiling
@@ -75,7 +76,10 @@ def finished_record(path: Path, run: dict) -> Record:
     Raises UserError when its run is unfinished, its bytes have changed, or a column is missing.
     """
     if run["status"] != "done":
-        raise UserError(f"{path}: unfinished (status {run['status']}); {FINISH_IT}")
+        there = path if path.exists() else path.with_suffix(".json")
+        raise UserError(
+            f"{there}: unfinished (status {run['status']}); {FINISH_IT}, or {LEAVE_OUT}"
+        )
     check_record_sha256(path, run)
     if run["kind"] not in NEEDED_COLUMNS:
         raise UserError(f"{path}: unknown kind of record {run['kind']!r}; {EVALUATE_AGAIN}")
@@ -116,7 +120,7 @@ def check_record(record: Record) -> Iterator[str]:
     for warning in record.run["warnings"]:
         of_norms = WITHOUT_NORM in warning or AT_FLOOR in warning  # check_norms finds these
         if not is_remark(warning) and not of_norms:
-            yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or report it"
+            yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or {LEAVE_OUT}"
 
 
 def wrong_rows(

@@ -245,6 +245,14 @@ PLANTED = {  # what was done -> (how, what the only finding says)
     "not finished": (
         change_run("Linf", lambda run: run.update(status="checkpointed")),
         r"Linf/net.csv: unfinished \(status checkpointed\); run the same command again",
+        "or leave this record out: remove its .csv and .json, and merge again",
+    ),
+    "begun, without its record": (
+        lambda r: (
+            change_run("Linf", lambda run: run.update(status="failed"))(r),
+            unlink("Linf/net.csv")(r),
+        ),
+        r"Linf/net.json: unfinished \(status failed\)",
     ),
     "a missing column": (
         change_rows("Linf", lambda rows: rows.drop(columns="broken_by")),
