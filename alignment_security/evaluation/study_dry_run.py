@@ -33,7 +33,7 @@ from alignment_security.evaluation.rehearsal import Rehearsal, rehearse
 from alignment_security.evaluation.run import prepare
 from alignment_security.evaluation.setup import requested_images, requested_model
 from alignment_security.evaluation.study import record_folder, study_requests
-from alignment_security.evaluation.trial import try_record
+from alignment_security.evaluation.trial import refusals, try_record
 from alignment_security.models.forward import pick_device
 from alignment_security.models.heads import Model, with_head
 from alignment_security.models.lists import WantedModel
@@ -73,12 +73,14 @@ def describe_study(
     chosen = models_to_rehearse(models, gmacs)
     if not chosen:
         raise UserError(f"{study.path}: the weights of none of its models are here to rehearse")
-    rehearsals = []
+    rehearsals: list[RehearsedModel] = []
+    others = [model.name for model in models if model not in chosen]
     for model in chosen:
         requests = study_requests(study, model, [*options, "--device", devices[0]])
         try:
             with redirect_stdout(sys.stderr):
-                rehearsals.append(rehearse_model(requests, gmacs[model.name] or 0.0))
+                rehearsals.append(rehearse_model(requests, gmacs[model.name] or 0.0, others))
+            others = []  # their records were looked at
         except UserError as error:
             print_line(f"{model.name}: would be refused: {error}", sys.stderr)
     if not rehearsals:
@@ -103,16 +105,23 @@ def is_here(model: WantedModel) -> bool:
     return weights_here(find_entry(model.net or ""))
 
 
-def rehearse_model(requests: Sequence[argparse.Namespace], gmacs: float) -> RehearsedModel:
-    """Load a model, and attack a few images under each threat."""
+def rehearse_model(
+    requests: Sequence[argparse.Namespace], gmacs: float, others: Sequence[str] = ()
+) -> RehearsedModel:
+    """Load a model, and attack a few images under each threat.
+
+    others   models that are not rehearsed, of which it is said if their records refuse a request
+    """
     begin = time.perf_counter()
     bare = requested_model(requests[0], pick_device(requests[0].device))
     load = time.perf_counter() - begin
-    threats = {record_folder(request): rehearse_threat(request, bare) for request in requests}
+    threats = {
+        record_folder(request): rehearse_threat(request, bare, others) for request in requests
+    }
     return RehearsedModel(requests[0].model_name, gmacs, load, threats)
 
 
-def rehearse_threat(request: argparse.Namespace, bare: Model) -> Rehearsal:
+def rehearse_threat(request: argparse.Namespace, bare: Model, others: Sequence[str]) -> Rehearsal:
     began = time.perf_counter()
     print_line(f"{request.model_name}: rehearsing {record_folder(request)}")
     model = with_head(bare, request.head)
@@ -127,6 +136,9 @@ def rehearse_threat(request: argparse.Namespace, bare: Model) -> Rehearsal:
         workers=request.workers,
     )
     try_record(evaluation, request.results_dir, request.overwrite)
+    if not request.overwrite:
+        for refusal in refusals(evaluation, request.results_dir, others):
+            print_line(refusal, sys.stderr)
     return rehearse(evaluation, began)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,8 +14,8 @@ from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.evaluation.image_files import check_image_files
 from alignment_security.evaluation.run import Evaluation, open_record
-from alignment_security.records.names import run_files_of_model
-from alignment_security.records.record import check_rows_belong
+from alignment_security.records.names import run_files_of_model, run_files_of_name
+from alignment_security.records.record import check_rows_belong, readable_run_files
 
 
 def try_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool = False) -> str:
@@ -36,6 +37,24 @@ def try_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool 
             rows = begun.own_rows(run.rows)
             check_rows_belong(rows, images.ids, begun.eps, run.csv)
             return f"{record}, which has {len(run.rows)} rows"
+
+
+def refusals(
+    evaluation: Evaluation, results_dir: str | Path, models: Iterable[str]
+) -> Iterator[str]:
+    """A sentence for each other model whose record refuses this evaluation.
+
+    No model is loaded: what a run file says of its model is taken to be so still.
+    """
+    folder = Path(results_dir, "records", evaluation.images.name, evaluation.threat.name)
+    for name in models:
+        for _, run in list(readable_run_files(run_files_of_name(folder, name)))[:1]:
+            settings = run["settings"]["model"] | {"head": evaluation.model.settings["head"]}
+            model = replace(evaluation.model, settings=settings)
+            try:
+                try_record(replace(evaluation, model=model), results_dir)
+            except UserError as error:
+                yield f"{name}: would be refused: {error}"
 
 
 @contextmanager

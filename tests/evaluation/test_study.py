@@ -483,6 +483,22 @@ def test_dry_run_of_a_study_names_the_models_that_their_records_refuse(study, ca
     assert "second: would be refused: " in err and "run.images: 8 -> 6" in err
 
 
+def test_dry_run_of_a_study_looks_at_the_records_of_models_that_it_does_not_load(study, capsys):
+    names = ["first", "second", "third", "fourth", "fifth"]  # two of them are not rehearsed
+    file, options = study(names, [CLEAN])
+    for name, number in (("second", "8"), ("fourth", "4")):  # a clean record of 4 grows
+        begun = ["--model_name", name, "--architecture", "test_resnet", *options]
+        weights = ["--checkpoint", str(file.parent / f"weights/{name}.pth")]
+        images = ["--dataset", "mine", "-s", number, "clean"]
+        assert evaluate_robustness.main([*begun, *weights, *images]) == 0
+    command = ["run_study", str(file), *options, "--dry_run"]
+    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    out, err = capsys.readouterr()
+    assert "second" not in out.partition("rehearsed")[2].partition(";")[0]
+    assert err.count("second: would be refused: ") == 1 and "run.images: 8 -> 6" in err
+    assert "fourth: would be refused" not in err
+
+
 # ---- processes -----------------------------------------------------------------------------------
 
 
