@@ -88,13 +88,13 @@ def test_an_evaluation_says_it_at_once_and_keeps_it(cli, tiny, tmp_path):
     arguments[arguments.index(str(tiny.data))] = str(data)
     threat = ["L2", "--steps", "3"]
     assert re.search(said, cli(*arguments, *threat, "--dry_run")[1])
+    parts = [cli(*arguments, *threat, "--dry_run", "-s", str(k), str(k + 6))[1] for k in (0, 6)]
+    assert sorted("EXIF" in out for out in parts) == [False, True]
     status, out, _ = cli(*arguments, *threat, "--stop_after", "0")
     assert status == 85 and re.search(said, out)
     (path,) = tmp_path.glob("records/mine/*/*.json")
     warnings = json.loads(path.read_text())["warnings"]
     assert any(re.search(said, f"warning: {warning}") for warning in warnings)
-    parts = [cli(*arguments, *threat, "--dry_run", "-s", str(k), str(k + 6))[1] for k in (0, 6)]
-    assert sorted("EXIF" in out for out in parts) == [False, True]
 
 
 def test_a_training_says_it_and_keeps_it(tmp_path, capsys):
