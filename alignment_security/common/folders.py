@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from alignment_security.common.text import printable_name
+from alignment_security.common.text import printable_name, some
 
 # .thumbnails, ._photo.jpg, @eaDir, #recycle, $RECYCLE.BIN, ~snapshot
 TOOL_BEGINNINGS = (".", "@", "#", "$", "~")
@@ -126,7 +126,7 @@ def left_by_tools_note(root: Path, paths: Iterable[Path]) -> list[str]:
     names = [printable_name(path.relative_to(root)) for path in paths]
     if not names:
         return []
-    return [f"{root}: {len(names)} {LEFT_BY_TOOLS} ({_few(names)})"]
+    return [f"{root}: {len(names)} {LEFT_BY_TOOLS} ({some(names, MAX_NAMED)})"]
 
 
 def not_wanted_note(root: Path, paths: Iterable[Path], what: str) -> list[str]:
@@ -140,10 +140,5 @@ def not_wanted_note(root: Path, paths: Iterable[Path], what: str) -> list[str]:
     endings = [f"{ending}: {count}" for ending, count in counts.most_common()]
     return [
         f"{root}: {counts.total()} files are left out, since no {what} has such an ending "
-        f"({_few(endings)})"
+        f"({some(endings, MAX_NAMED)})"
     ]
-
-
-def _few(names: list[str]) -> str:
-    more = ", ..." if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -99,6 +99,6 @@ def some_of(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + more
 
 
-def some(names: list[str]) -> str:
-    """Names, of which a long list is cut."""
-    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
+    """The first names, where a count stands beside them: `a, b, ...`."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
