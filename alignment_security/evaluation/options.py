@@ -156,9 +156,9 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     threat, options = split_threat(argv)
     parser = get_args_parser(threat, description)
     if not {"-h", "--help"} & {*argv}:
-        refuse_unknown_options(get_args_parser(threat or "Linf", description), argv)
-    if threat is None and not {"-h", "--help"} & {*argv}:
-        parser.error(no_threat(argv))
+        refuse_unknown_options(parser if threat else get_args_parser("Linf", description), argv)
+        if threat is None:
+            parser.error(no_threat(argv))
     if second := split_threat(options)[0]:
         parser.error(f"{threat} and {second}: one threat a command; a study has several (--study)")
     args = parser.parse_args(options)
