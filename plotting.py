@@ -186,13 +186,14 @@ def is_empty(results: Results) -> bool:
 def command_of(text: str, results_dir: str, results: Results) -> str:
     """The command that makes what a figure lacks, for the image set that the records are of.
 
-    text   as in FIGURES: `{}` is --results_dir. An evaluation without --dataset is of `sample`
+    text   as in FIGURES: `{}` is the results folder. What follows it belongs to an evaluation,
+           which without --dataset is of `sample`; commands of `utilities.py` end with it
     """
     sets = Counter(run["image_set"] for run in results.runs)
     image_set = next((name for name, _ in sets.most_common()), "sample")
     option = f" --dataset {image_set} --data_dir DIR" if image_set != "sample" else ""
-    evaluation = r"(evaluate_robustness\.py(?:(?!--dataset)[^`])*?--results_dir \{\})(?! --dataset)"
-    return re.sub(evaluation, rf"\1{option}", text).replace("{}", str(results_dir))
+    text = re.sub(r"\{\} (?!--dataset)", "{}" + option + " ", text)
+    return text.replace("{}", str(results_dir))
 
 
 def left_out(results: Results, results_dir: str) -> Iterator[str]:
