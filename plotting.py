@@ -186,13 +186,13 @@ def is_empty(results: Results) -> bool:
 def command_of(text: str, results_dir: str, results: Results) -> str:
     """The command that makes what a figure lacks, for the image set that the records are of.
 
-    text   as in FIGURES: `{}` is the results folder. What follows it belongs to an evaluation,
-           which without --dataset is of `sample`; commands of `utilities.py` end with it
+    text   as in FIGURES: `{}` is the results folder. What follows `--results_dir {}` belongs to an
+           evaluation, which without --dataset is of `sample`; commands of `utilities.py` end there
     """
     sets = Counter(run["image_set"] for run in results.runs)
     image_set = next((name for name, _ in sets.most_common()), "sample")
     option = f" --dataset {image_set} --data_dir DIR" if image_set != "sample" else ""
-    text = re.sub(r"\{\} (?!--dataset)", "{}" + option + " ", text)
+    text = re.sub(r"(--results_dir \{\}) (?!--dataset)", rf"\1{option} ", text)
     return text.replace("{}", str(results_dir))
 
 
