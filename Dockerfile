@@ -1,5 +1,6 @@
-# The official image of this torch. With a driver older than CUDA 13's, build with
+# The official image of this torch. With a driver older than 580, which CUDA 13 needs, build with
 #   --build-arg BASE=pytorch/pytorch:2.11.0-cuda12.8-cudnn9-runtime
+# and for a V100, P100 or GTX 10 with cuda12.6 in its place.
 # A tag can move. To pin the base, look up its digest and build from that:
 #   docker buildx imagetools inspect pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime
 #   --build-arg BASE=pytorch/pytorch@sha256:<digest>
@@ -8,8 +9,10 @@ FROM ${BASE} AS base
 
 # A virtual environment on top of the image's Python: it sees the image's torch and torchvision,
 # and pip uninstalls nothing that the image or apt has installed. It uses the image's pip.
+# Ubuntu makes home folders that only their users may enter; `docker run --user` runs as others.
 RUN python3 -m venv --system-site-packages --without-pip /opt/venv \
- && useradd --create-home --uid 1001 researcher
+ && useradd --create-home --uid 1001 researcher \
+ && chmod 755 /home/researcher
 ENV PATH=/opt/venv/bin:${PATH} PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 ENTRYPOINT ["python3"]
 CMD ["evaluate_robustness.py", "--help"]

@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
-# PyPI's torch brings CUDA to every Linux. For one without a GPU, in a fresh clone:
+# PyPI's torch brings CUDA 13 to every Linux. For one without a GPU, in a fresh clone:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# for a driver older than 580, and for a V100 or P100, with cu128 and cu126 in the place of cpu.
 TORCH_INDEX ?=
 TORCH := $(shell grep -E '^torch(vision)?==' requirements.txt)
 

@@ -128,9 +128,10 @@ def report_failure(error: Exception, results_dir: str) -> int:
         return report_error(error, results_dir)
     if not is_out_of_memory(error):
         raise error
+    reason = str(error).partition("\n")[0][:200] or type(error).__name__
     print_line(
-        f"error: out of memory with one image at a time ({type(error).__name__}); the network "
-        "needs a larger device, --precision bf16 or fewer --workers",
+        f"error: out of memory with one image at a time ({reason}); the network needs a larger "
+        "device, --precision bf16 or fewer --workers",
         sys.stderr,
     )
     return WRONG_REQUEST

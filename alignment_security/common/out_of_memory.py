@@ -10,10 +10,13 @@ import torch
 
 from alignment_security.common.files import TryAgain, reading
 
-# what allocators of torch, CUDA, cuDNN, cuBLAS, oneDNN and C++ say
+# What allocators of torch, CUDA, cuDNN, cuBLAS, oneDNN and C++ say. A convolution whose workspaces
+# do not fit finds no engine, a handle of cuBLAS that does not fit is not initialised, and on a MIG
+# instance torch's allocator fails where it asks NVML for the words of its error.
 OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|"
-    r"failed to allocate|ALLOC_FAILED|bad_alloc|could not create a memory",
+    r"failed to allocate|ALLOC(ATION)?_FAILED|bad_alloc|could not create a memory|"
+    r"unable to find (an engine|a valid cuDNN algorithm)|STATUS_NOT_INITIALIZED|NVML_SUCCESS ==",
     re.IGNORECASE,
 )
 

@@ -7,6 +7,7 @@ confirms what they find.
 from __future__ import annotations
 
 import copy
+import os
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,8 @@ def fast_copy(
     if precision == "bf16":
         fast = BFloat16(fast)
     if compiled:
+        # names torch's cache; the uid that a container runs as may have no name
+        os.environ.setdefault("USER", str(os.getuid()))
         fast.compile()
     return fast
 

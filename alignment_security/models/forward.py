@@ -2,7 +2,8 @@
 
 Process-wide state. Apart from random seeds, the project changes these settings of the process:
 
-    tune_process           glibc's malloc thresholds, the TF32 flags
+    tune_process           glibc's malloc thresholds, the TF32 flags, CUDA's current GPU
+    fast.fast_copy         sets USER in the environment for torch.compile unless it is set
     fast.WithoutTF32       switches TF32 off during its forward pass, then restores the flags
     brainscore.load_plugin sets BS_INSTALL_DEPENDENCIES=no in the environment unless it is set
 """
@@ -33,6 +34,9 @@ CPU_ROWS, LARGE_IMAGE = 4, 128 * 128
 NO_GRADIENT = (
     "the network's logits have no gradient with respect to pixels, which this threat needs; take "
     "torch.no_grad and detach out of its forward pass (`clean` needs no gradient)"
+)
+GPU_HELP = (
+    "docs/running.md has the torch for an older driver or card, and --device cpu does without it"
 )
 COMPILER_MODULES = ("torch._dynamo", "torch._inductor")
 # glibc, malloc.h
@@ -238,20 +242,24 @@ def _probe_speed(module: nn.Module, x: Tensor) -> float:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that --device names; `auto` is the GPU if there is one, else the CPU.
+    """The device that --device names; `auto` is the GPU if the machine has one, else the CPU.
 
-    Raises UserError for a device that does not exist.
+    Raises UserError for a device that does not exist or does not work. `auto` takes no CPU in the
+    place of a GPU that torch cannot use: it would need days for what takes minutes.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        # NVML counts GPUs that torch cannot use, too
+        found = "cuda" if torch.cuda.device_count() else "cpu"
+        device = torch.device(found if name == "auto" else name)
     except RuntimeError:
         raise UserError(f"--device {name}: no device; auto, cpu, cuda, or cuda:1, ...") from None
     try:
-        torch.zeros(1, device=device).item()  # meta holds no values
+        (torch.zeros(1, device=device) + 1).item()  # a kernel; and meta holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if device.type == "cuda":
+            reason += f"; {GPU_HELP}"
+        raise UserError(f"--device {name}: {reason}") from None
     return device
 
 
@@ -261,6 +269,7 @@ def tune_process(device: torch.device, precision: str) -> None:
     CPU, Linux   glibc keeps freed memory. By default it returns large tensors to the kernel after
                  every layer and pays a page fault per page to get them back: on two CPU cores
                  EfficientNet-Lite0 at batch size 32 took 3 to 6 times as long.
+    GPU          becomes CUDA's current one, of which events, streams and pinned memory are.
     both         TF32 is on for precision `tf32`, and off for all others.
 
     cuDNN's benchmark mode stays off: it took 13 s for each size of batch of EfficientNet-Lite0 in
@@ -271,6 +280,8 @@ def tune_process(device: torch.device, precision: str) -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
             libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 

@@ -65,21 +65,21 @@ def join_processes(device_name: str) -> torch.device:
 
     device_name   of --device; under torchrun each process takes the GPU of its local rank, or the
                   CPU where there is none or the name is "cpu"
-    Raises TrainingError when there are more processes than GPUs, UserError for an unknown device.
+    Raises TrainingError when there are more processes than GPUs, UserError as pick_device.
     """
     if not started_by_torchrun():
         return pick_device(device_name)
     local_rank = int(os.environ["LOCAL_RANK"])
-    if device_name == "cpu" or not torch.cuda.is_available():
+    gpus = 0 if device_name == "cpu" else torch.cuda.device_count()
+    if not gpus:
         device, backend = torch.device("cpu"), "gloo"
     else:
-        gpus = torch.cuda.device_count()
         if local_rank >= gpus:
             raise TrainingError(
                 f"process {local_rank + 1} has no GPU, this machine has {gpus}; "
                 f"--processes {gpus}, or --device cpu"
             )
-        device, backend = torch.device("cuda", local_rank), "nccl"
+        device, backend = pick_device(f"cuda:{local_rank}"), "nccl"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group(backend)

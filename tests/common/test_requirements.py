@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -72,11 +73,29 @@ def test_figures_import_nothing_that_is_not_required():
     assert done.returncode == 0, done.stderr
 
 
-def pip_commands(page: Path) -> list[str]:
-    """The commands of a page's blocks that run `pip install`, continued lines included."""
+def test_the_container_has_what_the_pages_run_in_it():
+    """Its entry point is Python, so that a script follows the image's name."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    workdir = re.findall(r"^WORKDIR (/home\S*)", dockerfile, re.M)[-1]
+    assert 'ENTRYPOINT ["python3"]' in dockerfile
+    commands = [c for page in PAGES for c in commands_with(page, "docker run")]
+    for command in commands:
+        words = shlex.split(command.replace("\\\n", " "))
+        script = words[words.index("alignment-security") + 1]
+        assert (ROOT / script).suffix == ".py" and (ROOT / script).is_file(), command
+        mounts = [words[k + 1].split(":") for k, word in enumerate(words) if word == "-v"]
+        inside = [mount[1] for mount in mounts if mount[0].startswith("$PWD/")]
+        assert inside and all((ROOT / Path(m).relative_to(workdir)).is_dir() for m in inside), (
+            command
+        )
+    assert len(commands) >= 2
+
+
+def commands_with(page: Path, words: str) -> list[str]:
+    """The commands of a page's blocks that hold these words, continued lines included."""
     blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
     commands = re.split(r"(?<!\\)\n", "\n".join(blocks))
-    return [command for command in commands if "pip install" in command]
+    return [command for command in commands if words in command]
 
 
 def requirements_of(command: str, folder: Path) -> dict[str, str]:
@@ -94,10 +113,10 @@ def requirements_of(command: str, folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_pip_takes_what_the_pages_ask_it_for(page, tmp_path):
     """A shell splits `htcondor==1 ; sys_platform == 'linux'` into words that pip refuses."""
-    assert all(requirements_of(command, tmp_path) for command in pip_commands(page))
+    assert all(requirements_of(command, tmp_path) for command in commands_with(page, "pip install"))
 
 
 def test_an_access_point_gets_the_packages_of_a_sweep_alone(tmp_path):
-    (command,) = pip_commands(ROOT / "htcondor/README.md")
+    (command,) = commands_with(ROOT / "htcondor/README.md", "pip install")
     wanted = ["filelock", "htcondor", "numpy", "pandas", "python-dotenv"]
     assert sorted(requirements_of(command, tmp_path)) == wanted
