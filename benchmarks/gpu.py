@@ -12,6 +12,7 @@ benchmarks/gpu_packages.sh makes a folder of packages for a machine without a ne
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
@@ -103,6 +105,14 @@ def short(value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def driver() -> str | None:
+    """Version of the NVIDIA driver, e.g. `580.159.03`, as the kernel's module says it."""
+    if not DRIVER_FILE.is_file():
+        return None
+    found = re.search(r"\b\d{3}\.\d+(\.\d+)?\b", DRIVER_FILE.read_text())
+    return found and found[0]
+
+
 def facts(device: torch.device) -> dict:
     """The machine, and what CUDA says of the card."""
     found = machine(str(device))
@@ -111,6 +121,7 @@ def facts(device: torch.device) -> dict:
         found |= {
             "gpu_memory_mib": properties.total_memory / 2**20,
             "multiprocessors": properties.multi_processor_count,
+            "driver": driver(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }

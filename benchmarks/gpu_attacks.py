@@ -17,6 +17,7 @@ from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.minimum_norm import MinimumNormAttack, run_minimum_norm
+from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.forward import Forward, auto_batch_size
 from benchmarks.gpu_passes import flags
 from benchmarks.gpu_stage import LITE0, Rows, Stage, shape_of
@@ -132,7 +133,6 @@ def share(stage: Stage, net: nn.Module, images: list[Image], run: Run, batch: in
     synchronizations = count_synchronizations(
         lambda: rows_of(run(watched, images, batch_size=batch)), stage
     )
-    steps, sizes = len(watched.forwards), sorted(set(watched.forwards))
     engine = stage.seconds(lambda: rows_of(run(net, images, batch_size=batch)))
     x = torch.rand(max(watched.forwards), *images[0][1].shape, device=stage.device)
     bare = stage.seconds(lambda: same_batches(net, watched, x))
@@ -140,8 +140,8 @@ def share(stage: Stage, net: nn.Module, images: list[Image], run: Run, batch: in
         "share": bare / engine,
         "engine_seconds": engine,
         "passes_per_second": (sum(watched.forwards) + sum(watched.backwards)) / engine,
-        "distinct_batch_sizes": len(sizes),
-        "synchronizations_per_step": synchronizations / steps,
+        "distinct_batch_sizes": len(set(watched.forwards)),
+        "synchronizations_per_pass": synchronizations and synchronizations / len(watched.forwards),
     }
 
 
@@ -157,11 +157,11 @@ def same_batches(net: nn.Module, watched: Watched, x: Tensor) -> None:
             forward.logits(x[:size])
 
 
-def count_synchronizations(run: Callable[[], object], stage: Stage) -> float:
-    """How often the host waited for the device (NaN on a CPU)."""
+def count_synchronizations(run: Callable[[], object], stage: Stage) -> int | None:
+    """How often the host waited for the device; None on a CPU."""
     if not stage.on_gpu:
         run()
-        return float("nan")
+        return None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -217,7 +217,7 @@ def against_pyautoattack(stage, ours, theirs, images: list[Image], eps: float) -
 def precision(stage: Stage) -> Rows:
     """Search in TF32 and bf16 with confirmation in float32, against search in float32."""
     images = stage.photographs(stage.size.photographs)
-    exact, batch = stage.net(LITE0), min(len(images), 256)
+    exact, batch = WithoutTF32(stage.net(LITE0)), min(len(images), 256)
     runs = {
         "Linf, three eps": bounded(PARITY_EPS, replace(stage.size.budget, attacks=APGD)),
         "L2 crossing": minimal(BoundaryCrossing("L2", stage.size.steps)),

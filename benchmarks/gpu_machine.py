@@ -16,14 +16,13 @@ from nets import rows_of
 
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import run_clean
-from alignment_security.images.decoded import DECODED
-from alignment_security.images.image_sets import ImageSet
-from alignment_security.images.loading import load_image_set, stream_bytes
+from alignment_security.common.command_line import default_workers
+from alignment_security.images.loading import load_image_set
 from alignment_security.models.loading import load_model
 from benchmarks.gpu_attacks import CLASSES, TINY_EPS, bounded, difference
-from benchmarks.gpu_stage import LITE0, Rows, Stage
-from benchmarks.loading import long_list
-from benchmarks.measure import Image
+from benchmarks.gpu_passes import logits
+from benchmarks.gpu_stage import LITE0, Rows, Stage, rate, unless_out_of_memory
+from benchmarks.loading import decoded_anew, long_list
 from benchmarks.training import FULL, QUICK, speed_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,21 +43,21 @@ def memory(stage: Stage) -> Rows:
         yield f"batch {batch}", {"peak_mib": torch.cuda.max_memory_allocated() / 2**20}
     enough = rows_of(run(net, images, batch_size=largest))
     said: list[str] = []
-    with memory_limit(stage.size.memory_limit_mib):
+    with memory_limit(stage.size.memory_limit_mib, stage.device):
         short = rows_of(run(net, images, batch_size=largest, log=said.append))
     yield "out of memory in the middle", difference(short, enough) | {"log": said}
 
 
 @contextmanager
-def memory_limit(mib: int) -> Iterator[None]:
-    """A context in which this process may use so many MiB of the GPU."""
+def memory_limit(mib: int, device: torch.device) -> Iterator[None]:
+    """A context in which this process may use so many MiB of the GPU, at most half of it."""
     torch.cuda.empty_cache()
-    share = mib * 2**20 / torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(share)
+    share = mib * 2**20 / torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(share, 0.5), device)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
         torch.cuda.empty_cache()
 
 
@@ -67,14 +66,10 @@ def training(stage: Stage) -> Rows:
     size = FULL if stage.on_gpu else QUICK
     for name, batch in stage.size.training:
         for precision in ("float32", "bf16") if stage.on_gpu else ("float32",):
-            found = speed_of(name, batch, stage.device, precision, size)
-            yield (
-                f"{name}, {precision}",
-                {
-                    "times_plain": found["times_plain"],
-                    "images_per_second": found["images_per_second"],
-                },
-            )
+            found = unless_out_of_memory(speed_of, name, batch, stage.device, precision, size)
+            if isinstance(found, dict):
+                found = {key: found[key] for key in ("times_plain", "images_per_second")}
+            yield f"{name}, {precision}", found
 
 
 def loading(stage: Stage) -> Rows:
@@ -83,20 +78,15 @@ def loading(stage: Stage) -> Rows:
     net, count = stage.fast(LITE0), LOADED if stage.on_gpu else 4
     images = long_list(load_image_set("sample").paths, count)
     x = torch.rand(min(count, 256), *model.preprocessing["input_size"], device=stage.device)
-    yield "network alone", count / stage.seconds(lambda: [net(x) for _ in range(count // len(x))])
-    for workers in (0, 8, 16) if stage.on_gpu else (0,):
+    yield "network alone", rate(stage, partial(logits, net, x), len(x))
+    usual = default_workers() if stage.on_gpu else 0
+    for workers in sorted({0, usual, 2 * usual}):
         begin = time.perf_counter()
         decoded = sum(1 for _ in decoded_anew(images, model.preprocessing, workers))
         yield f"{workers} workers, decode alone", decoded / (time.perf_counter() - begin)
         source = decoded_anew(images, model.preprocessing, workers)
         clean = partial(run_clean, net, source, CLASSES, len(x))
         yield f"{workers} workers, clean pass", count / stage.seconds(partial(rows_once, clean))
-
-
-def decoded_anew(images: ImageSet, preprocessing: dict, workers: int) -> Iterator[Image]:
-    """The images as an evaluation streams them, uint8, none of them kept from before."""
-    DECODED.clear()
-    return stream_bytes(images, preprocessing, workers)
 
 
 def rows_once(run) -> None:
@@ -115,5 +105,7 @@ def start(stage: Stage) -> Rows:
             command += ["--model_name", LITE0, "--results_dir", folder]
             command += ["--device", str(stage.device), *threat]
             begin = time.perf_counter()
-            subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
             yield name, time.perf_counter() - begin

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment_security.models.fast import BFloat16
-from benchmarks.gpu_stage import Rows, Stage, rate, shape_of
+from benchmarks.gpu_stage import Rows, Stage, rate, shape_of, unless_out_of_memory
 
 Pass = Callable[[], Tensor]
 
@@ -27,7 +27,8 @@ def floor(stage: Stage) -> Rows:
             with flags(tf32=True):
                 yield f"{name}, batch {batch}, tf32", rates(stage, fast, x)
             yield f"{name}, batch {batch}, bf16", rates(stage, BFloat16(fast), x)
-            yield f"{name}, batch {batch}, float32 as a CUDA graph", graph_rates(stage, fast, x)
+            if batch == min(stage.size.batches):  # launches cost nothing in large batches
+                yield f"{name}, batch {batch}, float32 as a CUDA graph", graph_rates(stage, fast, x)
             fast.to(memory_format=torch.channels_last)
             yield f"{name}, batch {batch}, float32 channels_last", rates(stage, fast, x)
 
@@ -49,7 +50,7 @@ def floor_tuned(stage: Stage) -> Rows:
     for name in stage.size.nets if stage.on_gpu else ():
         x, fast = torch.rand(batch, *shape_of(name), device=stage.device), stage.fast(name)
         with flags(benchmark=True):
-            spent = stage.seconds(partial(gradient, fast, x))
+            spent = first_seconds(stage, fast, x)
             yield f"{name}, batch {batch}, tuned", rates(stage, fast, x) | {"tuning_seconds": spent}
 
 
@@ -61,7 +62,7 @@ def floor_compiled(stage: Stage) -> Rows:
         for precision in ("float32", "bf16"):
             net = stage.fast(name, precision)
             net.compile()
-            spent = stage.seconds(partial(gradient, net, x))
+            spent = first_seconds(stage, net, x)
             yield (
                 f"{name}, batch {batch}, {precision} compiled",
                 rates(stage, net, x) | {"compile_seconds": spent},
@@ -94,19 +95,30 @@ def gradient(net: nn.Module, x: Tensor) -> Tensor:
     return torch.autograd.grad(net(leaf).amax(1).sum(), leaf)[0]
 
 
+def first_seconds(stage: Stage, net: nn.Module, x: Tensor) -> float | str:
+    """Of the first gradient of a network."""
+    return unless_out_of_memory(stage.seconds, partial(gradient, net, x))
+
+
 def rates(stage: Stage, net: nn.Module, x: Tensor) -> dict:
+    """Images per second of both passes; an A100 with 40 GB holds not every batch of 256."""
+    passes = {"forward": logits, "both": gradient}
     return {
-        "forward": rate(stage, lambda: logits(net, x), len(x)),
-        "both": rate(stage, lambda: gradient(net, x), len(x)),
+        key: unless_out_of_memory(rate, stage, partial(run, net, x), len(x))
+        for key, run in passes.items()
     }
 
 
 def graph_rates(stage: Stage, net: nn.Module, x: Tensor) -> dict:
     """Both passes replayed as CUDA graphs: no launch costs."""
     return {
-        key: rate(stage, captured(partial(run, net, x)).replay, len(x))
+        key: unless_out_of_memory(graph_rate, stage, partial(run, net, x), len(x))
         for key, run in (("forward", logits), ("both", gradient))
     }
+
+
+def graph_rate(stage: Stage, run: Pass, images: int) -> float:
+    return rate(stage, captured(run).replay, images)
 
 
 def captured(run: Pass) -> torch.cuda.CUDAGraph:

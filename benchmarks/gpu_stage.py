@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from alignment_security.attacks.autoattack import Budget
+from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.fast import fast_copy
 from alignment_security.models.heads import PixelModel
@@ -64,11 +65,11 @@ class Size:
 
 FULL = Size()
 QUICK = Size(
-    nets=("resnet18", LITE0),
+    nets=("test_resnet", "test_vit"),
     batches=(2,),
     compiled=(),
     seconds=0.01,
-    engine_nets=(LITE0,),
+    engine_nets=("test_resnet",),
     new_batches=(1,),
     engine_steps=2,
     engine_queries=3,
@@ -79,7 +80,7 @@ QUICK = Size(
     parity=2,
     steps=3,
     memory_batches=(2,),
-    training=(("resnet18", 2),),
+    training=(("test_resnet", 2),),
 )
 
 
@@ -152,6 +153,17 @@ def make_net(name: str) -> nn.Module:
 def shape_of(name: str) -> tuple[int, int, int]:
     """(3, H, W) of a network's images."""
     return timm.get_pretrained_cfg(name).input_size
+
+
+def unless_out_of_memory(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """What `measure` returns; on a device with too little memory for it, these words."""
+    try:
+        return measure(*arguments)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    torch.cuda.empty_cache()
+    return "out of memory"
 
 
 def rate(stage: Stage, step: Callable[[], Any], images: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from alignment_security.common.command_line import (
@@ -306,8 +307,9 @@ def add_process(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--workers",
         type=argument(worker_count),
-        default=default_workers(),
-        help="processes that decode images, per training process",
+        default=default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1))),  # of torchrun
+        help="processes that decode images, per training process (default: they share half the "
+        "CPUs)",
     )
     group.add_argument("--results_dir", default="results", help="folder that gets training/")
     group.add_argument(

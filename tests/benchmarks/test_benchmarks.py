@@ -154,6 +154,9 @@ def test_optimality_is_the_share_of_the_area_that_an_attack_leaves_to_the_best(m
 def test_gpu_stages_run_on_a_cpu(run, stage):
     found = run("gpu", stage, "--device", "cpu")
     assert found.keys() == {"machine", stage} and found[stage]["ended"] == "complete"
+    for name, row in found[stage].items():
+        if "apgd" in name:
+            assert row["synchronizations_per_pass"] is None  # a CPU has none; JSON has no NaN
 
 
 @pytest.mark.slow
@@ -178,6 +181,24 @@ def test_a_stage_that_fails_or_takes_too_long_leaves_the_others_alone(monkeypatc
     late = gpu.run_stage(rows(lambda: time.sleep(60)), 0.2, saved.append)
     assert late["first"] == 1 and late["ended"].startswith("out of time")
     assert all(table["first"] == 1 for table in saved)
+
+
+def test_what_a_small_card_cannot_hold_is_said_and_the_rest_is_measured(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT), str(ROOT / "tests")])
+    passes = importlib.import_module("benchmarks.gpu_passes")
+    stages = importlib.import_module("benchmarks.gpu_stage")
+    stage = stages.Stage(torch.device("cpu"), stages.QUICK)
+
+    class TooLargeBackward(torch.nn.Module):
+        def forward(self, x):
+            if x.requires_grad:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return x.flatten(1)
+
+    found = passes.rates(stage, TooLargeBackward(), torch.rand(2, 3, 4, 4))
+    assert found["forward"] > 0 and found["both"] == "out of memory"
+    with pytest.raises(ValueError, match="other"):
+        stages.unless_out_of_memory(int, "other")
 
 
 def test_training_speed(run):

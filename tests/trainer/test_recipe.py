@@ -10,6 +10,7 @@ import pytest
 import timm
 from conftest import DATA, ROOT
 
+from alignment_security.common import command_line
 from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.recipe import AdversarialAttack, Harmonizer, Objective, Recipe
 
@@ -86,3 +87,19 @@ def test_recipe_from_args_has_the_parts_of_its_objective(options, harmonizer, at
     recipe = Recipe.from_args(args)
     assert recipe.objective == Objective(harmonizer, attack, smoothing=0.0)
     assert recipe.name == f"net-{args.objective}" and vars(args) == before
+
+
+@pytest.mark.parametrize(
+    ("processes", "options", "workers"),
+    [(None, "", 8), ("8", "", 4), ("64", "", 0), ("8", "--workers 7", 7)],
+)
+def test_processes_of_torchrun_share_the_cpus_for_decoding(
+    monkeypatch, processes, options, workers
+):
+    """64 CPUs."""
+    monkeypatch.setattr(command_line, "usable_cpus", lambda: 64)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    args = parse_args(["--model_name", "net", "--objective", "plain", *options.split()])
+    assert args.workers == workers
