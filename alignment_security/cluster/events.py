@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,4 +152,5 @@ def exit_text(event: Mapping) -> str:
     if not event.get("TerminatedNormally", True):
         return f"killed by signal {event.get('TerminatedBySignal', '?')}"
     status = event.get("ReturnValue")
-    return "" if status == 0 else f"exit status {status}"
+    killed = " (killed, most often for its memory)" if status == 128 + signal.SIGKILL else ""
+    return "" if status == 0 else f"exit status {status}{killed}"

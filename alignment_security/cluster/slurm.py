@@ -40,6 +40,14 @@ GO_ON = (CHECKPOINTED, 128 + signal.SIGTERM)  # exit statuses of a task that was
 MAX_TASKS = 200  # of an array at once
 # number, state and folder of the tasks in the queue
 SQUEUE = ["squeue", "--noheader", "--array", "--format=%K|%T|%Z"]
+# number and state of jobs, also of those that left the queue
+SACCT = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=JobIDRaw,State"]
+# state that ended a task -> what helps; the options override the lines of a batch file
+REMEDIES = {
+    "OUT_OF_MEMORY": "the machine's memory was too small; `sbatch --mem=...` asks for more",
+    "TIMEOUT": "it took too long to stop; `sbatch --time=...` asks for more time",
+    "NODE_FAIL": "its node was lost",
+}
 SECONDS_OF_SILENCE = 3600.0  # a program that runs writes a line to its error file once a minute
 Event = tuple[str, float, Mapping]  # kind, seconds since the epoch, attributes
 GPU = re.compile(r"([A-Za-z0-9._:=-]+)@(\d+)")  # GRES@MB
@@ -132,7 +140,7 @@ def task_events(path: Path) -> list[Event]:
         elif kind == "begin":
             if is_begun(events):
                 events.append(("JOB_EVICTED", now, {}))
-            events.append(("EXECUTE", now, {}))
+            events.append(("EXECUTE", now, {"JobId": value}))
         elif int(value) in GO_ON or kind == "stopped" and int(value):
             events.append(("JOB_EVICTED", now, {"TerminatedAndRequeued": 1, "ReturnValue": value}))
         else:
@@ -146,6 +154,11 @@ def is_begun(events: Sequence[Event]) -> bool:
     return kinds[-1:] == ["EXECUTE"]
 
 
+def is_stopped(events: Sequence[Event]) -> bool:
+    """Whether the last of these tasks ended without being done, and might go on."""
+    return [kind for kind, _, _ in events][-1:] == ["JOB_EVICTED"]
+
+
 # ---- what SLURM says -----------------------------------------------------------------------------
 
 
@@ -154,11 +167,10 @@ def tasks_in_queue(sweep: Path) -> dict[int, str] | None:
 
     A task is of this sweep if it was submitted in its folder.
     """
-    try:
-        done = subprocess.run(SQUEUE, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError):
+    lines = answer_of(SQUEUE)
+    if lines is None:
         return None
-    tasks = [line.split("|", 2) for line in done.stdout.splitlines()]
+    tasks = [line.split("|", 2) for line in lines]
     folder = os.path.realpath(sweep)
     return {
         int(number): state
@@ -167,23 +179,52 @@ def tasks_in_queue(sweep: Path) -> dict[int, str] | None:
     }
 
 
+def answer_of(command: Sequence[str]) -> list[str] | None:
+    """The lines that a command of SLURM prints; None where it is missing or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.splitlines()
+
+
+def ends_of_tasks(tasks: Sequence[Sequence[Event]]) -> dict[str, str]:
+    """Job of a task -> the state that it ended in, e.g. OUT_OF_MEMORY; {} without accounting.
+
+    tasks   what each has noted; those that noted their own end are not asked about
+    """
+    jobs = [job_of(events) for events in tasks if is_begun(events) or is_stopped(events)]
+    lines = (answer_of([*SACCT, f"--jobs={','.join(jobs)}"]) or []) if jobs else []
+    states = [line.partition("|") for line in lines]
+    return {job: state.split()[0] for job, _, state in states if state}  # "CANCELLED by 1000"
+
+
+def job_of(events: Sequence[Event]) -> str:
+    """SLURM's number of the last of these tasks; "" where none began."""
+    jobs = [event["JobId"] for kind, _, event in events if kind == "EXECUTE"]
+    return jobs[-1] if jobs else ""
+
+
 def queue_events(
-    events: Sequence[Event], state: str | None, sign: float, now: float
+    events: Sequence[Event], state: str | None, sign: float, now: float, ends: Mapping[str, str]
 ) -> list[Event]:
     """What SLURM knows about a task, as events after those that it noted.
 
     state   in the queue; "" if it is not there, None if nobody could be asked
     sign    when the task last wrote something
+    ends    states that tasks ended in (`ends_of_tasks`)
     """
-    begun, kind = is_begun(events), events[-1][0] if events else ""
+    begun = is_begun(events)
     if state is None:
         return [("SILENT", sign, {})] if begun and now - sign > SECONDS_OF_SILENCE else []
     if state == "PENDING":
         return [("JOB_EVICTED", sign, {})] if begun else [("SUBMIT", now, {})]
+    ended = ends.get(job_of(events), "")
     if state == "" and begun:
-        reason = "ended without a word (killed, out of memory, or its node was lost)"
-    elif state == "" and kind == "JOB_EVICTED":
-        reason = "stopped (cancelled?)"
+        what = "ended without a word (killed, out of memory, or its node was lost)"
+        reason = ": ".join(filter(None, [ended, REMEDIES.get(ended)])) or what
+    elif state == "" and is_stopped(events):
+        reason = f"stopped ({ended or 'cancelled?'})"
     else:
         return []
     reason += "; not in SLURM's queue, submit it again"

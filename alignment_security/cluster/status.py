@@ -28,6 +28,7 @@ from alignment_security.cluster.notes import date_text, reason_of_failure, short
 from alignment_security.cluster.queue import statuses_of_models
 from alignment_security.cluster.slurm import (
     Event,
+    ends_of_tasks,
     last_sign,
     queue_events,
     task_events,
@@ -96,19 +97,22 @@ def model_status(
     return row | {"left": job.hours_left(now)}
 
 
-def events_of(log: Path, in_queue: str | None, now: float) -> list[Event]:
-    """The events of a model on HTCondor, else on SLURM; [] for a model that was never submitted.
-
-    log        of HTCondor; the notes of SLURM's tasks are beside it
-    in_queue   state of the model's task for SLURM (`slurm.queue_events`)
-    """
-    if log.is_file():
-        return read_events(log)
-    noted = log.with_suffix(".slurm")
-    if not noted.is_file():
-        return queue_events([], in_queue, now, now)
-    events = task_events(noted)
-    return events + queue_events(events, in_queue, last_sign(noted), now)
+def events_of_models(sweep: Path, slugs: list[str], now: float) -> list[list[Event]]:
+    """The events of each model on HTCondor, else on SLURM; [] for one that was never submitted."""
+    logs = [sweep / "logs" / f"{slug}.log" for slug in slugs]
+    notes = [log.with_suffix(".slurm") for log in logs]
+    noted = [task_events(file) if file.is_file() else [] for file in notes]
+    in_queue = tasks_in_queue(sweep)
+    states = [None if in_queue is None else in_queue.get(k, "") for k in range(1, len(logs) + 1)]
+    ends = ends_of_tasks([events for events, state in zip(noted, states) if state == ""])
+    found = []
+    for log, file, events, state in zip(logs, notes, noted, states):
+        if log.is_file():
+            found.append(read_events(log))
+            continue
+        sign = last_sign(file) if file.is_file() else now
+        found.append(events + queue_events(events, state, sign, now, ends))
+    return found
 
 
 def _done_columns(runs: list[dict]) -> dict:
@@ -143,14 +147,12 @@ def status_table(sweep: Path, now: float | None = None) -> pd.DataFrame:
     runs, in_study = run_files(sweep), statuses_of_models(sweep / "results")
     if now is None:
         now = time.time()
-    in_queue = tasks_in_queue(sweep)
+    models = sweep_models(sweep)
     rows = []
-    for number, (name, slug) in enumerate(sweep_models(sweep), start=1):
-        log = sweep / "logs" / f"{slug}.log"
-        state = None if in_queue is None else in_queue.get(number, "")
-        events = events_of(log, state, now)
+    for (name, slug), events in zip(models, events_of_models(sweep, [s for _, s in models], now)):
+        error_file = sweep / "logs" / f"{slug}.err"
         of_model = (runs.get(name, []), in_study.get(slug, "done"))
-        rows.append(model_status(name, events, log.with_suffix(".err"), *of_model, now))
+        rows.append(model_status(name, events, error_file, *of_model, now))
     numbers = ("done", "total", "per_hour", "left", "used")
     return pd.DataFrame(rows).astype(dict.fromkeys(numbers, float))
 

@@ -1,6 +1,6 @@
 """Sweeps on SLURM: the batch files, and a real cluster of one node (`make test-slurm` starts it).
 
-Not tested: containers, GPUs (`--gres` is only written), accounting.
+Not tested: containers, GPUs (`--gres` is only written), accounting (a stand-in of sacct answers).
 """
 
 from __future__ import annotations
@@ -78,6 +78,13 @@ def test_ranges_and_kinds():
         ("begin 0 1\nend 3600 85\n", "idle", "exit status 85, to be tried again", 0, 1.0),
         ("begin 0 1\nbegin 3600 1\n", "running", "", 1, 2.0),
         ("begin 0 1\nend 3600 2\n", "failed", "exit status 2", 0, 1.0),
+        (
+            "begin 0 1\nend 3600 137\n",
+            "failed",
+            "exit status 137 (killed, most often for its memory)",
+            0,
+            1.0,
+        ),
         ("begin 0 1\nend 3600 0\nbeg", "failed", "", 0, 1.0),
         ("begin 0 1\nstopped 3600 1\n", "idle", "exit status 1, to be tried again", 0, 1.0),
         ("begin 0 1\nstopped 3600 0\n", "failed", "", 0, 1.0),
@@ -126,6 +133,48 @@ def test_states_that_slurm_knows(tmp_path, monkeypatch, text, in_queue, state, n
     assert (row["state"], row["used"]) == (state, hours)
     assert note in row["note"] and bool(note) == bool(row["note"])
     assert row["evictions"] == ((text, in_queue) == ("begin 0 1\n", "PENDING"))
+
+
+@pytest.mark.parametrize(
+    "notes, answer, note",
+    [
+        ("begin 0 7\nend 9 85\nbegin 10 8\n", "8|OUT_OF_MEMORY", "OUT_OF_MEMORY: the machine's "),
+        (
+            "begin 0 8\nprogress 60 1/4/9\n",
+            "8|TIMEOUT",
+            "TIMEOUT: it took too long to stop; `sb",
+        ),
+        ("begin 0 8\n", "7|TIMEOUT\n8|NODE_FAIL", "NODE_FAIL: its node was lost; not in SLURM's"),
+        ("begin 0 8\n", "8|CANCELLED by 1000", "CANCELLED; not in SLURM's queue"),
+        ("begin 0 8\nstopped 9 85\n", "8|PREEMPTED", "stopped (PREEMPTED); not in SLURM's queue"),
+        ("begin 0 8\n", "", "ended without a word"),
+        ("begin 0 8\n", "sacct is slow today", "ended without a word"),
+        ("begin 0 8\n", None, "ended without a word"),  # accounting is off
+        ("begin 0 8\nend 9 2\n", "8|FAILED", "exit status 2"),
+    ],
+)
+def test_accounting_says_how_a_task_ended(tmp_path, monkeypatch, notes, answer, note):
+    """sacct is asked once, about those jobs alone that noted no end of their own."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "models.txt").write_text("done, done, 1\nnet, net, 1\nqueued, queued, 1\n")
+    (tmp_path / "logs/done.slurm").write_text("begin 0 5\nend 9 0\n")
+    (tmp_path / "logs/net.slurm").write_text(notes)
+    (tmp_path / "logs/queued.slurm").write_text("begin 0 6\n")
+    programs = {"squeue": f"echo '3|RUNNING|{tmp_path}'", "sacct": f'echo "$@" >> {tmp_path}/asked'}
+    programs["sacct"] += "; exit 1" if answer is None else f"; echo '{answer}'" if answer else ""
+    (tmp_path / "bin").mkdir()
+    for name, line in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    table = status_table(tmp_path).set_index("model")
+    assert table["note"]["net"].startswith(note)
+    if "end 9 2" in notes:
+        assert not (tmp_path / "asked").exists()
+    else:
+        (asked,) = (tmp_path / "asked").read_text().splitlines()
+        assert asked.endswith("--format=JobIDRaw,State --jobs=8")
+        assert table["state"]["net"] == "waiting" and table["state"]["queued"] == "running"
 
 
 def test_progress_of_a_task(tmp_path, monkeypatch):
