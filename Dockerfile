@@ -7,6 +7,12 @@
 ARG BASE=pytorch/pytorch:2.11.0-cuda13.0-cudnn9-runtime
 FROM ${BASE} AS base
 
+# torch.compile builds with g++ on a CPU, and with gcc and Python's headers on a GPU.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends g++ python3-dev \
+ && rm -rf /var/lib/apt/lists/*
+
 # A virtual environment on top of the image's Python: it sees the image's torch and torchvision,
 # and pip uninstalls nothing that the image or apt has installed. It uses the image's pip.
 # Ubuntu makes home folders that only their users may enter; `docker run --user` runs as others.

@@ -24,12 +24,13 @@ from alignment_security.cluster.queue import Turn
 from alignment_security.cluster.studies import read_study
 from alignment_security.common.exit_status import (
     CHECKPOINTED,
+    FAILED,
     INTERRUPTED,
     WRONG_REQUEST,
     status_of_all,
 )
 from alignment_security.common.files import UserError
-from alignment_security.common.out_of_memory import is_out_of_memory
+from alignment_security.common.out_of_memory import ONE_IMAGE, is_out_of_memory
 from alignment_security.common.process import on_stop, print_line, report_error, run_script
 from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import (
@@ -129,12 +130,19 @@ def report_failure(error: Exception, results_dir: str) -> int:
     if not is_out_of_memory(error):
         raise error
     reason = str(error).partition("\n")[0][:200] or type(error).__name__
+    if ONE_IMAGE in getattr(error, "__notes__", []):
+        print_line(
+            f"error: out of memory {ONE_IMAGE} ({reason}); the network needs a larger device, "
+            "--precision bf16 or fewer --workers",
+            sys.stderr,
+        )
+        return WRONG_REQUEST
     print_line(
-        f"error: out of memory with one image at a time ({reason}); the network needs a larger "
-        "device, --precision bf16 or fewer --workers",
+        f"error: out of memory ({reason}); others may use the device: run the same command again, "
+        "and with a smaller --batch_size or on a larger device if it fails again",
         sys.stderr,
     )
-    return WRONG_REQUEST
+    return FAILED
 
 
 def evaluate_study(name: str, models: list[str], options: list[str]) -> int:

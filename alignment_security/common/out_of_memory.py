@@ -20,12 +20,25 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 
+ONE_IMAGE = "with one image at a time"  # note of an error after which no smaller pass is possible
+
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether a device or the machine had no memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError | OSError) and bool(OUT_OF_MEMORY.search(str(error)))
+
+
+@contextmanager
+def of_one_image() -> Iterator[None]:
+    """Add the note ONE_IMAGE to an error about memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            error.add_note(ONE_IMAGE)
+        raise
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from alignment_security.common.files import UserError
-from alignment_security.common.out_of_memory import is_out_of_memory
+from alignment_security.common.out_of_memory import ONE_IMAGE, is_out_of_memory
 from alignment_security.common.settings import VERSION, git_state, installed_versions
 
 CPU_BATCH, FIRST_CUDA_BATCH, LARGEST_BATCH = 8, 32, 1024
@@ -160,8 +160,8 @@ class Forward:
     ) -> list[Tensor]:
         """Call evaluate(part of x, its rows) for consecutive parts; returns its tensors, joined.
 
-        A part that is out of memory is split in halves. Raises torch.OutOfMemoryError for a part
-        of one row.
+        A part that is out of memory is split in halves. Raises the device's error, with the note
+        ONE_IMAGE, for a part of one row.
         """
         results: list[tuple[Tensor, ...]] = []
         begin = 0
@@ -171,8 +171,11 @@ class Forward:
                 results.append(evaluate(x[rows], rows))
             except (RuntimeError, MemoryError) as error:
                 refuse_failed_compilation(error)
+                if not is_out_of_memory(error):
+                    raise
                 failed = self._filled(x, len(x[rows]))
-                if failed == 1 or not is_out_of_memory(error):
+                if failed == 1:
+                    error.add_note(ONE_IMAGE)
                     raise
                 self.batch_size = min(self.batch_size, failed // 2)
                 self.cpu_rows = min(self.cpu_rows, failed // 2)
@@ -191,7 +194,7 @@ def refuse_failed_compilation(error: Exception) -> None:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"--compile: torch.compile fails here ({type(error).__name__}: {reason[:200]}); leave "
-            "out --compile, or install a C++ compiler"
+            "out --compile, or install a C++ compiler and Python's headers (g++, python3-dev)"
         ) from None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from alignment_security.common.out_of_memory import of_one_image
 from alignment_security.common.settings import IMAGENET_CLASSES, setting
 from alignment_security.models.checkpoint_entries import load_checkpoint
 from alignment_security.models.checkpoints import load_packaged, training_facts, weights_sha256
@@ -166,6 +167,7 @@ def _outputs(net: nn.Module) -> int:
 # ---- checks --------------------------------------------------------------------------------------
 
 
+@of_one_image()
 def check_model(
     module: nn.Module, images: Tensor, n_outputs: int, name: str, random: bool = False
 ) -> list[str]:

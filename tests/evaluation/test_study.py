@@ -31,6 +31,7 @@ from alignment_security.cluster.queue import FAILED, RUNNING, STOPPED, StudyQueu
 from alignment_security.cluster.studies import available_studies, read_study
 from alignment_security.common import command_line
 from alignment_security.common.files import TryAgain, UserError, write_atomic
+from alignment_security.common.out_of_memory import of_one_image
 from alignment_security.evaluation import run_study
 from alignment_security.evaluation import study as study_module
 from alignment_security.evaluation.dry_run import duration
@@ -246,7 +247,8 @@ def test_a_model_that_fails_leaves_the_others_alone(study, cli, tmp_path, monkey
 
     def without_memory(request, model):
         if request.model_name == "large":
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            with of_one_image():
+                raise torch.OutOfMemoryError("CUDA out of memory")
         return evaluate(request, model)
 
     monkeypatch.setattr(evaluate_robustness, "evaluate_request", without_memory)

@@ -532,6 +532,24 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(
     assert is_remark("out of device memory: batch size is now 1")
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError], ids=["device", "machine"])
+def test_too_little_memory_for_one_image_is_a_wrong_request(
+    cli, tiny, with_net, tmp_path, error, monkeypatch
+):
+    """In a pass; where the attack keeps its images, others may have taken the device's memory."""
+
+    def full(*_):
+        raise error("out of memory\nof 20 GiB")
+
+    with_net(full)
+    status, _, err = cli(*command(tiny, tmp_path, "clean"))
+    assert status == 2 and err.startswith("error: out of memory with one image at a time (out of m")
+    with_net(lambda net, x: net(x))
+    monkeypatch.setattr("alignment_security.attacks.engine.AttackBatch.fill", full)
+    status, _, err = cli(*command(tiny, tmp_path, "Linf"))
+    assert status == 1 and "run the same command again" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     "error",
     [RuntimeError("CUDA error: device-side assert triggered"), KeyError("x"), ValueError("odd")],
