@@ -230,8 +230,15 @@ def auto_batch_size(
 
 
 def _probe_speed(module: nn.Module, x: Tensor) -> float:
-    """Images per millisecond in forward and backward on a GPU, measured after a warm-up pass."""
-    forward = Forward(module, len(x))
+    """Images per millisecond in forward and backward on a GPU, measured after a warm-up pass.
+
+    Raises torch.OutOfMemoryError where they do not fit at once.
+    """
+
+    def refuse(message: str) -> None:
+        raise torch.OutOfMemoryError(message)
+
+    forward = Forward(module, len(x), refuse)
     begin, end = torch.cuda.Event(True), torch.cuda.Event(True)
     forward.gradient(x, lambda logits, rows: logits.amax(1))
     begin.record()

@@ -9,6 +9,7 @@ import torch
 
 from alignment_security.models import batch_sizes
 from alignment_security.models.batch_sizes import remembered_batch_size, sizes_file
+from alignment_security.models.forward import auto_batch_size
 from alignment_security.models.heads import Model
 
 GIB = 2**30
@@ -42,6 +43,54 @@ def card(monkeypatch):
 
     call()
     return call
+
+
+class Timed(torch.nn.Module):
+    """A network on a made-up card of so many rows, with a clock: ms a pass, and ms a row."""
+
+    def __init__(self, fits: int, a_pass: float, a_row: float):
+        super().__init__()
+        self.fits, self.a_pass, self.a_row, self.clock = fits, a_pass, a_row, 0.0
+
+    def forward(self, x):
+        if len(x) > self.fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.clock += self.a_pass + self.a_row * len(x)
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(
+    "fits, a_pass, a_row, images, size",
+    [
+        (2000, 9, 0.1, 5000, 1024),
+        (2000, 1, 0.1, 5000, 128),  # 256 rows gain less than 5 %
+        (2000, 9, 0.1, 100, 128),  # which hold all images
+        (300, 9, 0.1, 5000, 256),
+        (20, 9, 0.1, 5000, 16),
+        (3, 9, 0.1, 5000, 2),
+        (1, 9, 0.1, 5000, 1),
+    ],
+)
+def test_auto_is_the_largest_batch_that_fits_and_gains(
+    monkeypatch, fits, a_pass, a_row, images, size
+):
+    net, rand = Timed(fits, a_pass, a_row), torch.rand
+
+    class Event:
+        def __init__(self, timed):
+            self.at = 0.0
+
+        def record(self):
+            self.at = net.clock
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch, "rand", lambda *shape, device: rand(*shape))
+    assert auto_batch_size(net, (1, 2, 2), torch.device("cuda", 0), images) == size
 
 
 def model(**settings) -> Model:
