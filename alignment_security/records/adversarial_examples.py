@@ -50,6 +50,15 @@ def load_example(path: Path) -> dict:
         raise UserError(f"{path}: damaged example ({error}); delete it") from None
 
 
+def example_norms(path: Path) -> tuple[float, float]:
+    """l2 and linf of an example as it was saved. Raises UserError for a damaged file."""
+    try:
+        with np.load(path) as file:
+            return float(file["l2"]), float(file["linf"])
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged example ({error}); delete it") from None
+
+
 def check_size(path: Path) -> None:
     """Raise ValueError for an archive that unpacks to more than any example."""
     with zipfile.ZipFile(path) as archive:

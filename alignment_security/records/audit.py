@@ -9,23 +9,39 @@ Exit status: 0 no problem, 1 problems, 2 a wrong request. Only --reattack needs 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from alignment_security.common.files import UserError
+from alignment_security.common.remarks import is_remark
 from alignment_security.records.audit_across import (
     check_code,
+    check_copies,
     check_lists,
     check_models,
     check_summary,
 )
 from alignment_security.records.audit_figures import check_tables
 from alignment_security.records.audit_record import (
+    EVALUATE_AGAIN,
+    LEAVE_OUT,
     Record,
+    check_clean,
+    check_counts,
     check_examples,
-    check_record,
+    check_images,
+    check_settings,
     finished_record,
 )
+from alignment_security.records.audit_verdicts import (
+    check_ball,
+    check_norms,
+    check_sample,
+    check_shares,
+)
 from alignment_security.records.comparable import comparable_runs
+from alignment_security.records.norm_summary import AT_FLOOR, WITHOUT_NORM
+from alignment_security.records.record import BALL_KINDS, SCREENED_KIND
 from alignment_security.records.summary import read_runs
 
 
@@ -44,6 +60,7 @@ def audit(
     problems += found
     problems += comparable_runs(runs)[1].values()
     problems += check_models(records)
+    problems += check_copies(records)
     problems += check_lists(records)
     problems += check_code(root, records)
     problems += check_summary(Path(results_dir))
@@ -66,3 +83,23 @@ def check_records(runs: dict[Path, dict], with_examples: bool) -> tuple[list[Rec
         sentences = [*check_record(record), *(check_examples(record) if with_examples else [])]
         problems += [f"{record.path}: {sentence}" for sentence in sentences]
     return records, problems
+
+
+def check_record(record: Record) -> Iterator[str]:
+    """Findings about one record, as sentences without its path."""
+    yield from check_images(record)
+    yield from check_settings(record)
+    yield from check_clean(record)
+    yield from check_counts(record)
+    if record.run["kind"] in BALL_KINDS:
+        yield from check_ball(record)
+        if "wrong_low" in record.rows:
+            yield from check_shares(record.rows)
+        if record.run["kind"] == SCREENED_KIND:
+            yield from check_sample(record)
+    elif record.run["kind"] == "minimum_norm":
+        yield from check_norms(record)
+    for warning in record.run["warnings"]:
+        of_norms = WITHOUT_NORM in warning or AT_FLOOR in warning  # check_norms finds these
+        if not is_remark(warning) and not of_norms:
+            yield f"its run warned: {warning}; fix the cause and {EVALUATE_AGAIN}, or {LEAVE_OUT}"

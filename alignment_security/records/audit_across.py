@@ -21,6 +21,7 @@ from alignment_security.records.summary import (
 MERGE_AGAIN = "run `python utilities.py merge` again"
 NO_EPS = -1.0  # in place of a missing eps, which would equal no other
 SUMMARY_RTOL = 1e-12  # of a number in the summary against its records
+FEWEST_NORMS = 2  # different ones, that no two networks share by chance
 SHORT_FACT = 12  # characters of a commit or version in a message
 
 Fact = tuple[tuple[str, str], ...]  # ((name, value), ...): a commit, or versions of packages
@@ -87,6 +88,21 @@ def check_same_predictions(records: list[Record]) -> Iterator[str]:
             yield (
                 f"{record.path}: {len(differ)} of {len(both)} clean predictions differ from those "
                 f"of {other.path}, e.g. {differ.index[0]}; evaluate both again on one machine"
+            )
+
+
+def check_copies(records: list[Record]) -> Iterator[str]:
+    """No two networks have the same norms to the last digit under one threat."""
+    first: dict[tuple, Record] = {}
+    for record in records:
+        norms = record.rows["l2"] if "l2" in record.rows else pd.Series(dtype=float)
+        if norms.nunique() < FEWEST_NORMS:
+            continue
+        other = first.setdefault((record.path.parent, norms.to_numpy().tobytes()), record)
+        if network_of(record.model) != network_of(other.model):
+            yield (
+                f"{record.path}: its norms are those of {other.path} to the last digit, and the "
+                "networks are two; evaluate both again"
             )
 
 

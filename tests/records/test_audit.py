@@ -25,6 +25,7 @@ from alignment_security.common.folders import left_by_tools_note
 from alignment_security.common.locked_run import json_round_trip
 from alignment_security.common.remarks import warning_lines
 from alignment_security.common.verdicts import EPS_ATOL, STANDARD_BUDGET
+from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.audit import audit
 from alignment_security.records.audit_record import NEEDED_COLUMNS
 from alignment_security.records.record import read_record, rows_to_csv
@@ -36,6 +37,7 @@ IMAGES = {"a.jpg": 3, "b.jpg": 5, "c.jpg": 7, "d.jpg": 9}  # a to c are right, d
 LIST = hashlib.sha256(b"a.jpg 3\nb.jpg 5\nc.jpg 7\nd.jpg 9\n").hexdigest()
 EPS = [1 / 255, 2 / 255]
 VERDICTS = {"a.jpg": (1, 1), "b.jpg": (1, 0), "c.jpg": (0, 0), "d.jpg": (0, 0)}
+OTHER_FACTOR = 1.25  # of the L2 norms of the network `other`
 SESSION = {"git": "c0ffee", "device": "cpu", "versions": {"python": "3.12.1", "torch": "2.11.0"}}
 
 
@@ -84,8 +86,10 @@ def norm_rows() -> list[dict]:
         "human_alignment": 0.2 / 0.65753,
     }
     return [
-        clean_columns(name) | (fooled if name != "d.jpg" else {}) | {"forwards": 5, "backwards": 4}
-        for name in IMAGES
+        clean_columns(name)
+        | (fooled | {"l2": 0.5 + label / 100} if name != "d.jpg" else {})
+        | {"forwards": 5, "backwards": 4}
+        for name, label in IMAGES.items()
     ]
 
 
@@ -115,8 +119,15 @@ THREATS: dict[str, tuple[str, Callable[[], list[dict]], dict]] = {
 }
 
 
+def rows_of(model: str, threat: str) -> list[dict]:
+    """Rows of a threat; no two networks have the same norms."""
+    factor = 1.0 if model == "net" else OTHER_FACTOR
+    rows = THREATS[threat][1]()
+    return [row | ({"l2": factor * row["l2"]} if "l2" in row else {}) for row in rows]
+
+
 def write(results, model: str, threat: str) -> None:
-    kind, rows, settings = THREATS[threat]
+    kind, _, settings = THREATS[threat]
     common = {
         "images": 4,
         "list_sha256": LIST,
@@ -134,7 +145,7 @@ def write(results, model: str, threat: str) -> None:
         "run": settings | common,
     }
     with Run(results, "mine", threat, model, kind, whole, SESSION) as run:
-        run.append(rows())
+        run.append(rows_of(model, threat))
         run.finish(list(IMAGES), settings.get("eps"), seconds=1.0)
 
 
@@ -212,6 +223,14 @@ def in_summary(change):
         path.write_text(change(path.read_text()))
 
     return plant
+
+
+def with_example(results) -> None:
+    """The example that a run under L2-fmn saved of a.jpg."""
+    in_session("L2-fmn", examples=1)(results)
+    path = example_path(results / "records/mine/L2-fmn/net.csv", "a.jpg")
+    path.parent.mkdir(parents=True)
+    np.savez(path, l2=0.53, linf=0.1)
 
 
 def unlink(name: str):
@@ -308,6 +327,53 @@ PLANTED = {  # what was done -> (how, what the only finding says)
     "outside the ball": (
         cell("Linf", "c.jpg", "linf", 1.001 / 255, EPS[0]),
         "the Linf norm is not within eps, e.g. c.jpg",
+    ),
+    "a norm above the eps that broke it": (
+        cell("Linf", "c.jpg", "linf", 1.5 / 255, EPS[1]),
+        "the Linf norm is above the eps that broke the image, e.g. c.jpg",
+        "two rows of one point differ in it",
+    ),
+    "two rows of one point": (
+        cell("Linf", "c.jpg", "l2", 0.03, EPS[1]),
+        "two rows of one point differ in it, e.g. c.jpg",
+    ),
+    "a row of another model": (
+        both(
+            cell("Linf", "d.jpg", "clean_pred", 1, EPS[1]),
+            cell("Linf", "d.jpg", "adv_pred", 1, EPS[1]),
+        ),
+        "clean prediction is not that of the image's other rows, e.g. d.jpg at eps 0.0078",
+    ),
+    "an eps that nobody attacked": (
+        cell("Linf", "b.jpg", "from_eps", 2.5 / 255, EPS[1]),
+        "the deciding eps was not attacked, e.g. b.jpg",
+    ),
+    "broken at eps 0": (
+        cell("Linf", "b.jpg", "from_eps", 0, EPS[1]),
+        "the deciding eps was not attacked, e.g. b.jpg",
+    ),
+    "a class beyond the last": (
+        cell("L2-fmn", "b.jpg", "adv_pred", 1000),
+        "a class is none of the 1000, e.g. b.jpg",
+    ),
+    "a class beyond those of the set": (
+        change_run("L2-fmn", lambda run: run.update(classes=list("abcdefghi"))),
+        "a class is none of the 9, e.g. d.jpg",
+    ),
+    "counts that are swapped": (
+        change_rows(
+            "Linf",
+            lambda rows: rows.rename(columns={"forwards": "backwards", "backwards": "forwards"}),
+        ),
+        r"8 row\(s\) where an image has more backward than forward passes",
+    ),
+    "a norm in the place of another": (
+        change_rows("L2-fmn", lambda rows: rows.assign(linf=rows["l2"])),
+        "l2 is linf in each of 3 rows",
+    ),
+    "the norms of another network": (
+        change_rows("L2-fmn", lambda rows: rows.assign(l2=OTHER_FACTOR * rows["l2"])),
+        "L2-fmn/other.csv: its norms are those of .*/L2-fmn/net.csv to the last digit",
     ),
     "no norm in the ball": (cell("Linf", "c.jpg", "linf", None), "the Linf norm is not within eps"),
     "not monotone": (
@@ -508,6 +574,10 @@ PLANTED = {  # what was done -> (how, what the only finding says)
         cell("clean", "a.jpg", "clean_top5", 0),
         "a label is the first prediction and not among the first five",
     ),
+    "norms that are not those of an example": (
+        both(with_example, cell("L2-fmn", "a.jpg", "l2", 0.265)),
+        r"no row of a.jpg has the norms of its saved example \(l2 0.53, linf 0.1\)",
+    ),
     "an example that is gone": (
         in_session("L2-fmn", examples=2),
         "2 of its adversarial examples are missing, e.g. of a.jpg.*--examples 2",
@@ -640,6 +710,7 @@ def test_reattack_confirms_saved_examples_and_finds_changed_ones(evaluated, tiny
     path.write_bytes(b"")
     assert command(*all_of_them) == 1
     assert f"{path}: damaged example" in capsys.readouterr().out
+    np.savez_compressed(path, **arrays)
 
 
 def test_reattack_skips_a_model_without_its_weights(evaluated, capsys):
