@@ -78,7 +78,7 @@ QUICK = Size(
     photographs=2,
     survivors=2,
     parity=2,
-    steps=3,
+    steps=5,
     memory_batches=(2,),
     training=(("test_resnet", 2),),
 )
