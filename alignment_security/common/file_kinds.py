@@ -29,9 +29,22 @@ SIGNATURES: list[tuple[bytes, str, str]] = [
     (b"\0\5\x16\7", "a Mac's AppleDouble file, no data", "delete it"),
     (b"\0\5\x16\0", "a Mac's AppleSingle file, no data", "delete it"),
     (b"8BPS", "a Photoshop file", "convert it to JPEG or PNG"),
+    (b"\xff\x0a", "a JPEG XL photograph", "convert it to JPEG or PNG"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL photograph", "convert it to JPEG or PNG"),
+    (b"\x1aE\xdf\xa3", "a video", "save its frames as JPEG or PNG"),
+    (b"/annex/objects/", "a git-annex pointer", "run `git annex get` in its repository"),
 ]
 HTML_TAGS = (b"<!doctype html", b"<html", b"<head", b"<body")
-HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+HEIF_BRANDS = (b"he", b"mi", b"ms")  # heic, heix, hevc, mif1, ...
+AVIF_BRAND = b"avi"  # avif, avis: images that may be read
+# of the list of contents of a ZIP -> what it is, where it is no file of torch.save
+ZIP_KINDS = [
+    (".npy", "a numpy archive"),
+    ("model.weights.h5", "a Keras model"),
+    ("models/model.json", "a program of torch.export, which is code"),
+]
+TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # the first value that torch.save pickled before 1.6
+SHOWN_TEXT = 40  # characters of a text that a message quotes
 SAFETENSORS, TORCH, TORCHSCRIPT = "safetensors", "torch", "TorchScript"
 
 
@@ -49,6 +62,8 @@ def foreign_kind(path: Path) -> str | None:
     start = first_bytes(path)
     if not start:
         return "an empty file; fetch it again"
+    if _is_safetensors(start):  # its first bytes are a number, which may be any
+        return None
     for beginning, kind, advice in SIGNATURES:
         if start.startswith(beginning):
             return f"{kind}; {advice}"
@@ -57,9 +72,41 @@ def foreign_kind(path: Path) -> str | None:
         return "a web page, such as a login or an error page; fetch the file itself"
     if text.lower().startswith((b"<svg", b"<?xml")):
         return "an XML file, such as SVG; convert it to JPEG or PNG"
-    if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS:
+    return _video_or_photograph(start) or _weights_of_others(path, start) or _text_or_zeros(start)
+
+
+def _video_or_photograph(start: bytes) -> str | None:
+    if start[4:8] == b"ftyp" and start[8:10] in HEIF_BRANDS:
         return "a HEIF photograph; convert it to JPEG or PNG"
+    is_mp4 = start[4:8] == b"ftyp" and start[8:11] != AVIF_BRAND
+    if is_mp4 or (start[:4] == b"RIFF" and start[8:12] == b"AVI "):
+        return "a video; save its frames as JPEG or PNG"
     return None
+
+
+def _weights_of_others(path: Path, start: bytes) -> str | None:
+    if start[:1] == b"\x08" and start[2:3] == b"\x12" and b"onnx" in start + path.name.encode():
+        return "an ONNX model; save a state dict of torch"
+    if start[:1] == b"\x80" and TORCH_MAGIC not in start:
+        return (
+            "a pickle that torch.save did not write; where you trust it, load it and save its "
+            "tensors with torch.save"
+        )
+    for ending, kind in ZIP_KINDS:
+        if any(name.endswith(ending) for name in _names_in_zip(path)):
+            return f"{kind}; save a state dict of torch"
+    return None
+
+
+def _text_or_zeros(start: bytes) -> str | None:
+    if not start.strip(b"\0"):
+        return "a file of zeros, as a broken download or a full disk leaves; fetch it again"
+    beginning = start.partition(b"\n")[0][:SHOWN_TEXT].decode(errors="replace").strip()
+    if b'"weight_map"' in start:
+        return "an index of weights in several files; save all their tensors in one file"
+    if not start.isascii() or b"\0" in start or not beginning.isprintable():
+        return None
+    return f"a text that begins {beginning!r}; fetch the file that it stands for"
 
 
 def weights_format(path: Path) -> str | None:
@@ -68,7 +115,7 @@ def weights_format(path: Path) -> str | None:
     The ending of the name does not matter. Raises OSError.
     """
     start = first_bytes(path)
-    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < LONGEST_HEADER:
+    if _is_safetensors(start):
         return SAFETENSORS
     if zipfile.is_zipfile(path):
         return _format_of_zip(path)
@@ -77,10 +124,21 @@ def weights_format(path: Path) -> str | None:
     return TORCH if start.startswith(b"\x80") or is_tar or is_cut_zip else None
 
 
+def _is_safetensors(start: bytes) -> bool:
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < LONGEST_HEADER
+
+
 def _format_of_zip(path: Path) -> str | None:
+    names = [name.partition("/")[2] for name in _names_in_zip(path)]
+    if not names:
+        return TORCH  # a damaged archive; torch's reader says what is wrong
+    if "constants.pkl" in names and any(name.startswith("code/") for name in names):
+        return TORCHSCRIPT
+    return TORCH if "data.pkl" in names else None
+
+
+def _names_in_zip(path: Path) -> list[str]:
+    """Names in a ZIP archive; [] for another file, or a damaged one."""
     with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
-        if "constants.pkl" in names and any(name.startswith("code/") for name in names):
-            return TORCHSCRIPT
-        return TORCH if "data.pkl" in names else None
-    return TORCH  # a damaged archive; torch's reader says what is wrong
+        return archive.namelist()
+    return []

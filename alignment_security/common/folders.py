@@ -17,23 +17,32 @@ from alignment_security.common.text import printable_name, some
 
 # .thumbnails, ._photo.jpg, @eaDir, #recycle, $RECYCLE.BIN, ~snapshot
 TOOL_BEGINNINGS = (".", "@", "#", "$", "~")
-TOOL_ENDINGS = ("~", ".part", ".crdownload", ".tmp", ".swp")
+TOOL_ENDINGS = ("~", ".part", ".filepart", ".crdownload", ".icloud", ".tmp", ".swp")
 TOOL_NAMES = {
+    "_gsdata_",
     "__macosx",
     "__pycache__",
     "cvs",
+    "desktop db",
+    "desktop df",
     "desktop.ini",
     "ehthumbs.db",
-    "found.000",
+    "ehthumbs_vista.db",
     "icon\r",
     "lost+found",
     "network trash folder",
+    "recycled",
     "recycler",
     "system volume information",
     "temporary items",
+    "thevolumesettingsfolder",
     "thumbs.db",
+    "thumbs.db:encryptable",
 }
-TOOL_PATTERN = re.compile(r"\.sync-conflict-\d{8}|conflicted copy", re.IGNORECASE)
+# of Syncthing and Dropbox, chkdsk, and Windows' marks of downloads
+TOOL_PATTERN = re.compile(
+    r"\.sync-conflict-\d{8}|conflicted copy|^found\.\d{3}$|:zone\.identifier$", re.IGNORECASE
+)
 LEFT_BY_TOOLS = "files or folders that tools leave are left out"
 MAX_NAMED = 3  # examples in a message
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError, read_bytes
-from alignment_security.common.text import decode_text
+from alignment_security.common.text import as_a_spreadsheet_saves, decode_text
 
 TEXT, NAME, WHOLE, NUMBER = "text", "name", "whole number", "number"
 FIRST_LINE = 2  # of the cells of a table, after its header
@@ -64,6 +64,8 @@ def parse_table(
         header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     except (csv.Error, ValueError) as error:
         raise _error(path, 1, f"damaged table ({error})", fix) from None
+    if problem := as_a_spreadsheet_saves(text.partition("\n")[0], delimiter):
+        raise UserError(f"{path}: {problem}, or bring the file back as it was")
     if len(set(header)) < len(header):
         raise _error(path, 1, "a column is there twice", fix)
     for line, row in enumerate(rows, FIRST_LINE):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
-from alignment_security.common.text import read_text, repeated
+from alignment_security.common.text import as_a_spreadsheet_saves, read_text, repeated
 
 HEADER_LINES = 1  # the first row of a table is line 2 of its file
 # cells without a value in tables that pandas or a spreadsheet wrote
@@ -33,6 +33,7 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
     """
     try:
         text = read_text(path)
+        check_delimiter(text, columns)
         check_rows(text)
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, UserError, csv.Error, ValueError) as error:  # pandas' errors are ValueErrors
@@ -43,6 +44,14 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{path}: has a header and no rows; {fix}")
     return table
+
+
+def check_delimiter(text: str, columns: Iterable[str]) -> None:
+    """Raise ValueError for a table whose cells a spreadsheet separated otherwise."""
+    header = text.partition("\n")[0]
+    problem = as_a_spreadsheet_saves(header)
+    if problem and {header} != {*columns}:
+        raise ValueError(problem)
 
 
 def check_rows(text: str) -> None:

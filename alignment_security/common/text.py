@@ -102,3 +102,16 @@ def some_of(names: Sequence[str], most: int = 12) -> str:
 def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
     """The first names, where a count stands beside them: `a, b, ...`."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def as_a_spreadsheet_saves(header: str, delimiter: str = ",") -> str:
+    """Why the first line of a table has no cells, where a spreadsheet separated them otherwise."""
+    if header.lower().startswith("sep="):
+        return "its first line is a spreadsheet's `sep=`: delete that line"
+    other = next((mark for mark in ";\t," if mark in header), "")
+    if delimiter in header or not other:
+        return ""
+    return (
+        f"its cells are separated by {other!r} and not by {delimiter!r}: save it with the latter, "
+        "and numbers with a decimal point"
+    )

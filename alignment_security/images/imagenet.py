@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from alignment_security.common.folders import Listing
-from alignment_security.common.text import printable_name, read_text
+from alignment_security.common.tables import read_table
+from alignment_security.common.text import printable_name, read_text, text_lines
 from alignment_security.images.class_folders import (
     class_folders,
     in_root_note,
@@ -27,6 +27,8 @@ from alignment_security.images.image_sets import (
 from alignment_security.images.labels import real_correct
 
 TRAINING_IMAGE = re.compile(r"n\d{8}_\d+\.")  # n01440764_10026.JPEG
+KAGGLE_COLUMNS = ["ImageId", "PredictionString"]
+CAFFE_LINE = re.compile(r"(.*\S)\s+(-?[0-9]+)")
 FEWEST_JUDGED = 10  # images with ReaL labels that judge an order of classes
 # Kaggle's, Caffe's and the devkit's
 GROUND_TRUTH_FILES = ("LOC_val_solution.csv", "val.txt", "ILSVRC2012_validation_ground_truth.txt")
@@ -162,36 +164,53 @@ def read_ground_truth(path: Path, names: list[str]) -> dict[str, int]:
     """{file name: class index} from one of GROUND_TRUTH_FILES.
 
     names   of the images; the devkit's file has a line for each, in the order of the names
-
-    Raises DataError.
+    Raises UserError, with the line.
     """
-    try:
-        if path.suffix == ".csv":
-            return _read_kaggle(path)
-        if path.name == "val.txt":
-            return _read_caffe(path)
-        return _read_devkit(path, names)
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{path}: not a ground-truth file of ImageNet ({error!r})") from None
+    if path.suffix == ".csv":
+        return _labels_of_lines(path, _kaggle_lines(path))
+    if path.name == "val.txt":
+        return _labels_of_lines(path, _caffe_lines(path))
+    return _read_devkit(path, names)
 
 
 def _class_index() -> dict[str, int]:
     return {synset: i for i, synset in enumerate(synsets())}
 
 
-def _read_kaggle(path: Path) -> dict[str, int]:
-    """The solution file: ImageId, and boxes `synset x y x y` in PredictionString."""
-    index = _class_index()
-    label_of = {}
-    for row in csv.DictReader(io.StringIO(read_text(path))):
-        label_of[row["ImageId"] + ".JPEG"] = index[row["PredictionString"].split()[0]]
+def _labels_of_lines(path: Path, lines: Iterable[tuple[int, str, int]]) -> dict[str, int]:
+    """{file name: class index} of (line, file name, class index). Raises DataError."""
+    label_of: dict[str, int] = {}
+    for number, name, label in lines:
+        if label_of.setdefault(name, label) != label:
+            raise DataError(
+                f"{path}, line {number}: class {label} for {name}, which an earlier line gives "
+                f"class {label_of[name]}; keep the line that is right"
+            )
     return label_of
 
 
-def _read_caffe(path: Path) -> dict[str, int]:
-    """Lines `file name, class index`."""
-    words = read_text(path).split()
-    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+def _kaggle_lines(path: Path) -> Iterator[tuple[int, str, int]]:
+    """The solution file: ImageId, and boxes `synset x y x y` in PredictionString."""
+    index = _class_index()
+    table = read_table(path, KAGGLE_COLUMNS, "download Kaggle's LOC_val_solution.csv again")
+    for number, (name, boxes) in enumerate(table[KAGGLE_COLUMNS].to_numpy(), start=2):
+        synset = boxes.partition(" ")[0]
+        if synset not in index:
+            raise DataError(f"{path}, line {number}: {boxes[:40]!r} begins with no ImageNet synset")
+        yield number, f"{name.removesuffix('.JPEG')}.JPEG", index[synset]
+
+
+def _caffe_lines(path: Path) -> Iterator[tuple[int, str, int]]:
+    """Lines `file name, class index`; folders before a file name are left out."""
+    for number, line in enumerate(text_lines(path), start=1):
+        match = CAFFE_LINE.fullmatch(line.strip())
+        if match:
+            yield number, PurePosixPath(match[1]).name, int(match[2])
+        elif line.strip():
+            raise DataError(
+                f"{path}, line {number}: {line[:80]!r} is no line of val.txt; write file name and "
+                "class (0 to 999, in the order of the synsets) with a space between, and no header"
+            )
 
 
 def _read_devkit(path: Path, names: list[str]) -> dict[str, int]:
@@ -201,7 +220,13 @@ def _read_devkit(path: Path, names: list[str]) -> dict[str, int]:
         raise DataError(f"{path}: {len(ids)} labels for {len(names)} images")
     index = _class_index()
     synset_of = devkit_synsets(path.parent / "meta.mat")
-    return {name: index[synset_of[int(line)]] for name, line in zip(sorted(names), ids)}
+    label_of = {
+        str(number): index[synset] for number, synset in synset_of.items() if synset in index
+    }
+    wrong = [line for line in ids if line not in label_of]
+    if wrong:
+        raise DataError(f"{path}, line {ids.index(wrong[0]) + 1}: {wrong[0]!r} is no ILSVRC2012_ID")
+    return {name: label_of[line] for name, line in zip(sorted(names), ids)}
 
 
 def devkit_synsets(path: Path) -> dict[int, str]:

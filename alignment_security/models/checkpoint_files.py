@@ -17,8 +17,9 @@ from alignment_security.common.file_kinds import (
     weights_format,
 )
 from alignment_security.common.files import TryAgain
-from alignment_security.common.folders import visible
+from alignment_security.common.folders import list_files
 from alignment_security.common.out_of_memory import reading_into_memory
+from alignment_security.common.text import some
 from alignment_security.common.torch_files import error_reason, load_torch_file
 from alignment_security.models.heads import ModelError
 
@@ -36,10 +37,7 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_dir():
-        files = [file.name for file in visible(path) if file.suffix in WEIGHTS_ENDINGS]
-        raise ModelError(
-            f"{path}: a folder, no checkpoint; give a file in it ({', '.join(files[:3]) or 'none'})"
-        )
+        raise ModelError(f"{path}: a folder, no checkpoint; {_advice_on_folder(path)}")
     if not path.is_file():
         raise ModelError(f"{path}: no such checkpoint")
     try:
@@ -60,6 +58,17 @@ def read_checkpoint(path: Path, trust: bool = False) -> dict[str, Tensor]:
             f"{path}: holds no state dict (a dict of names and tensors, or one inside a dict)"
         )
     return tensors
+
+
+def _advice_on_folder(path: Path) -> str:
+    if (path / ".metadata").is_file():
+        return (
+            "torch.distributed wrote it in parts: join them with `python -m "
+            f"torch.distributed.checkpoint.format_utils dcp_to_torch {path} net.pth`"
+        )
+    files = list_files(path, lambda file: file.suffix in WEIGHTS_ENDINGS).files
+    names = [str(file.relative_to(path)) for file in files]
+    return f"give a file in it ({some(names, 3) or 'none'})"
 
 
 def _load_file(path: Path, file_format: str | None, trust: bool) -> object:

@@ -26,6 +26,9 @@ def test_read_table_keeps_every_cell_as_text(tmp_path):
         ('a,b\n"', "not a table"),
         ("a,b\n1,2\n1,2,3\n", "not a table .*line 3"),
         ("a,c\n1,2\n", "no column b, d; make it again"),
+        ("a;b;d\n1;2;3\n", "not a table .* separated by ';'"),
+        ("a\tb\td\n1\t2\t3\n", r"not a table .* separated by '\\t'"),
+        ("sep=;\na;b;d\n1;2;3\n", "not a table .*`sep=`: delete that line"),
     ],
 )
 def test_read_table_names_the_file_and_the_fix(tmp_path, text, says):

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import ast
 import gzip
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
-from alignment_security.common.file_kinds import foreign_kind, weights_format
+from alignment_security.common.file_kinds import (
+    SAFETENSORS,
+    TORCH,
+    foreign_kind,
+    weights_format,
+)
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import (
     glob_visible,
@@ -62,7 +70,9 @@ def test_a_name_is_printable_and_stays_as_it_is_otherwise():
         ".ipynb_checkpoints", ".Trash-1000", "._photo.jpg", ".DS_Store", ".snapshot", "@eaDir",
         "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "~snapshot", "__MACOSX", "lost+found",
         "Thumbs.db", "THUMBS.DB", "desktop.ini", "System Volume Information", "a.txt~",
-        "x.jpg.part", ".net.csv.x.tmp", "a.sync-conflict-20240101-120000-ABC.jpg",
+        "x.jpg.part", "FOUND.001", "x.jpg:Zone.Identifier", ".x.jpg.icloud", "x.jpg.icloud",
+        "Desktop DF", "ehthumbs_vista.db", ".net.csv.x.tmp",
+        "a.sync-conflict-20240101-120000-ABC.jpg",
         "a (Ann's conflicted copy 2024-01-01).jpg",
     ],
 )  # fmt: skip
@@ -71,7 +81,18 @@ def test_what_tools_leave_is_known(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["n01440764", "cat", "0", "snapshot", "thumbnails", "photo.thumb.jpg", "a~b.jpg", "_x"]
+    "name",
+    [
+        "n01440764",
+        "cat",
+        "0",
+        "snapshot",
+        "thumbnails",
+        "photo.thumb.jpg",
+        "a~b.jpg",
+        "_x",
+        "found",
+    ],
 )
 def test_other_names_are_data(name):
     assert not is_left_by_tools(name)
@@ -127,6 +148,14 @@ def test_glob_visible_and_visible(tmp_path):
 # ---- kinds of files ------------------------------------------------------------------------------
 
 
+def zipped(name: str) -> bytes:
+    """A ZIP archive of one file."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, "x")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "data, kind",
     [
@@ -137,6 +166,18 @@ def test_glob_visible_and_visible(tmp_path):
         (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"),
         (b"\0\0\0\x18ftypheic", "HEIF"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\xff\x0a\xfa", "JPEG XL"),
+        (b"\0\0\0\x18ftypisom", "video"),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
+        (b"\0\0\0\x18ftypavif", None),
+        (b"\x08\x08\x12\x07pytorch\x1a\x05onnx\0", "ONNX"),
+        (b"\x80\x05\x95\0\0\0\0\0\0\0\0}.", "torch.save did not write"),
+        (b"/annex/objects/SHA256E-s1--0.jpg\n", "git annex get"),
+        (b'{"message": "Not Found"}', "a text that begins '{"),
+        (b'{"metadata": {}, "weight_map": {}}', "weights in several files"),
+        (bytes(4096), "a file of zeros"),
+        (zipped("archive/data/0.npy"), "numpy archive"),
+        (zipped("net/models/model.json"), "torch.export"),
         (b"\xff\xd8\xff\xe0", None),
     ],
 )
@@ -144,7 +185,21 @@ def test_foreign_kind(tmp_path, data, kind):
     (tmp_path / "file").write_bytes(data)
     found = foreign_kind(tmp_path / "file")
     assert found is None if kind is None else kind in found
-    assert weights_format(tmp_path / "file") is None
+
+
+@pytest.mark.parametrize("length", [0x80, 0x8B1F, 0x0AFF])  # as a pickle, gzip and JPEG XL begin
+def test_weights_of_safetensors_are_no_foreign_kind(tmp_path, length):
+    path = tmp_path / "file"
+    path.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * length)
+    assert foreign_kind(path) is None and weights_format(path) == SAFETENSORS
+
+
+def test_files_that_torch_saves_are_no_foreign_kind(tmp_path):
+    for is_zip in (True, False):
+        torch.save(
+            {"x": torch.ones(2)}, path := tmp_path / "file", _use_new_zipfile_serialization=is_zip
+        )
+        assert foreign_kind(path) is None and weights_format(path) == TORCH
 
 
 # ---- one place for each --------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 from scipy.io import savemat
 from torchvision.datasets import ImageFolder
 
+from alignment_security.common.files import UserError
 from alignment_security.images.image_sets import (
     DataError,
     ImageSet,
@@ -139,6 +140,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
 
 # ---- ImageNet in one flat folder -----------------------------------------------------------------
 
+KAGGLE = "LOC_val_solution.csv"
 FLAT = {
     f"ILSVRC2012_val_{k + 1:08d}": label for k, label in enumerate([65, 970, 230, 809, 516, 57])
 }
@@ -207,22 +209,19 @@ def test_imagenet_flat_names_an_image_without_a_label(flat):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("val.txt", "a.JPEG\n", "val.txt: not a ground-truth file"),
-        ("val.txt", "a.JPEG x\n", "val.txt: not a ground-truth file"),
+        ("val.txt", "a.JPEG\n", "val.txt, line 1: 'a.JPEG' is no line of val.txt"),
+        ("val.txt", "a.JPEG 1\n\nb.JPEG x\n", "val.txt, line 3: 'b.JPEG x' is no line"),
+        ("val.txt", "image,label\na.JPEG,1\n", "val.txt, line 1: 'image,label'.* no header"),
+        ("val.txt", "a.JPEG 1\nval/a.JPEG 2\n", "line 2: class 2 for a.JPEG, .* class 1"),
+        (KAGGLE, "Id,Label\n1,2\n", f"{KAGGLE}: no column ImageId, PredictionString"),
+        (KAGGLE, "ImageId;PredictionString\na;n01440764 1\n", f"{KAGGLE}.* separated by ';'"),
+        (KAGGLE, "sep=,\nImageId,PredictionString\na,n01440764 1\n", f"{KAGGLE}.*delete that"),
+        (KAGGLE, "ImageId,PredictionString\na\n", f"{KAGGLE}: not a table .line 2"),
+        (KAGGLE, "ImageId,PredictionString\na,n00000000 1\n", f"{KAGGLE}, line 2: 'n00000000 1'"),
         (
-            "LOC_val_solution.csv",
-            "Id,Label\n1,2\n",
-            "LOC_val_solution.csv: not a ground-truth file",
-        ),
-        (
-            "LOC_val_solution.csv",
-            "ImageId,PredictionString\na\n",
-            "LOC_val_solution.csv: not a ground-truth file",
-        ),
-        (
-            "LOC_val_solution.csv",
-            "ImageId,PredictionString\na,n00000000 1\n",
-            "LOC_val_solution.csv: not a ground-truth file",
+            KAGGLE,
+            "ImageId,PredictionString\na,n01440764 1\na.JPEG,n01443537 1\n",
+            f"{KAGGLE}, line 3: class 1 for a.JPEG, .* class 0",
         ),
         ("ILSVRC2012_validation_ground_truth.txt", "1\n2\n", "2 labels for 6 images"),
         ("ILSVRC2012_validation_ground_truth.txt", "1\n" * 6, "meta.mat: missing"),
@@ -230,7 +229,7 @@ def test_imagenet_flat_names_an_image_without_a_label(flat):
 )
 def test_read_ground_truth_names_a_wrong_file(flat, name, text, message):
     (flat / name).write_text(text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         load_image_set("imagenet-val", str(flat))
 
 

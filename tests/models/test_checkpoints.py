@@ -270,10 +270,10 @@ def test_content_decides_not_the_ending(tmp_path, net, state):
         (b"<!DOCTYPE html>", "web page"),
         (b"\x1f\x8b\x08\x00", "gzip"),
         (b"\x89HDF\r\n\x1a\n", "Keras"),
-        (b"root:x:0:0:root:/root:/bin/bash\n", "no file of torch"),
-        (b"a", "no file of torch"),
-        (b".", "no file of torch"),
-        (b"\x80\x02}q\x00X", "damaged"),
+        (b"root:x:0:0:root:/root:/bin/bash\n", "a text that begins 'root:x"),
+        (b"a", "a text that begins 'a'"),
+        (b".", "a text that begins"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80", "damaged"),
     ],
 )
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
@@ -316,6 +316,13 @@ def test_a_folder_or_a_quantised_copy_is_told_as_such(tmp_path, state):
         load_model("test_resnet", tmp_path / "q.pth")
     with pytest.raises(ModelError, match=r"a folder, no checkpoint; give a file in it \(q.pth\)"):
         load_model("test_resnet", tmp_path)
+    (folder := tmp_path / "deepspeed" / "global_step1").mkdir(parents=True)
+    (folder / "mp_rank_00_model_states.pt").touch()
+    with pytest.raises(ModelError, match="give a file in it .global_step1/mp_rank_00_model_states"):
+        read_checkpoint(tmp_path / "deepspeed")
+    (tmp_path / "deepspeed" / ".metadata").touch()
+    with pytest.raises(ModelError, match="in parts: join them with .python -m torch.distributed"):
+        read_checkpoint(tmp_path / "deepspeed")
 
 
 def test_no_damage_of_a_checkpoint_is_a_traceback(tmp_path, state):
