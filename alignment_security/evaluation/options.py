@@ -16,9 +16,9 @@ from alignment_security.common.command_line import Parser, argument, positive_in
 from alignment_security.common.process import print_line
 from alignment_security.evaluation.habits import refuse_unknown_options
 from alignment_security.evaluation.protocols import (
-    DEFAULT_STEPS,
     NORM_PROTOCOLS,
     PROTOCOL_OPTIONS,
+    PROTOCOLS,
     RUN_OPTIONS,
     THREATS,
     default_protocol,
@@ -58,16 +58,6 @@ DESCRIPTIONS = {
 }
 
 SLIP_FOR_A_THREAT = 0.7  # similarity of a word and the threat that it is a slip for
-
-PROTOCOLS_IN_WORDS = {
-    "autoattack": "robust accuracy within --eps",
-    "crossing": "minimal norms in a tenth of fmn's passes",
-    "fmn": "minimal norms as in Pintor et al. 2021",
-    "feng2025": "foolbox's FMN as Feng 2025 ran it, whose norms are not minimal",
-    "ddn": "foolbox's DDN",
-    "cw": "foolbox's Carlini-Wagner",
-    "deepfool": "foolbox's DeepFool",
-}
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -131,7 +121,7 @@ def add_attack_options(parser: Parser, threat: str) -> None:
         metavar="NAME",
         help=protocols_text(protocols),
     )
-    steps = ", ".join(f"{DEFAULT_STEPS[protocol]} ({protocol})" for protocol in protocols)
+    steps = ", ".join(f"{PROTOCOLS[name].steps} ({name})" for name in protocols)
     group.add_argument(
         "--steps", type=argument(positive_int), help=f"gradient steps; default {steps}"
     )
@@ -140,7 +130,7 @@ def add_attack_options(parser: Parser, threat: str) -> None:
 
 
 def protocols_text(protocols: Sequence[str]) -> str:
-    names = [f"{name}: {PROTOCOLS_IN_WORDS[name]}" for name in protocols]
+    names = [f"{name}: {PROTOCOLS[name].purpose}" for name in protocols]
     with_eps = ", autoattack with --eps" if "autoattack" in protocols[1:] else ""
     return f"{'; '.join(names)} (default: {''.join(protocols[:1])}{with_eps})"
 
@@ -173,7 +163,7 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
         parser.error(f"--subset {args.subset}: is an order of the images; say how many, -s STOP")
     if args.threat in NORM_PROTOCOLS:
         args.protocol = args.protocol or default_protocol(args.threat, args.eps)
-        args.steps = args.steps or DEFAULT_STEPS[args.protocol]
+        args.steps = args.steps or PROTOCOLS[args.protocol].steps
     unread = unread_options(args.threat, args.protocol, parser.named(options))
     for option, sentence in unread.items():
         if option not in RUN_OPTIONS:
@@ -263,7 +253,7 @@ def check_attack_options(args: argparse.Namespace) -> None:
             f"{args.threat} needs --eps, e.g. --eps 1/255 2/255, or --protocol crossing for "
             "minimal norms"
         )
-    if args.protocol == "feng2025" and args.steps != DEFAULT_STEPS["feng2025"]:
+    if args.protocol == "feng2025" and args.steps != PROTOCOLS["feng2025"].steps:
         raise AttackError(
             "--protocol feng2025 is what was published: 1000 steps; for others use --protocol fmn"
         )

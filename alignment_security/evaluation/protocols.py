@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import NamedTuple
 
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.libraries import FOOLBOX
@@ -20,37 +21,53 @@ CLEAN_THREATS: dict[str, type[Threat]] = {
     "corruptions": Corruptions,
     "saliency": Saliency,
 }
-PROTOCOLS: dict[str, type[Threat]] = {
-    "autoattack": AutoAttack,
-    "fmn": FastMinimumNorm,
-    "crossing": Crossing,
-    **dict.fromkeys(FOOLBOX, Foolbox),
+
+
+class Protocol(NamedTuple):
+    """A value of --protocol: its threat, its default --steps, and what it does, in words."""
+
+    threat: type[Threat]
+    steps: int
+    purpose: str
+
+
+OF_FOOLBOX = {
+    "feng2025": "foolbox's FMN as Feng 2025 ran it, whose norms are not minimal",
+    "ddn": "foolbox's DDN",
+    "cw": "foolbox's Carlini-Wagner",
+    "deepfool": "foolbox's DeepFool",
+}
+PROTOCOLS = {
+    "autoattack": Protocol(AutoAttack, Budget().steps, "robust accuracy within --eps"),
+    "fmn": Protocol(
+        FastMinimumNorm, FastMinimumNorm.steps, "minimal norms as in Pintor et al. 2021"
+    ),
+    "crossing": Protocol(Crossing, Crossing.steps, "minimal norms in a tenth of fmn's passes"),
+    **{
+        name: Protocol(Foolbox, FOOLBOX[name][1]["steps"], purpose)
+        for name, purpose in OF_FOOLBOX.items()
+    },
 }
 # of autoattack besides the standard one
 OTHER_BUDGETS: dict[str, type[Threat]] = {"rand": RandomAutoAttack, "screened": Screened}
 # norm -> its protocols, the default first
 NORM_PROTOCOLS = {
     "Linf": ("autoattack", "fmn", "crossing"),
-    "L2": ("crossing", "fmn", *FOOLBOX, "autoattack"),
+    "L2": ("crossing", "fmn", *OF_FOOLBOX, "autoattack"),
     "L1": ("fmn",),
 }
 THREATS = (*CLEAN_THREATS, *NORM_PROTOCOLS)
 # options that some protocol does not read; all other options are read by every protocol
 PROTOCOL_OPTIONS = frozenset().union(
-    *(threat.options for threat in (*CLEAN_THREATS.values(), *PROTOCOLS.values()))
+    *(threat.options for threat in CLEAN_THREATS.values()),
+    *(protocol.threat.options for protocol in PROTOCOLS.values()),
 )
 # of these, options of the run: a script may give them to every threat, so they are only remarked on
 RUN_OPTIONS = frozenset({"examples", "map_dir", "blur_maps", "map_reduce", "multilabel", "compile"})
-DEFAULT_STEPS = {
-    "autoattack": Budget().steps,
-    "fmn": FastMinimumNorm.steps,
-    "crossing": Crossing.steps,
-    **{protocol: settings["steps"] for protocol, (_, settings) in FOOLBOX.items()},
-}
 
 
 def threat_class(threat: str, protocol: str | None) -> type[Threat]:
-    return CLEAN_THREATS.get(threat) or PROTOCOLS[protocol or default_protocol(threat)]
+    return CLEAN_THREATS.get(threat) or PROTOCOLS[protocol or default_protocol(threat)].threat
 
 
 def threat_from_args(args: argparse.Namespace) -> Threat:
@@ -93,5 +110,7 @@ def unread_options(threat: str, protocol: str | None, named: set[str]) -> dict[s
 def readers_of(option: str, threat: str) -> list[str]:
     """The protocols of a norm that read an option, else the threats that do."""
     protocols = NORM_PROTOCOLS.get(threat, ())
-    readers = [f"--protocol {name}" for name in protocols if option in PROTOCOLS[name].options]
+    readers = [
+        f"--protocol {name}" for name in protocols if option in PROTOCOLS[name].threat.options
+    ]
     return readers or [other for other in THREATS if option in options_of(other)]

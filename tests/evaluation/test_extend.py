@@ -53,7 +53,8 @@ def test_the_image_set_the_attack_and_the_figure_of_the_page_run(
     assert names["norms"].gt(0).sum() >= 4
     record = read_record(tmp_path / "results/records/mine/L2-gradient/tf_efficientnet_lite0.csv")
     ((name, figure, table, caption),) = names["drawings"]
-    assert name == "norms_tf_efficientnet_lite0" and "gradient 20 steps" in caption
+    assert name == "norms_mine_L2-gradient_tf_efficientnet_lite0"
+    assert "gradient 20 steps" in caption and set(table["threat"]) == {"L2-gradient"}
     assert set(table["image_id"]) == set(record["image_id"][record["success"] == 1])
     plt.close(figure)
 
