@@ -10,7 +10,7 @@ from torch import nn
 
 from alignment_security.attacks.apgd import APGD
 from alignment_security.attacks.attack import Attack, AttackError, EpsProgress
-from alignment_security.attacks.clean import ImageStream, ignore
+from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.engine import run_stages
@@ -132,14 +132,15 @@ def run_autoattack(
     norm     "Linf" or "L2"
     eps      radii in pixel units of [0, 1]; several are searched together (`EpsSearch`)
     begun    rows that an earlier session wrote, by image id; the search continues after them
-    exact    float32 model that confirms adversarial points; by default `module`
+    exact    float32 model that classifies clean images and confirms adversarial points; by default
+             `module`
     log      receives warnings
     wanted   image id -> those of `eps` at which it is attacked, ascending; None: all
     Raises AttackError for bad images, labels or logits, and for a budget that needs more classes.
     """
     budget.check(n_outputs)
     forward = Forward(module, batch_size, log)
-    confirm = confirm_in_float32(Forward(exact or module, batch_size, log), norm)
+    exact_forward = Forward(exact or module, batch_size, log)
     stages: list[Attack] = [*budget.build(norm)]
     estimate = estimate_of(budget, norm, eps)
     if estimate:
@@ -148,23 +149,13 @@ def run_autoattack(
         budget.attacks,
         eps,
         norm,
-        seed,
-        n_outputs,
-        forward,
-        confirm,
+        confirm_in_float32(exact_forward, norm),
+        lambda batch: images_to_attack(exact_forward, batch, n_outputs, EpsProgress, seed),
         begun,
         estimate.name if estimate else None,
-        wanted=wanted,
+        wanted,
     )
-    yield from run_stages(
-        source,
-        stages,
-        forward,
-        confirm,
-        search.on_images,
-        search.on_fooled,
-        search.on_exhausted,
-    )
+    yield from run_stages(source, stages, forward, search)
     warn_of_zero_gradients(search.zero_gradient_ids, log)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -182,20 +183,28 @@ class AttackBatch:
 # ---- a sequence of attacks ---------------------------------------------------------------------
 
 
+class Search(Protocol):
+    """What is asked about every image, and where an answer sends it."""
+
+    confirm: Confirm
+
+    def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage]]:
+        """Items of the source -> rows that need no attack, and images for stage 0."""
+        ...
+
+    def on_fooled(self, image: AttackedImage, finding: Finding) -> Decision:
+        """A confirmed adversarial point was found."""
+        ...
+
+    def on_exhausted(self, image: AttackedImage, stage: int) -> Decision:
+        """All runs of the attack of this stage failed."""
+        ...
+
+
 def run_stages(
-    source: Iterable,
-    attacks: list[Attack],
-    forward: Forward,
-    confirm: Confirm,
-    on_images: Callable[[list], tuple[list[dict], list[AttackedImage]]],
-    on_fooled: Callable[[AttackedImage, Finding], Decision],
-    on_exhausted: Callable[[AttackedImage, int], Decision],
+    source: Iterable, attacks: list[Attack], forward: Forward, search: Search
 ) -> Iterator[list[dict]]:
     """Run every image of `source` through `attacks`; yields record rows as they become known.
-
-    on_images(items)            items of `source` -> rows that need no attack, images for stage 0
-    on_fooled(image, finding)   a confirmed adversarial point -> rows, next stage or None
-    on_exhausted(image, stage)  all runs of attacks[stage] failed -> rows, next stage or None
 
     Yields at least an empty list after each evaluation, so that the caller can check a deadline.
     """
@@ -208,7 +217,7 @@ def run_stages(
             items = list(islice(source, forward.batch_size))
             source_is_empty = not items
             if items:
-                rows, images = on_images(items)
+                rows, images = search.on_images(items)
                 batches[0].waiting.extend(images)
                 yield rows
             continue
@@ -216,15 +225,15 @@ def run_stages(
             batch = next((b for b in batches if b.ready), None)
         if batch is None:
             return
-        for image, finding in batch.step(forward, confirm):
+        for image, finding in batch.step(forward, search.confirm):
             image.run += 1
             if finding is None and image.run < batch.attack.runs:
                 batch.waiting.appendleft(image)
                 continue
             if finding is not None:
-                rows, next_stage = on_fooled(image, finding)
+                rows, next_stage = search.on_fooled(image, finding)
             else:
-                rows, next_stage = on_exhausted(image, batches.index(batch))
+                rows, next_stage = search.on_exhausted(image, batches.index(batch))
             image.run = 0
             if next_stage is not None:
                 batches[next_stage].waiting.append(image)

@@ -18,9 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
-from alignment_security.attacks.clean import images_to_attack
 from alignment_security.attacks.engine import Confirm, Decision
-from alignment_security.models.forward import Forward
 
 FAB_NAME = "fab-t"
 NO_PASSES = {"forwards": 0, "backwards": 0}
@@ -34,15 +32,12 @@ def next_index(progress: EpsProgress) -> int:
     return min(at_least, progress.broken_index - 1)
 
 
-def first_decided_by(norm: float, eps: list[float], progress: EpsProgress) -> int:
-    """Index of the smallest undecided eps whose ball holds a perturbation of this norm.
+def first_decided_by(norm: float, progress: EpsProgress, at_most: int) -> int:
+    """Index of the smallest eps not survived whose ball holds a perturbation of this norm.
 
-    At most the eps under attack, where it was confirmed. `eps` ascending.
+    at_most   index of an eps that it breaks, where its norm may exceed eps by rounding
     """
-    index = progress.eps_index
-    while index - 1 > progress.survived_index and eps[index - 1] >= norm:
-        index -= 1
-    return index
+    return bisect_left(progress.eps, norm, progress.survived_index + 1, at_most)
 
 
 # ---- record rows -------------------------------------------------------------------------------
@@ -101,15 +96,15 @@ def rows_of_image(image: AttackedImage[EpsProgress]) -> list[dict]:
 
 
 class EpsSearch:
-    """The callbacks of `run_stages` for norm-bounded attacks.
+    """The `Search` of norm-bounded attacks.
 
     attacks         names of the attacks, a stage each
     eps             radii in pixel units of [0, 1], in any order
-    confirm         see `run_stages`
+    confirm         see `engine.Search`
+    to_attack       items of the source -> images after their clean pass
     begun           rows that an earlier session wrote, by image id
     estimate_name   name of the walk that estimates an image's minimal norm, which is the stage
                     after the attacks; None: the eps are attacked in ascending order
-    to_attack       gives the images of a batch after their clean pass
     wanted          image id -> the eps at which it is attacked, ascending; None: all of `eps`
     """
 
@@ -118,31 +113,21 @@ class EpsSearch:
         attacks: Sequence[str],
         eps: list[float],
         norm: str,
-        seed: int,
-        n_outputs: int,
-        forward: Forward,
         confirm: Confirm,
+        to_attack: Callable[[list], list[AttackedImage[EpsProgress]]],
         begun: dict[str, list[dict]] | None = None,
         estimate_name: str | None = None,
-        to_attack: Callable[..., list[AttackedImage[EpsProgress]]] = images_to_attack,
         wanted: dict[str, list[float]] | None = None,
     ):
-        self.attacks, self.norm, self.seed, self.n_outputs = attacks, norm, seed, n_outputs
-        self.forward, self.confirm, self.to_attack = forward, confirm, to_attack
-        self.eps, self.begun, self.estimate_name = sorted(eps), begun or {}, estimate_name
-        self.wanted = wanted
+        self.attacks, self.eps, self.norm = attacks, sorted(eps), norm
+        self.confirm, self.to_attack, self.begun = confirm, to_attack, begun or {}
+        self.estimate_name, self.wanted = estimate_name, wanted
         self.zero_gradient_ids: set[str] = set()  # APGD met a zero gradient at a start point
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[EpsProgress]]]:
         """Rows that need no attack, and the images to attack at their first eps."""
         rows, images = [], []
-        for image in self.to_attack(
-            self.forward,
-            batch,
-            self.n_outputs,
-            EpsProgress,
-            self.seed,
-        ):
+        for image in self.to_attack(batch):
             self._begin(image, self.begun.get(image.image_id, []))
             if image.progress.decided:
                 rows += rows_of_image(image)
@@ -185,18 +170,16 @@ class EpsSearch:
         elif progress.eps[0] == 0:  # a correct prediction survives eps 0
             progress.verdicts[0] = survived(image, 0.0)
             progress.survived_index = 0
-        for row in rows:
+        for row in sorted(rows, key=lambda row: (not row["robust"], row["eps"])):
             index = progress.eps.index(row["eps"])
             progress.written.add(index)
-            if row["robust"] and index > progress.survived_index:
-                progress.survived_index = index
+            if row["robust"]:
+                progress.survived_index = max(index, progress.survived_index)
                 progress.verdicts[0] = known(row)
-            elif not row["robust"] and index < progress.broken_index:
+            elif index < progress.broken_index:
                 # a point that lies inside a smaller ball decides that one, too
-                progress.broken_index = min(
-                    index, bisect_left(progress.eps, row[self.norm.lower()])
-                )
-                progress.verdicts[progress.broken_index] = known(row)
+                index = first_decided_by(row[self.norm.lower()], progress, index)
+                progress.verdicts[index], progress.broken_index = known(row), index
 
     def _needs_estimate(self, progress: EpsProgress) -> bool:
         """Several eps are to be decided, and the walk was not made yet."""
@@ -252,7 +235,7 @@ class EpsSearch:
     def _record_broken(self, image: AttackedImage[EpsProgress], finding: Finding) -> None:
         """Move the upper bound down to the smallest eps that the finding decides."""
         progress = image.progress
-        index = first_decided_by(finding.norm(self.norm), progress.eps, progress)
+        index = first_decided_by(finding.norm(self.norm), progress, progress.eps_index)
         progress.verdicts[index] = broken(image, finding)
         progress.broken_index = index
 

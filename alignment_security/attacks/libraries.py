@@ -103,7 +103,14 @@ def run_pyautoattack(
     counted = CountedModule(module)
     forward = Forward(counted, batch_size, log)
     confirm = confirm_in_float32(Forward(module, batch_size, log), norm)  # counts its own passes
-    search = EpsSearch(budget.attacks, eps, norm, seed, n_outputs, forward, confirm, begun=begun)
+    search = EpsSearch(
+        budget.attacks,
+        eps,
+        norm,
+        confirm,
+        lambda batch: images_to_attack(forward, batch, n_outputs, EpsProgress, seed),
+        begun,
+    )
     source = iter(source)
     while batch := list(islice(source, batch_size)):
         rows, images = search.on_images(batch)
@@ -139,7 +146,7 @@ def _reference_findings(
         attacked = [images[i] for i in robust]
         x = torch.stack([image.x for image in attacked])
         y = torch.tensor([image.label for image in attacked], device=x.device)
-        attack = reference_attack(name, counted, search.norm, images[0].eps, budget, search.seed)
+        attack = reference_attack(name, counted, search.norm, images[0].eps, budget, images[0].seed)
         points = attack.perturb(x, y).detach()
         for i, finding in zip(robust, search.confirm(attacked, points, name)):
             findings[i] = finding

@@ -51,7 +51,8 @@ def run_minimum_norm(
     """The smallest perturbation that `attack` finds. Yields lists of `minimum_norm` record rows.
 
     module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
-    exact    float32 model that confirms adversarial points; by default `module`
+    exact    float32 model that classifies clean images and confirms adversarial points; by default
+             `module`
     log      receives warnings
 
     The row of a misclassified image has no norm. Every reported point is in [0, 1] and is
@@ -59,38 +60,25 @@ def run_minimum_norm(
     labels or logits.
     """
     forward = Forward(module, batch_size, log)
-    confirm = confirm_in_float32(Forward(exact or module, batch_size, log), attack.norm)
-    study = MinimumNorm(attack, seed, n_outputs, forward, confirm)
-    yield from run_stages(
-        source,
-        [attack],
-        forward,
-        confirm,
-        study.on_images,
-        study.on_fooled,
-        study.on_exhausted,
-    )
+    search = MinimumNormSearch(attack, Forward(exact or module, batch_size, log), n_outputs, seed)
+    yield from run_stages(source, [attack], forward, search)
 
 
-class MinimumNorm:
-    """The callbacks of `run_stages` for a minimum-norm attack: one row per image."""
+class MinimumNormSearch:
+    """The `Search` of a minimum-norm attack: one row per image.
 
-    def __init__(
-        self,
-        attack: MinimumNormAttack,
-        seed: int,
-        n_outputs: int,
-        forward: Forward,
-        confirm: Confirm,
-    ):
-        self.attack, self.seed, self.n_outputs = attack, seed, n_outputs
-        self.forward, self.confirm = forward, confirm
+    exact   of the float32 model
+    """
+
+    def __init__(self, attack: MinimumNormAttack, exact: Forward, n_outputs: int, seed: int):
+        self.attack, self.exact, self.n_outputs, self.seed = attack, exact, n_outputs, seed
+        self.confirm = confirm_in_float32(exact, attack.norm)
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[MinimumNormProgress]]]:
         """Rows of misclassified images, and the other images, to be attacked."""
         rows, images = [], []
         for image in images_to_attack(
-            self.forward, batch, self.n_outputs, MinimumNormProgress, self.seed, math.inf
+            self.exact, batch, self.n_outputs, MinimumNormProgress, self.seed, math.inf
         ):
             if image.clean["clean_correct"]:
                 images.append(image)
@@ -111,7 +99,7 @@ class MinimumNorm:
         if finding is not None:
             return self.on_fooled(image, finding)
         if image.progress.start is None:
-            image.progress.start = adversarial_point(image, self.forward, ORDER[self.attack.norm])
+            image.progress.start = adversarial_point(image, self.exact, ORDER[self.attack.norm])
             if image.progress.start is not None:
                 return [], stage
         return [minimum_norm_row(image)], None

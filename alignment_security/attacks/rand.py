@@ -74,7 +74,7 @@ class RandomBudget(Budget):
     @property
     def looks(self) -> int:
         """At how many points of an image and eps a confirmation is tried at most."""
-        return sum(attack.runs for attack in self.build("Linf")) * self.draws // 2 + 1
+        return sum(attack.runs for attack in self.build("Linf")) * ((self.draws + 1) // 2) + 1
 
     def _build(self, name: str, norm: str) -> Attack[EpsProgress]:
         if name == "apgd-ce":
@@ -104,7 +104,7 @@ class ExpectedAPGD(APGD):
     def look(self, state: State, logits: Tensor) -> list[Tensor]:
         """Points at which most draws are wrong, and more than at any earlier one of the run.
 
-        So a run has at most draws / 2 candidates, and few confirmations that succeed by chance.
+        So a run has at most (draws + 1) / 2 candidates, and few confirmations succeed by chance.
         """
         share = share_wrong(logits, state["y"])
         rises = (share > 0.5) & (share > state["most_wrong"])
@@ -194,20 +194,16 @@ def confirm_by_majority(module: nn.Module, norm: str, key: str, level: float) ->
 # ---- verdicts ------------------------------------------------------------------------------------
 
 
-def asked_image(confirm: Confirm) -> Callable[..., list[AttackedImage]]:
+def asked_image(
+    forward: DrawnForward, confirm: Confirm, n_outputs: int, seed: int
+) -> Callable[[list], list[AttackedImage[EpsProgress]]]:
     """The `to_attack` of `EpsSearch` for one image of a random network.
 
     It is misclassified if `confirm` says so of the image itself: then it has the columns of the
     share. Its logits, by which targets are chosen, are the mean of the draws.
     """
 
-    def to_attack(
-        forward: DrawnForward,
-        batch: list,
-        n_outputs: int,
-        new_progress: Callable[[], EpsProgress],
-        seed: int,
-    ) -> list[AttackedImage]:
+    def to_attack(batch: list) -> list[AttackedImage[EpsProgress]]:
         x, logits, _ = clean_pass(forward, batch, n_outputs)
         ((name, _, label),) = batch
         clean = clean_columns(name, label, label)
@@ -216,7 +212,7 @@ def asked_image(confirm: Confirm) -> Callable[..., list[AttackedImage]]:
             x[0],
             label,
             logits[0].mean(0),
-            new_progress(),
+            EpsProgress(),
             clean,
             seed,
             forwards=forward.draws,
@@ -260,25 +256,9 @@ def run_rand(
         forward = DrawnForward(module, budget.draws, key, together, log)
         level = FALSE_SUCCESS / budget.looks
         confirm = confirm_by_majority(exact or module, norm, f"{key}|confirm", level)
-        search = EpsSearch(
-            budget.attacks,
-            eps,
-            norm,
-            seed,
-            n_outputs,
-            forward,
-            confirm,
-            to_attack=asked_image(confirm),
-        )
-        stages = run_stages(
-            [(name, x, label)],
-            budget.build(norm),
-            forward,
-            confirm,
-            search.on_images,
-            search.on_fooled,
-            search.on_exhausted,
-        )
+        to_attack = asked_image(forward, confirm, n_outputs, seed)
+        search = EpsSearch(budget.attacks, eps, norm, confirm, to_attack)
+        stages = run_stages([(name, x, label)], budget.build(norm), forward, search)
         done = {row["eps"] for row in (begun or {}).get(name, [])}
         yield [row for rows in stages for row in rows if row["eps"] not in done]
         zero_gradient_ids |= search.zero_gradient_ids

@@ -6,7 +6,6 @@ also says how likely an image is to fall to the attacks that follow (`records.sc
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -14,11 +13,16 @@ from torch import nn
 
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
 from alignment_security.attacks.autoattack import Budget, warn_of_zero_gradients
-from alignment_security.attacks.clean import ImageStream, ignore
+from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.engine import Decision, run_stages
-from alignment_security.attacks.eps_search import EpsSearch, broken, rows_of_image
+from alignment_security.attacks.eps_search import (
+    EpsSearch,
+    broken,
+    first_decided_by,
+    rows_of_image,
+)
 from alignment_security.attacks.minimum_norm import confirmed_best
 from alignment_security.models.forward import Forward
 
@@ -62,7 +66,7 @@ class ScreenSearch(EpsSearch):
     def _record_walk(self, image: AttackedImage[EpsProgress], finding: Finding) -> None:
         """Move the upper bound down to the smallest eps whose ball holds the walk's point."""
         progress = image.progress
-        index = bisect_left(progress.eps, finding.norm(self.norm), progress.survived_index + 1)
+        index = first_decided_by(finding.norm(self.norm), progress, progress.broken_index)
         if index < progress.broken_index:
             found = replace(finding, from_eps=progress.eps[index])
             progress.verdicts[index], progress.broken_index = broken(image, found), index
@@ -88,21 +92,18 @@ def run_screen(
     and an image with some of its rows is attacked anew.
     """
     forward = Forward(module, batch_size, log)
-    confirm = confirm_in_float32(Forward(exact or module, batch_size, log), norm)
+    exact_forward = Forward(exact or module, batch_size, log)
     walk = screening_walk(norm)
     search = ScreenSearch(
-        SCREEN.attacks, eps, norm, seed, n_outputs, forward, confirm, estimate_name=walk.name
+        SCREEN.attacks,
+        eps,
+        norm,
+        confirm_in_float32(exact_forward, norm),
+        lambda batch: images_to_attack(exact_forward, batch, n_outputs, EpsProgress, seed),
+        estimate_name=walk.name,
     )
     known = {name: {row["eps"] for row in rows} for name, rows in (begun or {}).items()}
-    for rows in run_stages(
-        source,
-        [*SCREEN.build(norm), walk],
-        forward,
-        confirm,
-        search.on_images,
-        search.on_fooled,
-        search.on_exhausted,
-    ):
+    for rows in run_stages(source, [*SCREEN.build(norm), walk], forward, search):
         yield [
             row | {"screen_norm": search.norms.get(row["image_id"])}
             for row in rows

@@ -38,7 +38,7 @@ from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
 from alignment_security.images.orientation import with_orientation_notes
 from alignment_security.models.batch_sizes import remembered_batch_size
-from alignment_security.models.fast import PRECISIONS, memory_format_of
+from alignment_security.models.fast import PRECISIONS, allow_tf32, memory_format_of
 from alignment_security.models.forward import device_of, session_facts, tune_process
 from alignment_security.models.heads import Model, restrict_classes
 from alignment_security.models.loading import check_model
@@ -170,7 +170,7 @@ def prepare(
     """Check that model, images and threat fit together, and choose the batch size."""
     images = with_orientation_notes(images)
     device, precision = device_of(model.module), options.get("precision", "float32")
-    tune_process(device, precision)
+    tune_process(device, "float32")  # only the copy that an attack searches with is faster
     model.module.to(memory_format=memory_format_of(device, "float32"))
     model = restrict_classes(model, images.restrict_to, images.merged)
     if options.get("published_accuracy"):
@@ -317,6 +317,7 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> flo
         run.save(classes=list(images.class_names))
     if not len(todo):
         return None
+    allow_tf32(False)  # an earlier phase may have searched with it
     _, first, _ = next(stream_bytes(todo.take([0]), model.preprocessing))
     first = in_unit_range(first[None].to(device_of(model.module)))
     warnings = check_model(

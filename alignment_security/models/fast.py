@@ -19,33 +19,40 @@ PRECISIONS = ("float32", "tf32", "bf16")
 FOLD_TOLERANCE = 1e-4
 
 
-class WithoutTF32(nn.Module):
-    """A module whose forward pass never uses TF32, for confirming results in float32.
+def allow_tf32(allowed: bool) -> None:
+    """Let this process round to TF32 in float32 matrix products and convolutions, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
-    TF32 is a process-wide setting (see `forward.tune_process`), so this module changes it during
-    its forward pass. A backward pass would run after the setting is restored: use it without
-    gradients.
+
+class Wrapper(nn.Module):
+    """A layer around a module, in the module's own mode: train or eval.
+
+    `nn.Module.train` would set the mode of all that it wraps.
     """
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        self.module = module
+        self.module, self.training = module, module.training
+
+
+class WithoutTF32(Wrapper):
+    """A module whose forward pass never uses TF32, for confirming results in float32.
+
+    TF32 is a process-wide setting, so this module changes it during its forward pass. A backward
+    pass would run after the setting is restored: use it without gradients.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        before = torch.backends.cudnn.allow_tf32
+        allow_tf32(False)
         try:
             return self.module(x)
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+            allow_tf32(before)
 
 
-class BFloat16(nn.Module):
+class BFloat16(Wrapper):
     """A module under bfloat16 autocast; logits are float32."""
-
-    def __init__(self, module: nn.Module):
-        super().__init__()
-        self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -69,18 +76,19 @@ def fast_copy(
 
     example    (B, 3, H, W) in [0, 1] on the module's device. Folding is checked on it, and undone
                if the logits change
-    precision  float32, tf32 (process-wide, see `forward.tune_process`) or bf16 (autocast)
+    precision  float32, tf32 (from now on of this process) or bf16 (autocast)
     compiled   use torch.compile
     """
     memory_format = memory_format_of(example.device, precision)
     fast = copy.deepcopy(module).to(memory_format=memory_format)
     folded = fold_batch_norm(copy.deepcopy(fast), example)
     with torch.no_grad():
-        want, got = fast(example), folded(example)
+        want, got = WithoutTF32(fast)(example), WithoutTF32(folded)(example)
     if (want - got).abs().max() <= FOLD_TOLERANCE * want.abs().max():
         fast = folded.to(memory_format=memory_format)
     if precision == "bf16":
         fast = BFloat16(fast)
+    allow_tf32(precision == "tf32")
     if compiled:
         # names torch's cache; the uid that a container runs as may have no name
         os.environ.setdefault("USER", str(os.getuid()))

@@ -3,7 +3,8 @@
 Process-wide state. Apart from random seeds, the project changes these settings of the process:
 
     tune_process           glibc's malloc thresholds, the TF32 flags, CUDA's current GPU
-    fast.fast_copy         sets USER in the environment for torch.compile unless it is set
+    fast.fast_copy         the TF32 flags, on for precision `tf32`; sets USER in the environment for
+                           torch.compile unless it is set
     fast.WithoutTF32       switches TF32 off during its forward pass, then restores the flags
     brainscore.load_plugin sets BS_INSTALL_DEPENDENCIES=no in the environment unless it is set
 """
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from alignment_security.common.files import UserError
 from alignment_security.common.out_of_memory import ONE_IMAGE, is_out_of_memory
 from alignment_security.common.settings import VERSION, git_state, installed_versions
+from alignment_security.models.fast import allow_tf32
 
 CPU_BATCH, FIRST_CUDA_BATCH, LARGEST_BATCH = 8, 32, 1024
 LEAST_GAIN = 1.05  # a doubled batch must be this many times as fast, in images per second
@@ -292,7 +294,7 @@ def tune_process(device: torch.device, precision: str) -> None:
             libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    allow_tf32(precision == "tf32")
 
 
 def session_facts(device: torch.device, batch_size: int) -> dict:

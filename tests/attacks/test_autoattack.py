@@ -1,5 +1,8 @@
 """AutoAttack against closed forms, the reference implementation, and counted passes."""
 
+from itertools import permutations
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +21,7 @@ from alignment_security.attacks.attack import (
 )
 from alignment_security.attacks.autoattack import Budget, masked_gradient_warnings, run_autoattack
 from alignment_security.attacks.engine import run_stages
-from alignment_security.attacks.eps_search import first_decided_by, next_index
+from alignment_security.attacks.eps_search import EpsSearch, first_decided_by, next_index
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import (
@@ -331,13 +334,30 @@ def test_the_next_eps_is_as_near_to_the_estimate_as_undecided_ones_are(truth, es
 
 def test_a_small_perturbation_decides_smaller_eps():
     """A point with a norm of 0.1 also decides eps 0.15 and 0.1."""
-    eps = [0.05, 0.1, 0.15, 0.2, 0.25]
-    progress = EpsProgress(broken_index=5, eps_index=3)
-    assert [first_decided_by(norm, eps, progress) for norm in (0.18, 0.1, 0.01)] == [3, 1, 0]
+    progress = EpsProgress(eps=[0.05, 0.1, 0.15, 0.2, 0.25], broken_index=5)
+    assert [first_decided_by(norm, progress, 3) for norm in (0.21, 0.18, 0.1, 0.01)] == [3, 3, 1, 0]
     progress.survived_index = 1
-    assert first_decided_by(0.01, eps, progress) == 2
+    assert first_decided_by(0.01, progress, 3) == 2
     progress.broken_index = 2
     assert progress.decided
+
+
+@pytest.mark.parametrize("norm", [0.4, 0.8, 1.9])
+def test_rows_of_earlier_sessions_decide_the_same_in_any_order(norm):
+    """Robust at 1, broken at 2, perhaps by a point that is nearer than 1: 0.7 is robust, 4 not."""
+    earlier = [
+        {"eps": eps, "robust": eps < 2, "adv_pred": 0, "broken_by": "", "from_eps": eps}
+        | {"linf": norm, "l2": norm}
+        for eps in (0.5, 1, 2)
+    ]
+    net, pixels = two_class(0.5, "L2")
+    for rows in permutations(earlier):
+        image = attacked_image(net, ("a", pixels, 0), 0)
+        image.clean = {"clean_correct": 1}
+        eps, begun = [0.5, 0.7, 1, 2, 4], {"a": list(rows)}
+        search = EpsSearch(["apgd-ce"], eps, "L2", lambda *_: [], lambda batch: batch, begun)
+        found, images = search.on_images([image])
+        assert not images and {row["eps"]: row["robust"] for row in found} == {0.7: 1, 4: 0}
 
 
 def test_fab_memory_keeps_the_nearest_point():
@@ -405,10 +425,12 @@ def test_fab_finds_linf_distances_of_a_linear_model(distance):
         [0],
         [FAB("Linf", 60, runs=1)],
         Forward(net, 1),
-        confirm=lambda images, points, broken_by: [None] * len(images),
-        on_images=lambda batch: ([], [attacked]),
-        on_fooled=lambda image, finding: ([], None),
-        on_exhausted=lambda image, stage: ([], None),
+        SimpleNamespace(
+            confirm=lambda images, points, broken_by: [None] * len(images),
+            on_images=lambda batch: ([], [attacked]),
+            on_fooled=lambda image, finding: ([], None),
+            on_exhausted=lambda image, stage: ([], None),
+        ),
     )
     assert not any(stages)
     assert attacked.progress.fab.distance == pytest.approx(distance, rel=0.01)

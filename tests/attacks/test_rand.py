@@ -14,6 +14,7 @@ from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.rand import (
     CONFIRMATIONS,
     FALSE_SUCCESS,
+    ExpectedAPGD,
     RandomBudget,
     run_rand,
     wrong_classes,
@@ -87,6 +88,19 @@ def test_the_bound_on_false_success_holds_for_any_number_of_looks():
     assert looks == 101
     assert looks * chance_of_success(0.5, level) <= FALSE_SUCCESS
     assert chance_of_success(0.7, level) > 0.9 and chance_of_success(0.9, level) > 0.999
+
+
+@pytest.mark.parametrize("draws", range(2, 8))
+def test_looks_bounds_the_candidates_of_a_run(draws):
+    """One more draw is wrong at each point, so that the share rises as often as it can."""
+    attack = ExpectedAPGD("Linf", 1, targeted=False)
+    state = {"y": torch.zeros(1, dtype=torch.long), "most_wrong": torch.zeros(1)}
+    state["zero_gradient"] = torch.zeros(1, dtype=torch.bool)
+    candidates = 0
+    for wrong in range(draws + 1):
+        logits = nn.functional.one_hot((torch.arange(draws) < wrong).long(), 2)[None].float()
+        candidates += int(attack.look(state, logits)[0])
+    assert RandomBudget(("apgd-ce",), draws=draws).looks == candidates + 1
 
 
 def test_wrong_classes_asks_until_it_is_sure():

@@ -1,14 +1,29 @@
-"""Threats that go on as a run was begun."""
+"""Threats that go on as a run was begun, and what they do in which precision."""
 
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
+from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.minimum_norm import run_minimum_norm
+from alignment_security.attacks.rand import RandomBudget
 from alignment_security.common.remarks import is_remark
-from alignment_security.evaluation import Crossing
+from alignment_security.evaluation import (
+    AutoAttack,
+    Clean,
+    Crossing,
+    FastMinimumNorm,
+    Foolbox,
+    RandomAutoAttack,
+    Saliency,
+    Screened,
+    evaluate,
+)
+from alignment_security.images.slices import take_slice
+from alignment_security.models.heads import Model
 
 
 def test_crossing_goes_on_with_the_walks_that_a_run_was_begun_with():
@@ -50,3 +65,63 @@ def test_a_second_attempt_is_seen_in_the_rows_of_an_attack():
     rows = pd.DataFrame([row for batch in batches for row in batch])
     (note,) = Crossing("L2", 20).notes_on(rows)
     assert note.startswith("1 of 2 correctly") and "e.g. a;" in note
+
+
+# ---- precision -----------------------------------------------------------------------------------
+
+SMALL = Budget(("apgd-ce",), steps=2)
+RANDOM = RandomBudget(("apgd-ce",), steps=2, draws=2)
+# a threat, and whether it searches with a faster copy of the network
+THREATS = {
+    "clean": (Clean(), False),
+    "saliency": (Saliency(), False),
+    "Linf": (AutoAttack("Linf", [0.1], SMALL), True),
+    "reference": (AutoAttack("Linf", [0.1], SMALL, "reference"), False),
+    "rand": (RandomAutoAttack("Linf", [0.1], RANDOM), True),
+    "screened": (Screened("Linf", [0.1], SMALL), True),
+    "crossing": (Crossing("L2", 2), True),
+    "fmn": (FastMinimumNorm("L1", 2), True),
+    "ddn": (Foolbox("ddn", 2), False),
+}
+
+
+class Spied(nn.Module):
+    """Logits rise with the pixels, those of class 1 by one in 1024 more than those of class 0.
+
+    In bfloat16 both are equal, and class 0 wins.
+    passes   (of a copy, train mode, TF32, bfloat16) of each pass of this net and its copies
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.passes: set[tuple[bool, bool, bool, bool]] = set()
+        self.is_copy, self.layer = False, nn.Linear(1, 1000)
+        self.layer.weight.data = torch.tensor([1, 1 + 2**-10, *[0.0] * 998])[:, None]
+        self.layer.bias.data.zero_()
+        self.eval().requires_grad_(False)
+
+    def __deepcopy__(self, memo):
+        copy = Spied()
+        copy.passes, copy.is_copy = self.passes, True
+        return copy
+
+    def forward(self, x):
+        train = self.training or self.layer.training
+        low = torch.backends.cudnn.allow_tf32, torch.is_autocast_enabled("cpu")
+        self.passes.add((self.is_copy, train, *low))
+        return self.layer(x.mean((1, 2, 3))[:, None])
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize("threat, searches", THREATS.values(), ids=THREATS)
+def test_a_low_precision_is_of_the_search_alone(threat, searches, precision, sample):
+    """Clean images are classified in float32, too, and no network is ever in train mode."""
+    net, images = Spied(), take_slice(sample, 0, 2)
+    preprocessing = {"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0}
+    model = Model(net, {"name": "spied", "head": "none", "weights": "none"}, preprocessing, 1000)
+    images = replace(images, labels=[1] * len(images))
+    rows = evaluate(model, images, threat, precision=precision, batch_size=2)
+    low = (True, False, precision == "tf32", precision == "bf16")
+    exact = {(False, False, False, False), (True, False, False, False)}  # and checks of the copy
+    assert net.passes - {low} <= exact and (low in net.passes) == searches
+    assert rows["clean_correct"].all()

@@ -24,10 +24,10 @@ from alignment_security.evaluation.threats.threat import (
     RecordRows,
     ReportedPasses,
     Threat,
+    exact_module,
     fast_module,
 )
 from alignment_security.images.image_sets import ImageSet
-from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
 
 BUDGETS = ("standard", "rand", "screened")
@@ -178,7 +178,7 @@ class AutoAttack(Threat):
             seed=self.seed,
             batch_size=execution.batch_size,
             begun=execution.known_rows,
-            exact=WithoutTF32(model.module),
+            exact=exact_module(model, execution),
             log=execution.log,
             wanted=wanted,
         )

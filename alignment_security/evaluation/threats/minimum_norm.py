@@ -28,9 +28,9 @@ from alignment_security.evaluation.threats.threat import (
     RecordRows,
     ReportedPasses,
     Threat,
+    exact_module,
     fast_module,
 )
-from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import HEAD_TEMPERATURE, Model, smooth_head
 from alignment_security.records.norm_summary import second_attempt_notes
 
@@ -83,7 +83,7 @@ class MinimumNormThreat(Threat):
             model.n_outputs,
             seed=self.seed,
             batch_size=execution.batch_size,
-            exact=WithoutTF32(model.module),
+            exact=exact_module(model, execution),
             log=execution.log,
         )
 

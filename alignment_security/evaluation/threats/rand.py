@@ -16,8 +16,8 @@ from alignment_security.evaluation.threats.threat import (
     Execution,
     RecordRows,
     ReportedPasses,
+    exact_module,
 )
-from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
 
 
@@ -66,7 +66,7 @@ class RandomAutoAttack(AutoAttack):
             self.budget,
             seed=self.seed,
             begun=execution.known_rows,
-            exact=WithoutTF32(model.module),
+            exact=exact_module(model, execution),
             log=execution.log,
         )
 

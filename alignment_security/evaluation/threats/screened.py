@@ -22,8 +22,8 @@ from alignment_security.evaluation.threats.threat import (
     RecordRows,
     ReportedPasses,
     Threat,
+    exact_module,
 )
-from alignment_security.models.fast import WithoutTF32
 from alignment_security.models.heads import Model
 from alignment_security.records.record import SCREENED_KIND
 from alignment_security.records.screened import (
@@ -126,7 +126,7 @@ class Screened(AutoAttack):
             seed=self.seed,
             batch_size=execution.batch_size,
             begun=execution.known_rows,
-            exact=WithoutTF32(model.module),
+            exact=exact_module(model, execution),
             log=execution.log,
         ):
             yield [row | {"stage": SCREENED} for row in rows]

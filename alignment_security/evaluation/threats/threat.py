@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.images.image_sets import ImageSet
-from alignment_security.models.fast import fast_copy
+from alignment_security.models.fast import WithoutTF32, Wrapper, fast_copy
 from alignment_security.models.forward import device_of
 from alignment_security.models.heads import Model
 
@@ -30,7 +30,7 @@ class Execution:
     """How a threat is run on this machine.
 
     batch_size    images a pass; halved when the device runs out of memory
-    precision     float32, tf32 or bf16, of the search; findings are confirmed in float32
+    precision     float32, tf32 or bf16, of the search; clean answers and findings are of float32
     compiled      whether torch.compile compiles the model
     log           receives warnings
     known_rows    rows of earlier sessions by image id, for threats with several eps
@@ -128,18 +128,22 @@ class Threat(ABC):
         return None
 
 
-class ReportedPasses(nn.Module):
+class ReportedPasses(Wrapper):
     """A module that calls `on_pass` after each forward pass (`Execution.on_pass`)."""
 
     def __init__(self, module: nn.Module, execution: Execution):
-        super().__init__()
-        self.module, self.on_pass = module, execution.on_pass
-        self.train(module.training)
+        super().__init__(module)
+        self.on_pass = execution.on_pass
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.module(x)
         self.on_pass(len(x), logits.requires_grad)
         return logits
+
+
+def exact_module(model: Model, execution: Execution) -> nn.Module:
+    """The model in float32, without TF32, which classifies clean images and confirms findings."""
+    return ReportedPasses(WithoutTF32(model.module), execution)
 
 
 def fast_module(module: nn.Module, model: Model, execution: Execution) -> nn.Module:
