@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.results import (
-    norm_means,
     read_finished_rows,
     run_budget,
     run_columns,
@@ -19,6 +18,7 @@ from alignment_security.records.metrics import (
     accuracy_interval,
     mean_corruption_error,
 )
+from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import SCREENED_KIND
 from alignment_security.records.screened import robust_estimates
 from alignment_security.records.summary_rows import attacked_size, size_text
@@ -160,7 +160,7 @@ def run_head(run: dict) -> str:
 
 
 def protocol_table(runs: list[dict]) -> pd.DataFrame:
-    """Mean norm and human alignment (`results.norm_means`) of minimum-norm runs, a row each.
+    """Mean norm and human alignment (`norm_means`) of minimum-norm runs, a row each.
 
     `protocol` names the budget too if a protocol was run with several.
     """
@@ -186,3 +186,22 @@ def protocol_name(run: dict, several: set[str]) -> str:
     """`crossing`; of a threat in `several`, with its budget: `crossing, crossing 50 steps`."""
     name = run["threat"].removeprefix("L2-")
     return f"{name}, {run_budget(run)}" if run["threat"] in several else name
+
+
+def norm_means(rows: pd.DataFrame) -> dict[str, float]:
+    """Mean and standard error of the minimal norms and of human alignment in a record's rows.
+
+    Over correctly classified images: `l2, l2_sem, linf, linf_sem` of the `n` that an attack fooled
+    (Perturbation Tolerance), `alignment, alignment_sem` of the `n_maps` with a human map.
+    """
+    means = norm_summary(rows[rows["clean_correct"] == 1])
+    return {
+        "n": means["n_norm"],
+        "l2": means["l2_mean"],
+        "l2_sem": means["l2_sem"],
+        "linf": means["linf_mean"],
+        "linf_sem": means["linf_sem"],
+        "n_maps": means["n_alignment"],
+        "alignment": means["human_alignment"],
+        "alignment_sem": means["human_alignment_sem"],
+    }

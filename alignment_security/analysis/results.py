@@ -23,7 +23,6 @@ from alignment_security.records.comparable import (
     comparable_runs,
     comparable_settings,
 )
-from alignment_security.records.norm_summary import norm_summary
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
 from alignment_security.records.summary_rows import attacked_size, size_text
@@ -312,22 +311,3 @@ def unfinished_beside(runs: list[dict]) -> list[str]:
         if run["status"] != "done" and comparable_settings(run) not in drawn
     ]
     return [f"Unfinished, in no panel: {'; '.join(names)}."] if names else []
-
-
-def norm_means(rows: pd.DataFrame) -> dict[str, float]:
-    """Mean and standard error of the minimal norms and of human alignment in a record's rows.
-
-    Over correctly classified images: `l2, l2_sem, linf, linf_sem` of the `n` that an attack fooled
-    (Perturbation Tolerance), `alignment, alignment_sem` of the `n_maps` with a human map.
-    """
-    means = norm_summary(rows[rows["clean_correct"] == 1])
-    return {
-        "n": means["n_norm"],
-        "l2": means["l2_mean"],
-        "l2_sem": means["l2_sem"],
-        "linf": means["linf_mean"],
-        "linf_sem": means["linf_sem"],
-        "n_maps": means["n_alignment"],
-        "alignment": means["human_alignment"],
-        "alignment_sem": means["human_alignment_sem"],
-    }

@@ -10,10 +10,10 @@ import pandas as pd
 
 from alignment_security.analysis.examples import example_groups, example_table
 from alignment_security.analysis.feng2025 import TOLERANCES, count_range
+from alignment_security.analysis.record_tables import norm_means
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
-    norm_means,
     read_finished_rows,
     run_folder,
 )
