@@ -124,7 +124,7 @@ def head_of(norms: NormTable, summary: pd.DataFrame) -> str:
     if norms.name == PUBLISHED:
         return "animate"
     names = zip(summary["image_set"], summary["threat"], summary["attack"])
-    is_behind = [name == (norms.image_set, norms.threat, norms.attack) for name in names]
+    is_behind = [name == norms.key for name in names]
     return next(iter(summary.loc[is_behind, "head"].dropna()), "none")
 
 

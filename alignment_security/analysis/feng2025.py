@@ -25,11 +25,7 @@ from alignment_security.analysis.norm_table import (
     TOLERANCES,
     NormTable,
 )
-from alignment_security.analysis.results import (
-    Results,
-    run_budget,
-    run_folder,
-)
+from alignment_security.analysis.results import Results
 from alignment_security.analysis.statistics import (
     percentile_interval,
     rank_correlations,
@@ -117,16 +113,6 @@ def count_range(counts: pd.Series) -> str:
     low, high = counts[counts > 0].min(), counts.max()
     count = f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}"
     return f"{count} image{'s' if high > 1 else ''}"
-
-
-def runs_of(results: Results, table: NormTable) -> dict[str, dict]:
-    """The finished runs behind a table of ours, by model; none behind published numbers."""
-    return {
-        run["model"]: run
-        for run in results.runs
-        if run["status"] == "done"
-        and (*run_folder(run), run_budget(run)) == (table.image_set, table.threat, table.attack)
-    }
 
 
 def measure_label(table: NormTable, measure: str) -> str:

@@ -15,11 +15,10 @@ from alignment_security.analysis.feng2025 import (
     MEASURES,
     TOLERANCES,
     published_norm_table,
-    runs_of,
 )
 from alignment_security.analysis.feng2025_published import paper_tables
 from alignment_security.analysis.norm_table import NormTable
-from alignment_security.analysis.results import Results, read_finished_rows
+from alignment_security.analysis.results import Results, read_finished_rows, runs_of
 
 VALUES = [*MEASURES, *(f"{measure}_sem" for measure in MEASURES)]
 
@@ -69,7 +68,7 @@ def own_harmonized_pairs(results: Results, table: NormTable) -> pd.DataFrame:
     measure over the images: difference, p and n of `image_test`, as `difference_pt` and so on.
     Harmonized nets without such a model are left out.
     """
-    runs = runs_of(results, table)
+    runs = runs_of(results, table.key)
     names = table.rows["model"].map(lambda model: architecture(runs.get(model), model))
     pairs = []
     harmonized = table.rows["group"] == "harmonized"

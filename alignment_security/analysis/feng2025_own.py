@@ -15,13 +15,7 @@ from alignment_security.analysis.norm_table import (
     TOLERANCES,
     NormTable,
 )
-from alignment_security.analysis.results import (
-    Results,
-    describe_runs,
-    read_summary,
-    run_budget,
-    run_folder,
-)
+from alignment_security.analysis.results import Results, describe_runs, read_summary, runs_of_rows
 from alignment_security.common.public_nets import public_nets
 from alignment_security.common.text import some
 from alignment_security.models.families import family
@@ -35,14 +29,13 @@ def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
     """
     summary = read_summary(results)
     of_norm = summary[summary["threat"].astype(str).str.startswith(f"{norm}-")]
-    for (image_set, threat, attack), part in of_norm.groupby(
-        ["image_set", "threat", "attack"], dropna=False
-    ):
+    key = ["image_set", "threat", "attack"]
+    for (image_set, threat, attack), part in of_norm.groupby(key, dropna=False):
         unfinished, has_norm = part["partial"].eq(1), part["l2_mean"].notna()
         rows = part[~unfinished & has_norm]
         if rows.empty:
             continue
-        runs = own_runs(results, image_set, threat, attack, set(rows["model"]))
+        runs = runs_of_rows(results, rows)
         note = describe_runs(runs, results.runs) if runs else summary_note(rows)
         for why, left_out in (
             ("Unfinished", unfinished),
@@ -58,19 +51,6 @@ def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
             note = other_ceiling_text(settings)
             table = table._replace(alignment_label=OTHER_ALIGNMENT, ceiling_note=note)
         yield table._replace(image_set=image_set, threat=threat, attack=budget)
-
-
-def own_runs(
-    results: Results, image_set: str, threat: str, attack: str, models: set[str]
-) -> list[dict]:
-    """The runs behind rows of the summary; none where the summary is alone."""
-    return [
-        run
-        for run in results.runs
-        if (*run_folder(run), run_budget(run)) == (image_set, threat, attack)
-        and run["model"] in models
-        and run["csv"] not in results.not_comparable
-    ]
 
 
 def summary_note(rows: pd.DataFrame) -> str:

@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.examples import keeps_examples, read_example
-from alignment_security.analysis.feng2025 import runs_of
 from alignment_security.analysis.feng2025_harmonized import architecture
 from alignment_security.analysis.norm_table import NormTable
-from alignment_security.analysis.results import Results, read_finished_rows
+from alignment_security.analysis.results import Results, read_finished_rows, runs_of
 from alignment_security.records.adversarial_examples import example_path
 
 # corner of the plane of both measures -> its place, as shares of the ranks
@@ -58,7 +57,7 @@ def remedy_models(results: Results, table: NormTable) -> pd.DataFrame:
     a kind has none of that architecture, its best aligned model at all. Empty unless a table has
     standard models and others.
     """
-    runs = runs_of(results, table)
+    runs = runs_of(results, table.key)
     known = table.rows.dropna(subset=["pt", "alignment"])
     kinds = known["group"].where(known["group"].isin(list(REMEDIES)), "")
     nets = known["model"].map(lambda model: architecture(runs.get(model), model))
@@ -75,14 +74,14 @@ def remedy_models(results: Results, table: NormTable) -> pd.DataFrame:
 
 def with_examples(results: Results, table: NormTable) -> NormTable:
     """The table's models that kept examples, if three have, else all of them."""
-    models = [model for model, run in runs_of(results, table).items() if keeps_examples(run)]
+    models = [model for model, run in runs_of(results, table.key).items() if keeps_examples(run)]
     kept = table.rows[table.rows["model"].isin(models)]
     return table._replace(rows=kept) if len(kept) >= len(CORNERS) else table
 
 
 def pick(results: Results, table: NormTable, rows: pd.DataFrame) -> Picked:
     """Models with the photograph that most of them kept an example of, or that --images names."""
-    runs = runs_of(results, table)
+    runs = runs_of(results, table.key)
     read = {
         model: read_finished_rows(runs[model])
         for model in rows["model"]

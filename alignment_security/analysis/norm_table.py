@@ -60,6 +60,11 @@ class NormTable(NamedTuple):
     ceiling_note: str = ""  # where the human ceiling is not that of the maps
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """Image set, threat and attack of our own records, which `results.runs_of` finds."""
+        return self.image_set, self.threat, self.attack
+
+    @property
     def source(self) -> str:
         """Where the rows are from, in one line."""
         return self.rows["source"].iat[0]

@@ -16,11 +16,15 @@ from alignment_security.analysis.feng2025 import (
     FEWEST,
     NOT_MINIMAL,
     norm_tables,
-    runs_of,
     tables_with,
 )
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
-from alignment_security.analysis.results import Results, read_finished_rows, run_columns
+from alignment_security.analysis.results import (
+    Results,
+    read_finished_rows,
+    run_columns,
+    runs_of,
+)
 from alignment_security.models.families import family
 from alignment_security.records.metrics import accuracy_interval, spearman
 from alignment_security.records.summary_rows import attacked_size, size_text
@@ -135,7 +139,7 @@ def image_correlation(results: Results, model: str, feng2025: NormTable, other: 
 
     nan unless both records are there and have FEWEST such images.
     """
-    runs = [runs_of(results, table).get(model) for table in (feng2025, other)]
+    runs = [runs_of(results, table.key).get(model) for table in (feng2025, other)]
     if not all(runs):
         return np.nan
     norms = pd.concat([image_norms(run) for run in runs if run], axis=1, join="inner").to_numpy()

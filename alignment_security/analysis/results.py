@@ -209,6 +209,28 @@ def run_budget(run: dict) -> str:
     return attack_text(run) or "not given"
 
 
+def runs_of(results: Results, key: tuple[str, str, str]) -> dict[str, dict]:
+    """The finished runs behind rows of the summary, by model; none where the summary is alone.
+
+    key   image set, threat and attack of the rows
+    """
+    return {
+        run["model"]: run
+        for run in results.runs
+        if run["status"] == "done"
+        and (*run_folder(run), run_budget(run)) == key
+        and run["csv"] not in results.not_comparable
+    }
+
+
+def runs_of_rows(results: Results, rows: pd.DataFrame) -> list[dict]:
+    """`runs_of` rows of the summary that have one image set, threat and attack."""
+    image_set, threat, attack = rows.iloc[0][["image_set", "threat", "attack"]]
+    models = set(rows["model"])
+    found = runs_of(results, (image_set, threat, attack))
+    return [run for model, run in found.items() if model in models]
+
+
 def run_columns(run: dict) -> dict[str, str]:
     """The columns by which a row of a figure's table names its run."""
     return {

@@ -35,7 +35,6 @@ from alignment_security.analysis.feng2025 import (
     rho_text,
     tables_with,
 )
-from alignment_security.analysis.feng2025_own import own_runs
 from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable, short_name
 from alignment_security.analysis.results import (
@@ -43,6 +42,7 @@ from alignment_security.analysis.results import (
     Results,
     describe_runs,
     read_summary,
+    runs_of_rows,
 )
 from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
@@ -205,8 +205,7 @@ def heads_and_left_out(results: Results, pairs: list[RobustPair]) -> Iterator[st
 
 def accuracy_note(results: Results, pair: RobustPair) -> str:
     """Facts on a pair's robust accuracies, and the models that it leaves out."""
-    image_set, threat, attack = pair.models.iloc[0][["image_set", "threat", "attack"]]
-    runs = own_runs(results, image_set, threat, attack, set(pair.models["model"]))
+    runs = runs_of_rows(results, pair.models)
     if not runs:
         return f"{pair.accuracy}: {models_text(pair.models['model'].nunique())}."
     return describe_runs(runs, results.runs, f"no norm in {pair.norms.source}")

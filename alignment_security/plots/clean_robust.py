@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.accuracy_pairs import SAME_IMAGES, accuracy_pairs
-from alignment_security.analysis.feng2025_own import own_runs
-from alignment_security.analysis.results import Results, describe_runs
+from alignment_security.analysis.results import Results, describe_runs, runs_of_rows
 from alignment_security.common.eps import format_eps, without_eps
 from alignment_security.plots.style import (
     DARK,
@@ -67,11 +66,10 @@ def front_text(part: pd.DataFrame) -> str:
 
 def models_of(part: pd.DataFrame, results: Results) -> str:
     """Facts on a group's models, those that are missing, and the eps that some of them lack."""
-    image_set, threat, attack = part.iloc[0][["image_set", "threat", "attack"]]
-    if runs := own_runs(results, image_set, threat, attack, set(part["model"])):
+    if runs := runs_of_rows(results, part):
         return describe_runs(runs, results.runs, "no robust accuracy in the summary")
     radii = part.groupby("model")["eps"].agg(set).to_dict()
-    return f"{heading_of(part)}.{without_eps(radii, threat)}"
+    return f"{heading_of(part)}.{without_eps(radii, part['threat'].iat[0])}"
 
 
 def heading_of(part: pd.DataFrame) -> str:
