@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from alignment_security.analysis.feng2025_published import own_groups
-from alignment_security.analysis.results import Results, read_summary
+from alignment_security.analysis.results import Results, read_summary, robust_rows
 from alignment_security.models.families import family
 from alignment_security.records.metrics import accuracy_interval, pareto_front
 
@@ -21,9 +21,7 @@ def accuracy_pairs(results: Results) -> Iterator[pd.DataFrame]:
     intervals clean_low, clean_high, robust_low, robust_high, in [0, 1]; front, whether no other
     model is as good in both accuracies and better in one. Unfinished records are left out.
     """
-    summary = read_summary(results)
-    known = summary["robust_acc"].notna() & summary["eps"].gt(0) & summary["partial"].ne(1)
-    for _, part in summary[known].groupby(SAME_IMAGES, dropna=False):
+    for _, part in robust_rows(read_summary(results)).groupby(SAME_IMAGES, dropna=False):
         yield accuracy_pair_table(part.reset_index(drop=True))
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from alignment_security.analysis.accuracy_pairs import share_intervals
 from alignment_security.analysis.brainscore_join import join_scores
 from alignment_security.analysis.brainscore_leaderboard import (
     benchmark_columns,
@@ -21,10 +22,9 @@ from alignment_security.analysis.feng2025 import (
 )
 from alignment_security.analysis.hoak2025 import MIN_MODELS
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
-from alignment_security.analysis.results import Results, read_summary
+from alignment_security.analysis.results import Results, read_summary, robust_rows
 from alignment_security.analysis.statistics import benjamini_hochberg
 from alignment_security.common.public_nets import public_nets
-from alignment_security.records.metrics import accuracy_interval
 
 # how a model joined: its name here and there, the rule, and the difference of its input there
 JOIN_COLUMNS = ["model", "weights", "model_registry_name", "match", "input_note"]
@@ -95,28 +95,18 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
     """
     summary = read_summary(results)
     key = ["image_set", "threat", "attack", "head", "list_sha256"]
-    for (image_set, threat, attack, head, _), part in finished_balls(summary).groupby(
+    for (image_set, threat, attack, head, _), part in robust_rows(summary).groupby(
         key, dropna=False
     ):
         for norms in tables_with(norm_tables(results), ["pt"]):
             models = join_norms(part, norms)
             same_images = norms.name == PUBLISHED or norms.image_set == image_set
             if len(models) and same_images:
-                intervals = [
-                    accuracy_interval(int(correct), int(n))
-                    for correct, n in zip(models["robust"], models["n"])
-                ]
-                models["low"], models["high"] = zip(*intervals)
+                models[["low", "high"]] = share_intervals(models["robust_acc"], models["n"])
                 norm = threat.split("-")[0]
                 heads = head if isinstance(head, str) else "none", head_of(norms, summary)
                 accuracy = f"{image_set}, {threat}, {attack}"
                 yield RobustPair(accuracy, norm, norms, models, heads)
-
-
-def finished_balls(summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the summary with a counted robust accuracy at an eps above 0, of finished records."""
-    finished = summary["robust_acc"].notna() & summary["partial"].ne(1) & (summary["eps"] > 0)
-    return summary[finished]
 
 
 def head_of(norms: NormTable, summary: pd.DataFrame) -> str:
@@ -130,7 +120,7 @@ def head_of(norms: NormTable, summary: pd.DataFrame) -> str:
 
 def without_partner(results: Results, pairs: list[RobustPair]) -> list[str]:
     """Robust accuracies and tables of norms that `robust_pairs` leaves out: none has the other."""
-    balls = finished_balls(read_summary(results))[["image_set", "threat", "attack"]]
+    balls = robust_rows(read_summary(results))[["image_set", "threat", "attack"]]
     names = [f"{row.image_set}, {row.threat}, {row.attack}" for row in balls.itertuples()]
     names += [norms.source for norms in tables_with(norm_tables(results), ["pt"])]
     paired = {name for pair in pairs for name in (pair.accuracy, pair.norms.source)}

@@ -15,7 +15,12 @@ import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES, SCORES_FOLDER
 from alignment_security.analysis.brainscore_plugins import input_note
-from alignment_security.analysis.brainscore_registry import INPUT_COLUMN, NAME_COLUMNS
+from alignment_security.analysis.brainscore_registry import (
+    INPUT_COLUMN,
+    NAME_COLUMNS,
+    REGISTRY_NAME,
+    TIMM_NAME,
+)
 from alignment_security.analysis.other_scores import (
     collect_scores,
     has_other_scores,
@@ -28,7 +33,6 @@ from alignment_security.common.text import read_text
 from alignment_security.records.summary import JOINED_NAME, SUMMARY_NAME
 
 JOINED, UNMATCHED = JOINED_NAME, "evaluation_results_unmatched.csv"
-REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
 MAX_EXPLAINED = 3  # models of which a message says why they have no scores
 MAX_SHOWN = 20  # models without results that are printed; the file has all
 OTHER_WEIGHTS = "the scores under this name are of Brain-Score's own net, the result of timm's"

@@ -24,7 +24,8 @@ from alignment_security.analysis.python_source import (
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 
-NAME_COLUMNS = ["og_model_name", "model_registry_name", "timm_name"]
+REGISTRY_NAME, TIMM_NAME = "model_registry_name", "timm_name"
+NAME_COLUMNS = ["og_model_name", REGISTRY_NAME, TIMM_NAME]
 INPUT_COLUMN = "plugin_input"  # of the registry
 # what reading a plugin raises; the last two: model_configs.json of another structure
 UNREADABLE_PLUGIN = (ValueError, RecursionError, TypeError, AttributeError, SourceTooLarge)

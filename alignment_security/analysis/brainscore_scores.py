@@ -81,15 +81,15 @@ def cell_counts(cells: pd.DataFrame, shape: int) -> dict[str, dict[str, int | No
     The last two are None for a file of shape 3, in which both are empty cells.
     """
     failed, empty = cells.isin(FAILED_CELLS).sum(), cells.isin(NOT_RUN_CELLS).sum()
-    counts = {}
-    for name in cells:
-        hidden = shape == HIDES_FAILED
-        counts[name] = {
+    hidden = shape == HIDES_FAILED
+    return {
+        name: {
             "n_scored": int(len(cells) - failed[name] - empty[name]),
             "n_failed": None if hidden else int(failed[name]),
             "n_not_run": None if hidden else int(empty[name]),
         }
-    return counts
+        for name in cells
+    }
 
 
 def describe_merge(
@@ -107,15 +107,14 @@ def describe_merge(
     exactly = is_registered.drop(list(stripped))
     benchmarks = benchmark_columns(scores)
     leaves = leaf_benchmarks(benchmarks)
-    matches = []
-    for name, line in zip(merged["model_name"], merged["line"]):
-        matches.append(
-            {
-                "model_registry_name": name,
-                "score_name": stripped.get(line, name),
-                "match": "stripped" if line in stripped else "exact",
-            }
-        )
+    matches = [
+        {
+            "model_registry_name": name,
+            "score_name": stripped.get(line, name),
+            "match": "stripped" if line in stripped else "exact",
+        }
+        for name, line in zip(merged["model_name"], merged["line"])
+    ]
     return {
         "counts": {
             "registry_keys": len(registered),

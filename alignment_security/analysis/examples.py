@@ -95,11 +95,12 @@ def example_columns(
     Models that kept no example of any of them are left out.
     """
     rows = [read_finished_rows(run) for run in runs]
-    kept: dict[str, None] = {}  # in the order of the records
-    for run, part in zip(runs, rows):
-        for name in part["image_id"].unique():
-            if example_path(run["csv"], name).exists():
-                kept[name] = None
+    kept = dict.fromkeys(  # in the order of the records
+        name
+        for run, part in zip(runs, rows)
+        for name in part["image_id"].unique()
+        if example_path(run["csv"], name).exists()
+    )
     names = [name for name in images if name in kept] if images else list(kept)
     columns = ([read_example(run, part, name) for run, part in zip(runs, rows)] for name in names)
     wanted = (column for column in columns if any(needs in cell for cell in column))
@@ -158,8 +159,8 @@ def check_images(results: Results) -> None:
 
 def example_table(columns: list[list[dict]]) -> pd.DataFrame:
     """The cells of some columns without their arrays, a row each."""
-    rows = []
-    for column in columns:
-        for cell in column:
-            rows.append({k: v for k, v in cell.items() if not isinstance(v, np.ndarray)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        {name: value for name, value in cell.items() if not isinstance(value, np.ndarray)}
+        for column in columns
+        for cell in column
+    )

@@ -104,20 +104,10 @@ def own_groups(rows: pd.DataFrame) -> pd.Series:
 
 def run_groups(runs: list[dict]) -> list[str]:
     """`own_groups` of some runs, read from their run files."""
-    facts = [run["settings"].get("model", {}) for run in runs]
-    rows = pd.DataFrame(
-        [
-            {
-                "model": run["model"],
-                "weights": one.get("weights") or "",
-                "weights_sha256": one.get("weights_sha256") or "",
-                "group": one.get("group"),
-            }
-            for run, one in zip(runs, facts)
-        ],
-        columns=["model", "weights", "weights_sha256", "group"],
-    )
-    return own_groups(rows).tolist()
+    columns = ["model", "weights", "weights_sha256", "group"]
+    facts = [run["settings"].get("model", {}) | {"model": run["model"]} for run in runs]
+    rows = pd.DataFrame(facts, columns=columns)
+    return own_groups(rows.fillna({"weights": "", "weights_sha256": ""})).tolist()
 
 
 # ---- accuracies ----------------------------------------------------------------------------------

@@ -15,19 +15,20 @@ import pandas as pd
 from alignment_security.analysis.family_tests import group_test
 from alignment_security.analysis.feng2025 import (
     FEWEST,
+    MEASURE_NAMES,
     MEASURES,
     correlation,
     correlation_tests,
     norm_tables,
 )
 from alignment_security.analysis.feng2025_harmonized import harmonized_pairs, paired_test
-from alignment_security.analysis.feng2025_tables import TABLE_HEADINGS, robust_table
+from alignment_security.analysis.feng2025_tables import robust_table
 from alignment_security.analysis.norm_table import NOT_STANDARD, PUBLISHED, NormTable
 from alignment_security.analysis.results import Results
 from alignment_security.analysis.statistics import welch_test
 from alignment_security.models.families import lineage
 
-HEADINGS = {**TABLE_HEADINGS, "accuracy": "accuracy"}
+NUMBERS = ("value", "df", "p", "families", "family_p")  # columns of a statistic
 REPRODUCED, DIFFERS, NOT_PUBLIC, NEW = "yes", "no", "not public", ""  # values of `reproduces`
 TRUNCATED = "Welch; df truncated to an integer, as in the paper"
 
@@ -117,28 +118,25 @@ def statistic_row(
     *,
     claimed: str,
     recomputed: str,
-    reproduces: str,
     rule: str,
-    value: float = np.nan,
-    df: float = np.nan,
-    p: float = np.nan,
-    families: float = np.nan,
-    family_p: float = np.nan,
+    reproduces: str | None = None,
+    numbers: dict[str, float] | None = None,
     n: str = "",
 ) -> dict:
-    """A row of the table of statistics; texts as the paper prints them, value, df and p in full."""
+    """A row of the table of statistics; texts as the paper prints them.
+
+    reproduces   by default the verdict on what is claimed and recomputed
+    numbers      those of NUMBERS that the statistic has, in full
+    """
     return {
         "source": source,
         "statistic": statistic,
-        "measure": HEADINGS.get(measure, measure),
+        "measure": MEASURE_NAMES.get(measure, measure),
         "claimed": claimed,
         "recomputed": recomputed,
-        "reproduces": reproduces,
-        "value": value,
-        "df": df,
-        "p": p,
-        "families": families,
-        "family_p": family_p,
+        "reproduces": verdict(claimed, recomputed) if reproduces is None else reproduces,
+        **dict.fromkeys(NUMBERS, np.nan),
+        **(numbers or {}),
         "n": n,
         "rule": rule,
     }
@@ -159,27 +157,22 @@ def verdict(claimed: str, recomputed: str) -> str:
 def group_test_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
     """Welch's t-tests between groups of models, for each measure that both groups have."""
     for test in GROUP_TESTS:
-        for measure in test.claims:
+        for measure, claim in test.claims.items():
             first, second = test.samples(table.rows, measure)
             t, df, p = welch_test(first.to_numpy(), second.to_numpy())
             if np.isnan(t):
                 continue
-            claimed = test.claims.get(measure, "") if of_the_paper else ""
-            recomputed = welch_text(t, df)
             estimated = table.rows.loc[[*first.index, *second.index], "estimated"].sum()
             note = f"; {estimated} of them estimated from top-1" if measure == "accuracy" else ""
             yield statistic_row(
                 table.source,
                 test.name,
                 measure,
-                claimed=claimed,
-                recomputed=recomputed,
-                reproduces=verdict(claimed, recomputed),
+                claimed=claim if of_the_paper else "",
+                recomputed=welch_text(t, df),
                 rule=f"{TRUNCATED}. {test.groups}{note}",
-                value=t,
-                df=df,
-                p=p,
-                **group_test_over_families(table.rows["model"], first, second),
+                numbers={"value": t, "df": df, "p": p}
+                | group_test_over_families(table.rows["model"], first, second),
                 n=f"{len(first)}, {len(second)}",
             )
 
@@ -212,19 +205,15 @@ def correlation_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
             found = correlation(rows, "accuracy", measure)
             if found["n"] < FEWEST:
                 continue
-            claimed = f"{SPEARMAN_CLAIMS[measure]:.2f}" if has_claim else ""
-            recomputed = f"{found['rho']:.2f}"
             yield statistic_row(
                 table.source,
                 statistic,
                 measure,
-                claimed=claimed,
-                recomputed=recomputed,
-                reproduces=verdict(claimed, recomputed),
+                claimed=f"{SPEARMAN_CLAIMS[measure]:.2f}" if has_claim else "",
+                recomputed=f"{found['rho']:.2f}",
                 rule=f"{rows['estimated'].sum()} accuracies estimated from top-1; 95 % bootstrap "
                 f"interval [{found['low']:.3f}, {found['high']:.3f}]",
-                value=found["rho"],
-                **correlation_tests(rows, "accuracy", measure),
+                numbers={"value": found["rho"]} | correlation_tests(rows, "accuracy", measure),
                 n=str(found["n"]),
             )
 
@@ -235,16 +224,14 @@ def extreme_rows(table: NormTable) -> Iterator[dict]:
     if len(known) < FEWEST:
         return
     for name, row in (("most accurate", known.iloc[-1]), ("least accurate", known.iloc[0])):
-        claimed, recomputed = f"{EXTREME_CLAIMS[name]:.2f}", f"{row['alignment']:.2f}"
         yield statistic_row(
             PUBLISHED,
             f"{name} model",
             "alignment",
-            claimed=claimed,
-            recomputed=recomputed,
-            reproduces=verdict(claimed, recomputed),
+            claimed=f"{EXTREME_CLAIMS[name]:.2f}",
+            recomputed=f"{row['alignment']:.2f}",
             rule=row["model"],
-            value=row["alignment"],
+            numbers={"value": row["alignment"]},
             n="1",
         )
 
@@ -265,8 +252,7 @@ def harmonization_rows(results: Results) -> Iterator[dict]:
             reproduces=NOT_PUBLIC,
             rule="the paper's baselines are not public; mean difference to the public models of "
             "the same architecture, Wilcoxon's signed ranks over architectures",
-            value=test["difference"],
-            p=test["p"],
+            numbers={"value": test["difference"], "p": test["p"]},
             n=str(test["n"]),
         )
 
@@ -283,9 +269,8 @@ def robust_table_rows(results: Results) -> Iterator[dict]:
         "both",
         claimed=str(ROBUST_ROWS),
         recomputed=str(equal),
-        reproduces=verdict(str(ROBUST_ROWS), str(equal)),
         rule="four decimals of PT, two of the alignment in percent, and their standard errors",
-        value=equal,
+        numbers={"value": equal},
         n=str(len(table)),
     )
 
@@ -307,14 +292,12 @@ def big_data_rows() -> Iterator[dict]:
 def group_size_row(table: NormTable) -> dict:
     """How many standard models are in each group; ours is a reading of their names."""
     counts = table.standard["group"].value_counts()
-    recomputed = ", ".join(str(counts.get(group, 0)) for group in GROUPS)
     return statistic_row(
         PUBLISHED,
         f"models per group ({', '.join(GROUPS)})",
         "count",
         claimed=GROUP_SIZES,
-        recomputed=recomputed,
-        reproduces=verdict(GROUP_SIZES, recomputed),
+        recomputed=", ".join(str(counts.get(group, 0)) for group in GROUPS),
         rule="the paper does not list which models are in a group: ours is a reading of names",
         n=str(len(table.standard)),
     )
@@ -326,14 +309,12 @@ def accuracy_gap_rows(table: NormTable) -> Iterator[dict]:
     robust = table.rows.loc[table.rows["group"].eq("robust"), "accuracy"].dropna()
     if np.isnan(best) or robust.empty:
         return
-    recomputed = f"{best - robust.max():.2f} to {best - robust.min():.2f}"
     yield statistic_row(
         PUBLISHED,
         "most accurate standard model above robust ones (%)",
         "accuracy",
         claimed=ACCURACY_GAP,
-        recomputed=recomputed,
-        reproduces=verdict(ACCURACY_GAP, recomputed),
+        recomputed=f"{best - robust.max():.2f} to {best - robust.min():.2f}",
         rule="our reading of the sentence; accuracies of robust nets are estimated from top-1",
         n=str(len(robust)),
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from alignment_security.analysis.feng2025 import MEASURES, published_norm_table
+from alignment_security.analysis.feng2025 import MEASURE_NAMES, MEASURES, published_norm_table
 from alignment_security.analysis.feng2025_published import paper_tables
 from alignment_security.analysis.results import Results
 
-TABLE_HEADINGS = {"pt": "Perturbation Tolerance", "alignment": "human alignment"}
 TABLE_DIGITS = {"pt": 4, "alignment": 2}  # decimals of Tables 1 and 2
 # largest difference of a printed value from the public one that rounding explains
 ROUNDING = {"pt": 5e-5, "pt_sem": 5e-7, "alignment": 5.1e-5, "alignment_sem": 5.1e-5}
@@ -30,7 +29,7 @@ def printed_columns(rows: pd.DataFrame, suffix: str = "") -> dict[str, list[str]
     """
     columns = {}
     for measure, (_, factor) in MEASURES.items():
-        heading = TABLE_HEADINGS[measure] + (" (%)" if factor == 100 else "")
+        heading = MEASURE_NAMES[measure] + (" (%)" if factor == 100 else "")
         columns[heading] = [
             plus_minus(value, error, factor, TABLE_DIGITS[measure])
             for value, error in zip(rows[f"{measure}{suffix}"], rows[f"{measure}_sem{suffix}"])

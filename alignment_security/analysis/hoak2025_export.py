@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.analysis.brainscore_join import REGISTRY_NAME, TIMM_NAME, candidates
+from alignment_security.analysis.brainscore_join import candidates
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES, SCORES_FOLDER
+from alignment_security.analysis.brainscore_registry import REGISTRY_NAME, TIMM_NAME
 from alignment_security.analysis.hoak2025_accuracies import HOAK2025_TABLE, STUDY_KEY
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.process import print_line

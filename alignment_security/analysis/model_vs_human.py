@@ -144,7 +144,8 @@ def model_scores(trials: pd.DataFrame) -> pd.DataFrame:
         raise UserError(f"no trials of both people ({HUMAN}...) and networks in one dataset")
     table = pd.DataFrame(pairs).groupby("model")["kappa"].agg(["mean", "size"])
     table.columns = pd.Index(["error_consistency", DATASETS])
-    conflict = trials[(trials["dataset"] == CUE_CONFLICT) & ~is_human(trials["subj"])]
+    of_networks = trials[~trials["subj"].str.startswith(HUMAN)]
+    conflict = of_networks[of_networks["dataset"] == CUE_CONFLICT]
     biases = {name: shape_bias(part) for name, part in conflict.groupby("subj")}
     return table.assign(shape_bias=pd.Series(biases, dtype=float))
 
@@ -172,10 +173,6 @@ def consistencies(trials: pd.DataFrame, dataset: str) -> dict[str, list[float]]:
         ]
         found[network].append(float(np.mean(kappas)))
     return found
-
-
-def is_human(subjects: pd.Series) -> pd.Series:
-    return subjects.str.startswith(HUMAN)
 
 
 def write_model_scores(folder: Path, out: Path) -> None:

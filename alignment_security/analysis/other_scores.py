@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.brainscore_leaderboard import NOT_BENCHMARKS, column_key
-from alignment_security.analysis.brainscore_registry import NAME_COLUMNS
+from alignment_security.analysis.brainscore_registry import REGISTRY_NAME, TIMM_NAME
 from alignment_security.analysis.model_vs_human import DATASETS
 from alignment_security.common.files import UserError, sha256_file, write_atomic
 from alignment_security.common.public_nets import with_tag
@@ -26,7 +26,6 @@ from alignment_security.records.schemas import SUMMARY
 OTHER_SCORES = "other_scores.csv"  # in the results folder, with a .json that names the tables
 MODEL_COLUMNS = ("model", "timm_name", "model_name", "name")  # the first that a table has
 UNNAMED = "Unnamed: "  # how pandas calls a column whose header is empty
-REGISTRY_NAME, TIMM_NAME = NAME_COLUMNS[1:]
 TAKEN = {*SUMMARY, "match", "input_note"}  # columns of the table that scores are joined to
 SOURCES = [{"source": str, "sha256": str}]  # name and sha256 of each table
 AGAIN = "`python utilities.py join --scores CSV` writes it"

@@ -26,6 +26,17 @@ from alignment_security.records.summary_rows import attacked_size, size_text
 VERDICTS = ("robust", *AUTOATTACK, "misclassified")  # of an image at an eps
 CORRUPTED_SET = "imagenet-c"  # the images of AlexNet's errors
 NOT_ALEXNETS = "AlexNet's errors are of other"
+# what figures call a mean -> its column of the summary
+NORM_MEANS = {
+    "n": "n_norm",
+    "l2": "l2_mean",
+    "l2_sem": "l2_sem",
+    "linf": "linf_mean",
+    "linf_sem": "linf_sem",
+    "n_maps": "n_alignment",
+    "alignment": "human_alignment",
+    "alignment_sem": "human_alignment_sem",
+}
 
 
 def accuracy_by_eps(run: dict) -> pd.DataFrame:
@@ -69,16 +80,8 @@ def verdicts_by_eps(run: dict) -> pd.DataFrame:
         verdicts = part["broken_by"].fillna("").replace({"": "robust", "clean": "misclassified"})
         counts = {verdict: int((verdicts == verdict).sum()) for verdict in VERDICTS}
         low, high = accuracy_interval(counts["robust"], len(part))
-        table.append(
-            {
-                **run_columns(run),
-                "eps": eps,
-                "n": len(part),
-                **counts,
-                "low": low,
-                "high": high,
-            }
-        )
+        names = run_columns(run) | {"eps": eps, "n": len(part)}
+        table.append(names | counts | {"low": low, "high": high})
     return pd.DataFrame(table)
 
 
@@ -125,9 +128,8 @@ def corruption_summary(table: pd.DataFrame) -> pd.DataFrame:
         }
         of_both = {kind: cells for kind, cells in errors.items() if kind in ALEXNET_ERRORS}
         reason = no_mce(part, of_both)
-        is_comparable = bool(of_both) and not reason.startswith(NOT_ALEXNETS)
         relative = np.nan
-        if is_comparable:
+        if of_both and not reason.startswith(NOT_ALEXNETS):
             relative = mean_corruption_error(of_both, ALEXNET_ERRORS)["mce"]
         rows[model] = mean_corruption_error(errors) | {
             "relative_error": relative,
@@ -154,11 +156,6 @@ def no_mce(part: pd.DataFrame, errors: dict[str, dict]) -> str:
 # ---- protocols -----------------------------------------------------------------------------------
 
 
-def run_head(run: dict) -> str:
-    """The head that was attacked; "none" is the model's own."""
-    return run["settings"]["run"].get("head", "none")
-
-
 def protocol_table(runs: list[dict]) -> pd.DataFrame:
     """Mean norm and human alignment (`norm_means`) of minimum-norm runs, a row each.
 
@@ -171,7 +168,7 @@ def protocol_table(runs: list[dict]) -> pd.DataFrame:
     for run in runs:
         names = {
             "image_set": run["image_set"],
-            "head": run_head(run),
+            "head": run["settings"]["run"].get("head", "none"),
             "model": run["model"],
             "threat": run["threat"],
             "attack": run_budget(run),
@@ -195,13 +192,4 @@ def norm_means(rows: pd.DataFrame) -> dict[str, float]:
     (Perturbation Tolerance), `alignment, alignment_sem` of the `n_maps` with a human map.
     """
     means = norm_summary(rows[rows["clean_correct"] == 1])
-    return {
-        "n": means["n_norm"],
-        "l2": means["l2_mean"],
-        "l2_sem": means["l2_sem"],
-        "linf": means["linf_mean"],
-        "linf_sem": means["linf_sem"],
-        "n_maps": means["n_alignment"],
-        "alignment": means["human_alignment"],
-        "alignment_sem": means["human_alignment_sem"],
-    }
+    return {name: means[column] for name, column in NORM_MEANS.items()}

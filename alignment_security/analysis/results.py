@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -77,14 +77,8 @@ class Results:
 
     def has(self, model: str, image_set: str, threat: str) -> bool:
         """Whether results of this model, image set and threat are asked for."""
-        return all(
-            not wanted or name in wanted
-            for name, wanted in (
-                (model, self.models),
-                (image_set, self.image_sets),
-                (threat, self.threats),
-            )
-        )
+        asked = zip((model, image_set, threat), (self.models, self.image_sets, self.threats))
+        return all(not wanted or name in wanted for name, wanted in asked)
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -110,18 +104,18 @@ def load_results(
             runs.append(read_run_file(path) | {"csv": path.with_suffix(".csv")})
         except UserError as error:
             problems.append(str(error))
-    for option, key, wanted in (
+    for option, key, names in (
         ("--models", "model", models),
         ("--image_set", "image_set", image_sets),
         ("--threat", "threat", threats),
     ):
         recorded = sorted({run[key] for run in runs})
-        unknown = sorted(set(wanted or []) - set(recorded))
+        unknown = sorted(set(names or []) - set(recorded))
         if recorded and unknown:
             raise UserError(
                 f"{root}: no record of {', '.join(unknown)}; {option} takes {', '.join(recorded)}"
             )
-    results = Results(
+    wanted = Results(
         folder=Path(results_dir),
         runs=[],
         published=Path(published) if published else None,
@@ -131,14 +125,11 @@ def load_results(
         images=tuple(images or ()),
         problems=tuple(problems),
     )
-    results.runs.extend(
-        run for run in runs if results.has(run["model"], run["image_set"], run["threat"])
-    )
-    _, reasons = comparable_runs({run["csv"].with_suffix(".json"): run for run in runs})
-    for run in results.runs:
-        if reason := reasons.get(run["csv"].with_suffix(".json")):
-            results.not_comparable[run["csv"]] = reason
-    return results
+    shown = [run for run in runs if wanted.has(run["model"], run["image_set"], run["threat"])]
+    _, left_out = comparable_runs({run["csv"].with_suffix(".json"): run for run in runs})
+    reasons = {run["csv"]: left_out.get(run["csv"].with_suffix(".json")) for run in shown}
+    not_comparable = {csv: reason for csv, reason in reasons.items() if reason}
+    return replace(wanted, runs=shown, not_comparable=not_comparable)
 
 
 def read_summary(results: Results) -> pd.DataFrame:
@@ -155,6 +146,12 @@ def read_summary(results: Results) -> pd.DataFrame:
     table[missing] = np.nan
     names = zip(table["model"], table["image_set"], table["threat"])
     return table[[results.has(*name) for name in names]]
+
+
+def robust_rows(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the summary with a counted robust accuracy at an eps above 0, of finished records."""
+    counted = summary["robust_acc"].notna() & summary["eps"].gt(0) & summary["partial"].ne(1)
+    return summary[counted]
 
 
 def stale_records(results: Results) -> list[str]:
