@@ -11,7 +11,10 @@ TORCH_INDEX ?=
 TORCH := $(shell grep -E '^torch(vision)?==' requirements.txt)
 
 # The demo: two models with their real weights, three threats with budgets that fit two CPU cores.
-EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite
+# `make demo DEVICE=cpu` leaves a GPU alone that torch cannot use.
+DEVICE ?= auto
+EVALUATE := $(BIN)/python evaluate_robustness.py --results_dir results/demo --overwrite \
+    --device $(DEVICE)
 LINF := Linf --eps 0.25/255 0.5/255 1/255 --attacks apgd-ce apgd-t --steps 20 --targets 3 \
     --examples 4
 L2 := L2 --protocol crossing --steps 50 --examples 4
