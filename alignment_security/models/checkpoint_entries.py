@@ -33,6 +33,9 @@ WRAPPERS = re.compile(
     r"|_forward_module)\."
 )
 NORMALISER = re.compile(r"(normalizer|normalize)\.(new_)?(mean|std)")
+# the same under other names: of nn.Sequential, or buffers of a wrapper
+TRIPLE = re.compile(rf"(?P<module>(?:.*[.{IN_DICT}])?)(?P<kind>mean|std|mu|sigma)")
+USUAL_KIND = {"mu": "mean", "sigma": "std"}
 FIRST_NAME = re.compile(rf"[^.{IN_DICT}]+[.{IN_DICT}]")  # of a path of names, with what follows it
 
 
@@ -65,6 +68,7 @@ def load_checkpoint(
     """
     path = Path(path)
     tensors = {WRAPPERS.sub("", name): x for name, x in read_checkpoint(path, trust).items()}
+    tensors = name_normaliser(tensors)
     candidates = find_candidates(create_net, tensors)
     fitting = {entry: c for entry, c in candidates.items() if not c.misfit}
     if not fitting:
@@ -73,12 +77,13 @@ def load_checkpoint(
     candidate = fitting[entry]
     candidate.net.load_state_dict(candidate.state)
     left_out = [name for name in others_beside(tensors, entry) if tensors[name].numel() > 1]
+    normalisation = checkpoint_normalisation(tensors, entry, path)
     return FittedNet(
         candidate.net,
         shown(entry),
-        checkpoint_normalisation(tensors, entry, path),
+        normalisation,
         [
-            *([_entry_note(path, entry, left_out)] if entry or left_out else []),
+            *([_entry_note(path, entry, normalisation, left_out)] if entry or left_out else []),
             *_precision_note(path, candidate.state),
         ],
     )
@@ -160,8 +165,10 @@ def _is_in_dict(name: str, own_dict: str) -> bool:
     return name.startswith(own_dict) and IN_DICT not in name[len(own_dict) :]
 
 
-def _entry_note(path: Path, entry: str, left_out: list[str]) -> str:
+def _entry_note(path: Path, entry: str, normalisation: dict, left_out: list[str]) -> str:
     note = f"{path.name}: its weights are the entry {shown(entry)!r}"
+    if normalisation:
+        note += ", its mean and std those of the file"
     if left_out:
         note += f"; {len(left_out)} other tensors are left out ({shown(left_out[0])}, ...)"
     return note
@@ -206,6 +213,30 @@ def _unknown_name(candidate: Candidate) -> str:
 
 
 # ---- normalisation -------------------------------------------------------------------------------
+
+
+def name_normaliser(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give three means and three stds in one module the names of the robustness package.
+
+    Where several modules hold such a pair, which one normalises is a guess: they stay as they are.
+    """
+    triples = [
+        match for name, x in tensors.items() if x.numel() == 3 and (match := TRIPLE.fullmatch(name))
+    ]
+    modules = [
+        module for module, n in Counter(match["module"] for match in triples).items() if n == 2
+    ]
+    if len(modules) != 1 or any(NORMALISER.search(name) for name in tensors):
+        return tensors
+    (module,) = modules
+    is_alone = sum(name.startswith(module) for name in tensors) == 2
+    parent = re.sub(rf"[^.{IN_DICT}]+[.{IN_DICT}]$", "", module) if is_alone else module
+    kinds = {match[0]: match["kind"] for match in triples if match["module"] == module}
+    usual = {name: USUAL_KIND.get(kind, kind) for name, kind in kinds.items()}
+    return {
+        f"{parent}normalizer.{usual[name]}" if name in usual else name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def checkpoint_normalisation(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from alignment_security.common.file_kinds import (
@@ -25,6 +26,7 @@ from alignment_security.models.heads import ModelError
 
 IN_DICT = "/"  # between the key of a dict and the names in it; modules are joined by "."
 WEIGHTS_ENDINGS = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
+NORMALISATION = ("mean", "std")  # keys whose three numbers are tensors to us
 MAX_DEPTH = 6  # of dicts in dicts; a pickle may hold itself
 
 
@@ -101,6 +103,11 @@ def _load_file(path: Path, file_format: str | None, trust: bool) -> object:
         ) from None
 
 
+def _is_triple(value: object) -> bool:
+    is_list = isinstance(value, list | tuple) and len(value) == 3
+    return is_list and all(isinstance(number, float | int) for number in value)
+
+
 def _flatten(loaded: object, depth: int = 0) -> dict[str, Tensor]:
     """Tensors under text keys in dicts and modules, by their joined names; others are skipped."""
     if isinstance(loaded, nn.Module):
@@ -113,6 +120,8 @@ def _flatten(loaded: object, depth: int = 0) -> dict[str, Tensor]:
             continue
         if isinstance(value, Tensor):
             found[key] = value
+        elif key in NORMALISATION and _is_triple(value):
+            found[key] = torch.tensor(value)
         else:
             inside = _flatten(value, depth + 1)
             found |= {f"{key}{IN_DICT}{name}": tensor for name, tensor in inside.items()}

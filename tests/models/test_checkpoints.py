@@ -132,17 +132,46 @@ def test_a_second_network_that_does_not_fit_is_said(tmp_path, net, state):
     assert is_remark(model.notes[0])
 
 
-@pytest.mark.parametrize(
-    "beside",
-    [{"criterion.weight": torch.ones(9)}, {"0.mean": torch.ones(3), "0.std": torch.ones(3)}],
-)
-def test_tensors_of_unknown_use_beside_a_network_are_asked_about(tmp_path, net, state, beside):
-    """A normaliser under an unknown name changes every prediction."""
-    content = under("1.", state) | beside
+def test_tensors_of_unknown_use_beside_a_network_are_asked_about(tmp_path, net, state):
+    content = under("1.", state) | {"criterion.weight": torch.ones(9)}
     with pytest.raises(ModelError, match="'1' fits, with . other tensors.*--checkpoint_key 1"):
         load(tmp_path, content)
     model = load(tmp_path, content, checkpoint_key="1")
     assert model.settings["weights_sha256"] == weights_sha256(net)
+
+
+MEAN, STD = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+
+
+NORMALISED = {  # entry of the network -> what is around it
+    "1": lambda s: under("1.", s) | {"0.mean": MEAN, "0.std": STD},
+    "model": lambda s: under("model.", s) | {"mean": MEAN.view(1, 3, 1, 1), "std": STD},
+    "state_dict.net": lambda s: {
+        "state_dict": under("net.", s) | {"preprocess.mean": MEAN, "preprocess.std": STD}
+    },
+    "backbone": lambda s: under("backbone.", s) | {"mu": MEAN.view(3, 1, 1), "sigma": STD},
+    "": lambda s: s | {"mean": MEAN, "std": STD},
+    "weights": lambda s: {"weights": s, "mean": MEAN.tolist(), "std": tuple(STD.tolist())},
+    "params": lambda s: {"params": s, "normalisation": {"mean": MEAN, "std": STD}},
+}
+
+
+@pytest.mark.parametrize("entry", NORMALISED)
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_normaliser_under_any_name_is_the_networks(tmp_path, net, state, entry, is_named):
+    """Without it every prediction is another, also where the entry of the network is named."""
+    how = {"checkpoint_key": entry} if is_named else {}
+    model = load(tmp_path, NORMALISED[entry](state), **how)
+    assert model.settings["weights_sha256"] == weights_sha256(net)
+    assert model.settings["mean"] == pytest.approx(MEAN.tolist())
+    assert model.settings["std"] == pytest.approx(STD.tolist())
+    assert all(map(is_remark, model.notes))
+
+
+def test_of_two_normalisers_none_is_guessed(tmp_path, state):
+    beside = {f"{module}.{kind}": MEAN for module in ("0", "2") for kind in ("mean", "std")}
+    with pytest.raises(ModelError, match="'1' fits, with 4 other tensors"):
+        load(tmp_path, under("1.", state) | beside)
 
 
 def test_a_name_that_does_not_fit_is_named_without_the_common_beginning(tmp_path, state):
