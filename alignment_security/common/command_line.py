@@ -20,6 +20,9 @@ RESULTS_HELP = "folder of records and tables"
 LONGEST_NAME = 100  # letters of a folder's name
 ARCHIVE_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 MOST_DIGITS = 15  # of a whole number
+VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))(?=/|$)")  # that begins a path
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
+PLACES = ("_dir", "out", "checkpoint", "save_to_paper")  # ends of options that name a path
 MOST_WORKERS = max(64, 2 * (os.cpu_count() or 1))  # more processes than this only wait
 
 
@@ -27,21 +30,48 @@ class Store(argparse.Action):
     """Store the value of an option; an option of several values adds them when it comes again.
 
     argparse would keep the values of the last one and drop the others in silence. `~` at the
-    beginning of a value is the home folder: shells leave it alone in `--results_dir=~/x`.
+    beginning of a value is the home folder: shells leave it alone in `--results_dir=~/x`. So is
+    `$NAME` the variable, which quotes keep from a shell.
     """
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        values = [*map(expand_home, values)] if self.nargs in ("+", "*") else expand_home(values)
+        values = [*map(self._expand, values)] if self.nargs in ("+", "*") else self._expand(values)
         before = getattr(namespace, self.dest, None)
         if self.nargs in ("+", "*") and before is not None and before is not self.default:
             values = [*before, *values]
         setattr(namespace, self.dest, values)
+
+    def _expand(self, value: Any) -> Any:
+        if self.dest.endswith(PLACES) and URL.match(str(value)):
+            raise argparse.ArgumentError(
+                self, f"{str(value)!r} is a URL; name a path of this machine"
+            )
+        try:
+            return expand_variable(expand_home(value))
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
 
 
 def expand_home(value: Any) -> Any:
     """A text or path with `~` at its beginning as the home folder; other values unchanged."""
     if isinstance(value, str | Path) and str(value).startswith("~"):
         return type(value)(os.path.expanduser(value))
+    return value
+
+
+def expand_variable(value: Any) -> Any:
+    """A text or path with the value of `$NAME` or `${NAME}` at its beginning; others unchanged.
+
+    Raises ValueError for a folder below a variable that is not set.
+    """
+    match = VARIABLE.match(str(value)) if isinstance(value, str | Path) else None
+    if match is None:
+        return value
+    name, rest = match[1] or match[2], str(value)[match.end() :]
+    if name in os.environ:
+        return type(value)(os.environ[name] + rest)
+    if rest:
+        raise ValueError(f"{str(value)!r}: the variable {name} is not set")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -67,11 +68,13 @@ def open_standard_streams() -> None:
     """Open /dev/null for each standard stream that the process was started without.
 
     It gets the lowest free number, which is the stream's. Else the next file to be opened would get
-    it, and what a library prints.
+    it, and what a library prints. Letters that the encoding of standard output lacks are escaped.
     """
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 # ---- exit status ---------------------------------------------------------------------------------

@@ -36,11 +36,11 @@ PACKAGES = [
 def setting(name: str) -> str | None:
     """A value of the environment, else of .env.local, else of the committed .env.
 
-    An empty value counts as unset; `~` at its beginning is the home folder.
+    An empty value counts as unset; `~` at its beginning is the home folder, `$NAME` a variable.
     """
     in_files = (dotenv_values(ROOT / file).get(name) for file in (".env.local", ".env"))
     value = os.environ.get(name) or next(filter(None, in_files), None)
-    return os.path.expanduser(value) if value else None
+    return os.path.expandvars(os.path.expanduser(value)) if value else None
 
 
 # ---- provenance ----------------------------------------------------------------------------------

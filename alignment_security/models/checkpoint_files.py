@@ -104,8 +104,9 @@ def _load_file(path: Path, file_format: str | None, trust: bool) -> object:
 
 
 def _is_triple(value: object) -> bool:
-    is_list = isinstance(value, list | tuple) and len(value) == 3
-    return is_list and all(isinstance(number, float | int) for number in value)
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        return False
+    return all(isinstance(number, float | int) for number in value)
 
 
 def _flatten(loaded: object, depth: int = 0) -> dict[str, Tensor]:

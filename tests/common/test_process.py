@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,12 @@ from conftest import ROOT
 
 from alignment_security.common.exit_status import FAILED, NOBODY_READS, WRONG_REQUEST
 from alignment_security.common.files import UserError
-from alignment_security.common.process import report_error, run_command
+from alignment_security.common.process import (
+    open_standard_streams,
+    print_line,
+    report_error,
+    run_command,
+)
 
 STOPS_SLOWLY = """
 import os, signal, sys, time
@@ -201,3 +207,12 @@ def test_an_error_that_nobody_foresaw_is_raised():
         report_error(OSError(errno.EXDEV, "odd"))
     with pytest.raises(ZeroDivisionError):
         run_command(lambda: 1 // 0)
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(monkeypatch):
+    """LC_ALL=C, PYTHONIOENCODING=latin-1: a name in a record is no reason for a traceback."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    open_standard_streams()
+    print_line("caf\u00e9 \u4e2d")
+    assert written.getvalue() == b"caf\xe9 \\u4e2d\n"

@@ -294,6 +294,24 @@ def test_a_tilde_that_no_shell_expanded_is_the_home_folder(monkeypatch, tmp_path
     assert args.place == str(tmp_path / "e")
 
 
+def test_a_variable_that_no_shell_expanded_is_its_value(monkeypatch, tmp_path, capsys):
+    """In quotes, and in .env; never a folder called `$SCRATCH`."""
+    monkeypatch.setenv("SCRATCH", str(tmp_path))
+    monkeypatch.delenv("NOT_SET", raising=False)
+    monkeypatch.setenv("IMAGENET_DIR", "$SCRATCH/pictures")
+    assert setting("IMAGENET_DIR") == str(tmp_path / "pictures")
+    parser = Parser()
+    parser.add_argument("--results_dir", type=Path)
+    parser.add_argument("--names", nargs="+")
+    names = ["$x_{$", "a/$SCRATCH", "$5/x", "$NOT_SET"]
+    args = parser.parse_args(["--results_dir", "${SCRATCH}/a", "--names", "$SCRATCH", *names])
+    assert args.results_dir == tmp_path / "a" and args.names == [str(tmp_path), *names]
+    for wrong, message in (("$NOT_SET/a", "NOT_SET is not set"), ("s3://bucket/a", "is a URL")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--results_dir", wrong])
+        assert message in capsys.readouterr().err
+
+
 def test_merge_says_which_names_are_one_net_and_what_tools_left(tmp_path, tiny_record, capsys):
     row = {"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}
     for name, weights in (("a", "same"), ("b", "same"), ("c", "other")):
