@@ -22,6 +22,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import setting
 from alignment_security.evaluation.protocols import threat_class
+from alignment_security.images.class_folders import check_label_names
 from alignment_security.images.human_maps import check_maps
 from alignment_security.images.image_sets import ImageSet, default_dir
 from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
@@ -30,6 +31,7 @@ from alignment_security.images.slices import take_slice
 from alignment_security.models.heads import IMAGENET_CLASSES, Model
 from alignment_security.models.lists import PLUGIN
 from alignment_security.models.loading import load_model
+from alignment_security.models.timm_nets import label_names
 from alignment_security.records.ceiling import HUMAN_CEILING
 
 SHORT_WORD = 2  # letters: shorter words of a name tell variants apart, as in imagenet-r
@@ -104,7 +106,9 @@ def requested_image_set(args: argparse.Namespace, classes: int = IMAGENET_CLASSE
 def requested_images(args: argparse.Namespace, model: Model) -> tuple[ImageSet, list[str]]:
     """(images of `requested_image_set`, sliced by -s; remarks on them)."""
     classes = model.n_outputs if args.head == "none" else IMAGENET_CLASSES
-    images = requested_maps(args, requested_image_set(args, classes))
+    images = requested_image_set(args, classes)
+    check_label_names(images, label_names(model.module))
+    images = requested_maps(args, images)
     if args.restrict_classes and not images.restrict_to:
         images = replace(images, restrict_to=tuple(sorted(set(images.labels))))
     remarks = [*name_remarks(args), *class_remarks(images)]

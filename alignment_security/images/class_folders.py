@@ -7,6 +7,8 @@ training sorted them; where loaders sort them differently, `class_order` has to 
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -195,18 +197,44 @@ def _listed_labels(root: Path, folders: list[str], n_outputs: int, file: Path) -
     if not file.is_file():
         raise DataError(f"--class_order {file}: no such file, and neither `text` nor `natural`")
     names = [line.strip() for line in text_lines(file) if line.strip()]
-    label_of = {name: label for label, name in enumerate(names)}
+    label_of = {same_form(name): label for label, name in enumerate(names)}
     if len(label_of) != n_outputs or len(names) != n_outputs:
         raise DataError(
             f"{file}: {len(names)} lines with {len(label_of)} names, for a model with {n_outputs} "
             "outputs; write the name of one class in each line"
         )
-    unknown = [name for name in folders if name not in label_of]
+    unknown = [name for name in folders if same_form(name) not in label_of]
     if unknown:
         raise DataError(
-            f"{root}: {len(unknown)} class folders are not in {file} ({', '.join(unknown[:3])})"
+            f"{root}: {len(unknown)} class folders are not in {file} ({', '.join(unknown[:3])}), "
+            f"whose first line is {names[0]!r}"
         )
-    return ClassLabels({name: label_of[name] for name in folders}, tuple(names), file.name)
+    labels = {name: label_of[same_form(name)] for name in folders}
+    return ClassLabels(labels, tuple(names), file.name)
+
+
+def same_form(name: str) -> str:
+    """A name with its accents in one form: macOS takes them apart in the names of files."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_label_names(images: ImageSet, names: Sequence[str]) -> None:
+    """Raise DataError where a network names the classes of the images in another order.
+
+    names   of the network's outputs, as its configuration has them; () for none
+    """
+    ours = [same_form(name) for name in images.class_names or synsets()]
+    theirs = [printable_name(same_form(name)) for name in names]
+    if ours == theirs or sorted(ours) != sorted(theirs):
+        return
+    k = next(k for k, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
+    advice = "take a network whose outputs are in ImageNet's order"
+    if images.class_names:
+        advice = "give its order, --class_order FILE with the name of a class in each line"
+    raise DataError(
+        f"{images.name}: its class {k} is {ours[k]}, and the network's configuration calls its "
+        f"output {k} {theirs[k]} (label_names): {advice}"
+    )
 
 
 def _check_one_order(root: Path, folders: list[str]) -> None:

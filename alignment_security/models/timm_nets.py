@@ -145,6 +145,14 @@ def with_classes(net: nn.Module, name: str, classes: int) -> nn.Module:
     return fresh.to(next(iter(old.values())).device)
 
 
+def label_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the outputs of timm's network in a module, where its configuration has them."""
+    configs = (getattr(part, "pretrained_cfg", None) for part in module.modules())
+    config = next(filter(None, configs), None)
+    names = config.get("label_names") if isinstance(config, dict) else None
+    return tuple(map(str, names or ()))
+
+
 # ---- data configuration --------------------------------------------------------------------------
 
 

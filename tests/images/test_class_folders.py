@@ -7,14 +7,17 @@ import os
 import random
 import shutil
 import socket
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import timm
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import nn
 
 from alignment_security.common.remarks import is_remark
-from alignment_security.images.class_folders import label_folders
+from alignment_security.images.class_folders import check_label_names, folder_set, label_folders
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import (
     IMAGE_LISTS,
@@ -24,6 +27,7 @@ from alignment_security.images.image_sets import (
 )
 from alignment_security.images.labels import real_labels
 from alignment_security.images.loading import load_image_set
+from alignment_security.models.timm_nets import label_names
 
 SYNSETS = synsets()
 
@@ -164,6 +168,29 @@ def test_a_file_of_classes_may_name_more_than_the_folder_has(tmp_path):
     (tmp_path / "order.txt").write_bytes("cat\r\ndog\r\n".encode("utf-8-sig"))
     images = load_image_set("m", str(tmp_path / "set"), 2, class_order=str(tmp_path / "order.txt"))
     assert labels(images) == {"dog": 1}
+
+
+def test_names_of_macos_are_those_of_the_file(tmp_path):
+    """A Mac writes an accent as a letter of its own; the two look alike in any message."""
+    write(tmp_path / "set", "cafe\u0301/a.jpg", "thé/a.jpg")
+    (tmp_path / "classes.txt").write_text("thé\ncafé\n", encoding="utf-8")
+    images = folder_set("mine", tmp_path / "set", 2, tmp_path / "classes.txt")
+    assert images.labels == (1, 0) and images.ids[0] == "cafe\u0301/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "names, is_refused",
+    [(["a", "b"], False), (["b", "a"], True), (["x", "y"], False), ([], False)],
+)
+def test_a_networks_own_names_of_its_outputs_are_their_order(tmp_path, names, is_refused):
+    """label_names of timm's configuration of a network that somebody trained."""
+    write(tmp_path, "a/1.jpg", "b/1.jpg")
+    net = timm.create_model(
+        "test_vit", num_classes=2, pretrained_cfg_overlay={"label_names": names}
+    )
+    assert label_names(nn.Sequential(net)) == tuple(names)
+    with pytest.raises(DataError, match="class 0 is a, .* 0 b") if is_refused else nullcontext():
+        check_label_names(folder_set("mine", tmp_path, 2), names)
 
 
 def test_a_set_with_imagenets_classes_takes_no_other_order():
