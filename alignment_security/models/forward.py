@@ -61,21 +61,38 @@ def batch_shapes(batch_size: int) -> list[int]:
     return shapes
 
 
+def next_shape(shapes: Sequence[int], rows: int) -> int:
+    """Size of the next batch for so many rows: the next larger of `shapes`, or the next smaller.
+
+    The larger one is filled up with idle rows. If they would be more than an eighth of the largest
+    size, the smaller one is taken, and the other rows are left to further batches.
+
+    shapes   sizes of the batches that reach a network, ascending
+    """
+    larger = next((shape for shape in shapes if shape >= rows), shapes[-1])
+    smaller = max((shape for shape in shapes if shape <= rows), default=larger)
+    most_idle = max(shapes[-1] // 8, shapes[0])
+    return larger if larger - rows <= most_idle else smaller
+
+
 def filled_rows(shapes: Sequence[int], rows: int) -> int:
     """Rows that reach a network, idle ones included, for so many rows.
 
     shapes   sizes of the batches that reach it, ascending
     """
-    whole, rest = divmod(rows, shapes[-1])
-    return whole * shapes[-1] + next(shape for shape in [0, *shapes] if shape >= rest)
+    filled = 0
+    while rows > 0:
+        shape = next_shape(shapes, rows)
+        filled, rows = filled + shape, rows - shape
+    return filled
 
 
 class Forward:
     """Runs a model's forward and backward passes in chunks of at most `batch_size` rows.
 
-    Each chunk is filled up with idle rows to the next of `batch_shapes`. So kernels are chosen for
-    a few sizes only, and the logits of an image do not depend on how many others are with it, as
-    far as the kernels of these sizes agree.
+    Each chunk has one of `batch_shapes`, filled up with idle rows. So kernels are chosen for a few
+    sizes only, and the logits of an image do not depend on how many others are with it, as far as
+    the kernels of these sizes agree.
 
     On a CPU, every chunk of large images has `cpu_rows` rows, whatever `batch_size` is. There the
     logits and gradients of an image depend on nothing but the image and the number of threads.
@@ -154,7 +171,7 @@ class Forward:
 
     def _with_idle_rows(self, part: Tensor) -> Tensor:
         """The rows (b, C, H, W), and copies of the last one up to the next of their shapes."""
-        idle = self._filled(part, len(part)) - len(part)
+        idle = next_shape(self.shapes(part), len(part)) - len(part)
         return torch.cat([part, part[-1:].expand(idle, *part.shape[1:])]) if idle else part
 
     def _in_chunks(
@@ -168,14 +185,14 @@ class Forward:
         results: list[tuple[Tensor, ...]] = []
         begin = 0
         while begin < len(x):
-            rows = slice(begin, begin + self.shapes(x)[-1])
+            rows = slice(begin, begin + next_shape(self.shapes(x), len(x) - begin))
             try:
                 results.append(evaluate(x[rows], rows))
             except (RuntimeError, MemoryError) as error:
                 refuse_failed_compilation(error)
                 if not is_out_of_memory(error):
                     raise
-                failed = self._filled(x, len(x[rows]))
+                failed = rows.stop - begin
                 if failed == 1:
                     error.add_note(ONE_IMAGE)
                     raise

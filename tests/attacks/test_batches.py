@@ -18,7 +18,7 @@ from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import project_onto_hyperplane
 from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.models.forward import Forward, batch_shapes
+from alignment_security.models.forward import Forward, batch_shapes, filled_rows, next_shape
 
 IMAGES = digits()[1200:1223]
 
@@ -93,6 +93,23 @@ class Watched(nn.Module):
 )
 def test_batch_shapes(batch_size, shapes):
     assert batch_shapes(batch_size) == shapes
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(3, [4]), (70, [64, 8]), (100, [64, 32, 4]), (120, [128]), (300, [128] * 2)]
+)
+def test_rows_are_cut_into_few_batches_with_few_idle_rows(rows, sizes):
+    shapes, got = batch_shapes(128), []
+    while rows > sum(got):
+        got.append(next_shape(shapes, rows - sum(got)))
+    assert got[: len(sizes)] == sizes and filled_rows(shapes, rows) == sum(got)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 12, 50, 64, 1000])
+def test_idle_rows_are_at_most_an_eighth_of_a_batch(batch_size):
+    shapes = batch_shapes(batch_size)
+    idle = [filled_rows(shapes, rows) - rows for rows in range(1, 2 * batch_size + 1)]
+    assert min(idle) >= 0 and max(idle) <= max(batch_size // 8, shapes[0])
 
 
 @pytest.mark.parametrize("name", ["clean", *runs(0.1)])

@@ -50,7 +50,7 @@ def test_idle_rows_of_the_last_batches_are_counted():
     none."""
     few = replace(EVEN, images=20, work=[*[1e-6] * 9, SURVIVOR])
     assert few.filled == 2 and replace(few, images=1000).filled == 1
-    assert replace(few, images=1000, shapes=[8, 16, 32, 64, 128]).filled == 1.28
+    assert replace(few, images=1000, shapes=[8, 16, 32, 64, 128]).filled == 1.04
 
 
 def test_the_interval_is_of_neighbours_that_differ():
