@@ -33,6 +33,7 @@ from alignment_security.records.audit_record import (
     check_settings,
     finished_record,
 )
+from alignment_security.records.audit_threats import check_threats
 from alignment_security.records.audit_verdicts import (
     check_ball,
     check_norms,
@@ -61,6 +62,7 @@ def audit(
     problems += comparable_runs(runs)[1].values()
     problems += check_models(records)
     problems += check_copies(records)
+    problems += check_threats(records)
     problems += check_lists(records)
     problems += check_code(root, records)
     problems += check_summary(Path(results_dir))
