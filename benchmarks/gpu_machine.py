@@ -53,11 +53,11 @@ def memory_limit(mib: int, device: torch.device) -> Iterator[None]:
     """A context in which this process may use so many MiB of the GPU, at most half of it."""
     torch.cuda.empty_cache()
     share = mib * 2**20 / torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(share, 0.5), device)
+    torch.cuda.set_per_process_memory_fraction(min(share, 0.5))  # of the current GPU
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
         torch.cuda.empty_cache()
 
 
