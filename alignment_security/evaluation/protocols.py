@@ -14,7 +14,7 @@ from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMin
 from alignment_security.evaluation.threats.rand import RandomAutoAttack
 from alignment_security.evaluation.threats.saliency import Saliency
 from alignment_security.evaluation.threats.screened import Screened
-from alignment_security.evaluation.threats.threat import Threat
+from alignment_security.evaluation.threats.threat import FAST_OPTIONS, MAP_OPTIONS, Threat
 
 CLEAN_THREATS: dict[str, type[Threat]] = {
     "clean": Clean,
@@ -63,7 +63,7 @@ PROTOCOL_OPTIONS = frozenset().union(
     *(protocol.threat.options for protocol in PROTOCOLS.values()),
 )
 # of these, options of the run: a script may give them to every threat, so they are only remarked on
-RUN_OPTIONS = frozenset({"examples", "map_dir", "blur_maps", "map_reduce", "multilabel", "compile"})
+RUN_OPTIONS = MAP_OPTIONS | FAST_OPTIONS | {"examples", "multilabel"}
 
 
 def threat_class(threat: str, protocol: str | None) -> type[Threat]:

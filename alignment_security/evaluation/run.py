@@ -100,7 +100,7 @@ class Evaluation:
         """The image ids of `example_names`. Raises UserError for a name of no image."""
         return [image_called(name, self.images) for name in self.example_names]
 
-    @property
+    @cached_property
     def settings(self) -> dict:
         """Everything that changes a row: kept in the run file, compared on resume and on merge."""
         model, images, threat = self.model, self.images, self.threat
@@ -216,16 +216,16 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
     signal or after `stop_after`.
     """
     begin = time.monotonic()
-    seconds = math.inf if evaluation.stop_after is None else evaluation.stop_after
+    allowed = math.inf if evaluation.stop_after is None else evaluation.stop_after
     try:
-        add_missing_rows(evaluation, run, deadline=begin + seconds)
+        add_missing_rows(evaluation, run, deadline=begin + allowed)
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         status = "checkpointed" if stopped else "failed"
-        seconds = time.monotonic() - begin
+        spent = time.monotonic() - begin
         if run.csv.exists():  # a folder that was deleted is not made again
             with suppress(OSError):  # on a full disk the first error is the one to report
-                run.save(status=status, error=repr(error)[:500], seconds=seconds)
+                run.save(status=status, error=repr(error)[:500], seconds=spent)
         if isinstance(error, UserError):
             run.discard_if_empty()
         raise

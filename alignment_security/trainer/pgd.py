@@ -1,7 +1,7 @@
 """Adversarial examples for training: projected gradient descent (PGD) in Linf and L2.
 
-Norms come from attacks/geometry.py. Its `unit_norm` and `shrink_onto_ball` are not used, since they
-would change the curves of recorded trainings: `unit_norm` adds 1e-12 to a norm, which shortens the
+Norms come from attacks/geometry.py. Its `normalize` and `shrink_onto_ball` are not used, since they
+would change the curves of recorded trainings: `normalize` adds 1e-12 to a norm, which shortens the
 steps of gradients below about 1e-5, and `shrink_onto_ball` rounds differently in L2.
 """
 

@@ -27,6 +27,7 @@ from alignment_security.evaluation.protocols import (
     threat_from_args,
 )
 from alignment_security.evaluation.threats.rand import RandomAutoAttack
+from alignment_security.evaluation.threats.threat import FAST_OPTIONS
 
 MODEL = ["--model_name", "net"]
 
@@ -181,7 +182,7 @@ class Reading(argparse.Namespace):
 def test_a_threat_declares_the_options_that_it_reads(name):
     """`options` of a threat are what its from_args reads, and what the run reads for it alone."""
     # the first two choose the class
-    of_the_run = {"protocol", "budget", "examples", "compile", "map_dir", "blur_maps"}
+    of_the_run = {"protocol", "budget", "examples", "map_dir", "blur_maps", *FAST_OPTIONS}
     threat = name if name in CLEAN_THREATS else "L2"
     line = (
         f"{threat} --corruption_type fog --corruption_severity 1" if name == "corruptions" else ""
@@ -203,6 +204,7 @@ VALUES = {
     "attacks": "square",
     "map_reduce": "l2",
     "multilabel": "f",
+    "precision": "bf16",
 }
 
 

@@ -19,6 +19,7 @@ from alignment_security.common.command_line import Parser, argument, positive_in
 from alignment_security.common.eps import parse_eps, parse_radius
 from alignment_security.common.verdicts import AUTOATTACK
 from alignment_security.evaluation.threats.threat import (
+    FAST_OPTIONS,
     Cost,
     Execution,
     RecordRows,
@@ -51,20 +52,17 @@ class AutoAttack(Threat):
     engine: str = "own"
     seed: int = 0
     kind: ClassVar[str] = "ball"
-    options: ClassVar[frozenset[str]] = frozenset(
-        {
-            "protocol",
-            "eps",
-            "budget",
-            "engine",
-            "attacks",
-            "steps",
-            "targets",
-            "queries",
-            "examples",
-            "compile",
-        }
-    )
+    options: ClassVar[frozenset[str]] = FAST_OPTIONS | {
+        "protocol",
+        "eps",
+        "budget",
+        "engine",
+        "attacks",
+        "steps",
+        "targets",
+        "queries",
+        "examples",
+    }
 
     def __post_init__(self):
         if self.norm not in NORMS:

@@ -22,6 +22,7 @@ from alignment_security.attacks.fmn import FINAL_STEP_SIZE, FMN, STEP_SIZE, STEP
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.common.command_line import Parser, argument, non_negative
 from alignment_security.evaluation.threats.threat import (
+    FAST_OPTIONS,
     MAP_OPTIONS,
     Cost,
     Execution,
@@ -40,7 +41,9 @@ class MinimumNormThreat(Threat):
 
     protocol: ClassVar[str]
     kind: ClassVar[str] = "minimum_norm"
-    options: ClassVar[frozenset[str]] = MAP_OPTIONS | {"protocol", "steps", "examples", "compile"}
+    options: ClassVar[frozenset[str]] = (
+        MAP_OPTIONS | FAST_OPTIONS | {"protocol", "steps", "examples"}
+    )
     norm: str
     steps: int
     seed: int

@@ -23,6 +23,8 @@ Cost = tuple[int, int]
 RecordRows = Iterator[list[dict]]
 # options of the command line about human maps, of the threats that compare with them
 MAP_OPTIONS = frozenset({"map_dir", "blur_maps", "map_reduce"})
+# options of a search with a faster copy of the network (`fast_module`)
+FAST_OPTIONS = frozenset({"precision", "compile"})
 
 
 @dataclass(frozen=True)
