@@ -7,7 +7,7 @@ from itertools import product
 
 import pandas as pd
 
-from alignment_security.common.verdicts import inside_ball
+from alignment_security.common.verdicts import STANDARD_NAME, inside_ball
 from alignment_security.records.audit_record import Record
 from alignment_security.records.record import network_of
 
@@ -45,7 +45,9 @@ def _network_and_images(record: Record) -> tuple:
 
 
 def check_verdicts(ball: Record, norms: Record) -> Iterator[str]:
-    """Few images that are robust have a point within eps in the record of norms."""
+    """Few images that AutoAttack calls robust have a point within eps in the record of norms."""
+    if ball.settings.get("attack") != STANDARD_NAME:  # a smaller budget is called reduced
+        return
     column = ball.settings.get("norm", ball.run["threat"].split("-")[0]).lower()
     points = norms.rows.set_index("image_id")[column]
     robust = ball.rows[ball.rows["robust"] == 1]

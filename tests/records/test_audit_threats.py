@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from alignment_security.common.verdicts import STANDARD_NAME
 from alignment_security.records.audit_record import Record
 from alignment_security.records.audit_threats import check_threats
 
@@ -25,12 +26,13 @@ def record(kind: str, rows: list[dict], norm: str = "Linf", **settings) -> Recor
     return Record(Path(f"{norm}-{kind}.csv"), run, pd.DataFrame(rows))
 
 
-def ball(broken: int) -> Record:
+def ball(broken: int, attack: str = STANDARD_NAME) -> Record:
     """Of eight images, the first `broken` break within EPS."""
-    point = {"robust": 0, "linf": EPS, "l2": 0.9}
-    stands = {"robust": 1, "linf": None, "l2": None}
+    point: dict = {"robust": 0, "linf": EPS, "l2": 0.9}
+    stands: dict = {"robust": 1, "linf": None, "l2": None}
     rows = [point] * broken + [stands] * (len(NAMES) - broken)
-    return record("ball", [{"image_id": n, "eps": EPS} | row for n, row in zip(NAMES, rows)])
+    named = [{"image_id": name, "eps": EPS} | row for name, row in zip(NAMES, rows)]
+    return record("ball", named, attack=attack)
 
 
 def norms(linf: float, of: int = len(NAMES), norm: str = "Linf", **settings) -> Record:
@@ -51,6 +53,7 @@ def norms(linf: float, of: int = len(NAMES), norm: str = "Linf", **settings) -> 
         ([ball(0), norms(0.5 * EPS, of=1)], []),  # one image: no attack finds every point
         ([ball(0), norms(0.5 * EPS, of=2)], ["2 of 8 robust verdicts are refuted by points of"]),
         ([ball(0), norms(0.5 * EPS, norm="L2")], ["8 of 8 robust verdicts .* one of linf 0.0039"]),
+        ([ball(0, "reduced: apgd-ce(5)"), norms(0.5 * EPS)], []),  # which promises little
         ([ball(8), norms(2 * EPS)], ["minimal linf norms are 2 times .median of 8 images. those"]),
         ([ball(4), norms(2 * EPS)], []),  # too few images that both have
         ([ball(8), norms(2 * EPS, protocol="feng2025")], []),  # not minimal, and never called so
