@@ -15,7 +15,6 @@ from alignment_security.analysis.results import (
     group_finished,
     read_finished_rows,
     run_columns,
-    run_folder,
 )
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
@@ -24,7 +23,7 @@ from alignment_security.records.adversarial_examples import (
     examples_folder,
     load_example,
 )
-from alignment_security.records.comparable import compared_by
+from alignment_security.records.comparable import compared_by, run_folder
 
 PHOTOGRAPHS, MODELS = 4, 6  # of a figure, where --images and --models do not say which
 NOT_KEPT = "fooled, no example kept"

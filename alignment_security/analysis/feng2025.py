@@ -31,7 +31,7 @@ from alignment_security.analysis.statistics import (
     rank_correlations,
     resample_counts,
 )
-from alignment_security.common.text import some
+from alignment_security.common.text import some_of
 from alignment_security.models.families import lineage
 from alignment_security.records.metrics import pareto_front
 
@@ -99,7 +99,7 @@ def lacking_text(table: NormTable, columns: list[str]) -> str:
         LACKED[column]: list(table.rows.loc[table.rows[column].isna(), "model"])
         for column in columns
     }
-    texts = [f"{what}: {some(models)}" for what, models in lacking.items() if models]
+    texts = [f"{what}: {some_of(models)}" for what, models in lacking.items() if models]
     return f" Not drawn, without {'; without '.join(texts)}." if texts else ""
 
 

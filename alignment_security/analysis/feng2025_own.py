@@ -17,7 +17,7 @@ from alignment_security.analysis.norm_table import (
 )
 from alignment_security.analysis.results import Results, describe_runs, read_summary, runs_of_rows
 from alignment_security.common.public_nets import public_nets
-from alignment_security.common.text import some
+from alignment_security.common.text import some_of
 from alignment_security.models.families import family
 from alignment_security.records.ceiling import is_other_ceiling, other_ceiling_text
 
@@ -43,7 +43,7 @@ def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
             ("No norm was found", ~unfinished & ~has_norm & part["clean_acc"].ne(0)),
         ):
             if left_out.any():
-                note += f" {why}, not drawn: {some(list(part.loc[left_out, 'model']))}."
+                note += f" {why}, not drawn: {some_of(list(part.loc[left_out, 'model']))}."
         budget = attack if isinstance(attack, str) else "budget not given"
         table = own_norm_table(results, f"{image_set}, {threat}\n{budget}", rows, note, norm)
         settings = [run["settings"]["run"] for run in runs]

@@ -14,7 +14,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.tables import read_table
+from alignment_security.common.tables import check_columns, read_table
 
 TRIAL_COLUMNS = ["subj", "object_response", "category", "condition", "imagename"]
 FIX = "write the trials as model-vs-human does"
@@ -91,9 +91,7 @@ def read_trials(folder: Path) -> pd.DataFrame:
     for path in files:
         table = read_table(path, [], FIX)
         table.columns = table.columns.str.lower()
-        missing = [name for name in TRIAL_COLUMNS if name not in table]
-        if missing:
-            raise UserError(f"{path}: no column {', '.join(missing)}; {FIX}")
+        check_columns(path, table, TRIAL_COLUMNS, FIX)
         parts.append(table[TRIAL_COLUMNS].assign(dataset=path.parent.name))
     trials = pd.concat(parts, ignore_index=True)
     trials["condition"] = trials["condition"].map(as_condition)

@@ -22,6 +22,7 @@ from alignment_security.records.comparable import (
     attack_text,
     comparable_runs,
     comparable_settings,
+    run_folder,
 )
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
 from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
@@ -194,11 +195,6 @@ def group_finished(runs: list[dict], kinds: tuple[str, ...], key: Callable) -> l
     """Finished runs of some kinds ("clean", "ball", "minimum_norm"), grouped by key(run)."""
     finished = [run for run in runs if run["status"] == "done" and run["kind"] in kinds]
     return [list(group) for _, group in groupby(sorted(finished, key=key), key)]
-
-
-def run_folder(run: dict) -> tuple[str, str]:
-    """Image set and threat of a run: the folders of its record."""
-    return run["image_set"], run["threat"]
 
 
 def run_budget(run: dict) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from alignment_security.common.text import printable_name, some
+from alignment_security.common.text import printable_name, some_of
 
 # .thumbnails, ._photo.jpg, @eaDir, #recycle, $RECYCLE.BIN, ~snapshot
 TOOL_BEGINNINGS = (".", "@", "#", "$", "~")
@@ -135,7 +135,7 @@ def left_by_tools_note(root: Path, paths: Iterable[Path]) -> list[str]:
     names = [printable_name(path.relative_to(root)) for path in paths]
     if not names:
         return []
-    return [f"{root}: {len(names)} {LEFT_BY_TOOLS} ({some(names, MAX_NAMED)})"]
+    return [f"{root}: {len(names)} {LEFT_BY_TOOLS} ({some_of(names, MAX_NAMED)})"]
 
 
 def not_wanted_note(root: Path, paths: Iterable[Path], what: str) -> list[str]:
@@ -149,5 +149,5 @@ def not_wanted_note(root: Path, paths: Iterable[Path], what: str) -> list[str]:
     endings = [f"{ending}: {count}" for ending, count in counts.most_common()]
     return [
         f"{root}: {counts.total()} files are left out, since no {what} has such an ending "
-        f"({some(endings, MAX_NAMED)})"
+        f"({some_of(endings, MAX_NAMED)})"
     ]

@@ -38,9 +38,7 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except (OSError, UserError, csv.Error, ValueError) as error:  # pandas' errors are ValueErrors
         raise UserError(f"{path}: not a table ({str(error).strip()}); {fix}") from None
-    missing = [column for column in columns if column not in table]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")
+    check_columns(path, table, columns, fix)
     if table.empty:
         raise UserError(f"{path}: has a header and no rows; {fix}")
     return table
@@ -52,6 +50,13 @@ def check_delimiter(text: str, columns: Iterable[str]) -> None:
     problem = as_a_spreadsheet_saves(header)
     if problem and {header} != {*columns}:
         raise ValueError(problem)
+
+
+def check_columns(path: Path, table: pd.DataFrame, columns: Iterable[str], fix: str) -> None:
+    """Raise UserError unless a table has these columns; parameters as of `read_table`."""
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")
 
 
 def check_rows(text: str) -> None:

@@ -22,7 +22,6 @@ ENCODINGS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-MAX_NAMED = 10  # names that a sentence lists
 UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # control characters, line and paragraph separators
 
 
@@ -97,11 +96,6 @@ def some_of(names: Sequence[str], most: int = 12) -> str:
     """The first names, and how many more there are: `a, b and 3 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def some(names: Sequence[str], most: int = MAX_NAMED) -> str:
-    """The first names, where a count stands beside them: `a, b, ...`."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def as_a_spreadsheet_saves(header: str, delimiter: str = ",") -> str:

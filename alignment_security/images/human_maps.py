@@ -16,7 +16,7 @@ from timm.data import create_transform
 
 from alignment_security.common.files import sha256_text_file
 from alignment_security.common.settings import ROOT
-from alignment_security.common.text import read_text, some
+from alignment_security.common.text import read_text, some_of
 from alignment_security.images.clickme import clickme_sample, is_clickme
 from alignment_security.images.decoding import read_image
 from alignment_security.images.image_sets import ImageSet
@@ -129,7 +129,7 @@ def check_maps(images: ImageSet) -> list[str]:
         return []
     return [
         f"{images.maps.folder}: the maps of {len(constant)} images are constant; human alignment "
-        f"leaves these out: {some(constant)}"
+        f"leaves these out: {some_of(constant)}"
     ]
 
 

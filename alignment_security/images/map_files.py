@@ -14,7 +14,7 @@ from PIL import Image
 
 from alignment_security.common.files import TryAgain, reading
 from alignment_security.common.folders import list_files
-from alignment_security.common.text import printable_name, some
+from alignment_security.common.text import printable_name, some_of
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
 from alignment_security.images.decoding import MAX_PIXELS, check_size
 from alignment_security.images.image_sets import DataError, ImageSet, MapFiles
@@ -135,11 +135,14 @@ def map_remarks(images: ImageSet) -> Iterator[str]:
     if without:
         yield (
             f"{len(images) - len(without)} of {len(images)} images of {images.name} have a map in "
-            f"{maps.folder}; human alignment is over these. Without: {some(without)}"
+            f"{maps.folder}; human alignment is over these. Without: {some_of(without)}"
         )
     if maps.unused:
         names = [printable_name(path.relative_to(maps.folder)) for path in maps.unused]
-        yield f"{maps.folder}: maps without an image of {images.name} ({len(names)}): {some(names)}"
+        yield (
+            f"{maps.folder}: maps without an image of {images.name} ({len(names)}): "
+            f"{some_of(names)}"
+        )
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from alignment_security.common.text import some
+from alignment_security.common.text import some_of
 from alignment_security.images.decoding import available_formats
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import has_imagenet_order
@@ -60,5 +60,5 @@ def orientation_notes(images: ImageSet) -> list[str]:
     return [
         f"{len(turned)} of {of} of {images.name} are sideways, upside down or mirrored to the "
         "model: their EXIF tag Orientation asks for a turn, and pixels are taken as stored; "
-        f"{MEND}, over which human maps fit: {some(turned)}"
+        f"{MEND}, over which human maps fit: {some_of(turned)}"
     ]

@@ -20,7 +20,7 @@ from alignment_security.common.file_kinds import (
 from alignment_security.common.files import TryAgain
 from alignment_security.common.folders import list_files
 from alignment_security.common.out_of_memory import reading_into_memory
-from alignment_security.common.text import some
+from alignment_security.common.text import some_of
 from alignment_security.common.torch_files import error_reason, load_torch_file
 from alignment_security.models.heads import ModelError
 
@@ -70,7 +70,7 @@ def _advice_on_folder(path: Path) -> str:
         )
     files = list_files(path, lambda file: file.suffix in WEIGHTS_ENDINGS).files
     names = [str(file.relative_to(path)) for file in files]
-    return f"give a file in it ({some(names, 3) or 'none'})"
+    return f"give a file in it ({some_of(names, 3) or 'none'})"
 
 
 def _load_file(path: Path, file_format: str | None, trust: bool) -> object:

@@ -15,14 +15,13 @@ from alignment_security.analysis.results import (
     Results,
     describe_runs,
     read_finished_rows,
-    run_folder,
 )
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import safe_file_name
 from alignment_security.plots.picture_grid import Picture, draw_columns, draw_grid, map_colours
 from alignment_security.plots.style import COLUMN_WIDTH, NORM_SYMBOLS, Drawing
 from alignment_security.records.ceiling import other_ceiling_text
-from alignment_security.records.comparable import compared_by
+from alignment_security.records.comparable import compared_by, run_folder
 from alignment_security.records.metrics import HUMAN_CEILING
 from alignment_security.records.record import BALL_KINDS
 

@@ -26,7 +26,6 @@ from alignment_security.analysis.results import (
     describe_runs,
     group_finished,
     run_budget,
-    run_folder,
 )
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
@@ -47,6 +46,7 @@ from alignment_security.plots.style import (
 from alignment_security.records.comparable import (
     comparable_settings,
     distinguishing_settings,
+    run_folder,
 )
 
 MAX_LETTERS = 34  # of a model's name

@@ -19,7 +19,7 @@ from PIL import Image
 
 from alignment_security.analysis.feng2025 import published_norm_table
 from alignment_security.analysis.norm_table import PUBLISHED
-from alignment_security.analysis.results import Results, read_summary, run_folder
+from alignment_security.analysis.results import Results, read_summary
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.text import read_text
 from alignment_security.models.families import FAMILIES
@@ -32,7 +32,7 @@ from alignment_security.plots.report_pictures import (
     tradeoff_pictures,
 )
 from alignment_security.plots.report_tables import frame_html
-from alignment_security.records.comparable import attack_text
+from alignment_security.records.comparable import attack_text, run_folder
 
 REPORT_NAME = "report.html"
 TRADEOFF, ACCURACY = "Human alignment and tolerance", "Clean and robust accuracy"

@@ -11,10 +11,10 @@ from urllib.parse import quote
 import pandas as pd
 
 from alignment_security.analysis.norm_table import NormTable
-from alignment_security.analysis.results import Results, read_summary, run_folder
+from alignment_security.analysis.results import Results, read_summary
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.report_tables import Cell, Heading, number, table_html
-from alignment_security.records.comparable import attack_text
+from alignment_security.records.comparable import attack_text, run_folder
 from alignment_security.records.metrics import accuracy_interval
 
 # what the values of a row share: an accuracy on other images, or of another head, is another row

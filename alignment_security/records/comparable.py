@@ -58,11 +58,11 @@ def compared_by(runs: Iterable[dict]) -> Callable[[dict], str]:
 
     All of them, but for an attack with a record that stands beside others: these have their own.
     """
-    of_their_own = {(*folder(run), attack_text(run)) for run in runs if run.get("beside")}
+    of_their_own = {(*run_folder(run), attack_text(run)) for run in runs if run.get("beside")}
 
     def key(run: dict) -> str:
         text = attack_text(run)
-        return text if (*folder(run), text) in of_their_own else ""
+        return text if (*run_folder(run), text) in of_their_own else ""
 
     return key
 
@@ -116,14 +116,15 @@ def compared_settings(run: dict, with_budget: bool) -> dict:
     return {name: value for name, value in settings if name not in ignored and value is not None}
 
 
-def folder(run: dict) -> tuple[str, str]:
+def run_folder(run: dict) -> tuple[str, str]:
+    """Image set and threat of a run: the folders of its record."""
     return run["image_set"], run["threat"]
 
 
 def comparable_settings(run: dict) -> tuple[str, str, str]:
     """Key of the runs of one panel: every setting but the list of eps."""
     settings = run["settings"]["run"] | {"eps": None}
-    return run["image_set"], run["threat"], json.dumps(settings, sort_keys=True)
+    return *run_folder(run), json.dumps(settings, sort_keys=True)
 
 
 def corruption_settings(run: dict) -> tuple[str, str]:
@@ -151,7 +152,8 @@ def distinguishing_settings(run: dict, groups: list[list[dict]]) -> list[str]:
     What `attack_text` gives is not named again, nor what follows from another setting.
     """
     settings = run["settings"]["run"]
-    others = [group[0]["settings"]["run"] for group in groups if is_beside(group[0], run)]
+    beside = [group[0] for group in groups if run_folder(group[0]) == run_folder(run)]
+    others = [one["settings"]["run"] for one in beside]
     differing = {
         name
         for name, value in settings.items()
@@ -164,11 +166,6 @@ def distinguishing_settings(run: dict, groups: list[list[dict]]) -> list[str]:
         and name not in BUDGET_NAMES
         and not FOLLOWING.get(name, set()) & differing
     ]
-
-
-def is_beside(run: dict, other: dict) -> bool:
-    """Whether two runs have the same image set and threat."""
-    return (run["image_set"], run["threat"]) == (other["image_set"], other["threat"])
 
 
 def numbered(names: list[str]) -> list[str]:

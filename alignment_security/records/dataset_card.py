@@ -12,7 +12,6 @@ from alignment_security.common.settings import VERSION, git_state
 from alignment_security.records.record import read_run_file
 
 TITLE = "Adversarial robustness and human alignment of vision models"
-TAGS = ["adversarial-robustness", "human-alignment", "image-classification"]
 
 
 def dataset_card(archive: Path, summary: pd.DataFrame, licence: str) -> str:
@@ -28,7 +27,9 @@ license: {json.dumps(licence)}
 task_categories:
 - image-classification
 tags:
-{yaml_list(TAGS)}
+- adversarial-robustness
+- human-alignment
+- image-classification
 configs:
 {yaml_configs(archive / "tables")}
 ---
@@ -61,16 +62,9 @@ As `CITATION.cff` says.
 
 
 def csv_note(archive: Path) -> str:
-    has_csv = glob_visible(archive, "records/*/*/*.csv")
-    return (
-        ", and its rows as CSV"
-        if has_csv
-        else "; the tables hold its rows, which `verify DIR --out DIR2` writes as CSV"
-    )
-
-
-def yaml_list(values: list[str]) -> str:
-    return "\n".join(f"- {value}" for value in values)
+    if glob_visible(archive, "records/*/*/*.csv"):
+        return ", and its rows as CSV"
+    return "; the tables hold its rows, which `verify DIR --out DIR2` writes as CSV"
 
 
 def yaml_configs(tables: Path) -> str:

@@ -136,10 +136,10 @@ def read_record(path: Path, torn: bool = False) -> pd.DataFrame:
     return parse_table(path, data, RECORD, MEND_RECORD)
 
 
-def rows_to_csv(rows: pd.DataFrame, header: bool = True) -> str:
+def rows_to_csv(rows: pd.DataFrame) -> str:
     """Rows as CSV: floats keep every digit, integers stay integers in a column with empty cells."""
     integers = {column: "Int64" for column in INTEGER_COLUMNS if column in rows}
-    return rows.astype(integers).to_csv(header=header, index=False, lineterminator="\n")
+    return rows.astype(integers).to_csv(index=False, lineterminator="\n")
 
 
 # ---- checking ------------------------------------------------------------------------------------

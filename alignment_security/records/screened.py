@@ -38,18 +38,17 @@ def choose(screened: pd.DataFrame, seed: int) -> dict[tuple[str, float], str]:
     """
     n = screened["image_id"].nunique()
     chosen: dict[tuple[str, float], str] = {}
+
+    def by_chance(image_id: str) -> tuple[int, str]:
+        return seed_from_text(f"{seed}|{image_id}|sample"), image_id
+
     for eps, rows in screened[screened["robust"] == 1].groupby("eps"):
         ids = rows.sort_values(["screen_norm", "image_id"])["image_id"].tolist()
         top, sampled = sizes(len(ids), n)
-        rest = sorted(ids[top:], key=lambda image_id: (by_chance(seed, image_id), image_id))
+        rest = sorted(ids[top:], key=by_chance)
         chosen |= {(image_id, eps): TOP for image_id in ids[:top]}
         chosen |= {(image_id, eps): SAMPLE for image_id in rest[:sampled]}
     return chosen
-
-
-def by_chance(seed: int, image_id: str) -> int:
-    """A number by which the images are in a random order."""
-    return seed_from_text(f"{seed}|{image_id}|sample")
 
 
 def sizes(standing: int, n: int) -> tuple[int, int]:

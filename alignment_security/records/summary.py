@@ -11,6 +11,7 @@ from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError, read_bytes, write_atomic
 from alignment_security.common.folders import glob_visible, left_by_tools_note, list_files
 from alignment_security.common.schema import FIRST_LINE, parse_table
+from alignment_security.common.tables import check_columns
 from alignment_security.records.comparable import comparable_runs
 from alignment_security.records.record import (
     SCREENED_KIND,
@@ -95,9 +96,7 @@ def read_summary_table(path: Path, fix: str, required: Iterable[str] = ()) -> pd
     Raises FileNotFoundError, and UserError for a table that is cut, damaged, or has a row twice.
     """
     table = parse_table(path, read_bytes(path), SUMMARY, fix)
-    missing = [name for name in required if name not in table]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; {fix}")
+    check_columns(path, table, required, fix)
     key = [name for name in SUMMARY_KEY if name in table]
     is_again = table.duplicated(key) if key else pd.Series(dtype=bool)
     if is_again.any():

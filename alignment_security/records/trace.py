@@ -17,7 +17,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.common.folders import glob_visible
-from alignment_security.common.schema import read_json
+from alignment_security.common.schema import FIRST_LINE, read_json
 from alignment_security.common.text import read_text
 from alignment_security.records.comparable import attack_text
 from alignment_security.records.record import BALL_KINDS, read_record, read_run_file
@@ -27,9 +27,6 @@ from alignment_security.records.screened import robust_estimates
 RUN_COLUMNS = ("image_set", "threat", "model", "budget", "attack", "head")
 # columns that name `image set, threat, budget` in one cell
 SOURCE_COLUMNS = ("source", "ball", "feng2025", "other")
-# kinds of runs behind a table that only its caption describes: accuracies under attack
-KINDS_OF_CAPTIONS = BALL_KINDS
-FIRST_LINE = 2  # of the numbers in a CSV file, after its header
 ACCURACY_TOLERANCE = 1e-9
 
 
@@ -124,7 +121,8 @@ def run_values(run: dict, attack: str) -> dict[str, str]:
 def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> dict[int, list[Path]]:
     """Line -> paths of the records that agree with all of its columns that describe a run.
 
-    Figures of earlier versions name the attack without head, seed and precision.
+    A table that only its caption describes is of accuracies under attack. Figures of earlier
+    versions name the attack without head, seed and precision.
     """
     if {"type", "severity", "model"} <= set(table.columns):
         table = table.assign(threat="corruptions-" + table["type"] + "-" + table["severity"])
@@ -134,7 +132,7 @@ def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> di
         runs = {
             path: run
             for path, run in runs.items()
-            if run["kind"] in KINDS_OF_CAPTIONS and caption_names(caption, run)
+            if run["kind"] in BALL_KINDS and caption_names(caption, run)
         }
     named = {path: run_values(run, attack_text(run)) for path, run in runs.items()}
     former = {

@@ -9,6 +9,7 @@ import pandas as pd
 
 from alignment_security.common.files import UserError, read_bytes, safe_file_name
 from alignment_security.common.schema import parse_table, read_json
+from alignment_security.common.tables import check_columns
 from alignment_security.records.schemas import ADDED_TO_TRAINING_LOG, TRAINING_LOG, TRAINING_RUN
 
 TRAIN_AGAIN = "bring back the one of this training, or train again with --overwrite"
@@ -44,7 +45,7 @@ def read_training_log(path: Path, torn: bool = False) -> pd.DataFrame:
     if torn:
         data = data[: data.rfind(b"\n") + 1]
     rows = parse_table(path, data, TRAINING_LOG, TRAIN_AGAIN)
-    missing = [name for name in TRAINING_LOG if name not in rows]
-    if lost := [name for name in missing if name not in ADDED_TO_TRAINING_LOG]:
-        raise UserError(f"{path}: no column {', '.join(lost)}; {TRAIN_AGAIN}")
-    return rows.assign(**dict.fromkeys(missing, np.nan))
+    added = {name: np.nan for name in ADDED_TO_TRAINING_LOG if name not in rows}
+    rows = rows.assign(**added)
+    check_columns(path, rows, TRAINING_LOG, TRAIN_AGAIN)
+    return rows

@@ -122,14 +122,14 @@ def test_a_map_is_found_by_the_file_name_of_its_image(tmp_path, ending, place):
 
 
 def test_maps_without_image_and_images_without_map_are_named_and_counted(tmp_path):
-    images = photographs(tmp_path / "images", [f"{i}.jpg" for i in range(14)])
+    images = photographs(tmp_path / "images", [f"{i}.jpg" for i in range(18)])
     for name in ("0", "3", "no_such"):
         save_map(tmp_path / "maps" / f"{name}.png", corner("top left", 500, 375))
     found = with_map_files(images, tmp_path / "maps")
     lacking, unused = map_remarks(found)
-    assert "2 of 14 images of mine have a map" in lacking
+    assert "2 of 18 images of mine have a map" in lacking
     assert lacking.endswith("Without: 1.jpg, 2.jpg, 4.jpg, 5.jpg, 6.jpg, 7.jpg, 8.jpg, 9.jpg, "
-                            "10.jpg, 11.jpg, ...")  # fmt: skip
+                            "10.jpg, 11.jpg, 12.jpg, 13.jpg and 4 more")  # fmt: skip
     assert unused.endswith("maps without an image of mine (1): no_such.png")
     # a slice has the same source, and its own count
     part = found.take([0, 1])
