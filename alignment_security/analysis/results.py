@@ -22,6 +22,7 @@ from alignment_security.records.comparable import (
     attack_text,
     comparable_runs,
     comparable_settings,
+    distinguishing_settings,
     run_folder,
 )
 from alignment_security.records.record import check_record_sha256, read_record, read_run_file
@@ -200,6 +201,14 @@ def group_finished(runs: list[dict], kinds: tuple[str, ...], key: Callable) -> l
 def run_budget(run: dict) -> str:
     """The attack and its budget in words, with a head, seed or precision that is unusual."""
     return attack_text(run) or "not given"
+
+
+def panel_budget(run: dict, groups: list[list[dict]]) -> str:
+    """The budget of a run's panel, and the settings that distinguish it from the others.
+
+    groups   the runs of all panels
+    """
+    return ", ".join([run_budget(run), *distinguishing_settings(run, groups)])
 
 
 def runs_of(results: Results, key: tuple[str, str, str]) -> dict[str, dict]:

@@ -12,7 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from alignment_security.analysis.record_tables import VERDICTS, verdicts_by_eps
-from alignment_security.analysis.results import Results, describe_runs, group_finished, run_budget
+from alignment_security.analysis.results import (
+    Results,
+    describe_runs,
+    group_finished,
+    panel_budget,
+)
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.style import (
     DARK,
@@ -22,11 +27,7 @@ from alignment_security.plots.style import (
     drawn_radii,
     put_heading,
 )
-from alignment_security.records.comparable import (
-    comparable_settings,
-    distinguishing_settings,
-    numbered,
-)
+from alignment_security.records.comparable import comparable_settings, numbered
 from alignment_security.records.record import VERDICT_KINDS
 
 MAX_BARS = 40  # models of a picture, the most robust ones; the table has all
@@ -44,8 +45,8 @@ def broken_by(results: Results) -> Iterator[Drawing]:
     for name, group in zip(names, groups):
         table = pd.concat([verdicts_by_eps(run) for run in group], ignore_index=True)
         run = group[0]
-        facts = ", ".join([run_budget(run), *distinguishing_settings(run, groups)])
-        heading = f"{run['image_set']}, {run['threat']} (n = {run['images']}): {facts}"
+        budget = panel_budget(run, groups)
+        heading = f"{run['image_set']}, {run['threat']} (n = {run['images']}): {budget}"
         hidden = table["model"].nunique() - MAX_BARS
         caption = (
             "What became of all images of each model at each eps, and the attack of the budget "

@@ -48,7 +48,16 @@ from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.feng2025_style import LACKING, tolerance_scale
 from alignment_security.plots.hoak2025 import short_benchmark
-from alignment_security.plots.style import DARK, GREY, MARKERS, PAGE_WIDTH, SMALL, Drawing, panels
+from alignment_security.plots.style import (
+    DARK,
+    GREY,
+    MARKERS,
+    PAGE_WIDTH,
+    SMALL,
+    TITLE_LETTERS,
+    Drawing,
+    panels,
+)
 
 SETUP = 'python -c "from utilities import setup_scores; setup_scores()"'
 AVERAGES = [
@@ -63,7 +72,6 @@ AVERAGES = [
 ]
 MAX_LEAVES = 14  # benchmarks below the averages: those of smallest family_p in either panel
 MAX_LETTERS = 40  # of a benchmark's name
-TITLE_LETTERS = 46  # in a line of a panel's title
 LEAF_COLOUR = "#0072B2"
 EPS_COLOURS = ["#56B4E9", "#0072B2", "#009E73", "#E69F00", "#D55E00", "#882255", "#000000"]
 

@@ -24,6 +24,7 @@ from alignment_security.plots.style import (
     MAX_BANDS,
     PAGE_WIDTH,
     Drawing,
+    axes_grid,
     draw_heat_map,
     legend_columns,
     legend_handles,
@@ -165,16 +166,7 @@ def draw_severities(table: pd.DataFrame, image_set: str) -> Figure:
     rows, width = -(-len(kinds) // columns), COLUMN_WIDTH if columns < 3 else PAGE_WIDTH
     in_legend = legend_columns(handles, width)
     height = 0.5 + 1.4 * rows + LINE_HEIGHT * -(-len(handles) // in_legend)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-        figsize=(width, height),
-    )
-    for ax in axes.flat[len(kinds) :]:
-        ax.set_axis_off()
+    figure, axes = axes_grid(len(kinds), columns, (width, height), sharey=True)
     for i, (ax, kind) in enumerate(zip(axes.flat, kinds)):
         draw_severity_lines(ax, table[table["type"] == kind], styles)
         ax.set_title(kind.replace("_", " "), loc="left")

@@ -107,7 +107,8 @@ def fooled_pictures(results: Results) -> Iterator[Drawing]:
     A figure of one column per image set and threat, of the first model with examples.
     """
     for runs, columns in example_groups(results, (*BALL_KINDS, "minimum_norm")):
-        model = first_model(columns)
+        # the first that has an example
+        model = next(cell["model"] for row in zip(*columns) for cell in row if "delta" in cell)
         cells = [cell for column in columns for cell in column if cell["model"] == model]
         fooled = [cell for cell in cells if "delta" in cell]
         rows = [[seen_right(cell), difference_alone(cell), fooling(cell)] for cell in fooled]
@@ -123,11 +124,6 @@ def fooled_pictures(results: Results) -> Iterator[Drawing]:
             example_table([[cell] for cell in fooled]),
             caption,
         )
-
-
-def first_model(columns: list[list[dict]]) -> str:
-    """The first model that has an adversarial example in some columns."""
-    return next(cell["model"] for row in zip(*columns) for cell in row if "delta" in cell)
 
 
 def seen_right(cell: dict) -> Picture:

@@ -6,7 +6,7 @@ Perturbations and human maps are laid over the photograph in grey (`picture_grid
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -89,11 +89,6 @@ def perturbation_overlay(cell: dict) -> Picture:
     return overlay(cell["image"], size, OVERLAY_BLUR), below
 
 
-def without_counts(facts: str) -> str:
-    """Facts of a model without their numbers of images, which the caption gives."""
-    return re.sub(r" \(n = \d+\)", "", facts)
-
-
 def photograph(cells: list[dict]) -> dict:
     """The cell whose photograph stands for a row: the first with a human map, else with any."""
     with_image = [cell for cell in cells if "image" in cell]
@@ -116,10 +111,9 @@ def overlays(results: Results) -> Iterator[Drawing]:
             if not shown:
                 continue
             facts = [model_facts(run_of[cell["model"]]) for cell in shown[0]]
-            heads = [
-                "where people look",
-                *(without_counts(fact).replace(", ", "\n") for fact in facts),
-            ]
+            # without the numbers of images, which the caption gives
+            short = [re.sub(r" \(n = \d+\)", "", fact).replace(", ", "\n") for fact in facts]
+            heads = ["where people look", *short]
             rows = [
                 [human_overlay(photograph(cells)), *map(perturbation_overlay, cells)]
                 for cells in shown
@@ -193,10 +187,10 @@ def draw_picked(table: NormTable, rows: pd.DataFrame, cells: list[dict]) -> Figu
     """
     figure = plt.figure(figsize=(PAGE_WIDTH if cells else COLUMN_WIDTH, 3.1), layout="constrained")
     plane: Figure | SubFigure = figure
-    pictures: SubFigure | None = None
     if cells:
         halves = np.asarray(figure.subfigures(1, 2, width_ratios=(1.05, 1)), dtype=object)
         plane, pictures = halves.tolist()
+        draw_overlays(pictures.subplots(2, 2), rows, cells)
     ax = plane.subplots()
     draw_plane(ax, table, rows)
     if not cells:
@@ -204,21 +198,22 @@ def draw_picked(table: NormTable, rows: pd.DataFrame, cells: list[dict]) -> Figu
         ax.set_title("\n".join([table.name, *names]), loc="left")
     if handles := group_handles(table.rows):
         plane.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
-    if pictures is not None:
-        axes = pictures.subplots(2, 2)
-        first = photograph(cells) if any("image" in cell for cell in cells) else None
-        shown: list[tuple[str, Callable[[dict], Picture], dict]] = []
-        if first:
-            shown.append(("where people look", human_overlay, first))
-        names = [f"{row.letter}  {row.model}\n{row.stands_for}" for row in rows.itertuples()]
-        shown += [(name, perturbation_overlay, cell) for name, cell in zip(names, cells)]
-        for panel in axes.flat[len(shown) :]:
-            panel.set_axis_off()
-        for panel, (title, draw, cell) in zip(axes.flat, shown):
-            picture, below = draw(cell)
-            put_picture(panel, picture, below.replace("\n", ", "), letters=28)
-            panel.set_title(wrap_name(title, TITLE), fontsize=SMALL, pad=2)
     return figure
+
+
+def draw_overlays(axes: np.ndarray, rows: pd.DataFrame, cells: list[dict]) -> None:
+    """Where people look at a photograph, if a model saw it, and where each of some models fails."""
+    shown: list[tuple[str, Picture]] = []
+    if any("image" in cell for cell in cells):
+        shown.append(("where people look", human_overlay(photograph(cells))))
+    for row, cell in zip(rows.itertuples(), cells):
+        name = f"{row.letter}  {row.model}\n{row.stands_for}"
+        shown.append((name, perturbation_overlay(cell)))
+    for ax in axes.flat[len(shown) :]:
+        ax.set_axis_off()
+    for ax, (title, (picture, below)) in zip(axes.flat, shown):
+        put_picture(ax, picture, below.replace("\n", ", "), letters=28)
+        ax.set_title(wrap_name(title, TITLE), fontsize=SMALL, pad=2)
 
 
 def draw_plane(ax: Axes, table: NormTable, rows: pd.DataFrame) -> None:

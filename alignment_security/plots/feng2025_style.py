@@ -43,10 +43,9 @@ def own_figure_name(kind: str, table: NormTable, tables: list[NormTable]) -> str
     """
     if table.name == PUBLISHED:
         return kind
-    place = table.image_set, table.threat
-    shared = [other for other in tables if (other.image_set, other.threat) == place]
-    attack = [safe_file_name(table.attack)] if len(shared) > 1 else []
-    return "_".join([kind, *place, *attack])
+    *place, attack = table.key
+    is_alone = sum(other.key[:2] == table.key[:2] for other in tables) == 1
+    return "_".join([kind, *place, *([] if is_alone else [safe_file_name(attack)])])
 
 
 def group_handles(rows: pd.DataFrame) -> list[Line2D]:

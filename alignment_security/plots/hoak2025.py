@@ -42,6 +42,7 @@ from alignment_security.plots.style import (
     RADIUS_COLOURS,
     SEQUENTIAL,
     Drawing,
+    axes_grid,
     drawn_radii,
     put_heading,
 )
@@ -160,14 +161,9 @@ def tsne_plot(results: Results) -> Iterator[Drawing]:
 def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
     """The same map once by family and once per radius."""
     radii = drawn_radii(study.radii)
-    rows = -(-(1 + len(radii)) // 2)
-    figure, axes = plt.subplots(
-        rows,
-        2,
-        figsize=(PAGE_WIDTH, min(2.7 * rows, 8.6) + 0.5),
-        layout="constrained",
-        squeeze=False,
-    )
+    count = 1 + len(radii)
+    height = min(2.7 * -(-count // 2), 8.6) + 0.5
+    figure, axes = axes_grid(count, 2, (PAGE_WIDTH, height))
     draw_families(axes.flat[0], table)
     figure.legend(
         *axes.flat[0].get_legend_handles_labels(),
@@ -184,8 +180,6 @@ def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:
     for ax in axes.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(True)
-        if not ax.collections:  # a panel too many
-            ax.set_axis_off()
     put_heading(figure, study.heading)
     return figure
 

@@ -8,14 +8,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from alignment_security.analysis.norms import NORM_COLUMNS, image_norms, run_norm
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
     group_finished,
-    run_budget,
+    panel_budget,
     run_columns,
 )
 from alignment_security.models.families import family
@@ -25,14 +24,11 @@ from alignment_security.plots.style import (
     LINE_HEIGHT,
     NORM_SYMBOLS,
     Drawing,
+    plain_log_ticks,
     put_heading,
     width_beside,
 )
-from alignment_security.records.comparable import (
-    comparable_settings,
-    distinguishing_settings,
-    numbered,
-)
+from alignment_security.records.comparable import comparable_settings, numbered
 
 MAX_BOXES = 40  # models of a picture, those of the largest medians; the table has all
 QUANTILES = {"p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95}
@@ -51,8 +47,8 @@ def norm_distributions(results: Results) -> Iterator[Drawing]:
     )
     for name, (group, table) in zip(names, drawn):
         run, hidden = group[0], len(table) - MAX_BOXES
-        facts = ", ".join([run_budget(run), *distinguishing_settings(run, groups)])
-        heading = f"{run['image_set']}, {run['threat']} (n = {run['images']}): {facts}"
+        budget = panel_budget(run, groups)
+        heading = f"{run['image_set']}, {run['threat']} (n = {run['images']}): {budget}"
         caption = (
             "Smallest perturbation found of each correctly classified image. Boxes: quartiles and "
             "median; whiskers: 5th to 95th percentile; colours: families. A norm that was not "
@@ -106,9 +102,7 @@ def draw_boxes(table: pd.DataFrame, norm: str, heading: str) -> Figure:
     ax.tick_params(axis="y", length=0)
     ax.invert_yaxis()
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter("{x:g}")
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(ax.xaxis)
     unit = " (1/255)" if norm == "Linf" else ""
     ax.set_xlabel(f"minimal {NORM_SYMBOLS.get(norm, norm)} norm{unit}, log scale")
     put_heading(figure, heading)

@@ -25,7 +25,7 @@ from alignment_security.analysis.results import (
     Results,
     describe_runs,
     group_finished,
-    run_budget,
+    panel_budget,
 )
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
@@ -35,7 +35,9 @@ from alignment_security.plots.style import (
     MAX_NAMED,
     PAGE_WIDTH,
     SMALL,
+    TITLE_LETTERS,
     Drawing,
+    axes_grid,
     largest_of_alike,
     legend_handles,
     model_styles,
@@ -43,14 +45,9 @@ from alignment_security.plots.style import (
     radius_axis,
     visible_style,
 )
-from alignment_security.records.comparable import (
-    comparable_settings,
-    distinguishing_settings,
-    run_folder,
-)
+from alignment_security.records.comparable import comparable_settings, run_folder
 
 MAX_LETTERS = 34  # of a model's name
-TITLE_LETTERS = 46  # in a line of a panel's title
 
 
 # ---- accuracy against eps ------------------------------------------------------------------------
@@ -78,8 +75,7 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
     for ax, group, table, end in zip(axes, groups, tables, ends):
         draw_curves(ax, table, styles, run_norm(group[0]), end)
         names = f"{', '.join(run_folder(group[0]))} (n = {group[0]['images']})"
-        facts = [run_budget(group[0]), *distinguishing_settings(group[0], groups)]
-        below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
+        below = textwrap.fill(panel_budget(group[0], groups), TITLE_LETTERS)
         ax.set_title(f"{names}\n{below}", loc="left")
     bands = "bands: 95 % Wilson intervals; " if len(styles) <= MAX_BANDS else ""
     caption = "\n".join(
@@ -171,18 +167,10 @@ def rank_change(results: Results) -> Iterator[Drawing]:
 def draw_rank_panels(pairs: list[ProtocolPair]) -> Figure:
     """A panel per pair of protocols, and a legend of families if names do not fit."""
     columns = min(2, len(pairs))
-    rows = -(-len(pairs) // columns)
     most = max(len(pair.models) for pair in pairs)
-    height = 0.9 + 0.13 * min(MAX_NAMED, most)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        layout="constrained",
-        figsize=(PAGE_WIDTH if columns > 1 else COLUMN_WIDTH, rows * height),
-    )
-    for ax in axes.flat[len(pairs) :]:
-        ax.set_axis_off()
+    height = -(-len(pairs) // columns) * (0.9 + 0.13 * min(MAX_NAMED, most))
+    width = PAGE_WIDTH if columns > 1 else COLUMN_WIDTH
+    figure, axes = axes_grid(len(pairs), columns, (width, height))
     styles = model_styles({model for pair in pairs for model in pair.models["model"]})
     if len(styles) > MAX_NAMED:
         ncols = 5 if columns > 1 else 3

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from alignment_security.analysis.feng2025 import count_range
 from alignment_security.analysis.record_tables import (
@@ -21,24 +20,25 @@ from alignment_security.analysis.results import (
     Results,
     describe_runs,
     group_finished,
-    run_budget,
+    panel_budget,
 )
 from alignment_security.plots.style import (
     MARKERS,
     MAX_NAMED,
     NORM_SYMBOLS,
     PAGE_WIDTH,
+    TITLE_LETTERS,
     Drawing,
     largest_of_alike,
     legend_handles,
     model_styles,
     panels,
+    plain_log_ticks,
     radius_axis,
 )
 from alignment_security.records.ceiling import other_ceiling_text
 from alignment_security.records.comparable import (
     comparable_settings,
-    distinguishing_settings,
     images_and_head,
     numbered,
 )
@@ -50,7 +50,6 @@ ESTIMATED = (
     " Of a screened record the accuracy is an estimate, and its interval that of what the full "
     "budget would give on the same images."
 )
-TITLE_LETTERS = 46  # in a line of a panel's title
 
 
 # ---- accuracy against eps ------------------------------------------------------------------------
@@ -100,9 +99,8 @@ def panel_title(run: dict, groups: list[list[dict]]) -> str:
     run      a run of the panel
     groups   the runs of all panels
     """
-    facts = [run_budget(run), *distinguishing_settings(run, groups)]
     threat = NORM_SYMBOLS.get(run["threat"], run["threat"])
-    below = textwrap.fill(", ".join(facts), TITLE_LETTERS)
+    below = textwrap.fill(panel_budget(run, groups), TITLE_LETTERS)
     return f"{run['image_set']}, {threat} (n = {run['images']})\n{below}"
 
 
@@ -178,9 +176,7 @@ def draw_protocols(table: pd.DataFrame) -> Figure:
     draw_protocol_means(norms, table, "l2")
     draw_protocol_means(alignments, table, "alignment")
     norms.set(xlabel="Perturbation Tolerance (L₂, log scale)", xscale="log")
-    norms.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    norms.xaxis.set_major_formatter("{x:g}")
-    norms.xaxis.set_minor_formatter(NullFormatter())
+    plain_log_ticks(norms.xaxis)
     alignments.set_xlabel("human alignment")
     handles, labels = norms.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

@@ -48,10 +48,6 @@ def page_part(kind: str) -> str:
 # ---- sections ------------------------------------------------------------------------------------
 
 
-def section_html(key: str, title: str, content: str) -> str:
-    return f'<section><h2 id="{key}">{escape(title)}</h2>\n{content}</section>'
-
-
 def picture_html(name: str, pictures: list[Picture]) -> str:
     """The place in which report.js draws some pictures; "" without any."""
     return f'<figure class="picture" data-pictures="{name}"></figure>' if pictures else ""
@@ -177,7 +173,7 @@ def write_report(results: Results, drawn: dict[str, list[Path]], folder: Path) -
         facts=escape(facts_of(results)),
         links=" ".join(f'<a href="#s{i}">{escape(title)}</a>' for i, title in enumerate(shown)),
         sections="\n".join(
-            section_html(f"s{i}", title, content)
+            f'<section><h2 id="s{i}">{escape(title)}</h2>\n{content}</section>'
             for i, (title, content) in enumerate(shown.items())
         ),
         pictures=pictures_json(pictures),

@@ -12,7 +12,7 @@ A picture is a dict:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -102,19 +102,29 @@ def tradeoff_note(table: NormTable) -> str:
 
 def norm_point(row: Any, board: Leaderboard, table: NormTable) -> dict[str, Any]:
     """A point of a row of a table of norms."""
-    key = board.rows.get((row.model, table.image_set, row.list_sha256), "")
+    low, high = row.alignment - row.alignment_sem, row.alignment + row.alignment_sem
+    x = row.pt, row.pt - row.pt_sem, row.pt + row.pt_sem
+    return point(row, board, table.image_set, x, (100 * row.alignment, 100 * low, 100 * high))
+
+
+def point(
+    row: Any, board: Leaderboard, image_set: str, x: Sequence[float], y: Sequence[float]
+) -> dict[str, Any]:
+    """A point of a row of a table, linked to its row of a leaderboard.
+
+    x, y   value, and the two ends of its bar
+    """
+    list_sha256 = row.list_sha256 if isinstance(row.list_sha256, str) else ""
     return {
         "model": row.model,
-        "x": row.pt,
-        "y": 100 * row.alignment,
-        "x_bar": bar(row.pt - row.pt_sem, row.pt + row.pt_sem),
-        "y_bar": bar(
-            100 * (row.alignment - row.alignment_sem), 100 * (row.alignment + row.alignment_sem)
-        ),
+        "x": x[0],
+        "y": y[0],
+        "x_bar": bar(*x[1:]),
+        "y_bar": bar(*y[1:]),
         "group": row.group,
         "family": row.family,
         "own": False,
-        "row": key,
+        "row": board.rows.get((row.model, image_set, list_sha256), ""),
     }
 
 
@@ -138,19 +148,9 @@ def accuracy_pictures(results: Results, board: Leaderboard) -> Iterator[Picture]
 
 def accuracy_point(row: Any, board: Leaderboard) -> dict[str, Any]:
     """A point of a row of a table of `accuracy_pairs`."""
-    list_sha256 = row.list_sha256 if isinstance(row.list_sha256, str) else ""
-    key = board.rows.get((row.model, row.image_set, list_sha256), "")
-    return {
-        "model": row.model,
-        "x": 100 * row.clean,
-        "y": 100 * row.robust,
-        "x_bar": bar(100 * row.clean_low, 100 * row.clean_high),
-        "y_bar": bar(100 * row.robust_low, 100 * row.robust_high),
-        "group": row.group,
-        "family": row.family,
-        "own": False,
-        "row": key,
-    }
+    x = [100 * share for share in (row.clean, row.clean_low, row.clean_high)]
+    y = [100 * share for share in (row.robust, row.robust_low, row.robust_high)]
+    return point(row, board, row.image_set, x, y)
 
 
 def axis(label: str, digits: int, is_log: bool = False) -> dict[str, Any]:

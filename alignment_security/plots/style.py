@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.collections import Collection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import UserError
@@ -26,6 +28,7 @@ LINE_HEIGHT = 0.16  # inches: a line of a legend
 LETTER_WIDTH = 0.062  # inches: a letter of 7 points, on average
 LONGEST_SHARE = 0.4  # of a column's width, that names of rows may take
 SMALL = 6  # points: the smallest letters
+TITLE_LETTERS = 46  # in a line of a panel's title
 DIVERGING, SEQUENTIAL = "RdBu_r", "viridis"  # colour maps
 EMPTY, GREY, DARK = "#D9D9D9", "#666666", "#222222"
 # the family OTHER is a light grey, which a line or a point on white is lost in
@@ -141,20 +144,35 @@ def radius_axis(ax: Axes, eps: Iterable[float], norm: str, end: float) -> None:
 def panels(count: int, legend: list[Line2D]) -> tuple[Figure, list[Axes]]:
     """`count` axes, one to a column or two to a page, above a legend of as many columns as fit."""
     width, columns = (COLUMN_WIDTH, 1) if count == 1 else (PAGE_WIDTH, 2)
-    rows = -(-count // columns)
     in_legend = legend_columns(legend, width) if legend else 1
-    legend_rows = -(-len(legend) // in_legend)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        layout="constrained",
-        figsize=(width, 2.3 * rows + 0.15 * legend_rows),
-    )
+    height = 2.3 * -(-count // columns) + 0.15 * -(-len(legend) // in_legend)
+    figure, axes = axes_grid(count, columns, (width, height))
     figure.legend(handles=legend, loc="outside lower center", ncols=in_legend)
+    return figure, list(axes.flat[:count])
+
+
+def axes_grid(
+    count: int, columns: int, size: tuple[float, float], **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """`count` axes in rows of so many, (rows, columns); places that are left over stay empty.
+
+    size      of the figure, inches
+    options   of plt.subplots
+    """
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, squeeze=False, layout="constrained", figsize=size, **options
+    )
     for ax in axes.flat[count:]:
         ax.set_axis_off()
-    return figure, list(axes.flat[:count])
+    return figure, axes
+
+
+def plain_log_ticks(axis: XAxis | YAxis) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade, without exponents."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def largest_of_alike(keys: Sequence[Hashable], values: Sequence[float]) -> list[float]:

@@ -31,16 +31,14 @@ IMAGES: dict[str, dict] = {
     VALIDATION: {"linestyle": ":", "marker": "."},
     ATTACKED: {"linestyle": "--", "marker": "v", "markersize": 3},
 }
-# label of a panel -> columns of log.csv -> images on which they are measured
-PANELS = {
-    "loss": {"loss": TRAIN_SET},
-    "accuracy (%)": {
-        "accuracy": TRAIN_SET,
-        "val_accuracy": VALIDATION,
-        "val_robust": ATTACKED,
-    },
-    "harmonizer's loss": {"harmonizer": TRAIN_SET},
-    "human alignment (% of ceiling)": {"val_alignment": VALIDATION},
+# column of log.csv -> label of its panel, images on which it is measured
+CURVES = {
+    "loss": ("loss", TRAIN_SET),
+    "accuracy": ("accuracy (%)", TRAIN_SET),
+    "val_accuracy": ("accuracy (%)", VALIDATION),
+    "val_robust": ("accuracy (%)", ATTACKED),
+    "harmonizer": ("harmonizer's loss", TRAIN_SET),
+    "val_alignment": ("human alignment (% of ceiling)", VALIDATION),
 }
 ALWAYS, LOSSES = ("loss", "accuracy (%)"), ("loss", "harmonizer's loss")
 Training = tuple[dict, pd.DataFrame]  # run file, learning curve
@@ -120,24 +118,20 @@ def draw_trainings(trainings: list[Training]) -> Figure:
     """Panels of loss and accuracy; of the harmonizer's loss and alignment if a training has it."""
     tables = {run["name"]: rows for run, rows in trainings}
     styles = training_styles(sorted(tables))
-    shown = {
-        label: columns
-        for label, columns in PANELS.items()
-        if label in ALWAYS
-        or any(has(rows, column) for rows in tables.values() for column in columns)
-    }
-    drawn = {
-        images
-        for columns in shown.values()
-        for column, images in columns.items()
+    known = {
+        column: curve
+        for column, curve in CURVES.items()
         if any(has(rows, column) for rows in tables.values())
     }
+    labels = dict.fromkeys([*ALWAYS, *(label for label, _ in known.values())])
     legend = [Line2D([], [], label=name, **style) for name, style in styles.items()]
-    if len(drawn) > 1:
-        dashes = {images: style for images, style in IMAGES.items() if images in drawn}
-        legend += [Line2D([], [], label=images, color=DARK, **dashes[images]) for images in dashes]
-    figure, axes = panels(len(shown), legend)
-    for ax, (label, columns) in zip(axes, shown.items()):
+    measured = {images for _, images in known.values()}
+    if len(measured) > 1:
+        drawn = [images for images in IMAGES if images in measured]
+        legend += [Line2D([], [], label=name, color=DARK, **IMAGES[name]) for name in drawn]
+    figure, axes = panels(len(labels), legend)
+    for ax, label in zip(axes, labels):
+        columns = {column: images for column, (of, images) in known.items() if of == label}
         for name, rows in tables.items():
             draw_columns(ax, rows, columns, styles[name], 100 if "%" in label else 1)
         ax.set(xlabel="epoch", ylabel=label)
