@@ -28,6 +28,7 @@ from alignment_security.images.image_sets import (
     DataError,
     ImageSet,
     checked_set,
+    synset_labels,
     synsets,
 )
 
@@ -62,11 +63,10 @@ def folder_set(
     folders = class_folders(root)
     classes = label_folders(root, folders, n_outputs, class_order)
     listing = list_images(root)
-    in_root = [path for path in listing.files if path.parent == root]
+    by_class, in_root = images_by_class(root, listing)
     # sorted by class first: a folder's name may sort otherwise with what is in it
-    rows = sorted((class_of(root, path), path) for path in listing.files if path.parent != root)
-    present = {folder for folder, _ in rows}
-    empty = [folder for folder in folders if folder not in present]
+    rows = [(folder, path) for folder in sorted(by_class) for path in by_class[folder]]
+    empty = [folder for folder in folders if folder not in by_class]
     left_out = [*in_root_note(root, in_root), *empty_note(root, empty)]
     return checked_set(
         name,
@@ -96,6 +96,15 @@ def class_folders(root: Path) -> list[str]:
 def list_images(root: Path) -> Listing:
     """Image files below a folder, sorted by path, and what is left out."""
     return list_files(root, lambda path: path.suffix.lower() in IMAGE_ENDINGS)
+
+
+def images_by_class(root: Path, listing: Listing) -> tuple[dict[str, list[Path]], list[Path]]:
+    """(class folder -> its images, the images in no class folder), each sorted by path."""
+    by_class: dict[str, list[Path]] = {}
+    for path in listing.files:
+        if path.parent != root:
+            by_class.setdefault(class_of(root, path), []).append(path)
+    return by_class, [path for path in listing.files if path.parent == root]
 
 
 def listing_notes(root: Path, listing: Listing) -> list[str]:
@@ -154,7 +163,7 @@ def implied_classes(root: Path, class_order: str | Path | None = None) -> int:
     """
     folders = class_folders(root)
     if class_order is None:
-        return IMAGENET_CLASSES if set(folders) <= {*synsets()} else len(folders)
+        return IMAGENET_CLASSES if set(folders) <= synset_labels().keys() else len(folders)
     if class_order not in SORT_KEYS and Path(class_order).is_file():
         return sum(bool(line.strip()) for line in text_lines(Path(class_order)))
     return len(folders)
@@ -162,9 +171,8 @@ def implied_classes(root: Path, class_order: str | Path | None = None) -> int:
 
 def _other_count(root: Path, folders: list[str], n_outputs: int) -> str:
     """Why folders are not the classes of a model with n_outputs, and what helps."""
-    files = list_images(root).files
-    present = {class_of(root, path) for path in files if path.parent != root}
-    empty = [name for name in folders if name not in present]
+    by_class, _ = images_by_class(root, list_images(root))
+    empty = [name for name in folders if name not in by_class]
     emptied = f"; {len(empty)} hold no image ({', '.join(empty[:MAX_NAMED])})" if empty else ""
     return (
         f"{root}: {len(folders)} class folders, and the model has {n_outputs} outputs: their "
@@ -176,7 +184,7 @@ def _other_count(root: Path, folders: list[str], n_outputs: int) -> str:
 
 def _imagenet_labels(root: Path, folders: list[str]) -> ClassLabels:
     """Labels of folders named by synset, or by class from 0 to 999. Raises DataError."""
-    by_synset = {synset: label for label, synset in enumerate(synsets())}
+    by_synset = synset_labels()
     by_number = {str(label): label for label in range(IMAGENET_CLASSES)}
     if folders and all(name in by_synset for name in folders):
         return ClassLabels({name: by_synset[name] for name in folders})

@@ -5,6 +5,7 @@ ClickMe: Linsley et al. 2019; the data set as published by Fel et al. 2022.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,14 +14,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 
 from alignment_security.common.file_kinds import foreign_kind
 from alignment_security.common.files import reading
 from alignment_security.common.folders import left_by_tools_note, list_files, not_wanted_note
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.common.torch_files import TORCH_FILE_ERRORS, error_reason, load_torch_file
-from alignment_security.images.decoding import decode_bytes
+from alignment_security.images.decoding import decode_image
 from alignment_security.images.image_sets import DataError, ImageSet, checked_set
 
 PAIR_LIST = "big12.txt"  # that dataloading.py clickme_big12 writes beside pairs
@@ -151,7 +151,7 @@ def decode_feature(data: bytes, channels: int, where: str) -> np.ndarray:
 
 def _decode_jpeg(data: bytes, channels: int, where: str) -> np.ndarray:
     """uint8 (H, W, channels)."""
-    image = decode_bytes(data, where).convert("RGB" if channels == 3 else "L")
+    image = decode_image(io.BytesIO(data), where).convert("RGB" if channels == 3 else "L")
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
@@ -300,8 +300,3 @@ def clickme_sample(images: ImageSet, i: int) -> ClickMeSample:
         heatmap=heatmap[..., 0].astype(np.float32),
         label=example["label"],
     )
-
-
-def clickme_image(images: ImageSet, i: int) -> Image.Image:
-    """Image i of a ClickMe set as an RGB image. Raises DataError."""
-    return Image.fromarray(clickme_sample(images, i).image)

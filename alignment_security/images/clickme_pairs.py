@@ -36,16 +36,11 @@ def big12_or_pairs(root: Path) -> ImageSet:
     A folder of ClickMe's files, as `clickme_big12` or Feng 2025's code makes it, is taken whole,
     with its human maps. Labels are ImageNet's 1000. Raises DataError.
     """
-    if not holds_clickme(root):
+    if not any(map(is_clickme_file, visible(root))):
         return big12_set(root)
     images = pairs_by_superclass(clickme_set(root))
     check_pair_list(images, root / PAIR_LIST)
     return images
-
-
-def holds_clickme(root: Path) -> bool:
-    """Whether a folder has files of ClickMe in it."""
-    return any(map(is_clickme_file, visible(root)))
 
 
 def pairs_by_superclass(images: ImageSet) -> ImageSet:

@@ -17,12 +17,7 @@ from torchvision.transforms import functional
 from alignment_security.common.seeds import seed_from_text
 from alignment_security.common.settings import IMAGENET_CLASSES, SEVERITIES
 from alignment_security.images.class_folders import class_folders, folder_set
-from alignment_security.images.image_sets import (
-    Corruption,
-    DataError,
-    ImageSet,
-    synsets,
-)
+from alignment_security.images.image_sets import Corruption, DataError, ImageSet, synset_labels
 from alignment_security.images.imagenet import imagenet_folders
 from alignment_security.images.imagenet_c import MADE_HERE
 
@@ -77,7 +72,7 @@ def _tiny_imagenet(name: str, folder: Path) -> ImageSet:
             f"{folder}: {len(classes)} class folders, Tiny-ImageNet-C has "
             f"{TINY_IMAGENET_CLASSES}; extract it again"
         )
-    index = {synset: i for i, synset in enumerate(synsets())}
+    index = synset_labels()
     return replace(images, restrict_to=tuple(sorted(index[synset] for synset in classes)))
 
 
@@ -124,15 +119,11 @@ def corrupt(image: Image.Image, corruption: Corruption, image_id: str) -> Image.
     centre crop of 224, corruption, JPEG of quality 85. The noise depends on (seed, image_id) only.
     """
     crop = functional.center_crop(functional.resize(image, IMAGENET_C_SIZE), IMAGENET_C_CROP)
-    corrupted = _corrupt_pixels(np.asarray(crop), corruption, _noise_seed(corruption, image_id))
+    seed = seed_from_text(f"{corruption.seed}:{image_id}", n_bytes=4)
+    corrupted = _corrupt_pixels(np.asarray(crop), corruption, seed)
     file = io.BytesIO()
     Image.fromarray(corrupted).save(file, "JPEG", quality=IMAGENET_C_QUALITY, optimize=True)
     return Image.open(file).convert("RGB")
-
-
-def _noise_seed(corruption: Corruption, image_id: str) -> int:
-    """A 32-bit seed from the seed of the corruption and the image."""
-    return seed_from_text(f"{corruption.seed}:{image_id}", n_bytes=4)
 
 
 def _corrupt_pixels(pixels: np.ndarray, corruption: Corruption, seed: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import warnings
 from functools import cache
 from pathlib import Path
@@ -82,11 +81,6 @@ def check_size(image: Image.Image, where: str) -> None:
             f"{where}: {size}, one side more than {MAX_ASPECT} times the other; it is no "
             "photograph, or crop it first"
         )
-
-
-def decode_bytes(data: bytes, where: str) -> Image.Image:
-    """As decode_image, for the bytes of a file."""
-    return decode_image(io.BytesIO(data), where)
 
 
 @cache

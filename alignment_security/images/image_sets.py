@@ -253,6 +253,11 @@ def synsets() -> list[str]:
     return ImageNetInfo("imagenet-1k").label_names()
 
 
+def synset_labels() -> dict[str, int]:
+    """{synset: label} of ImageNet's 1000 classes."""
+    return {synset: label for label, synset in enumerate(synsets())}
+
+
 # ---- folders -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from alignment_security.common.tables import read_table
 from alignment_security.common.text import printable_name, read_text, text_lines
 from alignment_security.images.class_folders import (
     class_folders,
+    images_by_class,
     in_root_note,
     list_images,
     listing_notes,
@@ -22,6 +23,7 @@ from alignment_security.images.image_sets import (
     ImageSet,
     checked_set,
     read_image_list,
+    synset_labels,
     synsets,
 )
 from alignment_security.images.labels import real_correct
@@ -60,17 +62,13 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
             "a subset goes under another --dataset name"
         )
     listing = list_images(root)
-    in_root = [path for path in listing.files if path.parent == root]
-    files_of: dict[str, list[Path]] = {synset: [] for synset in want}
-    for path in listing.files:
-        if path.parent != root:
-            files_of[path.relative_to(root).parts[0]].append(path)
-    empty = [synset for synset in want if not files_of[synset]]
+    by_class, in_root = images_by_class(root, listing)
+    empty = [synset for synset in want if synset not in by_class]
     if empty:
         raise DataError(
             f"{root / empty[0]}: no images ({len(empty)} empty synset folders); copy the set again"
         )
-    files = [(path, label) for label, synset in enumerate(want) for path in files_of[synset]]
+    files = [(path, label) for label, synset in enumerate(want) for path in by_class[synset]]
     files.sort(key=lambda row: row[0].name)
     _refuse_training_images(root, name, [path.name for path, _ in files])
     return checked_set(
@@ -173,10 +171,6 @@ def read_ground_truth(path: Path, names: list[str]) -> dict[str, int]:
     return _read_devkit(path, names)
 
 
-def _class_index() -> dict[str, int]:
-    return {synset: i for i, synset in enumerate(synsets())}
-
-
 def _labels_of_lines(path: Path, lines: Iterable[tuple[int, str, int]]) -> dict[str, int]:
     """{file name: class index} of (line, file name, class index). Raises DataError."""
     label_of: dict[str, int] = {}
@@ -191,7 +185,7 @@ def _labels_of_lines(path: Path, lines: Iterable[tuple[int, str, int]]) -> dict[
 
 def _kaggle_lines(path: Path) -> Iterator[tuple[int, str, int]]:
     """The solution file: ImageId, and boxes `synset x y x y` in PredictionString."""
-    index = _class_index()
+    index = synset_labels()
     table = read_table(path, KAGGLE_COLUMNS, "download Kaggle's LOC_val_solution.csv again")
     for number, (name, boxes) in enumerate(table[KAGGLE_COLUMNS].to_numpy(), start=2):
         synset = boxes.partition(" ")[0]
@@ -218,7 +212,7 @@ def _read_devkit(path: Path, names: list[str]) -> dict[str, int]:
     ids = read_text(path).split()
     if len(ids) != len(names):
         raise DataError(f"{path}: {len(ids)} labels for {len(names)} images")
-    index = _class_index()
+    index = synset_labels()
     synset_of = devkit_synsets(path.parent / "meta.mat")
     label_of = {
         str(number): index[synset] for number, synset in synset_of.items() if synset in index

@@ -13,7 +13,7 @@ from timm.data import RealLabelsImagenet
 
 from alignment_security.common.files import UserError
 from alignment_security.common.text import read_text
-from alignment_security.images.image_sets import DataError, synsets
+from alignment_security.images.image_sets import DataError, synset_labels
 
 VALIDATION_IMAGES = 50_000
 ACCEPTED_MARKS = ("correct", "unclear")
@@ -61,7 +61,7 @@ def read_multilabels(path: Path) -> dict[str, frozenset[int]]:
 
 def _parse_annotations(loaded: dict) -> dict[str, frozenset[int]]:
     """{file name: accepted classes} from the content of the annotation file."""
-    index = {synset: i for i, synset in enumerate(synsets())}
+    index = synset_labels()
     accepted = {}
     for name, marks in loaded["initial_annots"].items():
         if not name.startswith("ILSVRC2012_val_") or name in loaded["problematic_images"]:

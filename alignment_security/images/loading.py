@@ -17,7 +17,7 @@ from alignment_security.common.files import UserError, reading
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.images.class_folders import folder_set
-from alignment_security.images.clickme import clickme_image, clickme_set, is_clickme
+from alignment_security.images.clickme import clickme_sample, clickme_set, is_clickme
 from alignment_security.images.clickme_pairs import big12_or_pairs
 from alignment_security.images.corruptions import corrupt, corruption_set, with_corruption
 from alignment_security.images.decoded import DECODED, image_key
@@ -123,7 +123,10 @@ def load_photograph(images: ImageSet, i: int) -> Image.Image:
 
     Raises DataError.
     """
-    image = clickme_image(images, i) if is_clickme(images) else read_image(images.paths[i])
+    if is_clickme(images):
+        image = Image.fromarray(clickme_sample(images, i).image)
+    else:
+        image = read_image(images.paths[i])
     if images.border:
         image = ImageOps.crop(image, images.border)
     if images.corruption and images.corruption.source != "folder":
