@@ -68,11 +68,6 @@ def joined_models(norms: NormTable, scores: pd.DataFrame) -> pd.DataFrame:
     return join_scores(scores, norms.rows[columns])[0]
 
 
-def join_facts(joined: pd.DataFrame) -> pd.DataFrame:
-    """JOIN_COLUMNS of `joined_models`, a row per model, for the table of a figure."""
-    return joined[["source", *JOIN_COLUMNS]].sort_values("model", ignore_index=True)
-
-
 # ---- robust accuracy against norms ---------------------------------------------------------------
 
 

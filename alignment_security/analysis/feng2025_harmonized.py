@@ -53,9 +53,14 @@ def paired_test(pairs: pd.DataFrame, measure: str) -> dict[str, float]:
     """
     public = pairs.dropna(subset=["model"])
     means = public.groupby("net")[[f"{measure}_harmonized", measure]].mean()
-    difference = means[f"{measure}_harmonized"] - means[measure]
-    p = stats.wilcoxon(difference).pvalue if len(difference) >= FEWEST else np.nan
-    return {"difference": difference.mean(), "p": p, "n": len(difference)}
+    return signed_rank_test((means[f"{measure}_harmonized"] - means[measure]).to_numpy())
+
+
+def signed_rank_test(difference: np.ndarray) -> dict[str, float]:
+    """Wilcoxon's test of paired differences (n,): their mean, p (nan below FEWEST), and n."""
+    n = len(difference)
+    p = stats.wilcoxon(difference).pvalue if n >= FEWEST and difference.any() else np.nan
+    return {"difference": difference.mean() if n else np.nan, "p": p, "n": n}
 
 
 # ---- our records ---------------------------------------------------------------------------------
@@ -106,7 +111,4 @@ def image_test(first: pd.DataFrame, second: pd.DataFrame, column: str) -> dict[s
         good = rows[(rows["clean_correct"] == 1) & (rows["success"] == 1)]
         values.append(good.set_index("image_id")[column].astype(float))
     pair = pd.concat(values, axis=1, join="inner").dropna().to_numpy()
-    difference = pair[:, 0] - pair[:, 1]
-    n = len(difference)
-    p = stats.wilcoxon(difference).pvalue if n >= FEWEST and difference.any() else np.nan
-    return {"difference": difference.mean() if n else np.nan, "p": p, "n": n}
+    return signed_rank_test(pair[:, 0] - pair[:, 1])

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from alignment_security.common.text import printable_name, some_of
 
@@ -65,17 +65,16 @@ def visible(folder: Path) -> list[Path]:
 
 def glob_visible(root: Path, pattern: str) -> list[Path]:
     """`root.glob(pattern)`, sorted, without what tools left anywhere below `root`."""
-    found = Path(root).glob(pattern)
-    return sorted(path for path in found if not _has_tool_part(path.relative_to(root)))
+    return sorted(
+        path
+        for path in Path(root).glob(pattern)
+        if not any(map(is_left_by_tools, path.relative_to(root).parts))
+    )
 
 
 def every_file(root: Path) -> list[Path]:
     """All files below a folder, sorted, hidden ones too: of caches, which are hidden folders."""
     return sorted(path for path in root.rglob("*") if path.is_file())
-
-
-def _has_tool_part(path: PurePath) -> bool:
-    return any(is_left_by_tools(part) for part in path.parts)
 
 
 @dataclass(frozen=True)

@@ -162,22 +162,16 @@ class ImageSet:
     @property
     def facts(self) -> dict:
         """For the run file: what changes a verdict besides the list. Empty for plain sets."""
-        found: dict = {}
-        if self.corruption:
-            found["corruption"] = vars(self.corruption).copy()
-        if self.restrict_to:
-            found["restricted_to"] = len(self.restrict_to)
-        if self.merged:
-            found["merged_classes"] = [list(classes) for classes in self.merged]
-        if self.border:
-            found["border"] = self.border
-        if self.cropped:
-            found["crop_pct"] = 1.0
-        if self.class_order:
-            found["class_order"] = self.class_order
-        if self.subset:
-            found["subset"] = self.subset
-        return found
+        facts = {
+            "corruption": vars(self.corruption).copy() if self.corruption else None,
+            "restricted_to": len(self.restrict_to),
+            "merged_classes": [list(classes) for classes in self.merged],
+            "border": self.border,
+            "crop_pct": 1.0 if self.cropped else None,
+            "class_order": self.class_order,
+            "subset": self.subset,
+        }
+        return {name: value for name, value in facts.items() if value}
 
     def take(self, rows: Iterable[int]) -> ImageSet:
         """The images at these positions, in this order."""

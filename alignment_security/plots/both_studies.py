@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from alignment_security.analysis.both_studies import (
+    JOIN_COLUMNS,
     RobustPair,
     benchmark_table,
-    join_facts,
     joined_models,
     robust_pairs,
     without_partner,
@@ -99,7 +99,7 @@ def brainscore_vs_tolerance(results: Results) -> Iterator[Drawing]:
         caption = benchmarks_caption(table, rows, origin)
         if few:
             caption += f"\nToo few models with scores: {few}."
-        models = join_facts(joined_models(table, scores))
+        models = joined_models(table, scores)[["source", *JOIN_COLUMNS]].sort_values("model")
         numbers = pd.concat([rows, models], ignore_index=True)
         yield f"brainscore_vs_tolerance{name}", draw_benchmarks(rows), numbers, caption
 

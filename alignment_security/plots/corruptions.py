@@ -37,6 +37,13 @@ from alignment_security.records.comparable import corruption_settings, numbered
 MOST_COLUMNS = 4  # of panels
 CELL_WIDTH = 0.33  # inches: a cell of a heat map with its number, at least
 
+
+def corrupted_runs(results: Results) -> list[list[dict]]:
+    """The finished runs on corrupted images, by image set and settings."""
+    runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
+    return group_finished(runs, ("clean",), corruption_settings)
+
+
 # ---- error under each corruption -----------------------------------------------------------------
 
 
@@ -46,10 +53,9 @@ def corruption_errors(results: Results) -> Iterator[Drawing]:
     A figure per image set, settings and set of severities, a row per model: a mean over severity 3
     is not beside one over all five.
     """
-    runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
     tables = [
         table
-        for group in group_finished(runs, ("clean",), corruption_settings)
+        for group in corrupted_runs(results)
         for table in tables_by_severities(corruption_table(group))
     ]
     names = [f"corruption_errors_{table['image_set'].iat[0]}" for table in tables]
@@ -129,11 +135,7 @@ def accuracy_vs_severity(results: Results) -> Iterator[Drawing]:
 
     A figure per image set and settings, of the types that were run at two severities or more.
     """
-    runs = [run for run in results.runs if run["threat"].startswith("corruptions-")]
-    groups = [
-        (group, severity_table(group))
-        for group in group_finished(runs, ("clean",), corruption_settings)
-    ]
+    groups = [(group, severity_table(group)) for group in corrupted_runs(results)]
     groups = [(group, table) for group, table in groups if len(table)]
     names = numbered([f"accuracy_vs_severity_{group[0]['image_set']}" for group, _ in groups])
     for name, (group, table) in zip(names, groups):

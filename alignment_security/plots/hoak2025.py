@@ -53,6 +53,13 @@ def short_benchmark(benchmark: str) -> str:
     return re.sub(r"^([a-z]+\.|Marques2020_)", "", benchmark).replace("_", " ")
 
 
+def drawing_of(
+    study: Study, kind: str, figure: Figure | None, table: pd.DataFrame, caption: str
+) -> Drawing:
+    """A figure or table of a study, named after it; its facts end the caption."""
+    return f"{kind}{study.name}", figure, table, f"{caption}\n{study.facts}"
+
+
 # ---- alignment against robustness ----------------------------------------------------------------
 
 
@@ -150,12 +157,7 @@ def tsne_plot(results: Results) -> Iterator[Drawing]:
             f"{COMPARABLE:.0%} of the rest; from a panel, models that were not attacked at its "
             "eps. Axes have no unit."
         )
-        yield (
-            f"tsne_plot{study.name}",
-            draw_tsne(study, table),
-            table.reset_index(),
-            f"{caption}\n{study.facts}",
-        )
+        yield drawing_of(study, "tsne_plot", draw_tsne(study, table), table.reset_index(), caption)
 
 
 def draw_tsne(study: Study, table: pd.DataFrame) -> Figure:

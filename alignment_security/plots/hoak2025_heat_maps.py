@@ -20,7 +20,7 @@ from alignment_security.analysis.hoak2025 import (
 from alignment_security.analysis.hoak2025_accuracies import CLEAN_OUTCOME
 from alignment_security.analysis.hoak2025_statistics import correlation_table
 from alignment_security.analysis.results import Results
-from alignment_security.plots.hoak2025 import NEEDED_DATA, short_benchmark
+from alignment_security.plots.hoak2025 import NEEDED_DATA, drawing_of, short_benchmark
 from alignment_security.plots.style import (
     DIVERGING,
     GREY,
@@ -46,12 +46,8 @@ def robust_only_correlation(results: Results) -> Iterator[Drawing]:
             "both (right of each row; where it differs, the smallest). "
             + correction(table["family_q"])
         )
-        yield (
-            f"robust_only_correlation{study.name}",
-            heat_map(study, table, "rho", "family_q", "n"),
-            table,
-            f"{caption}\n{study.facts}",
-        )
+        figure = heat_map(study, table, "rho", "family_q", "n")
+        yield drawing_of(study, "robust_only_correlation", figure, table, caption)
 
 
 def partial_correlation(results: Results) -> Iterator[Drawing]:
@@ -69,12 +65,8 @@ def partial_correlation(results: Results) -> Iterator[Drawing]:
             "clean accuracy on the same images, over the models that have all three. "
             + correction(table["partial_family_q"])
         )
-        yield (
-            f"partial_correlation{study.name}",
-            heat_map(study, table, "partial_rho", "partial_family_q", "partial_n"),
-            table,
-            f"{caption}\n{study.facts}",
-        )
+        figure = heat_map(study, table, "partial_rho", "partial_family_q", "partial_n")
+        yield drawing_of(study, "partial_correlation", figure, table, caption)
 
 
 def correction(q: pd.Series) -> str:

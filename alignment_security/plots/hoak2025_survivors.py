@@ -28,7 +28,7 @@ from alignment_security.analysis.hoak2025_statistics import (
 from alignment_security.analysis.results import Results
 from alignment_security.analysis.statistics import RESAMPLES
 from alignment_security.models.families import FAMILIES
-from alignment_security.plots.hoak2025 import NEEDED_DATA, short_benchmark
+from alignment_security.plots.hoak2025 import NEEDED_DATA, drawing_of, short_benchmark
 from alignment_security.plots.style import (
     GREY,
     LINE_HEIGHT,
@@ -124,12 +124,7 @@ def survivors_forest(results: Results) -> Iterator[Drawing]:
             "Diamond: partial correlation given clean accuracy. What is selected for being large "
             "tends to be smaller on new models."
         )
-        yield (
-            f"survivors_forest{study.name}",
-            draw_forest(study, rows),
-            rows,
-            f"{caption}\n{study.facts}",
-        )
+        yield drawing_of(study, "survivors_forest", draw_forest(study, rows), rows, caption)
 
 
 def draw_forest(study: Study, rows: pd.DataFrame) -> Figure:
@@ -189,12 +184,8 @@ def leave_one_family_out(results: Results) -> Iterator[Drawing]:
             "of models left out in turn (a dot each; Other: one of the small families, in the "
             f"table by name). {counted}"
         )
-        yield (
-            f"leave_one_family_out{study.name}",
-            draw_left_out_panels(study, rows, table),
-            table,
-            f"{caption}\n{study.facts}",
-        )
+        figure = draw_left_out_panels(study, rows, table)
+        yield drawing_of(study, "leave_one_family_out", figure, table, caption)
 
 
 def draw_left_out_panels(study: Study, rows: pd.DataFrame, table: pd.DataFrame) -> Figure:
@@ -247,12 +238,7 @@ def variance_explained(results: Results) -> Iterator[Drawing]:
             "its penalty chosen and missing scores set to the benchmark's median within each "
             f"training part; benchmarks known of at least {COMPARABLE:.0%} of the models."
         )
-        yield (
-            f"variance_explained{study.name}",
-            draw_explained(study, table),
-            table,
-            f"{caption}\n{study.facts}",
-        )
+        yield drawing_of(study, "variance_explained", draw_explained(study, table), table, caption)
 
 
 def draw_explained(study: Study, table: pd.DataFrame) -> Figure:

@@ -14,7 +14,7 @@ from alignment_security.analysis.hoak2025_statistics import (
     robust_correlations,
 )
 from alignment_security.analysis.results import Results
-from alignment_security.plots.hoak2025 import NEEDED_DATA, short_benchmark
+from alignment_security.plots.hoak2025 import NEEDED_DATA, drawing_of, short_benchmark
 from alignment_security.plots.style import Drawing
 
 LISTED = 10  # benchmarks of each sign
@@ -31,7 +31,7 @@ def regression_table(results: Results) -> Iterator[Drawing]:
             "unseen models (ten folds, five times) and families (ten folds), p of the slope, and p "
             "with a random intercept per family."
         )
-        yield f"regression_table{study.name}", None, rows, f"{caption}\n{study.facts}"
+        yield drawing_of(study, "regression_table", None, rows, caption)
 
 
 def benchmark_table(results: Results) -> Iterator[Drawing]:
@@ -60,10 +60,9 @@ def benchmark_table(results: Results) -> Iterator[Drawing]:
             f"Spearman's correlation with accuracy at {study.label(largest)}: the strongest "
             "benchmarks of either sign, with bootstrap intervals over models and over families. "
             "q: with a random intercept per family. "
-            f"{ranked_benchmarks(study)[1]} Given clean: partial correlation given clean "
-            f"accuracy.\n{study.facts}"
+            f"{ranked_benchmarks(study)[1]} Given clean: partial correlation given clean accuracy."
         )
-        yield f"benchmark_table{study.name}", None, shown, caption
+        yield drawing_of(study, "benchmark_table", None, shown, caption)
 
 
 def interval(low: pd.Series, high: pd.Series) -> list[str]:

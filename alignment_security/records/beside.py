@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import glob
 from pathlib import Path
-from typing import Any
 
 from alignment_security.common.files import safe_file_name
 from alignment_security.common.folders import glob_visible
@@ -50,16 +49,14 @@ def settings_beside(folder: Path, model: str, settings: dict, apart: set[str]) -
         return {}
     beside = differing(first["settings"], settings, apart)
     named = {name: value for name, value in beside.items() if name not in DERIVED} or beside
-    named = {name: in_a_name(value) for name, value in named.items()}
+    named = {
+        name: "-".join(map(str, value)) if isinstance(value, list) else value
+        for name, value in named.items()
+    }
     number = 2
     while record_stem(model, named) in runs:
         named, number = named | {"record": number}, number + 1
     return named
-
-
-def in_a_name(value: Any) -> Any:
-    """A setting as it stands in a record's name: `apgd-ce-apgd-t` of a list."""
-    return "-".join(map(str, value)) if isinstance(value, list) else value
 
 
 def differing(old: dict, new: dict, apart: set[str]) -> dict:
