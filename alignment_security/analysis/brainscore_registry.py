@@ -134,18 +134,7 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
     }
     for path in glob_visible(package / "models", "*/__init__.py"):
         plugin = path.parent
-        found: list[tuple[Any, int, str]] = []
-        timm: dict[str, str] = {}
-        try:
-            with limited_steps():
-                tree = parse_file(path)
-                for row in registered(tree, definitions(tree, plugin)):
-                    found.append(row)
-                if not found:
-                    report["plugins_without_keys"].append(plugin.name)
-                timm = timm_names(plugin, [key for key, _, _ in found])
-        except UNREADABLE_PLUGIN as error:
-            report["files_not_parsed"].append(f"{plugin.name}: {error}")
+        found, timm = read_plugin(path, report)
         for key, line, source in found:
             if key is UNKNOWN:
                 unresolved = {"plugin": plugin.name, "line": line, "key": source}
@@ -156,6 +145,26 @@ def read_registry(package: Path) -> tuple[pd.DataFrame, dict]:
     if not rows:
         raise UserError(f"{package / 'models'}: no plugin there registers a model: {INSTALL}")
     registry = pd.DataFrame(rows, columns=[*NAME_COLUMNS, INPUT_COLUMN])
-    repeated = registry["model_registry_name"].duplicated(keep=False)
+    repeated = registry[REGISTRY_NAME].duplicated(keep=False)
     repeated_keys = registry.loc[repeated, NAME_COLUMNS[:2]].to_dict("records")
     return registry, report | {"repeated_keys": repeated_keys}
+
+
+def read_plugin(
+    path: Path, report: dict[str, list]
+) -> tuple[list[tuple[Any, int, str]], dict[str, str]]:
+    """What `registered` and `timm_names` find in a plugin; `report` gets what cannot be read."""
+    plugin = path.parent
+    found: list[tuple[Any, int, str]] = []  # of an unreadable plugin, the keys before the error
+    timm: dict[str, str] = {}
+    try:
+        with limited_steps():
+            tree = parse_file(path)
+            for row in registered(tree, definitions(tree, plugin)):
+                found.append(row)
+            if not found:
+                report["plugins_without_keys"].append(plugin.name)
+            timm = timm_names(plugin, [key for key, _, _ in found])
+    except UNREADABLE_PLUGIN as error:
+        report["files_not_parsed"].append(f"{plugin.name}: {error}")
+    return found, timm

@@ -30,9 +30,8 @@ from alignment_security.records.summary import SUMMARY_NAME, read_summary_table
 from alignment_security.records.summary_rows import attacked_size, size_text
 
 REQUIRED_COLUMNS = ["model", "threat", "image_set", "protocol", "attack", "n", "clean_acc"]
-SUMMARY_NUMBERS = [
-    "n",
-    "clean_acc",
+SUMMARY_COLUMNS = [
+    *REQUIRED_COLUMNS,
     "eps",
     "robust",
     "robust_acc",
@@ -49,9 +48,13 @@ SUMMARY_NUMBERS = [
     "n_norm",
     "n_alignment",
     "partial",
+    "weights",
+    "weights_sha256",
+    "group",
+    "size",
+    "head",
+    "list_sha256",
 ]
-PROVENANCE_COLUMNS = ["weights", "weights_sha256", "group", "size", "head", "list_sha256"]
-SUMMARY_COLUMNS = list(dict.fromkeys([*REQUIRED_COLUMNS, *SUMMARY_NUMBERS, *PROVENANCE_COLUMNS]))
 
 
 class NothingToDraw(Exception):

@@ -130,7 +130,7 @@ def report_error(error: UserError | OSError, written_dir: str | Path | None = No
     elif error.errno in LIMIT_ERRORS:
         status, text = FAILED, f"{reason}; a limit of this machine (see ulimit -a) is reached"
     elif isinstance(error, FileNotFoundError):
-        status, text = WRONG_REQUEST, f"{reason}"
+        status, text = WRONG_REQUEST, reason
     else:
         raise error
     print_line(f"error: {place}: {text}", sys.stderr)

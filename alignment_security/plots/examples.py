@@ -237,11 +237,13 @@ def perturbation_map(cell: dict) -> Picture:
         return cell["verdict"], ""
     size = np.abs(cell["delta"].astype(float)).max(axis=2)
     verdict = cell["verdict"].replace("→ ", "→\n")
-    below = f"{verdict}\n{size_text(cell)}"
+    return map_colours(size), f"{verdict}\n{', '.join(norm_and_alignment(cell))}"
+
+
+def norm_and_alignment(cell: dict) -> list[str]:
+    """The norm of a perturbation, and its alignment if it has one, as texts."""
     alignment = cell.get("human_alignment", np.nan)
-    if np.isfinite(alignment):
-        below += f", r = {alignment:z.2f}"
-    return map_colours(size), below
+    return [size_text(cell), *([f"r = {alignment:z.2f}"] if np.isfinite(alignment) else [])]
 
 
 EVALUATE = (

@@ -39,7 +39,7 @@ from alignment_security.plots.examples import (
     figure_name,
     means_text,
     model_facts,
-    size_text,
+    norm_and_alignment,
 )
 from alignment_security.plots.feng2025 import scatter
 from alignment_security.plots.feng2025_style import (
@@ -82,10 +82,7 @@ def perturbation_overlay(cell: dict) -> Picture:
     if "delta" not in cell:
         return cell["verdict"], ""
     size = np.abs(cell["delta"].astype(float)).max(axis=2)
-    below = size_text(cell)
-    alignment = cell.get("human_alignment", np.nan)
-    if np.isfinite(alignment):
-        below += f"\nr = {alignment:z.2f}"
+    below = "\n".join(norm_and_alignment(cell))
     return overlay(cell["image"], size, OVERLAY_BLUR), below
 
 

@@ -5,6 +5,7 @@ Nothing is pooled: another slice, head, seed, budget or list of images is anothe
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -92,7 +93,8 @@ def comparable_runs(
         largest = max(of_table.values(), key=len)
         first = largest[0]
         kept |= {path: runs[path] for path in largest}
-        for path in (path for group in of_table.values() if group is not largest for path in group):
+        others = [group for group in of_table.values() if group is not largest]
+        for path in itertools.chain.from_iterable(others):
             difference = first_difference(settings[first], settings[path])
             left_out[path] = (
                 f"{path}: not comparable with {first.name}, whose settings differ ({difference}); "
