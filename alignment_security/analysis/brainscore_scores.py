@@ -181,11 +181,7 @@ def merge_leaderboard(
         "plugin_inputs": inputs[inputs != ""].to_dict(),
         "benchmarks": cell_counts(merged[benchmarks], facts["shape"]),
     }
-    write_atomic(Path(results_dir) / NAMES_FILE, registry.to_csv(index=False, lineterminator="\n"))
-    write_atomic(folder / f"{MERGED_SCORES}.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_atomic(
-        folder / f"{MERGED_SCORES}.json", json.dumps(sidecar, indent=1, ensure_ascii=False) + "\n"
-    )
+    write_merge(Path(results_dir), registry, table, sidecar)
     print(
         f"{path.name}: {len(table)} of {len(registry)} registered models have scores on "
         f"{len(benchmarks)} columns: {counted_benchmarks(benchmarks)}; what did not join: "
@@ -194,6 +190,15 @@ def merge_leaderboard(
     if parents := facts.get("unknown_parents"):
         print(f"left out: {len(parents)} averages that are new ({', '.join(parents)})")
     return table
+
+
+def write_merge(folder: Path, registry: pd.DataFrame, scores: pd.DataFrame, facts: dict) -> None:
+    """Write the names of registered models, the scores of those that have some, and the facts."""
+    path = folder / SCORES_FOLDER / f"{MERGED_SCORES}.csv"
+    text = json.dumps(facts, indent=1, ensure_ascii=False)
+    write_atomic(folder / NAMES_FILE, registry.to_csv(index=False, lineterminator="\n"))
+    write_atomic(path, scores.to_csv(index=False, lineterminator="\n"))
+    write_atomic(path.with_suffix(".json"), f"{text}\n")
 
 
 def counted_benchmarks(columns: list[str]) -> str:

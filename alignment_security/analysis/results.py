@@ -109,17 +109,9 @@ def load_results(
             runs.append(read_run_file(path) | {"csv": path.with_suffix(".csv")})
         except UserError as error:
             problems.append(str(error))
-    for option, key, names in (
-        ("--models", "model", models),
-        ("--image_set", "image_set", image_sets),
-        ("--threat", "threat", threats),
-    ):
-        recorded = sorted({run[key] for run in runs})
-        unknown = sorted(set(names or []) - set(recorded))
-        if recorded and unknown:
-            raise UserError(
-                f"{root}: no record of {', '.join(unknown)}; {option} takes {', '.join(recorded)}"
-            )
+    check_recorded(root, {run["model"] for run in runs}, "--models", models)
+    check_recorded(root, {run["image_set"] for run in runs}, "--image_set", image_sets)
+    check_recorded(root, {run["threat"] for run in runs}, "--threat", threats)
     wanted = Results(
         folder=Path(results_dir),
         runs=[],
@@ -135,6 +127,14 @@ def load_results(
     reasons = {run["csv"]: left_out.get(run["csv"].with_suffix(".json")) for run in shown}
     not_comparable = {csv: reason for csv, reason in reasons.items() if reason}
     return replace(wanted, runs=shown, not_comparable=not_comparable)
+
+
+def check_recorded(root: Path, recorded: set[str], option: str, names: list[str] | None) -> None:
+    """Raise UserError if a name that an option asks for has no record while others have."""
+    unknown = sorted(set(names or []) - recorded)
+    if recorded and unknown:
+        there = ", ".join(sorted(recorded))
+        raise UserError(f"{root}: no record of {', '.join(unknown)}; {option} takes {there}")
 
 
 def read_summary(results: Results) -> pd.DataFrame:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -143,32 +144,20 @@ def draw_forest(study: Study, rows: pd.DataFrame) -> Figure:
     partial.set_label("given clean accuracy")
     figure, axes = row_panels(study, labels, "Spearman's ρ", [*handles, partial])
     for ax, eps in zip(axes, drawn_radii(study.radii)):
-        part = rows[rows["accuracy"] == eps]
-        colors = part["group"].map(GROUP_COLOURS).fillna(GROUP_COLOURS["other"])
-        ax.hlines(
-            part["row"], part["expanded_low"], part["expanded_high"], color=colors, linewidth=0.7
-        )
-        ax.hlines(part["row"], part["low"], part["high"], color=colors, linewidth=2)
-        ax.scatter(
-            part["partial_rho"],
-            part["row"],
-            s=9,
-            marker="D",
-            facecolor="white",
-            edgecolor=GREY,
-            linewidth=0.6,
-            zorder=2.5,
-        )
-        ax.scatter(
-            part["rho"],
-            part["row"],
-            s=13,
-            facecolor=np.where(part["survives"] == 1, colors, "white"),
-            edgecolor=colors,
-            linewidth=0.8,
-            zorder=3,
-        )
+        draw_correlations(ax, rows[rows["accuracy"] == eps])
     return figure
+
+
+def draw_correlations(ax: Axes, part: pd.DataFrame) -> None:
+    """Both intervals of each row, its partial correlation, and rho, filled if it survives."""
+    rows = part["row"]
+    colors = part["group"].map(GROUP_COLOURS).fillna(GROUP_COLOURS["other"])
+    ax.hlines(rows, part["expanded_low"], part["expanded_high"], color=colors, linewidth=0.7)
+    ax.hlines(rows, part["low"], part["high"], color=colors, linewidth=2)
+    diamond: Any = {"marker": "D", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.6}
+    ax.scatter(part["partial_rho"], rows, s=9, zorder=2.5, **diamond)
+    face = np.where(part["survives"] == 1, colors, "white")
+    ax.scatter(part["rho"], rows, s=13, facecolor=face, edgecolor=colors, linewidth=0.8, zorder=3)
 
 
 def leave_one_family_out(results: Results) -> Iterator[Drawing]:

@@ -22,6 +22,8 @@ MERGE_AGAIN = "run `python utilities.py merge` again"
 NO_EPS = -1.0  # in place of a missing eps, which would equal no other
 SUMMARY_RTOL = 1e-12  # of a number in the summary against its records
 FEWEST_NORMS = 2  # different ones, that no two networks share by chance
+# settings that decide the pixels that a model sees, and its answers to them
+OF_PIXELS = ("head", "precision", "pixels", "geometry", "corruption")
 SHORT_FACT = 12  # characters of a commit or version in a message
 
 Fact = tuple[tuple[str, str], ...]  # ((name, value), ...): a commit, or versions of packages
@@ -63,31 +65,16 @@ def check_same_predictions(records: list[Record]) -> Iterator[str]:
     """Records of one model on the same pixels have the same clean predictions."""
     first: dict[tuple, tuple[Record, pd.Series]] = {}
     for record in records:
-        settings = record.settings
-        model_and_pixels = (
-            record.run["model"],
-            record.run["image_set"],
-            settings.get("head"),
-            settings.get("precision"),
-            settings.get("pixels"),
-            settings.get("geometry"),
-            str(settings.get("corruption")),
-        )
+        pixels = [str(record.settings.get(name)) for name in OF_PIXELS]
+        model_and_pixels = record.run["model"], record.run["image_set"], *pixels
         images = record.rows.drop_duplicates("image_id").set_index("image_id")
-        other, other_predictions = first.setdefault(
-            model_and_pixels, (record, images["clean_pred"])
-        )
-        both = pd.concat(
-            [other_predictions, images["clean_pred"]],
-            axis=1,
-            join="inner",
-            keys=["other", "this"],
-        )
-        differ = both[both["other"] != both["this"]]
+        other, predicted = first.setdefault(model_and_pixels, (record, images["clean_pred"]))
+        predicted, again = predicted.align(images["clean_pred"], join="inner")
+        differ = again.index[predicted != again]
         if len(differ):
             yield (
-                f"{record.path}: {len(differ)} of {len(both)} clean predictions differ from those "
-                f"of {other.path}, e.g. {differ.index[0]}; evaluate both again on one machine"
+                f"{record.path}: {len(differ)} of {len(again)} clean predictions differ from those "
+                f"of {other.path}, e.g. {differ[0]}; evaluate both again on one machine"
             )
 
 
@@ -113,15 +100,9 @@ def check_lists(records: list[Record]) -> Iterator[str]:
     """
     first: dict[tuple, Record] = {}
     for record in records:
-        settings = record.settings
-        images = (
-            record.run["image_set"],
-            str(settings.get("slice")),
-            settings.get("subset"),
-            str(settings.get("corruption")),
-        )
-        other = first.setdefault(images, record)
-        same_list = settings.get("list_sha256") == other.settings.get("list_sha256")
+        images = [str(record.settings.get(name)) for name in ("slice", "subset", "corruption")]
+        other = first.setdefault((record.run["image_set"], *images), record)
+        same_list = record.settings.get("list_sha256") == other.settings.get("list_sha256")
         if not same_list and record.path.parent != other.path.parent:
             yield (
                 f"{record.path}: another image list than {other.path}, of the same set and slice; "
