@@ -177,10 +177,7 @@ def plain_log_ticks(axis: XAxis | YAxis) -> None:
 
 def largest_of_alike(keys: Sequence[Hashable], values: Sequence[float]) -> list[float]:
     """For each panel the largest value of the panels with its key: the end of their common axis."""
-    largest: dict[Hashable, float] = {}
-    for key, value in zip(keys, values):
-        largest[key] = max(value, largest.get(key, value))
-    return [largest[key] for key in keys]
+    return pd.Series(values).groupby(pd.Series(keys)).transform("max").tolist()
 
 
 def legend_columns(legend: list[Line2D], width: float) -> int:
