@@ -202,6 +202,18 @@ def test_models_that_pictures_leave_out_are_missing(tmp_path):
     assert "No model is missing." in caption  # on the axis
 
 
+def test_a_record_that_grows_after_merge_is_missing_and_no_error(tmp_path):
+    """The summary still has its row, and its run file no number of images."""
+    make_study(tmp_path, NETS, images=3)
+    merge_records(tmp_path)
+    (path,) = tmp_path.glob("records/*/L2-crossing/vgg16.tv_in1k.json")
+    run = json.loads(path.read_text()) | {"status": "running"}
+    del run["images"], run["record_sha256"]
+    path.write_text(json.dumps(run))
+    caption = caption_of(tradeoff, load_results(tmp_path))
+    assert "1 model(s), n = 3," in caption and "Missing (running): vgg16.tv_in1k." in caption
+
+
 # ---- maps whose ceiling it is not ----------------------------------------------------------------
 
 
