@@ -9,6 +9,7 @@ from torch import nn
 from alignment_security.common.files import UserError
 from alignment_security.common.out_of_memory import is_out_of_memory
 from alignment_security.models.forward import Forward, pick_device, tune_process
+from alignment_security.trainer.distributed import join_processes
 
 SPELLINGS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
@@ -114,6 +115,18 @@ def test_a_gpu_that_torch_cannot_use_is_refused(monkeypatch, name, reason):
     with pytest.raises(UserError, match=f"--device {name}: {reason[:30]}.*--device cpu") as error:
         pick_device(name)
     assert "\n" not in str(error.value)
+
+
+def test_a_process_of_a_training_takes_no_cpu_in_the_place_of_its_gpu(monkeypatch):
+    def zeros(*_, device):
+        raise RuntimeError(TOO_OLD)
+
+    monkeypatch.setenv("LOCAL_RANK", "1")  # of torchrun
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(UserError, match="--device cuda:1: The NVIDIA driver"):
+        join_processes("auto")
 
 
 def test_a_machine_without_a_gpu_computes_on_its_cpu(monkeypatch):
