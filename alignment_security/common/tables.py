@@ -15,7 +15,12 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.common.files import UserError
-from alignment_security.common.text import as_a_spreadsheet_saves, read_text, repeated
+from alignment_security.common.text import (
+    as_a_spreadsheet_saves,
+    read_text,
+    repeated,
+    without_zero_width,
+)
 
 HEADER_LINES = 1  # the first row of a table is line 2 of its file
 # cells without a value in tables that pandas or a spreadsheet wrote
@@ -32,7 +37,7 @@ def read_table(path: Path, columns: Iterable[str], fix: str) -> pd.DataFrame:
     twice, or has no rows.
     """
     try:
-        text = read_text(path)
+        text = without_zero_width(read_text(path))
         check_delimiter(text, columns)
         check_rows(text)
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)

@@ -22,6 +22,7 @@ ENCODINGS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+ZERO_WIDTH = "\u200b\u2060\ufeff"  # spaces of no width, which come with text copied from a page
 UNPRINTABLE = ("Cc", "Zl", "Zp", "Cs")  # control characters, line and paragraph separators
 
 
@@ -51,9 +52,16 @@ def decode_text(data: bytes, path: str | Path) -> str:
 
 
 def text_lines(path: str | Path) -> list[str]:
-    r"""The lines of a text file without their ends; only `\n`, `\r` and `\r\n` end a line."""
-    lines = read_text(path).split("\n")
+    r"""The lines of a text file without their ends; only `\n`, `\r` and `\r\n` end a line.
+
+    Spaces of no width are left out: a name with one looks like the name without.
+    """
+    lines = without_zero_width(read_text(path)).split("\n")
     return lines if lines[-1] else lines[:-1]
+
+
+def without_zero_width(text: str) -> str:
+    return text.translate(dict.fromkeys(map(ord, ZERO_WIDTH)))
 
 
 def lines_that_say_something(path: str | Path) -> list[str]:

@@ -5,6 +5,7 @@ import pytest
 
 from alignment_security.common.files import UserError
 from alignment_security.common.tables import read_table, to_numbers
+from alignment_security.common.text import text_lines
 
 
 def write(folder, text):
@@ -75,3 +76,10 @@ def test_to_numbers_takes_what_pandas_writes_for_no_value(tmp_path, cell):
     path = write(tmp_path, f"model,x\na,0.5\nb,{cell}\n")
     table = to_numbers(path, read_table(path, [], ""), ["x"], "fix it", low=0, high=1)
     np.testing.assert_array_equal(table["x"], [0.5, np.nan])
+
+
+def test_spaces_of_no_width_are_left_out_of_tables_and_lists(tmp_path):
+    """Text copied from a page has them; the two names look alike in any message."""
+    path = write(tmp_path, "model,n\na\u200b,1\n\ufeffb,\u20602\n")
+    assert read_table(path, ["model", "n"], "").to_numpy().tolist() == [["a", "1"], ["b", "2"]]
+    assert text_lines(path) == ["model,n", "a,1", "b,2"]
