@@ -86,7 +86,7 @@ def _parse_column(
     column = columns[name]
     line = FIRST_LINE
     if column.kind in (TEXT, NAME):
-        wrong = [cell for cell in set(cells) if not _is_text(cell, column)]
+        wrong = [cell for cell in dict.fromkeys(cells) if not _is_text(cell, column)]
         if not wrong:
             return _text(cells)
         line += cells.index(wrong[0])

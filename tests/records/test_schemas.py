@@ -103,6 +103,7 @@ def test_a_bad_line_of_an_unfinished_record_is_removed_as_the_message_says(open_
         ("image_id,label\na.jpg,1\nb.jpg\n", "line 3, 1 cells and not 2"),
         ("image_id,label\na.jpg,1,2\n", "line 2, 3 cells and not 2"),
         ("label,label\n1,1\n", "line 1, a column is there twice"),
+        ("stage\ntop\n" + "".join(f"{c}/x\n" for c in "abcdefgh"), "line 3, column stage: 'a/x'"),
         ("image_id;label\na.jpg;1\n", "its cells are separated by ';'"),
         ("sep=,\nimage_id,label\na.jpg,1\n", "delete that line"),
         ('image_id,label\n"a.jpg,1\n', "damaged table"),
