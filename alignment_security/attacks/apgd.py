@@ -29,6 +29,7 @@ from alignment_security.attacks.geometry import (
 
 MOMENTUM = 0.75  # alpha of the paper: weight of the new step
 FIRST_STEP_SIZE = 2  # in eps
+RHO = 0.75  # share of a period's steps in which the loss has to increase (Condition 1)
 # periods between two checkpoints, in shares of the steps: the first, by how much each is shorter
 # than the one before, and the shortest
 FIRST_PERIOD, PERIOD_DECREASE, SHORTEST_PERIOD = 0.22, 0.03, 0.06
@@ -54,11 +55,10 @@ class APGD:
     steps      gradients per run; one more point, the last iterate, is evaluated
     targeted   False: cross-entropy, one run. True: the targeted DLR loss (equation 9), one run for
                each of `runs` target classes
-    rho        share of a period's steps in which the loss has to increase (Condition 1)
     """
 
-    def __init__(self, norm: str, steps: int, targeted: bool, runs: int = 1, rho: float = 0.75):
-        self.norm, self.steps, self.targeted, self.runs, self.rho = norm, steps, targeted, runs, rho
+    def __init__(self, norm: str, steps: int, targeted: bool, runs: int = 1):
+        self.norm, self.steps, self.targeted, self.runs = norm, steps, targeted, runs
         self.name = "apgd-t" if targeted else "apgd-ce"
         self.periods = checkpoint_periods(steps)
 
@@ -170,7 +170,7 @@ class APGD:
         if not len(rows):
             return
         length, rows = to_device(period[rows], grad.device), to_device(rows, grad.device)
-        condition_1 = state["increases"][rows] <= length * self.rho
+        condition_1 = state["increases"][rows] <= length * RHO
         not_improved = state["loss_best_at_check"][rows] >= state["loss_best"][rows]
         condition_2 = ~state["reduced_at_check"][rows] & not_improved
         halve = condition_1 | condition_2

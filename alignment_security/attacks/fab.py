@@ -27,6 +27,10 @@ from alignment_security.attacks.geometry import (
     row_sum,
 )
 
+ALPHA_MAX = 0.1  # largest weight of the step that starts from the image
+ETA = 1.05  # overshoot beyond the linearised boundary
+BETA = 0.9  # share of its perturbation that an adversarial point keeps (backward step)
+
 
 class FAB:
     """Steps to the linearised decision boundary, biased to the image (their Algorithm 1).
@@ -34,12 +38,9 @@ class FAB:
     A point that crossed the boundary is moved back towards the image. FAB does not know eps: what
     it finds outside the present ball is kept in `FabMemory` for larger eps.
 
-    norm        "Linf" or "L2"
-    steps       new points per run
-    runs        target classes
-    alpha_max   largest weight of the step that starts from the image
-    eta         overshoot beyond the linearised boundary
-    beta        share of its perturbation that an adversarial point keeps (backward step)
+    norm    "Linf" or "L2"
+    steps   new points per run
+    runs    target classes
 
     The gradient at a point that proves adversarial is not used, since the point is moved back. So
     points that are expected to be adversarial are evaluated without a gradient. We predict from the
@@ -49,17 +50,8 @@ class FAB:
 
     name = "fab-t"
 
-    def __init__(
-        self,
-        norm: str,
-        steps: int,
-        runs: int,
-        alpha_max: float = 0.1,
-        eta: float = 1.05,
-        beta: float = 0.9,
-    ):
+    def __init__(self, norm: str, steps: int, runs: int):
         self.norm, self.p, self.steps, self.runs = norm, ORDER[norm], steps, runs
-        self.alpha_max, self.eta, self.beta = alpha_max, eta, beta
 
     def start(self, images: list[AttackedImage[EpsProgress]]) -> State:
         """Rows at their images. Keys besides `initial_state`'s:
@@ -131,7 +123,7 @@ class FAB:
         nearer = crossed & (distance < state["distance"])
         state["nearest"] = torch.where(per_row(nearer), state["x_adv"], state["nearest"])
         state["distance"] = torch.where(nearer, distance, state["distance"])
-        moved_back = state["x"] + (state["x_adv"] - state["x"]) * self.beta
+        moved_back = state["x"] + (state["x_adv"] - state["x"]) * BETA
         state["x_adv"] = torch.where(per_row(crossed), moved_back, state["x_adv"])
 
     def _learn_pattern(self, state: State, crossed: Tensor) -> None:
@@ -144,7 +136,7 @@ class FAB:
         """FAB's step for the b rows `rows`, from the point x1 of the image x0: (b, C, H, W).
 
         The hyperplane is gap + grad.(z - x1) = 0. d1 leads to it from x1, d0 from x0. They are
-        mixed by alpha = min(|d1| / (|d1| + |d0|), alpha_max).
+        mixed by alpha = min(|d1| / (|d1| + |d0|), ALPHA_MAX).
         """
         x0, x1, w = state["x"][rows], state["x_adv"][rows], grad.flatten(1)
         gap_at_x0 = gap + row_sum((x0 - x1) * grad)
@@ -155,8 +147,8 @@ class FAB:
             self.norm,
         ).view(2, *x0.shape)
         length_1, length_0 = (lp_norm(d, self.p).clamp(min=1e-8) for d in (d1, d0))
-        alpha = per_row((length_1 / (length_1 + length_0)).clamp(0, self.alpha_max))
-        from_x1, from_x0 = x1 + self.eta * d1, x0 + self.eta * d0
+        alpha = per_row((length_1 / (length_1 + length_0)).clamp(0, ALPHA_MAX))
+        from_x1, from_x0 = x1 + ETA * d1, x0 + ETA * d0
         return (from_x1 * (1 - alpha) + from_x0 * alpha).clamp_(0, 1)
 
     def on_done(

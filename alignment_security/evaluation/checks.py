@@ -25,6 +25,7 @@ from alignment_security.images.loading import has_imagenet_order, stream_bytes
 from alignment_security.images.slices import take_slice
 from alignment_security.models.forward import Forward, device_of
 from alignment_security.models.heads import Model
+from alignment_security.models.loading import check_model
 from alignment_security.records.run import Run
 
 MAX_CHECKED = 64  # images, a fair sample, whose clean accuracy is looked at before an attack
@@ -36,6 +37,14 @@ LIKELY = 0.05  # probability with which a guess is right as often, or more often
 # among so many classes, a network is right on this share at least, if its labels are in order
 MANY_CLASSES, LEAST_RIGHT = 100, 0.05
 RARE = 0.01  # probability with which a network of that share is right so seldom
+
+
+def check_first_image(model: Model, images: ImageSet, threat: Threat) -> list[str]:
+    """The warnings of `check_model` on the first image. Raises ModelError."""
+    _, first, _ = next(stream_bytes(images.take([0]), model.preprocessing))
+    first = in_unit_range(first[None].to(device_of(model.module)))
+    name, random = model.settings["name"], threat.takes_random_models
+    return check_model(model.module, first, model.n_outputs, name, random)
 
 
 def check_clean(model: Model, images: ImageSet, batch_size: int, run: Run) -> float:

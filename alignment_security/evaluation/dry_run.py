@@ -8,14 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from alignment_security.common.remarks import warning_lines
+from alignment_security.evaluation.checks import check_first_image
 from alignment_security.evaluation.rehearsal import LONGEST, Rehearsal, rehearse
 from alignment_security.evaluation.run import Evaluation
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Cost, Threat
 from alignment_security.evaluation.trial import try_record
-from alignment_security.images.loading import stream_images
 from alignment_security.models.forward import device_of
-from alignment_security.models.loading import check_model
 
 ERRORS = (-1, 0, 1)  # standard errors of the mean passes of an image
 UNFINISHED = f"not finished after {LONGEST:.0f} s (they count with the most passes)"
@@ -32,10 +31,7 @@ def describe_dry_run(
     model, images, threat = evaluation.model, evaluation.images, evaluation.threat
     settings, device = model.settings, device_of(model.module)
     attack = evaluation.settings["run"]["attack"]
-    first = next(iter(stream_images(images, model.preprocessing)))[1][None].to(device)
-    warnings = check_model(
-        model.module, first, model.n_outputs, settings["name"], threat.takes_random_models
-    )
+    warnings = check_first_image(model, images, threat)
     weights = f"{settings['weights']}, sha256 {settings['weights_sha256'][:12]}"
     facts = {
         "model": f"{settings['name']} ({weights})",

@@ -19,11 +19,15 @@ import pandas as pd
 
 from alignment_security.attacks.autoattack import masked_gradient_warnings
 from alignment_security.common.files import UserError
-from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
 from alignment_security.common.remarks import warning_lines
 from alignment_security.common.settings import version_drift
-from alignment_security.evaluation.checks import check_clean, check_kinds, warn_of_guesses
+from alignment_security.evaluation.checks import (
+    check_clean,
+    check_first_image,
+    check_kinds,
+    warn_of_guesses,
+)
 from alignment_security.evaluation.growth import growth_check
 from alignment_security.evaluation.human_columns import add_human_columns, map_settings
 from alignment_security.evaluation.image_files import check_finished_images, check_image_files
@@ -41,7 +45,6 @@ from alignment_security.models.batch_sizes import remembered_batch_size
 from alignment_security.models.fast import PRECISIONS, allow_tf32, memory_format_of
 from alignment_security.models.forward import device_of, session_facts, tune_process
 from alignment_security.models.heads import Model, restrict_classes
-from alignment_security.models.loading import check_model
 from alignment_security.records.beside import name_of_weights, settings_beside
 from alignment_security.records.norm_summary import without_norm_warnings
 from alignment_security.records.record import check_rows_belong
@@ -318,16 +321,7 @@ def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> flo
     if not len(todo):
         return None
     allow_tf32(False)  # an earlier phase may have searched with it
-    _, first, _ = next(stream_bytes(todo.take([0]), model.preprocessing))
-    first = in_unit_range(first[None].to(device_of(model.module)))
-    warnings = check_model(
-        model.module,
-        first,
-        model.n_outputs,
-        model.settings["name"],
-        evaluation.threat.takes_random_models,
-    )
-    for warning in warnings:
+    for warning in check_first_image(model, todo, evaluation.threat):
         run.warn(warning)
     if isinstance(evaluation.threat, Clean):
         return None

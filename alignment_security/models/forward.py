@@ -101,8 +101,6 @@ class Forward:
 
     cpu_rows    rows of a pass over large images on a CPU
     draws       passes of each row of x: one, but for a random network (`draws.DrawnForward`)
-    forwards    images that went through forward passes so far, without idle rows
-    backwards   images that went through backward passes so far
     """
 
     draws = 1
@@ -116,7 +114,6 @@ class Forward:
     ):
         self.module, self.batch_size, self.log = module, batch_size, log
         self.cpu_rows = cpu_rows
-        self.forwards = self.backwards = 0
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, K) float32 of images x (B, C, H, W), without a graph."""
@@ -146,7 +143,6 @@ class Forward:
             return logits.detach(), gradient[: len(part)]
 
         logits, gradient = self._in_chunks(x, chunk_gradient)
-        self.backwards += len(x)
         return logits, gradient
 
     def split_pays(self, x: Tensor, with_gradient: int) -> bool:
@@ -203,7 +199,6 @@ class Forward:
                     torch.cuda.empty_cache()
                 continue
             begin = rows.stop
-        self.forwards += len(x)
         return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*results)]
 
 
