@@ -36,16 +36,11 @@ from benchmarks.attack_tables import (
 from benchmarks.machine import machine
 from benchmarks.measure import FULL, QUICK
 from benchmarks.minimal_norms import (
+    PHOTOGRAPH_TABLES,
     norms_cifar,
     norms_cifar_linf,
     norms_digits,
     norms_digits_linf,
-    norms_lite0_1000,
-    norms_lite0_1000_linf,
-    norms_lite0_animate,
-    norms_lite0_animate_linf,
-    norms_lite2_animate,
-    norms_lite2_animate_linf,
 )
 from benchmarks.output import get_args_parser, output_file, update_table
 from benchmarks.random_net import random_net
@@ -66,12 +61,7 @@ TABLES = {
     "memory": memory,
     "growth": growth,
     "survivor": survivor,
-    "norms_lite0_1000": norms_lite0_1000,
-    "norms_lite0_1000_linf": norms_lite0_1000_linf,
-    "norms_lite0_animate": norms_lite0_animate,
-    "norms_lite0_animate_linf": norms_lite0_animate_linf,
-    "norms_lite2_animate": norms_lite2_animate,
-    "norms_lite2_animate_linf": norms_lite2_animate_linf,
+    **PHOTOGRAPH_TABLES,
 }
 # tiny networks are faster on one thread; `overhead` counts the time of one
 ONE_THREAD = (

@@ -41,9 +41,8 @@ class Size:
     random_digits, random_budget                   of `random_net`
     screened_digits, screened_cifar, redraws   images and redraws of the tables of `screened`
     norm_cifar         images in the tables of norms on the certified CIFAR-10 net
-    norm_photographs   in the tables of norms of 1000 classes on Lite0
-    animate_photographs, animate_pixels   photographs, and their side, in the tables of norms with
-                   the animate head
+    norm_photographs, norm_pixels   photographs, and their side, in the tables of norms on Lite0
+                   and Lite2
     robust_net         folder of `certified_cifar`; None: its tables are left out
     """
 
@@ -71,9 +70,8 @@ class Size:
     screened_cifar: int = 400
     redraws: int = 200
     norm_cifar: int = 40
-    norm_photographs: int = 6
-    animate_photographs: int = 16
-    animate_pixels: int = 128
+    norm_photographs: int = 16
+    norm_pixels: int = 128
     robust_net: Path | None = None
 
 
@@ -104,8 +102,7 @@ QUICK = Size(
     redraws=2,
     norm_cifar=2,
     norm_photographs=2,
-    animate_photographs=2,
-    animate_pixels=64,
+    norm_pixels=64,
 )
 
 

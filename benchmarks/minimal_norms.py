@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from fnmatch import fnmatch
+from functools import partial
 
 import numpy as np
 from torch import nn
@@ -20,7 +21,6 @@ from benchmarks.measure import (
     correct_images,
     cost_of,
     held_out_digits,
-    lite0,
     photographs_of,
     robust_digits_net,
 )
@@ -28,9 +28,8 @@ from benchmarks.norm_peers import norm_attacks
 
 # Names of attacks that are left out where a pass is expensive; {long} is the steps of long ones.
 TOO_LONG_FOR_CIFAR = ("CW*", "APGD-T*")
-TOO_LONG = ("CW*", "APGD-T*", "ALMA*", "DDN {long}*", "FMN {long}*")
-# with the animate head FMN and DDN are run long, but only in the setting that suits the norms best
-NOT_WITH_ANIMATE = ("CW*", "ALMA*", "*DeepFool", "*first step 1", "*first ball 1", "FMN {long}")
+# on photographs the long attacks run in the setting alone that suits these norms
+TOO_LONG = ("CW*", "APGD-T*", "FMN {long}", "* {long}, first * 1")
 
 
 def norms_digits(device: str, size: Size) -> dict:
@@ -51,33 +50,6 @@ def norms_cifar_linf(device: str, size: Size) -> dict:
     return cifar_table(device, size, "Linf")
 
 
-def norms_lite0_1000(device: str, size: Size) -> dict:
-    """The same of Lite0 on sample photographs, 1000 classes."""
-    return lite0_table(device, size, "L2")
-
-
-def norms_lite0_1000_linf(device: str, size: Size) -> dict:
-    return lite0_table(device, size, "Linf")
-
-
-def norms_lite0_animate(device: str, size: Size) -> dict:
-    """Minimal L2 norms of Lite0 on small sample photographs, animate against inanimate."""
-    return animate_table("tf_efficientnet_lite0", device, size, "L2")
-
-
-def norms_lite0_animate_linf(device: str, size: Size) -> dict:
-    return animate_table("tf_efficientnet_lite0", device, size, "Linf")
-
-
-def norms_lite2_animate(device: str, size: Size) -> dict:
-    """The same of Lite2, which nothing was chosen on."""
-    return animate_table("tf_efficientnet_lite2", device, size, "L2")
-
-
-def norms_lite2_animate_linf(device: str, size: Size) -> dict:
-    return animate_table("tf_efficientnet_lite2", device, size, "Linf")
-
-
 def digits_table(device: str, size: Size, norm: str) -> dict:
     """Of the held-out digits that the net classifies correctly."""
     net = robust_digits_net(device, size)
@@ -92,18 +64,24 @@ def cifar_table(device: str, size: Size, norm: str) -> dict:
     return norms_table(net, images, CIFAR_CLASSES, size, norm, TOO_LONG_FOR_CIFAR)
 
 
-def lite0_table(device: str, size: Size, norm: str) -> dict:
-    net, images, n_outputs = lite0(device, size)
-    return norms_table(net, images[: size.norm_photographs], n_outputs, size, norm, TOO_LONG)
-
-
-def animate_table(name: str, device: str, size: Size, norm: str) -> dict:
-    """Of photographs that a model with the animate head gets right. Its batch norms are folded."""
+def photographs_table(name: str, head: str, norm: str, device: str, size: Size) -> dict:
+    """Of small sample photographs that a timm model gets right. Its batch norms are folded."""
     net, images, n_outputs = photographs_of(
-        name, "animate", device, size.animate_photographs, size.animate_pixels
+        name, head, device, size.norm_photographs, size.norm_pixels
     )
     net = fast_copy(net, images[0][1][None].to(device))
-    return norms_table(net, images, n_outputs, size, norm, NOT_WITH_ANIMATE)
+    return norms_table(net, images, n_outputs, size, norm, TOO_LONG)
+
+
+# norms_lite0_1000, norms_lite0_1000_linf and so on; nothing was chosen on Lite2
+PHOTOGRAPH_TABLES = {
+    f"norms_{net}_{classes}{suffix}": partial(
+        photographs_table, f"tf_efficientnet_{net}", head, norm
+    )
+    for net in ("lite0", "lite2")
+    for classes, head in (("1000", "none"), ("animate", "animate"))
+    for suffix, norm in (("", "L2"), ("_linf", "Linf"))
+}
 
 
 def norms_table(

@@ -127,6 +127,8 @@ def test_attacks_on_digits(run, table):
         "norms_lite0_1000_linf",
         "norms_lite0_animate",
         "norms_lite0_animate_linf",
+        "norms_lite2_1000",
+        "norms_lite2_1000_linf",
         "norms_lite2_animate",
         "norms_lite2_animate_linf",
         "overhead",
