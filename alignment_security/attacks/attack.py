@@ -23,6 +23,13 @@ State = dict[str, Tensor]
 Rows = Tensor | slice
 
 
+BAD_LOGITS = "the model gives NaN or infinite logits"
+BAD_GRADIENT = (
+    "the gradient of the model's logits is NaN or infinite (often that of a square root or norm at "
+    "zero: add a small number inside)"
+)
+
+
 class AttackError(UserError):
     """The image, label, model or budget cannot be attacked; the message says which, and why."""
 
@@ -189,7 +196,8 @@ def initial_state(images: list[AttackedImage]) -> State:
     """What the state of every attack begins with.
 
     x (B, C, H, W) the images, y (B,) their labels, eps (B,), iteration (B,) zeros on the CPU,
-    finite (B,) bool: all logits of the row so far were finite.
+    finite (B,) bool: all logits of the row so far were finite. finite_gradient (B,) bool: so were
+    the gradients of these logits.
     """
     x = torch.stack([image.x for image in images])
     return {
@@ -198,6 +206,7 @@ def initial_state(images: list[AttackedImage]) -> State:
         "eps": to_device(torch.tensor([image.eps for image in images]), x.device),
         "iteration": torch.zeros(len(images), dtype=torch.long),
         "finite": torch.ones(len(images), dtype=torch.bool, device=x.device),
+        "finite_gradient": torch.ones(len(images), dtype=torch.bool, device=x.device),
     }
 
 

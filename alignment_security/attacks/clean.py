@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.attack import AttackedImage, AttackError, Progress, to_device
+from alignment_security.attacks.attack import (
+    BAD_LOGITS,
+    AttackedImage,
+    AttackError,
+    Progress,
+    to_device,
+)
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.models.forward import Forward, device_of
 
@@ -73,9 +79,7 @@ def clean_pass(
     looked = torch.cat(columns, 1).tolist()  # the host waits for the device once
     bad = [name for name, (is_finite, *_) in zip(ids, looked) if not is_finite]
     if bad:
-        raise AttackError(
-            f"{bad[0]}: the model gives NaN or infinite logits ({len(bad)} image(s) of this batch)"
-        )
+        raise AttackError(f"{bad[0]}: {BAD_LOGITS} ({len(bad)} image(s) of this batch)")
     return x, logits, [classes for _, *classes in looked]
 
 

@@ -43,6 +43,7 @@ SLOPE_FLOOR = 0.2
 LARGEST_DECREASE, LARGEST_INCREASE = 0.7, 1.3
 # a step stays below the best norm of its walk by this share: a point as large proves nothing
 UNDERCUT = 2e-4
+SMOOTH_SHARE = 0.3  # of the first walk's steps: with log-sum-exp instead of the maximum
 # share of d0 in the next direction, from first to last step: early steps turn towards the nearest
 # boundary, late ones refine the length; a walk that continues from the best point turns less
 FRESH_SHARE, CONTINUED_SHARE, LAST_SHARE = 1.0, 0.5, 0.03
@@ -78,7 +79,6 @@ class BoundaryCrossing(BestSoFar):
     norm         "L2" or "Linf"
     steps        points with a gradient; one more point, the last update, is evaluated
     walks        default: `default_walks(steps)`
-    smooth       share of the first walk's steps with log-sum-exp instead of the maximum
     saturation   factor of `_saturate`; 1: none
     Raises ValueError for another norm and for steps below 1.
     """
@@ -88,13 +88,12 @@ class BoundaryCrossing(BestSoFar):
         norm: str,
         steps: int,
         walks: int | None = None,
-        smooth: float = 0.3,
         saturation: float = SATURATION,
     ):
         if steps < 1 or norm not in ("L2", "Linf"):
             raise ValueError(f"crossing: {steps} steps in {norm}; at least 1, in L2 or Linf")
         self.norm, self.p, self.dual_p = norm, ORDER[norm], DUAL_ORDER[norm]
-        self.name, self.steps, self.smooth = f"crossing-{norm}", steps, smooth
+        self.name, self.steps = f"crossing-{norm}", steps
         self.walks = walks or default_walks(steps)
         self.saturation = saturation if norm == "Linf" else 1.0
         # iteration at which each walk begins, and the end of the last one
@@ -114,7 +113,7 @@ class BoundaryCrossing(BestSoFar):
         """Minus the margin (b,); at first, log-sum-exp of the other logits minus the true one."""
         y = state["y"][rows]
         walk, done = self._position(state["iteration"])
-        smooth = (walk == 0) & (done < self.smooth)
+        smooth = (walk == 0) & (done < SMOOTH_SHARE)
         hard = -margin(logits, y)
         if not smooth.any():
             return hard

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from alignment_security.attacks.attack import (
+    BAD_GRADIENT,
+    BAD_LOGITS,
     Attack,
     AttackedImage,
     AttackError,
@@ -26,6 +28,7 @@ from alignment_security.attacks.attack import (
     State,
     to_device,
 )
+from alignment_security.attacks.geometry import lp_norm
 from alignment_security.models.forward import Forward
 
 # (images, points (b, C, H, W), name of the attack) -> a finding for each point that is confirmed
@@ -58,10 +61,12 @@ class AttackBatch:
         """Evaluate the model once at every row's point.
 
         Yields the images whose run ended, with the confirmed finding that ended it, or None.
-        Raises AttackError for NaN or infinite logits.
+        Raises AttackError for NaN or infinite logits or gradients.
         """
         self.fill()
-        logits, grad = self._evaluate(forward)
+        wanted = self.attack.wants_gradient(self.state)
+        logits, grad = self._evaluate(forward, wanted)
+        self._note_finite(logits, grad, wanted)
         candidates, looked = self._look(logits)
         findings = self._confirmed(candidates, confirm)
         finished = self.attack.update(self.state, logits, grad, looked)
@@ -126,13 +131,15 @@ class AttackBatch:
 
     # -- evaluation
 
-    def _evaluate(self, forward: Forward) -> tuple[Tensor, Tensor | None]:
+    def _evaluate(self, forward: Forward, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits (B, K) and gradients (B, C, H, W) at every row's point.
+
+        wanted   (B,) bool on the CPU: rows that need a gradient
 
         Gradients are None if no row wants one, and undefined in rows that want none.
         """
         state, attack = self.state, self.attack
-        x_adv, wanted = state["x_adv"], attack.wants_gradient(state)
+        x_adv = state["x_adv"]
         for image, backward in zip(self.images, wanted.tolist()):
             image.forwards += forward.draws
             image.backwards += forward.draws * backward
@@ -151,22 +158,32 @@ class AttackBatch:
         grad[with_grad] = some_grads
         return logits, grad
 
+    def _note_finite(self, logits: Tensor, grad: Tensor | None, wanted: Tensor) -> None:
+        """Note the rows whose logits or wanted gradients are NaN or infinite."""
+        state, finite = self.state, torch.isfinite(logits).flatten(1).all(1)
+        state["finite"] = state["finite"] & finite
+        if grad is not None:
+            # of logits that are not finite, no gradient is
+            passes = torch.isfinite(lp_norm(grad, torch.inf)) | ~finite
+            passes |= to_device(~wanted, passes.device)
+            state["finite_gradient"] = state["finite_gradient"] & passes
+
     def _look(self, logits: Tensor) -> tuple[list[int], list[Tensor]]:
         """The rows that are candidates, and what `update` asks for, from `Attack.look`.
 
         The one moment of a step at which the host waits for the device. Raises AttackError for NaN
-        or infinite logits, of this step or of those since the last look.
+        or infinite logits or gradients, of this step or of those since the last look.
         """
-        wanted = self.attack.look(self.state, logits)
-        self.state["finite"] = self.state["finite"] & torch.isfinite(logits).flatten(1).all(1)
+        state, wanted = self.state, self.attack.look(self.state, logits)
         if not wanted:
             return [], []
-        finite, candidate, *looked = torch.stack([self.state["finite"], *wanted]).cpu()
-        if not finite.all():
-            image = self.images[int((~finite).nonzero()[0])]
-            raise AttackError(
-                f"{image.image_id}: the model gives NaN or infinite logits under {self.attack.name}"
-            )
+        both = (state["finite_gradient"], state["finite"])
+        finite_gradient, finite, candidate, *looked = torch.stack([*both, *wanted]).cpu()
+        # NaN gradients lead to points with NaN logits
+        for passes, text in ((finite_gradient, BAD_GRADIENT), (finite, BAD_LOGITS)):
+            if not passes.all():
+                image = self.images[int((~passes).nonzero()[0])]
+                raise AttackError(f"{image.image_id}: {text} under {self.attack.name}")
         return candidate.nonzero().squeeze(1).tolist(), looked
 
     def _confirmed(self, rows: list[int], confirm: Confirm) -> dict[int, Finding]:

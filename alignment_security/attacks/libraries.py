@@ -16,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
+from alignment_security.attacks.attack import (
+    BAD_GRADIENT,
+    BAD_LOGITS,
+    AttackedImage,
+    AttackError,
+    EpsProgress,
+    Finding,
+)
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
@@ -77,6 +84,22 @@ class CountedModule(nn.Module):
         self.backwards += len(grad)
 
 
+class CheckedModule(CountedModule):
+    """Raises AttackError for NaN or infinite logits or gradients under another library's attack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        if not torch.isfinite(logits).all():
+            raise AttackError(f"{BAD_LOGITS} at a point of the attack")
+        if x.requires_grad:
+            x.register_hook(self._check_gradient)
+        return logits
+
+    def _check_gradient(self, grad: Tensor) -> None:
+        if not torch.isfinite(grad).all():
+            raise AttackError(BAD_GRADIENT)
+
+
 # ---- AutoAttack by pyautoattack ----------------------------------------------------------------
 
 
@@ -100,7 +123,7 @@ def run_pyautoattack(
     """
     budget.check(n_outputs)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
-    counted = CountedModule(module)
+    counted = CheckedModule(module)
     forward = Forward(counted, batch_size, log)
     confirm = confirm_in_float32(Forward(module, batch_size, log), norm)  # counts its own passes
     search = EpsSearch(
@@ -198,7 +221,7 @@ def run_foolbox(
     """
     import foolbox
 
-    counted = CountedModule(module)
+    counted = CheckedModule(module)
     forward, source = Forward(counted, batch_size, log), iter(source)
     confirm = confirm_in_float32(forward, "L2")
     class_name, settings = FOOLBOX[protocol]

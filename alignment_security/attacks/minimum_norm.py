@@ -185,4 +185,4 @@ class BestSoFar:
         norms = state["norm_best"].tolist()
         for row, image in zip(rows, images):
             if norms[row] < math.inf:
-                image.progress.x_best = state["x_best"][row]
+                image.progress.x_best = state["x_best"][row].clone()  # the row is used again

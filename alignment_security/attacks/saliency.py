@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from alignment_security.attacks.attack import BAD_GRADIENT, AttackError
 from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.attacks.geometry import lp_norm
 from alignment_security.models.forward import Forward
 
 
@@ -22,7 +25,7 @@ def run_saliency(
     """Clean predictions and gradients. Yields `clean` columns, and `gradient` (C, H, W).
 
     module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
-    Raises AttackError for bad images, labels or logits.
+    Raises AttackError for bad images, labels, logits or gradients.
     """
     forward, source = Forward(module, batch_size, log), iter(source)
     while batch := list(islice(source, forward.batch_size)):
@@ -33,6 +36,9 @@ def run_saliency(
             return z.gather(1, labels[rows, None])[:, 0]
 
         _, gradient = forward.gradient(x, label_logit)
+        for (name, _, _), size in zip(batch, lp_norm(gradient, torch.inf).tolist()):
+            if not math.isfinite(size):
+                raise AttackError(f"{name}: {BAD_GRADIENT}")
         yield [
             clean_columns(name, label, prediction) | {"gradient": row}
             for (name, _, label), (prediction,), row in zip(batch, classes, gradient)

@@ -178,7 +178,7 @@ def check_model(
 
     Raises ModelError unless the module is in eval mode, no parameter asks for a gradient, and the
     logits are (B, n_outputs), finite, the same in two passes and the same in any batch. Warns about
-    outputs that look like probabilities and about zero input gradients.
+    outputs that look like probabilities and about zero or NaN input gradients.
     """
     if any(part.training for part in module.modules()):
         raise ModelError(f"{name}: is in train mode; call .eval()")
@@ -221,15 +221,17 @@ def probability_warning(logits: Tensor) -> list[str]:
 
 
 def gradient_warning(logits: Tensor, x: Tensor) -> list[str]:
-    """A warning about images x (B, 3, H, W) whose top logit (B, K) has a gradient of zero."""
+    """Warnings about images x (B, 3, H, W) whose top logit (B, K) has no gradient of use."""
     if not logits.requires_grad:
         return [
             "the logits do not depend on the image in a differentiable way: white-box attacks "
             "are blind"
         ]
-    gradient = torch.autograd.grad(logits.amax(dim=1).sum(), x)[0]
-    zero = int((gradient.flatten(1).abs().amax(dim=1) == 0).sum())
-    if not zero:
-        return []
-    which = f"{zero} of {len(x)} images looked at have" if len(x) > 1 else "the image looked at has"
-    return [f"{which} a zero input gradient: white-box attacks are blind there"]
+    largest = torch.autograd.grad(logits.amax(dim=1).sum(), x)[0].flatten(1).abs().amax(dim=1)
+    bad = {"a zero": largest == 0, "a NaN or infinite": ~torch.isfinite(largest)}
+    return [
+        f"{int(rows.sum())} of {len(x)} image(s) looked at: {kind} input gradient; white-box "
+        "attacks are blind there"
+        for kind, rows in bad.items()
+        if rows.any()
+    ]

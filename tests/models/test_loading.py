@@ -641,7 +641,8 @@ def test_a_model_of_batch_norms_without_running_statistics_is_refused():
     [
         (lambda z: z.softmax(1), "look like probabilities"),
         (lambda z: z.detach(), "not depend on the image"),
-        (lambda z: z.sign() * 1.0, "2 of 2 images looked at have a zero input gradient"),
+        (lambda z: z.sign() * 1.0, "2 of 2 image(s) looked at: a zero input gradient"),
+        (lambda z: z + (z - z.detach()).abs().sqrt(), "2 of 2 image(s) looked at: a NaN"),
     ],
 )
 def test_check_model_warns_about_an_odd_model(f, message):
