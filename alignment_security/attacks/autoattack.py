@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pandas as pd
 from torch import nn
@@ -44,6 +45,8 @@ class Budget:
     steps: int = STANDARD_BUDGET["steps"]
     targets: int = STANDARD_BUDGET["targets"]
     queries: int = STANDARD_BUDGET["queries"]
+    # what else to do for a model of too few classes
+    alternative: ClassVar[str] = "; or find minimal norms with --protocol crossing"
 
     def __post_init__(self):
         unknown = [name for name in self.attacks if name not in AUTOATTACK]
@@ -93,20 +96,29 @@ class Budget:
             "square": (self.queries + 1, 0),
         }[attack]
 
-    def check(self, n_outputs: int) -> None:
-        """Raise AttackError if the model has too few classes for an attack's loss or targets."""
+    def check(self, n_outputs: int, first: str = "") -> None:
+        """Raise AttackError if the model has too few classes for an attack's loss or targets.
+
+        first   options that have to stand before those that the message advises
+        """
         targeted = [name for name in self.attacks if name in ("apgd-t", "fab-t")]
         if "apgd-t" in targeted and n_outputs < DLR_CLASSES:
             raise AttackError(
                 f"apgd-t needs at least {DLR_CLASSES} classes (its DLR loss compares the 1st, 3rd "
-                f"and 4th logit), the model has {n_outputs} outputs; find minimal norms with "
-                "--protocol crossing, or leave the attack out, e.g. --attacks apgd-ce square"
+                f"and 4th logit), the model has {n_outputs} outputs; leave it out: "
+                f"{first}{self._without_apgd_t(n_outputs)}{self.alternative}"
             )
         if targeted and self.targets > n_outputs - 1:
             raise AttackError(
                 f"{targeted[0]}: {self.targets} targets, but {n_outputs} classes leave "
-                f"{n_outputs - 1}"
+                f"{n_outputs - 1}; give it {first}--targets {n_outputs - 1}"
             )
+
+    def _without_apgd_t(self, n_outputs: int) -> str:
+        """The options for the other attacks of the budget on a model of so many classes."""
+        others = [name for name in self.attacks if name != "apgd-t"] or ["apgd-ce"]
+        targets = f" --targets {min(self.targets, n_outputs - 1)}" if "fab-t" in others else ""
+        return f"--attacks {' '.join(others)}{targets}"
 
 
 # ---- verdicts ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from scipy.stats import binom, binomtest
@@ -55,6 +55,7 @@ class RandomBudget(Budget):
 
     attacks: tuple[str, ...] = RAND_ATTACKS
     draws: int = DRAWS
+    alternative: ClassVar[str] = ""  # no attack for minimal norms takes a random network
 
     def __post_init__(self):
         super().__post_init__()

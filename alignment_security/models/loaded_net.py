@@ -57,7 +57,8 @@ def checked_net(
     other = {str(parameter.dtype) for parameter in net.parameters()} - {"torch.float32"}
     if other:
         raise ModelError(
-            f"{name}: its weights are {', '.join(sorted(other))}; attacks need float32"
+            f"{name}: its weights are {', '.join(sorted(other))}; attacks need float32: load them "
+            "as float32, or call .float() on the network where it is built"
         )
     if classes:
         net = with_logits(net, config["input_size"], classes, name)

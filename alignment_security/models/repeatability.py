@@ -15,8 +15,8 @@ ALONE_TOLERANCE = 0.02
 # differ: chance reaches 8 less than once in a million logits
 COMPANY_DRAWS, LARGEST_Z = 20, 8.0
 DETERMINISTIC = (
-    "gives the same logits in every pass, so that --budget rand asks 20 times for one answer; "
-    "--budget standard is the one for it"
+    "gave the same logits in the passes looked at; where it is not random, --budget rand asks 20 "
+    "times for one answer, and --budget standard is the one for it"
 )
 
 

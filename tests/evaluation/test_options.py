@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from itertools import permutations
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from alignment_security.attacks.attack import AttackError
 from alignment_security.common.command_line import Parser
 from alignment_security.evaluation.habits import HABITS
 from alignment_security.evaluation.options import (
@@ -167,6 +170,47 @@ def test_a_folder_of_images_needs_a_name(capsys, options, says):
 def test_the_default_protocol(arguments, protocol, steps):
     args = parse_args([*MODEL, *arguments.split()])
     assert (args.protocol, args.steps) == (protocol, steps)
+
+
+FEW_CLASSES = [
+    "",
+    "--attacks apgd-ce fab-t square",
+    "--attacks apgd-t",
+    "--targets 3 --attacks fab-t",
+]
+FEW_CLASSES += ["--budget screened", "--budget rand", "--budget rand --attacks apgd-t"]
+
+
+def by_option(text: str) -> dict[str, str]:
+    """`--budget rand --attacks apgd-ce square` as a dict."""
+    return dict(part.strip().split(" ", 1) for part in re.split("(?=--)", text) if part)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("options", FEW_CLASSES)
+def test_a_budget_takes_what_it_advises_for_few_classes(options, classes):
+    """The request with the options that its refusal names is taken, and FAB stays in it."""
+    model: Any = SimpleNamespace(n_outputs=classes)
+    images: Any = None
+
+    def checked(options: dict[str, str]) -> Any:
+        words = " ".join(f"{name} {values}" for name, values in options.items()).split()
+        threat = threat_from_args(parse_args([*MODEL, "Linf", "--eps", "1/255", *words]))
+        threat.check(model, images)
+        return threat
+
+    if classes == 7 and "--targets 3" in options:
+        checked(by_option(options))
+        return
+    with pytest.raises(AttackError) as error:
+        checked(by_option(options))
+    refused = str(error.value)
+    advice = re.search(r"(leave it out: |give it )(--[^;]*)", refused)
+    assert advice
+    threat = checked(by_option(options) | by_option(advice[2]))
+    without_fab = "rand" in options or options == "--attacks apgd-t"
+    assert ("fab-t" in threat.budget.attacks) != without_fab
+    assert ("crossing" in refused) == ("rand" not in options and "apgd-t needs" in refused)
 
 
 class Reading(argparse.Namespace):

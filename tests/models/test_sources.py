@@ -257,7 +257,7 @@ WRONG_FILES = {  # id -> (what is appended to the file, what is said)
     ),
     "half precision": (
         "def made(): torch.manual_seed(0); return Net().half(), PREPROCESSING",
-        "weights are torch.float16; attacks need float32",
+        r"weights are torch.float16; attacks need float32: .* \.float\(\) on the network",
     ),
     "a missing file": (
         "def made(): return Net().load_state_dict(torch.load('gone.pth')), PREPROCESSING",

@@ -24,6 +24,7 @@ from alignment_security.evaluation.threats.threat import (
     Threat,
     exact_module,
 )
+from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
 from alignment_security.records.record import SCREENED_KIND
 from alignment_security.records.screened import (
@@ -75,6 +76,10 @@ class Screened(AutoAttack):
             "walks": walk.walks,
             "sampling": {"top": TOP_SHARE, "most": MOST_SHARE, "width": WIDTH},
         }
+
+    def check(self, model: Model, images: ImageSet) -> None:
+        """Its second phase takes no other --attacks and --targets: another budget does."""
+        self.budget.check(model.n_outputs, "--budget standard ")
 
     def cost(self) -> tuple[Cost, Cost]:
         """The most is the mean over images that nothing fools, of which a part is chosen."""
