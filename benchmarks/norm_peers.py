@@ -26,7 +26,7 @@ from benchmarks.measure import Image
 BATCH = 50
 # of the binary search with targeted APGD: balls, the first of FIRST_BALL; targets; least classes
 HALVINGS, APGD_TARGETS, APGD_CLASSES = 9, 9, 4
-DEEPFOOL_CLASSES = 10  # SuperDeepFool looks at so many and takes no fewer
+ALMA_CLASSES = 3  # its loss divides by the difference of the first and third logit
 FIRST_STEPS = (1.0, 0.1)  # of the authors, and one of about the norms sought
 FIRST_BALL = {"L2": 1.0, "Linf": 0.25}
 
@@ -116,9 +116,8 @@ def _adv_lib_peers(norm: str, n_outputs: int, long: int) -> dict[str, PeerAttack
 
     peers: dict[str, PeerAttack] = {}
     if norm == "L2":
-        if n_outputs >= DEEPFOOL_CLASSES:
-            peers["SuperDeepFool"] = sdf
-        for first in FIRST_STEPS:
+        peers["SuperDeepFool"] = sdf
+        for first in FIRST_STEPS if n_outputs >= ALMA_CLASSES else ():
             peers[f"ALMA {long}, first distance {first:g}"] = partial(
                 alma, num_steps=long, init_lr_distance=first
             )

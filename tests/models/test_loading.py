@@ -481,7 +481,7 @@ def test_load_model_of_a_robust_network_by_its_published_name(tmp_path):
     torch.save(robustness_layout(state), tmp_path / "resnet18_l2_eps3.ckpt")
     model = load_model("resnet18_l2_eps3", tmp_path / "resnet18_l2_eps3.ckpt")
     assert torch.equal(model.module.net.fc.weight, state["fc.weight"])
-    entry = "its weights are the entry 'model.module.model'"
+    entry = "its weights are the entry 'model.module.model', its mean and std those of the file"
     assert model.notes == [f"resnet18_l2_eps3.ckpt: {entry}"]
     assert (
         model.settings["name"] == "resnet18_l2_eps3"
