@@ -34,8 +34,8 @@ NORM_TABLE_COLUMNS = [
     "n_alignment",  # images behind alignment: those with a norm and a human map
 ]
 TOLERANCE = "Perturbation Tolerance (L₂)"
-# norm that an attack makes small -> label, column of the summary, factor. Records of L1 hold no L1
-# norm.
+# norm that an attack makes small -> label, column of the summary, factor. Earlier records of
+# L1 hold no L1 norm.
 TOLERANCES = {
     "L2": (TOLERANCE, "l2", 1),
     "Linf": ("Perturbation Tolerance (L∞, 1/255)", "linf", 255),

@@ -24,7 +24,7 @@ from alignment_security.attacks.attack import (
 from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.engine import Confirm, run_stages
-from alignment_security.attacks.geometry import ORDER, lp_norm, per_row
+from alignment_security.attacks.geometry import ORDER, exact_norm, lp_norm, per_row
 from alignment_security.attacks.line_search import adversarial_point
 from alignment_security.models.forward import Forward
 
@@ -56,8 +56,8 @@ def run_minimum_norm(
     log      receives warnings
 
     The row of a misclassified image has no norm. Every reported point is in [0, 1] and is
-    misclassified by `exact`; l2 and linf are measured on it. Raises AttackError for bad images,
-    labels or logits.
+    misclassified by `exact`; l2 and linf (of an L1 attack also l1) are measured on it. Raises
+    AttackError for bad images, labels or logits.
     """
     forward = Forward(module, batch_size, log)
     search = MinimumNormSearch(attack, Forward(exact or module, batch_size, log), n_outputs, seed)
@@ -89,7 +89,10 @@ class MinimumNormSearch:
     def on_fooled(
         self, image: AttackedImage[MinimumNormProgress], finding: Finding
     ) -> tuple[list[dict], None]:
-        return [minimum_norm_row(image, finding)], None
+        row = minimum_norm_row(image, finding)
+        if self.attack.norm == "L1":
+            row["l1"] = float(exact_norm(finding.perturbation[None], ORDER["L1"]))
+        return [row], None
 
     def on_exhausted(
         self, image: AttackedImage[MinimumNormProgress], stage: int

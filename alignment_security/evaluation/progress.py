@@ -19,6 +19,7 @@ from alignment_security.cluster.job import report_progress
 from alignment_security.common.eps import format_eps
 from alignment_security.common.progress import ProgressMeter
 from alignment_security.evaluation.threats.threat import Cost, Threat
+from alignment_security.records.norm_summary import NORM_COLUMNS, format_norm, minimised_norm
 
 BACKWARD = 2  # a backward pass takes about twice the time of a forward pass
 SHOWN_EVERY = 0.2  # seconds
@@ -44,6 +45,7 @@ class EvaluationProgress:
     def __init__(self, threat: Threat, total: int, begun: int, name: str):
         self.meter = ProgressMeter(name, total, begun, unit="image")
         self.threat, self.most = threat, work_of(threat.cost()[1])
+        self.norm = minimised_norm(threat.name)
         self.sums: dict[str, float] = defaultdict(int)
         self.counts: dict[str, int] = defaultdict(int)
         self.begun_at: dict[str, float] = {}
@@ -80,7 +82,7 @@ class EvaluationProgress:
         name = format_eps(row["eps"], self.threat.name) if "eps" in row else "correct"
         self._count(name, row.get("robust", row["clean_correct"]))
         if row.get("success"):
-            self._count("mean L2", row["l2"])
+            self._count(f"mean {self.norm}", row[NORM_COLUMNS[self.norm]])
 
     def _count(self, name: str, value: float) -> None:
         self.sums[name] += value
@@ -92,8 +94,8 @@ class EvaluationProgress:
             return self._robust()
         parts = []
         for name, total in self.sums.items():
-            if name == "mean L2":
-                parts.append(f"{name} {total / self.counts[name]:.3f}")
+            if name == f"mean {self.norm}":
+                parts.append(f"{name} {format_norm(total / self.counts[name], self.norm)}")
             else:
                 parts.append(f"{name} {total}/{self.counts[name]}")
         return ", ".join(parts)

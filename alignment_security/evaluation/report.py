@@ -13,7 +13,12 @@ from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
 from alignment_security.records.names import record_stem
-from alignment_security.records.norm_summary import alignment_summary
+from alignment_security.records.norm_summary import (
+    NORM_COLUMNS,
+    alignment_summary,
+    format_norm,
+    minimised_norm,
+)
 from alignment_security.records.record import SALIENCY_KIND
 from alignment_security.records.run import Run
 from alignment_security.records.screened import interval_text, robust_estimates
@@ -80,7 +85,7 @@ def report_text(run: Run) -> str:
             radius = format_eps(eps, run.info["threat"], rows["eps"].unique())
             lines.append(f"  eps {radius}: robust accuracy {part['robust'].mean():.1%}")
     if "success" in rows:
-        lines.append(f"  minimal L2 norm: {norm_text(correct, run)}")
+        lines.append(f"  {norm_text(correct, run)}")
     if "human_map" in run.settings["run"]:
         compared = rows if run.info["kind"] == SALIENCY_KIND else correct
         lines.append(
@@ -91,16 +96,22 @@ def report_text(run: Run) -> str:
 
 
 def norm_text(correct: pd.DataFrame, run: Run) -> str:
-    """Mean and median norm of the correctly classified images, or why there are none."""
-    norms = correct.loc[correct["success"] == 1, "l2"]
+    """Mean and median minimal norm of the correctly classified images, or why there are none.
+
+    Records of L1 of earlier versions have the L2 norm of the smallest L1 perturbation only.
+    """
+    norm = minimised_norm(run.info["threat"])
+    name = f"minimal {norm} norm"
+    if NORM_COLUMNS[norm] not in correct:
+        name, norm = f"L2 norm of the smallest {norm} perturbation", "L2"
+    norms = correct.loc[correct["success"] == 1, NORM_COLUMNS[norm]]
     if correct.empty:
-        return "none, since no image is classified correctly"
+        return f"{name}: none, since no image is classified correctly"
     if norms.empty:
-        return f"none found of {len(correct)} images"
-    return (
-        f"mean {norms.mean():.4f}, median {norms.median():.4f} over {len(norms)} images "
-        f"({size_text(attacked_size(run.info))})"
-    )
+        return f"{name}: none found of {len(correct)} images"
+    mean, median = (format_norm(value, norm, 4) for value in (norms.mean(), norms.median()))
+    size = size_text(attacked_size(run.info))
+    return f"{name}: mean {mean}, median {median} over {len(norms)} images ({size})"
 
 
 def alignment_text(compared: pd.DataFrame) -> str:

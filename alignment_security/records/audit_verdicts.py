@@ -158,7 +158,7 @@ def check_norms(record: Record) -> Iterator[str]:
 
 
 def impossible_norms(record: Record) -> Iterator[str]:
-    """No pixel changes by more than 1; Linf <= L2 <= Linf sqrt(values of an image)."""
+    """No pixel changes by more than 1; Linf <= L2 <= Linf sqrt(values of an image), L2 <= L1."""
     rows, size = record.rows, attacked_size(record.run)
     values = CHANNELS * size[0] * size[1] if size else math.inf
     above_1 = rows["linf"] > 1 + EPS_ATOL
@@ -170,3 +170,8 @@ def impossible_norms(record: Record) -> Iterator[str]:
         yield f"l2 is linf in each of {len(both)} rows, as if one value changed; {EVALUATE_AGAIN}"
     too_long = rows["l2"] > rows["linf"] * math.sqrt(values) * (1 + L2_RTOL) + EPS_ATOL
     yield from wrong_rows(too_long, rows, "l2 is larger than linf in every value of the image")
+    if "l1" in rows:
+        l1, l2 = rows["l1"], rows["l2"]
+        below = (l1.isna() != l2.isna()) | (l1 < l2 * (1 - L2_RTOL) - EPS_ATOL)
+        above = l1 > l2 * math.sqrt(values) * (1 + L2_RTOL) + EPS_ATOL
+        yield from wrong_rows(below | above, rows, "l1 is below l2 or above l2 in every value")

@@ -7,7 +7,22 @@ import math
 import pandas as pd
 
 WITHOUT_NORM, AT_FLOOR = "have no norm", "at the floor of their attack"  # in warnings of a run
+NORM_COLUMNS = {"L2": "l2", "Linf": "linf", "L1": "l1"}  # norm -> column of records
 NEAR_FLOOR = 1.1  # a norm of at most so many times the floor may be of a nearer boundary
+
+
+def minimised_norm(threat: str) -> str:
+    """The norm that an attack for minimal norms makes small: L2, Linf or L1.
+
+    threat   its name, which begins with its norm; L2 where it does not
+    """
+    norm = threat.split("-")[0]
+    return norm if norm in NORM_COLUMNS else "L2"
+
+
+def format_norm(value: float, norm: str, digits: int = 3) -> str:
+    """A norm as text: Linf in 255ths, the others in pixel units of [0, 1]."""
+    return f"{255 * value:.{digits}f}/255" if norm == "Linf" else f"{value:.{digits}f}"
 
 
 def norm_summary(correct: pd.DataFrame) -> dict:
@@ -16,11 +31,20 @@ def norm_summary(correct: pd.DataFrame) -> dict:
     correct   rows of correctly classified images; norms are averaged over those that were fooled
 
     The medians over all take a norm that was not found as infinite; they are missing where that is
-    the middle one.
+    the middle one. L1 norms are in records of attacks that make them small.
     """
     fooled = correct.loc[correct["success"] == 1]
-    norms = correct[["l2", "linf"]].astype(float).where(correct["success"] == 1, math.inf)
+    columns = [column for column in NORM_COLUMNS.values() if column in correct]
+    norms = correct[columns].astype(float).where(correct["success"] == 1, math.inf)
     median = norms.median().replace(math.inf, math.nan)
+    of_l1 = {}
+    if "l1" in correct:
+        of_l1 = {
+            "l1_mean": fooled["l1"].mean(),
+            "l1_sem": fooled["l1"].sem(),
+            "l1_median": fooled["l1"].median(),
+            "l1_median_all": median["l1"],
+        }
     return {
         "n_norm": len(fooled),
         "success_rate": correct["success"].mean(),
@@ -33,6 +57,7 @@ def norm_summary(correct: pd.DataFrame) -> dict:
         "n_without_norm": len(correct) - len(fooled),
         "l2_median_all": median["l2"],
         "linf_median_all": median["linf"],
+        **of_l1,
         **alignment_summary(correct),
     }
 

@@ -42,6 +42,7 @@ SUMMARISED = [
     "success",
     "l2",
     "linf",
+    "l1",
     "human_alignment",
     "forwards",
     "backwards",
@@ -182,6 +183,8 @@ def csv_of_records(records: Path, folder: Path) -> Iterator[tuple[Path, str]]:
     for _, run_file, table in tables_of_records(records, folder):
         rows = table.drop_columns("model").to_pandas(integer_object_nulls=True)
         columns = RECORD_COLUMNS[read_run_file(run_file)["kind"]]
+        if "l1" in rows and rows["l1"].isna().all() and rows["l2"].notna().any():
+            rows = rows.drop(columns="l1")  # begun before records had it, beside others
         yield run_file, rows_to_csv(rows[[name for name in columns if name in rows]])
 
 

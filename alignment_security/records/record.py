@@ -44,6 +44,7 @@ RECORD_COLUMNS = {
         "adv_pred",
         "l2",
         "linf",
+        "l1",
         "human_alignment_raw",
         "human_alignment",
         "forwards",
@@ -51,6 +52,7 @@ RECORD_COLUMNS = {
     ],
     SALIENCY_KIND: [*CLEAN_COLUMNS, "human_alignment_raw", "human_alignment"],
 }
+LATER_COLUMNS = ("l1",)  # a record begun without them goes on without
 INTEGER_COLUMNS = [
     "label",
     "clean_pred",
@@ -82,6 +84,12 @@ MEND_RECORD = (
     "start anew with --overwrite"
 )
 MEND_RUN_FILE = "bring back the one that belongs to its record, or evaluate again with --overwrite"
+
+
+def columns_of(kind: str, threat: str) -> list[str]:
+    """The columns of a new record: `l1` where the threat, which begins with its norm, is of L1."""
+    is_l1 = threat.split("-")[0] == "L1"
+    return [name for name in RECORD_COLUMNS[kind] if name != "l1" or is_l1]
 
 
 # ---- reading -------------------------------------------------------------------------------------

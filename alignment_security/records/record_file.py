@@ -15,7 +15,12 @@ import pandas as pd
 
 from alignment_security.common.files import UserError, write_atomic
 from alignment_security.common.process import print_line
-from alignment_security.records.record import INTEGER_COLUMNS, read_record, rows_to_csv
+from alignment_security.records.record import (
+    INTEGER_COLUMNS,
+    LATER_COLUMNS,
+    read_record,
+    rows_to_csv,
+)
 
 SYNC_SECONDS = 1.0  # at most so much work is lost when the machine, not the process, dies
 
@@ -45,12 +50,14 @@ class RecordFile:
 
         An incomplete last line is cut. Raises UserError for other columns, and as `read_record`.
         """
-        header = (",".join(self.columns) + "\n").encode()
         data = self.path.read_bytes() if self.path.exists() else b""
         data = data.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        header = (",".join(self.columns) + "\n").encode()
         whole_lines = data[: data.rfind(b"\n") + 1] or header
-        if not whole_lines.startswith(header):
-            found = whole_lines.splitlines()[0].decode(errors="replace")
+        found = whole_lines.splitlines()[0].decode(errors="replace")
+        if found == ",".join(name for name in self.columns if name not in LATER_COLUMNS):
+            self.columns = found.split(",")
+        elif not whole_lines.startswith(header):
             raise UserError(
                 f"{self.path}: columns {found!r} are not those of this version; remove the record "
                 "or pass --overwrite"

@@ -27,11 +27,11 @@ from alignment_security.records.abandoned import ended_without_rows
 from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.names import record_stem
 from alignment_security.records.record import (
-    RECORD_COLUMNS,
     SCREENED_KIND,
     as_begun,
     check_complete,
     check_record_sha256,
+    columns_of,
     first_difference,
     read_record,
     read_run_file,
@@ -83,7 +83,7 @@ class Run(LockedRun):
         folder.mkdir(parents=True, exist_ok=True)
         stem = record_stem(model, beside)
         self.csv = folder / f"{stem}.csv"
-        self._file = RecordFile(self.csv, RECORD_COLUMNS[kind])
+        self._file = RecordFile(self.csv, columns_of(kind, threat))
         super().__init__(folder / f"{stem}.json", folder / f"{stem}.lock")
         with self.closed_on_error():
             self.settings = json_round_trip(settings)
@@ -93,7 +93,7 @@ class Run(LockedRun):
             self.info = self._resume_or_begin(names | names_beside)
             if self.replaces_old:
                 self.start_session(session)
-                self.rows = pd.DataFrame(columns=RECORD_COLUMNS[kind])
+                self.rows = pd.DataFrame(columns=columns_of(kind, threat))
             elif self.done:
                 check_record_sha256(self.csv, self.info)
                 self.rows = read_record(self.csv)

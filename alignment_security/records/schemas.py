@@ -18,6 +18,8 @@ LARGEST_L2 = 2e4  # of a perturbation of 1 at each of 3 x 10,000 x 10,000 values
 LARGEST_LINF = 1 + 1e-6
 NORM_L2, NORM_LINF = (Column(NUMBER, high=high, empty=True) for high in (LARGEST_L2, LARGEST_LINF))
 
+NORM_L1 = Column(NUMBER, high=LARGEST_L2**2, empty=True)
+
 
 def optional(column: Column) -> Column:
     """The same column, whose cells may be empty."""
@@ -41,6 +43,7 @@ RECORD = {
     "from_eps": Column(NUMBER, high=LARGEST_L2**2, empty=True),
     "linf": NORM_LINF,
     "l2": NORM_L2,
+    "l1": NORM_L1,
     "human_alignment_raw": Column(NUMBER, low=-1, high=1, empty=True),
     "human_alignment": Column(NUMBER, low=-2, high=2, empty=True),
     "forwards": optional(COUNT),
@@ -88,6 +91,10 @@ SUMMARY = {
     "n_without_norm": optional(COUNT),
     "l2_median_all": NORM_L2,
     "linf_median_all": NORM_LINF,
+    "l1_mean": NORM_L1,
+    "l1_sem": NORM_L1,
+    "l1_median": NORM_L1,
+    "l1_median_all": NORM_L1,
     "human_alignment": Column(NUMBER, low=-2, high=2, empty=True),
     "human_alignment_sem": Column(NUMBER, high=2, empty=True),
     "n_alignment": optional(COUNT),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from alignment_security.common.folders import glob_visible, left_by_tools_note, 
 from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.common.tables import check_columns
 from alignment_security.records.comparable import comparable_runs
+from alignment_security.records.norm_summary import NORM_COLUMNS, format_norm, minimised_norm
 from alignment_security.records.record import (
     SCREENED_KIND,
     check_record_sha256,
@@ -200,9 +202,12 @@ def summary_table(summary: pd.DataFrame) -> str:
             interval_text(row) if pd.notna(row["robust_estimate"]) else ""
             for _, row in summary.iterrows()
         ]
-    for column in ("l2_mean", "l2_sem", "human_alignment"):
-        if column in summary:
-            shown[column] = [f"{v:.3f}" if pd.notna(v) else "" for v in summary[column]]
+    for column, texts in norm_texts(summary).items():
+        shown[column] = texts
+    if "human_alignment" in summary:
+        shown["human_alignment"] = [
+            f"{v:.3f}" if pd.notna(v) else "" for v in summary["human_alignment"]
+        ]
     if "n_alignment" in summary and has_other_counts(summary):
         shown["n_alignment"] = [f"{n:.0f}" if n > 0 else "" for n in summary["n_alignment"]]
     if {"size", "l2_mean"} <= set(summary):
@@ -214,6 +219,27 @@ def summary_table(summary: pd.DataFrame) -> str:
         ]
     shown["attack"], notes = short_attacks(summary["attack"].fillna(""))
     return "\n".join([shown.to_string(index=False), *notes])
+
+
+def norm_texts(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """Columns of the printed summary: mean and standard error of the norm that each row minimises.
+
+    L1 records of earlier versions have the L2 norm only, which stands in for it.
+    """
+    minimised = summary["threat"].map(minimised_norm)
+    texts = {}
+    for norm, prefix in NORM_COLUMNS.items():
+        is_shown = minimised.eq(norm)
+        if norm == "L2" and "l2_mean" in summary:
+            l1_mean = summary.get("l1_mean", pd.Series(math.nan, summary.index))
+            is_shown |= minimised.eq("L1") & l1_mean.isna()
+        for column in (f"{prefix}_mean", f"{prefix}_sem"):
+            if column in summary and (norm == "L2" or (is_shown & summary[column].notna()).any()):
+                texts[column] = [
+                    format_norm(value, norm) if shown and pd.notna(value) else ""
+                    for value, shown in zip(summary[column], is_shown)
+                ]
+    return texts
 
 
 def short_attacks(attacks: Iterable[str]) -> tuple[list[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -157,12 +158,35 @@ def test_a_run_says_first_what_it_will_do(cli, tiny, tmp_path):
 
 
 def test_a_report_without_a_norm_says_why():
-    run = SimpleNamespace(info={"image_size": 8})
-    none = pd.DataFrame({"success": [], "l2": [], "human_alignment": []})
-    assert norm_text(none, run) == "none, since no image is classified correctly"
-    robust = pd.DataFrame({"success": [0, 0], "l2": [np.nan] * 2, "human_alignment": [np.nan] * 2})
-    assert norm_text(robust, run) == "none found of 2 images"
+    run: Any = SimpleNamespace(info={"image_size": 8, "threat": "Linf-fmn"})
+    none = pd.DataFrame({"success": [], "linf": [], "human_alignment": []})
+    assert norm_text(none, run) == (
+        "minimal Linf norm: none, since no image is classified correctly"
+    )
+    robust = pd.DataFrame(
+        {"success": [0, 0], "linf": [np.nan] * 2, "human_alignment": [np.nan] * 2}
+    )
+    assert norm_text(robust, run) == "minimal Linf norm: none found of 2 images"
     assert alignment_text(robust) == "none, since no image was compared"
+
+
+@pytest.mark.parametrize(
+    "threat, columns, said",
+    [
+        ("L2-ddn", "l2 linf", "minimal L2 norm: mean 0.3000, median 0.2000"),
+        ("Linf-crossing", "l2 linf", "minimal Linf norm: mean 0.7650/255, median 0.5100/255"),
+        ("L1-fmn", "l2 linf l1", "minimal L1 norm: mean 30.0000, median 20.0000"),
+        # of an earlier version
+        ("L1-fmn", "l2 linf", "L2 norm of the smallest L1 perturbation: mean 0.3000, median 0.2"),
+        ("mine", "l2 linf", "minimal L2 norm: mean 0.3000"),
+    ],
+)
+def test_a_report_names_the_norm_that_was_minimised(threat, columns, said):
+    scales = {"l2": 0.1, "linf": 0.001, "l1": 10.0}
+    rows = pd.DataFrame({name: [scales[name] * k for k in (1, 2, 6)] for name in columns.split()})
+    settings = {"model": {"preprocessing": {"input_size": [3, 8, 8]}}, "run": {}}
+    run: Any = SimpleNamespace(info={"threat": threat, "settings": settings})
+    assert norm_text(rows.assign(success=1), run).startswith(said)
 
 
 # ---- a model that guesses ------------------------------------------------------------------------

@@ -545,6 +545,41 @@ def test_images_without_a_norm_are_said_aloud(tiny_record, tmp_path):
     assert summary["l2_median"] == 1.0
 
 
+def norms(name: str, scale: float) -> dict:
+    return row(name, success=1, adv_pred=5, l2=scale, linf=scale / 10, l1=10 * scale)
+
+
+def test_the_printed_table_has_the_norm_that_an_attack_minimises(tiny_record, tmp_path):
+    """Linf in 255ths; only records of L1 have l1, and no table names it without one."""
+    linf = tiny_record([norms("a.jpg", 0.2), norms("b.jpg", 0.4)], threat="Linf-fmn")
+    assert "l1" not in linf.rows
+    header, line = summary_table(merge_records(tmp_path)).splitlines()
+    assert "linf_mean" in header and "l1_mean" not in header and "7.650/255" in line
+    assert "0.300" not in line
+    tiny_record([norms("a.jpg", 0.2), norms("b.jpg", 0.6)], threat="L1-fmn")
+    tiny_record([norms("a.jpg", 0.5)], threat="L2-fmn")
+    summary = merge_records(tmp_path)
+    assert summary["l1_mean"].dropna().tolist() == [4.0]
+    assert summary["l1_median_all"].dropna().tolist() == [4.0]
+    _, l1, l2, linf_again = summary_table(summary).splitlines()
+    assert "4.000" in l1 and "0.400" not in l1 and "0.500" in l2 and "7.650/255" in linf_again
+
+
+def test_an_l1_record_begun_without_its_norm_goes_on_without(open_run, tmp_path):
+    with open_run(threat="L1-fmn") as run:
+        run.append([norms("a.jpg", 0.2)])
+    assert "l1" in run.csv.read_text().splitlines()[0].split(",")
+    old = pd.read_csv(run.csv, dtype=str, keep_default_na=False).drop(columns="l1")
+    old.to_csv(run.csv, index=False)
+    with open_run(threat="L1-fmn") as run:
+        run.append([norms("b.jpg", 0.4)])
+        run.finish(["a.jpg", "b.jpg"])
+    assert read_record(run.csv)["l2"].tolist() == [0.2, 0.4]
+    summary = merge_records(tmp_path)
+    assert "l1" not in read_record(run.csv) and "l1_mean" not in summary
+    assert "0.300" in summary_table(summary)
+
+
 def test_merge_of_balls_by_hand(tiny_record, tmp_path):
     for model, verdicts in {"m": [(1, 1), (1, 0)], "k": [(0, 0), (1, 1)]}.items():
         rows = [r for name, robust in zip("ab", verdicts) for r in rows_of_eps(name, *robust)]
