@@ -31,6 +31,7 @@ from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.minimum_norm import minimum_norm_row
 from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
+from alignment_security.models.fast import Wrapper
 from alignment_security.models.forward import NO_GRADIENT, Forward
 
 # Protocol -> class of foolbox 3.3.4, and its settings. feng2025: the published code of Feng et al.
@@ -84,11 +85,11 @@ class CountedModule(nn.Module):
         self.backwards += len(grad)
 
 
-class CheckedModule(CountedModule):
+class CheckedModule(Wrapper):
     """Raises AttackError for NaN or infinite logits or gradients under another library's attack."""
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = super().forward(x)
+        logits = self.module(x)
         if not torch.isfinite(logits).all():
             raise AttackError(f"{BAD_LOGITS} at a point of the attack")
         if x.requires_grad:
@@ -123,7 +124,7 @@ def run_pyautoattack(
     """
     budget.check(n_outputs)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
-    counted = CheckedModule(module)
+    counted = CountedModule(module)
     forward = Forward(counted, batch_size, log)
     confirm = confirm_in_float32(Forward(module, batch_size, log), norm)  # counts its own passes
     search = EpsSearch(
@@ -169,7 +170,8 @@ def _reference_findings(
         attacked = [images[i] for i in robust]
         x = torch.stack([image.x for image in attacked])
         y = torch.tensor([image.label for image in attacked], device=x.device)
-        attack = reference_attack(name, counted, search.norm, images[0].eps, budget, images[0].seed)
+        checked, eps, seed = CheckedModule(counted), images[0].eps, images[0].seed
+        attack = reference_attack(name, checked, search.norm, eps, budget, seed)
         points = attack.perturb(x, y).detach()
         for i, finding in zip(robust, search.confirm(attacked, points, name)):
             findings[i] = finding
@@ -221,7 +223,7 @@ def run_foolbox(
     """
     import foolbox
 
-    counted = CheckedModule(module)
+    counted = CountedModule(module)
     forward, source = Forward(counted, batch_size, log), iter(source)
     confirm = confirm_in_float32(forward, "L2")
     class_name, settings = FOOLBOX[protocol]
@@ -234,7 +236,7 @@ def run_foolbox(
         findings: dict[str, Finding | None] = {}
         if correct:
             forwards, backwards = counted.forwards, counted.backwards
-            points = _foolbox_points(attack, counted, correct)
+            points = _foolbox_points(attack, CheckedModule(counted), correct)
             forwards, backwards = counted.forwards - forwards, counted.backwards - backwards
             for image, finding in zip(correct, confirm(correct, points, protocol)):
                 findings[image.image_id] = finding

@@ -58,6 +58,11 @@ class NanGradient(nn.Module):
         return self.net(x) + (x - x.detach()).abs().sqrt().sum((1, 2, 3))[:, None]
 
 
+class NanLogits(nn.Module):
+    def forward(self, logits):
+        return logits * torch.nan
+
+
 class NanNearby(nn.Module):
     """A network's logits where the pixels are clean ones (16ths), NaN elsewhere."""
 
@@ -87,6 +92,13 @@ def test_a_gradient_of_nan_ends_the_attacks_of_libraries(robust_digits, name):
 def test_logits_of_nan_are_no_adversarial_point(robust_digits, name):
     with pytest.raises(AttackError, match="the model gives NaN or infinite logits"):
         rows_of((OURS | LIBRARIES)[name](NanNearby(robust_digits), IMAGES, batch_size=4))
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fmn-L2", *LIBRARIES])
+def test_clean_logits_of_nan_are_named_with_their_image(robust_digits, name):
+    net = nn.Sequential(robust_digits, NanLogits())
+    with pytest.raises(AttackError, match=rf"{IMAGES[0][0]}: the model gives NaN"):
+        rows_of((OURS | LIBRARIES)[name](net, IMAGES, batch_size=4))
 
 
 def test_a_saliency_of_nan_ends_the_run(robust_digits):
