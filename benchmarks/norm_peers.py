@@ -117,7 +117,8 @@ def _adv_lib_peers(norm: str, n_outputs: int, long: int) -> dict[str, PeerAttack
     peers: dict[str, PeerAttack] = {}
     if norm == "L2":
         peers["SuperDeepFool"] = sdf
-        for first in FIRST_STEPS if n_outputs >= ALMA_CLASSES else ():
+    if norm == "L2" and n_outputs >= ALMA_CLASSES:
+        for first in FIRST_STEPS:
             peers[f"ALMA {long}, first distance {first:g}"] = partial(
                 alma, num_steps=long, init_lr_distance=first
             )

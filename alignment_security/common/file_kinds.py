@@ -92,8 +92,9 @@ def _weights_of_others(path: Path, start: bytes) -> str | None:
             "a pickle that torch.save did not write; where you trust it, load it and save its "
             "tensors with torch.save"
         )
+    names = _names_in_zip(path)
     for ending, kind in ZIP_KINDS:
-        if any(name.endswith(ending) for name in _names_in_zip(path)):
+        if any(name.endswith(ending) for name in names):
             return f"{kind}; save a state dict of torch"
     return None
 

@@ -14,6 +14,7 @@ from alignment_security.common.files import UserError
 from alignment_security.common.settings import IMAGENET_CLASSES
 from alignment_security.common.verdicts import STANDARD_BUDGET
 from alignment_security.records.adversarial_examples import example_norms, example_path
+from alignment_security.records.norm_summary import minimised_norm
 from alignment_security.records.record import (
     BALL_KINDS,
     CLEAN_COLUMNS,
@@ -54,6 +55,11 @@ class Record(NamedTuple):
     def settings(self) -> dict:
         """Settings of the run: image list, attack, eps, seed."""
         return self.run["settings"]["run"]
+
+    @property
+    def norm(self) -> str:
+        """Of an attack: "L2", "Linf" or "L1"."""
+        return self.settings.get("norm", minimised_norm(self.run["threat"]))
 
     @property
     def model(self) -> dict:

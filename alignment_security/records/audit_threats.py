@@ -48,7 +48,7 @@ def check_verdicts(ball: Record, norms: Record) -> Iterator[str]:
     """Few images that AutoAttack calls robust have a point within eps in the record of norms."""
     if ball.settings.get("attack") != STANDARD_NAME:  # a smaller budget is called reduced
         return
-    column = ball.settings.get("norm", ball.run["threat"].split("-")[0]).lower()
+    column = ball.norm.lower()
     points = norms.rows.set_index("image_id")[column]
     robust = ball.rows[ball.rows["robust"] == 1]
     known = robust["image_id"].map(points).astype(float)
@@ -68,7 +68,7 @@ def check_minimal(norms: Record, ball: Record) -> Iterator[str]:
     """In the median image, the minimal norm is not above that of a point of the bounded attack."""
     if norms.settings.get("protocol") in NOT_MINIMAL:
         return
-    column = norms.settings.get("norm", norms.run["threat"].split("-")[0]).lower()
+    column = norms.norm.lower()
     if column not in norms.rows:
         return
     known = ball.rows[ball.rows["l2"] > 0].groupby("image_id")[column].min()

@@ -29,7 +29,7 @@ FAB = "fab-t"  # it keeps a point from outside a smaller ball, and that ball's e
 def check_ball(record: Record) -> Iterator[str]:
     """Consistent verdicts, norms within eps, accuracy that falls with eps."""
     rows, settings = record.rows, record.settings
-    norm = settings.get("norm", record.run["threat"].split("-")[0])
+    norm = record.norm
     attacks = [*settings.get("attacks", STANDARD_BUDGET["attacks"]), *settings.get("screen", [])]
     broken_by = rows["broken_by"].fillna("")
     robust, correct = rows["robust"] == 1, rows["clean_correct"] == 1
@@ -74,7 +74,7 @@ def check_deciding_eps(record: Record, broken: pd.Series) -> Iterator[str]:
 
     broken   rows that an attack broke, with a norm within eps
     """
-    rows, norm = record.rows, record.settings.get("norm", record.run["threat"].split("-")[0])
+    rows, norm = record.rows, record.norm
     from_eps, by_fab = rows["from_eps"], rows["broken_by"] == FAB
     attacked = np.isclose(
         from_eps.to_numpy()[:, None], [0.0, *record.settings["eps"]], rtol=EPS_RTOL, atol=0

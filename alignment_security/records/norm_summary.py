@@ -37,28 +37,26 @@ def norm_summary(correct: pd.DataFrame) -> dict:
     columns = [column for column in NORM_COLUMNS.values() if column in correct]
     norms = correct[columns].astype(float).where(correct["success"] == 1, math.inf)
     median = norms.median().replace(math.inf, math.nan)
-    of_l1 = {}
-    if "l1" in correct:
-        of_l1 = {
-            "l1_mean": fooled["l1"].mean(),
-            "l1_sem": fooled["l1"].sem(),
-            "l1_median": fooled["l1"].median(),
-            "l1_median_all": median["l1"],
-        }
+    of_l1 = _sizes(fooled, "l1") | {"l1_median_all": median["l1"]} if "l1" in correct else {}
     return {
         "n_norm": len(fooled),
         "success_rate": correct["success"].mean(),
-        "l2_mean": fooled["l2"].mean(),
-        "l2_sem": fooled["l2"].sem(),
-        "l2_median": fooled["l2"].median(),
-        "linf_mean": fooled["linf"].mean(),
-        "linf_sem": fooled["linf"].sem(),
-        "linf_median": fooled["linf"].median(),
+        **_sizes(fooled, "l2"),
+        **_sizes(fooled, "linf"),
         "n_without_norm": len(correct) - len(fooled),
         "l2_median_all": median["l2"],
         "linf_median_all": median["linf"],
         **of_l1,
         **alignment_summary(correct),
+    }
+
+
+def _sizes(fooled: pd.DataFrame, column: str) -> dict:
+    norms = fooled[column]
+    return {
+        f"{column}_mean": norms.mean(),
+        f"{column}_sem": norms.sem(),
+        f"{column}_median": norms.median(),
     }
 
 

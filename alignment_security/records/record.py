@@ -14,6 +14,7 @@ import pandas as pd
 from alignment_security.common.files import UserError, read_bytes, sha256_text_file
 from alignment_security.common.schema import FIRST_LINE, parse_table, read_json
 from alignment_security.records.names import record_stem
+from alignment_security.records.norm_summary import minimised_norm
 from alignment_security.records.schemas import RECORD, RUN_FILE
 
 CLEAN_COLUMNS = ["image_id", "label", "clean_pred", "clean_correct"]
@@ -87,8 +88,8 @@ MEND_RUN_FILE = "bring back the one that belongs to its record, or evaluate agai
 
 
 def columns_of(kind: str, threat: str) -> list[str]:
-    """The columns of a new record: `l1` where the threat, which begins with its norm, is of L1."""
-    is_l1 = threat.split("-")[0] == "L1"
+    """The columns of a new record: `l1` where the threat is of L1."""
+    is_l1 = minimised_norm(threat) == "L1"
     return [name for name in RECORD_COLUMNS[kind] if name != "l1" or is_l1]
 
 

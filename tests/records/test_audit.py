@@ -27,7 +27,8 @@ from alignment_security.common.remarks import warning_lines
 from alignment_security.common.verdicts import EPS_ATOL, STANDARD_BUDGET
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.audit import audit
-from alignment_security.records.audit_record import NEEDED_COLUMNS
+from alignment_security.records.audit_record import NEEDED_COLUMNS, Record
+from alignment_security.records.audit_verdicts import impossible_norms
 from alignment_security.records.record import read_record, rows_to_csv
 from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME, merge_records
@@ -844,3 +845,15 @@ def test_trace_refuses_what_is_no_figure(results, tmp_path, capsys, content, lin
         capsys, tmp_path / "f.csv", "--results_dir", results, *(["--line", line] if line else [])
     )
     assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("l1", "is_found"), [(0.3, False), (0.2, True), (4.3, True), (4.1, False), (np.nan, True)]
+)
+def test_an_l1_norm_lies_between_l2_and_l2_in_every_value(l1, is_found):
+    """By hand: l2 is 0.3, and an image of 3 x 8 x 8 values has an l1 of at most 0.3 sqrt(192)."""
+    rows = pd.DataFrame({"image_id": ["a", "b"], "linf": 0.1, "l2": 0.3, "l1": [2.0, l1]})
+    settings = {"model": {"preprocessing": {"input_size": [3, 8, 8]}}, "run": {}}
+    record = Record(Path("L1-fmn/net.csv"), {"settings": settings, "threat": "L1-fmn"}, rows)
+    found = [sentence for sentence in impossible_norms(record) if "l1 is below" in sentence]
+    assert len(found) == is_found and record.norm == "L1"
