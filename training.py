@@ -126,7 +126,10 @@ def train(args: Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Parse the command line, start the processes, train. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv, __doc__ or "")
+    try:
+        args = parse_args(argv, __doc__ or "")
+    except (UserError, OSError) as error:  # of the file of --recipe
+        return report_error(error)
     try:
         if args.chtc:
             # Once, before there are several processes: they find the folders unpacked.

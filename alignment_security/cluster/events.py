@@ -13,19 +13,6 @@ from alignment_security.cluster.notes import date_text
 from alignment_security.cluster.slurm import Event
 from alignment_security.common.files import UserError
 
-# events that are read; the others say nothing about the state
-EVENT_KINDS = {
-    "SUBMIT",
-    "EXECUTE",
-    "JOB_EVICTED",
-    "SHADOW_EXCEPTION",
-    "JOB_RECONNECT_FAILED",
-    "JOB_HELD",
-    "JOB_RELEASED",
-    "JOB_ABORTED",
-    "JOB_TERMINATED",
-    "JOB_AD_INFORMATION",
-}
 SECONDS_PER_HOUR = 3600
 SAME_EVENT = 10  # seconds between an eviction and the hold or removal that is its cause
 
@@ -36,7 +23,10 @@ class StatusError(UserError):
 
 @dataclass
 class CondorJob:
-    """What the event log of one model says. Times are seconds since the epoch."""
+    """What the event log of one model says. Times are seconds since the epoch.
+
+    The methods with a time and an event are what EVENTS does.
+    """
 
     state: str = "waiting"
     note: str = ""
@@ -49,20 +39,56 @@ class CondorJob:
     per_hour: float | None = None
     reported_at: float | None = None
 
-    def stop(self, now: float) -> None:
+    def queue(self, now: float, event: Mapping) -> None:
+        self.state, self.note = "idle", ""
+
+    def execute(self, now: float, event: Mapping) -> None:
+        self.state, self.note, self.started = "running", "", now
+
+    def evict(self, now: float, event: Mapping) -> None:
+        """It ended and is tried again, or lost its machine.
+
+        A job whose input never arrived did not run, and is not evicted.
+        """
+        self.state = "idle"
+        if event.get("TerminatedAndRequeued"):
+            self.note = f"{exit_text(event)}, to be tried again"
+        elif self.started is not None:
+            self.evictions, self.evicted_at = self.evictions + 1, now
+        self._stop(now)
+
+    def hold(self, now: float, event: Mapping) -> None:
+        number = f"{event.get('Cluster', '?')}.{event.get('Proc', 0)}"
+        self.state, self.note = "held", f"job {number}: {event.get('HoldReason', '')}"
+        self._stop_by_hand(now)
+
+    def remove(self, now: float, event: Mapping) -> None:
+        self.state, self.note = "waiting", str(event.get("Reason", "removed"))
+        self._stop_by_hand(now)
+
+    def end(self, now: float, event: Mapping) -> None:
+        """With exit status 0 it failed, too: whether it is done says its run file."""
+        self.state, self.note = "failed", exit_text(event)
+        self._stop(now)
+
+    def fall_silent(self, now: float, event: Mapping) -> None:
+        self.note = f"no sign since {date_text(now)}; squeue says whether it runs"
+        self._stop(now)
+
+    def report(self, now: float, event: Mapping) -> None:
+        if PROGRESS[1] in event:
+            self.done, self.total, self.per_hour = (float(event.get(key) or 0) for key in PROGRESS)
+            self.reported_at = now
+
+    def _stop(self, now: float) -> None:
         """Add the present run, if there is one, to `seconds`."""
         if self.started is not None:
             self.seconds += now - self.started
             self.started = None
 
-    def evict(self, now: float) -> None:
-        """Count an eviction; a job whose input never arrived did not run."""
-        if self.started is not None:
-            self.evictions, self.evicted_at = self.evictions + 1, now
-        self.stop(now)
-
-    def was_no_eviction(self, now: float) -> None:
-        """It was held or removed: HTCondor notes an eviction just before."""
+    def _stop_by_hand(self, now: float) -> None:
+        """Stop it, and count no eviction: HTCondor notes one just before."""
+        self._stop(now)
         if now - self.evicted_at < SAME_EVENT:
             self.evictions, self.evicted_at = self.evictions - 1, -math.inf
 
@@ -81,11 +107,27 @@ class CondorJob:
         return max(0.0, hours)
 
 
+# event of HTCondor, or SILENT of SLURM -> what it means for the job; others say nothing about it
+EVENTS = {
+    "SUBMIT": CondorJob.queue,
+    "JOB_RELEASED": CondorJob.queue,
+    "EXECUTE": CondorJob.execute,
+    "JOB_EVICTED": CondorJob.evict,
+    "SHADOW_EXCEPTION": CondorJob.evict,
+    "JOB_RECONNECT_FAILED": CondorJob.evict,
+    "JOB_HELD": CondorJob.hold,
+    "JOB_ABORTED": CondorJob.remove,
+    "JOB_TERMINATED": CondorJob.end,
+    "JOB_AD_INFORMATION": CondorJob.report,
+    "SILENT": CondorJob.fall_silent,
+}
+
+
 # ---- event logs ----------------------------------------------------------------------------------
 
 
 def read_events(path: Path) -> list[Event]:
-    """The complete events of EVENT_KINDS in a log.
+    """The complete events of EVENTS in a log.
 
     Raises StatusError when the file is no event log, or when htcondor is not installed.
     """
@@ -100,7 +142,7 @@ def read_events(path: Path) -> list[Event]:
         return [
             (event.type.name, float(event.timestamp), event)
             for event in htcondor2.JobEventLog(str(path)).events(stop_after=0)
-            if event.type.name in EVENT_KINDS
+            if event.type.name in EVENTS
         ]
     except (htcondor2.HTCondorException, OSError) as error:
         raise StatusError(f"{path}: not an event log of HTCondor ({error})") from None
@@ -113,37 +155,7 @@ def follow_events(events: Iterable[Event]) -> CondorJob:
     """
     job = CondorJob()
     for kind, now, event in events:
-        if kind == "SUBMIT":
-            job.state, job.note = "idle", ""
-        elif kind == "EXECUTE":
-            job.state, job.note, job.started = "running", "", now
-        elif kind == "JOB_EVICTED" and event.get("TerminatedAndRequeued"):
-            job.stop(now)
-            job.state, job.note = "idle", f"{exit_text(event)}, to be tried again"
-        elif kind in ("JOB_EVICTED", "SHADOW_EXCEPTION"):
-            job.state = "idle"
-            job.evict(now)
-        elif kind == "JOB_HELD":
-            job.stop(now)
-            job.was_no_eviction(now)
-            number = f"{event.get('Cluster', '?')}.{event.get('Proc', 0)}"
-            job.state, job.note = "held", f"job {number}: {event.get('HoldReason', '')}"
-        elif kind == "JOB_RELEASED":
-            job.state, job.note = "idle", ""
-        elif kind == "JOB_ABORTED":
-            job.stop(now)
-            job.was_no_eviction(now)
-            job.state, job.note = "waiting", str(event.get("Reason", "removed"))
-        elif kind == "SILENT":
-            job.stop(now)
-            job.note = f"no sign since {date_text(now)}; squeue says whether it runs"
-        elif kind == "JOB_TERMINATED":
-            # with exit status 0 too: model_status asks the run file whether it is done
-            job.stop(now)
-            job.state, job.note = "failed", exit_text(event)
-        elif kind == "JOB_AD_INFORMATION" and PROGRESS[1] in event:
-            job.done, job.total, job.per_hour = (float(event.get(name) or 0) for name in PROGRESS)
-            job.reported_at = now
+        EVENTS[kind](job, now, event)
     return job
 
 

@@ -11,7 +11,6 @@ Those that come with the project are in lists/studies/.
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import ROOT
-from alignment_security.common.text import text_lines
+from alignment_security.common.text import text_lines, words_of_line
 from alignment_security.models.lists import WantedModel, model_list_path, read_wanted
 
 STUDIES = ROOT / "lists" / "studies"
@@ -122,11 +121,8 @@ def read_study(name: str | Path) -> Study:
 
 
 def _split_line(path: Path, number: int, text: str) -> StudyLine:
-    """The words of a line as a shell splits them. Raises UserError."""
-    try:
-        line = StudyLine(number, tuple(shlex.split(text, comments=True)))
-    except ValueError as error:
-        raise UserError(f"{path}, line {number}: {str(error).lower()}") from None
+    """A line of words that say what is evaluated. Raises UserError."""
+    line = StudyLine(number, tuple(words_of_line(path, number, text)))
     for word in line.words:
         if word.split("=")[0] in COMMAND_OPTIONS:
             raise UserError(

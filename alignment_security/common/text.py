@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -62,6 +63,14 @@ def text_lines(path: str | Path) -> list[str]:
 
 def without_zero_width(text: str) -> str:
     return text.translate(dict.fromkeys(map(ord, ZERO_WIDTH)))
+
+
+def words_of_line(path: str | Path, number: int, line: str) -> list[str]:
+    """The words of a line of a file as a shell splits them, without a comment. Raises UserError."""
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: {str(error).lower()}") from None
 
 
 def lines_that_say_something(path: str | Path) -> list[str]:

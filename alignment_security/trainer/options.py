@@ -40,7 +40,7 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     Exits with status 2 and one line on standard error for a request that makes no sense.
     """
     parser = get_args_parser(description)
-    recipe_parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    recipe_parser = Parser(add_help=False)
     recipe_parser.add_argument("--recipe")
     try:
         recipe = recipe_parser.parse_known_args(argv)[0].recipe

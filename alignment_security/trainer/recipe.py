@@ -5,12 +5,12 @@ lists/training/*.txt hold recipes as command lines, one per line.
 
 from __future__ import annotations
 
-import shlex
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignment_security.common.text import text_lines
+from alignment_security.common.files import UserError
+from alignment_security.common.text import text_lines, words_of_line
 
 
 @dataclass(frozen=True)
@@ -130,18 +130,25 @@ class Recipe:
 
 
 def recipe_options(reference: str) -> list[str]:
-    """Options of the recipe FILE:NAME: the line of FILE with `--name NAME`. Raises ValueError."""
+    """Options of the recipe FILE:NAME: the line of FILE with `--name NAME`.
+
+    Raises ValueError for another reference, and UserError for a wrong line of the file.
+    """
     file, _, name = reference.rpartition(":")
     if not file or not Path(file).is_file():
         raise ValueError(
             f"--recipe {reference}: must be FILE:NAME, "
             "e.g. lists/training/robust.txt:resnet50_l2_eps0.5"
         )
-    recipes = {}
-    for line in text_lines(file):
-        options = shlex.split(line, comments=True)
-        if "--name" in options:
-            recipes[options[options.index("--name") + 1]] = options
+    recipes: dict[str, list[str]] = {}
+    for number, line in enumerate(text_lines(file), start=1):
+        options = words_of_line(file, number, line)
+        if "--name" not in options:
+            continue
+        own = next(iter(options[options.index("--name") + 1 :]), "")
+        if not own or own in recipes:
+            raise UserError(f"{file}, line {number}: --name {own}: give it a name of its own")
+        recipes[own] = options
     if name not in recipes:
         raise ValueError(f"{file}: no recipe {name!r}; there are {', '.join(recipes)}")
     return recipes[name]

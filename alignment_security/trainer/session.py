@@ -52,15 +52,14 @@ def open_run(
 
     settings   what changes the weights; facts: what is recorded about this session
     """
-    run = error_text = None
+    run = failed = None
     if rank() == 0:
         try:
             run = TrainingRun(results_dir, name, settings, facts, overwrite)
-        except UserError as error:
-            error_text = str(error)
-    error_text = broadcast(error_text)
-    if error_text:
-        raise TrainingError(error_text)
+        except (UserError, OSError) as error:
+            failed = error
+    if failed := broadcast(failed):
+        raise failed
     try:
         yield run
     finally:

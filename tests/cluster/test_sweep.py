@@ -1161,6 +1161,10 @@ HELD = (
     "\tTransfer input files failure: net.tar is not there\n\tCode 13 Subcode 2\n...\n"
 )
 REMOVED = "009 (012.000.000) {t} Job was aborted.\n\tvia condor_rm\n...\n"
+LOST = (
+    "024 (012.000.000) {t} Job reconnection failed\n    Job not found at execution machine\n"
+    "    Can not reconnect to slot1_2@vm, rescheduling job\n...\n"
+)
 RELEASED = "013 (012.000.000) {t} Job was released.\n\tvia condor_release\n...\n"
 ENDED = f"{RUN_USAGE}{TOTAL_USAGE}{RUN_BYTES}{TOTAL_BYTES}...\n"
 TERMINATED = (
@@ -1229,6 +1233,7 @@ LOGS = {  # model -> (log, error file, state, hours used at hour 10, note)
         2,
         "via condor_rm",
     ),
+    "node lost": (log_of((0, SUBMIT), (1, EXECUTE), (3, LOST)), "", "idle", 2, ""),
     "study": (
         log_of((0, SUBMIT), (1, EXECUTE), (2, TERMINATED, {"code": 1})),
         "# 1 begin\nerror: old\n# 2 begin\n\nerror: net.tar: damaged\nerror: b\n0 of 3 evaluated\n",
@@ -1301,7 +1306,8 @@ def test_status_table_of_every_kind_of_model(swept):
         assert note in table["note"][name] if note else table["note"][name] == ""
     running = table.loc["running"]
     assert (running["done"], running["total"]) == (40, 100)
-    assert table["evictions"].to_dict() == dict.fromkeys(LOGS, 0) | {"running": 1, "held later": 1}
+    evicted = ("running", "held later", "node lost")
+    assert table["evictions"].to_dict() == {name: int(name in evicted) for name in LOGS}
     assert running["left"] == pytest.approx(60 / 40 - 1)  # reported an hour ago
     assert table["per_hour"]["done"] == pytest.approx(3600) and table["done"]["done"] == 2
 
@@ -1309,10 +1315,10 @@ def test_status_table_of_every_kind_of_model(swept):
 def test_status_text_and_its_sums(swept):
     table = status_table(swept, now=1_700_000_000 + 36_000)
     text = status_text(table)
-    assert "14 models: 1 done, 2 running, 2 idle, 3 held, 4 failed, 2 waiting\n" in text
-    # 0.5 h of the running one, and the 2 h of the done one for each of again, idle, the held,
-    # torn, nothing and removed
-    assert "GPU hours (h:mm): 24:00 used, 16:30 still expected\n" in text
+    assert "15 models: 1 done, 2 running, 3 idle, 3 held, 4 failed, 2 waiting\n" in text
+    # 0.5 h of the running one, and the 2 h of the done one for each of again, the idle, the held,
+    # nothing and removed
+    assert "GPU hours (h:mm): 26:00 used, 18:30 still expected\n" in text
     assert (
         re.search(r"running\s+running\s+40/100\s+40\s+0:30\s+8:00\s+1", text)
         and "RuntimeError: no luck" in text

@@ -10,6 +10,7 @@ import pytest
 import timm
 from conftest import DATA, ROOT
 
+import training
 from alignment_security.common import command_line
 from alignment_security.trainer.options import parse_args
 from alignment_security.trainer.recipe import AdversarialAttack, Harmonizer, Objective, Recipe
@@ -48,6 +49,21 @@ def test_options_override_a_recipe(monkeypatch):
     assert (
         args.attack_steps == 3 and args.attack_step is None and args.name == "resnet50_linf_eps4.0"
     )
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"\n--name a\xff", "line 2: not UTF-8 text"),
+        (b'--name a\n--name "b', "line 2: no closing quotation"),
+        (b"--epochs 1 --name", "line 1: --name : give it a name of its own"),
+        (b"--name a\n--name a --lr 1", "line 2: --name a: give it a name of its own"),
+    ],
+)
+def test_a_wrong_file_of_recipes_is_one_line(tmp_path, capsys, content, message):
+    (tmp_path / "mine.txt").write_bytes(content)
+    assert training.main(["--recipe", f"{tmp_path}/mine.txt:a"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/mine.txt, {message}")
 
 
 def test_recipes_are_the_rows_of_the_published_tables():

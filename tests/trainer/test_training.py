@@ -571,6 +571,16 @@ def test_a_damaged_file_of_a_training_is_one_line(interrupted, mapped, script, t
     assert (status, err.count("\n")) == (2, 1) and re.search(message, err), err
 
 
+@pytest.mark.parametrize("name", ["run.json", "last.pth"])
+def test_a_file_of_a_training_that_cannot_be_read_now(interrupted, mapped, script, tmp_path, name):
+    """Reading `/proc/self/mem` at its beginning is an EIO. The same command may work later."""
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    (files(tmp_path) / name).unlink()
+    (files(tmp_path) / name).symlink_to("/proc/self/mem")
+    status, _, err = script(*request(mapped, tmp_path))
+    assert (status, err.count("\n")) == (1, 1) and f"{name}: cannot be read" in err
+
+
 def test_a_log_that_is_gone_is_a_warning(interrupted, mapped, script, tmp_path):
     shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
     (files(tmp_path) / "log.csv").unlink()
