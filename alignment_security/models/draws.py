@@ -93,10 +93,3 @@ def draws_differ_in_a_batch(module: nn.Module, image: Tensor) -> bool:
 def share_wrong(logits: Tensor, y: Tensor) -> Tensor:
     """Share of the draws (B, draws, K) whose largest logit is another class than y (B,): (B,)."""
     return (logits.argmax(2) != y[:, None]).float().mean(1)
-
-
-def is_misclassified(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the largest logit of (B, K), or of most draws (B, draws, K), is not of y: (B,)."""
-    if logits.ndim == 3:
-        return share_wrong(logits, y) > 0.5
-    return logits.argmax(1) != y

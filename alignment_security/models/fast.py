@@ -7,7 +7,6 @@ confirms what they find.
 from __future__ import annotations
 
 import copy
-import os
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +89,6 @@ def fast_copy(
         fast = BFloat16(fast)
     allow_tf32(precision == "tf32")
     if compiled:
-        # names torch's cache; the uid that a container runs as may have no name
-        os.environ.setdefault("USER", str(os.getuid()))
         fast.compile()
     return fast
 

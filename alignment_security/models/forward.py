@@ -3,9 +3,9 @@
 Process-wide state. Apart from random seeds, the project changes these settings of the process:
 
     tune_process           glibc's malloc thresholds, the TF32 flags, CUDA's current GPU
-    fast.fast_copy         the TF32 flags, on for precision `tf32`; sets USER in the environment for
-                           torch.compile unless it is set
+    fast.fast_copy         the TF32 flags, on for precision `tf32`
     fast.WithoutTF32       switches TF32 off during its forward pass, then restores the flags
+    name_the_user          when the package is imported: USER and HOME of a uid that has none
     brainscore.load_plugin sets BS_INSTALL_DEPENDENCIES=no in the environment unless it is set
 """
 

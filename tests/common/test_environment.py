@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from alignment_security.common.environment import forget_missing_backend, name_the_user
 
@@ -16,6 +17,7 @@ NAMES = ("USER", "LOGNAME", "LNAME", "USERNAME")
 
 
 def test_a_uid_without_a_name_gets_one(monkeypatch):
+    """torch calls its cache of compiled code after the user."""
     for name in (*NAMES, "HOME"):
         monkeypatch.delenv(name, raising=False)
 
@@ -28,6 +30,7 @@ def test_a_uid_without_a_name_gets_one(monkeypatch):
     os.environ.pop("HOME")
     name_the_user()
     assert os.environ["USER"] == f"uid{os.getuid()}" and os.path.isdir(os.environ["HOME"])
+    assert default_cache_dir().endswith(f"torchinductor_{os.environ['USER']}")
 
 
 def test_a_user_with_a_name_keeps_it(monkeypatch):

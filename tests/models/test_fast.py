@@ -1,15 +1,11 @@
 """The fast module gives the logits of the plain one, up to rounding."""
 
-import os
-import pwd
-
 import pandas as pd
 import pytest
 import timm
 import torch
 from nets import cifar_photographs, cifar_resnet18, rows_of
 from torch import nn
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
@@ -38,20 +34,6 @@ def test_fast_copy_changes_logits_by_rounding_only(name, left):
     assert float((want - got).abs().max()) <= 1e-4 * float(want.abs().max())
     assert sum(isinstance(part, _BatchNorm) for part in fast.modules()) == left
     assert any(isinstance(part, _BatchNorm) for part in net.modules()) == (name != "convnext_atto")
-
-
-def test_compiling_needs_no_name_of_the_user(monkeypatch):
-    """Of `docker run --user 12345`; torch calls its cache of compiled code after the user."""
-
-    def nobody(uid):
-        raise KeyError(f"getpwuid(): uid not found: {uid}")
-
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
-        monkeypatch.setenv(name, "")
-    monkeypatch.delenv("USER")
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
-    fast_copy(nn.Conv2d(3, 3, 1), torch.rand(2, 3, 4, 4), compiled=True)
-    assert default_cache_dir().endswith(f"torchinductor_{os.getuid()}")
 
 
 def test_followed_by_norm_skips_a_convolution_that_runs_twice():
