@@ -75,7 +75,7 @@ class RobustPair(NamedTuple):
     """Robust accuracies under one threat, and norms of one table, of the models that have both."""
 
     accuracy: str  # image set, threat and budget of the accuracies
-    norm: str  # of the attack
+    threat: str  # of the accuracies
     norms: NormTable
     models: pd.DataFrame  # a row per model and eps
     heads: tuple[str, str]  # of the accuracies and of the norms
@@ -98,19 +98,9 @@ def robust_pairs(results: Results) -> Iterator[RobustPair]:
             same_images = norms.name == PUBLISHED or norms.image_set == image_set
             if len(models) and same_images:
                 models[["low", "high"]] = share_intervals(models["robust_acc"], models["n"])
-                norm = threat.split("-")[0]
-                heads = head if isinstance(head, str) else "none", head_of(norms, summary)
+                heads = head if isinstance(head, str) else "none", norms.head
                 accuracy = f"{image_set}, {threat}, {attack}"
-                yield RobustPair(accuracy, norm, norms, models, heads)
-
-
-def head_of(norms: NormTable, summary: pd.DataFrame) -> str:
-    """The head that a table's norms are of; Feng 2025's decide animate or inanimate."""
-    if norms.name == PUBLISHED:
-        return "animate"
-    names = zip(summary["image_set"], summary["threat"], summary["attack"])
-    is_behind = [name == norms.key for name in names]
-    return next(iter(summary.loc[is_behind, "head"].dropna()), "none")
+                yield RobustPair(accuracy, threat, norms, models, heads)
 
 
 def without_partner(results: Results, pairs: list[RobustPair]) -> list[str]:

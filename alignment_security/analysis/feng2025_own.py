@@ -50,7 +50,8 @@ def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
         if rows["human_alignment"].notna().any() and any(map(is_other_ceiling, settings)):
             note = other_ceiling_text(settings)
             table = table._replace(alignment_label=OTHER_ALIGNMENT, ceiling_note=note)
-        yield table._replace(image_set=image_set, threat=threat, attack=budget)
+        head = next(iter(rows["head"].dropna()), "none")
+        yield table._replace(image_set=image_set, threat=threat, attack=budget, head=head)
 
 
 def summary_note(rows: pd.DataFrame) -> str:

@@ -231,7 +231,8 @@ def published_norms(results: Results) -> Iterator[NormTable]:
         n_norm=pd.array([pd.NA] * len(rows), "Int64"),
         n_alignment=pd.array([pd.NA] * len(rows), "Int64"),
     )
-    yield NormTable(PUBLISHED, rows[NORM_TABLE_COLUMNS], MULTILABEL, published_note(rows))
+    note = published_note(rows)
+    yield NormTable(PUBLISHED, rows[NORM_TABLE_COLUMNS], MULTILABEL, note, head="animate")
 
 
 def published_note(rows: pd.DataFrame) -> str:

@@ -93,9 +93,7 @@ def studies(results: Results) -> list[Study]:
 
     Raises NothingToDraw if there are accuracies but no scores, or if every study is too small.
     """
-    rows = read_accuracies(results.folder)
-    if results.models and len(rows):
-        rows = rows[rows["model"].isin(results.models)]
+    rows = results.asked_for(read_accuracies(results.folder))
     if rows.empty:
         return []
     scores, source = read_scores(results)

@@ -58,7 +58,9 @@ def read_accuracies(folder: Path) -> pd.DataFrame:
         tables.append(read_accuracy_summary(folder / SUMMARY_NAME))
     if (folder / HOAK2025_TABLE).exists():
         tables.append(read_hoak2025_table(folder / HOAK2025_TABLE))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    if not tables:
+        return pd.DataFrame(columns=ACCURACY_COLUMNS)
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_accuracy_summary(path: Path) -> pd.DataFrame:

@@ -56,6 +56,7 @@ class NormTable(NamedTuple):
     threat: str = ""  # of our own records
     attack: str = ""  # of our own records, with its budget
     norm: str = "L2"  # that the attack makes small: L2, Linf or L1
+    head: str = "none"  # of the networks
     alignment_label: str = ALIGNMENT
     ceiling_note: str = ""  # where the human ceiling is not that of the maps
 

@@ -92,13 +92,15 @@ class ProtocolPair(NamedTuple):
 def protocol_pairs(results: Results) -> Iterator[ProtocolPair]:
     """Every pair of norms under Feng 2025's protocol and under another with two models in common.
 
-    Ours are paired only on the same images; the published ones with all of ours.
+    Ours are paired only on the same images and of the same head; the published ones with all of
+    ours.
     """
     tables = tables_with(norm_tables(results), ["pt"])
     theirs = [table for table in tables if is_feng2025(table)]
     others = [table for table in tables if not is_feng2025(table)]
     for feng2025, other in product(theirs, others):
-        if feng2025.name != PUBLISHED and feng2025.image_set != other.image_set:
+        alike = (feng2025.image_set, feng2025.head) == (other.image_set, other.head)
+        if feng2025.name != PUBLISHED and not alike:
             continue
         models = rank_models(feng2025, other)
         if len(models) < 2:
@@ -119,11 +121,12 @@ def is_feng2025(table: NormTable) -> bool:
 def rank_models(feng2025: NormTable, other: NormTable) -> pd.DataFrame:
     """The models of two tables with both norms and ranks by them, the most tolerant model first.
 
-    A published norm is paired with the norm of the public net; a net of one's own has none.
+    A published norm is paired with the norm of the public net; a net of one's own has none. Ours
+    are paired by name and list of images.
     """
-    key = "public" if PUBLISHED in (feng2025.name, other.name) else "model"
-    names = list(dict.fromkeys(["model", key]))
-    theirs = feng2025.rows.loc[feng2025.rows[key] != "", [key, "pt"]]
+    key = ["public"] if feng2025.name == PUBLISHED else ["model", "list_sha256"]
+    names = list(dict.fromkeys(["model", *key]))
+    theirs = feng2025.rows.loc[feng2025.rows[key[0]] != "", [*key, "pt"]]
     both = theirs.merge(other.rows[[*names, "pt"]], on=key, suffixes=("_feng2025", "_other"))
     return both.assign(
         rank_feng2025=both["pt_feng2025"].rank(ascending=False),

@@ -85,6 +85,11 @@ class Results:
         asked = zip((model, image_set, threat), (self.models, self.image_sets, self.threats))
         return all(not wanted or name in wanted for name, wanted in asked)
 
+    def asked_for(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a table with `model, image_set, threat` that are asked for."""
+        names = zip(table["model"], table["image_set"], table["threat"])
+        return table[[self.has(*name) for name in names]]
+
 
 # ---- reading -------------------------------------------------------------------------------------
 
@@ -149,8 +154,7 @@ def read_summary(results: Results) -> pd.DataFrame:
     table = read_summary_table(path, fix, REQUIRED_COLUMNS)
     missing = [column for column in SUMMARY_COLUMNS if column not in table]
     table[missing] = np.nan
-    names = zip(table["model"], table["image_set"], table["threat"])
-    return table[[results.has(*name) for name in names]]
+    return results.asked_for(table)
 
 
 def robust_rows(summary: pd.DataFrame) -> pd.DataFrame:

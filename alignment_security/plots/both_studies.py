@@ -36,7 +36,7 @@ from alignment_security.analysis.feng2025 import (
     tables_with,
 )
 from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
-from alignment_security.analysis.norm_table import PUBLISHED, NormTable, short_name
+from alignment_security.analysis.norm_table import NormTable, short_name
 from alignment_security.analysis.results import (
     NothingToDraw,
     Results,
@@ -46,7 +46,7 @@ from alignment_security.analysis.results import (
 )
 from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
-from alignment_security.plots.feng2025_style import LACKING, tolerance_scale
+from alignment_security.plots.feng2025_style import LACKING, own_figure_name, tolerance_scale
 from alignment_security.plots.hoak2025 import short_benchmark
 from alignment_security.plots.style import (
     DARK,
@@ -58,6 +58,7 @@ from alignment_security.plots.style import (
     Drawing,
     panels,
 )
+from alignment_security.records.norm_summary import minimised_norm
 
 SETUP = 'python -c "from utilities import setup_scores; setup_scores()"'
 AVERAGES = [
@@ -95,13 +96,13 @@ def brainscore_vs_tolerance(results: Results) -> Iterator[Drawing]:
         )
     few = ", ".join(f"{table.source} ({rows['models'].max()})" for table, rows in small)
     for table, rows in large:
-        name = "" if table.name == PUBLISHED else f"_{table.image_set}_{table.threat}"
+        name = own_figure_name("brainscore_vs_tolerance", table, norms)
         caption = benchmarks_caption(table, rows, origin)
         if few:
             caption += f"\nToo few models with scores: {few}."
         models = joined_models(table, scores)[["source", *JOIN_COLUMNS]].sort_values("model")
         numbers = pd.concat([rows, models], ignore_index=True)
-        yield f"brainscore_vs_tolerance{name}", draw_benchmarks(rows), numbers, caption
+        yield name, draw_benchmarks(rows), numbers, caption
 
 
 def benchmarks_caption(table: NormTable, rows: pd.DataFrame, origin: str) -> str:
@@ -227,7 +228,7 @@ def rho_sentences(pair: RobustPair) -> Iterator[str]:
         if np.isfinite(found["rho"]):
             yield (
                 f"{pair.accuracy} against {pair.norms.source}, "
-                f"eps {format_eps(eps, pair.norm, radii)}: {rho_text(found)}."
+                f"eps {format_eps(eps, pair.threat, radii)}: {rho_text(found)}."
             )
 
 
@@ -237,10 +238,7 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
     models = sorted({model for pair in pairs for model in pair.models["model"]})
     colours = {eps: EPS_COLOURS[i % len(EPS_COLOURS)] for i, eps in enumerate(radii)}
     markers = dict(zip(models, MARKERS)) if len(models) <= len(MARKERS) else {}
-    labels = {
-        eps: " or ".join(sorted({format_eps(eps, pair.norm, radii) for pair in pairs}))
-        for eps in radii
-    }
+    labels = radius_labels(pairs)
     handles = [Line2D([], [], color=colours[eps], label=f"ε = {labels[eps]}") for eps in radii]
     for model, marker in markers.items():
         handles.append(Line2D([], [], linestyle="none", marker=marker, color=GREY, label=model))
@@ -256,6 +254,18 @@ def draw_robust_pairs(pairs: list[RobustPair]) -> Figure:
         title = textwrap.fill(pair.accuracy, TITLE_LETTERS)
         ax.set_title(f"{title}\n{models_text(pair.models['model'].nunique())}", loc="left")
     return figure
+
+
+def radius_labels(pairs: list[RobustPair]) -> dict[float, str]:
+    """Each eps as text, in one unit with the others of its norm: `1/255`, or `0.5 or 127.5/255`."""
+    radii = pd.concat(
+        [pair.models[["eps"]].assign(norm=minimised_norm(pair.threat)) for pair in pairs]
+    ).drop_duplicates()
+    radii["text"] = [
+        format_eps(eps, norm, radii.loc[radii["norm"] == norm, "eps"])
+        for eps, norm in zip(radii["eps"], radii["norm"])
+    ]
+    return radii.groupby("eps")["text"].agg(lambda texts: " or ".join(sorted(texts))).to_dict()
 
 
 def draw_robust_points(

@@ -346,6 +346,15 @@ def test_studies_of_only_the_models_asked_for(tmp_path):
     assert len(study.scores) == 30
 
 
+@pytest.mark.parametrize("asked", [{"image_sets": ["big12"]}, {"threats": ["L2-autoattack"]}])
+def test_studies_of_only_the_image_set_or_threat_asked_for(tmp_path, asked):
+    rows = write_study(tmp_path)
+    others = [rows.assign(image_set="big12"), rows.assign(threat="L2-autoattack")]
+    write_summary(tmp_path, rows, *others)
+    (study,) = studies(load_results(tmp_path, **asked))
+    assert [study.heading.startswith("big12"), study.norm != "Linf"].count(True) == 1
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_results_that_join_nothing_are_counted_without_a_warning(tmp_path):
     rows = write_study(tmp_path)

@@ -209,6 +209,15 @@ def test_ranks_of_two_budgets_have_titles_of_their_own(tmp_path):
     assert titles == [[start, f"to mine, L2-crossing, crossing {n} steps"] for n in (9, 90)]
 
 
+@pytest.mark.parametrize("other", [{"head": "animate"}, {"list_sha256": "of others"}])
+def test_ranks_of_other_heads_or_images_are_no_pair(tmp_path, other):
+    for model in ("a", "b"):
+        make_norms(tmp_path, model, [0.1, 0.2])
+        make_norms(tmp_path, model, [1.0, 2.0], threat="L2-feng2025", **other)
+    merge_records(tmp_path)
+    assert draw(tmp_path, "rank_change") == 2
+
+
 def test_ranks_need_two_models_under_both_protocols(tmp_path, capsys):
     make_norms(tmp_path, "a", [0.1, 0.2])
     make_norms(tmp_path, "a", [1.0, 2.0], threat="L2-feng2025", image_set="other")
@@ -277,6 +286,20 @@ def test_brainscore_vs_tolerance_of_the_models_that_join_and_no_others(tmp_path)
         and name.endswith("mine_L2-crossing")
     )
     assert "Only 6 models have both" in caption
+
+
+def test_scores_against_norms_of_two_heads_are_two_figures(tmp_path):
+    models = [f"m{i}" for i in range(6)]
+    heads = {"crossing 9 steps": "none", "crossing 9 steps, head animate": "animate"}
+    rows = [
+        {"model": model, "l2_mean": i + 1, "attack": attack, "head": head}
+        for attack, head in heads.items()
+        for i, model in enumerate(models)
+    ]
+    write_scores(write_summary(tmp_path, rows), models, **{"Lab.up": range(6)})
+    drawings = list(brainscore_vs_tolerance(load_results(tmp_path)))
+    assert len({name for name, *_ in drawings}) == 2
+    assert ["head animate" in caption for *_, caption in drawings] == [False, True]
 
 
 @pytest.mark.parametrize(("models", "filled"), [(5, 0), (9, 0), (12, 2)])
@@ -381,6 +404,21 @@ def test_robust_vs_tolerance_pairs_the_same_images_and_the_published_norms(tmp_p
         figure.axes[0].get_title(loc="left").endswith("n = 1 model")
         and "Too few models for a correlation" in caption
     )
+
+
+def test_radii_are_named_in_the_unit_of_their_own_norm(tmp_path):
+    """0.0157 is no multiple of 1/255: eps of L2, which make those of Linf no floats."""
+    radii = {"Linf": [1 / 255, 0.5], "L2-autoattack": [0.0157, 0.5]}
+    ball = {"protocol": "autoattack", "attack": "small", "robust": 10, "robust_acc": 0.5}
+    rows = [
+        {"model": "a", "threat": threat, "eps": eps} | ball
+        for threat, found in radii.items()
+        for eps in found
+    ]
+    write_summary(tmp_path, [{"model": "a", "l2_mean": 0.1}, *rows])
+    ((_, figure, _, _),) = robust_vs_tolerance(load_results(tmp_path))
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:3] == ["ε = 1/255", "ε = 0.0157", "ε = 0.5 or 127.5/255"]
 
 
 def test_robust_vs_tolerance_tells_panels_apart_and_names_what_it_leaves_out(tmp_path):
