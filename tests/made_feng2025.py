@@ -97,6 +97,7 @@ def make_study(
                     "adv_pred": 1 - i % 2,
                     "l2": length,
                     "linf": length / 40,
+                    "l1": 30 * length,
                     "human_alignment": float(
                         np.clip(alignment + 0.15 * rng.standard_normal(), -1, 1)
                     ),

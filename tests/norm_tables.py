@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from alignment_security.common.files import sha256_file
 from alignment_security.records.run import Run
 from alignment_security.records.summary import SUMMARY_NAME
 
@@ -121,3 +123,12 @@ def make_norms(
         )
         if finish:
             run.finish([f"{i}.jpg" for i in range(len(norms))])
+
+
+def without_l1(record: Path) -> None:
+    """Make an L1 record one of an earlier version, which has no L1 norms."""
+    rows = pd.read_csv(record, dtype=str, keep_default_na=False).drop(columns="l1")
+    rows.to_csv(record, index=False)
+    run_file = record.with_suffix(".json")
+    info = json.loads(run_file.read_text()) | {"record_sha256": sha256_file(record)}
+    run_file.write_text(json.dumps(info))

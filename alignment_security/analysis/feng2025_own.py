@@ -9,6 +9,7 @@ import pandas as pd
 
 from alignment_security.analysis.feng2025_published import multilabel_accuracy, own_groups
 from alignment_security.analysis.norm_table import (
+    L1_IN_L2,
     MULTILABEL,
     NORM_TABLE_COLUMNS,
     OTHER_ALIGNMENT,
@@ -20,6 +21,7 @@ from alignment_security.common.public_nets import public_nets
 from alignment_security.common.text import some_of
 from alignment_security.models.families import family
 from alignment_security.records.ceiling import is_other_ceiling, other_ceiling_text
+from alignment_security.records.norm_summary import shown_norms
 
 
 def own_norms(results: Results, norm: str) -> Iterator[NormTable]:
@@ -81,6 +83,8 @@ def own_norm_table(
     unlabelled = rows.loc[(public == "") & rows["group"].isna() & (groups == "Other"), "model"]
     if len(unlabelled):
         note += f" Counted as standard, their training is not recorded: {', '.join(unlabelled)}."
+    if norm == "L1" and shown_norms(rows).ne("L1").any():
+        norm = L1_IN_L2
     column, per_pixel = TOLERANCES[norm][1], rows["l2_per_pixel"]
     table = pd.DataFrame(
         {

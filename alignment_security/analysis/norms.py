@@ -21,15 +21,17 @@ from alignment_security.analysis.feng2025 import (
 from alignment_security.analysis.norm_table import PUBLISHED, NormTable
 from alignment_security.analysis.results import (
     Results,
+    group_finished,
     read_finished_rows,
     run_columns,
     runs_of,
 )
 from alignment_security.models.families import family
+from alignment_security.records.comparable import comparable_settings
 from alignment_security.records.metrics import accuracy_interval, spearman
+from alignment_security.records.norm_summary import NORM_COLUMNS, minimised_norm
 from alignment_security.records.summary_rows import attacked_size, size_text
 
-NORM_COLUMNS = {"L2": "l2", "Linf": "linf"}  # norm of a threat -> column of its records
 POINTS = 100  # of a curve
 MAX_COMPARED = 24  # models whose norms are compared image by image; rank_change names as many
 
@@ -37,15 +39,25 @@ MAX_COMPARED = 24  # models whose norms are compared image by image; rank_change
 # ---- accuracy against eps ------------------------------------------------------------------------
 
 
-def run_norm(run: dict) -> str:
-    """The norm of a run's threat: L2, Linf, ..."""
-    return run["threat"].split("-")[0]
+def norm_groups(results: Results) -> list[list[dict]]:
+    """The finished runs of each panel of norms.
+
+    L1 records of earlier versions, which have no L1 norm, are left out.
+    """
+    runs = [
+        run
+        for run in results.runs
+        if run["status"] != "done"
+        or minimised_norm(run["threat"]) != "L1"
+        or "l1" in read_finished_rows(run)
+    ]
+    return group_finished(runs, ("minimum_norm",), comparable_settings)
 
 
 def image_norms(run: dict) -> pd.Series:
     """Minimal norm by image_id: -inf for a misclassified image, inf if the attack found nothing."""
     rows = read_finished_rows(run).set_index("image_id")
-    norms = rows[NORM_COLUMNS[run_norm(run)]].astype(float)
+    norms = rows[NORM_COLUMNS[minimised_norm(run["threat"])]].astype(float)
     norms = norms.where(rows["success"] == 1, np.inf)
     return norms.where(rows["clean_correct"] == 1, -np.inf)
 

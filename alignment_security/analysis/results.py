@@ -43,6 +43,8 @@ SUMMARY_COLUMNS = [
     "l2_per_pixel",
     "linf_mean",
     "linf_sem",
+    "l1_mean",
+    "l1_sem",
     "human_alignment",
     "human_alignment_sem",
     "n_norm",

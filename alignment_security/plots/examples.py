@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from alignment_security.analysis.examples import example_groups, example_table
-from alignment_security.analysis.feng2025 import TOLERANCES, count_range
+from alignment_security.analysis.feng2025 import count_range
 from alignment_security.analysis.record_tables import norm_means
 from alignment_security.analysis.results import (
     Results,
@@ -23,6 +23,7 @@ from alignment_security.plots.style import COLUMN_WIDTH, NORM_SYMBOLS, Drawing
 from alignment_security.records.ceiling import other_ceiling_text
 from alignment_security.records.comparable import compared_by, run_folder
 from alignment_security.records.metrics import HUMAN_CEILING
+from alignment_security.records.norm_summary import minimised_norm
 from alignment_security.records.record import BALL_KINDS
 
 LONG_VERDICT = 28  # letters above which a text is broken
@@ -169,7 +170,7 @@ def human_alignment_examples(results: Results) -> Iterator[Drawing]:
         caption = (
             f"Photographs, the human map of each (source: {'; '.join(sources)}), and the size of "
             "the smallest perturbation found per pixel (maximum over channels), each map brightest "
-            "at its own 99.5th percentile. Below: the perturbation's L2 norm and r, its Spearman "
+            "at its own 99.5th percentile. Below: the perturbation's norm and r, its Spearman "
             f"correlation with the human map over the human ceiling {HUMAN_CEILING}. "
             f"{means_text([run_of[cell['model']] for cell in columns[0]])}\n"
             f"{describe_examples(runs, columns, results)}"
@@ -195,10 +196,10 @@ def model_facts(run: dict) -> str:
     with one image.
     """
     means = norm_means(read_finished_rows(run))
-    norm = run["threat"].partition("-")[0]
-    _, column, factor = TOLERANCES[norm]
+    norm = minimised_norm(run["threat"])
+    column, factor = ("linf", 255) if norm == "Linf" else ("l2", 1)  # as below the pictures
     tolerance, error = factor * means[column], factor * means[f"{column}_sem"]
-    unit = " (1/255)" if norm == "Linf" else ""
+    unit = {"Linf": " (1/255)", "L1": " (L₂)"}.get(norm, "")
     if not means["n"]:
         return f"{run['model']}\nno norm found (n = 0)"
     # one digit of the error, without an exponent: 10, not 1e+01

@@ -110,7 +110,7 @@ def own_drawing(source: NormTable, name: str) -> Drawing:
         }
     )
     caption = (
-        f"Perturbation Tolerance ({TOLERANCES[source.norm][1]} norms of {source.norm} attacks, "
+        f"Perturbation Tolerance ({TOLERANCES[source.norm][1]} norms under {source.threat}, "
         f"pixel units) and human alignment, mean ± standard error.\n{source.note}"
         f"{measures_text(source)}"
     )

@@ -9,11 +9,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from alignment_security.analysis.norms import NORM_COLUMNS, image_norms, run_norm
+from alignment_security.analysis.norms import image_norms, norm_groups
 from alignment_security.analysis.results import (
     Results,
     describe_runs,
-    group_finished,
     panel_budget,
     run_columns,
 )
@@ -28,7 +27,8 @@ from alignment_security.plots.style import (
     put_heading,
     width_beside,
 )
-from alignment_security.records.comparable import comparable_settings, numbered
+from alignment_security.records.comparable import numbered
+from alignment_security.records.norm_summary import minimised_norm
 
 MAX_BOXES = 40  # models of a picture, those of the largest medians; the table has all
 QUANTILES = {"p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95}
@@ -38,8 +38,7 @@ MADE_BY = "`python evaluate_robustness.py --model_name NAME --results_dir {} L2`
 
 def norm_distributions(results: Results) -> Iterator[Drawing]:
     """Minimal norms over images, a box per model: a figure per image set, threat and settings."""
-    runs = [run for run in results.runs if run_norm(run) in NORM_COLUMNS]
-    groups = group_finished(runs, ("minimum_norm",), comparable_settings)
+    groups = norm_groups(results)
     tables = [(group, norm_quantiles(group)) for group in groups]
     drawn = [(group, table) for group, table in tables if not table.empty]
     names = numbered(
@@ -55,9 +54,12 @@ def norm_distributions(results: Results) -> Iterator[Drawing]:
             "found counts as larger than any; a percentile that falls there is not drawn."
             + (f" The {hidden} smallest medians are in the table only." if hidden > 0 else "")
         )
-        figure = draw_boxes(table[:MAX_BOXES], run_norm(run), heading)
+        norm = minimised_norm(run["threat"])
+        figure = draw_boxes(table[:MAX_BOXES], norm, heading)
         boxed = [run for run in group if run["model"] in set(table["model"])]
-        facts = describe_runs(boxed, results.runs, "no image is classified correctly")
+        undrawn = "no image is classified correctly"
+        undrawn += ", or no L1 norm in its record" if norm == "L1" else ""
+        facts = describe_runs(boxed, results.runs, undrawn)
         yield name, figure, table, f"{caption}\n{facts}"
 
 

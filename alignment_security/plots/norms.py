@@ -14,17 +14,15 @@ from matplotlib.figure import Figure
 from alignment_security.analysis.feng2025 import NOT_MINIMAL, correlation, norm_tables, rho_text
 from alignment_security.analysis.norm_table import short_name
 from alignment_security.analysis.norms import (
-    NORM_COLUMNS,
     ProtocolPair,
     accuracy_curve,
+    norm_groups,
     protocol_pairs,
-    run_norm,
 )
 from alignment_security.analysis.results import (
     NothingToDraw,
     Results,
     describe_runs,
-    group_finished,
     panel_budget,
 )
 from alignment_security.plots.style import (
@@ -45,7 +43,8 @@ from alignment_security.plots.style import (
     radius_axis,
     visible_style,
 )
-from alignment_security.records.comparable import comparable_settings, run_folder
+from alignment_security.records.comparable import run_folder
+from alignment_security.records.norm_summary import minimised_norm
 
 MAX_LETTERS = 34  # of a model's name
 
@@ -58,8 +57,7 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
 
     A line per model.
     """
-    runs = [run for run in results.runs if run_norm(run) in NORM_COLUMNS]
-    groups = group_finished(runs, ("minimum_norm",), comparable_settings)
+    groups = norm_groups(results)
     if not groups:
         return
     tables = [
@@ -73,7 +71,7 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
         [axis_key(group[0]) for group in groups], [t["eps"].max() for t in tables]
     )
     for ax, group, table, end in zip(axes, groups, tables, ends):
-        draw_curves(ax, table, styles, run_norm(group[0]), end)
+        draw_curves(ax, table, styles, minimised_norm(group[0]["threat"]), end)
         names = f"{', '.join(run_folder(group[0]))} (n = {group[0]['images']})"
         below = textwrap.fill(panel_budget(group[0], groups), TITLE_LETTERS)
         ax.set_title(f"{names}\n{below}", loc="left")
@@ -85,7 +83,7 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
             f"{bands}an upper bound of robust accuracy, far above it where norms are not minimal "
             f"(protocol {NOT_MINIMAL}). Panels of one norm and image set have one axis, those of "
             f"{NOT_MINIMAL} another.",
-            *(describe_runs(group, results.runs) for group in groups),
+            *(describe_runs(group, results.runs, "no L1 norm in its record") for group in groups),
         ]
     )
     yield "accuracy_vs_norm", figure, pd.concat(tables, ignore_index=True), caption
@@ -94,7 +92,7 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
 def axis_key(run: dict) -> tuple[str, str, bool]:
     """What panels of one axis share: image set, norm, and whether norms are minimal."""
     not_minimal = run["settings"]["run"].get("protocol") == NOT_MINIMAL
-    return run["image_set"], run_norm(run), not_minimal
+    return run["image_set"], minimised_norm(run["threat"]), not_minimal
 
 
 def draw_curves(

@@ -16,13 +16,16 @@ from alignment_security.common.eps import format_eps
 from alignment_security.plots.report_tables import Cell, Heading, number, table_html
 from alignment_security.records.comparable import attack_text, run_folder
 from alignment_security.records.metrics import accuracy_interval
+from alignment_security.records.norm_summary import NORM_COLUMNS, shown_norms
 
 # what the values of a row share: an accuracy on other images, or of another head, is another row
 ROW = ["model", "image_set", "head", "n", "list_sha256"]
 MOST_CORRUPTIONS = 3  # columns of corruptions that are shown until a reader chooses
 UNFINISHED = "unfinished"
 NOTHING_RIGHT = "no image classified correctly"
-COUNTS = {"l2_mean": "n_norm", "human_alignment": "n_alignment"}  # the images behind a mean
+# mean -> the number of images behind it
+COUNTS = {f"{column}_mean": "n_norm" for column in NORM_COLUMNS.values()}
+COUNTS |= {"human_alignment": "n_alignment"}
 
 
 class Column(NamedTuple):
@@ -59,9 +62,7 @@ def leaderboard_columns(summary: pd.DataFrame) -> Iterator[Column]:
                     corruptions <= MOST_CORRUPTIONS,
                 )
                 yield Column(heading, "clean_acc", rows, 1, 100)
-            if part["l2_mean"].notna().any():
-                heading = Heading(f"{threat} L2 norm", attack, is_shown)
-                yield Column(heading, "l2_mean", rows, 3, 1)
+            yield from norm_columns(str(threat), str(attack), part, is_shown)
             if part["human_alignment"].notna().any():
                 heading = Heading(f"{threat} alignment (%)", attack, is_shown)
                 yield Column(heading, "human_alignment", rows, 1, 100)
@@ -84,6 +85,16 @@ def robust_columns(
         )
         rows = rows.drop_duplicates(ROW).set_index(ROW)
         yield Column(heading, name, rows, 1, 100)
+
+
+def norm_columns(threat: str, attack: str, part: pd.DataFrame, is_shown: bool) -> Iterator[Column]:
+    """The mean norm of a budget, of `shown_norms`; Linf in 255ths."""
+    part = part[part["l2_mean"].notna()]
+    for norm, rows in part.groupby(shown_norms(part)):
+        unit, factor = (" (1/255)", 255) if norm == "Linf" else ("", 1)
+        heading = Heading(f"{threat} {norm} norm{unit}", attack, is_shown)
+        rows = rows.drop_duplicates(ROW).set_index(ROW)
+        yield Column(heading, f"{NORM_COLUMNS[str(norm)]}_mean", rows, 3, factor)
 
 
 def is_corrupted(threat: str) -> bool:

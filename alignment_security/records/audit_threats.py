@@ -69,7 +69,7 @@ def check_minimal(norms: Record, ball: Record) -> Iterator[str]:
     if norms.settings.get("protocol") in NOT_MINIMAL:
         return
     column = norms.norm.lower()
-    if column not in norms.rows:
+    if column not in norms.rows or column not in ball.rows:  # l1 is of L1 records alone
         return
     known = ball.rows[ball.rows["l2"] > 0].groupby("image_id")[column].min()
     found = norms.rows.set_index("image_id")[column]

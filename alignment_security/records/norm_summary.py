@@ -20,6 +20,16 @@ def minimised_norm(threat: str) -> str:
     return norm if norm in NORM_COLUMNS else "L2"
 
 
+def shown_norms(summary: pd.DataFrame) -> pd.Series:
+    """The norm by which each row of a summary is shown: the one that its attack made small.
+
+    L1 records of earlier versions have the L2 norm only, which stands in for it.
+    """
+    minimised = summary["threat"].map(minimised_norm)
+    l1_mean = summary.get("l1_mean", pd.Series(math.nan, summary.index))
+    return minimised.mask(minimised.eq("L1") & l1_mean.isna(), "L2")
+
+
 def format_norm(value: float, norm: str, digits: int = 3) -> str:
     """A norm as text: Linf in 255ths, the others in pixel units of [0, 1]."""
     return f"{255 * value:.{digits}f}/255" if norm == "Linf" else f"{value:.{digits}f}"

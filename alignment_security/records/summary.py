@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from alignment_security.common.folders import glob_visible, left_by_tools_note, 
 from alignment_security.common.schema import FIRST_LINE, parse_table
 from alignment_security.common.tables import check_columns
 from alignment_security.records.comparable import comparable_runs
-from alignment_security.records.norm_summary import NORM_COLUMNS, format_norm, minimised_norm
+from alignment_security.records.norm_summary import NORM_COLUMNS, format_norm, shown_norms
 from alignment_security.records.record import (
     SCREENED_KIND,
     check_record_sha256,
@@ -222,17 +221,10 @@ def summary_table(summary: pd.DataFrame) -> str:
 
 
 def norm_texts(summary: pd.DataFrame) -> dict[str, list[str]]:
-    """Columns of the printed summary: mean and standard error of the norm that each row minimises.
-
-    L1 records of earlier versions have the L2 norm only, which stands in for it.
-    """
-    minimised = summary["threat"].map(minimised_norm)
-    texts = {}
+    """Columns of the printed summary: mean and standard error of the norm of `shown_norms`."""
+    norms, texts = shown_norms(summary), {}
     for norm, prefix in NORM_COLUMNS.items():
-        is_shown = minimised.eq(norm)
-        if norm == "L2" and "l2_mean" in summary:
-            l1_mean = summary.get("l1_mean", pd.Series(math.nan, summary.index))
-            is_shown |= minimised.eq("L1") & l1_mean.isna()
+        is_shown = norms.eq(norm)
         for column in (f"{prefix}_mean", f"{prefix}_sem"):
             if column in summary and (norm == "L2" or (is_shown & summary[column].notna()).any()):
                 texts[column] = [

@@ -4,6 +4,7 @@ Their curves, ranks and joins can be counted by hand.
 """
 
 import json
+import re
 import shutil
 
 import matplotlib.pyplot as plt
@@ -11,15 +12,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import DATA
-from norm_tables import make_norms, write_published, write_summary
+from norm_tables import make_norms, without_l1, write_published, write_summary
 
 import plotting
-from alignment_security.analysis.norm_table import PUBLISHED
+from alignment_security.analysis.feng2025 import tables_of_every_norm
+from alignment_security.analysis.norm_table import L1_IN_L2, PUBLISHED
 from alignment_security.analysis.norms import POINTS
-from alignment_security.analysis.results import load_results
+from alignment_security.analysis.results import load_results, read_summary
 from alignment_security.plots.both_studies import brainscore_vs_tolerance, robust_vs_tolerance
 from alignment_security.plots.norm_distributions import norm_distributions
 from alignment_security.plots.norms import accuracy_vs_norm, rank_change
+from alignment_security.plots.report_leaderboard import leaderboard_columns
 from alignment_security.plots.slide import slide
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
@@ -73,14 +76,44 @@ def test_linf_norms_are_read_from_their_own_column_and_protocols_are_panels(tmp_
     make_norms(tmp_path, "vgg11", [10.0, 20.0], threat="L1-fmn")
     ((_, figure, table, caption),) = accuracy_vs_norm(load_results(tmp_path))
     assert table.groupby("threat")["eps"].max().to_dict() == {
+        "L1-fmn": 20.0,
         "L2-crossing": 1.0,
         "Linf-fmn": 4 / 255,
     }
-    assert table.groupby("threat")["panel"].nunique().eq(1).all() and table["panel"].nunique() == 2
+    assert table.groupby("threat")["panel"].nunique().eq(1).all() and table["panel"].nunique() == 3
     assert "Missing (running): vgg11." in caption
-    assert figure.axes[1].get_xlabel().endswith("(1/255)") and "4" in [
-        t.get_text() for t in figure.axes[1].get_xticklabels()
+    assert figure.axes[2].get_xlabel().endswith("(1/255)") and "4" in [
+        t.get_text() for t in figure.axes[2].get_xticklabels()
     ]
+
+
+def test_an_l1_record_without_l1_norms_is_in_no_panel_of_them(tmp_path):
+    for model in ("old", "new"):
+        make_norms(tmp_path, model, [10.0, 20.0], threat="L1-fmn")
+    without_l1(tmp_path / "records" / "mine" / "L1-fmn" / "old.csv")
+    for draw_norms in (accuracy_vs_norm, norm_distributions):
+        ((_, _, table, caption),) = draw_norms(load_results(tmp_path))
+        assert set(table["model"]) == {"new"}
+        assert re.search(r"Missing \([^)]*no L1 norm in its record\): old\.", caption)
+
+
+def test_tables_and_the_page_say_of_which_norm_a_mean_is(tmp_path):
+    """By hand; a table with a record of L1 that has no L1 norm is in L2."""
+    rows = [
+        {"model": "new", "threat": "L1-fmn", "l1_mean": 12.0, "l2_mean": 0.5},
+        {"model": "old", "threat": "L1-fmn", "l2_mean": 0.25},
+        {"model": "new", "threat": "Linf-fmn", "linf_mean": 2 / 255, "l2_mean": 0.75},
+    ]
+    results = load_results(write_summary(tmp_path, rows))
+    linf, l1 = tables_of_every_norm(results)
+    assert (linf.norm, linf.rows["pt"].tolist()) == ("Linf", [2 / 255])
+    assert (l1.norm, l1.rows["pt"].tolist()) == (L1_IN_L2, [0.5, 0.25])
+    columns = {column.heading.text: column for column in leaderboard_columns(read_summary(results))}
+    means = {text: list(column.rows[column.name]) for text, column in columns.items()}
+    linf_means = means.pop("Linf-fmn Linf norm (1/255)")
+    assert means == {"L1-fmn L1 norm": [12.0], "L1-fmn L2 norm": [0.25]} and len(linf_means) == 1
+    l1, *_ = tables_of_every_norm(load_results(tmp_path, ["new"], threats=["L1-fmn"]))
+    assert (l1.norm, l1.rows["pt"].tolist()) == ("L1", [12.0])
 
 
 def test_panels_of_one_norm_and_image_set_have_one_axis(tmp_path):

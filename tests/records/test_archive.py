@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import ROOT
+from norm_tables import without_l1
 
 import utilities
 from alignment_security.common.files import sha256_file
@@ -66,6 +67,34 @@ def test_records_beside_each_other_stay_apart(tmp_path, options):
     counts = table["model"].value_counts()
     assert counts[stem] == counts["tf_efficientnet_lite0"] == 20
     assert run("verify", archive) == 0
+
+
+@pytest.mark.parametrize("options", [[], ["--without_csv"]])
+def test_l1_records_with_and_without_l1_norms_come_back(tmp_path, options):
+    results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
+    shutil.rmtree(results / "examples" / "sample" / "L2-crossing")
+    folder = results / "records" / "sample" / "L1-fmn"
+    (folder.parent / "L2-crossing").rename(folder)
+    for record in folder.glob("*.csv"):
+        rows = pd.read_csv(record, dtype=str, keep_default_na=False)
+        l1 = (10 * pd.to_numeric(rows["l2"])).astype(str).replace("nan", "")
+        rows.insert(rows.columns.get_loc("linf") + 1, "l1", l1)
+        rows.to_csv(record, index=False)
+        info = json.loads(record.with_suffix(".json").read_text()) | {"threat": "L1-fmn"}
+        info |= {"record_sha256": sha256_file(record)}
+        info["settings"]["run"] |= {"norm": "L1", "protocol": "fmn", "attack": "FMN 50 steps"}
+        for session in info["sessions"]:
+            session["examples"] = 0
+        record.with_suffix(".json").write_text(json.dumps(info))
+    without_l1(folder / "tf_efficientnet_lite1.csv")
+    assert run("merge", "--results_dir", results) == 0
+    archive, back = tmp_path / "archive", tmp_path / "back"
+    assert run("publish", "--results_dir", results, "--out", archive, *options) == 0
+    assert run("verify", archive) == 0 and run("verify", archive, "--out", back) == 0
+    for record in results.glob("records/*/*/*.csv"):
+        assert (back / record.relative_to(results)).read_bytes() == record.read_bytes()
+    l1_means = pd.read_csv(back / SUMMARY_NAME).query("threat == 'L1-fmn'")["l1_mean"]
+    assert l1_means.notna().tolist() == [True, False]
 
 
 @pytest.fixture
