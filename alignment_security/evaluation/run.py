@@ -42,9 +42,14 @@ from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
 from alignment_security.images.orientation import with_orientation_notes
 from alignment_security.models.batch_sizes import remembered_batch_size
-from alignment_security.models.fast import PRECISIONS, allow_tf32, memory_format_of
+from alignment_security.models.fast import (
+    PRECISIONS,
+    allow_tf32,
+    memory_format_of,
+    set_memory_format,
+)
 from alignment_security.models.forward import device_of, session_facts, tune_process
-from alignment_security.models.heads import Model, restrict_classes
+from alignment_security.models.heads import Model, example_pixels, restrict_classes
 from alignment_security.records.beside import name_of_weights, settings_beside
 from alignment_security.records.norm_summary import without_norm_warnings
 from alignment_security.records.record import check_rows_belong
@@ -174,7 +179,7 @@ def prepare(
     images = with_orientation_notes(images)
     device, precision = device_of(model.module), options.get("precision", "float32")
     tune_process(device, "float32")  # only the copy that an attack searches with is faster
-    model.module.to(memory_format=memory_format_of(device, "float32"))
+    set_memory_format(model.module, memory_format_of(device, "float32"), example_pixels(model, 1))
     model = restrict_classes(model, images.restrict_to, images.merged)
     if options.get("published_accuracy"):
         read_published(options["published_accuracy"])  # refuse a bad table before anything runs

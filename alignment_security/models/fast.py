@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from alignment_security.common.out_of_memory import is_out_of_memory
+
 PRECISIONS = ("float32", "tf32", "bf16")
-# Folding is undone if it changes a logit by more than this fraction of the largest one.
-FOLD_TOLERANCE = 1e-4
+# A change is undone if it changes a logit by more than this fraction of the largest one.
+LOGIT_TOLERANCE = 1e-4
 
 
 def allow_tf32(allowed: bool) -> None:
@@ -32,6 +34,9 @@ class Wrapper(nn.Module):
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module, self.training = module, module.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
 
 
 class WithoutTF32(Wrapper):
@@ -68,32 +73,80 @@ def memory_format_of(device: torch.device, precision: str) -> torch.memory_forma
     return torch.channels_last
 
 
+def set_memory_format(
+    module: nn.Module, memory_format: torch.memory_format, example: Tensor
+) -> None:
+    """Store the weights in a memory format, unless the logits of `example` (B, 3, H, W) change.
+
+    Some networks read how their tensors lie in memory: `x.view(len(x), -1)` fails on channels_last,
+    and `as_strided` gives other values.
+    """
+    weights = [weight for weight in module.parameters() if weight.ndim == 4]
+    if all(weight.is_contiguous(memory_format=memory_format) for weight in weights):
+        return
+    try:
+        want = exact_logits(module, example)
+        got = exact_logits(module.to(memory_format=memory_format), example)
+        keeps_logits = are_same(want, got)
+    except Exception:  # of the network; one that fails anyway is told by `check_model`
+        keeps_logits = False
+    if not keeps_logits:
+        module.to(memory_format=torch.contiguous_format)
+
+
+def exact_logits(module: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return WithoutTF32(module)(x)
+
+
+def are_same(want: Tensor, got: Tensor) -> bool:
+    """Whether logits are equal up to rounding; NaN is not."""
+    return bool((want - got).abs().max() <= LOGIT_TOLERANCE * want.abs().max())
+
+
 def fast_copy(
     module: nn.Module, example: Tensor, precision: str = "float32", compiled: bool = False
 ) -> nn.Module:
     """A faster copy of a frozen module in eval mode, with the same logits up to rounding.
 
-    example    (B, 3, H, W) in [0, 1] on the module's device. Folding is checked on it, and undone
+    example    (B, 3, H, W) in [0, 1] on the module's device. Changes are checked on it, and undone
                if the logits change
     precision  float32, tf32 (from now on of this process) or bf16 (autocast)
     compiled   use torch.compile
+
+    A module that cannot be copied, as one with a lock, is taken as it is.
     """
-    memory_format = memory_format_of(example.device, precision)
-    fast = copy.deepcopy(module).to(memory_format=memory_format)
-    folded = fold_batch_norm(copy.deepcopy(fast), example)
-    with torch.no_grad():
-        want, got = WithoutTF32(fast)(example), WithoutTF32(folded)(example)
-    if (want - got).abs().max() <= FOLD_TOLERANCE * want.abs().max():
-        fast = folded.to(memory_format=memory_format)
+    fast = module
+    if (copied := copy_of(module)) is not None:
+        fast = folded_copy(copied, example)
+        set_memory_format(fast, memory_format_of(example.device, precision), example)
     if precision == "bf16":
         fast = BFloat16(fast)
     allow_tf32(precision == "tf32")
     if compiled:
+        fast = Wrapper(fast)  # a module that is no copy stays as it is
         fast.compile()
     return fast
 
 
+def copy_of(module: nn.Module) -> nn.Module | None:
+    """A deep copy; None for a module with parts that cannot be copied."""
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # a part of the network may raise anything
+        if is_out_of_memory(error):
+            raise
+        return None
+
+
 # ---- batch norm ----------------------------------------------------------------------------------
+
+
+def folded_copy(module: nn.Module, example: Tensor) -> nn.Module:
+    """A copy with folded batch norms; the module itself if the logits of `example` would change."""
+    folded = fold_batch_norm(copy.deepcopy(module), example)
+    same = are_same(exact_logits(module, example), exact_logits(folded, example))
+    return folded if same else module
 
 
 def fold_batch_norm(module: nn.Module, example: Tensor) -> nn.Module:
@@ -126,7 +179,8 @@ def _replace_child(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def followed_by_norm(module: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d, _BatchNorm]]:
     """(convolution, batch norm) pairs in which the norm's input is the convolution's output object.
 
-    Layers that run more than once in a forward pass of `example` are left out.
+    Layers that run more than once in a forward pass of `example` are left out, and convolutions
+    whose weight is computed from others in each pass, as weight and spectral norm do.
     """
     # by id of the output; keeping the output makes sure that its id is not used again
     made_by: dict[int, tuple[nn.Conv2d, Tensor]] = {}
@@ -141,7 +195,7 @@ def followed_by_norm(module: nn.Module, example: Tensor) -> list[tuple[nn.Conv2d
 
     hooks = []
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv2d) and "weight" in dict(part.named_parameters(recurse=False)):
             hooks.append(part.register_forward_hook(remember_output))
         elif isinstance(part, _BatchNorm) and part.running_mean is not None:
             hooks.append(part.register_forward_pre_hook(pair_with_convolution))

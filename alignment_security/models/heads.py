@@ -46,6 +46,13 @@ class Model:
     notes: list[str] = field(default_factory=list)
 
 
+def example_pixels(model: Model, count: int) -> Tensor:
+    """Pixels (count, 3, H, W) in [0, 1] on the model's device: random, and the same each time."""
+    shape = (count, *model.preprocessing["input_size"])
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    return pixels.to(device_of(model.module))
+
+
 class PixelModel(nn.Module):
     """net((x - mean) / std): x is (B, 3, H, W) float32 in [0, 1], the result logits (B, classes).
 

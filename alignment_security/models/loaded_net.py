@@ -53,7 +53,9 @@ def checked_net(
     config = plain(config)
     if isinstance(net, nn.DataParallel):
         net = net.module
-    net = net.eval().requires_grad_(False).cpu()
+    net = net.eval().cpu()
+    for parameter in net.parameters():  # `net.requires_grad_` is none of a TorchScript program's
+        parameter.requires_grad_(False)
     other = {str(parameter.dtype) for parameter in net.parameters()} - {"torch.float32"}
     if other:
         raise ModelError(

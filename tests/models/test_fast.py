@@ -1,5 +1,8 @@
 """The fast module gives the logits of the plain one, up to rounding."""
 
+import threading
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import timm
@@ -7,9 +10,13 @@ import torch
 from nets import cifar_photographs, cifar_resnet18, rows_of
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
+from alignment_security.evaluation import AutoAttack, evaluate
 from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_norm
+from alignment_security.models.loaded_net import checked_net
+from alignment_security.models.loading import as_model
 
 
 def with_statistics(name: str) -> nn.Module:
@@ -66,6 +73,80 @@ def test_fast_copy_undoes_folding_that_changes_the_logits():
 
     net, x = Residual().eval().requires_grad_(False), torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(fast_copy(net, x)(x), net(x))
+
+
+def small_net(change=lambda convolution: convolution) -> nn.Module:
+    """A convolution that `change` may alter, a batch norm that changes values, a classifier."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.normal_()
+    layers = [change(nn.Conv2d(3, 4, 3)), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(4, 5))
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def with_parametrization(convolution):
+    parametrize.register_parametrization(convolution, "weight", Doubled())
+    return convolution
+
+
+class ViewsItsMaps(nn.Module):
+    """Flattens maps by `view`, which channels_last has no strides for."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(256, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+class ReadsMemory(ViewsItsMaps):
+    """Takes maps for contiguous: with channels_last it would mix channels and pixels."""
+
+    def forward(self, x):
+        return self.fc(self.conv(x).as_strided((len(x), 256), (256, 1)))
+
+
+class HoldsALock(nn.Sequential):
+    """Cannot be copied."""
+
+    def __init__(self):
+        super().__init__(*small_net())
+        self.lock = threading.Lock()
+
+
+NETS = {
+    "weight norm": lambda: small_net(torch.nn.utils.weight_norm),
+    "spectral norm": lambda: small_net(torch.nn.utils.spectral_norm),
+    "weight norm of today": lambda: small_net(torch.nn.utils.parametrizations.weight_norm),
+    "spectral norm of today": lambda: small_net(torch.nn.utils.parametrizations.spectral_norm),
+    "a parametrization": lambda: small_net(with_parametrization),
+    "a view of maps": ViewsItsMaps,
+    "strides": ReadsMemory,
+    "no copies": HoldsALock,
+    "TorchScript": lambda: torch.jit.script(small_net().eval()),
+}
+
+
+@pytest.mark.parametrize("kind", NETS)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated", "ignore:.*torch.jit")
+def test_networks_of_ones_own_run_as_they_are(kind, sample):
+    """Whatever computes its weights, reads its memory or has no copy keeps its logits."""
+    preprocessing = {"input_size": (3, 8, 8), "interpolation": "bilinear", "crop_pct": 1.0}
+    config = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "crop_mode": "center", **preprocessing}
+    x = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = as_model(checked_net(NETS[kind](), "test", config, kind), kind)
+    want = model.module(x)
+    images = replace(sample.take(range(2)), n_classes=5, labels=(0, 1))
+    rows = evaluate(model, images, AutoAttack("Linf", 8 / 255, Budget(("apgd-ce",), steps=2)))
+    assert len(rows) == 2
+    for module in (model.module, fast_copy(model.module, x)):
+        torch.testing.assert_close(module(x), want, rtol=1e-4, atol=1e-5)
 
 
 def test_bf16_verdicts_are_confirmed_in_float32():

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import WithoutTF32, Wrapper, fast_copy
-from alignment_security.models.forward import device_of
-from alignment_security.models.heads import Model
+from alignment_security.models.heads import Model, example_pixels
 
 # forward passes of one image, and how many of these also go backward
 Cost = tuple[int, int]
@@ -150,5 +148,4 @@ def exact_module(model: Model, execution: Execution) -> nn.Module:
 
 def fast_module(module: nn.Module, model: Model, execution: Execution) -> nn.Module:
     """A faster copy of a module of the model, checked on random pixels."""
-    example = torch.rand(2, *model.preprocessing["input_size"], device=device_of(model.module))
-    return fast_copy(module, example, execution.precision, execution.compiled)
+    return fast_copy(module, example_pixels(model, 2), execution.precision, execution.compiled)
