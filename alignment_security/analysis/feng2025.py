@@ -162,11 +162,16 @@ def correlation_tests(rows: pd.DataFrame, x: str, y: str) -> dict[str, float]:
 
 
 def rho_text(found: dict[str, float]) -> str:
-    """A result of `correlation` as text."""
+    """A result of `correlation` as text: of the models alone where it is undefined."""
     if np.isnan(found["rho"]):
         return models_text(found["n"])
-    interval = f"{found['low']:z.2f}, {found['high']:z.2f}"
-    return f"ρ = {found['rho']:z.2f} [{interval}], {models_text(found['n'])}"
+    return f"ρ = {found['rho']:z.2f}{interval_text(found)}, {models_text(found['n'])}"
+
+
+def interval_text(found: dict[str, float], digits: int = 2) -> str:
+    """The interval of a result of `correlation`, after a space; "" where it has none."""
+    low, high = found["low"], found["high"]
+    return "" if np.isnan(low) else f" [{low:z.{digits}f}, {high:z.{digits}f}]"
 
 
 def models_text(n: float) -> str:

@@ -19,6 +19,7 @@ from alignment_security.analysis.feng2025 import (
     MEASURES,
     correlation,
     correlation_tests,
+    interval_text,
     norm_tables,
 )
 from alignment_security.analysis.feng2025_harmonized import harmonized_pairs, paired_test
@@ -203,7 +204,7 @@ def correlation_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
     for rows, statistic, has_claim in views:
         for measure in MEASURES:
             found = correlation(rows, "accuracy", measure)
-            if found["n"] < FEWEST:
+            if np.isnan(found["rho"]):
                 continue
             yield statistic_row(
                 table.source,
@@ -212,7 +213,7 @@ def correlation_rows(table: NormTable, of_the_paper: bool) -> Iterator[dict]:
                 claimed=f"{SPEARMAN_CLAIMS[measure]:.2f}" if has_claim else "",
                 recomputed=f"{found['rho']:.2f}",
                 rule=f"{rows['estimated'].sum()} accuracies estimated from top-1; 95 % bootstrap "
-                f"interval [{found['low']:.3f}, {found['high']:.3f}]",
+                f"interval{interval_text(found, 3) or ' unknown'}",
                 numbers={"value": found["rho"]} | correlation_tests(rows, "accuracy", measure),
                 n=str(found["n"]),
             )

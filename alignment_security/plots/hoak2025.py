@@ -33,6 +33,7 @@ from alignment_security.analysis.hoak2025_tsne import (
     tsne_perplexity,
 )
 from alignment_security.analysis.results import Results
+from alignment_security.analysis.statistics import MIN_FIT
 from alignment_security.models.families import FAMILIES
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
@@ -92,10 +93,7 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
         label = f"{study.label(eps)}: {fit_text(fit)}"
         handles.append(Line2D([], [], color=color, marker=marker, label=label))
         tables.append(pairs)
-        facts.append(
-            f"{study.label(eps)}: n = {fit['n']}, slope {fit['slope']:.3g}, "
-            f"R2 = {fit['r2']:.3f}, p = {fit['p']:.3g}, p over families {fit['p_family']:.3g}"
-        )
+        facts.append(f"{study.label(eps)}: n = {fit['n']}, {fit_numbers(fit)}")
     ax.set(xlabel=f"{group} alignment (Brain-Score)", ylabel="accuracy under attack (%)")
     ax.set_ylim(bottom=0)
     figure.legend(handles=handles, loc="outside lower center")
@@ -129,10 +127,22 @@ def draw_fit(ax: Axes, pairs: pd.DataFrame, fit: dict, color: str, marker: str) 
     ax.plot(ends, 100 * (fit["intercept"] + fit["slope"] * ends), color=color, linewidth=1.5)
 
 
+def fit_numbers(fit: dict) -> str:
+    """A fit in numbers, for a caption."""
+    if np.isnan(fit["r2"]):
+        return fit_text(fit)
+    p_family = fit["p_family"]
+    over_families = "not tested" if np.isnan(p_family) else f"{p_family:.3g}"
+    return (
+        f"slope {fit['slope']:.3g}, R2 = {fit['r2']:.3f}, p = {fit['p']:.3g}, p over families "
+        f"{over_families}"
+    )
+
+
 def fit_text(fit: dict) -> str:
     """R2 and p of a fit, for a legend."""
     if np.isnan(fit["r2"]):
-        return "all equal, no fit"
+        return "too few models, no fit" if fit["n"] < MIN_FIT else "all equal, no fit"
     p = "p < 0.001" if fit["p"] < 0.001 else f"p = {fit['p']:.3f}"
     return f"R² = {fit['r2']:.3f}, {p}"
 

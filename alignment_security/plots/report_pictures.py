@@ -92,8 +92,8 @@ def tradeoff_note(table: NormTable) -> str:
     """What the picture says in numbers."""
     found = correlation(table.standard, "pt", "alignment")
     marked = "Ringed: models with a record here. " if table.name == PUBLISHED else ""
-    text = f"{found['n']} standard models; a correlation takes {FEWEST}"
-    if found["n"] >= FEWEST:
+    text = f"{found['n']} standard models; a correlation takes {FEWEST} that differ in both"
+    if pd.notna(found["rho"]):
         text = f"Tolerance against alignment over standard models, Spearman's {rho_text(found)}"
     front = table.rows["front"].sum() > 1
     line = " Line: the Pareto front of standard models." if front else ""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -120,12 +121,11 @@ def draw_slide(table: NormTable) -> Figure:
 
 def correlations_text(standard: pd.DataFrame) -> str:
     """Spearman of accuracy with both measures."""
-    tolerance = correlation(standard, "accuracy", "pt")["rho"]
-    alignment = correlation(standard, "accuracy", "alignment")["rho"]
-    return (
-        f"Spearman with accuracy of standard models: tolerance {tolerance:+.2f}, "
-        f"alignment {alignment:+.2f}"
-    )
+    texts = []
+    for name, measure in (("tolerance", "pt"), ("alignment", "alignment")):
+        rho = correlation(standard, "accuracy", measure)["rho"]
+        texts.append(f"{name} {'undefined' if np.isnan(rho) else f'{rho:+.2f}'}")
+    return f"Spearman with accuracy of standard models: {', '.join(texts)}"
 
 
 FIGURES = {"slide": (slide, LACKING)}

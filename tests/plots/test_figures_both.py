@@ -15,14 +15,23 @@ from conftest import DATA
 from norm_tables import make_norms, without_l1, write_published, write_summary
 
 import plotting
-from alignment_security.analysis.feng2025 import tables_of_every_norm
+from alignment_security.analysis.feng2025 import (
+    correlation,
+    norm_tables,
+    rho_text,
+    tables_of_every_norm,
+)
+from alignment_security.analysis.feng2025_statistics import text_statistics_table
 from alignment_security.analysis.norm_table import L1_IN_L2, PUBLISHED
 from alignment_security.analysis.norms import POINTS
 from alignment_security.analysis.results import load_results, read_summary
+from alignment_security.analysis.statistics import linear_regression
 from alignment_security.plots.both_studies import brainscore_vs_tolerance, robust_vs_tolerance
+from alignment_security.plots.hoak2025 import fit_numbers
 from alignment_security.plots.norm_distributions import norm_distributions
 from alignment_security.plots.norms import accuracy_vs_norm, rank_change
-from alignment_security.plots.report_leaderboard import leaderboard_columns
+from alignment_security.plots.report_leaderboard import Leaderboard, leaderboard_columns
+from alignment_security.plots.report_pictures import tradeoff_pictures
 from alignment_security.plots.slide import slide
 from alignment_security.records.run import Run
 from alignment_security.records.summary import merge_records
@@ -483,6 +492,25 @@ def test_a_slide_needs_a_handful_of_models(tmp_path, capsys):
     write_summary(tmp_path, [{"model": "a", "l2_mean": 1.0, "human_alignment": 0.1}])
     assert draw(tmp_path, "slide") == 2
     assert "alignment and accuracy of 5 models are needed" in capsys.readouterr().err
+
+
+def test_an_undefined_correlation_or_interval_is_never_nan_in_a_text(tmp_path):
+    """Equal norms; and one that differs from the others, which a third of the resamples lack."""
+    rows = [
+        {"model": f"m{i}", "l2_mean": 1.0, "human_alignment": float(i == 0), "clean_acc": 0.1 * i}
+        for i in range(6)
+    ]
+    results = load_results(write_summary(tmp_path, rows))
+    ((_, figure, _, _),) = slide(results)
+    title = figure.axes[0].get_title(loc="left")
+    assert title.endswith("tolerance undefined, alignment -0.65")
+    (measure,) = text_statistics_table(results)["measure"]
+    (picture,) = tradeoff_pictures(results, Leaderboard(), Leaderboard())
+    (table,) = norm_tables(results)
+    assert rho_text(correlation(table.rows, "accuracy", "alignment")) == "ρ = -0.65, n = 6 models"
+    texts = [title, measure, picture["note"], *text_statistics_table(results)["rule"]]
+    texts.append(fit_numbers(linear_regression(np.arange(6.0), np.ones(6))))
+    assert not any("nan" in text for text in texts) and texts[-1] == "all equal, no fit"
 
 
 def test_the_slide_shows_all_models():
