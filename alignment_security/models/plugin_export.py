@@ -21,6 +21,7 @@ from alignment_security.models.heads import Model, ModelError
 from alignment_security.models.loaded_net import output_of
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import split_source
+from alignment_security.models.timm_nets import options_for_weights
 
 WEIGHTS_FILE = "weights.safetensors"
 LOGITS_IN_TEST = 5  # of an image, which the plugin's own test compares
@@ -68,7 +69,7 @@ def get_model():
     return wrapper
 '''
 FROM_TIMM = "net = timm.create_model({net!r}, pretrained=True)"
-FROM_FILE = f"""net = timm.create_model({{net!r}}, num_classes={IMAGENET_CLASSES})
+FROM_FILE = f"""net = timm.create_model({{net!r}}, num_classes={IMAGENET_CLASSES}{{options}})
     state = safetensors.torch.load_file(Path(__file__).with_name("{WEIGHTS_FILE}"))
     net.load_state_dict(state)"""
 TEST = """\
@@ -145,7 +146,8 @@ def plugin_files(model: Model, net_name: str) -> dict[str, str | bytes]:
     shape = tuple(model.preprocessing["input_size"])
     logits = output_of(net, shape, settings["name"])
     is_public = settings["weights"].startswith("timm:")
-    create = (FROM_TIMM if is_public else FROM_FILE).format(net=net_name)
+    options = "".join(f", {key}={value!r}" for key, value in options_for_weights(net_name).items())
+    create = (FROM_TIMM if is_public else FROM_FILE).format(net=net_name, options=options)
     values: dict[str, Any] = {
         "name": json.dumps(settings["name"]),
         "net": net_name,

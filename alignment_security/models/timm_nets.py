@@ -17,6 +17,7 @@ from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.data import resolve_model_data_config
 from timm.data.transforms import str_to_pil_interp
+from timm.models._efficientnet_builder import BN_EPS_TF_DEFAULT
 from torch import nn
 
 from alignment_security.common.files import TryAgain
@@ -33,6 +34,8 @@ FORBIDDEN, NOT_FOUND = (401, 403), (404, 410)
 PREPROCESSING_KEYS = ("input_size", "interpolation", "crop_pct", "crop_mode")
 CROP_MODES = ("center", "squash", "border")  # of timm's create_transform
 LARGEST_SIDE, LARGEST_CROP = 4096, 2.0
+# architecture -> options with which timm builds it for its weights, and leaves out for random ones
+OPTIONS_FOR_WEIGHTS = {"fbnetc_100": {"bn_eps": BN_EPS_TF_DEFAULT}}
 
 if "HF_HUB_VERBOSITY" not in os.environ:  # a line for each try of a minute; the error says it all
     hub_logging.set_verbosity_error()
@@ -48,11 +51,13 @@ class HubBusy(ModelError, TryAgain):
 def create_net(name: str, pretrained: bool, num_classes: int | None = None) -> nn.Module:
     """timm's network of that name, with num_classes outputs if given, else as many as it has.
 
+    It is the one of timm's weights whether it has them or not: those of a checkpoint may be they.
     Raises ModelError if it or its weights cannot be loaded.
     """
+    options = {"num_classes": num_classes, **options_for_weights(name)}
     try:
         with reading_into_memory(name):
-            return timm.create_model(name, pretrained=pretrained, num_classes=num_classes)
+            return timm.create_model(name, pretrained=pretrained, **options)
     except DAMAGED_FILE as error:
         raise ModelError(_damaged_weights(name, error)) from None
     except json.JSONDecodeError as error:
@@ -64,6 +69,11 @@ def create_net(name: str, pretrained: bool, num_classes: int | None = None) -> n
         if not pretrained:
             raise ModelError(f"{name}: {type(error).__name__}: {reason}") from None
         raise ModelError(_damaged_weights(name, error)) from None
+
+
+def options_for_weights(name: str) -> dict[str, Any]:
+    """Options of timm's create_model beside the number of classes, for a network of that name."""
+    return OPTIONS_FOR_WEIGHTS.get(name.removeprefix("timm/").partition(".")[0], {})
 
 
 def hub_error(

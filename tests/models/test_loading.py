@@ -33,6 +33,7 @@ from alignment_security.models.heads import (
     smooth_head,
 )
 from alignment_security.models.loading import check_model, load_model
+from alignment_security.models.timm_nets import OPTIONS_FOR_WEIGHTS, with_classes
 
 # of the 18.7 MB of weights in the pinned package
 LITE0_SHA256 = "ac73d8caead58befc6b7f487a945ef400c8f1514ec776b50fd6f4f8f65497ef2"
@@ -503,6 +504,22 @@ def test_load_model_under_a_name_of_the_user(tmp_path, small):
         load_model("harmonized", tmp_path / "net.pth")
     with pytest.raises(ModelError, match="^tst_resnet: .*nearest names: .*test_resnet"):
         load_model("harmonized", tmp_path / "net.pth", architecture="tst_resnet")
+
+
+def test_a_checkpoint_gets_the_network_of_timms_weights(tmp_path):
+    """timm builds fbnetc_100 with another epsilon for its weights than for random ones. No other
+    network of it asks whether it is pretrained."""
+    entry_points = [timm.models.model_entrypoint(name) for name in timm.list_models()]
+    modules = {sys.modules[function.__module__] for function in entry_points}
+    asks = re.compile(r"^def (\w+)\(pretrained\b(?:(?!^def ).)*?^    if pretrained\b", re.M | re.S)
+    found = [name for part in modules for name in asks.findall(Path(part.__file__).read_text())]
+    assert found == list(OPTIONS_FOR_WEIGHTS) == ["fbnetc_100"]
+    for_weights = timm.create_model("fbnetc_100", num_classes=7, bn_eps=1e-3)
+    torch.save(for_weights.state_dict(), tmp_path / "net.pth")
+    net = load_model("fbnetc_100", tmp_path / "net.pth").module.net
+    epsilons = {part.eps for part in net.modules() if isinstance(part, nn.BatchNorm2d)}
+    assert epsilons == {1e-3} and net.num_classes == 7
+    assert with_classes(net, "fbnetc_100.rmsp_in1k", 5).bn1.eps == 1e-3
 
 
 def test_load_model_resolves_a_deprecated_name_with_a_note(tmp_path):
