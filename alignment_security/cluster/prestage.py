@@ -34,13 +34,13 @@ from alignment_security.cluster.job import (
 )
 from alignment_security.cluster.plugins import pack_plugin
 from alignment_security.cluster.tars import table_row, write_tar
-from alignment_security.common.files import safe_file_name, write_atomic
+from alignment_security.common.files import UserError, safe_file_name, write_atomic
 from alignment_security.common.folders import left_by_tools_note, list_files
 from alignment_security.common.locked_run import lock_file
 from alignment_security.common.process import print_line
 from alignment_security.common.text import repeated, some_of
 from alignment_security.models.checkpoints import own_tensors
-from alignment_security.models.heads import Model, ModelError
+from alignment_security.models.heads import Model
 from alignment_security.models.lists import WantedModel
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import (
@@ -198,7 +198,7 @@ def prestage(
             continue
         try:
             row = task.pack(task.tar)
-        except (ModelError, StagingError) as error:
+        except UserError as error:
             failed[task.label] = str(error).removeprefix(f"{task.label}: ")
             continue
         add_to_staged(out, row)

@@ -173,6 +173,18 @@ def test_prestage_continues_after_a_model_that_fails(tmp_path, capsys):
     )
 
 
+def test_prestage_continues_after_weights_that_cannot_be_read_now(tmp_path, tiny):
+    """Reading `/proc/self/mem` at its beginning is an EIO, as of a disk that fails."""
+    (tmp_path / "net.pth").symlink_to("/proc/self/mem")
+    wanted = [
+        WantedModel(name, "test_resnet", str(path))
+        for name, path in (("gone", tmp_path / "net.pth"), ("here", tiny.checkpoint))
+    ]
+    failed = prestage(wanted, tmp_path)
+    assert failed.keys() == {"gone"} and "cannot be read" in failed["gone"]
+    assert list(table_of(tmp_path)["name"]) == ["here"]
+
+
 def test_prestage_never_takes_timms_net_for_a_plugin_of_its_name(tmp_path):
     failed = prestage([WantedModel(LITE0, None)], tmp_path)
     assert "need brainscore-vision" in failed[LITE0] and not list(tmp_path.iterdir())
