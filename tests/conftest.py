@@ -26,6 +26,7 @@ from nets import digits, digits_net
 from PIL import Image
 
 import evaluate_robustness
+import utilities
 from alignment_security.images.image_sets import ImageSet, synsets
 from alignment_security.images.loading import load_image_set, stream_images
 from alignment_security.models.heads import Model
@@ -200,6 +201,11 @@ def cli(capsys, signals_kept):
 
     with signals_kept():
         yield call
+
+
+def run_utilities(*words) -> int:
+    """utilities.py in this process; returns its exit status."""
+    return utilities.main(utilities.get_args_parser().parse_args([str(word) for word in words]))
 
 
 @pytest.fixture

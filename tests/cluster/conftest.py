@@ -1,4 +1,7 @@
-"""Processes that load a net to stage it, forked: this process has imported torch and timm."""
+"""A net that is staged; and processes that load a net to stage it, forked.
+
+This process has imported torch and timm.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,26 @@ import runpy
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
+from sweeps import NAMES
 
 from alignment_security.cluster import plugins
+from alignment_security.cluster.prestage import prestage
+from alignment_security.models.lists import WantedModel
+
+
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory, tiny) -> Path:
+    """Weights of the tiny net under several names, and its photographs."""
+    out = tmp_path_factory.mktemp("staged")
+    wanted = [WantedModel(name, "test_resnet", tiny.checkpoint.name) for name in NAMES]
+    assert prestage(wanted, out, [tiny.data], tiny.checkpoint.parent) == {}
+    return out
 
 
 @pytest.fixture

@@ -189,6 +189,22 @@ def test_read_model_list_names_the_wrong_line(tmp_path, text, message):
         read_model_list(tmp_path / "mine.txt")
 
 
+def test_a_list_names_net_and_checkpoint(tmp_path):
+    (tmp_path / "mine.txt").write_text(
+        "# c\nname\tsource\tweights\tfamily\tgroup\n"
+        "r50\ttimm:resnet50\tfile:x.pt\tResNet\trobust\n"
+        "n.v1\ttimm:n.v1\thub:timm/n.v1\tOther\tCNN\n"
+        "b\tbrainscore\ttimm:b.v2\tOther\tb\n"
+        "resnet50\tbrainscore\tplugin\tOther\tb\n"
+    )
+    assert [tuple(wanted[:3]) for wanted in read_wanted(tmp_path / "mine.txt")] == [
+        ("r50", "resnet50", "x.pt"),
+        ("n.v1", "n.v1", None),
+        ("b", "b.v2", None),
+        ("resnet50", None, None),
+    ]
+
+
 def test_one_file_of_names_serves_every_command(tmp_path, capsys):
     """`models --list` shows what prestage and studies take."""
     path = tmp_path / "mine.txt"

@@ -472,6 +472,19 @@ def test_stop_after_checkpoints_and_the_same_command_goes_on(cli, tiny, tmp_path
     assert info["status"] == "done" and len(rows) == tiny.images and rows["clean_correct"].all()
 
 
+def test_stop_after_finishes_the_images_under_way(cli, tiny, tmp_path):
+    """Passes of all sessions together are those of one: nothing that was begun is thrown away."""
+    command = [*tiny.arguments(tmp_path / "a"), "--workers", "0", "-s", "3", "L2", "--steps", "5"]
+    status, sessions = 85, 0
+    while status == 85:
+        status, sessions = cli("--stop_after", "1e-9", *command)[0], sessions + 1
+    assert status == 0 and sessions == 3  # an image a session
+    assert cli(*[str(c).replace(str(tmp_path / "a"), str(tmp_path / "b")) for c in command])[0] == 0
+    a, b = (read_record(next((tmp_path / x).glob("records/*/*/*.csv"))) for x in "ab")
+    columns = ["image_id", "forwards", "backwards", "success"]
+    pd.testing.assert_frame_equal(a[columns], b[columns])
+
+
 def test_two_processes_do_not_write_one_record(cli, tiny, tmp_path, open_run):
     lock = lock_file(tmp_path / "records" / "mine" / "clean" / f"{tiny.name}.lock")
     status, _, err = cli(*tiny.arguments(tmp_path), "clean")
