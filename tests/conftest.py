@@ -205,7 +205,10 @@ def cli(capsys, signals_kept):
 
 def run_utilities(*words) -> int:
     """utilities.py in this process; returns its exit status."""
-    return utilities.main(utilities.get_args_parser().parse_args([str(word) for word in words]))
+    try:
+        return utilities.main(utilities.get_args_parser().parse_args([str(word) for word in words]))
+    except SystemExit as error:
+        return int(error.code or 0)
 
 
 @pytest.fixture

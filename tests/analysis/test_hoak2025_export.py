@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_utilities
 from leaderboards import random_scores, write_scores
 
-import utilities
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES
 from alignment_security.analysis.hoak2025_accuracies import read_hoak2025_table
 from alignment_security.analysis.hoak2025_export import write_hoak2025
@@ -140,7 +140,7 @@ def test_merge_writes_a_format_apart_from_a_table_of_the_papers_scripts(
         )
     )
     arguments = ["merge", "--results_dir", str(tmp_path), "--format", "hoak2025"]
-    assert utilities.main(utilities.get_args_parser().parse_args(arguments)) == 0
+    assert run_utilities(*arguments) == 0
     path = tmp_path / "hoak2025/evaluation_results_merged_robust.csv"
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
     assert pd.read_csv(path)["Model Name"].tolist() == [PLUGIN]

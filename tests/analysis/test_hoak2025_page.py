@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_utilities
 from huggingface_hub import constants
 from leaderboards import random_scores, write_study
 from PIL import Image
 from stand_in_plugins import write_package
 
 import plotting
-import utilities
 from alignment_security.cluster.plugins import CACHES
 from alignment_security.images.image_sets import synsets
 from alignment_security.records.record import read_record
@@ -77,7 +76,7 @@ def test_every_row_of_the_paper_has_a_command_that_runs(made, tmp_path, cli):
             assert status == 0, err
         elif script == "utilities.py":
             words += ["--results_dir", str(own)] if words[0] != "models" else []
-            assert utilities.main(utilities.get_args_parser().parse_args(words)) == 0
+            assert run_utilities(*words) == 0
         else:
             options = ["--results_dir", str(study), "--figures_dir", str(tmp_path / "figures")]
             assert plotting.main([*words, *options]) == 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_utilities
 from sklearn.metrics import cohen_kappa_score
 
-import utilities
 from alignment_security.analysis.model_vs_human import (
     as_condition,
     error_consistency,
@@ -137,7 +137,7 @@ def test_the_command_writes_a_table_that_joins(tmp_path, capsys):
     people = {"0": "1010"}
     write_trials(folder, "edge", {"net": {"0": "1110"}, "subject-01": people})
     command = ["model_vs_human", str(folder), "--out", str(out)]
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert run_utilities(*command) == 0
     scores = read_scores_of(out)  # the number of datasets is no score
     assert list(scores) == ["error_consistency"]
     assert scores.loc["net", "error_consistency"] == pytest.approx(0.5, abs=1e-12)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_utilities
 from leaderboards import random_scores, write_scores
 
 import plotting
-import utilities
 from alignment_security.analysis.brainscore_leaderboard import MERGED_SCORES
 from alignment_security.analysis.hoak2025 import benchmark_groups, studies
 from alignment_security.analysis.other_scores import OTHER_SCORES, collect_scores, with_other_scores
@@ -21,8 +20,7 @@ TIMM_NETS = ["resnet50.a1_in1k", "convnext_tiny.fb_in1k", "vit_base_patch16_224.
 
 
 def join(folder, *tables) -> int:
-    command = ["join", "--results_dir", str(folder), "--scores", *map(str, tables)]
-    return utilities.main(utilities.get_args_parser().parse_args(command))
+    return run_utilities("join", "--results_dir", folder, "--scores", *tables)
 
 
 def summary_of(models: list[str], weights: str = "timm:timm/{}", seed: int = 0) -> pd.DataFrame:
@@ -81,7 +79,7 @@ def test_scores_whose_sources_are_lost_or_damaged_are_refused_in_a_line(tmp_path
         sources.write_text(content)
     capsys.readouterr()
     command = ["join", "--results_dir", str(tmp_path)]
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
+    assert run_utilities(*command) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "other_scores.json: " in line and "join --scores CSV` writes it" in line
 

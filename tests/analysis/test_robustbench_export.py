@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import run_utilities
 
-import utilities
 from alignment_security.analysis import robustbench_export
 from alignment_security.analysis.robustbench_export import list_sha256, write_robustbench
 from alignment_security.attacks.autoattack import Budget
@@ -120,7 +120,7 @@ def test_merge_writes_it_from_records(tmp_path, tiny_record, capsys, monkeypatch
     monkeypatch.setattr(robustbench_export, "list_sha256", lambda: "l")
     monkeypatch.setattr(robustbench_export, "IMAGE_SET", "sample")  # the set of tiny_record
     arguments = ["merge", "--results_dir", str(tmp_path), "--format", "robustbench"]
-    assert utilities.main(utilities.get_args_parser().parse_args(arguments)) == 0
+    assert run_utilities(*arguments) == 0
     (path,) = (tmp_path / "robustbench").rglob("*.json")
     assert capsys.readouterr().out.splitlines()[-1] == str(path.parent)
     assert json.loads(path.read_text())["autoattack_acc"] == "100.0"

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_utilities
 from huggingface_hub import constants
 from stand_in_plugins import SIDE, write_package
 
-import utilities
 from alignment_security.cluster.job import STAGED_FACTS, STAGED_TABLE, read_staged_table
 from alignment_security.cluster.plugins import CACHES
 from alignment_security.cluster.prestage import prestage
@@ -159,23 +159,22 @@ def test_lists_mix_timm_and_plugins(staged, tmp_path, tiny, capsys, forked):
     (tmp_path / "mixed.txt").write_text("\n".join(rows) + "\n")
     out = shutil.copytree(staged, tmp_path / "staged")
     models = ["--models", tmp_path / "mixed.txt"]
-
-    def run(*arguments) -> int:
-        return utilities.main(utilities.get_args_parser().parse_args([*map(str, arguments)]))
-
-    assert run("prestage", *models, "--out", out, "--checkpoint_dir", tiny.checkpoint.parent) == 2
+    assert (
+        run_utilities("prestage", *models, "--out", out, "--checkpoint_dir", tiny.checkpoint.parent)
+        == 2
+    )
     message = "failed: nobody: brainscore-vision cannot load it (KeyError: 'nobody')"
     assert message in capsys.readouterr().err
     options = ["--staged", out / STAGED_TABLE, "--set", "staging=/staging/x", "--out"]
-    assert run("make_sweep", *models, *options, tmp_path / "sweep", "--", "clean") == 0
+    assert run_utilities("make_sweep", *models, *options, tmp_path / "sweep", "--", "clean") == 0
     assert "1 of 3 models are not staged and get no job: nobody" in capsys.readouterr().err
     lines = (tmp_path / "sweep/models.txt").read_text().splitlines()
     assert sorted(line.split(",")[0] for line in lines) == ["fetches", "plain"]
     models[1] = "brainscore:fetches"
-    assert run("make_sweep", *models, *options, tmp_path / "one", "--", "clean") == 0
+    assert run_utilities("make_sweep", *models, *options, tmp_path / "one", "--", "clean") == 0
     assert (tmp_path / "one/models.txt").read_text().startswith("fetches, fetches, ")
     models[1] = "brainscore:nobody"
-    assert run("make_sweep", *models, *options, tmp_path / "none", "--", "clean") == 2
+    assert run_utilities("make_sweep", *models, *options, tmp_path / "none", "--", "clean") == 2
     assert "has none of the 1 models" in capsys.readouterr().err
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from conftest import run_utilities
 
-import utilities
 from alignment_security.cluster.job import STAGED_FACTS, STAGED_TABLE, read_staged_table
 from alignment_security.cluster.prestage import prestage
 from alignment_security.common.files import UserError
@@ -71,7 +71,7 @@ def test_a_python_net_goes_with_its_file_and_checkpoint(net, cli, tmp_path, monk
     models.write_text(f"mine\tpython:{net}:made\tfile:mine.pth\tNet\tmine\n")
     command = ["prestage", "--models", str(models), "--out", str(tmp_path / "staged")]
     command += ["--checkpoint_dir", str(tmp_path)]
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert run_utilities(*command) == 0
     (row,) = read_staged_table(tmp_path / "staged" / STAGED_TABLE).to_dict("records")
     assert row["weights"] == "python:net.py:made"
     with tarfile.open(tmp_path / "staged" / row["tar"]) as archive:

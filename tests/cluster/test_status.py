@@ -78,7 +78,7 @@ def log_of(*events: tuple[int, str] | tuple[int, str, dict]) -> str:
 BEGUN = [(0, SUBMIT), (1, EXECUTE)]
 FAILED = (2, TERMINATED, {"code": 1})
 # model -> (events, error file, state, hours used at hour 10, note)
-LOGS = {
+LOGS: dict[str, tuple] = {
     "done": ([*BEGUN, (3, TERMINATED, {"code": 0})], "", "done", 2, ""),
     "running": (
         [*BEGUN, (2, REPORTED, {"done": 10}), (4, EVICTED), (5, EXECUTE)]

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from conftest import run_utilities
 from hypothesis import given
 from hypothesis import strategies as st
 
-import utilities
 from alignment_security.common.command_line import Parser
 from alignment_security.common.eps import format_eps, parse_eps, parse_radius
 from alignment_security.common.settings import git_state, pinned_versions, setting, version_drift
@@ -215,7 +215,7 @@ def test_pinned_versions_of_the_project():
 
 
 def merge(*arguments) -> int:
-    return utilities.main(utilities.get_args_parser().parse_args(["merge", *map(str, arguments)]))
+    return run_utilities("merge", *arguments)
 
 
 def test_merge_prints_a_table_and_its_path(tmp_path, tiny_record, capsys):

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_utilities
 from PIL import Image
 
 import evaluate_robustness
@@ -456,7 +456,7 @@ def test_dry_run_of_saliency_whose_records_hold_no_passes(study, tmp_path, capsy
     file, options = study(["first"])
     file.write_text("models nets.txt\nimages --dataset sample -s 3\nsaliency\nclean\n")
     command = ["run_study", str(file), *options[2:], "--dry_run"]  # without --data_dir
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert run_utilities(*command) == 0
     assert re.search(r"\nsample/saliency +0:00:0\d\n", capsys.readouterr().out)
 
 
@@ -464,12 +464,12 @@ def test_dry_run_goes_on_after_a_model_with_damaged_weights(study, tmp_path, cap
     file, options = study(NAMES[:2])
     (tmp_path / "weights/second.pth").write_bytes(b"PK")
     command = ["run_study", str(file), *options, "--dry_run"]
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert run_utilities(*command) == 0
     out, err = capsys.readouterr()
     assert "mine: 2 models" in out and "first (103 MMACs); up to 6 images" in out
     assert "second: would be refused: " in err and "second.pth: not a readable" in err
     (tmp_path / "weights/first.pth").write_bytes(b"PK")
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 2
+    assert run_utilities(*command) == 2
     assert "none of its models can be rehearsed" in capsys.readouterr().err
 
 
@@ -479,7 +479,7 @@ def test_dry_run_of_a_study_names_the_models_that_their_records_refuse(study, ca
     weights = ["--checkpoint", str(file.parent / "weights/second.pth")]
     assert evaluate_robustness.main([*begun, "mine", *weights, "-s", "8", "clean"]) == 0
     command = ["run_study", str(file), *options, "--dry_run"]
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert run_utilities(*command) == 0
     out, err = capsys.readouterr()
     assert "first (103 MMACs); up to 6 images" in out
     assert "second: would be refused: " in err and "run.images: 8 -> 6" in err
@@ -494,7 +494,7 @@ def test_dry_run_of_a_study_looks_at_the_records_of_models_that_it_does_not_load
         images = ["--dataset", "mine", "-s", number, "clean"]
         assert evaluate_robustness.main([*begun, *weights, *images]) == 0
     command = ["run_study", str(file), *options, "--dry_run"]
-    assert utilities.main(utilities.get_args_parser().parse_args(command)) == 0
+    assert run_utilities(*command) == 0
     out, err = capsys.readouterr()
     assert "second" not in out.partition("rehearsed")[2].partition(";")[0]
     assert err.count("second: would be refused: ") == 1 and "run.images: 8 -> 6" in err

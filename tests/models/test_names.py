@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_utilities
 
-import utilities
 from alignment_security.common.files import TryAgain
 from alignment_security.models.heads import ModelError
 from alignment_security.models.lists import available_lists, read_model_list
@@ -187,7 +186,7 @@ def test_weights_state_sees_the_caches_of_hub_and_torch(tmp_path):
 
 
 def models(*arguments) -> int:
-    return utilities.main(utilities.get_args_parser().parse_args(["models", *map(str, arguments)]))
+    return run_utilities("models", *arguments)
 
 
 def test_models_command_with_names(capsys, tmp_path):

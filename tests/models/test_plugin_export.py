@@ -14,8 +14,8 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from conftest import run_utilities
 
-import utilities
 from alignment_security.models.heads import ModelError
 from alignment_security.models.loading import load_model
 from alignment_security.models.plugin_export import export_plugin, layer_names
@@ -58,7 +58,7 @@ def register(monkeypatch):
 
 def export(*arguments) -> int:
     command = ["export_plugin", *map(str, arguments)]
-    return utilities.main(utilities.get_args_parser().parse_args(command))
+    return run_utilities(*command)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "my.net-1"])

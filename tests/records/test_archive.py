@@ -12,10 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, run_utilities
 from norm_tables import without_l1
 
-import utilities
 from alignment_security.common.files import sha256_file
 from alignment_security.common.settings import VERSION
 from alignment_security.models.forward import session_facts
@@ -27,25 +26,17 @@ SAMPLE = ROOT / "results" / "sample"
 RECORD = Path("records/sample/Linf/tf_efficientnet_lite0.csv")
 
 
-def run(*words) -> int:
-    """Exit status of a command of utilities.py."""
-    try:
-        return utilities.main(utilities.get_args_parser().parse_args([str(word) for word in words]))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     archive = tmp_path_factory.mktemp("published") / "archive"
-    assert run("publish", "--results_dir", SAMPLE, "--out", archive) == 0
+    assert run_utilities("publish", "--results_dir", SAMPLE, "--out", archive) == 0
     return archive
 
 
 @pytest.fixture(scope="module")
 def published_without_csv(tmp_path_factory):
     archive = tmp_path_factory.mktemp("published") / "archive"
-    assert run("publish", "--results_dir", SAMPLE, "--out", archive, "--without_csv") == 0
+    assert run_utilities("publish", "--results_dir", SAMPLE, "--out", archive, "--without_csv") == 0
     return archive
 
 
@@ -60,13 +51,13 @@ def test_records_beside_each_other_stay_apart(tmp_path, options):
     stem = "tf_efficientnet_lite0+steps-51"
     run_file.with_name(f"{stem}.json").write_text(json.dumps(info))
     shutil.copy(run_file.with_suffix(".csv"), run_file.with_name(f"{stem}.csv"))
-    assert run("merge", "--results_dir", results) == 0
+    assert run_utilities("merge", "--results_dir", results) == 0
     archive = tmp_path / "archive"
-    assert run("publish", "--results_dir", results, "--out", archive, *options) == 0
+    assert run_utilities("publish", "--results_dir", results, "--out", archive, *options) == 0
     table = pd.read_parquet(archive / "tables" / "sample" / "L2-crossing.parquet")
     counts = table["model"].value_counts()
     assert counts[stem] == counts["tf_efficientnet_lite0"] == 20
-    assert run("verify", archive) == 0
+    assert run_utilities("verify", archive) == 0
 
 
 @pytest.mark.parametrize("options", [[], ["--without_csv"]])
@@ -87,10 +78,13 @@ def test_l1_records_with_and_without_l1_norms_come_back(tmp_path, options):
             session["examples"] = 0
         record.with_suffix(".json").write_text(json.dumps(info))
     without_l1(folder / "tf_efficientnet_lite1.csv")
-    assert run("merge", "--results_dir", results) == 0
+    assert run_utilities("merge", "--results_dir", results) == 0
     archive, back = tmp_path / "archive", tmp_path / "back"
-    assert run("publish", "--results_dir", results, "--out", archive, *options) == 0
-    assert run("verify", archive) == 0 and run("verify", archive, "--out", back) == 0
+    assert run_utilities("publish", "--results_dir", results, "--out", archive, *options) == 0
+    assert (
+        run_utilities("verify", archive) == 0
+        and run_utilities("verify", archive, "--out", back) == 0
+    )
     for record in results.glob("records/*/*/*.csv"):
         assert (back / record.relative_to(results)).read_bytes() == record.read_bytes()
     l1_means = pd.read_csv(back / SUMMARY_NAME).query("threat == 'L1-fmn'")["l1_mean"]
@@ -118,12 +112,12 @@ def write_sums(archive: Path) -> None:
 
 
 def test_an_archive_is_the_same_twice_and_verifies(published, tmp_path, capsys):
-    assert run("publish", "--results_dir", SAMPLE, "--out", tmp_path / "again") == 0
+    assert run_utilities("publish", "--results_dir", SAMPLE, "--out", tmp_path / "again") == 0
     files = sorted(path for path in published.rglob("*") if path.is_file())
     assert len(files) == 21
     for path in files:
         assert (tmp_path / "again" / path.relative_to(published)).read_bytes() == path.read_bytes()
-    assert run("verify", published) == 0 and "nothing found" in capsys.readouterr().out
+    assert run_utilities("verify", published) == 0 and "nothing found" in capsys.readouterr().out
     done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=published)
     assert done.returncode == 0
 
@@ -143,7 +137,7 @@ def test_tables_hold_the_rows_of_the_records(published):
 
 
 def test_an_archive_without_csv_gives_the_records_back(published_without_csv, capsys):
-    assert run("verify", published_without_csv) == 0
+    assert run_utilities("verify", published_without_csv) == 0
     assert not list(published_without_csv.rglob("tf_*.csv"))
     card = (published_without_csv / "README.md").read_text()
     assert "the tables hold its rows" in card
@@ -160,19 +154,19 @@ def test_an_archive_without_csv_says_how_to_use_it(
         assert plotting.main([str(word) for word in words]) == 2
     else:
         options = ["--results_dir"] if command == "merge" else []
-        assert run(command, *options, published_without_csv) in (1, 2)
+        assert run_utilities(command, *options, published_without_csv) in (1, 2)
     shown = "".join(capsys.readouterr())
     words = re.search(r"utilities\.py (verify \S+ --out )DIR` writes its results", shown)
     assert "is an archive without CSV" in shown and "sha256" not in shown
-    assert run(*words[1].split(), tmp_path / "results") == 0
+    assert run_utilities(*words[1].split(), tmp_path / "results") == 0
     for path in (published_without_csv / "records").rglob("*.json"):
         place = path.relative_to(published_without_csv).with_suffix(".csv")
         assert (tmp_path / "results" / place).read_bytes() == (SAMPLE / place).read_bytes()
-    assert run(*words[1].split(), tmp_path / "results") == 2  # it is there already
+    assert run_utilities(*words[1].split(), tmp_path / "results") == 2  # it is there already
 
 
 def test_an_archive_with_csv_is_unpacked_too(published, tmp_path):
-    assert run("verify", published, "--out", tmp_path / "results") == 0
+    assert run_utilities("verify", published, "--out", tmp_path / "results") == 0
     assert (tmp_path / "results" / RECORD).read_bytes() == (SAMPLE / RECORD).read_bytes()
     assert not (tmp_path / "results" / "SHA256SUMS").exists()
 
@@ -187,10 +181,10 @@ def test_a_record_with_cells_of_its_own_is_published_with_csv_only(tmp_path, cap
     settings = json.loads(run_file.read_text())
     run_file.write_text(json.dumps(settings | {"record_sha256": sha256_file(record)}))
     command = ["publish", "--results_dir", results, "--out", tmp_path / "archive"]
-    assert run(*command, "--without_csv") == 2
+    assert run_utilities(*command, "--without_csv") == 2
     assert "publish it with CSV" in capsys.readouterr().err
     assert not (tmp_path / "archive").exists()
-    assert run(*command) == 0 and run("verify", tmp_path / "archive") == 0
+    assert run_utilities(*command) == 0 and run_utilities("verify", tmp_path / "archive") == 0
 
 
 def test_an_archive_is_a_results_folder(published, tmp_path):
@@ -212,7 +206,7 @@ def test_the_card_is_one_that_the_hub_reads(published):
 @pytest.mark.parametrize("licence", ["cc-by-4.0", "other: 'mine' # of 2026", "no", "- [a"])
 def test_the_card_gives_a_licence_as_it_was_written(tmp_path, licence):
     command = ["publish", "--results_dir", SAMPLE, "--out", tmp_path / "archive"]
-    assert run(*command, "--licence", licence) == 0
+    assert run_utilities(*command, "--licence", licence) == 0
     text = (tmp_path / "archive" / "README.md").read_text()
     assert yaml.safe_load(text.split("---")[1])["license"] == licence
 
@@ -224,25 +218,25 @@ def test_results_with_findings_are_not_published(tmp_path, capsys):
     results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
     record = results / RECORD
     record.write_text(record.read_text().replace(",0,242,apgd-ce", ",1,242,apgd-ce", 1))
-    assert run("publish", "--results_dir", results, "--out", tmp_path / "archive") == 2
+    assert run_utilities("publish", "--results_dir", results, "--out", tmp_path / "archive") == 2
     error = capsys.readouterr().err
     assert "not published" in error and "sha256 differs" in error and len(error.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
 def test_an_archive_is_not_written_over_another(archive, capsys):
-    assert run("publish", "--results_dir", SAMPLE, "--out", archive) == 2
+    assert run_utilities("publish", "--results_dir", SAMPLE, "--out", archive) == 2
     assert f"{archive}: is there already" in capsys.readouterr().err
 
 
 def test_without_pyarrow_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert run("publish", "--results_dir", SAMPLE, "--out", tmp_path / "archive") == 2
+    assert run_utilities("publish", "--results_dir", SAMPLE, "--out", tmp_path / "archive") == 2
     assert "pip install -r requirements-publish.txt" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_no_archive(tmp_path, capsys):
-    assert run("verify", tmp_path) == 2
+    assert run_utilities("verify", tmp_path) == 2
     assert "SHA256SUMS: no such file" in capsys.readouterr().err
 
 
@@ -253,7 +247,7 @@ def test_files_that_are_changed_missing_or_added_are_named(archive, capsys):
     (archive / RECORD).write_text((archive / RECORD).read_text() + "\n")
     (archive / "tables" / "sample" / "Linf.parquet").unlink()
     (archive / "records" / "sample" / "Linf" / "another.json").write_text("{}")
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     found = capsys.readouterr().out.splitlines()
     assert [line.rpartition(": ")[2].split(" ")[0] for line in found] == ["not", "missing", "not"]
     assert "another.json" in found[2]
@@ -267,7 +261,7 @@ def test_a_file_is_named_once_in_the_checksums(archive, capsys, again):
     checksum, _, name = line.partition("  ")
     with open(sums, "a", encoding="utf-8") as file:
         file.write(again.format(line=line, sum=checksum, name=name) + "\n")
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     assert "SHA256SUMS, line " in capsys.readouterr().out
 
 
@@ -276,14 +270,14 @@ def test_a_link_is_no_file_of_the_archive(archive, tmp_path, capsys, name):
     """Its target has the right bytes, and does not go where the archive goes."""
     moved = (archive / name).rename(tmp_path / "moved")
     (archive / name).symlink_to(moved)
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     assert "a link, not the file that was published" in capsys.readouterr().out
 
 
 def test_checksums_that_lead_out_of_the_archive_are_not_followed(archive, capsys):
     sums = archive / "SHA256SUMS"
     sums.write_text(sums.read_text() + f"{'0' * 64}  ../../etc/passwd\n{'0' * 64}  /etc/passwd\n")
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     assert capsys.readouterr().out.count("no checksum and name of a file of the archive") == 2
 
 
@@ -291,7 +285,7 @@ def test_a_record_that_was_changed_with_its_checksum_is_found(archive, capsys):
     record = archive / RECORD
     record.write_text(record.read_text().replace(",0,242,apgd-ce", ",1,242,apgd-ce", 1))
     write_sums(archive)
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     assert "not the file that the run finished with" in capsys.readouterr().out
 
 
@@ -311,7 +305,7 @@ def test_a_table_that_is_not_of_the_records_is_found(any_archive, capsys, table,
     rows.loc[0, column] = 1 - rows.loc[0, column]
     rows.to_parquet(path, index=False, row_group_size=len(rows) // 2)
     write_sums(any_archive)
-    assert run("verify", any_archive) == 1
+    assert run_utilities("verify", any_archive) == 1
     assert capsys.readouterr().out.startswith(str(any_archive))
 
 
@@ -320,7 +314,7 @@ def test_a_model_that_no_table_has_is_found(archive, capsys):
     table = parquet.read_table(path)
     parquet.write_table(table.slice(0, table.num_rows // 2), path)
     write_sums(archive)
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     assert "tf_efficientnet_lite1.json: its record is in no table" in capsys.readouterr().out
 
 
@@ -328,14 +322,14 @@ def test_rows_of_a_model_that_has_no_run_file_are_found(any_archive, capsys):
     for path in any_archive.glob("records/sample/Linf/tf_efficientnet_lite1.*"):
         path.unlink()
     write_sums(any_archive)
-    assert run("verify", any_archive) == 1
+    assert run_utilities("verify", any_archive) == 1
     assert "has rows of tf_efficientnet_lite1, which has no run file" in capsys.readouterr().out
 
 
 def test_a_table_that_is_no_parquet_is_one_line(archive, capsys):
     (archive / "tables" / "sample" / "Linf.parquet").write_bytes(b"PAR1 and nothing more")
     write_sums(archive)
-    assert run("verify", archive) == 1
+    assert run_utilities("verify", archive) == 1
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 1 and "no parquet table" in out[0]
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_utilities
 
 import plotting
-import utilities
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.folders import left_by_tools_note
@@ -613,13 +613,6 @@ def test_standard_budget_and_tolerance_are_those_of_the_attacks():
     assert 2**-24 <= EPS_ATOL < 2**-23
 
 
-def command(*arguments) -> int | str | None:
-    try:
-        return utilities.main(utilities.get_args_parser().parse_args(list(map(str, arguments))))
-    except SystemExit as error:
-        return error.code
-
-
 @pytest.mark.parametrize("name", ["Thumbs.db", ".DS_Store", "@eaDir", "x.jpg.part"])
 def test_what_tools_leave_among_images_is_no_reason_to_evaluate_again(results, tmp_path, name):
     (sentence,) = left_by_tools_note(tmp_path, [tmp_path / name])
@@ -656,13 +649,13 @@ def test_norms_at_the_floor_of_their_attack_are_found_in_the_rows(results, steps
 
 def test_audit_command_prints_and_exits_0_1_2(results, tmp_path_factory, capsys):
     for place in ([results], ["--results_dir", results], [f"--results_dir={results}"]):
-        assert command("audit", *place) == 0 and "nothing found" in capsys.readouterr().out
-    assert command("audit", results, "--results_dir", "other") == 2
+        assert run_utilities("audit", *place) == 0 and "nothing found" in capsys.readouterr().out
+    assert run_utilities("audit", results, "--results_dir", "other") == 2
     assert "one of them" in capsys.readouterr().err
     (results / SUMMARY_NAME).unlink()
-    assert command("audit", results) == 1
+    assert run_utilities("audit", results) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "1 finding(s)"
-    assert command("audit", tmp_path_factory.mktemp("empty")) == 2
+    assert run_utilities("audit", tmp_path_factory.mktemp("empty")) == 2
     assert "no records" in capsys.readouterr().err
 
 
@@ -695,27 +688,27 @@ def test_audit_finds_nothing_in_records_of_the_script(evaluated):
 
 def test_reattack_confirms_saved_examples_and_finds_changed_ones(evaluated, tiny, capsys):
     again = ["audit", evaluated, "--reattack", 4, "--checkpoint_dir", tiny.checkpoint.parent]
-    assert command(*again) == 0 and "4 of 4 examples confirmed" in capsys.readouterr().err
+    assert run_utilities(*again) == 0 and "4 of 4 examples confirmed" in capsys.readouterr().err
     for path in evaluated.glob("examples/*/*/*/*.npz"):
         with np.load(path) as file:
             arrays = dict(file)
         # of the same norm, but it fools no model
         np.savez_compressed(path, **arrays | {"delta": -arrays["delta"]})
-    assert command(*again) == 1
+    assert run_utilities(*again) == 1
     out = capsys.readouterr().out
     assert "does not fool test_resnet, its record says that it does" in out
     np.savez_compressed(path, **arrays | {"delta": arrays["delta"] * 2})
     all_of_them = ["audit", evaluated, "--reattack", 999, *again[4:]]
-    assert command(*all_of_them) == 1
+    assert run_utilities(*all_of_them) == 1
     assert f"{path}: not the perturbation of its record" in capsys.readouterr().out
     path.write_bytes(b"")
-    assert command(*all_of_them) == 1
+    assert run_utilities(*all_of_them) == 1
     assert f"{path}: damaged example" in capsys.readouterr().out
     np.savez_compressed(path, **arrays)
 
 
 def test_reattack_skips_a_model_without_its_weights(evaluated, capsys):
-    assert command("audit", evaluated, "--reattack", 3) == 0
+    assert run_utilities("audit", evaluated, "--reattack", 3) == 0
     err = capsys.readouterr().err
     assert (
         "0 of 3 examples confirmed" in err
@@ -728,7 +721,7 @@ def test_reattack_skips_a_model_without_its_weights(evaluated, capsys):
 
 def traced(capsys, *arguments) -> tuple[int | str | None, str, str]:
     capsys.readouterr()
-    return command("trace", *arguments), *capsys.readouterr()
+    return run_utilities("trace", *arguments), *capsys.readouterr()
 
 
 def test_trace_leads_every_number_to_its_run(results, tmp_path_factory, capsys):
@@ -787,7 +780,7 @@ def test_trace_of_text_in_the_place_of_a_number_is_one_line(
     row = {"image_set": "mine", "threat": "Linf", "model": "net", "budget": "AutoAttack standard"}
     row |= {"eps": str(EPS[0]), "accuracy": "0.5"} | {column: text}
     pd.DataFrame([row]).to_csv(figure, index=False)
-    assert command("trace", figure, "--results_dir", results) == 2
+    assert run_utilities("trace", figure, "--results_dir", results) == 2
     err = capsys.readouterr().err
     assert f"{figure}, line 2, column {column}: {text!r} is no number" in err
 

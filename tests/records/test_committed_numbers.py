@@ -3,10 +3,9 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
-from conftest import DATA, ROOT
+from conftest import DATA, ROOT, run_utilities
 
 import plotting
-import utilities
 from alignment_security.common.eps import format_eps
 from alignment_security.records.audit import audit
 from alignment_security.records.summary import SUMMARY_NAME, summarise
@@ -41,7 +40,7 @@ def test_the_rows_of_the_front_page_are_those_of_the_committed_records():
 @pytest.mark.parametrize("name", [SUMMARY_NAME])
 def test_trace_leads_every_committed_number_to_its_run(name, capsys):
     request = ["trace", str(SAMPLE / name), "--results_dir", str(SAMPLE)]
-    utilities.main(utilities.get_args_parser().parse_args(request))
+    run_utilities(*request)
     lines = len((SAMPLE / name).read_text().splitlines())
     out = capsys.readouterr().out
     assert out.count("record    ") == summarise(SAMPLE).groupby(["model", "threat"]).ngroups
