@@ -14,16 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from alignment_security.common.command_line import Parser, argument, new_folder, positive_int
+from alignment_security.common.command_line import Parser, new_folder, positive_int
 from alignment_security.common.process import run_command, run_script
 from alignment_security.images.clickme_pairs import big12_or_pairs, draw_pairs, export_pairs
 from alignment_security.images.image_sets import ImageSet, existing_folder
-from alignment_security.images.subsets import (
-    BIG12_PER_CLASS,
-    export_subset,
-    groupings,
-    load_subset,
-)
+from alignment_security.images.subsets import BIG12_PER_CLASS, export_subset, groupings, load_subset
 
 
 def big12_command(args: argparse.Namespace) -> None:
@@ -61,7 +56,7 @@ def shape(images: ImageSet, per_class: int) -> str:
 def add_per_class(command: argparse.ArgumentParser, what: str) -> None:
     command.add_argument(
         "--per_class",
-        type=argument(positive_int),
+        type=positive_int,
         default=BIG12_PER_CLASS,
         help=f"{what} per class (default: %(default)s)",
     )
@@ -81,9 +76,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         help="folder of ImageNet validation: 1000 synset folders, or flat",
     )
     big12.add_argument(
-        "--out",
-        type=argument(new_folder),
-        help="export to this folder: synset folders of symbolic links",
+        "--out", type=new_folder, help="export to this folder: synset folders of symbolic links"
     )
     big12.add_argument("--copy", action="store_true", help="export copies instead of links")
     add_per_class(big12, "images")
@@ -104,9 +97,7 @@ def get_args_parser() -> argparse.ArgumentParser:
         required=True,
         help="folder of one split of ClickMe: .tfrecords or .pth files",
     )
-    pairs.add_argument(
-        "--out", type=argument(new_folder), help="write the pairs to this folder, a .pth each"
-    )
+    pairs.add_argument("--out", type=new_folder, help="write the pairs to this folder, a .pth each")
     add_per_class(pairs, "pairs")
     pairs.set_defaults(run=clickme_big12_command)
     return parser

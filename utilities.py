@@ -36,7 +36,6 @@ from alignment_security.cluster.studies import Study
 from alignment_security.common.command_line import (
     RESULTS_HELP,
     Parser,
-    argument,
     new_folder,
     positive_int,
     whole_number,
@@ -144,14 +143,12 @@ def add_record_commands(commands) -> None:
     )
     check.add_argument(
         "--reattack",
-        type=argument(whole_number),
+        type=whole_number,
         default=0,
         metavar="K",
         help="run K random saved adversarial examples through their models again",
     )
-    check.add_argument(
-        "--seed", type=argument(whole_number), default=0, help="of the choice of examples"
-    )
+    check.add_argument("--seed", type=whole_number, default=0, help="of the choice of examples")
     check.add_argument(
         "--checkpoint_dir",
         type=Path,
@@ -166,9 +163,7 @@ def add_record_commands(commands) -> None:
         "figure", type=Path, metavar="FIGURE.csv", help="the table that plotting.py wrote with it"
     )
     trace.add_argument(
-        "--line",
-        type=argument(positive_int),
-        help="only that line of the file (its header is line 1)",
+        "--line", type=positive_int, help="only that line of the file (its header is line 1)"
     )
     trace.add_argument("--results_dir", type=Path, default=Path("results"), help=RESULTS_HELP)
     trace.set_defaults(run=trace_command)
@@ -228,9 +223,7 @@ def add_models_command(commands) -> None:
     plugin.add_argument("name", metavar="NAME", help="as --model_name of evaluate_robustness.py")
     plugin.add_argument("--architecture", help="timm name, where NAME is your own")
     plugin.add_argument("--checkpoint", type=Path, help="weights, where they are your own")
-    plugin.add_argument(
-        "--out", type=argument(new_folder), required=True, help="gets the plugin's folder"
-    )
+    plugin.add_argument("--out", type=new_folder, required=True, help="gets the plugin's folder")
     plugin.set_defaults(run=export_plugin_command)
 
 

@@ -12,7 +12,7 @@ from alignment_security.cluster.status import print_status
 from alignment_security.cluster.studies import Study, read_study
 from alignment_security.cluster.sweep import make_sweep, staged_names
 from alignment_security.cluster.sweep_settings import submit_settings
-from alignment_security.common.command_line import argument, new_folder
+from alignment_security.common.command_line import new_folder
 from alignment_security.common.files import UserError
 from alignment_security.common.settings import setting
 from alignment_security.models.lists import read_wanted
@@ -66,9 +66,7 @@ def add_sweep_commands(commands, check: Check) -> None:
     staging.add_argument(
         "--images", nargs="*", type=Path, default=[], help="image folders, a tar each"
     )
-    staging.add_argument(
-        "--out", type=argument(new_folder), required=True, help="folder of the tars"
-    )
+    staging.add_argument("--out", type=new_folder, required=True, help="folder of the tars")
     staging.add_argument(
         "--checkpoint_dir",
         type=Path,
@@ -95,7 +93,7 @@ def add_sweep_commands(commands, check: Check) -> None:
     making.add_argument(
         "--study", help="a study: its staged models get a job each, under all its threats"
     )
-    making.add_argument("--out", type=argument(new_folder), required=True, help="the new folder")
+    making.add_argument("--out", type=new_folder, required=True, help="the new folder")
     making.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the submit files"
     )

@@ -6,15 +6,14 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Container, Iterable
 from difflib import get_close_matches
+from inspect import isfunction
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from alignment_security.common.environment import usable_cpus
-
-Value = TypeVar("Value")
 
 RESULTS_HELP = "folder of records and tables"
 LONGEST_NAME = 100  # letters of a folder's name
@@ -100,6 +99,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line, and whose options are written in full.
 
     The help shows defaults (`HelpFormatter`); an option of several values may come twice (`Store`).
+    A function that is the `type` of an option says in its ValueError what is wrong with a value.
     """
 
     def __init__(self, *args, **options):
@@ -145,6 +145,15 @@ class Parser(argparse.ArgumentParser):
         near = [known[each] for each in get_close_matches(name.lstrip("-"), known)]
         return f"nearest: {', '.join(near)}" if near else ""
 
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        """As of ArgumentParser; the error is the text of the ValueError that a function raises."""
+        if not isfunction(action.type):
+            return super()._get_value(action, text)
+        try:
+            return action.type(text)
+        except ValueError as error:
+            raise argparse.ArgumentError(action, str(error)) from None
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """As of ArgumentParser; the error names the nearest choices, or all."""
         if action.choices is None or value in action.choices:
@@ -189,18 +198,6 @@ class Parser(argparse.ArgumentParser):
 
 
 # ---- types of arguments --------------------------------------------------------------------------
-
-
-def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
-    """A `type=` for argparse that shows the text of the ValueError that `parse` raises."""
-
-    def checked(text: str) -> Value:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 def new_folder(text: str) -> Path:

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from itertools import pairwise, product
 
 from alignment_security.attacks.attack import AttackError
-from alignment_security.common.command_line import Parser, argument, positive_int
+from alignment_security.common.command_line import Parser, positive_int
 from alignment_security.common.process import print_line
 from alignment_security.evaluation.habits import refuse_unknown_options
 from alignment_security.evaluation.protocols import (
@@ -109,22 +109,17 @@ def add_attack_options(parser: Parser, threat: str) -> None:
     group.add_argument(
         "--corruption_severity",
         nargs="+",
-        type=argument(positive_int),
+        type=positive_int,
         metavar="N",
         help="1 to 5; several with several types: each with each",
     )
     protocols = NORM_PROTOCOLS.get(threat, ())
     group = parser.add_argument_group("attack")
     group.add_argument(
-        "--protocol",
-        choices=protocols or None,
-        metavar="NAME",
-        help=protocols_text(protocols),
+        "--protocol", choices=protocols or None, metavar="NAME", help=protocols_text(protocols)
     )
     steps = ", ".join(f"{PROTOCOLS[name].steps} ({name})" for name in protocols)
-    group.add_argument(
-        "--steps", type=argument(positive_int), help=f"gradient steps; default {steps}"
-    )
+    group.add_argument("--steps", type=positive_int, help=f"gradient steps; default {steps}")
     add_autoattack_options(parser, threat)
     add_fmn_options(parser)
 

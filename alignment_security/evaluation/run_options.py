@@ -7,7 +7,6 @@ from pathlib import Path
 
 from alignment_security.common.command_line import (
     Last,
-    argument,
     default_workers,
     name_of_model,
     non_negative,
@@ -74,7 +73,7 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
         "--model_name",
         required=True,
         nargs="+",
-        type=argument(name_of_model),
+        type=name_of_model,
         action=Last,
         metavar="NAME",
         help="a timm name, a name of lists/models/, or yours with --architecture; several are "
@@ -82,7 +81,7 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--source",
-        type=argument(model_source),
+        type=model_source,
         default=TIMM,
         metavar="KIND[:PLACE]",
         help="timm; python:FILE.py:FUNCTION, a net of your own; torchvision[:WEIGHTS]; hf, a "
@@ -129,7 +128,7 @@ def add_model_options(parser: argparse._ActionsContainer) -> None:
 def add_image_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--dataset",
-        type=argument(set_name),
+        type=set_name,
         default="sample",
         help="sample, imagenet-val, big12, clickme, robustbench, attackbench, imagenet-v2, "
         "imagenet-sketch, imagenet-a, imagenet-r, objectnet, imagenet-c, tiny-imagenet-c, or your "
@@ -149,7 +148,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
         dest="slice",
         nargs="+",
         action=Slice,
-        type=argument(whole_number),
+        type=whole_number,
         metavar="N",
         help="-s STOP or -s START STOP: that slice of a fixed permutation of the list; "
         "default: all",
@@ -195,7 +194,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=argument(worker_count),
+        type=worker_count,
         default=default_workers(),
         help="processes that decode images",
     )
@@ -204,7 +203,7 @@ def add_image_options(parser: argparse._ActionsContainer) -> None:
 def add_run_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--batch_size",
-        type=argument(parse_batch_size),
+        type=parse_batch_size,
         default="auto",
         help="images attacked at once, or auto",
     )
@@ -219,7 +218,7 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
-        "--seed", type=argument(whole_number), default=0, help="of the attack's random numbers"
+        "--seed", type=whole_number, default=0, help="of the attack's random numbers"
     )
     parser.add_argument(
         "--results_dir", default="results", help="folder that gets records/ and examples/"
@@ -242,7 +241,7 @@ def add_run_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--stop_after",
-        type=argument(non_negative),
+        type=non_negative,
         metavar="SECONDS",
         help="take no new image after that time, finish those under way, and exit with 85 if "
         "images are left",

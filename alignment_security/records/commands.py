@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from alignment_security.common.command_line import RESULTS_HELP, argument, new_folder
+from alignment_security.common.command_line import RESULTS_HELP, new_folder
 from alignment_security.records.archive import publish, unpack, verify
 
 
@@ -28,9 +28,7 @@ def add_archive_commands(commands) -> None:
         "publish", help="an archive of a results folder: records, parquet, checksums, dataset card"
     )
     publishing.add_argument("--results_dir", type=Path, default=Path("results"), help=RESULTS_HELP)
-    publishing.add_argument(
-        "--out", type=argument(new_folder), required=True, help="the new folder"
-    )
+    publishing.add_argument("--out", type=new_folder, required=True, help="the new folder")
     publishing.add_argument(
         "--licence", default="unknown", help="of the records, as the dataset card names it"
     )
@@ -45,7 +43,7 @@ def add_archive_commands(commands) -> None:
     verifying.add_argument("archive", type=Path, metavar="DIR", help="folder of the archive")
     verifying.add_argument(
         "--out",
-        type=argument(new_folder),
+        type=new_folder,
         help="write its results folder, records as CSV, to this new folder",
     )
     verifying.set_defaults(run=verify_command)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from alignment_security.common.command_line import (
     Parser,
-    argument,
     default_workers,
     name_of_model,
     non_negative,
@@ -68,19 +67,14 @@ def get_args_parser(description: str) -> argparse.ArgumentParser:
         help="a line of lists/training/*.txt; options given here override it",
     )
     parser.add_argument("--name", help="folder in results/training; default <model>-<objective>")
-    parser.add_argument(
-        "--model_name", type=argument(name_of_model), required=True, help="a timm name"
-    )
+    parser.add_argument("--model_name", type=name_of_model, required=True, help="a timm name")
     parser.add_argument(
         "--init",
         default="random",
         help="starting weights: random, pretrained, or a checkpoint FILE",
     )
     parser.add_argument(
-        "--num_classes",
-        type=argument(positive_int),
-        default=1000,
-        help="outputs of the network",
+        "--num_classes", type=positive_int, default=1000, help="outputs of the network"
     )
     add_objective(parser.add_argument_group("objective"))
     add_images(parser.add_argument_group("images"))
@@ -99,7 +93,7 @@ def add_objective(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--lambda_1",
-        type=argument(non_negative),
+        type=non_negative,
         help="weight of the harmonizer's loss; no default, since it depends on --form",
     )
     group.add_argument(
@@ -111,7 +105,7 @@ def add_objective(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--lambda_2",
-        type=argument(non_negative),
+        type=non_negative,
         default=1e-4,
         help="weight decay as the optimiser applies it (sgd: lambda_2 / 2 times the squared "
         "weights); not applied to biases",
@@ -119,15 +113,13 @@ def add_objective(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--norm", choices=PGD_NORMS, help="norm of the adversarial examples")
     group.add_argument(
         "--eps",
-        type=argument(parse_radius),
+        type=parse_radius,
         help="radius of the adversarial examples, in pixel units of [0, 1]: 4/255 or 0.5",
     )
-    group.add_argument(
-        "--attack_steps", type=argument(positive_int), default=PGD_STEPS, help="steps of PGD"
-    )
+    group.add_argument("--attack_steps", type=positive_int, default=PGD_STEPS, help="steps of PGD")
     group.add_argument(
         "--attack_step",
-        type=argument(parse_radius),
+        type=parse_radius,
         help="length of a PGD step, in the units of --eps; default 2/3 eps",
     )
     group.add_argument(
@@ -135,16 +127,14 @@ def add_objective(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="start PGD at a random point of the ball, not at the image",
     )
-    group.add_argument(
-        "--smoothing", type=argument(non_negative), default=0.0, help="label smoothing"
-    )
+    group.add_argument("--smoothing", type=non_negative, default=0.0, help="label smoothing")
 
 
 def add_images(group: argparse._ArgumentGroup) -> None:
     """Images, human maps, validation images, augmentation."""
     group.add_argument(
         "--dataset",
-        type=argument(set_name),
+        type=set_name,
         default="sample",
         help="as for evaluate_robustness.py; imagenet-train or any other name needs --data_dir "
         "with synset folders, or with --num_classes class folders",
@@ -174,50 +164,42 @@ def add_images(group: argparse._ArgumentGroup) -> None:
         help="train classes without any map by cross-entropy alone",
     )
     group.add_argument(
-        "--val_dataset",
-        type=argument(set_name),
-        help="report the accuracy on this set after every epoch",
+        "--val_dataset", type=set_name, help="report the accuracy on this set after every epoch"
     )
     group.add_argument("--val_dir", help="folder of --val_dataset")
     group.add_argument(
         "--evaluate_every",
-        type=argument(positive_int),
+        type=positive_int,
         metavar="EPOCHS",
         help="after every so many epochs and after the last, report robust accuracy under a small "
         "attack (apgd-ce, 20 steps), and where --val_dataset has maps, human alignment",
     )
     group.add_argument(
         "--evaluate_eps",
-        type=argument(parse_radius),
+        type=parse_radius,
         metavar="EPS",
         help="radius of that attack, in --norm or Linf; default --eps",
     )
     group.add_argument(
         "--evaluate_images",
-        type=argument(positive_int),
+        type=positive_int,
         metavar="N",
         help="images of --val_dataset for --evaluate_every, those of -s N; default 100",
     )
     group.add_argument(
         "--scale",
-        type=argument(share),
+        type=share,
         nargs=2,
         default=[0.08, 1.0],
         metavar=("MIN", "MAX"),
         help="area of the random crop, as a share of the image",
     )
+    group.add_argument("--hflip", type=share, default=0.5, help="probability of a horizontal flip")
     group.add_argument(
-        "--hflip", type=argument(share), default=0.5, help="probability of a horizontal flip"
+        "--color_jitter", type=non_negative, default=0.0, help="strength of timm's colour jitter"
     )
     group.add_argument(
-        "--color_jitter",
-        type=argument(non_negative),
-        default=0.0,
-        help="strength of timm's colour jitter",
-    )
-    group.add_argument(
-        "--auto_augment",
-        help="a policy of timm; with human maps only 3a, which moves no pixel",
+        "--auto_augment", help="a policy of timm; with human maps only 3a, which moves no pixel"
     )
     group.add_argument(
         "--no_augmentation", action="store_true", help="use the centre crop of evaluation"
@@ -227,26 +209,23 @@ def add_images(group: argparse._ArgumentGroup) -> None:
 def add_optimisation(group: argparse._ArgumentGroup) -> None:
     """Batches, optimiser, schedule, precision, seed."""
     group.add_argument(
-        "--epochs", type=argument(positive_int), default=90, help="passes over the training images"
+        "--epochs", type=positive_int, default=90, help="passes over the training images"
     )
     group.add_argument(
-        "--batch_size",
-        type=argument(positive_int),
-        default=256,
-        help="images per step, over all processes",
+        "--batch_size", type=positive_int, default=256, help="images per step, over all processes"
     )
     group.add_argument(
         "--pass_size",
-        type=argument(positive_int),
+        type=positive_int,
         help="images per forward pass, for steps that do not fit in memory; batch normalisation "
         "sees this many (default: all images of a process)",
     )
     group.add_argument(
         "--optimizer", default="sgd", help="timm's: sgd (Nesterov), momentum, adamw, lamb, ..."
     )
-    group.add_argument("--lr", type=argument(non_negative), default=0.1, help="learning rate")
+    group.add_argument("--lr", type=non_negative, default=0.1, help="learning rate")
     group.add_argument(
-        "--momentum", type=argument(share), default=0.9, help="of sgd and the like, from 0 to 1"
+        "--momentum", type=share, default=0.9, help="of sgd and the like, from 0 to 1"
     )
     group.add_argument(
         "--schedule",
@@ -256,30 +235,27 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--decay_epochs",
-        type=argument(positive_int),
+        type=positive_int,
         default=30,
         help="epochs between decays of --schedule step",
     )
     group.add_argument(
-        "--decay_rate",
-        type=argument(share),
-        default=0.1,
-        help="factor of a decay of --schedule step",
+        "--decay_rate", type=share, default=0.1, help="factor of a decay of --schedule step"
     )
     group.add_argument(
         "--warmup_epochs",
-        type=argument(whole_number),
+        type=whole_number,
         default=0,
         help="epochs in which the learning rate rises to --lr",
     )
     group.add_argument(
         "--clip_grad",
-        type=argument(non_negative),
+        type=non_negative,
         help="largest L2 norm of the gradient; 0 or none: not clipped",
     )
     group.add_argument(
         "--ema",
-        type=argument(non_negative),
+        type=non_negative,
         default=0.0,
         help="decay of the moving average of the weights; 0: no average",
     )
@@ -287,7 +263,7 @@ def add_optimisation(group: argparse._ArgumentGroup) -> None:
         "--precision", choices=PRECISIONS, default="float32", help="of the passes of the training"
     )
     group.add_argument(
-        "--seed", type=argument(whole_number), default=0, help="of weights, order and augmentation"
+        "--seed", type=whole_number, default=0, help="of weights, order and augmentation"
     )
 
 
@@ -295,7 +271,7 @@ def add_process(group: argparse._ArgumentGroup) -> None:
     """Devices, processes, checkpoints; nothing here changes the weights."""
     group.add_argument(
         "--processes",
-        type=argument(positive_int),
+        type=positive_int,
         default=1,
         help="processes on this machine, one per GPU, started with torchrun",
     )
@@ -306,24 +282,24 @@ def add_process(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--workers",
-        type=argument(worker_count),
+        type=worker_count,
         default=default_workers(int(os.environ.get("LOCAL_WORLD_SIZE", 1))),  # of torchrun
         help="processes that decode images, per training process (default: they share half the "
         "CPUs)",
     )
     group.add_argument("--results_dir", default="results", help="folder that gets training/")
     group.add_argument(
-        "--log_every", type=argument(positive_int), default=50, help="steps per row of log.csv"
+        "--log_every", type=positive_int, default=50, help="steps per row of log.csv"
     )
     group.add_argument(
         "--save_every",
-        type=argument(non_negative),
+        type=non_negative,
         default=600,
         help="seconds between checkpoints within an epoch; each epoch ends with one",
     )
     group.add_argument(
         "--stop_after",
-        type=argument(non_negative),
+        type=non_negative,
         metavar="SECONDS",
         help="checkpoint and exit with status 85 after this time",
     )

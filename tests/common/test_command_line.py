@@ -7,7 +7,7 @@ import pytest
 import dataloading
 import utilities
 from alignment_security.common import command_line
-from alignment_security.common.command_line import Parser, argument, new_folder, whole_number
+from alignment_security.common.command_line import Parser, new_folder, whole_number
 from alignment_security.evaluation.options import parse_args as parse_evaluation
 from alignment_security.trainer.options import parse_args as parse_training
 
@@ -130,5 +130,5 @@ def test_no_folder_is_written_under_the_name_of_an_archive(capsys, parser, words
 def test_whole_number_says_its_limits():
     with pytest.raises(ValueError, match="'7' has to be a whole number from 0 to 5"):
         whole_number("7", most=5)
-    assert argument(whole_number)("12") == 12
+    assert whole_number("12") == 12
     assert command_line.MOST_WORKERS >= 64

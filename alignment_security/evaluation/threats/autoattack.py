@@ -15,7 +15,7 @@ from alignment_security.attacks.autoattack import Budget, estimate_of, run_autoa
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.libraries import run_pyautoattack
-from alignment_security.common.command_line import Parser, argument, positive_int
+from alignment_security.common.command_line import Parser, positive_int
 from alignment_security.common.eps import parse_eps, parse_radius
 from alignment_security.common.verdicts import AUTOATTACK
 from alignment_security.evaluation.threats.threat import (
@@ -193,7 +193,7 @@ def add_autoattack_options(parser: Parser, norm: str) -> None:
     group.add_argument(
         "--eps",
         nargs="+",
-        type=argument(parse_eps if norm == "Linf" else parse_radius),
+        type=parse_eps if norm == "Linf" else parse_radius,
         default=[],
         help="radii in pixel units of [0, 1]: 8/255 or 0.031",
     )
@@ -216,10 +216,10 @@ def add_autoattack_options(parser: Parser, norm: str) -> None:
     )
     group.add_argument(
         "--targets",
-        type=argument(positive_int),
+        type=positive_int,
         default=Budget().targets,
         help="classes that apgd-t and fab-t aim at",
     )
     group.add_argument(
-        "--queries", type=argument(positive_int), default=Budget().queries, help="queries of square"
+        "--queries", type=positive_int, default=Budget().queries, help="queries of square"
     )

@@ -20,7 +20,7 @@ from alignment_security.attacks.crossing import (
 )
 from alignment_security.attacks.fmn import FINAL_STEP_SIZE, FMN, STEP_SIZE, STEP_UNITS
 from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.common.command_line import Parser, argument, non_negative
+from alignment_security.common.command_line import Parser, non_negative
 from alignment_security.evaluation.threats.threat import (
     FAST_OPTIONS,
     MAP_OPTIONS,
@@ -149,12 +149,7 @@ class FastMinimumNorm(MinimumNormThreat):
     def attack(self) -> FMN:
         assert self.step_size is not None and self.final_step_size is not None and self.step_unit
         return FMN(
-            self.norm,
-            self.steps,
-            self.step_size,
-            self.final_step_size,
-            self.gamma,
-            self.step_unit,
+            self.norm, self.steps, self.step_size, self.final_step_size, self.gamma, self.step_unit
         )
 
     @classmethod
@@ -175,7 +170,7 @@ def add_fmn_options(parser: Parser) -> None:
     group = parser.add_argument_group("fmn")
     group.add_argument(
         "--step_size",
-        type=argument(non_negative),
+        type=non_negative,
         help=f"first step, L2 length in --step_unit; default {STEP_SIZE:g}",
     )
     group.add_argument(
@@ -186,12 +181,12 @@ def add_fmn_options(parser: Parser) -> None:
     )
     group.add_argument(
         "--final_step_size",
-        type=argument(non_negative),
+        type=non_negative,
         help=f"last step, the same; default {FINAL_STEP_SIZE:g}",
     )
     group.add_argument(
         "--gamma",
-        type=argument(non_negative),
+        type=non_negative,
         default=FastMinimumNorm.gamma,
         help="first relative change of eps, in (0, 1)",
     )
