@@ -43,6 +43,12 @@ from alignment_security.models.forward import Forward
 SMALL = Budget(steps=20, targets=3, queries=60)
 
 
+def verdicts(net, images, norm, eps, budget=SMALL, run=run_autoattack, **options) -> pd.DataFrame:
+    """The rows of ten classes, by image and, of several eps, by eps."""
+    rows = rows_of(run(net, images, norm, eps, 10, budget, **options))
+    return rows.set_index(["image_id", "eps"] if len(eps) > 1 else "image_id").sort_index()
+
+
 @pytest.fixture(scope="session")
 def resnet():
     return cifar_resnet18()
@@ -98,12 +104,9 @@ def test_apgd_iterates_equal_the_references(robust_digits, norm, targeted):
     oracle.y_target = image.logits.sort()[1][-2:-1]
     oracle.attack_single_run(x[None], torch.tensor([label]), x_init=ours[0])
     assert len(ours) == 101
-    for k, (ours_at, reference_at) in enumerate(
-        zip(ours, recorder.points)
-    ):  # rounding grows along an L2 walk
-        torch.testing.assert_close(
-            ours_at, reference_at, atol=2e-5 if norm == "Linf" or k < 30 else 1e-3, rtol=0
-        )
+    for k, (mine, theirs) in enumerate(zip(ours, recorder.points)):
+        atol = 2e-5 if norm == "Linf" or k < 30 else 1e-3  # rounding grows along an L2 walk
+        torch.testing.assert_close(mine, theirs, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -116,12 +119,10 @@ def test_fab_iterates_equal_the_references(robust_digits, norm):
     oracle = reference_attack("fab-t", recorder, norm, 1e-6, Budget(steps=30), seed=0)
     oracle.target_class, oracle.device = 2, torch.device("cpu")
     oracle.attack_single_run(x[None], torch.tensor([label]), is_targeted=True)
-    theirs = [
-        p
-        for i, p in enumerate(recorder.points)
-        if i == 0 or not torch.equal(p, recorder.points[i - 1])
-    ]
-    mine = [p for i, p in enumerate(ours) if i == 0 or not torch.equal(p, ours[i - 1])]
+    mine, theirs = (
+        [p for i, p in enumerate(points) if i == 0 or not torch.equal(p, points[i - 1])]
+        for points in (ours, recorder.points)
+    )
     assert abs(len(mine) - len(theirs)) <= 1 and len(mine) > 30
     for a, b in zip(mine, theirs):
         torch.testing.assert_close(a, b, atol=2e-4, rtol=0)
@@ -143,18 +144,8 @@ class GradientLater(FAB):
 
 def fab_passes(fab, net, images, monkeypatch):
     monkeypatch.setattr("alignment_security.attacks.autoattack.FAB", fab)
-    counter = CountedModule(net)
-    rows_of(
-        run_autoattack(
-            counter,
-            images,
-            "Linf",
-            [1e-6],
-            10,
-            Budget(attacks=("fab-t",), steps=30, targets=1),
-            batch_size=64,
-        )
-    )
+    counter, budget = CountedModule(net), Budget(attacks=("fab-t",), steps=30, targets=1)
+    verdicts(counter, images, "Linf", [1e-6], budget, batch_size=64)
     return counter.forwards + counter.backwards
 
 
@@ -176,9 +167,7 @@ def test_fab_predicts_which_points_need_no_gradient(robust_digits, resnet, monke
 def test_run_autoattack_gives_the_references_verdicts(robust_digits, norm, eps):
     """Small budget, 40 digits: the same robust images but for one, since Square's draws differ."""
     ours, theirs = (
-        rows_of(engine(robust_digits, digits()[1200:1240], norm, [eps], 10, SMALL, batch_size=40))
-        .set_index("image_id")
-        .sort_index()
+        verdicts(robust_digits, digits()[1200:1240], norm, [eps], run=engine, batch_size=40)
         for engine in (run_autoattack, run_pyautoattack)
     )
     assert (ours.robust != theirs.robust).sum() <= 1
@@ -189,31 +178,23 @@ def test_run_autoattack_gives_the_references_verdicts(robust_digits, norm, eps):
 def test_run_autoattack_gives_the_references_verdicts_on_every_digit(robust_digits):
     """The standard budget on all 1797 digits: the random draws may move half a point."""
     ours, theirs = (
-        rows_of(engine(robust_digits, digits(), "Linf", [0.12], 10, Budget(), batch_size=256))
-        .set_index("image_id")
-        .sort_index()
+        verdicts(robust_digits, digits(), "Linf", [0.12], Budget(), engine, batch_size=256).robust
         for engine in (run_autoattack, run_pyautoattack)
     )
-    assert len(ours) == 1797 and 0.1 < ours.robust.mean() < 0.95
-    assert (ours.robust == theirs.robust).mean() >= 0.995 and abs(
-        ours.robust.mean() - theirs.robust.mean()
-    ) <= 0.005
+    assert len(ours) == 1797 and 0.1 < ours.mean() < 0.95
+    assert (ours == theirs).mean() >= 0.995 and abs(ours.mean() - theirs.mean()) <= 0.005
 
 
 def test_run_autoattack_gives_the_references_verdicts_on_photographs(resnet):
     images = cifar_photographs(resnet)[:6]
     budget = Budget(attacks=("apgd-ce",), steps=20)
     ours, theirs = (
-        rows_of(engine(resnet, images, "Linf", [2 / 255], 10, budget, batch_size=6)).set_index(
-            "image_id"
-        )
+        verdicts(resnet, images, "Linf", [2 / 255], budget, engine, batch_size=6)
         for engine in (run_autoattack, run_pyautoattack)
     )
     assert ours.robust.to_dict() == theirs.robust.to_dict()
-    assert (
-        ours.forwards.sum() + ours.backwards.sum()
-        < (theirs.forwards.sum() + theirs.backwards.sum()) / 2
-    )
+    ours, theirs = ((rows.forwards + rows.backwards).sum() for rows in (ours, theirs))
+    assert ours < theirs / 2
 
 
 # ---- AutoAttack: what holds for any model -------------------------------------------------------
@@ -222,11 +203,7 @@ def test_run_autoattack_gives_the_references_verdicts_on_photographs(resnet):
 def test_run_autoattack_does_not_depend_on_the_batch(robust_digits):
     images = digits()[1200:1216]
     whole, sevens, ones = (
-        rows_of(
-            run_autoattack(robust_digits, order, "Linf", [0.08, 0.12], 10, SMALL, batch_size=size)
-        )
-        .set_index(["image_id", "eps"])
-        .sort_index()
+        verdicts(robust_digits, order, "Linf", [0.08, 0.12], batch_size=size)
         for order, size in ((images, 16), (images[::-1], 7), (images, 1))
     )
     for other in (sevens, ones):
@@ -238,10 +215,7 @@ def test_run_autoattack_does_not_depend_on_the_batch(robust_digits):
 def test_the_seed_moves_the_start_points(robust_digits):
     """The same seed gives the same perturbations, another seed other ones of the same images."""
     first, again, other = (
-        rows_of(
-            run_autoattack(robust_digits, digits()[1200:1208], "Linf", [0.2], 10, SMALL, seed=seed)
-        ).set_index("image_id")
-        for seed in (5, 5, 6)
+        verdicts(robust_digits, digits()[1200:1208], "Linf", [0.2], seed=seed) for seed in (5, 5, 6)
     )
     attacked = first.index[first.broken_by.str.startswith("apgd")]
     assert len(attacked) > 2 and set(other.index) == set(first.index)
@@ -251,7 +225,7 @@ def test_the_seed_moves_the_start_points(robust_digits):
 
 def test_eps_search_is_monotone_inside_its_balls_and_counts_every_pass(robust_digits):
     net, eps = RowCounter(robust_digits), [0.0, 0.05, 0.1, 0.2]
-    rows = rows_of(run_autoattack(net, digits()[1200:1220], "Linf", eps, 10, SMALL, batch_size=8))
+    rows = verdicts(net, digits()[1200:1220], "Linf", eps, batch_size=8).reset_index()
     curve = rows.groupby("eps").robust.mean()
     clean = rows[rows.eps == 0].set_index("image_id")
     assert (clean.robust == clean.clean_correct).all()
@@ -261,9 +235,8 @@ def test_eps_search_is_monotone_inside_its_balls_and_counts_every_pass(robust_di
     assert rows.forwards.sum() == net.forwards
     assert 0.8 * net.backwards < rows.backwards.sum() <= net.backwards
     attacked = rows[(rows.robust == 0) & (rows.broken_by != "clean")]
-    assert (attacked.linf <= attacked.eps + 1e-7).all() and (
-        attacked.adv_pred != attacked.label
-    ).all()
+    assert (attacked.linf <= attacked.eps + 1e-7).all()
+    assert (attacked.adv_pred != attacked.label).all()
     images = {name: x for name, x, _ in digits()}
     for row in attacked.dropna(subset="perturbation").itertuples():
         point = images[row.image_id] + row.perturbation
@@ -274,35 +247,22 @@ def test_eps_search_is_monotone_inside_its_balls_and_counts_every_pass(robust_di
 def test_fab_memory_decides_larger_balls(robust_digits):
     """FAB alone: the verdicts of one run per eps, and gradients at the first eps only."""
     budget, images = Budget(attacks=("fab-t",), steps=30, targets=3), digits()[1200:1220]
-    together = rows_of(
-        run_autoattack(robust_digits, images, "Linf", [0.05, 0.1, 0.15], 10, budget)
-    ).set_index(["image_id", "eps"])
+    together = verdicts(robust_digits, images, "Linf", [0.05, 0.1, 0.15], budget)
     for eps in (0.05, 0.1, 0.15):
-        alone = rows_of(run_autoattack(robust_digits, images, "Linf", [eps], 10, budget)).set_index(
-            "image_id"
-        )
-        assert (
-            together.xs(eps, level="eps").robust.sort_index() == alone.robust.sort_index()
-        ).all()
+        alone = verdicts(robust_digits, images, "Linf", [eps], budget)
+        assert (together.xs(eps, level="eps").robust == alone.robust).all()
     later = together[together.index.get_level_values("eps") > 0.06]
-    assert (
-        later.backwards.sum() == 0
-        and later.robust.mean() < together.xs(0.05, level="eps").robust.mean()
-    )
+    assert later.backwards.sum() == 0
+    assert later.robust.mean() < together.xs(0.05, level="eps").robust.mean()
 
 
 def test_an_estimate_orders_the_eps_and_changes_no_verdict(robust_digits, monkeypatch):
     """Against the eps in ascending order, for which no estimate is made."""
     eps, images = [0.02, 0.05, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
     budget = Budget(steps=50, targets=9, queries=400)
-
-    def search() -> pd.DataFrame:
-        rows = rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, budget))
-        return rows.set_index(["image_id", "eps"]).sort_index()
-
-    with_estimate = search()
+    with_estimate = verdicts(robust_digits, images, "Linf", eps, budget)
     monkeypatch.setattr(autoattack, "LEAST_WALKS", float("inf"))
-    ascending = search()
+    ascending = verdicts(robust_digits, images, "Linf", eps, budget)
     assert (with_estimate.robust == ascending.robust).all()
     levels = with_estimate.index.get_level_values("eps")
     inferred = with_estimate[with_estimate.from_eps > levels + 1e-12]
@@ -370,22 +330,14 @@ def test_fab_memory_keeps_the_nearest_point():
 
 def test_eps_search_resumes_after_begun_rows(robust_digits):
     images, eps = digits()[1200:1212], [0.05, 0.1, 0.15]
-    whole = (
-        rows_of(run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL))
-        .set_index(["image_id", "eps"])
-        .sort_index()
-    )
+    whole = verdicts(robust_digits, images, "Linf", eps)
     begun = {
         name: rows.reset_index().sort_values("eps").iloc[:1].to_dict("records")
         for name, rows in whole.groupby("image_id")
     }
-    rest = rows_of(
-        run_autoattack(robust_digits, images, "Linf", eps, 10, SMALL, begun=begun)
-    ).set_index(["image_id", "eps"])
+    rest = verdicts(robust_digits, images, "Linf", eps, begun=begun)
     assert len(rest) == 2 * len(images)
-    pd.testing.assert_series_equal(
-        rest.robust.sort_index(), whole.robust.loc[rest.index].sort_index(), check_dtype=False
-    )
+    pd.testing.assert_series_equal(rest.robust, whole.robust.loc[rest.index], check_dtype=False)
 
 
 def test_square_breaks_a_net_that_masks_its_gradients():
@@ -394,24 +346,13 @@ def test_square_breaks_a_net_that_masks_its_gradients():
     class Staircase(nn.Module):
         def forward(self, x):
             steps = (x.flatten(1).sum(1) * 4).floor() / 4
-            return (
-                torch.stack([9 - steps, torch.zeros_like(steps), steps * 0 - 5, steps * 0 - 6], 1)
-                + 0 * x.flatten(1)[:, :4]
-            )
+            others = torch.tensor([0.0, -5, -6]).expand(len(x), 3)
+            return torch.cat([9 - steps[:, None], others], 1) + 0 * x.flatten(1)[:, :4]
 
     images = [(f"i{k}", torch.full((1, 8, 8), 0.1), 0) for k in range(4)]
     said = []
-    rows = rows_of(
-        run_autoattack(
-            Staircase(),
-            images,
-            "Linf",
-            [0.1],
-            4,
-            Budget(steps=10, targets=3, queries=300),
-            log=said.append,
-        )
-    )
+    budget = Budget(steps=10, targets=3, queries=300)
+    rows = rows_of(run_autoattack(Staircase(), images, "Linf", [0.1], 4, budget, log=said.append))
     assert set(rows.broken_by) == {"square"}
     assert "4 image(s) had a zero gradient" in said[0]
     assert "masked" in masked_gradient_warnings(rows)[0]
@@ -480,9 +421,8 @@ def test_bump_and_square_fraction_equal_the_references():
         theirs = oracle.eta(size)
         assert any(torch.allclose(bump(size, t), theirs, atol=1e-6) for t in (False, True))
     for query in (0, 10, 11, 50, 51, 200, 201, 500, 1000, 2001, 4999):
-        assert float(square_fraction(torch.tensor(query))) == pytest.approx(
-            oracle.p_selection(query)
-        )
+        ours = float(square_fraction(torch.tensor(query)))
+        assert ours == pytest.approx(oracle.p_selection(query))
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
@@ -512,12 +452,10 @@ def test_square_never_leaves_its_ball(robust_digits, norm):
     ],
 )
 def test_bad_images_are_named(image, label, says):
-    net, _ = two_class(0.1, "L2")
+    (net, _), images = two_class(0.1, "L2"), [("photo.jpg", image, label)]
     for run in (
-        run_minimum_norm(net, [("photo.jpg", image, label)], FMN("L2", 3), 2),
-        run_autoattack(
-            net, [("photo.jpg", image, label)], "Linf", [0.1], 2, Budget(attacks=("apgd-ce",))
-        ),
+        run_minimum_norm(net, images, FMN("L2", 3), 2),
+        run_autoattack(net, images, "Linf", [0.1], 2, Budget(attacks=("apgd-ce",))),
     ):
         with pytest.raises(AttackError, match=f"photo.jpg: .*{says}"):
             list(run)
@@ -526,35 +464,20 @@ def test_bad_images_are_named(image, label, says):
 def test_nan_logits_are_named():
     class Sick(nn.Module):
         def forward(self, x):
-            return (
-                x.flatten(1)[:, :4]
-                * torch.where(x.flatten(1).amax(1) > 0.5, torch.nan, 1.0)[:, None]
-            )
+            is_bright = x.flatten(1).amax(1, keepdim=True) > 0.5
+            return x.flatten(1)[:, :4].masked_fill(is_bright, torch.nan)
 
-    image = torch.full((1, 8, 8), 0.5)
+    image, budget = torch.full((1, 8, 8), 0.5), Budget(steps=5, targets=3, queries=5)
     image[0, 0, 0] = 0.49
     with pytest.raises(AttackError, match="NaN"):
-        list(
-            run_autoattack(
-                Sick(),
-                [("photo.jpg", image, 1)],
-                "Linf",
-                [0.1],
-                4,
-                Budget(steps=5, targets=3, queries=5),
-            )
-        )
+        list(run_autoattack(Sick(), [("photo.jpg", image, 1)], "Linf", [0.1], 4, budget))
 
 
 def test_budgets_below_the_standard_are_not_called_autoattack():
     assert Budget().name == "AutoAttack standard"
-    for less in (
-        Budget(steps=99),
-        Budget(queries=4999),
-        Budget(targets=8),
-        Budget(attacks=("apgd-ce",)),
-    ):
-        assert "AutoAttack" not in less.name and less.name.startswith("reduced")
+    for less in ({"steps": 99}, {"queries": 4999}, {"targets": 8}, {"attacks": ("apgd-ce",)}):
+        name = Budget(**less).name
+        assert "AutoAttack" not in name and name.startswith("reduced")
 
 
 def test_targeted_attacks_need_classes():
@@ -574,16 +497,9 @@ def test_out_of_memory_halves_the_batch_and_changes_no_verdict(robust_digits):
             return robust_digits(x)
 
     images, said = digits()[1200:1212], []
-    roomy = rows_of(
-        run_autoattack(robust_digits, images, "Linf", [0.1], 10, SMALL, batch_size=12)
-    ).set_index("image_id")
-    tight = rows_of(
-        run_autoattack(Greedy(), images, "Linf", [0.1], 10, SMALL, batch_size=12, log=said.append)
-    ).set_index("image_id")
-    assert (
-        tight.robust.sort_index().equals(roomy.robust.sort_index())
-        and "batch size is now" in said[0]
-    )
+    roomy = verdicts(robust_digits, images, "Linf", [0.1], batch_size=12)
+    tight = verdicts(Greedy(), images, "Linf", [0.1], batch_size=12, log=said.append)
+    assert tight.robust.equals(roomy.robust) and "batch size is now" in said[0]
 
 
 def test_other_errors_are_not_taken_for_memory(robust_digits):
