@@ -154,7 +154,8 @@ def evaluate(
     options      fields of `Evaluation`: precision, workers, examples, stop_after, ...
 
     Returns a row per image (and eps) in the order of the list; results/README.md explains the
-    columns. Raises UserError for a request that cannot be run, and Stopped after `stop_after`.
+    columns. Prints its warnings. Raises UserError for a request that cannot be run, and Stopped
+    after `stop_after`.
     """
     check_kinds(model, images, threat)
     if results_dir is None:
@@ -166,6 +167,8 @@ def evaluate(
     with open_record(evaluation, results_dir, overwrite) as run:
         if not run.done:
             fill_record(evaluation, run)
+        for line in warning_lines(run.info["warnings"]):
+            print_line(line)
         return run.rows.reset_index(drop=True)
 
 

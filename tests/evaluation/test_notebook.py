@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import timm
 from conftest import ROOT
+from torch import nn
 
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.common.files import UserError, safe_file_name
@@ -71,6 +73,18 @@ def test_the_lines_that_check_an_example_check_it(lite0, sample, tmp_path, monke
         linf, l2 = np.abs(example["delta"]).max(), np.linalg.norm(example["delta"].astype(float))
         assert names["norms"][0] == linf == row["linf"]
         assert example["l2"] == row["l2"] == pytest.approx(l2, rel=5e-7)
+
+
+def test_warnings_are_printed_whether_or_not_a_record_is_kept(
+    tiny_model, tiny_images, tmp_path, capsys
+):
+    module = nn.Sequential(tiny_model.module, nn.Softmax(1)).eval()
+    model = replace(tiny_model, module=module)
+    images = tiny_images.take([0, 1])
+    for folder in (None, tmp_path, tmp_path):  # without, with, and from a finished record
+        evaluate(model, images, Clean(), folder)
+        (line,) = re.findall(".*probabilities.*", capsys.readouterr().out)
+        assert line.startswith("  warning: ")
 
 
 THREATS = {
