@@ -26,8 +26,10 @@ from alignment_security.analysis.examples import check_images
 from alignment_security.analysis.results import NothingToDraw, Results, load_results, stale_records
 from alignment_security.common.command_line import Parser
 from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.folders import glob_visible
 from alignment_security.common.process import run_command, run_script
 from alignment_security.common.settings import setting
+from alignment_security.common.text import some_of
 from alignment_security.plots import (
     attacks,
     both_studies,
@@ -170,11 +172,33 @@ def draw(args: argparse.Namespace) -> int:
         missing = {command: names}
     for command, figures in missing.items():
         print(f"nothing to draw for {', '.join(figures)}: {command}", file=sys.stderr)
+    if older := older_drawings(args, {path.stem for paths in files.values() for path in paths}):
+        print(
+            f"{args.figures_dir}: not drawn from {args.results_dir} now, so of earlier or of other "
+            f"results: {some_of(older)}",
+            file=sys.stderr,
+        )
     if args.report:
         print(write_report(results, files, Path(args.figures_dir)))
     if args.show_plots:
         plt.show()
     return 0 if files or args.report else 2
+
+
+def older_drawings(args: argparse.Namespace, drawn: set[str]) -> list[str]:
+    """Names of drawings in --figures_dir that a run which draws everything did not write.
+
+    drawn   the names of those that it wrote
+    """
+    chosen = args.models, args.image_set, args.threat, args.images, args.specifier, args.no_save
+    if "all" not in args.plots or any(chosen):
+        return []
+    captions = glob_visible(Path(args.figures_dir), "*.txt")
+    return [
+        path.stem
+        for path in captions
+        if path.stem not in drawn and path.with_suffix(".csv").exists()
+    ]
 
 
 def is_empty(results: Results) -> bool:

@@ -87,6 +87,11 @@ class Results:
         asked = zip((model, image_set, threat), (self.models, self.image_sets, self.threats))
         return all(not wanted or name in wanted for name, wanted in asked)
 
+    @property
+    def evaluated(self) -> set[str]:
+        """The models that have a run."""
+        return {run["model"] for run in self.runs}
+
     def asked_for(self, table: pd.DataFrame) -> pd.DataFrame:
         """The rows of a table with `model, image_set, threat` that are asked for."""
         names = zip(table["model"], table["image_set"], table["threat"])

@@ -49,7 +49,7 @@ def clean_vs_robust(results: Results) -> Iterator[Drawing]:
             "Accuracy under attack against clean accuracy, over the same "
             f"{part['n'].iat[0]:g} images{bars}.{front_text(part)}\n{models_of(part, results)}"
         )
-        yield name, draw_accuracies(part), part, caption
+        yield name, draw_accuracies(part, results.evaluated), part, caption
 
 
 def front_text(part: pd.DataFrame) -> str:
@@ -79,9 +79,9 @@ def heading_of(part: pd.DataFrame) -> str:
     return f"{first['image_set']}, {first['threat']} (n = {first['n']:g}): {budget}"
 
 
-def draw_accuracies(part: pd.DataFrame) -> Figure:
-    """A panel per eps above a legend of models (or families)."""
-    styles = model_styles(set(part["model"]))
+def draw_accuracies(part: pd.DataFrame, among: set[str]) -> Figure:
+    """A panel per eps above a legend of models (or families); among: of `model_styles`."""
+    styles = model_styles(set(part["model"]), among)
     radii = drawn_radii(sorted(part["eps"].unique()))
     handles = legend_handles(styles)
     for handle in handles:

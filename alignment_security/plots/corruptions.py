@@ -144,7 +144,8 @@ def accuracy_vs_severity(results: Results) -> Iterator[Drawing]:
             "Top-1 accuracy of all images against the severity of each corruption "
             f"(n = {table['n'].iat[0]} images a point{bands}). Evaluated {evaluation_dates(group)}."
         )
-        yield name, draw_severities(table, group[0]["image_set"]), table, caption
+        figure = draw_severities(table, group[0]["image_set"], results.evaluated)
+        yield name, figure, table, caption
 
 
 def severity_table(group: list[dict]) -> pd.DataFrame:
@@ -159,10 +160,13 @@ def severity_table(group: list[dict]) -> pd.DataFrame:
     return table
 
 
-def draw_severities(table: pd.DataFrame, image_set: str) -> Figure:
-    """A panel per corruption, with common axes, above a legend of models (or families)."""
+def draw_severities(table: pd.DataFrame, image_set: str, among: set[str]) -> Figure:
+    """A panel per corruption, with common axes, above a legend of models (or families).
+
+    among   of `model_styles`
+    """
     kinds = list(table["type"].unique())
-    styles = model_styles(set(table["model"]))
+    styles = model_styles(set(table["model"]), among)
     handles = legend_handles(styles)
     columns = min(MOST_COLUMNS, len(kinds))
     rows, width = -(-len(kinds) // columns), COLUMN_WIDTH if columns < 3 else PAGE_WIDTH

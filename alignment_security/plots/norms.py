@@ -65,7 +65,8 @@ def accuracy_vs_norm(results: Results) -> Iterator[Drawing]:
         for i, group in enumerate(groups, start=1)
     ]
     models = {run["model"] for group in groups for run in group}
-    styles = {model: style | {"marker": ""} for model, style in model_styles(models).items()}
+    looks = model_styles(models, results.evaluated)
+    styles = {model: style | {"marker": ""} for model, style in looks.items()}
     figure, axes = panels(len(groups), legend_handles(styles))
     ends = largest_of_alike(
         [axis_key(group[0]) for group in groups], [t["eps"].max() for t in tables]

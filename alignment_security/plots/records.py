@@ -68,7 +68,7 @@ def accuracy_vs_eps(results: Results) -> Iterator[Drawing]:
         for i, group in enumerate(groups, start=1)
     ]
     runs = [run for group in groups for run in group]
-    styles = model_styles({run["model"] for run in runs})
+    styles = model_styles({run["model"] for run in runs}, results.evaluated)
     figure, axes = panels(len(groups), legend_handles(styles))
     norms = [run["settings"]["run"].get("norm", run["threat"]) for run, *_ in groups]
     alike = [(group[0]["image_set"], norm) for group, norm in zip(groups, norms)]

@@ -56,7 +56,7 @@ def tradeoff_pictures(
             points += [
                 norm_point(row, board, ours) | {"own": True, "group": OURS}
                 for ours in tables
-                if ours.threat == f"L2-{NOT_MINIMAL}"
+                if (ours.threat, ours.head) == (f"L2-{NOT_MINIMAL}", table.head)
                 for row in ours.rows.dropna(subset=["pt", "alignment"]).itertuples()
             ]
         else:

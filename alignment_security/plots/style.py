@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -74,19 +75,31 @@ def visible_style(style: dict[str, Any], points: int) -> dict[str, Any]:
     return {"markersize": 3, **style, "marker": style.get("marker") or "o", "markevery": None}
 
 
-def model_styles(models: set[str]) -> dict[str, dict]:
+def model_styles(models: set[str], among: Iterable[str] = ()) -> dict[str, dict]:
     """Keywords of each model's line: colour by family, marker and dashes by its place in it.
 
     Few models have a colour each: three of one family would be three lines of one colour.
+
+    among   every model of the results. If they are as few, a model looks alike in all figures
     """
+    everyone = models.union(among)
+    few = len(RADIUS_COLOURS), MAX_NAMED
+    if bisect_left(few, len(everyone)) != bisect_left(few, len(models)):
+        everyone = models
+    styles = styles_of_all(sorted(everyone))
+    return {model: styles[model] for model in sorted(models)}
+
+
+def styles_of_all(models: list[str]) -> dict[str, dict]:
+    """`model_styles` of models that share no figure with others."""
     if len(models) <= len(RADIUS_COLOURS):
         looks = zip(RADIUS_COLOURS, MARKERS, itertools.cycle(DASHES))
         return {
             model: {"color": colour, "marker": marker, "linestyle": dashes}
-            for model, (colour, marker, dashes) in zip(sorted(models), looks)
+            for model, (colour, marker, dashes) in zip(models, looks)
         }
     styles, seen = {}, dict.fromkeys(FAMILIES, 0)
-    for model in sorted(models):
+    for model in models:
         name = family(model)
         style: dict[str, Any] = {"color": FAMILY_COLOURS[name]}
         if len(models) > MAX_NAMED:

@@ -216,6 +216,8 @@ def summary_table(summary: pd.DataFrame) -> str:
             f"{int(n)} of {of}" if n > 0 else ""
             for n, of in zip(summary["n_without_norm"], summary["clean_correct"])
         ]
+    if "partial" in summary and summary["partial"].any():
+        shown["state"] = ["unfinished" if partial else "" for partial in summary["partial"]]
     shown["attack"], notes = short_attacks(summary["attack"].fillna(""))
     return "\n".join([shown.to_string(index=False), *notes])
 

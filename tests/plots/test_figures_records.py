@@ -752,6 +752,31 @@ def test_few_models_of_a_family_have_a_colour_each():
     assert len({style["color"] for style in many.values()}) == 1
 
 
+def test_a_model_looks_alike_in_figures_of_other_models():
+    """Three models in all: figures of two of them. Of many, a figure of few has its own colours."""
+    every = {"a", "b", "c"}
+    both, last = model_styles({"b", "c"}, every), model_styles({"c"}, every)
+    assert both["c"] == last["c"] == model_styles(every)["c"] and both["b"] != both["c"]
+    many = {f"efficientnet_b{k}" for k in range(9)}
+    few = model_styles({"efficientnet_b7", "efficientnet_b8"}, many)
+    assert len({style["color"] for style in few.values()}) == 2
+
+
+def test_drawings_of_earlier_results_are_named(tmp_path, tiny_record, capsys):
+    row = {"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}
+    ball = row | {"eps": 0.1, "robust": 1, "adv_pred": 1, "forwards": 1, "backwards": 1}
+    tiny_record([ball], eps=[0.1], kind="ball", threat="Linf")
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("cost_gone.csv", "cost_gone.txt", "cost_gone.pdf", "notes.txt"):
+        (figures / name).write_text("of mine")
+    assert draw(tmp_path, figures, "--plots", "cost") == 0
+    assert "cost_gone" not in capsys.readouterr().err
+    assert draw(tmp_path, figures) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cost_gone" in line]
+    assert line.endswith(": cost_gone") and (figures / "cost_gone.pdf").read_text() == "of mine"
+
+
 def test_image_sets_and_threats_can_be_left_out(tmp_path, tiny_record, capsys):
     row = {"image_id": "a", "label": 1, "clean_pred": 1, "clean_correct": 1}
     for threat in ("clean", "corruptions-fog-3"):

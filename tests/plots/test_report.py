@@ -13,7 +13,8 @@ from norm_tables import make_norms, write_published, write_summary
 
 import plotting
 from alignment_security.analysis.results import load_results
-from alignment_security.plots.report_leaderboard import leaderboard
+from alignment_security.plots.report_leaderboard import Leaderboard, leaderboard
+from alignment_security.plots.report_pictures import tradeoff_pictures
 from alignment_security.records.summary import merge_records
 
 NASTY = '<script>alert("1")</script> & "x"/../y'
@@ -193,6 +194,19 @@ def test_a_mean_has_its_own_n_and_a_model_without_a_right_answer_is_said(tmp_pat
     assert found["wrong"] == ["", "", "", "no image classified correctly"]
     assert found["fog"] == ["", "", "0.0 [0.0, 39.0]", ""]
     assert found["late"] == ["", "", "", "unfinished"]
+
+
+def test_norms_of_another_head_are_not_among_the_published_ones(tmp_path):
+    common = {"threat": "L2-feng2025", "l2_mean": 2.0, "human_alignment": 0.1}
+    rows = [
+        common | {"model": "same", "attack": "feng2025, head animate", "head": "animate"},
+        common | {"model": "other", "attack": "feng2025", "head": "none"},
+    ]
+    results = load_results(
+        write_summary(tmp_path, rows), None, write_published(tmp_path / "published")
+    )
+    published, *_ = tradeoff_pictures(results, Leaderboard(), Leaderboard())
+    assert [point["model"] for point in published["points"] if point["own"]] == ["same"]
 
 
 def test_report_and_no_save_exclude_each_other(tmp_path, capsys):

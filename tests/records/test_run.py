@@ -612,6 +612,8 @@ def test_merge_refuses_an_unfinished_record_or_marks_it(tiny_record, tmp_path):
         ["net", 0, 5],
         ["other", 1, 2],
     ]
+    header, *lines = summary_table(summary).splitlines()
+    assert "state" in header and ["unfinished" in line for line in lines] == [False, True]
 
 
 def test_merge_ignores_a_torn_tail_of_an_unfinished_record(tiny_record, tmp_path):
