@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.feng2025_published import multilabel_accuracy, own_groups
 from alignment_security.analysis.norm_table import (
     L1_IN_L2,
@@ -16,7 +17,7 @@ from alignment_security.analysis.norm_table import (
     TOLERANCES,
     NormTable,
 )
-from alignment_security.analysis.results import Results, describe_runs, read_summary, runs_of_rows
+from alignment_security.analysis.results import Results, read_summary, runs_of_rows
 from alignment_security.common.public_nets import public_nets
 from alignment_security.common.text import some_of
 from alignment_security.models.families import family

@@ -11,13 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.record_tables import VERDICTS, verdicts_by_eps
-from alignment_security.analysis.results import (
-    Results,
-    describe_runs,
-    group_finished,
-    panel_budget,
-)
+from alignment_security.analysis.results import Results, group_finished, panel_budget
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.style import (
     DARK,

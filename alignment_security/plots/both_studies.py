@@ -25,6 +25,7 @@ from alignment_security.analysis.both_studies import (
     robust_pairs,
     without_partner,
 )
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.feng2025 import (
     FEWEST,
     MEASURES,
@@ -37,13 +38,7 @@ from alignment_security.analysis.feng2025 import (
 )
 from alignment_security.analysis.hoak2025 import ALPHA, MIN_MODELS
 from alignment_security.analysis.norm_table import NormTable, short_name
-from alignment_security.analysis.results import (
-    NothingToDraw,
-    Results,
-    describe_runs,
-    read_summary,
-    runs_of_rows,
-)
+from alignment_security.analysis.results import NothingToDraw, Results, read_summary, runs_of_rows
 from alignment_security.analysis.scores import read_scores
 from alignment_security.common.eps import format_eps
 from alignment_security.plots.feng2025_style import LACKING, own_figure_name, tolerance_scale

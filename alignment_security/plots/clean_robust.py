@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.accuracy_pairs import SAME_IMAGES, accuracy_pairs
-from alignment_security.analysis.results import Results, describe_runs, runs_of_rows
+from alignment_security.analysis.captions import describe_runs
+from alignment_security.analysis.results import Results, runs_of_rows
 from alignment_security.common.eps import format_eps, without_eps
 from alignment_security.plots.style import (
     DARK,

@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alignment_security.analysis.accuracy_pairs import share_intervals
+from alignment_security.analysis.captions import evaluation_dates
 from alignment_security.analysis.record_tables import (
     corruption_summary,
     corruption_table,
     tables_by_severities,
 )
-from alignment_security.analysis.results import Results, evaluation_dates, group_finished
+from alignment_security.analysis.results import Results, group_finished
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
     LETTER_WIDTH,

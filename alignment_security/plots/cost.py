@@ -8,10 +8,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from alignment_security.analysis.captions import describe_runs, either
 from alignment_security.analysis.results import (
     Results,
-    describe_runs,
-    either,
     group_finished,
     read_finished_rows,
     run_budget,

@@ -8,14 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.examples import example_groups, example_table
 from alignment_security.analysis.feng2025 import count_range
 from alignment_security.analysis.record_tables import norm_means
-from alignment_security.analysis.results import (
-    Results,
-    describe_runs,
-    read_finished_rows,
-)
+from alignment_security.analysis.results import Results, read_finished_rows
 from alignment_security.common.eps import format_eps
 from alignment_security.common.files import safe_file_name
 from alignment_security.plots.picture_grid import Picture, draw_columns, draw_grid, map_colours

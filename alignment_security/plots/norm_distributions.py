@@ -9,13 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.norms import image_norms, norm_groups
-from alignment_security.analysis.results import (
-    Results,
-    describe_runs,
-    panel_budget,
-    run_columns,
-)
+from alignment_security.analysis.results import Results, panel_budget, run_columns
 from alignment_security.models.families import family
 from alignment_security.plots.style import (
     DARK,

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.feng2025 import NOT_MINIMAL, correlation, norm_tables, rho_text
 from alignment_security.analysis.norm_table import short_name
 from alignment_security.analysis.norms import (
@@ -19,12 +20,7 @@ from alignment_security.analysis.norms import (
     norm_groups,
     protocol_pairs,
 )
-from alignment_security.analysis.results import (
-    NothingToDraw,
-    Results,
-    describe_runs,
-    panel_budget,
-)
+from alignment_security.analysis.results import NothingToDraw, Results, panel_budget
 from alignment_security.plots.style import (
     COLUMN_WIDTH,
     FAMILY_COLOURS,

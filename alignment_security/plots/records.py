@@ -11,17 +11,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alignment_security.analysis.captions import describe_runs
 from alignment_security.analysis.feng2025 import count_range
 from alignment_security.analysis.record_tables import (
     accuracy_by_eps,
     protocol_table,
 )
-from alignment_security.analysis.results import (
-    Results,
-    describe_runs,
-    group_finished,
-    panel_budget,
-)
+from alignment_security.analysis.results import Results, group_finished, panel_budget
 from alignment_security.plots.style import (
     MARKERS,
     MAX_NAMED,
