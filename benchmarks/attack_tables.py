@@ -11,6 +11,7 @@ import torch
 from nets import cifar_photographs, cifar_resnet18, digits, rows_of
 from torch import nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.libraries import CountedModule, run_pyautoattack
 from alignment_security.models.fast import fast_copy
@@ -240,8 +241,6 @@ def memory_of(side: str, device: str, size: Size) -> float:
     images = images[: size.memory_images]
     budget = Budget(attacks=("apgd-ce", "fab-t"), steps=size.memory_steps, targets=1)
     before = peak_mib(device)
-    attack = SIDES[side]
-    rows_of(
-        attack(module, images, "Linf", [1e-6], n_outputs, budget, seed=0, batch_size=len(images))
-    )
+    model = AttackedModel(module, n_outputs, batch_size=len(images))
+    rows_of(SIDES[side](model, images, "Linf", [1e-6], budget))
     return peak_mib(device) - before

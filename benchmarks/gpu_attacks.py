@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pandas as pd
 import torch
-from nets import rows_of
+from nets import attack_rows
 from torch import Tensor, nn
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
@@ -29,7 +29,7 @@ PARITY_EPS = [0.25 / 255, 0.5 / 255, 1 / 255]
 TINY_EPS = 1e-5  # nothing breaks: every image takes every step
 SYNCHRONIZES = "called a synchronizing CUDA operation"
 
-Run = Callable[..., Iterator[list[dict]]]  # (module, images, batch_size=) -> lists of rows
+Run = Callable[..., pd.DataFrame]  # (module, images, batch_size=) -> rows
 
 
 # ---- equal on both devices -----------------------------------------------------------------------
@@ -49,21 +49,22 @@ def parity(stage: Stage) -> Rows:
     here, cpu = stage.fast(LITE0), Stage(torch.device("cpu"), stage.size).fast(LITE0)
     for name, run in runs.items():
         begin = time.perf_counter()
-        rows = rows_of(run(here, images, batch_size=len(images)))
+        rows = run(here, images, batch_size=len(images))
         seconds = time.perf_counter() - begin
-        there = rows_of(run(cpu, images, batch_size=8))
+        there = run(cpu, images, batch_size=8)
         spent = {"seconds": seconds, "seconds_cpu": time.perf_counter() - begin - seconds}
         yield name, difference(rows, there) | spent
 
 
 def bounded(eps: list[float], budget: Budget) -> Run:
     """AutoAttack with a budget in Linf."""
-    return partial(run_autoattack, norm="Linf", eps=eps, n_outputs=CLASSES, budget=budget, seed=0)
+    ball = {"norm": "Linf", "eps": eps, "budget": budget}
+    return partial(attack_rows, run_autoattack, n_outputs=CLASSES, **ball)
 
 
 def minimal(attack: MinimumNormAttack) -> Run:
     """A minimum-norm attack."""
-    return partial(run_minimum_norm, attack=attack, n_outputs=CLASSES)
+    return partial(attack_rows, run_minimum_norm, attack=attack, n_outputs=CLASSES)
 
 
 def difference(ours: pd.DataFrame, theirs: pd.DataFrame) -> dict:
@@ -130,10 +131,8 @@ class Watched(nn.Module):
 def share(stage: Stage, net: nn.Module, images: list[Image], run: Run, batch: int) -> dict:
     """One run that warms up, one that is timed, and the same batches without an attack."""
     watched = Watched(net)
-    synchronizations = count_synchronizations(
-        lambda: rows_of(run(watched, images, batch_size=batch)), stage
-    )
-    engine = stage.seconds(lambda: rows_of(run(net, images, batch_size=batch)))
+    synchronizations = count_synchronizations(lambda: run(watched, images, batch_size=batch), stage)
+    engine = stage.seconds(lambda: run(net, images, batch_size=batch))
     x = torch.rand(max(watched.forwards), *images[0][1].shape, device=stage.device)
     bare = stage.seconds(lambda: same_batches(net, watched, x))
     return {
@@ -199,10 +198,12 @@ def against_pyautoattack(stage, ours, theirs, images: list[Image], eps: float) -
     """Wall time and passes of both, once warm: each runs a small budget first."""
     budget = stage.size.budget
     small = Budget(steps=2, targets=1, queries=2)
-    rows_of(bounded([eps], small)(ours, images, batch_size=len(images)))
+    bounded([eps], small)(ours, images, batch_size=len(images))
     reference(theirs, images[:2], [eps], CLASSES, small)
-    run = bounded([eps], budget)
-    rows, cost = measured(run, ours, images, batch_size=len(images))
+    options = {"n_outputs": CLASSES, "batch_size": len(images)}
+    rows, cost = measured(
+        run_autoattack, ours, images, norm="Linf", eps=[eps], budget=budget, **options
+    )
     found = compare(rows, cost, *reference(theirs, images, [eps], CLASSES, budget))
     keys = ("images", "passes_ratio", "seconds_ratio", "agreement")
     return {key: found[key] for key in keys} | {
@@ -228,7 +229,7 @@ def precision(stage: Stage) -> Rows:
             net = stage.fast(LITE0, kind)
             begin = time.perf_counter()
             with flags(tf32=kind == "tf32"):
-                rows = rows_of(run(net, images, batch_size=batch, exact=exact))
+                rows = run(net, images, batch_size=batch, exact=exact)
             spent = {"seconds": time.perf_counter() - begin}
             base = rows if base is None else base
             yield f"{name}, {kind}", difference(rows, base) | spent

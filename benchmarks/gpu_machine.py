@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from nets import rows_of
+from nets import attack_rows
 
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import run_clean
@@ -39,12 +39,12 @@ def memory(stage: Stage) -> Rows:
     for batch in stage.size.memory_batches:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        rows_of(run(net, images[:batch], batch_size=batch))
+        run(net, images[:batch], batch_size=batch)
         yield f"batch {batch}", {"peak_mib": torch.cuda.max_memory_allocated() / 2**20}
-    enough = rows_of(run(net, images, batch_size=largest))
+    enough = run(net, images, batch_size=largest)
     said: list[str] = []
     with memory_limit(stage.size.memory_limit_mib, stage.device):
-        short = rows_of(run(net, images, batch_size=largest, log=said.append))
+        short = run(net, images, batch_size=largest, log=said.append)
     yield "out of memory in the middle", difference(short, enough) | {"log": said}
 
 
@@ -85,12 +85,8 @@ def loading(stage: Stage) -> Rows:
         decoded = sum(1 for _ in decoded_anew(images, model.preprocessing, workers))
         yield f"{workers} workers, decode alone", decoded / (time.perf_counter() - begin)
         source = decoded_anew(images, model.preprocessing, workers)
-        clean = partial(run_clean, net, source, CLASSES, len(x))
-        yield f"{workers} workers, clean pass", count / stage.seconds(partial(rows_once, clean))
-
-
-def rows_once(run) -> None:
-    rows_of(run())
+        clean = partial(attack_rows, run_clean, net, source, n_outputs=CLASSES, batch_size=len(x))
+        yield f"{workers} workers, clean pass", count / stage.seconds(clean)
 
 
 def start(stage: Stage) -> Rows:

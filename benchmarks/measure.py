@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from nets import digits, digits_net, rows_of
+from nets import attack_rows, digits, digits_net
 from torch import Tensor, nn
 
 from alignment_security.attacks.autoattack import Budget, run_autoattack
@@ -189,7 +189,7 @@ def held_out_digits(count: int) -> list[Image]:
 def measured(run, net: nn.Module, images: list[Image], **options) -> tuple[pd.DataFrame, dict]:
     """Rows of an attack, and its cost: rows forward and backward through the network, seconds."""
     counted, begin = CountedModule(net), time.perf_counter()
-    rows = rows_of(run(counted, images, **options))
+    rows = attack_rows(run, counted, images, **options)
     return rows, cost_of(counted, len(images), begin)
 
 

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import torch
-from nets import rows_of
+from nets import attack_rows
 from torch import Tensor, nn
 
 from alignment_security.attacks.crossing import BoundaryCrossing
@@ -61,7 +61,9 @@ def _ours(
 ) -> Norms:
     if isinstance(attack, BoundaryCrossing):
         counted.module = smooth_head(counted.module)
-    rows = rows_of(run_minimum_norm(counted, images, attack, n_outputs, batch_size=BATCH))
+    rows = attack_rows(
+        run_minimum_norm, counted, images, attack, n_outputs=n_outputs, batch_size=BATCH
+    )
     rows = rows.set_index("image_id").loc[[name for name, _, _ in images]]
     return rows[attack.norm.lower()].fillna(math.inf).to_numpy()
 

@@ -7,6 +7,7 @@ import torch
 from nets import DigitsWithMaps, digits, ink_maps, untrained_digits_net
 from torch import nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.records.metrics import rank_agreement
 from alignment_security.trainer.learner import make_learner
@@ -44,7 +45,9 @@ def trained(options: str = "", maps: bool = False, **net) -> nn.Module:
 
 def accuracies(net: nn.Module, budget: Budget, rows) -> tuple[float, float]:
     """Clean and robust accuracy in percent, in Linf at 0.12."""
-    batches = run_autoattack(net, iter(rows), "Linf", [0.12], 10, budget, batch_size=64)
+    batches = run_autoattack(
+        AttackedModel(net, 10, batch_size=64), iter(rows), "Linf", [0.12], budget
+    )
     found = [row for batch in batches for row in batch]
     clean, robust = (
         100 * sum(row[column] for row in found) / len(rows)

@@ -9,10 +9,20 @@ import torch
 from PIL import Image
 from torch import nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
+
+MODEL_FIELDS = {"exact", "batch_size", "seed", "log"}
+
 
 def rows_of(generator) -> pd.DataFrame:
     """The rows that an attack yields, as one table."""
     return pd.DataFrame([row for rows in generator for row in rows])
+
+
+def attack_rows(run, net, images, *arguments, n_outputs=10, **options) -> pd.DataFrame:
+    """The rows of an attack, such as `run_autoattack`, on a network; options also of its model."""
+    fields = {name: options.pop(name) for name in MODEL_FIELDS & options.keys()}
+    return rows_of(run(AttackedModel(net, n_outputs, **fields), images, *arguments, **options))
 
 
 class Linear(nn.Module):

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pandas as pd
-from torch import nn
 
 from alignment_security.attacks.apgd import APGD
 from alignment_security.attacks.attack import Attack, AttackError, EpsProgress
-from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
+from alignment_security.attacks.attacked_model import AttackedModel
+from alignment_security.attacks.clean import ImageStream, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.engine import run_stages
@@ -19,7 +19,6 @@ from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.square import Square
 from alignment_security.common.verdicts import AUTOATTACK, STANDARD_BUDGET, STANDARD_NAME
-from alignment_security.models.forward import Forward
 
 SQUARE_SHARE = 0.002  # of all images: above it the reference's check flags masked gradients
 DLR_CLASSES = 4  # the targeted DLR loss divides by the 1st, 3rd and 4th logit
@@ -125,34 +124,24 @@ class Budget:
 
 
 def run_autoattack(
-    module: nn.Module,
+    model: AttackedModel,
     source: ImageStream,
     norm: str,
     eps: list[float],
-    n_outputs: int,
     budget: Budget,
-    seed: int = 0,
-    batch_size: int = 8,
     begun: dict[str, list[dict]] | None = None,
-    exact: nn.Module | None = None,
-    log: Callable[[str], None] = ignore,
     wanted: dict[str, list[float]] | None = None,
 ) -> Iterator[list[dict]]:
     """AutoAttack's verdicts. Yields lists of `ball` record rows, images in any order.
 
-    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
     norm     "Linf" or "L2"
     eps      radii in pixel units of [0, 1]; several are searched together (`EpsSearch`)
     begun    rows that an earlier session wrote, by image id; the search continues after them
-    exact    float32 model that classifies clean images and confirms adversarial points; by default
-             `module`
-    log      receives warnings
     wanted   image id -> those of `eps` at which it is attacked, ascending; None: all
     Raises AttackError for bad images, labels or logits, and for a budget that needs more classes.
     """
-    budget.check(n_outputs)
-    forward = Forward(module, batch_size, log)
-    exact_forward = Forward(exact or module, batch_size, log)
+    budget.check(model.n_outputs)
+    exact = model.exact_forward()
     stages: list[Attack] = [*budget.build(norm)]
     estimate = estimate_of(budget, norm, eps)
     if estimate:
@@ -161,14 +150,14 @@ def run_autoattack(
         budget.attacks,
         eps,
         norm,
-        confirm_in_float32(exact_forward, norm),
-        lambda batch: images_to_attack(exact_forward, batch, n_outputs, EpsProgress, seed),
+        confirm_in_float32(exact, norm),
+        lambda batch: images_to_attack(exact, batch, model.n_outputs, EpsProgress, model.seed),
         begun,
         estimate.name if estimate else None,
         wanted,
     )
-    yield from run_stages(source, stages, forward, search)
-    warn_of_zero_gradients(search.zero_gradient_ids, log)
+    yield from run_stages(source, stages, model.forward(), search)
+    warn_of_zero_gradients(search.zero_gradient_ids, model.log)
 
 
 def warn_of_zero_gradients(ids: set[str], log: Callable[[str], None]) -> None:

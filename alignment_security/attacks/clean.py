@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignment_security.attacks.attack import (
     BAD_LOGITS,
@@ -16,6 +16,7 @@ from alignment_security.attacks.attack import (
     Progress,
     to_device,
 )
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.models.forward import Forward, device_of
 
@@ -25,24 +26,13 @@ ImageStream = Iterable[tuple[str, Tensor, int]]
 TOP = 5  # a label among so many largest logits is correct in clean_top5
 
 
-def ignore(message: str) -> None:
-    """A `log` that drops its messages."""
-
-
-def run_clean(
-    module: nn.Module,
-    source: ImageStream,
-    n_outputs: int,
-    batch_size: int,
-    log: Callable[[str], None] = ignore,
-) -> Iterator[list[dict]]:
+def run_clean(model: AttackedModel, source: ImageStream) -> Iterator[list[dict]]:
     """Top-1 and, with more than five classes, top-5 predictions. Yields `clean` record rows.
 
-    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
     Raises AttackError for bad images, labels or logits.
     """
-    forward, source = Forward(module, batch_size, log), iter(source)
-    while batch := list(islice(source, batch_size)):
+    forward, source, n_outputs = model.forward(), iter(source), model.n_outputs
+    while batch := list(islice(source, model.batch_size)):
         _, _, classes = clean_pass(forward, batch, n_outputs, top=min(TOP, n_outputs))
         rows = []
         for (name, _, label), (prediction, *largest) in zip(batch, classes):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -24,15 +25,16 @@ from alignment_security.attacks.attack import (
     EpsProgress,
     Finding,
 )
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget
-from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
+from alignment_security.attacks.clean import ImageStream, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.minimum_norm import minimum_norm_row
 from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.models.fast import Wrapper
-from alignment_security.models.forward import NO_GRADIENT, Forward
+from alignment_security.models.forward import NO_GRADIENT
 
 # Protocol -> class of foolbox 3.3.4, and its settings. feng2025: the published code of Feng et al.
 # (2025). The others find the distances of linear models with these settings (tested).
@@ -105,16 +107,12 @@ class CheckedModule(Wrapper):
 
 
 def run_pyautoattack(
-    module: nn.Module,
+    model: AttackedModel,
     source: ImageStream,
     norm: str,
     eps: list[float],
-    n_outputs: int,
     budget: Budget,
-    seed: int = 0,
-    batch_size: int = 8,
     begun: dict[str, list[dict]] | None = None,
-    log: Callable[[str], None] = ignore,
 ) -> Iterator[list[dict]]:
     """AutoAttack's verdicts by pyautoattack's attack classes, eps ascending.
 
@@ -122,21 +120,21 @@ def run_pyautoattack(
     with `seed`), and a batch's passes are shared evenly among its images, so both depend on the
     batch. Every adversarial point is confirmed as with our engine.
     """
-    budget.check(n_outputs)
+    budget.check(model.n_outputs)
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
-    counted = CountedModule(module)
-    forward = Forward(counted, batch_size, log)
-    confirm = confirm_in_float32(Forward(module, batch_size, log), norm)  # counts its own passes
+    counted = CountedModule(model.module)
+    forward = replace(model, module=counted).forward()
+    confirm = confirm_in_float32(model.forward(), norm)  # counts its own passes
     search = EpsSearch(
         budget.attacks,
         eps,
         norm,
         confirm,
-        lambda batch: images_to_attack(forward, batch, n_outputs, EpsProgress, seed),
+        lambda batch: images_to_attack(forward, batch, model.n_outputs, EpsProgress, model.seed),
         begun,
     )
     source = iter(source)
-    while batch := list(islice(source, batch_size)):
+    while batch := list(islice(source, model.batch_size)):
         rows, images = search.on_images(batch)
         yield rows
         while images:
@@ -204,13 +202,7 @@ def reference_attack(
 
 
 def run_foolbox(
-    module: nn.Module,
-    source: ImageStream,
-    protocol: str,
-    steps: int,
-    n_outputs: int,
-    batch_size: int = 8,
-    log: Callable[[str], None] = ignore,
+    model: AttackedModel, source: ImageStream, protocol: str, steps: int
 ) -> Iterator[list[dict]]:
     """L2 norms by one of foolbox's attacks (FOOLBOX). Yields lists of `minimum_norm` record rows.
 
@@ -223,15 +215,15 @@ def run_foolbox(
     """
     import foolbox
 
-    counted = CountedModule(module)
-    forward, source = Forward(counted, batch_size, log), iter(source)
+    counted = CountedModule(model.module)
+    forward, source = replace(model, module=counted).forward(), iter(source)
     confirm = confirm_in_float32(forward, "L2")
     class_name, settings = FOOLBOX[protocol]
     attack = getattr(foolbox.attacks, class_name)(**settings | {"steps": steps})
-    for batch in paced_batches(source, batch_size):
+    for batch in paced_batches(source, model.batch_size):
         if protocol == "feng2025":
             batch = [(name, stretch(in_unit_range(x)[None])[0], label) for name, x, label in batch]
-        images = images_to_attack(forward, batch, n_outputs, lambda: None, eps=math.inf)
+        images = images_to_attack(forward, batch, model.n_outputs, lambda: None, eps=math.inf)
         correct = [image for image in images if image.clean["clean_correct"]]
         findings: dict[str, Finding | None] = {}
         if correct:

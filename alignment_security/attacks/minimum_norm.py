@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignment_security.attacks.attack import (
     Attack,
@@ -21,12 +21,12 @@ from alignment_security.attacks.attack import (
     State,
     to_device,
 )
-from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
+from alignment_security.attacks.attacked_model import AttackedModel
+from alignment_security.attacks.clean import ImageStream, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.engine import Confirm, run_stages
 from alignment_security.attacks.geometry import ORDER, exact_norm, lp_norm, per_row
 from alignment_security.attacks.line_search import adversarial_point
-from alignment_security.models.forward import Forward
 
 # shares of its length by which a best point is moved outwards if float32 rejects it
 NUDGES = [1e-5 * 4**k for k in range(8)]
@@ -39,46 +39,34 @@ class MinimumNormAttack(Attack[MinimumNormProgress], Protocol):
 
 
 def run_minimum_norm(
-    module: nn.Module,
-    source: ImageStream,
-    attack: MinimumNormAttack,
-    n_outputs: int,
-    seed: int = 0,
-    batch_size: int = 8,
-    exact: nn.Module | None = None,
-    log: Callable[[str], None] = ignore,
+    model: AttackedModel, source: ImageStream, attack: MinimumNormAttack
 ) -> Iterator[list[dict]]:
     """The smallest perturbation that `attack` finds. Yields lists of `minimum_norm` record rows.
 
-    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
-    exact    float32 model that classifies clean images and confirms adversarial points; by default
-             `module`
-    log      receives warnings
-
     The row of a misclassified image has no norm. Every reported point is in [0, 1] and is
-    misclassified by `exact`; l2 and linf (of an L1 attack also l1) are measured on it. Raises
+    misclassified by `model.exact`; l2 and linf (of an L1 attack also l1) are measured on it. Raises
     AttackError for bad images, labels or logits.
     """
-    forward = Forward(module, batch_size, log)
-    search = MinimumNormSearch(attack, Forward(exact or module, batch_size, log), n_outputs, seed)
-    yield from run_stages(source, [attack], forward, search)
+    yield from run_stages(source, [attack], model.forward(), MinimumNormSearch(model, attack))
 
 
 class MinimumNormSearch:
-    """The `Search` of a minimum-norm attack: one row per image.
+    """The `Search` of a minimum-norm attack: one row per image."""
 
-    exact   of the float32 model
-    """
-
-    def __init__(self, attack: MinimumNormAttack, exact: Forward, n_outputs: int, seed: int):
-        self.attack, self.exact, self.n_outputs, self.seed = attack, exact, n_outputs, seed
-        self.confirm = confirm_in_float32(exact, attack.norm)
+    def __init__(self, model: AttackedModel, attack: MinimumNormAttack):
+        self.model, self.attack, self.exact = model, attack, model.exact_forward()
+        self.confirm = confirm_in_float32(self.exact, attack.norm)
 
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[MinimumNormProgress]]]:
         """Rows of misclassified images, and the other images, to be attacked."""
         rows, images = [], []
         for image in images_to_attack(
-            self.exact, batch, self.n_outputs, MinimumNormProgress, self.seed, math.inf
+            self.exact,
+            batch,
+            self.model.n_outputs,
+            MinimumNormProgress,
+            self.model.seed,
+            math.inf,
         ):
             if image.clean["clean_correct"]:
                 images.append(image)

@@ -26,8 +26,9 @@ from alignment_security.attacks.attack import (
     Rows,
     State,
 )
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, warn_of_zero_gradients
-from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass
 from alignment_security.attacks.engine import Confirm, run_stages
 from alignment_security.attacks.eps_search import EpsSearch
 from alignment_security.attacks.geometry import ORDER, exact_norm
@@ -229,16 +230,12 @@ def asked_image(
 
 
 def run_rand(
-    module: nn.Module,
+    model: AttackedModel,
     source: ImageStream,
     norm: str,
     eps: list[float],
-    n_outputs: int,
     budget: RandomBudget,
-    seed: int = 0,
     begun: dict[str, list[dict]] | None = None,
-    exact: nn.Module | None = None,
-    log: Callable[[str], None] = ignore,
 ) -> Iterator[list[dict]]:
     """Verdicts on a random network. Yields lists of `ball_rand` record rows, an image's together.
 
@@ -246,7 +243,8 @@ def run_rand(
     batches of its draws. `begun` rows are not given again: an image with some of its rows is
     attacked anew, from the same seeds.
     """
-    budget.check(n_outputs)
+    budget.check(model.n_outputs)
+    module, seed = model.module, model.seed
     together: bool | None = None
     zero_gradient_ids: set[str] = set()
     for name, x, label in source:
@@ -254,13 +252,13 @@ def run_rand(
             on_device = in_unit_range(x[None].to(device_of(module)))
             together = draws_differ_in_a_batch(module, on_device)
         key = f"{seed}|{name}"
-        forward = DrawnForward(module, budget.draws, key, together, log)
+        forward = DrawnForward(module, budget.draws, key, together, model.log)
         level = FALSE_SUCCESS / budget.looks
-        confirm = confirm_by_majority(exact or module, norm, f"{key}|confirm", level)
-        to_attack = asked_image(forward, confirm, n_outputs, seed)
+        confirm = confirm_by_majority(model.exact or module, norm, f"{key}|confirm", level)
+        to_attack = asked_image(forward, confirm, model.n_outputs, seed)
         search = EpsSearch(budget.attacks, eps, norm, confirm, to_attack)
         stages = run_stages([(name, x, label)], budget.build(norm), forward, search)
         done = {row["eps"] for row in (begun or {}).get(name, [])}
         yield [row for rows in stages for row in rows if row["eps"] not in done]
         zero_gradient_ids |= search.zero_gradient_ids
-    warn_of_zero_gradients(zero_gradient_ids, log)
+    warn_of_zero_gradients(zero_gradient_ids, model.log)

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from alignment_security.attacks.attack import BAD_GRADIENT, AttackError
-from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass, ignore
+from alignment_security.attacks.attacked_model import AttackedModel
+from alignment_security.attacks.clean import ImageStream, clean_columns, clean_pass
 from alignment_security.attacks.geometry import lp_norm
-from alignment_security.models.forward import Forward
 
 
-def run_saliency(
-    module: nn.Module,
-    source: ImageStream,
-    n_outputs: int,
-    batch_size: int,
-    log: Callable[[str], None] = ignore,
-) -> Iterator[list[dict]]:
+def run_saliency(model: AttackedModel, source: ImageStream) -> Iterator[list[dict]]:
     """Clean predictions and gradients. Yields `clean` columns, and `gradient` (C, H, W).
 
-    module   pixels (B, C, H, W) in [0, 1] -> logits (B, n_outputs)
     Raises AttackError for bad images, labels, logits or gradients.
     """
-    forward, source = Forward(module, batch_size, log), iter(source)
+    forward, source = model.forward(), iter(source)
     while batch := list(islice(source, forward.batch_size)):
-        x, _, classes = clean_pass(forward, batch, n_outputs)
+        x, _, classes = clean_pass(forward, batch, model.n_outputs)
         labels = torch.tensor([label for _, _, label in batch], device=x.device)
 
         def label_logit(z: Tensor, rows: slice, labels: Tensor = labels) -> Tensor:

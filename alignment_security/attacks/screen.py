@@ -6,14 +6,13 @@ also says how likely an image is to fall to the attacks that follow (`records.sc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
-from torch import nn
-
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, warn_of_zero_gradients
-from alignment_security.attacks.clean import ImageStream, ignore, images_to_attack
+from alignment_security.attacks.clean import ImageStream, images_to_attack
 from alignment_security.attacks.confirmation import confirm_in_float32
 from alignment_security.attacks.crossing import BoundaryCrossing
 from alignment_security.attacks.engine import Decision, run_stages
@@ -24,7 +23,6 @@ from alignment_security.attacks.eps_search import (
     rows_of_image,
 )
 from alignment_security.attacks.minimum_norm import confirmed_best
-from alignment_security.models.forward import Forward
 
 SCREEN = Budget(("apgd-ce",))
 WALK_STEPS = 50
@@ -73,16 +71,11 @@ class ScreenSearch(EpsSearch):
 
 
 def run_screen(
-    module: nn.Module,
+    model: AttackedModel,
     source: ImageStream,
     norm: str,
     eps: list[float],
-    n_outputs: int,
-    seed: int = 0,
-    batch_size: int = 8,
     begun: dict[str, list[dict]] | None = None,
-    exact: nn.Module | None = None,
-    log: Callable[[str], None] = ignore,
 ) -> Iterator[list[dict]]:
     """Verdicts of the screen. Yields lists of `ball` record rows with `screen_norm`.
 
@@ -91,22 +84,20 @@ def run_screen(
     Parameters and errors as of `run_autoattack`, but for `begun`: its rows are not given again,
     and an image with some of its rows is attacked anew.
     """
-    forward = Forward(module, batch_size, log)
-    exact_forward = Forward(exact or module, batch_size, log)
-    walk = screening_walk(norm)
+    exact, walk = model.exact_forward(), screening_walk(norm)
     search = ScreenSearch(
         SCREEN.attacks,
         eps,
         norm,
-        confirm_in_float32(exact_forward, norm),
-        lambda batch: images_to_attack(exact_forward, batch, n_outputs, EpsProgress, seed),
+        confirm_in_float32(exact, norm),
+        lambda batch: images_to_attack(exact, batch, model.n_outputs, EpsProgress, model.seed),
         estimate_name=walk.name,
     )
     known = {name: {row["eps"] for row in rows} for name, rows in (begun or {}).items()}
-    for rows in run_stages(source, [*SCREEN.build(norm), walk], forward, search):
+    for rows in run_stages(source, [*SCREEN.build(norm), walk], model.forward(), search):
         yield [
             row | {"screen_norm": search.norms.get(row["image_id"])}
             for row in rows
             if row["eps"] not in known.get(row["image_id"], ())
         ]
-    warn_of_zero_gradients(search.zero_gradient_ids, log)
+    warn_of_zero_gradients(search.zero_gradient_ids, model.log)

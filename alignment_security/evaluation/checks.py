@@ -13,6 +13,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.clean import run_clean
 from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
@@ -55,7 +56,8 @@ def check_clean(model: Model, images: ImageSet, batch_size: int, run: Run) -> fl
     sample = take_slice(images, 0, MAX_CHECKED)
     stream = with_head_labels(stream_bytes(sample, model.preprocessing), model.settings["head"])
     decoded = list(stream)
-    batches = run_clean(model.module, decoded, model.n_outputs, batch_size)
+    attacked = AttackedModel(model.module, model.n_outputs, batch_size=batch_size)
+    batches = run_clean(attacked, decoded)
     rows = [row for batch in batches for row in batch]
     warn_of_guesses(rows, images, model, run, aloud=True)
     x = torch.stack([image for _, image, _ in decoded[:batch_size]])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.clean import run_clean
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.process import print_line
@@ -60,8 +61,8 @@ def compare_with_published(
 def clean_answers(model: Model, images: ImageSet, batch_size: int) -> list[int]:
     """Right (1) or wrong (0) for a fair sample of at most MAX_CHECKED images."""
     sample = take_slice(images, 0, MAX_CHECKED)
-    stream = stream_bytes(sample, model.preprocessing)
-    batches = run_clean(model.module, stream, model.n_outputs, batch_size)
+    attacked = AttackedModel(model.module, model.n_outputs, batch_size=batch_size)
+    batches = run_clean(attacked, stream_bytes(sample, model.preprocessing))
     return [row["clean_correct"] for rows in batches for row in rows]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.clean import ImageStream, run_clean
 from alignment_security.attacks.saliency import run_saliency
@@ -122,23 +123,23 @@ class Validation:
     def _stream(self, images: ImageSet) -> ImageStream:
         return stream_bytes(images, self.model.preprocessing, self.workers)
 
+    def _attacked(self, model: Model) -> AttackedModel:
+        return AttackedModel(model.module, model.n_outputs, batch_size=self.pass_size)
+
     def _correct(self, model: Model, images: ImageSet) -> Iterator[float]:
         """1 for each image that is classified correctly."""
-        stream = self._stream(images)
-        for rows in run_clean(model.module, stream, model.n_outputs, self.pass_size):
+        for rows in run_clean(self._attacked(model), self._stream(images)):
             yield from (row["clean_correct"] for row in rows)
 
     def _robust(self, model: Model, images: ImageSet) -> Iterator[float]:
         """1 for each image that is classified correctly and withstands the attack."""
         assert self.sample is not None
         for rows in run_autoattack(
-            model.module,
+            self._attacked(model),
             self._stream(images),
             self.sample.norm,
             [self.sample.eps],
-            model.n_outputs,
             BUDGET,
-            batch_size=self.pass_size,
         ):
             yield from (row["robust"] for row in rows)
 
@@ -146,8 +147,8 @@ class Validation:
         """Human alignment of the input gradient of each image that has a map, over the ceiling."""
         if map_source(images) is None:
             return
-        stream, blur = self._stream(images), is_blurred(images)
-        for rows in run_saliency(model.module, stream, model.n_outputs, self.pass_size):
+        blur = is_blurred(images)
+        for rows in run_saliency(self._attacked(model), self._stream(images)):
             for row in rows:
                 position = images.position(row["image_id"])
                 attention = human_map(images, position, model.preprocessing, blur)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerator import DEVICE, Pretended, pretended
-from nets import digits, rows_of
+from nets import attack_rows, digits
 from torch import nn
 
 import training
@@ -30,22 +30,23 @@ from alignment_security.records.record import read_record
 BUDGET = Budget(steps=8, targets=2, queries=20)
 IMAGES = digits()[1200:1206]
 BALLS: dict[str, dict[str, Any]] = {
-    norm: {"norm": norm, "eps": eps, "n_outputs": 10, "budget": BUDGET, "batch_size": 4, "seed": 0}
+    norm: {"norm": norm, "eps": eps, "budget": BUDGET, "batch_size": 4, "seed": 0}
     for norm, eps in (("Linf", [0.02, 0.1, 0.2]), ("L2", [0.2, 0.8]))
 }
 RUNS = {
-    "clean": partial(run_clean, n_outputs=10, batch_size=4),
-    "reference": partial(run_pyautoattack, **BALLS["Linf"]),
+    "clean": partial(attack_rows, run_clean, batch_size=4),
+    "reference": partial(attack_rows, run_pyautoattack, **BALLS["Linf"]),
 }
 RUNS |= {
-    f"{norm} eps search": partial(run_autoattack, **options) for norm, options in BALLS.items()
+    f"{norm} eps search": partial(attack_rows, run_autoattack, **options)
+    for norm, options in BALLS.items()
 }
 NORMS: list[MinimumNormAttack] = [
     *(FMN(norm, 8) for norm in ("L2", "Linf", "L1")),
     *(BoundaryCrossing(norm, 30, walks=2) for norm in ("L2", "Linf")),
 ]
 RUNS |= {
-    attack.name: partial(run_minimum_norm, attack=attack, n_outputs=10, batch_size=4)
+    attack.name: partial(attack_rows, run_minimum_norm, attack=attack, batch_size=4)
     for attack in NORMS
 }
 
@@ -66,9 +67,9 @@ class Thousand(nn.Module):
 
 def same_rows(net, images, run) -> pd.DataFrame:
     """The rows of a run on the CPU; fails if the simulated accelerator gives others."""
-    on_cpu = rows_of(run(net, images))
+    on_cpu = run(net, images)
     with pretended() as device:
-        there = rows_of(run(copy.deepcopy(net).to(device), images))
+        there = run(copy.deepcopy(net).to(device), images)
     order = ["image_id", *({"eps"} & set(on_cpu))]
     pd.testing.assert_frame_equal(
         *(
@@ -91,7 +92,11 @@ def test_a_smoothed_head_gives_the_same_rows_on_another_device(robust_digits):
     net = nn.Sequential(Thousand(robust_digits), AnimateHead("max")).eval().requires_grad_(False)
     images = [(name, x, int(net(x[None]).argmax())) for name, x, _ in IMAGES]
     run = partial(
-        run_minimum_norm, attack=BoundaryCrossing("L2", 30, walks=2), n_outputs=2, batch_size=4
+        attack_rows,
+        run_minimum_norm,
+        attack=BoundaryCrossing("L2", 30, walks=2),
+        n_outputs=2,
+        batch_size=4,
     )
     assert (same_rows(smooth_head(net), images, run).success == 1).all()
 

@@ -7,7 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nets import RowCounter, cifar_photographs, cifar_resnet18, digits, rows_of, two_class
+from nets import (
+    RowCounter,
+    attack_rows,
+    cifar_photographs,
+    cifar_resnet18,
+    digits,
+    two_class,
+)
 from scipy.optimize import linprog
 from torch import nn
 
@@ -19,6 +26,7 @@ from alignment_security.attacks.attack import (
     EpsProgress,
     FabMemory,
 )
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, masked_gradient_warnings, run_autoattack
 from alignment_security.attacks.engine import run_stages
 from alignment_security.attacks.eps_search import EpsSearch, first_decided_by, next_index
@@ -45,7 +53,7 @@ SMALL = Budget(steps=20, targets=3, queries=60)
 
 def verdicts(net, images, norm, eps, budget=SMALL, run=run_autoattack, **options) -> pd.DataFrame:
     """The rows of ten classes, by image and, of several eps, by eps."""
-    rows = rows_of(run(net, images, norm, eps, 10, budget, **options))
+    rows = attack_rows(run, net, images, norm, eps, budget, **options)
     return rows.set_index(["image_id", "eps"] if len(eps) > 1 else "image_id").sort_index()
 
 
@@ -352,7 +360,9 @@ def test_square_breaks_a_net_that_masks_its_gradients():
     images = [(f"i{k}", torch.full((1, 8, 8), 0.1), 0) for k in range(4)]
     said = []
     budget = Budget(steps=10, targets=3, queries=300)
-    rows = rows_of(run_autoattack(Staircase(), images, "Linf", [0.1], 4, budget, log=said.append))
+    rows = attack_rows(
+        run_autoattack, Staircase(), images, "Linf", [0.1], budget, n_outputs=4, log=said.append
+    )
     assert set(rows.broken_by) == {"square"}
     assert "4 image(s) had a zero gradient" in said[0]
     assert "masked" in masked_gradient_warnings(rows)[0]
@@ -453,9 +463,10 @@ def test_square_never_leaves_its_ball(robust_digits, norm):
 )
 def test_bad_images_are_named(image, label, says):
     (net, _), images = two_class(0.1, "L2"), [("photo.jpg", image, label)]
+    model = AttackedModel(net, 2)
     for run in (
-        run_minimum_norm(net, images, FMN("L2", 3), 2),
-        run_autoattack(net, images, "Linf", [0.1], 2, Budget(attacks=("apgd-ce",))),
+        run_minimum_norm(model, images, FMN("L2", 3)),
+        run_autoattack(model, images, "Linf", [0.1], Budget(attacks=("apgd-ce",))),
     ):
         with pytest.raises(AttackError, match=f"photo.jpg: .*{says}"):
             list(run)
@@ -470,7 +481,11 @@ def test_nan_logits_are_named():
     image, budget = torch.full((1, 8, 8), 0.5), Budget(steps=5, targets=3, queries=5)
     image[0, 0, 0] = 0.49
     with pytest.raises(AttackError, match="NaN"):
-        list(run_autoattack(Sick(), [("photo.jpg", image, 1)], "Linf", [0.1], 4, budget))
+        list(
+            run_autoattack(
+                AttackedModel(Sick(), 4), [("photo.jpg", image, 1)], "Linf", [0.1], budget
+            )
+        )
 
 
 def test_budgets_below_the_standard_are_not_called_autoattack():

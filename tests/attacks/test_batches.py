@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from accelerator import WAITS, pretended
-from nets import digits, rows_of
+from nets import attack_rows, digits
 from torch import nn
 
 from alignment_security.attacks.attack import AttackError
@@ -25,13 +25,12 @@ IMAGES = digits()[1200:1223]
 
 def bounded(attack: str, eps: float, **budget):
     """One attack of AutoAttack in Linf."""
-    return partial(
-        run_autoattack, norm="Linf", eps=[eps], n_outputs=10, budget=Budget((attack,), **budget)
-    )
+    options = {"norm": "Linf", "eps": [eps], "budget": Budget((attack,), **budget)}
+    return partial(attack_rows, run_autoattack, **options)
 
 
 def minimal(attack):
-    return partial(run_minimum_norm, attack=attack, n_outputs=10)
+    return partial(attack_rows, run_minimum_norm, attack=attack)
 
 
 MINIMAL = {
@@ -56,7 +55,7 @@ def norm_bounded(eps: float) -> dict:
 
 
 LARGE = {
-    "clean": partial(run_clean, n_outputs=10),
+    "clean": partial(attack_rows, run_clean),
     "apgd-t": bounded("apgd-t", 1 / 255, steps=6, targets=2),
     "square": bounded("square", 1 / 255, queries=6),
     "crossing": minimal(BoundaryCrossing("L2", 10, walks=2)),
@@ -115,8 +114,8 @@ def test_idle_rows_are_at_most_an_eighth_of_a_batch(batch_size):
 @pytest.mark.parametrize("name", ["clean", *runs(0.1)])
 def test_a_network_sees_at_most_six_sizes_of_batch(robust_digits, name):
     net = Watched(robust_digits)
-    run = partial(run_clean, n_outputs=10) if name == "clean" else runs(0.1)[name]
-    rows_of(run(net, digits()[1200:1300], batch_size=64))
+    run = partial(attack_rows, run_clean) if name == "clean" else runs(0.1)[name]
+    run(net, digits()[1200:1300], batch_size=64)
     assert set(net.sizes) <= set(batch_shapes(64)) and max(net.sizes) == 64
 
 
@@ -138,10 +137,10 @@ def test_idle_rows_are_not_returned(robust_digits, count):
 @pytest.mark.parametrize("name", ["clean", *runs(0.1)])
 def test_rows_are_the_same_bytes_in_any_company(robust_digits, name):
     """Reversed, in two halves, and an image almost alone: every digit of every column."""
-    run = partial(run_clean, n_outputs=10) if name == "clean" else runs(0.1)[name]
+    run = partial(attack_rows, run_clean) if name == "clean" else runs(0.1)[name]
 
     def rows(*parts) -> pd.DataFrame:
-        found = [rows_of(run(robust_digits, part, batch_size=8)) for part in parts]
+        found = [run(robust_digits, part, batch_size=8) for part in parts]
         return pd.concat(found).sort_values("image_id", ignore_index=True)
 
     want = rows(IMAGES).drop(columns="perturbation", errors="ignore")
@@ -159,7 +158,7 @@ def test_large_images_give_the_same_bytes_at_any_batch_size(name):
     images = [(f"{i}", x[i], label) for i, label in enumerate(net(x).argmax(1).tolist())]
 
     def rows(batch_size: int, part=images) -> pd.DataFrame:
-        found = rows_of(LARGE[name](net, part, batch_size=batch_size))
+        found = LARGE[name](net, part, batch_size=batch_size)
         return found.drop(columns="perturbation", errors="ignore")
 
     want = rows(8).sort_values("image_id", ignore_index=True)
@@ -184,7 +183,7 @@ def test_the_host_waits_at_most_once_a_pass_for_the_device(robust_digits, name):
     with pretended() as device:
         net = Watched(copy.deepcopy(robust_digits).to(device))
         WAITS.clear()
-        rows_of(run(net, IMAGES[:7], batch_size=4))
+        run(net, IMAGES[:7], batch_size=4)
         assert len(WAITS) / len(net.sizes) <= most, pd.Series(WAITS).value_counts()
 
 
@@ -219,4 +218,4 @@ def test_logits_that_were_infinite_for_one_pass_end_the_run(robust_digits, name)
             return logits + torch.tensor([0.0, torch.inf, 0.0, 0.0])[: len(x), None]
 
     with pytest.raises(AttackError, match=rf"{IMAGES[1][0]}: .* infinite logits under {name}"):
-        rows_of(runs(1e-4)[name](Flickering(), IMAGES[:4], batch_size=4))
+        runs(1e-4)[name](Flickering(), IMAGES[:4], batch_size=4)

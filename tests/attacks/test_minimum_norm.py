@@ -1,12 +1,13 @@
 """Minimum-norm attacks against closed forms, bisection and linear programming, and each other."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nets import Linear, digits, rows_of, two_class
+from nets import Linear, attack_rows, digits, two_class
 from scipy.optimize import linprog
 
 from alignment_security.attacks import libraries
@@ -15,6 +16,8 @@ from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import shrink_onto_ball
 from alignment_security.attacks.libraries import run_foolbox, stretch
 from alignment_security.attacks.minimum_norm import run_minimum_norm
+
+minimise = partial(attack_rows, run_minimum_norm)
 
 
 def box_distance(net, distance: float) -> float:
@@ -36,7 +39,7 @@ def box_distance(net, distance: float) -> float:
 def test_fmn_finds_the_distance_of_a_linear_model(norm, distance):
     """Closed form |margin| / dual norm. All distances are below the first step length of 1."""
     net, image = two_class(distance, norm)
-    row = rows_of(run_minimum_norm(net, [("a", image, 0)], FMN(norm, 1000), 2)).iloc[0]
+    row = minimise(net, [("a", image, 0)], FMN(norm, 1000), n_outputs=2).iloc[0]
     assert ("l1" in row) == (norm == "L1")
     found = row[norm.lower()]
     assert row.success == 1 and distance * (1 - 1e-6) <= found <= 1.01 * distance
@@ -47,7 +50,7 @@ def test_fmn_where_pixels_clip(distance):
     """Against the projection onto hyperplane and box, by bisection in float64."""
     net, image = two_class(distance, "L2")
     want = box_distance(net, distance)
-    row = rows_of(run_minimum_norm(net, [("a", image, 0)], FMN("L2", 1000), 2)).iloc[0]
+    row = minimise(net, [("a", image, 0)], FMN("L2", 1000), n_outputs=2).iloc[0]
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
 
@@ -67,13 +70,13 @@ def test_fmn_leaves_no_image_of_a_linear_model_unfound(monkeypatch, norm, steps)
     nearest = (first - second).argsort()[:40].tolist()
     images = [(f"i{i}", x[i], labels[i]) for i in nearest]
     ours, theirs = (
-        rows_of(run_minimum_norm(net, images, attack, 10, batch_size=40))
+        minimise(net, images, attack, batch_size=40)
         for attack in (FMN(norm, steps), FMN(norm, steps, step_unit="pixels"))
     )
     assert ours.success.sum() == 40
     if norm == "L2":
         assert theirs.success.sum() < 40
-        longer = rows_of(run_minimum_norm(net, images, FMN(norm, 1000), 10, batch_size=40))
+        longer = minimise(net, images, FMN(norm, 1000), batch_size=40)
         assert ours.l2.mean() == pytest.approx(longer.l2.mean(), rel=1e-3)
 
 
@@ -90,15 +93,13 @@ def test_fmn_takes_the_nearest_of_ten_classes():
     label = int(logits.argmax())
     gaps = (logits[label] - logits) / (weight[label] - weight).norm(dim=1)
     want = float(gaps[torch.arange(10) != label].min())
-    row = rows_of(
-        run_minimum_norm(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000), 10)
-    ).iloc[0]
+    row = minimise(Linear(weight, bias), [("a", image, label)], FMN("L2", 1000)).iloc[0]
     assert want * (1 - 1e-5) <= row.l2 <= 1.01 * want
 
 
 def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
     images = {name: x for name, x, _ in digits()[1200:1220]}
-    rows = rows_of(run_minimum_norm(robust_digits, digits()[1200:1220], FMN("L2", 40), 10))
+    rows = minimise(robust_digits, digits()[1200:1220], FMN("L2", 40))
     hit = rows[rows.success == 1]
     assert len(hit) >= 15
     for row in hit.itertuples():
@@ -110,18 +111,17 @@ def test_every_reported_point_is_misclassified_and_in_the_box(robust_digits):
 
 def test_a_misclassified_image_has_a_row_and_no_norm(robust_digits):
     name, x, label = digits()[1200]
-    row = rows_of(
-        run_minimum_norm(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5), 10)
-    ).iloc[0]
+    row = minimise(robust_digits, [(name, x, (label + 1) % 10)], FMN("L2", 5)).iloc[0]
     assert row.clean_correct == 0 and "l2" not in row.dropna()
 
 
 def test_a_zero_gradient_is_no_division_by_zero():
     """A constant model cannot be fooled: success 0, and no NaN in between."""
-    row = rows_of(
-        run_minimum_norm(
-            Linear(torch.zeros(2, 64), [1.0, 0.0]), [("a", torch.rand(1, 8, 8), 0)], FMN("L2", 5), 2
-        )
+    row = minimise(
+        Linear(torch.zeros(2, 64), [1.0, 0.0]),
+        [("a", torch.rand(1, 8, 8), 0)],
+        FMN("L2", 5),
+        n_outputs=2,
     )
     assert row.success.tolist() == [0]
 
@@ -147,7 +147,7 @@ class Flat(torch.nn.Module):
 def test_an_image_without_gradient_has_the_norm_of_the_nearest_boundary(attack, distance):
     """It is attacked again from where a line to another image leaves the class."""
     net = Flat(distance)
-    row = rows_of(run_minimum_norm(net, [("a", net.image, 0)], attack, 2)).iloc[0]
+    row = minimise(net, [("a", net.image, 0)], attack, n_outputs=2).iloc[0]
     assert row.success == 1 and distance * (1 - 1e-5) <= row.l2 <= 1.002 * distance
     assert row.backwards == 2 * attack.steps
 
@@ -175,9 +175,9 @@ def test_images_without_gradient_all_have_norms(robust_digits, norm):
         norms_found(net, images, attack, 10) for net in (Saturated(robust_digits), robust_digits)
     )
     assert set(found.index) == set(want.index) and (found / want).median() < 3
-    turned = rows_of(
-        run_minimum_norm(Saturated(robust_digits), images[::-1], attack, 10, batch_size=7)
-    ).set_index("image_id")
+    turned = minimise(Saturated(robust_digits), images[::-1], attack, batch_size=7).set_index(
+        "image_id"
+    )
     np.testing.assert_allclose(turned[norm.lower()].loc[found.index], found, rtol=1e-3)
 
 
@@ -221,7 +221,7 @@ def test_crossing_on_linear_models_in_few_passes(norm, distance):
         )
         net.bias[0] = distance * net.weight[0].abs().sum() - net.weight[0] @ image.flatten()
     want = box_distance(net, distance) if norm == "L2" else clipped_distance(net, image)
-    row = rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing(norm, 25), 2)).iloc[0]
+    row = minimise(net, [("a", image, 0)], BoundaryCrossing(norm, 25), n_outputs=2).iloc[0]
     found = float(
         torch.linalg.vector_norm(row.perturbation.flatten(), ord={"L2": 2, "Linf": math.inf}[norm])
     )
@@ -240,9 +240,9 @@ class Halves(torch.nn.Module):
 
 
 def norms_found(net, images, attack, n_outputs):
-    rows = rows_of(
-        run_minimum_norm(net, images, attack, n_outputs, batch_size=len(images))
-    ).set_index("image_id")
+    rows = minimise(net, images, attack, n_outputs=n_outputs, batch_size=len(images)).set_index(
+        "image_id"
+    )
     return rows[rows.success == 1][attack.norm.lower()]
 
 
@@ -286,8 +286,7 @@ def test_two_walks_find_smaller_norms_than_one(robust_digits):
     """At the same number of steps, on digits that the schedule was not chosen on."""
     images = digits()[1400:1440]
     one, two = (
-        rows_of(run_minimum_norm(robust_digits, images, BoundaryCrossing("Linf", 50, walks), 10))
-        for walks in (1, 2)
+        minimise(robust_digits, images, BoundaryCrossing("Linf", 50, walks)) for walks in (1, 2)
     )
     both = one.merge(two, on="image_id", suffixes=("", "_two")).dropna(subset="linf")
     assert both.linf_two.mean() < both.linf.mean() and (both.linf_two < 1.01 * both.linf).all()
@@ -305,9 +304,7 @@ def test_late_in_a_linf_walk_pixels_near_the_radius_get_its_length():
 def test_crossing_never_gets_worse_with_its_walks(robust_digits, walks):
     """The best point of all walks is what is reported."""
     images = digits()[1200:1208]
-    rows = rows_of(
-        run_minimum_norm(robust_digits, images, BoundaryCrossing("L2", 60, walks), 10)
-    ).set_index("image_id")
+    rows = minimise(robust_digits, images, BoundaryCrossing("L2", 60, walks)).set_index("image_id")
     pixels = {name: x for name, x, _ in images}
     for row in rows[rows.success == 1].reset_index().itertuples():
         assert (
@@ -327,15 +324,13 @@ def test_feng2025_gives_what_foolbox_gives_which_is_not_minimal(distance, publis
         image
     )  # from 0 to 1: stretching changes nothing
     net.bias[0] -= float((net.weight[0] * (image.flatten() - 0.5)).sum())
-    row = rows_of(run_foolbox(net, [("a", image, 0)], "feng2025", 1000, 2)).iloc[0]
+    row = attack_rows(run_foolbox, net, [("a", image, 0)], "feng2025", 1000, n_outputs=2).iloc[0]
     theirs = foolbox.attacks.L2FMNAttack(steps=1000, max_stepsize=1, min_stepsize=1e-5, gamma=10)(
         foolbox.PyTorchModel(net.eval(), (0, 1)), image[None], torch.tensor([0]), epsilons=None
     )[1][0]
     torch.testing.assert_close(row.perturbation, theirs - image)
     assert row.l2 == pytest.approx(published, abs=0.15)  # whole steps of 1, less what the box takes
-    ours = (
-        rows_of(run_minimum_norm(net, [("a", image, 0)], BoundaryCrossing("L2", 20), 2)).iloc[0].l2
-    )
+    ours = minimise(net, [("a", image, 0)], BoundaryCrossing("L2", 20), n_outputs=2).iloc[0].l2
     assert distance <= ours <= 1.02 * distance
 
 
@@ -357,14 +352,16 @@ def test_library_attacks_that_are_offered_find_closed_form_distances(
     """DeepFool oversteps by 2 %, as its settings say. At 1.3 the box takes part."""
     net, image = two_class(distance, "L2")
     want = box_distance(net, distance)
-    row = rows_of(run_foolbox(net, [("a", image, 0)], protocol, steps, 2)).iloc[0]
+    row = attack_rows(run_foolbox, net, [("a", image, 0)], protocol, steps, n_outputs=2).iloc[0]
     assert row.success == 1 and want * (1 - 1e-5) <= row.l2 <= within * want
 
 
 @pytest.mark.parametrize(("protocol", "steps"), [("ddn", 30), ("cw", 20), ("deepfool", 20)])
 def test_library_attacks_do_not_depend_on_the_batch(robust_digits, protocol, steps):
     alone, together = (
-        rows_of(run_foolbox(robust_digits, digits()[1200:1212], protocol, steps, 10, batch_size))
+        attack_rows(
+            run_foolbox, robust_digits, digits()[1200:1212], protocol, steps, batch_size=batch_size
+        )
         for batch_size in (1, 12)
     )
     assert alone.success.sum() > 5
@@ -426,11 +423,9 @@ def test_shrink_onto_ball_only_shrinks(norm, p):
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_norms_do_not_depend_on_the_batch(robust_digits, batch_size):
     images = digits()[1200:1214]
-    whole = rows_of(
-        run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=14)
-    ).set_index("image_id")
-    parts = rows_of(
-        run_minimum_norm(robust_digits, images, FMN("L2", 30), 10, batch_size=batch_size)
-    ).set_index("image_id")
+    whole = minimise(robust_digits, images, FMN("L2", 30), batch_size=14).set_index("image_id")
+    parts = minimise(robust_digits, images, FMN("L2", 30), batch_size=batch_size).set_index(
+        "image_id"
+    )
     np.testing.assert_allclose(parts.l2.loc[whole.index], whole.l2, rtol=1e-4)
     assert (parts.success.loc[whole.index].fillna(-1) == whole.success.fillna(-1)).all()

@@ -5,7 +5,7 @@ from functools import partial
 import pandas as pd
 import pytest
 import torch
-from nets import digits, rows_of
+from nets import attack_rows, digits
 from torch import nn
 
 from alignment_security.attacks.attack import AttackError
@@ -21,15 +21,15 @@ IMAGES = digits()[1200:1204]
 
 def bounded(attack: str, run=run_autoattack):
     budget = Budget((attack,), steps=20, targets=2, queries=40)
-    return partial(run, norm="Linf", eps=[0.1], n_outputs=10, budget=budget)
+    return partial(attack_rows, run, norm="Linf", eps=[0.1], budget=budget)
 
 
 def minimal(attack):
-    return partial(run_minimum_norm, attack=attack, n_outputs=10)
+    return partial(attack_rows, run_minimum_norm, attack=attack)
 
 
 def library(protocol: str):
-    return partial(run_foolbox, protocol=protocol, steps=20, n_outputs=10)
+    return partial(attack_rows, run_foolbox, protocol=protocol, steps=20)
 
 
 OURS = {
@@ -79,35 +79,35 @@ class NanNearby(nn.Module):
 def test_a_gradient_of_nan_ends_the_run_under_its_own_name(robust_digits, name):
     """Its sign is zero: APGD would stay where it is, and every image would count as robust."""
     with pytest.raises(AttackError, match=r"the gradient of .* is NaN .* under "):
-        rows_of(OURS[name](NanGradient(robust_digits), IMAGES, batch_size=4))
+        OURS[name](NanGradient(robust_digits), IMAGES, batch_size=4)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_a_gradient_of_nan_ends_the_attacks_of_libraries(robust_digits, name):
     with pytest.raises(AttackError, match="the gradient of .* is NaN"):
-        rows_of(LIBRARIES[name](NanGradient(robust_digits), IMAGES, batch_size=4))
+        LIBRARIES[name](NanGradient(robust_digits), IMAGES, batch_size=4)
 
 
 @pytest.mark.parametrize("name", [*OURS, "reference", "ddn", "cw", "deepfool"])
 def test_logits_of_nan_are_no_adversarial_point(robust_digits, name):
     with pytest.raises(AttackError, match="the model gives NaN or infinite logits"):
-        rows_of((OURS | LIBRARIES)[name](NanNearby(robust_digits), IMAGES, batch_size=4))
+        (OURS | LIBRARIES)[name](NanNearby(robust_digits), IMAGES, batch_size=4)
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "fmn-L2", *LIBRARIES])
 def test_clean_logits_of_nan_are_named_with_their_image(robust_digits, name):
     net = nn.Sequential(robust_digits, NanLogits())
     with pytest.raises(AttackError, match=rf"{IMAGES[0][0]}: the model gives NaN"):
-        rows_of((OURS | LIBRARIES)[name](net, IMAGES, batch_size=4))
+        (OURS | LIBRARIES)[name](net, IMAGES, batch_size=4)
 
 
 def test_a_saliency_of_nan_ends_the_run(robust_digits):
     with pytest.raises(AttackError, match=f"{IMAGES[0][0]}: the gradient of .* is NaN"):
-        list(run_saliency(NanGradient(robust_digits), IMAGES, 10, batch_size=4))
+        attack_rows(run_saliency, NanGradient(robust_digits), IMAGES, batch_size=4)
 
 
 def test_an_attack_without_gradients_takes_a_network_whose_gradients_are_nan(robust_digits):
-    want = rows_of(bounded("square")(robust_digits, IMAGES, batch_size=4))
-    got = rows_of(bounded("square")(NanGradient(robust_digits), IMAGES, batch_size=4))
+    want = bounded("square")(robust_digits, IMAGES, batch_size=4)
+    got = bounded("square")(NanGradient(robust_digits), IMAGES, batch_size=4)
     columns = ["image_id", "robust", "adv_pred", "forwards"]
     pd.testing.assert_frame_equal(got[columns], want[columns])

@@ -5,11 +5,12 @@ import logging
 import pandas as pd
 import pytest
 import torch
-from nets import NoisyPixels, digits, rows_of, share_wrong_at, two_class
+from nets import NoisyPixels, attack_rows, digits, share_wrong_at, two_class
 from scipy.stats import binom, binomtest
 from torch import nn
 
 from alignment_security.attacks.attack import AttackError
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.rand import (
     CONFIRMATIONS,
@@ -56,7 +57,7 @@ def random_nets(net) -> dict[str, nn.Module]:
 
 
 def verdicts(net, images, eps=(0.1,), budget=SMALL, **options) -> pd.DataFrame:
-    rows = rows_of(run_rand(net, images, "Linf", list(eps), 10, budget, **options))
+    rows = attack_rows(run_rand, net, images, "Linf", list(eps), budget, **options)
     return rows.set_index(["image_id", "eps"]).sort_index()
 
 
@@ -125,14 +126,14 @@ def test_an_image_that_half_of_the_draws_get_right_is_robust(share, together):
     """Whatever single draws say; also where the net draws once for a whole batch."""
     images = [(f"i{k}", torch.full((1, 8, 8), 0.5), 0) for k in range(30)]
     net, budget = Guessing(share, together), RandomBudget(steps=4, targets=1)
-    rows = rows_of(run_rand(net, images, "Linf", [0.1], 4, budget))
+    rows = attack_rows(run_rand, net, images, "Linf", [0.1], budget, n_outputs=4)
     assert rows.robust.tolist() == [1] * 30
     assert together or set(net.sizes[1:]) == {1}
 
 
 def test_an_image_that_most_draws_get_wrong_is_misclassified():
     images = [(f"i{k}", torch.full((1, 8, 8), 0.5), 0) for k in range(8)]
-    rows = rows_of(run_rand(Guessing(0.8), images, "Linf", [0.0, 0.1], 4, SMALL))
+    rows = attack_rows(run_rand, Guessing(0.8), images, "Linf", [0.0, 0.1], SMALL, n_outputs=4)
     assert set(rows.broken_by) == {"clean"} and (rows.clean_pred == 1).all()
     assert (rows.clean_correct == 0).all() and rows.wrong_share.between(0.6, 1).all()
 
@@ -182,7 +183,7 @@ def test_run_rand_gives_the_references_verdicts_where_draws_agree(robust_digits)
 def test_a_deterministic_net_has_the_verdicts_of_apgd(robust_digits):
     """The mean of equal draws is a draw, so that the points are APGD's."""
     one = Budget(("apgd-ce", "apgd-t"), SMALL.steps, SMALL.targets)
-    want = rows_of(run_autoattack(robust_digits, IMAGES, "Linf", [0.1], 10, one))
+    want = attack_rows(run_autoattack, robust_digits, IMAGES, "Linf", [0.1], one)
     want = want.set_index(["image_id", "eps"]).sort_index()
     got = verdicts(robust_digits, IMAGES)
     assert got.robust.equals(want.robust) and got.broken_by.equals(want.broken_by)
@@ -236,4 +237,4 @@ def test_a_random_budget_is_never_called_autoattack():
         RandomBudget(("apgd-ce", "square"))
     net, image = two_class(0.1, "Linf")
     with pytest.raises(AttackError, match="at least 4 classes"):
-        list(run_rand(net, [("a", image, 0)], "Linf", [0.1], 2, SMALL))
+        list(run_rand(AttackedModel(net, 2), [("a", image, 0)], "Linf", [0.1], SMALL))

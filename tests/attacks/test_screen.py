@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
-from nets import digits, rows_of, two_class
+from nets import attack_rows, digits, rows_of, two_class
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.attacks.screen import run_screen, screening_walk
@@ -15,18 +16,18 @@ EPS = [0.06, 0.1, 0.14]
 
 
 def screen(net, images, norm="Linf", eps=EPS, **options) -> pd.DataFrame:
-    rows = rows_of(run_screen(net, images, norm, eps, 10, **options))
+    rows = attack_rows(run_screen, net, images, norm, eps, **options)
     return rows.set_index(["image_id", "eps"]).sort_index()
 
 
 @pytest.mark.parametrize("norm, eps", [("Linf", EPS), ("Linf", [0.1]), ("L2", [0.3, 0.8])])
 def test_an_image_stands_where_neither_apgd_nor_the_walk_breaks_it(robust_digits, norm, eps):
     rows = screen(robust_digits, IMAGES, norm, eps, batch_size=16)
-    walk = rows_of(run_minimum_norm(robust_digits, IMAGES, screening_walk(norm), 10))
+    walk = attack_rows(run_minimum_norm, robust_digits, IMAGES, screening_walk(norm))
     norms = walk.set_index("image_id")[norm.lower()]
     for level in eps:
-        apgd = rows_of(
-            run_autoattack(robust_digits, IMAGES, norm, [level], 10, Budget(("apgd-ce",)))
+        apgd = attack_rows(
+            run_autoattack, robust_digits, IMAGES, norm, [level], Budget(("apgd-ce",))
         ).set_index("image_id")
         standing = (apgd["robust"] == 1) & ~(norms <= level)
         at_eps = rows.xs(level, level="eps")
@@ -42,7 +43,7 @@ def test_an_image_stands_where_neither_apgd_nor_the_walk_breaks_it(robust_digits
 
 def test_the_walk_of_a_linear_net_decides_every_eps_above_the_distance():
     net, image = two_class(0.3, "Linf")
-    run = run_screen(net, [("a", image, 0)], "Linf", [0.1, 0.2, 0.31, 0.4], 2)
+    run = run_screen(AttackedModel(net, 2), [("a", image, 0)], "Linf", [0.1, 0.2, 0.31, 0.4])
     rows = rows_of(run).sort_values("eps")
     assert rows["robust"].tolist() == [1, 1, 0, 0]
     assert rows["screen_norm"].tolist() == pytest.approx([0.3] * 4, rel=0.01)
@@ -65,10 +66,12 @@ def test_an_image_is_attacked_at_the_eps_that_are_wanted(robust_digits, wanted):
     """The full budget's verdicts are those of a run at these eps alone."""
     budget = Budget(steps=10, targets=2, queries=20)
     names = {name: wanted if i % 2 else [0.1] for i, (name, _, _) in enumerate(IMAGES[:8])}
-    run = run_autoattack(robust_digits, IMAGES[:8], "Linf", EPS, 10, budget, wanted=names)
+    run = run_autoattack(
+        AttackedModel(robust_digits, 10), IMAGES[:8], "Linf", EPS, budget, wanted=names
+    )
     rows = rows_of(run).set_index(["image_id", "eps"]).sort_index()
     assert set(rows.index) == {(name, eps) for name, levels in names.items() for eps in levels}
-    alone = rows_of(run_autoattack(robust_digits, IMAGES[:8], "Linf", wanted, 10, budget))
+    alone = attack_rows(run_autoattack, robust_digits, IMAGES[:8], "Linf", wanted, budget)
     verdicts = alone.set_index(["image_id", "eps"])["robust"]
     odd = [key for key in verdicts.index if key[0] in list(names)[1::2]]
     assert rows["robust"].loc[odd].to_dict() == verdicts.loc[odd].to_dict()

@@ -9,6 +9,7 @@ import torch
 from nets import digits, digits_net
 from torch import nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import AUTOATTACK, Budget, run_autoattack
 from alignment_security.attacks.libraries import FOOLBOX, run_foolbox, run_pyautoattack
 from alignment_security.attacks.minimum_norm import run_minimum_norm
@@ -52,8 +53,8 @@ def counted(rows) -> tuple[float, float]:
 
 
 def own(net, images, threat: AutoAttack) -> tuple[float, float]:
-    eps = list(threat.eps)
-    return counted(run_autoattack(net, images, "Linf", eps, 10, threat.budget))
+    model = AttackedModel(net, 10)
+    return counted(run_autoattack(model, images, "Linf", list(threat.eps), threat.budget))
 
 
 # ---- passes --------------------------------------------------------------------------------------
@@ -83,9 +84,8 @@ def test_many_eps_cost_little_more_than_one(net, images):
 def test_fooled_at_once_takes_the_least(names):
     threat = small(HUGE_EPS, names)
     x = torch.full((1, 8, 8), 0.5)
-    found = counted(
-        run_autoattack(AnyChange(x), [("a", x, 0)], "Linf", list(HUGE_EPS), 4, threat.budget)
-    )
+    model = AttackedModel(AnyChange(x), 4)
+    found = counted(run_autoattack(model, [("a", x, 0)], "Linf", list(HUGE_EPS), threat.budget))
     assert found == threat.cost()[0]
 
 
@@ -106,13 +106,14 @@ class AnyChange(nn.Module):
 def test_minimal_norms_take_the_estimated_passes(net, images, threat_class, norm):
     threat = threat_class(norm, steps=10)
     least, most = threat.cost()
-    assert least == most == counted(run_minimum_norm(net, images, threat.attack(), 10))
+    found = counted(run_minimum_norm(AttackedModel(net, 10), images, threat.attack()))
+    assert least == most == found
 
 
 @pytest.mark.parametrize("protocol", FOOLBOX)
 def test_foolboxs_classes_take_the_estimated_passes(net, images, protocol):
     least, most = Foolbox(protocol, steps=10).cost()
-    forwards, backwards = counted(run_foolbox(net, images, protocol, 10, 10))
+    forwards, backwards = counted(run_foolbox(AttackedModel(net, 10), images, protocol, 10))
     assert least[0] <= forwards <= most[0] and least[1] <= backwards <= most[1]
     assert least == most or protocol == "deepfool"
 
@@ -120,8 +121,8 @@ def test_foolboxs_classes_take_the_estimated_passes(net, images, protocol):
 @pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK], ids="+".join)
 def test_the_reference_takes_about_the_estimated_passes(net, images, names):
     threat = small(TINY_EPS[:2], names, engine="reference")
-    eps = list(threat.eps)
-    forwards, backwards = counted(run_pyautoattack(net, images, "Linf", eps, 10, threat.budget))
+    model, eps = AttackedModel(net, 10), list(threat.eps)
+    forwards, backwards = counted(run_pyautoattack(model, images, "Linf", eps, threat.budget))
     most = threat.cost()[1]
     assert forwards == pytest.approx(most[0], rel=0.05)
     assert backwards == pytest.approx(most[1], rel=0.15)

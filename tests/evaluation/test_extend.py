@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from conftest import ROOT
-from nets import rows_of, two_class
+from nets import attack_rows, two_class
 from torch import nn
 
 from alignment_security.attacks.minimum_norm import run_minimum_norm
@@ -59,5 +59,7 @@ def test_the_image_set_the_attack_and_the_figure_of_the_page_run(
     plt.close(figure)
 
     net, x = two_class(distance=0.52, norm="L2")
-    rows = rows_of(run_minimum_norm(net, [("a", x, 0)], names["GradientSteps"](20, 0.05), 2))
+    rows = attack_rows(
+        run_minimum_norm, net, [("a", x, 0)], names["GradientSteps"](20, 0.05), n_outputs=2
+    )
     assert rows["l2"].tolist() == pytest.approx([0.55], abs=1e-5)  # eleven steps of 0.05

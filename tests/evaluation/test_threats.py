@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.minimum_norm import run_minimum_norm
 from alignment_security.attacks.rand import RandomBudget
@@ -61,7 +62,7 @@ def test_a_second_attempt_is_seen_in_the_rows_of_an_attack():
             return torch.stack([torch.zeros_like(rise), rise - 0.01], 1)
 
     images = [(name, torch.full((1, 4, 4), grey), 0) for name, grey in (("a", 0.2), ("b", 0.5))]
-    batches = run_minimum_norm(HalfFlat(), images, Crossing("L2", 20).attack(), 2)
+    batches = run_minimum_norm(AttackedModel(HalfFlat(), 2), images, Crossing("L2", 20).attack())
     rows = pd.DataFrame([row for batch in batches for row in batch])
     (note,) = Crossing("L2", 20).notes_on(rows)
     assert note.startswith("1 of 2 correctly") and "e.g. a;" in note

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from alignment_security.attacks import clean
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.clean import run_clean
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.images import loading
@@ -145,8 +146,9 @@ def test_images_go_to_the_device_as_bytes(five, lite0, monkeypatch):
         clean, "to_device", lambda x, device: sent.append(x.dtype) or to_device(x, device)
     )
     preprocessing = lite0.preprocessing | {"input_size": (3, 64, 64)}
-    rows = list(run_clean(lite0.module, stream_bytes(five, preprocessing), 1000, 8))
-    assert rows == list(run_clean(lite0.module, stream_images(five, preprocessing), 1000, 8))
+    model = AttackedModel(lite0.module, 1000)
+    rows = list(run_clean(model, stream_bytes(five, preprocessing)))
+    assert rows == list(run_clean(model, stream_images(five, preprocessing)))
     assert sent == [torch.uint8, torch.float32]
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.evaluation import AutoAttack, evaluate
 from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_norm
@@ -156,14 +157,11 @@ def test_bf16_verdicts_are_confirmed_in_float32():
 
     def verdicts(module) -> pd.DataFrame:
         rows = run_autoattack(
-            module,
+            AttackedModel(module, 10, exact=WithoutTF32(net), batch_size=8),
             images,
             norm="Linf",
             eps=[2 / 255],
-            n_outputs=10,
             budget=budget,
-            batch_size=8,
-            exact=WithoutTF32(net),
         )
         return rows_of(rows).set_index("image_id").sort_index()
 

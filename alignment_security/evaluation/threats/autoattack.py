@@ -23,9 +23,7 @@ from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
     RecordRows,
-    ReportedPasses,
     Threat,
-    exact_module,
     fast_module,
 )
 from alignment_security.images.image_sets import ImageSet
@@ -145,16 +143,12 @@ class AutoAttack(Threat):
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         if self.engine == "reference":
             return run_pyautoattack(
-                ReportedPasses(model.module, execution),
+                self.attacked_model(model, execution),
                 images,
                 self.norm,
                 list(self.eps),
-                model.n_outputs,
                 self.budget,
-                seed=self.seed,
-                batch_size=execution.batch_size,
-                begun=execution.known_rows,
-                log=execution.log,
+                execution.known_rows,
             )
         return self._run_own(model, images, execution)
 
@@ -167,18 +161,13 @@ class AutoAttack(Threat):
     ) -> RecordRows:
         """Verdicts of the engine `own`; `wanted` as of `run_autoattack`."""
         return run_autoattack(
-            ReportedPasses(self.attacked_module(model, execution), execution),
+            self.attacked_model(model, execution),
             images,
             self.norm,
             list(self.eps),
-            model.n_outputs,
             self.budget,
-            seed=self.seed,
-            batch_size=execution.batch_size,
-            begun=execution.known_rows,
-            exact=exact_module(model, execution),
-            log=execution.log,
-            wanted=wanted,
+            execution.known_rows,
+            wanted,
         )
 
     @classmethod

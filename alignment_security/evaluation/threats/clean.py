@@ -9,13 +9,7 @@ from typing import ClassVar
 
 from alignment_security.attacks.clean import ImageStream, run_clean
 from alignment_security.common.files import UserError, sha256_file
-from alignment_security.evaluation.threats.threat import (
-    Cost,
-    Execution,
-    RecordRows,
-    ReportedPasses,
-    Threat,
-)
+from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows, Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.labels import read_multilabels
 from alignment_security.models.heads import Model
@@ -46,8 +40,7 @@ class Clean(Threat):
         return (1, 0), (1, 0)
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        module = ReportedPasses(model.module, execution)
-        return run_clean(module, images, model.n_outputs, execution.batch_size, execution.log)
+        return run_clean(self.attacked_model(model, execution), images)
 
     def accepted_labels(self, head: str) -> dict[str, frozenset[int]]:
         """File name -> accepted classes; empty without a file, and for a head of two classes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pandas as pd
@@ -17,7 +17,6 @@ from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
     RecordRows,
-    ReportedPasses,
     Threat,
 )
 from alignment_security.models.heads import Model
@@ -101,15 +100,9 @@ class Foolbox(Threat):
         return always, always
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        return run_foolbox(
-            ReportedPasses(model.module, execution),
-            images,
-            self.protocol,
-            self.steps,
-            model.n_outputs,
-            min(execution.batch_size, LARGEST_BATCH),
-            execution.log,
-        )
+        execution = replace(execution, batch_size=min(execution.batch_size, LARGEST_BATCH))
+        attacked = self.attacked_model(model, execution)
+        return run_foolbox(attacked, images, self.protocol, self.steps)
 
     @classmethod
     def from_args(cls, args: Namespace) -> Foolbox:

@@ -27,9 +27,7 @@ from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
     RecordRows,
-    ReportedPasses,
     Threat,
-    exact_module,
     fast_module,
 )
 from alignment_security.models.heads import HEAD_TEMPERATURE, Model, smooth_head
@@ -79,16 +77,7 @@ class MinimumNormThreat(Threat):
         return fast_module(model.module, model, execution)
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        return run_minimum_norm(
-            ReportedPasses(self.attacked_module(model, execution), execution),
-            images,
-            self.attack(),
-            model.n_outputs,
-            seed=self.seed,
-            batch_size=execution.batch_size,
-            exact=exact_module(model, execution),
-            log=execution.log,
-        )
+        return run_minimum_norm(self.attacked_model(model, execution), images, self.attack())
 
 
 @dataclass(frozen=True)

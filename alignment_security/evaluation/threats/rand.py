@@ -11,13 +11,7 @@ from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.rand import CONFIRMATIONS, RandomBudget, run_rand
 from alignment_security.evaluation.threats.autoattack import AutoAttack
-from alignment_security.evaluation.threats.threat import (
-    Cost,
-    Execution,
-    RecordRows,
-    ReportedPasses,
-    exact_module,
-)
+from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows
 from alignment_security.models.heads import Model
 
 
@@ -58,16 +52,12 @@ class RandomAutoAttack(AutoAttack):
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         return run_rand(
-            ReportedPasses(self.attacked_module(model, execution), execution),
+            self.attacked_model(model, execution),
             images,
             self.norm,
             list(self.eps),
-            model.n_outputs,
             self.budget,
-            seed=self.seed,
-            begun=execution.known_rows,
-            exact=exact_module(model, execution),
-            log=execution.log,
+            execution.known_rows,
         )
 
     @classmethod

@@ -14,7 +14,6 @@ from alignment_security.evaluation.threats.threat import (
     Cost,
     Execution,
     RecordRows,
-    ReportedPasses,
     Threat,
 )
 from alignment_security.images.human_maps import map_source
@@ -56,8 +55,7 @@ class Saliency(Threat):
             )
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        module = ReportedPasses(model.module, execution)
-        return run_saliency(module, images, model.n_outputs, execution.batch_size, execution.log)
+        return run_saliency(self.attacked_model(model, execution), images)
 
     @classmethod
     def from_args(cls, args: Namespace) -> Saliency:

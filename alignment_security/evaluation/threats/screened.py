@@ -16,14 +16,7 @@ from alignment_security.attacks.screen import SCREEN, run_screen, screening_walk
 from alignment_security.common.eps import format_eps
 from alignment_security.common.verdicts import STANDARD_NAME
 from alignment_security.evaluation.threats.autoattack import AutoAttack
-from alignment_security.evaluation.threats.threat import (
-    Cost,
-    Execution,
-    RecordRows,
-    ReportedPasses,
-    Threat,
-    exact_module,
-)
+from alignment_security.evaluation.threats.threat import Cost, Execution, RecordRows, Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.heads import Model
 from alignment_security.records.record import SCREENED_KIND
@@ -122,18 +115,9 @@ class Screened(AutoAttack):
         ]
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        for rows in run_screen(
-            ReportedPasses(self.attacked_module(model, execution), execution),
-            images,
-            self.norm,
-            list(self.eps),
-            model.n_outputs,
-            seed=self.seed,
-            batch_size=execution.batch_size,
-            begun=execution.known_rows,
-            exact=exact_module(model, execution),
-            log=execution.log,
-        ):
+        attacked = self.attacked_model(model, execution)
+        eps, known = list(self.eps), execution.known_rows
+        for rows in run_screen(attacked, images, self.norm, eps, known):
             yield [row | {"stage": SCREENED} for row in rows]
 
     @classmethod

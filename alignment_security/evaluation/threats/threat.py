@@ -11,6 +11,7 @@ from typing import ClassVar
 import pandas as pd
 from torch import Tensor, nn
 
+from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import WithoutTF32, Wrapper, fast_copy
@@ -57,6 +58,7 @@ class Threat(ABC):
     # options of the command line that this threat reads and some other one does not
     options: ClassVar[frozenset[str]]
     eps: Sequence[float] = ()  # radii in pixel units of [0, 1]; a row for each, else one row
+    seed: int = 0  # of the attack's random numbers
     map_reduce: str | None = None  # perturbation or gradient -> map, to compare with human maps
 
     @property
@@ -106,6 +108,17 @@ class Threat(ABC):
         """The module that the attack calls: the model itself, or a faster copy of it."""
         return model.module
 
+    def attacked_model(self, model: Model, execution: Execution) -> AttackedModel:
+        """What `run` hands to an attack; passes are reported to `execution`."""
+        return AttackedModel(
+            ReportedPasses(self.attacked_module(model, execution), execution),
+            model.n_outputs,
+            ReportedPasses(WithoutTF32(model.module), execution),
+            execution.batch_size,
+            self.seed,
+            execution.log,
+        )
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What its settings cannot find: warnings for the run file."""
@@ -139,11 +152,6 @@ class ReportedPasses(Wrapper):
         logits = self.module(x)
         self.on_pass(len(x), logits.requires_grad)
         return logits
-
-
-def exact_module(model: Model, execution: Execution) -> nn.Module:
-    """The model in float32, without TF32, which classifies clean images and confirms findings."""
-    return ReportedPasses(WithoutTF32(model.module), execution)
 
 
 def fast_module(module: nn.Module, model: Model, execution: Execution) -> nn.Module:
