@@ -127,7 +127,7 @@ def run_autoattack(
     model: AttackedModel,
     source: ImageStream,
     norm: str,
-    eps: list[float],
+    eps: Sequence[float],
     budget: Budget,
     begun: dict[str, list[dict]] | None = None,
     wanted: dict[str, list[float]] | None = None,

@@ -111,7 +111,7 @@ class EpsSearch:
     def __init__(
         self,
         attacks: Sequence[str],
-        eps: list[float],
+        eps: Sequence[float],
         norm: str,
         confirm: Confirm,
         to_attack: Callable[[list], list[AttackedImage[EpsProgress]]],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -110,7 +110,7 @@ def run_pyautoattack(
     model: AttackedModel,
     source: ImageStream,
     norm: str,
-    eps: list[float],
+    eps: Sequence[float],
     budget: Budget,
     begun: dict[str, list[dict]] | None = None,
 ) -> Iterator[list[dict]]:

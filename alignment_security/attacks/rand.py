@@ -7,7 +7,7 @@ are wrong, beyond chance: one lucky draw in a thousand points proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar
@@ -233,7 +233,7 @@ def run_rand(
     model: AttackedModel,
     source: ImageStream,
     norm: str,
-    eps: list[float],
+    eps: Sequence[float],
     budget: RandomBudget,
     begun: dict[str, list[dict]] | None = None,
 ) -> Iterator[list[dict]]:

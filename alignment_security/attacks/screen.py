@@ -6,7 +6,7 @@ also says how likely an image is to fall to the attacks that follow (`records.sc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from alignment_security.attacks.attack import AttackedImage, EpsProgress, Finding
@@ -74,7 +74,7 @@ def run_screen(
     model: AttackedModel,
     source: ImageStream,
     norm: str,
-    eps: list[float],
+    eps: Sequence[float],
     begun: dict[str, list[dict]] | None = None,
 ) -> Iterator[list[dict]]:
     """Verdicts of the screen. Yields lists of `ball` record rows with `screen_norm`.

@@ -1,7 +1,7 @@
 """Evaluate a model under a threat from a notebook; docs/notebook.md shows how."""
 
 from alignment_security.evaluation.run import Stopped, evaluate
-from alignment_security.evaluation.threats.autoattack import AutoAttack
+from alignment_security.evaluation.threats.autoattack import AutoAttack, ReferenceAutoAttack
 from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
@@ -18,6 +18,7 @@ __all__ = [
     "FastMinimumNorm",
     "Foolbox",
     "RandomAutoAttack",
+    "ReferenceAutoAttack",
     "Saliency",
     "Screened",
     "Stopped",

@@ -159,8 +159,7 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     if args.threat in NORM_PROTOCOLS:
         args.protocol = args.protocol or default_protocol(args.threat, args.eps)
         args.steps = args.steps or PROTOCOLS[args.protocol].steps
-    unread = unread_options(args.threat, args.protocol, parser.named(options))
-    for option, sentence in unread.items():
+    for option, sentence in unread_options(args, parser.named(options)).items():
         if option not in RUN_OPTIONS:
             parser.error(sentence)
         print_line(f"warning: {sentence}", sys.stderr)

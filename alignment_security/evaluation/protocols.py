@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import NamedTuple
 
+from alignment_security.attacks.attack import AttackError
 from alignment_security.attacks.autoattack import Budget
 from alignment_security.attacks.libraries import FOOLBOX
-from alignment_security.evaluation.threats.autoattack import AutoAttack
+from alignment_security.evaluation.threats.autoattack import AutoAttack, ReferenceAutoAttack
 from alignment_security.evaluation.threats.clean import Clean, Corruptions
 from alignment_security.evaluation.threats.foolbox import Foolbox
 from alignment_security.evaluation.threats.minimum_norm import Crossing, FastMinimumNorm
@@ -48,8 +49,13 @@ PROTOCOLS = {
         for name, purpose in OF_FOOLBOX.items()
     },
 }
-# of autoattack besides the standard one
-OTHER_BUDGETS: dict[str, type[Threat]] = {"rand": RandomAutoAttack, "screened": Screened}
+# --budget and --engine of autoattack
+AUTOATTACKS: dict[tuple[str, str], type[Threat]] = {
+    ("standard", "own"): AutoAttack,
+    ("standard", "reference"): ReferenceAutoAttack,
+    ("rand", "own"): RandomAutoAttack,
+    ("screened", "own"): Screened,
+}
 # norm -> its protocols, the default first
 NORM_PROTOCOLS = {
     "Linf": ("autoattack", "fmn", "crossing"),
@@ -71,10 +77,12 @@ def threat_class(threat: str, protocol: str | None) -> type[Threat]:
 
 
 def threat_from_args(args: argparse.Namespace) -> Threat:
-    """The threat that a command line asks for."""
-    threat = threat_class(args.threat, args.protocol)
+    """The threat that a command line asks for. Raises AttackError for an impossible attack."""
+    threat: type[Threat] | None = threat_class(args.threat, args.protocol)
     if args.protocol == "autoattack":
-        threat = OTHER_BUDGETS.get(args.budget, threat)
+        threat = AUTOATTACKS.get((args.budget, args.engine))
+    if threat is None:
+        raise AttackError(f"--budget {args.budget}: not with --engine {args.engine}")
     return threat.from_args(args)
 
 
@@ -93,17 +101,21 @@ def options_of(threat: str) -> frozenset[str]:
     return frozenset().union(*(threat_class(threat, protocol).options for protocol in protocols))
 
 
-def unread_options(threat: str, protocol: str | None, named: set[str]) -> dict[str, str]:
-    """The options that a protocol would ignore -> a sentence that says who reads them.
+def unread_options(args: argparse.Namespace, named: set[str]) -> dict[str, str]:
+    """The options that a request would ignore -> a sentence that says who reads them.
 
     named   `dest` of the options that the command line names
     """
+    threat, protocol = args.threat, args.protocol
     unread = (named & PROTOCOL_OPTIONS) - threat_class(threat, protocol).options
     request = threat if protocol is None else f"{threat} --protocol {protocol}"
+    readers = {option: " or ".join(readers_of(option, threat)) for option in sorted(unread)}
+    if args.engine == ReferenceAutoAttack.engine and not unread:
+        request = f"--engine {args.engine}"
+        readers = dict.fromkeys(sorted(named & FAST_OPTIONS), f"--engine {AutoAttack.engine}")
     return {
-        option: f"--{option}: {request} does not read it; it belongs to "
-        + " or ".join(readers_of(option, threat))
-        for option in sorted(unread)
+        option: f"--{option}: {request} does not read it; it belongs to {reader}"
+        for option, reader in readers.items()
     }
 
 

@@ -19,6 +19,7 @@ from alignment_security.evaluation import (
     Crossing,
     FastMinimumNorm,
     Foolbox,
+    ReferenceAutoAttack,
 )
 from alignment_security.evaluation.dry_run import describe_cost
 from alignment_security.evaluation.rehearsal import Rehearsal
@@ -39,10 +40,10 @@ def images(net):
     return right[:6]
 
 
-def small(eps, names=AUTOATTACK, engine="own") -> AutoAttack:
+def small(eps, names=AUTOATTACK, threat=AutoAttack) -> AutoAttack:
     """AutoAttack with a budget of few passes."""
     budget = Budget(tuple(names), steps=10, targets=3, queries=60)
-    return AutoAttack("Linf", tuple(eps), budget, engine)
+    return threat("Linf", tuple(eps), budget)
 
 
 def counted(rows) -> tuple[float, float]:
@@ -120,7 +121,7 @@ def test_foolboxs_classes_take_the_estimated_passes(net, images, protocol):
 
 @pytest.mark.parametrize("names", [(name,) for name in AUTOATTACK], ids="+".join)
 def test_the_reference_takes_about_the_estimated_passes(net, images, names):
-    threat = small(TINY_EPS[:2], names, engine="reference")
+    threat = small(TINY_EPS[:2], names, ReferenceAutoAttack)
     model, eps = AttackedModel(net, 10), list(threat.eps)
     forwards, backwards = counted(run_pyautoattack(model, images, "Linf", eps, threat.budget))
     most = threat.cost()[1]

@@ -225,8 +225,8 @@ class Reading(argparse.Namespace):
 @pytest.mark.parametrize("name", [*CLEAN_THREATS, *PROTOCOLS])
 def test_a_threat_declares_the_options_that_it_reads(name):
     """`options` of a threat are what its from_args reads, and what the run reads for it alone."""
-    # the first two choose the class
-    of_the_run = {"protocol", "budget", "examples", "map_dir", "blur_maps", *FAST_OPTIONS}
+    # the first three choose the class
+    of_the_run = {"protocol", "budget", "engine", "examples", "map_dir", "blur_maps", *FAST_OPTIONS}
     threat = name if name in CLEAN_THREATS else "L2"
     line = (
         f"{threat} --corruption_type fog --corruption_severity 1" if name == "corruptions" else ""
@@ -281,6 +281,14 @@ def test_an_option_that_is_not_read_is_not_taken_in_silence(capsys, threat, prot
     norm = threat if reader[1] else reader[2]
     readers = [reader[2]] if reader[1] else NORM_PROTOCOLS.get(norm, (None,))
     assert any(option in threat_class(norm, name).options for name in readers)
+
+
+@pytest.mark.parametrize("option", ["--precision bf16", "--compile"])
+def test_the_reference_engine_says_that_it_has_no_fast_copy(capsys, option):
+    parse_args([*MODEL, *f"Linf --eps 0.1 --engine reference {option}".split()])
+    name = option.split()[0]
+    said = f"warning: {name}: --engine reference does not read it; it belongs to --engine own\n"
+    assert capsys.readouterr().err == said
 
 
 def test_eps_of_l2_is_autoattacks(capsys):

@@ -5,13 +5,14 @@ itself: the folder of its records, the settings for the run file, the columns of
 and the rows that its attack gives. A new protocol is one class in one file here, and its name in
 `evaluation/protocols.py`.
 
-    Clean            accuracy on the images as they are
-    Corruptions      accuracy on corrupted images (Hendrycks & Dietterich 2019)
-    AutoAttack       verdicts within eps, Linf or L2 (Croce & Hein 2020)
-    RandomAutoAttack verdicts on random networks, `--budget rand`
-    Screened         robust accuracy with an interval, `--budget screened`
-    FastMinimumNorm  minimal norms, `--protocol fmn` (Pintor et al. 2021)
-    Crossing         minimal norms in few passes, `--protocol crossing` (ours, docs/threats.md)
-    Foolbox          minimal L2 norms by foolbox's DDN, Carlini-Wagner, DeepFool, and by its FMN as
-                     Feng 2025 ran it
+    Clean                accuracy on the images as they are
+    Corruptions          accuracy on corrupted images (Hendrycks & Dietterich 2019)
+    AutoAttack           verdicts within eps, Linf or L2 (Croce & Hein 2020)
+    ReferenceAutoAttack  the same by pyautoattack, `--engine reference`
+    RandomAutoAttack     verdicts on random networks, `--budget rand`
+    Screened             robust accuracy with an interval, `--budget screened`
+    FastMinimumNorm      minimal norms, `--protocol fmn` (Pintor et al. 2021)
+    Crossing             minimal norms in few passes, `--protocol crossing` (ours, docs/threats.md)
+    Foolbox              minimal L2 norms by foolbox's DDN, Carlini-Wagner, DeepFool, and by its FMN
+                         as Feng 2025 ran it
 """

@@ -41,14 +41,13 @@ class AutoAttack(Threat):
     norm     Linf or L2
     eps      radii in pixel units of [0, 1], or one of them
     budget   attacks and their steps; only the default is AutoAttack's standard version
-    engine   own, or reference: pyautoattack, unchanged
     """
 
     norm: str
     eps: Sequence[float]
     budget: Budget = Budget()
-    engine: str = "own"
     seed: int = 0
+    engine: ClassVar[str] = "own"  # one of ENGINES
     kind: ClassVar[str] = "ball"
     options: ClassVar[frozenset[str]] = FAST_OPTIONS | {
         "protocol",
@@ -104,7 +103,7 @@ class AutoAttack(Threat):
         forwards, backwards = 2, 0
         for attack in self.budget.attacks:
             times = self._times_run(attack)
-            once = self._cost_once(attack)
+            once = self.budget.cost_of(attack)
             forwards += times * once[0]
             backwards += times * once[1]
         if walk := self._estimate():
@@ -113,7 +112,7 @@ class AutoAttack(Threat):
 
     def _times_run(self, attack: str) -> int:
         """At how many eps an image that survives meets an attack."""
-        if attack == "fab-t" and self.engine == "own":
+        if attack == "fab-t":
             return 1  # FAB ignores eps, so its result settles them all
         if self._estimate() is None:
             return len(self.eps)
@@ -121,60 +120,49 @@ class AutoAttack(Threat):
 
     def _estimate(self) -> BoundaryCrossing | None:
         """The walk that decides which eps is next."""
-        return None if self.engine == "reference" else estimate_of(self.budget, self.norm, self.eps)
-
-    def _cost_once(self, attack: str) -> Cost:
-        """Passes of one attack at one eps on an image that survives it, counted on both engines."""
-        steps, targets, queries = self.budget.steps, self.budget.targets, self.budget.queries
-        if self.engine == "reference":
-            return {
-                "apgd-ce": (steps + 3, steps + 1),
-                "apgd-t": (targets * (steps + 2) + 2, targets * (steps + 1)),
-                "fab-t": (targets * (2 * steps + 3) + 2, targets * steps),
-                "square": (queries + 4, 0),
-            }[attack]
-        return self.budget.cost_of(attack)
+        return estimate_of(self.budget, self.norm, self.eps)
 
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
-        if self.engine == "reference":
-            return model.module
         return fast_module(model.module, model, execution)
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        if self.engine == "reference":
-            return run_pyautoattack(
-                self.attacked_model(model, execution),
-                images,
-                self.norm,
-                list(self.eps),
-                self.budget,
-                execution.known_rows,
-            )
-        return self._run_own(model, images, execution)
-
-    def _run_own(
-        self,
-        model: Model,
-        images: ImageStream,
-        execution: Execution,
-        wanted: dict[str, list[float]] | None = None,
-    ) -> RecordRows:
-        """Verdicts of the engine `own`; `wanted` as of `run_autoattack`."""
-        return run_autoattack(
-            self.attacked_model(model, execution),
-            images,
-            self.norm,
-            list(self.eps),
-            self.budget,
-            execution.known_rows,
-            wanted,
-        )
+        attacked, known = self.attacked_model(model, execution), execution.known_rows
+        return run_autoattack(attacked, images, self.norm, self.eps, self.budget, known)
 
     @classmethod
     def from_args(cls, args: Namespace) -> AutoAttack:
         """Raises AttackError for an impossible budget."""
         budget = Budget(tuple(args.attacks or AUTOATTACK), args.steps, args.targets, args.queries)
-        return cls(args.threat, args.eps, budget, args.engine, args.seed)
+        return cls(args.threat, args.eps, budget, args.seed)
+
+
+@dataclass(frozen=True)
+class ReferenceAutoAttack(AutoAttack):
+    """The verdicts of pyautoattack, unchanged, which takes the eps in ascending order."""
+
+    engine: ClassVar[str] = "reference"
+
+    def cost(self) -> tuple[Cost, Cost]:
+        least, _ = super().cost()
+        passes = [self._cost_once(attack) for attack in self.budget.attacks]
+        forwards, backwards = (len(self.eps) * sum(one) for one in zip(*passes))
+        return least, (2 + forwards, backwards)
+
+    def _cost_once(self, attack: str) -> Cost:
+        """Passes of one attack at one eps on an image that survives it, as counted."""
+        steps, targets, queries = self.budget.steps, self.budget.targets, self.budget.queries
+        return {
+            "apgd-ce": (steps + 3, steps + 1),
+            "apgd-t": (targets * (steps + 2) + 2, targets * (steps + 1)),
+            "fab-t": (targets * (2 * steps + 3) + 2, targets * steps),
+            "square": (queries + 4, 0),
+        }[attack]
+
+    attacked_module = Threat.attacked_module
+
+    def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
+        attacked, known = self.attacked_model(model, execution), execution.known_rows
+        return run_pyautoattack(attacked, images, self.norm, self.eps, self.budget, known)
 
 
 def add_autoattack_options(parser: Parser, norm: str) -> None:

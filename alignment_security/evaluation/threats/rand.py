@@ -26,11 +26,6 @@ class RandomAutoAttack(AutoAttack):
     kind: ClassVar[str] = "ball_rand"
     takes_random_models: ClassVar[bool] = True
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.engine != "own":
-            raise AttackError("--budget rand: not with --engine reference")
-
     @property
     def name(self) -> str:
         return f"{self.norm}-rand"
@@ -51,14 +46,8 @@ class RandomAutoAttack(AutoAttack):
         """The eps are attacked in ascending order."""
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        return run_rand(
-            self.attacked_model(model, execution),
-            images,
-            self.norm,
-            list(self.eps),
-            self.budget,
-            execution.known_rows,
-        )
+        attacked, known = self.attacked_model(model, execution), execution.known_rows
+        return run_rand(attacked, images, self.norm, self.eps, self.budget, known)
 
     @classmethod
     def from_args(cls, args: Namespace) -> RandomAutoAttack:
@@ -67,4 +56,4 @@ class RandomAutoAttack(AutoAttack):
             raise AttackError("--budget rand: --queries belongs to square, which it does not run")
         attacks = tuple(args.attacks or RandomBudget().attacks)
         budget = RandomBudget(attacks, args.steps, args.targets)
-        return cls(args.threat, args.eps, budget, args.engine, args.seed)
+        return cls(args.threat, args.eps, budget, args.seed)

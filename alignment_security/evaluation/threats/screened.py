@@ -10,7 +10,7 @@ from typing import ClassVar
 import pandas as pd
 
 from alignment_security.attacks.attack import AttackError
-from alignment_security.attacks.autoattack import Budget
+from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.attacks.clean import ImageStream
 from alignment_security.attacks.screen import SCREEN, run_screen, screening_walk
 from alignment_security.common.eps import format_eps
@@ -49,8 +49,6 @@ class Screened(AutoAttack):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.engine != "own":
-            raise AttackError("--budget screened: not with --engine reference")
         if self.eps[0] == 0:
             raise AttackError("--budget screened: eps 0 is the clean accuracy; leave it out")
 
@@ -115,9 +113,8 @@ class Screened(AutoAttack):
         ]
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
-        attacked = self.attacked_model(model, execution)
-        eps, known = list(self.eps), execution.known_rows
-        for rows in run_screen(attacked, images, self.norm, eps, known):
+        attacked, known = self.attacked_model(model, execution), execution.known_rows
+        for rows in run_screen(attacked, images, self.norm, self.eps, known):
             yield [row | {"stage": SCREENED} for row in rows]
 
     @classmethod
@@ -130,7 +127,7 @@ class Screened(AutoAttack):
                 f"--budget screened: its second phase is {STANDARD_NAME}; leave out --attacks, "
                 "--steps, --targets and --queries"
             )
-        return cls(args.threat, args.eps, engine=args.engine, seed=args.seed)
+        return cls(args.threat, args.eps, seed=args.seed)
 
 
 @dataclass(frozen=True)
@@ -157,7 +154,10 @@ class ChosenImages(AutoAttack):
 
     def run(self, model: Model, images: ImageStream, execution: Execution) -> RecordRows:
         wanted = {image_id: sorted(stages) for image_id, stages in self.chosen.items()}
-        for rows in self._run_own(model, images, execution, wanted):
+        attacked, known = self.attacked_model(model, execution), execution.known_rows
+        for rows in run_autoattack(
+            attacked, images, self.norm, self.eps, self.budget, known, wanted
+        ):
             yield [row | self._columns(row) for row in rows]
 
     def _columns(self, row: dict) -> dict:
