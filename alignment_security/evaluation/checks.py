@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
 from alignment_security.attacks.attacked_model import AttackedModel
-from alignment_security.attacks.clean import run_clean
+from alignment_security.attacks.clean import ImageStream, run_clean
 from alignment_security.common.files import UserError
 from alignment_security.common.pixels import in_unit_range
 from alignment_security.common.process import print_line
-from alignment_security.evaluation.published import LOOK
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.evaluation.stream import with_head_labels
 from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
@@ -38,38 +38,48 @@ LIKELY = 0.05  # probability with which a guess is right as often, or more often
 # among so many classes, a network is right on this share at least, if its labels are in order
 MANY_CLASSES, LEAST_RIGHT = 100, 0.05
 RARE = 0.01  # probability with which a network of that share is right so seldom
+LOOK = "check the class order of the images, the preprocessing and the weights"
 
 
-def check_first_image(model: Model, images: ImageSet, threat: Threat) -> list[str]:
-    """The warnings of `check_model` on the first image. Raises ModelError."""
+def check_first_image(evaluation: Evaluation, images: ImageSet) -> list[str]:
+    """The warnings of `check_model` on the first of some images. Raises ModelError."""
+    model, random = evaluation.model, evaluation.threat.takes_random_models
     _, first, _ = next(stream_bytes(images.take([0]), model.preprocessing))
     first = in_unit_range(first[None].to(device_of(model.module)))
-    name, random = model.settings["name"], threat.takes_random_models
-    return check_model(model.module, first, model.n_outputs, name, random)
+    return check_model(model.module, first, model.n_outputs, model.settings["name"], random)
 
 
-def check_clean(model: Model, images: ImageSet, batch_size: int, run: Run) -> float:
+def check_clean(evaluation: Evaluation, run: Run) -> float:
     """Classify a fair sample of the images before an attack, and warn of a model that guesses.
 
     Returns the seconds that a forward pass of an image takes.
     """
-    sample = take_slice(images, 0, MAX_CHECKED)
-    stream = with_head_labels(stream_bytes(sample, model.preprocessing), model.settings["head"])
-    decoded = list(stream)
-    attacked = AttackedModel(model.module, model.n_outputs, batch_size=batch_size)
-    batches = run_clean(attacked, decoded)
-    rows = [row for batch in batches for row in batch]
-    warn_of_guesses(rows, images, model, run, aloud=True)
-    x = torch.stack([image for _, image, _ in decoded[:batch_size]])
-    return seconds_per_image(model.module, in_unit_range(x))
+    decoded = list(fair_sample(evaluation, MAX_CHECKED))
+    warn_of_guesses(clean_rows(evaluation, decoded), evaluation, run, aloud=True)
+    x = torch.stack([image for _, image, _ in decoded[: evaluation.batch_size]])
+    return seconds_per_image(evaluation.model.module, in_unit_range(x))
+
+
+def fair_sample(evaluation: Evaluation, most: int) -> Iterator[tuple[str, Tensor, int]]:
+    """At most so many images of an evaluation, uint8, with the labels of the model's head."""
+    model, sample = evaluation.model, take_slice(evaluation.images, 0, most)
+    return with_head_labels(stream_bytes(sample, model.preprocessing), model.settings["head"])
+
+
+def clean_rows(evaluation: Evaluation, source: ImageStream) -> list[dict]:
+    """The `clean` rows of images."""
+    model = evaluation.model
+    asked = AttackedModel(model.module, model.n_outputs, batch_size=evaluation.batch_size)
+    return [row for rows in run_clean(asked, source) for row in rows]
 
 
 def warn_of_guesses(
-    rows: Iterable[dict], images: ImageSet, model: Model, run: Run, aloud: bool = False
+    rows: list[dict], evaluation: Evaluation, run: Run, aloud: bool = False
 ) -> None:
     """Warn in the run file, and on the screen where `aloud`, of what `chance_warning` finds."""
+    images, classes = evaluation.images, evaluation.model.n_outputs
     own = not has_imagenet_order(images.name) and images.corruption is None
-    warning = chance_warning(list(rows), len(images.restrict_to) or model.n_outputs, own)
+    warning = chance_warning(rows, len(images.restrict_to) or classes, own)
     if warning:
         run.warn(warning)
         if aloud:

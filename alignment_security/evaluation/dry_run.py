@@ -9,8 +9,8 @@ from pathlib import Path
 
 from alignment_security.common.remarks import warning_lines
 from alignment_security.evaluation.checks import check_first_image
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.evaluation.rehearsal import LONGEST, Rehearsal, rehearse
-from alignment_security.evaluation.run import Evaluation
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Cost, Threat
 from alignment_security.evaluation.trial import try_record
@@ -31,7 +31,7 @@ def describe_dry_run(
     model, images, threat = evaluation.model, evaluation.images, evaluation.threat
     settings, device = model.settings, device_of(model.module)
     attack = evaluation.settings["run"]["attack"]
-    warnings = check_first_image(model, images, threat)
+    warnings = check_first_image(evaluation, images)
     weights = f"{settings['weights']}, sha256 {settings['weights_sha256'][:12]}"
     facts = {
         "model": f"{settings['name']} ({weights})",

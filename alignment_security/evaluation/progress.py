@@ -32,6 +32,12 @@ def work_of(cost: Cost) -> float:
     return forwards + BACKWARD * backwards
 
 
+def work_of_row(row: dict, most: Cost) -> float:
+    """Passes of a record row in units of a forward pass; rows without passes cost the most."""
+    forwards, backwards = most
+    return work_of((row.get("forwards", forwards), row.get("backwards", backwards)))
+
+
 class EvaluationProgress:
     """Work and verdicts so far: on the screen, and in the job's ad on HTCondor.
 
@@ -67,11 +73,10 @@ class EvaluationProgress:
             self._show()
 
     def on_rows(self, finished: int, rows: list[dict]) -> None:
-        """Rows are written, which finish so many images. Rows without passes cost the same."""
-        _, (forwards, backwards) = self.threat.cost()
+        """Rows are written, which finish so many images."""
+        _, most = self.threat.cost()
         for row in rows:
-            passes = row.get("forwards", forwards), row.get("backwards", backwards)
-            self.settled += work_of(passes)
+            self.settled += work_of_row(row, most)
             self.begun_at.pop(row["image_id"], None)
             self._count_verdict(row)
         self.meter.done += finished

@@ -8,34 +8,29 @@ from pathlib import Path
 
 import pandas as pd
 
-from alignment_security.attacks.attacked_model import AttackedModel
-from alignment_security.attacks.clean import run_clean
 from alignment_security.common.files import UserError, sha256_file
 from alignment_security.common.process import print_line
 from alignment_security.common.text import read_text
-from alignment_security.images.image_sets import ImageSet
-from alignment_security.images.loading import stream_bytes
-from alignment_security.images.slices import take_slice
-from alignment_security.models.heads import IMAGENET_CLASSES, Model
+from alignment_security.evaluation.checks import LOOK, clean_rows, fair_sample
+from alignment_security.evaluation.evaluation import Evaluation
+from alignment_security.models.heads import IMAGENET_CLASSES
 from alignment_security.models.names import published_names
 from alignment_security.records.metrics import accuracy_interval
 from alignment_security.records.run import Run
 
 CONFIDENCE = 0.999  # of the interval: with nothing wrong, one model in a thousand falls outside
 MAX_CHECKED = 500  # images that are classified before an attack, a fair sample: seconds
-LOOK = "check the class order of the images, the preprocessing and the weights"
 TIMM_TABLES = "give one of timm's results/results-imagenet*.csv"
 
 
-def compare_with_published(
-    table: Path | None, model: Model, images: ImageSet, batch_size: int, run: Run
-) -> None:
+def compare_with_published(evaluation: Evaluation, run: Run) -> None:
     """Compare clean accuracy with a table of published ones; does nothing without a table.
 
     Takes the rows of a finished run, before an attack a fair sample of the images. The comparison
     goes into the run file. A warning goes there, and before an attack to stderr, when the
     accuracies differ, or when they cannot be compared.
     """
+    model, images, table = evaluation.model, evaluation.images, evaluation.published_accuracy
     if not table or "published" in run.info:
         return
     names = published_names(model.settings["name"], model.settings["weights"])
@@ -47,7 +42,8 @@ def compare_with_published(
         if run.done:
             correct = list(run.rows["clean_correct"])
         else:
-            correct = clean_answers(model, images, batch_size)
+            rows = clean_rows(evaluation, fair_sample(evaluation, MAX_CHECKED))
+            correct = [row["clean_correct"] for row in rows]
         comparison = compare_accuracy(published, sum(correct), len(correct)) | table_facts(table)
         run.save(published=comparison)
         if comparison["far_off"]:
@@ -56,14 +52,6 @@ def compare_with_published(
         run.warn(problem)
         if not run.done:  # else the report, which follows, says it
             print_line(f"warning: {problem}", sys.stderr)
-
-
-def clean_answers(model: Model, images: ImageSet, batch_size: int) -> list[int]:
-    """Right (1) or wrong (0) for a fair sample of at most MAX_CHECKED images."""
-    sample = take_slice(images, 0, MAX_CHECKED)
-    attacked = AttackedModel(model.module, model.n_outputs, batch_size=batch_size)
-    batches = run_clean(attacked, stream_bytes(sample, model.preprocessing))
-    return [row["clean_correct"] for rows in batches for row in rows]
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from alignment_security.attacks.clean import clean_pass
 from alignment_security.attacks.geometry import margin
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.evaluation.human_columns import add_human_columns
-from alignment_security.evaluation.progress import work_of
-from alignment_security.evaluation.run import Evaluation
+from alignment_security.evaluation.progress import work_of, work_of_row
 from alignment_security.evaluation.stream import with_head_labels
-from alignment_security.evaluation.threats.threat import Execution, Threat
+from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.decoded import DECODED, KEPT_BYTES
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
@@ -113,18 +113,18 @@ def rehearse(evaluation: Evaluation, began: float | None = None) -> Rehearsal:
     began   when the evaluation was begun (time.perf_counter), for `start`; None: now
     """
     began = time.perf_counter() if began is None else began
-    threat, settings = evaluation.threat, evaluation.settings["run"]
-    model, images = threat.input_model(evaluation.model, settings), evaluation.images
-    device = device_of(model.module)
+    settings = evaluation.settings["run"]
+    evaluation = evaluation.on_attacked_images(settings)
+    model, images, device = evaluation.model, evaluation.images, device_of(evaluation.model.module)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     few = max(min(len(images) // SHARE, MOST), FEWEST, min(len(images), evaluation.batch_size))
     seen = take_slice(images, 0, LOOKED_AT * few)
     items, decoding = decode(seen, len(images), model)
-    ranked = by_distance(evaluation, model, items)
+    ranked = by_distance(evaluation, items)
     step = max(1, len(ranked) // few)
     chosen = ranked[step // 2 :: step]
-    attacked = attack(evaluation, model, [item for item in items if item[0] in chosen])
+    attacked = attack(evaluation, settings, [item for item in items if item[0] in chosen])
     return Rehearsal(
         images=len(images),
         work=[attacked.work[name] for name in chosen if name in attacked.work],
@@ -148,13 +148,13 @@ def decode(seen: ImageSet, total: int, model: Model) -> tuple[list[Item], float]
     return list(with_head_labels(items, model.settings["head"])), seconds
 
 
-def by_distance(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> list[str]:
+def by_distance(evaluation: Evaluation, items: Sequence[Item]) -> list[str]:
     """Image ids by the linear distance in Linf to the next class; the largest distances come last.
 
     Where the threat takes no gradients, by the margin of the label's logit. Those of the images
     that LONGEST seconds are enough for.
     """
-    began = time.perf_counter()
+    began, model = time.perf_counter(), evaluation.model
     forward = Forward(model.module, evaluation.batch_size)
     backward = evaluation.threat.cost()[1][1] > 0
     distances: dict[str, float] = {}
@@ -192,9 +192,12 @@ class Attacked:
     unit: float
 
 
-def attack(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> Attacked:
-    """Attack images until all are finished, or for LONGEST seconds."""
-    threat, settings = evaluation.threat, evaluation.settings["run"]
+def attack(evaluation: Evaluation, settings: dict, items: Sequence[Item]) -> Attacked:
+    """Attack images until all are finished, or for LONGEST seconds.
+
+    settings   that the run file would have
+    """
+    threat = evaluation.threat
     rows_of: dict[str, list[dict]] = {}  # of the images that were begun
     passes = 0.0  # rows through the network, idle ones too, in units of a forward pass
 
@@ -207,12 +210,10 @@ def attack(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> Attac
         nonlocal passes
         passes += rows * work_of((1, int(backward)))
 
-    execution = Execution(
-        evaluation.batch_size, evaluation.precision, evaluation.compiled, on_pass=on_pass
-    )
+    execution = evaluation.execution(on_pass=on_pass)
     steps = [(passes, time.perf_counter())]  # passes so far, and when they were over
-    for rows in threat.run(model, source(), execution):
-        add_human_columns(rows, threat, model, evaluation.images, settings)
+    for rows in threat.run(evaluation.model, source(), execution):
+        add_human_columns(rows, evaluation, settings)
         for row in rows:
             rows_of[row["image_id"]].append(row)
         if passes == steps[-1][0]:
@@ -228,16 +229,11 @@ def attack(evaluation: Evaluation, model: Model, items: Sequence[Item]) -> Attac
 
 
 def work_of_image(threat: Threat, rows: Sequence[dict]) -> float:
-    """Passes of an image by its rows, in units of a forward pass.
-
-    Rows without passes cost the same. An image that waits for a second phase costs the most.
-    """
-    forwards, backwards = threat.cost()[1]
+    """`work_of_row` of all rows of an image; one that waits for a second phase costs the most."""
+    _, most = threat.cost()
     if threat.has_next_phase and any(row["robust"] for row in rows):
-        return work_of((forwards, backwards))
-    return sum(
-        work_of((row.get("forwards", forwards), row.get("backwards", backwards))) for row in rows
-    )
+        return work_of(most)
+    return sum(work_of_row(row, most) for row in rows)
 
 
 def peak_bytes(device: torch.device) -> int:

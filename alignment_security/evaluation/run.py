@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,26 +26,22 @@ from alignment_security.evaluation.checks import (
     check_kinds,
     warn_of_guesses,
 )
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.evaluation.growth import growth_check
-from alignment_security.evaluation.human_columns import add_human_columns, map_settings
+from alignment_security.evaluation.human_columns import add_human_columns
 from alignment_security.evaluation.image_files import check_finished_images, check_image_files
 from alignment_security.evaluation.progress import EvaluationProgress
 from alignment_security.evaluation.published import compare_with_published, read_published
 from alignment_security.evaluation.report import beside_remarks, first_line
-from alignment_security.evaluation.saved_examples import image_called, save_examples
+from alignment_security.evaluation.saved_examples import save_examples
 from alignment_security.evaluation.stream import stop_at, with_head_labels
 from alignment_security.evaluation.threats.clean import Clean
-from alignment_security.evaluation.threats.threat import Execution, Threat
+from alignment_security.evaluation.threats.threat import Threat
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
 from alignment_security.images.orientation import with_orientation_notes
 from alignment_security.models.batch_sizes import remembered_batch_size
-from alignment_security.models.fast import (
-    PRECISIONS,
-    allow_tf32,
-    memory_format_of,
-    set_memory_format,
-)
+from alignment_security.models.fast import allow_tf32, memory_format_of, set_memory_format
 from alignment_security.models.forward import device_of, session_facts, tune_process
 from alignment_security.models.heads import Model, example_pixels, restrict_classes
 from alignment_security.records.beside import name_of_weights, settings_beside
@@ -63,75 +57,6 @@ class Stopped(BaseException):
 def raise_stopped(*_) -> None:
     """A handler of signals (`common.process.on_stop`)."""
     raise Stopped
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One model x one threat x one image set, ready to run.
-
-    batch_size           images a pass
-    precision, compiled  of the attacked copy of the model (threats.Execution)
-    workers              processes that decode images; 0 decodes in this one
-    examples             adversarial examples of the first images of the list to save
-    example_names        images whose adversarial examples to save besides: image ids, or file names
-    published_accuracy   CSV of published accuracies to compare the clean accuracy with
-    stop_after           seconds after which no new image is taken
-    remarks              to be said with the first line
-    """
-
-    model: Model
-    images: ImageSet
-    threat: Threat
-    batch_size: int
-    precision: str = "float32"
-    compiled: bool = False
-    workers: int = 0
-    examples: int = 0
-    example_names: Sequence[str] = ()
-    published_accuracy: Path | None = None
-    stop_after: float | None = None
-    remarks: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise UserError(f"precision {self.precision!r}: one of {', '.join(PRECISIONS)}")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size {self.batch_size}: at least 1, or 'auto'")
-        for name in ("workers", "examples", "stop_after"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:  # nan is not
-                raise UserError(f"{name} {value}: at least 0")
-        _ = self.named_examples  # a wrong name is told before anything runs
-
-    @cached_property
-    def named_examples(self) -> list[str]:
-        """The image ids of `example_names`. Raises UserError for a name of no image."""
-        return [image_called(name, self.images) for name in self.example_names]
-
-    @cached_property
-    def settings(self) -> dict:
-        """Everything that changes a row: kept in the run file, compared on resume and on merge."""
-        model, images, threat = self.model, self.images, self.threat
-        head = model.settings["head"]
-        run = {
-            **threat.settings(head),
-            "precision": self.precision,
-            "head": head,
-            "image_set": images.name,
-            "images": len(images),
-            "list_sha256": images.list_sha256,
-            "slice": images.slice,
-            **images.facts,
-        }
-        if images.name == "big12":
-            run["contents_sha256"] = images.contents_sha256()
-        return {"model": model.settings, "run": run | map_settings(images, threat.map_reduce)}
-
-    @property
-    def settings_apart(self) -> set[str]:
-        """Names of the settings in which records of one model, threat and set stand apart."""
-        threat = self.threat.settings(self.model.settings["head"])
-        return {*threat, "precision", "head", "map_reduce"}
 
 
 def evaluate(
@@ -243,10 +168,9 @@ def fill_record(evaluation: Evaluation, run: Run) -> None:
     eps = run.settings["run"].get("eps")
     run.finish(list(evaluation.images.ids), eps, seconds=time.monotonic() - begin, error=None)
     if isinstance(evaluation.threat, Clean):
-        rows = run.rows.to_dict("records")
-        warn_of_guesses(rows, evaluation.images, evaluation.model, run)
+        warn_of_guesses(run.rows.to_dict("records"), evaluation, run)
     if evaluation.threat.name == "clean":
-        check_published(evaluation, run)
+        compare_with_published(evaluation, run)
     for warning in [
         *masked_gradient_warnings(run.rows),
         *without_norm_warnings(run.rows),
@@ -271,42 +195,25 @@ def add_missing_rows(evaluation: Evaluation, run: Run, deadline: float) -> None:
 
 def add_rows_of_phase(evaluation: Evaluation, run: Run, deadline: float) -> None:
     """Append rows as the attack finds them. Raises Stopped when images are left at the deadline."""
-    images, settings, threat = evaluation.images, run.settings["run"], evaluation.threat
-    model = threat.input_model(evaluation.model, settings)
-    count = run.counts()
+    images, threat, count = evaluation.images, evaluation.threat, run.counts()
 
     def is_done(name: str) -> bool:
         return count[name] == threat.rows_of(name)
 
     check_rows_belong(run.rows, images.ids, threat.eps, run.csv)
-    missing = [i for i, name in enumerate(images.ids) if not is_done(name)]
-    begun = run.known(images.ids[i] for i in missing)  # images with some of their eps
-    todo = images.take(missing)
-    seconds = check_before_attack(evaluation, todo, run)
-    begin = first_line(model, images, threat, run, len(todo), seconds)
-    remarks = [*evaluation.remarks, *beside_remarks(model.settings["name"], run)]
-    print_line("\n".join([begin, *remarks, *warning_lines(images.notes)]))
-    done = len(images) - len(todo)
-    kept = {*images.ids[: evaluation.examples], *evaluation.named_examples}
+    todo = images.take(i for i, name in enumerate(images.ids) if not is_done(name))
+    begun = run.known(todo.ids)  # images with some of their eps
+    begin_aloud(evaluation, todo, run)
+    evaluation = evaluation.on_attacked_images(run.settings["run"])
+    model, done = evaluation.model, len(images) - len(todo)
     progress = EvaluationProgress(threat, len(images), done, model.settings["name"])
-    execution = Execution(
-        evaluation.batch_size,
-        evaluation.precision,
-        evaluation.compiled,
-        run.warn,
-        begun,
-        progress.on_pass,
-    )
+    execution = evaluation.execution(log=run.warn, known_rows=begun, on_pass=progress.on_pass)
     decoded = stream_bytes(todo, model.preprocessing, evaluation.workers)
     # close the stream before a failure travels on: decoding workers would keep the process alive
     with closing(with_head_labels(decoded, model.settings["head"])) as source:
         begun_images = progress.count_images(stop_at(source, deadline))
         for rows in threat.run(model, begun_images, execution):
-            add_human_columns(rows, threat, model, images, settings)
-            run.replace_old()
-            # before the row: an image with a row is never attacked again
-            save_examples(rows, kept, model, images, run)
-            run.append(rows)
+            write_rows(rows, evaluation, run)
             names = {row["image_id"] for row in rows}
             count.update(row["image_id"] for row in rows)
             progress.on_rows(sum(map(is_done, names)), rows)
@@ -315,33 +222,38 @@ def add_rows_of_phase(evaluation: Evaluation, run: Run, deadline: float) -> None
         raise Stopped
 
 
+def begin_aloud(evaluation: Evaluation, todo: ImageSet, run: Run) -> None:
+    """Check the model on some of the images, and say what will run."""
+    seconds = check_before_attack(evaluation, todo, run)
+    begin = first_line(evaluation, run, len(todo), seconds)
+    remarks = [*evaluation.remarks, *beside_remarks(evaluation.model.settings["name"], run)]
+    print_line("\n".join([begin, *remarks, *warning_lines(evaluation.images.notes)]))
+
+
+def write_rows(rows: list[dict], evaluation: Evaluation, run: Run) -> None:
+    """Append rows of an attack, with what people say of their images, and save examples."""
+    add_human_columns(rows, evaluation, run.settings["run"])
+    run.replace_old()
+    save_examples(rows, evaluation, run)  # first: an image with a row is never attacked again
+    run.append(rows)
+
+
 def check_before_attack(evaluation: Evaluation, todo: ImageSet, run: Run) -> float | None:
     """Check the model on its first image and before an attack on a few; warnings go to the run.
 
     Returns the seconds that a forward pass of an image takes, None without an attack.
     """
-    model = evaluation.model
-    images = evaluation.images
-    for warning in [*version_drift(), *model.notes, *images.notes, *evaluation.threat.notes]:
+    model, images, threat = evaluation.model, evaluation.images, evaluation.threat
+    for warning in [*version_drift(), *model.notes, *images.notes, *threat.notes]:
         run.warn(warning)
     if images.class_names:
         run.save(classes=list(images.class_names))
     if not len(todo):
         return None
     allow_tf32(False)  # an earlier phase may have searched with it
-    for warning in check_first_image(model, todo, evaluation.threat):
+    for warning in check_first_image(evaluation, todo):
         run.warn(warning)
-    if isinstance(evaluation.threat, Clean):
+    if isinstance(threat, Clean):
         return None
-    check_published(evaluation, run)
-    return check_clean(model, images, evaluation.batch_size, run)
-
-
-def check_published(evaluation: Evaluation, run: Run) -> None:
-    compare_with_published(
-        evaluation.published_accuracy,
-        evaluation.model,
-        evaluation.images,
-        evaluation.batch_size,
-        run,
-    )
+    compare_with_published(evaluation, run)
+    return check_clean(evaluation, run)

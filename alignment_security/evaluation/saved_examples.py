@@ -3,56 +3,36 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Sequence
-from difflib import get_close_matches
-from pathlib import PurePath
+from collections.abc import Sequence
 
 import numpy as np
 from timm.data import ImageNetInfo
 
-from alignment_security.common.files import UserError, write_atomic
+from alignment_security.common.files import write_atomic
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.images.human_maps import human_map
-from alignment_security.images.image_sets import ImageSet
 from alignment_security.images.loading import stream_bytes
-from alignment_security.models.heads import HEADS, Model
+from alignment_security.models.heads import HEADS
 from alignment_security.records.adversarial_examples import example_path
 from alignment_security.records.run import Run
 
 
-def image_called(name: str, images: ImageSet) -> str:
-    """The image_id that a name stands for: itself, or the only one whose file is called that.
-
-    Raises UserError for a name of no image, or of several.
-    """
-    if name in images.ids:
-        return name
-    found = [image_id for image_id in images.ids if PurePath(image_id).name == name]
-    if len(found) == 1:
-        return found[0]
-    near = ", ".join(found[:3] or get_close_matches(name, images.ids, n=3, cutoff=0.4))
-    what = f"{len(found)} images of that name" if found else "no image of that name"
-    raise UserError(
-        f"--examples {name}: {images.name} has {what}" + (f"; one is {near}" if near else "")
-    )
-
-
-def save_examples(
-    rows: list[dict], chosen: Container[str], model: Model, images: ImageSet, run: Run
-) -> None:
-    """Save photograph and perturbation of chosen images (ids) that were fooled.
+def save_examples(rows: list[dict], evaluation: Evaluation, run: Run) -> None:
+    """Save photograph and perturbation of the images in `kept_examples` that were fooled.
 
     One .npz an image, for figures; see alignment_security/records/adversarial_examples.py.
     """
     for row in rows:
-        if row.get("perturbation") is None or row["image_id"] not in chosen:
+        if row.get("perturbation") is None or row["image_id"] not in evaluation.kept_examples:
             continue
         path = example_path(run.csv, row["image_id"])
         blur = "human_map_blur" in run.settings["run"]
-        write_atomic(path, example_bytes(row, model, images, blur))
+        write_atomic(path, example_bytes(row, evaluation, blur))
 
 
-def example_bytes(row: dict, model: Model, images: ImageSet, blur: bool = False) -> bytes:
+def example_bytes(row: dict, evaluation: Evaluation, blur: bool) -> bytes:
     """The .npz file of one adversarial example; `blur` says how its human map is read."""
+    model, images = evaluation.model, evaluation.images
     position = images.position(row["image_id"])
     (_, image, _) = next(stream_bytes(images.take([position]), model.preprocessing))
     attention = human_map(images, position, model.preprocessing, blur)

@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.evaluation.image_files import check_image_files
-from alignment_security.evaluation.run import Evaluation, open_record
+from alignment_security.evaluation.run import open_record
 from alignment_security.records.names import run_files_of_model, run_files_of_name
 from alignment_security.records.record import check_rows_belong, readable_run_files
 

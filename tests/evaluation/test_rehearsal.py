@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from alignment_security.evaluation import Clean, Crossing, rehearsal
+from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.evaluation.rehearsal import (
     LONGEST,
     Rehearsal,
@@ -111,10 +112,8 @@ def attacked(monkeypatch):
     monkeypatch.setattr(rehearsal, "time", clock)
 
     def call(steps):
-        names = ("threat", "settings", "images", "batch_size", "precision", "compiled")
-        values = (Scripted(clock, steps), {"run": {}}, None, 4, "float32", False)
         items = [("a", None, 0), ("b", None, 0)]
-        return attack(SimpleNamespace(**dict(zip(names, values))), None, items)
+        return attack(Evaluation(None, None, Scripted(clock, steps), 4), {}, items)
 
     return call
 
@@ -165,8 +164,8 @@ def test_images_are_in_the_order_of_their_distance(threat, order):
     """Margins are 0.5 and 0.6, distances 0.08 and 0.06; without gradients the margin is known."""
     pixels = {"far": (1.0, 0.1, 0), "steep": (0.56, 1.0, 0), "wrong": (0.4, 1.0, 0)}
     items = [(name, torch.tensor(x).view(3, 1, 1).repeat(1, 4, 4), 0) for name, x in pixels.items()]
-    evaluation = SimpleNamespace(threat=threat, batch_size=2)
-    assert by_distance(evaluation, Model(Steep(), {}, {}, 2), items) == order
+    evaluation = Evaluation(Model(Steep(), {}, {}, 2), None, threat, 2)
+    assert by_distance(evaluation, items) == order
 
 
 def test_a_slow_net_looks_at_fewer_images(monkeypatch):
@@ -179,8 +178,8 @@ def test_a_slow_net_looks_at_fewer_images(monkeypatch):
             return super().forward(x)
 
     items = [(name, torch.full((3, 4, 4), 0.7), 0) for name in "abcdefgh"]
-    evaluation = SimpleNamespace(threat=Clean(), batch_size=2)
-    assert by_distance(evaluation, Model(Slow(), {}, {}, 2), items) == list("abcdef")
+    evaluation = Evaluation(Model(Slow(), {}, {}, 2), None, Clean(), 2)
+    assert by_distance(evaluation, items) == list("abcdef")
 
 
 def test_a_rehearsal_of_a_net(sample, lite0, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from alignment_security.common.remarks import is_remark
-from alignment_security.evaluation.human_columns import map_settings
+from alignment_security.evaluation.evaluation import map_settings
 from alignment_security.images.human_maps import check_maps, human_map, map_source, original_map
 from alignment_security.images.image_sets import DataError, checked_set
 from alignment_security.images.loading import PixelDataset, load_image_set

@@ -187,6 +187,12 @@ def test_a_wrong_request_as_a_process(tmp_path):
 # ---- requests ------------------------------------------------------------------------------------
 
 
+def test_the_result_names_the_head(cli, tiny, tmp_path):
+    for head, named in (("none", ""), ("animate", ", head animate")):
+        _, out, _ = cli(*tiny.arguments(tmp_path), "-s", "2", "--head", head, "clean")
+        assert f"{tiny.name} on mine (n = 2){named}: clean accuracy" in out
+
+
 def test_a_slice_of_the_set_is_in_the_run_file(cli, tiny, tmp_path):
     assert cli(*tiny.arguments(tmp_path), "-s", "2", "7", "clean")[0] == 0
     path, info = record(tmp_path)
