@@ -65,15 +65,17 @@ def folder_set(
     listing = list_images(root)
     by_class, in_root = images_by_class(root, listing)
     # sorted by class first: a folder's name may sort otherwise with what is in it
-    rows = [(folder, path) for folder in sorted(by_class) for path in by_class[folder]]
+    rows = [
+        (printable_name(path.relative_to(root)), path, classes.label_of[folder])
+        for folder in sorted(by_class)
+        for path in by_class[folder]
+    ]
     empty = [folder for folder in folders if folder not in by_class]
     left_out = [*in_root_note(root, in_root), *empty_note(root, empty)]
     return checked_set(
         name,
-        ids=[printable_name(path.relative_to(root)) for _, path in rows],
-        paths=[path for _, path in rows],
-        labels=[classes.label_of[folder] for folder, _ in rows],
-        n_classes=n_outputs,
+        rows,
+        n_outputs,
         class_names=classes.names,
         class_order=classes.order,
         notes=(*listing_notes(root, listing), *left_out),

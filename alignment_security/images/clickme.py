@@ -237,9 +237,7 @@ def clickme_set(root: Path) -> ImageSet:
         rows = [(path.stem, path, 0, read_pth(path).label) for path in files]
     return checked_set(
         "clickme",
-        ids=[image_id for image_id, _, _, _ in rows],
-        paths=[path for _, path, _, _ in rows],
-        labels=[label for _, _, _, label in rows],
+        [(image_id, path, label) for image_id, path, _, label in rows],
         offsets=tuple(offset for _, _, offset, _ in rows),
         notes=(
             *left_by_tools_note(root, listing.by_tools),

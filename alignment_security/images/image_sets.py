@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -203,17 +203,15 @@ def why_missing(path: Path) -> tuple[str, str]:
 
 
 def checked_set(
-    name: str,
-    ids: Sequence[str],
-    paths: Sequence[Path],
-    labels: Sequence[int],
-    n_classes: int = IMAGENET_CLASSES,
-    **more,
+    name: str, rows: Iterable[tuple[str, Path, int]], n_classes: int = IMAGENET_CLASSES, **more
 ) -> ImageSet:
-    """An ImageSet with distinct ids, existing files and labels in range; `more` are its fields.
+    """An ImageSet with distinct ids, existing files and labels in range.
 
+    rows   (image_id, file, label)
+    more   other fields of ImageSet
     Raises DataError.
     """
+    ids, paths, labels = tuple(zip(*rows)) or ((), (), ())
     missing = [path for path in dict.fromkeys(paths) if not path.is_file()]
     if missing:
         what, advice = why_missing(missing[0])
@@ -227,8 +225,7 @@ def checked_set(
             raise DataError(f"{name}: label {label} of {image_id} is outside 0..{n_classes - 1}")
     if not ids:
         raise DataError(f"{name}: no images in the folder")
-    labels = tuple(int(label) for label in labels)
-    return ImageSet(name, tuple(ids), tuple(paths), labels, n_classes, **more)
+    return ImageSet(name, ids, paths, tuple(map(int, labels)), n_classes, **more)
 
 
 def read_image_list(path: Path) -> list[tuple[str, int]]:
@@ -305,12 +302,7 @@ def sample_set() -> ImageSet:
         )
     folder = Path(spec.submodule_search_locations[0]) / "data"
     rows = read_list_fields(IMAGE_LISTS / "sample.txt")
-    images = checked_set(
-        "sample",
-        ids=[image_id for image_id, _, _ in rows],
-        paths=[folder / image_id for image_id, _, _ in rows],
-        labels=[int(label) for _, label, _ in rows],
-    )
+    images = checked_set("sample", ((name, folder / name, int(label)) for name, label, _ in rows))
     for path, (_, _, sha256) in zip(images.paths, rows):
         if sha256_file(path) != sha256:
             raise DataError(

@@ -73,9 +73,7 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
     _refuse_training_images(root, name, [path.name for path, _ in files])
     return checked_set(
         name,
-        ids=[printable_name(path.name) for path, _ in files],
-        paths=[path for path, _ in files],
-        labels=[label for _, label in files],
+        [(printable_name(path.name), path, label) for path, label in files],
         notes=(*listing_notes(root, listing), *in_root_note(root, in_root)),
     )
 
@@ -109,9 +107,7 @@ def imagenet_flat(root: Path) -> ImageSet:
     _check_class_order(ground_truth, labels)
     return checked_set(
         "imagenet-val",
-        ids=[printable_name(name) for name in labels],
-        paths=files,
-        labels=list(labels.values()),
+        [(printable_name(path.name), path, labels[path.name]) for path in files],
         notes=tuple(listing_notes(root, _without_ground_truth(listing))),
     )
 

@@ -45,14 +45,16 @@ def objectnet_set(root: Path) -> ImageSet:
         )
     listing = list_images(images)
     inside = [path for path in listing.files if path.parent != images]
-    paths = [path for path in inside if class_of(images, path) in classes_of]
-    others = len(listing.files) - len(paths)
+    rows = [
+        (printable_name(path.relative_to(images)), path, classes_of[folder][0])
+        for path in inside
+        if (folder := class_of(images, path)) in classes_of
+    ]
+    others = len(listing.files) - len(rows)
     note = f"{images}: {others} images of classes that ImageNet does not have are left out"
     return checked_set(
         "objectnet",
-        ids=[printable_name(path.relative_to(images)) for path in paths],
-        paths=paths,
-        labels=[classes_of[class_of(images, path)][0] for path in paths],
+        rows,
         restrict_to=tuple(sorted(classes[0] for classes in classes_of.values())),
         merged=tuple(sorted(classes for classes in classes_of.values() if len(classes) > 1)),
         border=BORDER,

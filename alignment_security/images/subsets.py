@@ -110,13 +110,9 @@ def load_subset(root: Path, grouping: str, per_class: int) -> ImageSet:
 
 def _subset(name: str, root: Path, rows: list[tuple[str, int, str]]) -> ImageSet:
     """The set of rows (file name, label, superclass or ""). Raises DataError."""
-    return checked_set(
-        name,
-        ids=[file_name for file_name, _, _ in rows],
-        paths=locate_images(root, rows),
-        labels=[label for _, label, _ in rows],
-        groups=tuple(group for _, _, group in rows if group),
-    )
+    paths = locate_images(root, rows)
+    images = [(file_name, path, label) for (file_name, label, _), path in zip(rows, paths)]
+    return checked_set(name, images, groups=tuple(group for _, _, group in rows if group))
 
 
 def draw_subset(
@@ -165,11 +161,10 @@ def locate_images(root: Path, rows: list[tuple[str, int, str]]) -> list[Path]:
     found, missing = [], []
     for name, label, _ in rows:
         synset = names[label]
-        path = _find_image(root, synset, name)
-        if path is None:
+        paths = [path for path in (root / synset / name, root / name) if path.is_file()]
+        found += paths[:1]
+        if not paths:
             missing.append(f"{synset}/{name}")
-        else:
-            found.append(path)
     if missing:
         raise DataError(
             f"{root}: {len(missing)} of the {len(rows)} listed images are missing, e.g. "
@@ -177,13 +172,6 @@ def locate_images(root: Path, rows: list[tuple[str, int, str]]) -> list[Path]:
             "folders or flat)"
         )
     return found
-
-
-def _find_image(root: Path, synset: str, name: str) -> Path | None:
-    for path in (root / synset / name, root / name):
-        if path.is_file():
-            return path
-    return None
 
 
 def check_out(

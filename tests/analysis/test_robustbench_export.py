@@ -102,8 +102,8 @@ def test_a_reduced_row_beside_the_standard_one_takes_nothing_away(tmp_path, caps
 
 def test_the_list_is_that_of_a_record():
     rows = read_image_list(ROOT / "lists" / "images" / "robustbench.txt")
-    names, labels = zip(*rows)
-    images = checked_set("robustbench", names, [Path(__file__)] * len(names), labels)
+    here = Path(__file__)
+    images = checked_set("robustbench", [(name, here, label) for name, label in rows])
     assert images.list_sha256 == list_sha256()
 
 

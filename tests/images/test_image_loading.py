@@ -54,7 +54,7 @@ def decoded(tmp_path, name: str, content: bytes | Image.Image, **save) -> torch.
     """The pixels of a file, loaded without a change of size: (3, 32, 32)."""
     path = tmp_path / name
     content.save(path, **save) if isinstance(content, Image.Image) else path.write_bytes(content)
-    images = checked_set("mine", [name], [path], [0])
+    images = checked_set("mine", [(name, path, 0)])
     return next(stream_images(images, PLAIN))[1]
 
 
@@ -298,9 +298,9 @@ def test_a_set_without_a_folder_names_its_variable(name, message):
 def test_checked_set_refuses_what_is_not_there_or_out_of_range(tmp_path):
     (tmp_path / "a.jpg").write_bytes(jpeg())
     with pytest.raises(DataError, match="b.jpg: missing"):
-        checked_set("mine", ["a.jpg", "b.jpg"], [tmp_path / "a.jpg", tmp_path / "b.jpg"], [0, 1])
+        checked_set("mine", [(name, tmp_path / name, 0) for name in ("a.jpg", "b.jpg")])
     with pytest.raises(DataError, match="label 1000 of a.jpg is outside 0..999"):
-        checked_set("mine", ["a.jpg"], [tmp_path / "a.jpg"], [1000])
+        checked_set("mine", [("a.jpg", tmp_path / "a.jpg", 1000)])
 
 
 # ---- slices and hashes ---------------------------------------------------------------------------
@@ -426,9 +426,7 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path, name, workers):
     """After a good image, and from a worker process as one line."""
     (tmp_path / "good.jpg").write_bytes(jpeg())
     (tmp_path / name).write_bytes(BAD[name])
-    images = checked_set(
-        "mine", ["good.jpg", name], [tmp_path / "good.jpg", tmp_path / name], [0, 0]
-    )
+    images = checked_set("mine", [(file, tmp_path / file, 0) for file in ("good.jpg", name)])
     source = stream_images(images, PLAIN, workers)
     assert next(source)[0] == "good.jpg"
     with pytest.raises(DataError, match=f"^{tmp_path / name}: cannot be decoded") as error:

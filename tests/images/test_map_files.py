@@ -55,7 +55,7 @@ def photographs(folder: Path, names: list[str], size=(500, 375), values=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         picture = np.full(size[::-1], 99, np.uint8) if values is None else values
         Image.fromarray(picture).convert("RGB").save(path)
-    return checked_set("mine", names, [folder / name for name in names], [1] * len(names))
+    return checked_set("mine", [(name, folder / name, 1) for name in names])
 
 
 def timm_geometries() -> list[dict]:

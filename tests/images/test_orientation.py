@@ -36,7 +36,7 @@ def save(path, tag: int | None, size=(40, 24), **options):
 
 def image_set(folder, tags: dict, name="mine"):
     paths = [save(folder / image, tag) for image, tag in tags.items()]
-    return checked_set(name, list(tags), paths, [0] * len(tags))
+    return checked_set(name, [(image, path, 0) for image, path in zip(tags, paths)])
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "avif"])

@@ -673,7 +673,7 @@ RED, BLUE = Image.new("RGB", (32, 32), (255, 0, 0)), Image.new("RGB", (32, 32), 
 
 
 def pixels(path: Path) -> torch.Tensor:
-    return next(stream_images(checked_set("mine", [path.name], [path], [0]), PLAIN))[1]
+    return next(stream_images(checked_set("mine", [(path.name, path, 0)]), PLAIN))[1]
 
 
 @pytest.mark.parametrize("name", ["animated.gif", "animated.png", "animated.webp", "pages.tiff"])
