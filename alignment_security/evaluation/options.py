@@ -13,6 +13,7 @@ from itertools import pairwise, product
 
 from alignment_security.attacks.attack import AttackError
 from alignment_security.common.command_line import Parser, positive_int
+from alignment_security.common.files import UserError
 from alignment_security.common.process import print_line
 from alignment_security.evaluation.habits import refuse_unknown_options
 from alignment_security.evaluation.protocols import (
@@ -33,7 +34,7 @@ from alignment_security.evaluation.run_options import (
 )
 from alignment_security.evaluation.threats.autoattack import add_autoattack_options
 from alignment_security.evaluation.threats.minimum_norm import add_fmn_options
-from alignment_security.images.image_sets import DataError, check_folder_is_read
+from alignment_security.images.image_sets import check_folder_is_read
 from alignment_security.models.sources import STAGED_SOURCES, TIMM
 from alignment_security.records.metrics import ALEXNET_ERRORS
 
@@ -149,24 +150,11 @@ def parse_args(argv: list[str], description: str = "") -> argparse.Namespace:
     args = parser.parse_args(options)
     args.threat = threat
     set_requests(args)
-    check_model_options(args, parser)
     try:
-        check_folder_is_read(args.dataset, args.data_dir)
-    except DataError as error:
-        parser.error(str(error))
-    if args.subset and not args.slice:
-        parser.error(f"--subset {args.subset}: is an order of the images; say how many, -s STOP")
-    if args.threat in NORM_PROTOCOLS:
-        args.protocol = args.protocol or default_protocol(args.threat, args.eps)
-        args.steps = args.steps or PROTOCOLS[args.protocol].steps
-    for option, sentence in unread_options(args, parser.named(options)).items():
-        if option not in RUN_OPTIONS:
-            parser.error(sentence)
-        print_line(f"warning: {sentence}", sys.stderr)
-    try:
-        check_attack_options(args)
+        check_run_options(args)
+        check_attack_options(args, parser.named(options))
         threat_from_args(args)
-    except AttackError as error:
+    except UserError as error:
         parser.error(str(error))
     return args
 
@@ -216,32 +204,46 @@ def single_requests(args: argparse.Namespace) -> Iterator[argparse.Namespace]:
             yield argparse.Namespace(**vars(args) | one)
 
 
-def check_model_options(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+def check_run_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options of models and images that exclude or need each other."""
     own_net = args.checkpoint or args.architecture
     if own_net and len(args.models) > 1:
-        parser.error(
+        raise UserError(
             f"--model_name {' '.join(args.models)}: --checkpoint is of one model; evaluate each "
             "with its own command"
         )
     if ":" in args.source and len(args.models) > 1:
-        parser.error(
+        raise UserError(
             f"--model_name {' '.join(args.models)}: --source {args.source} is of one model; "
             "evaluate each with its own command"
         )
     if args.architecture and not args.checkpoint and args.source == TIMM:
-        parser.error(
+        raise UserError(
             f"--architecture {args.architecture}: a net of your own needs its weights, "
             "--checkpoint FILE"
         )
     if args.chtc and (own_net or args.source not in STAGED_SOURCES):
-        parser.error(
+        raise UserError(
             "--chtc takes net and weights from STAGING_DIR; leave out --checkpoint, --architecture "
             "and --source, but for --source brainscore"
         )
+    check_folder_is_read(args.dataset, args.data_dir)
+    if args.subset and not args.slice:
+        raise UserError(f"--subset {args.subset}: is an order of the images; say how many, -s STOP")
 
 
-def check_attack_options(args: argparse.Namespace) -> None:
-    """Raise AttackError for an attack without what it needs."""
+def check_attack_options(args: argparse.Namespace, named: set[str]) -> None:
+    """Choose the default protocol and steps. Raise UserError for an attack without what it needs.
+
+    named   `dest` of the options that the command line names, of which some may be ignored
+    """
+    if args.threat in NORM_PROTOCOLS:
+        args.protocol = args.protocol or default_protocol(args.threat, args.eps)
+        args.steps = args.steps or PROTOCOLS[args.protocol].steps
+    for option, sentence in unread_options(args, named).items():
+        if option not in RUN_OPTIONS:
+            raise UserError(sentence)
+        print_line(f"warning: {sentence}", sys.stderr)
     if args.protocol == "autoattack" and not args.eps:
         raise AttackError(
             f"{args.threat} needs --eps, e.g. --eps 1/255 2/255, or --protocol crossing for "

@@ -9,7 +9,6 @@ no further.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,8 @@ def confirm_examples(
         except UserError as error:
             findings.append(f"{folder}: examples of a record that cannot be read ({error})")
             continue
-        found = [line for path in chosen for line in check_example(path, run, rows, model)]
+        found = [check_example(path, run, rows, model) for path in chosen]
+        found = [problem for problem in found if problem]
         findings += found
         confirmed += len(chosen) - len(found)
     sentence = f"{confirmed} of {len(drawn)} examples confirmed ({len(paths)} are kept)"
@@ -104,44 +104,45 @@ def model_of_run(run: dict, checkpoint_dir: Path | None) -> Model:
     return model
 
 
-def check_example(path: Path, run: dict, rows: pd.DataFrame, model: Model) -> Iterator[str]:
-    """One sentence where an example does not fit its record or does not fool; else none."""
+def check_example(path: Path, run: dict, rows: pd.DataFrame, model: Model) -> str:
+    """What is wrong with an example, a sentence; "" if it fits its record and fools the model."""
     try:
         example = load_example(path)
     except UserError as error:
-        yield str(error)
-        return
-    image, delta = (
-        torch.from_numpy(example[name].astype(np.float32)).permute(2, 0, 1)
-        for name in ("image", "delta")
-    )
+        return str(error)
+    settings, (image, delta) = run["settings"]["run"], tensors_of(example)
     of_image = rows[[safe_file_name(name) == path.stem for name in rows["image_id"]]]
     matching = of_image[np.isclose(of_image["l2"], example["l2"], rtol=1e-9)]
     length = float(delta.norm())
     if matching.empty or abs(length - example["l2"]) > NORM_RTOL * example["l2"]:
-        yield (
+        return (
             f"{path}: not the perturbation of its record (L2 norm {length:.6g}); evaluate the "
             "model again with --examples"
         )
-        return
     row, x = matching.iloc[0], image / 255
-    if run["settings"]["run"].get("pixels"):
+    if settings.get("pixels"):
         x = stretch(x[None])[0]
-    perturbed = [(x + factor * delta).clamp(0, 1) for factor in LENGTHS]
-    draws = RANDOM_DRAWS if run["settings"]["run"].get("draws") else 1
-    points = torch.stack([x, *perturbed])
+    points = torch.stack([x, *((x + factor * delta).clamp(0, 1) for factor in LENGTHS)])
+    draws = RANDOM_DRAWS if settings.get("draws") else 1
     clean, *adversarial = predicted_classes(model, points, row["label"], draws)
-    is_other = clean != row["clean_pred"] and draws == 1
-    if is_other and not run["settings"]["run"].get("restricted_to"):
-        yield (
+    if clean != row["clean_pred"] and draws == 1 and not settings.get("restricted_to"):
+        return (
             f"{path}: the clean image is class {clean} now, its record says "
             f"{int(row['clean_pred'])}; evaluate the model again"
         )
-    elif all(prediction == row["label"] for prediction in adversarial):
-        yield (
+    if all(prediction == row["label"] for prediction in adversarial):
+        return (
             f"{path}: does not fool {run['model']}, its record says that it does; evaluate the "
             "model again with --overwrite"
         )
+    return ""
+
+
+def tensors_of(example: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image, levels of 255, and perturbation of an example: (3, H, W) float32."""
+    arrays = (example[name].astype(np.float32) for name in ("image", "delta"))
+    image, delta = (torch.from_numpy(array).permute(2, 0, 1) for array in arrays)
+    return image, delta
 
 
 def predicted_classes(model: Model, x: torch.Tensor, label: int, draws: int = 1) -> list[int]:

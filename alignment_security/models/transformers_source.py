@@ -41,20 +41,27 @@ def load_transformers(name: str, place: str) -> LoadedNet:
 
     Raises ModelError, as for other outputs than ImageNet's classes and for random weights.
     """
+    place = expand_home(place or name)
+    net, processor = _from_pretrained(name, place)
+    check_labels(net.config.id2label, name)
+
+    def preprocess(paths: list[str]) -> Tensor:
+        images = [Image.open(path).convert("RGB") for path in paths]
+        return processor(images, return_tensors="pt")["pixel_values"]
+
+    config = measured_preprocessing(preprocess, name)
+    return checked_net(Logits(net), f"hf:{place}", config, name)
+
+
+def _from_pretrained(name: str, place: str) -> tuple[Any, Any]:
+    """(network, image processor) of a folder or of the hub. Raises ModelError."""
     try:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
     except ImportError as error:
         raise ModelError(
             f"{name}: --source hf needs transformers ({error}); pip install 'transformers>=5'"
         ) from None
-    place = place or name
-    place = expand_home(place)
-    is_folder = Path(place).is_dir()
-    if not is_folder and (place.startswith((".", "/")) or place.count("/") > 1):
-        what = "a file; give its folder" if Path(place).is_file() else "no such folder"
-        raise ModelError(f"--source hf:{place}: {what}")
-    repository, _, revision = (place, "", "") if is_folder else place.partition("@")
-    options: dict[str, Any] = {"revision": revision} if revision else {}
+    repository, options = _repository(place)
     try:
         with reading_into_memory(place):
             net, loaded = AutoModelForImageClassification.from_pretrained(
@@ -65,28 +72,38 @@ def load_transformers(name: str, place: str) -> LoadedNet:
     except TryAgain:
         raise
     except Exception as error:  # a repository may hold anything
-        download = f"`hf download {repository}`"
-        if hub_answer(error):
-            raise hub_error(place, error, download, or_else="") from None
-        hint = (
-            f"; there is no folder {place}; without network, run {download} where there is one and "
-            "copy $HF_HOME here"
-        )
-        raise ModelError(
-            f"{name}: transformers cannot load {place} ({in_one_line(error)})"
-            f"{'' if is_folder else hint}"
-        ) from None
+        raise _load_error(name, place, f"`hf download {repository}`", error) from None
     random = sorted(map(str, {*loaded["missing_keys"], *loaded["mismatched_keys"]}))
     if random:
         raise ModelError(f"{name}: {place} has no weights for {random[0]} ({len(random)} such)")
-    check_labels(net.config.id2label, name)
+    return net, processor
 
-    def preprocess(paths: list[str]) -> Tensor:
-        images = [Image.open(path).convert("RGB") for path in paths]
-        return processor(images, return_tensors="pt")["pixel_values"]
 
-    config = measured_preprocessing(preprocess, name)
-    return checked_net(Logits(net), f"hf:{place}", config, name)
+def _repository(place: str) -> tuple[str, dict[str, Any]]:
+    """A folder or a repository, and options of from_pretrained. Raises ModelError for a file."""
+    if Path(place).is_dir():
+        return place, {}
+    if place.startswith((".", "/")) or place.count("/") > 1:
+        what = "a file; give its folder" if Path(place).is_file() else "no such folder"
+        raise ModelError(f"--source hf:{place}: {what}")
+    repository, _, revision = place.partition("@")
+    return repository, {"revision": revision} if revision else {}
+
+
+def _load_error(name: str, place: str, download: str, error: Exception) -> ModelError:
+    """The error about what could not be loaded.
+
+    download   the command that fetches it
+    """
+    if hub_answer(error):
+        return hub_error(place, error, download, or_else="")
+    hint = (
+        f"; there is no folder {place}; without network, run {download} where there is one and "
+        "copy $HF_HOME here"
+    )
+    if Path(place).is_dir():
+        hint = ""
+    return ModelError(f"{name}: transformers cannot load {place} ({in_one_line(error)}){hint}")
 
 
 def check_labels(labels: dict[int, str], name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,7 @@ def load_example(path: Path) -> dict:
     the record has them, in files of later versions. human_map and human_alignment too when the
     image set has maps. Raises UserError for a damaged file.
     """
-    try:
+    with naming_damage(path):
         check_size(path)
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
@@ -46,15 +48,19 @@ def load_example(path: Path) -> dict:
         }
         check_arrays(example)
         return example
-    except DAMAGE as error:
-        raise UserError(f"{path}: damaged example ({error}); delete it") from None
 
 
 def example_norms(path: Path) -> tuple[float, float]:
     """l2 and linf of an example as it was saved. Raises UserError for a damaged file."""
+    with naming_damage(path), np.load(path) as file:
+        return float(file["l2"]), float(file["linf"])
+
+
+@contextmanager
+def naming_damage(path: Path) -> Iterator[None]:
+    """Raise UserError, which names the file, for whatever reading a damaged one raises."""
     try:
-        with np.load(path) as file:
-            return float(file["l2"]), float(file["linf"])
+        yield
     except DAMAGE as error:
         raise UserError(f"{path}: damaged example ({error}); delete it") from None
 
