@@ -36,17 +36,15 @@ from alignment_security.evaluation.dry_run import describe_dry_run
 from alignment_security.evaluation.options import (
     parse_args,
     single_requests,
-    threat_from_args,
 )
 from alignment_security.evaluation.report import already_done_text, report_text
 from alignment_security.evaluation.run import (
     Stopped,
     fill_record,
     open_record,
-    prepare,
     raise_stopped,
 )
-from alignment_security.evaluation.setup import requested_images, requested_model
+from alignment_security.evaluation.setup import requested_evaluation, requested_model
 from alignment_security.evaluation.study import (
     chosen_models,
     record_folder,
@@ -56,7 +54,7 @@ from alignment_security.evaluation.study import (
     take_turns,
 )
 from alignment_security.models.forward import pick_device
-from alignment_security.models.heads import Model, with_head
+from alignment_security.models.heads import Model
 
 
 def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = None) -> int:
@@ -79,7 +77,7 @@ def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = No
             if model is None:
                 statuses.append(statuses[-1])  # as the first request of this model
                 continue
-            statuses.append(evaluate_request(request, with_head(model, request.head)))
+            statuses.append(evaluate_request(request, model))
         except (UserError, RuntimeError, MemoryError) as error:
             statuses.append(report_failure(error, request.results_dir))
             if turn:
@@ -90,25 +88,8 @@ def evaluate_requests(requests: list[argparse.Namespace], turn: Turn | None = No
 
 
 def evaluate_request(args: argparse.Namespace, model: Model) -> int:
-    # what is asked for: the threat, and the images in list order
-    threat = threat_from_args(args)
-    images, remarks = requested_images(args, model)
-
-    # check that they fit together, and choose the batch size
-    evaluation = prepare(
-        model,
-        images,
-        threat,
-        args.batch_size,
-        precision=args.precision,
-        compiled=args.compile,
-        workers=args.workers,
-        examples=args.examples,
-        example_names=args.example_names,
-        published_accuracy=args.published_accuracy,
-        stop_after=args.stop_after,
-        remarks=tuple(remarks),
-    )
+    """Evaluate a model, which was loaded without a head, as a request asks for; returns 0."""
+    evaluation = requested_evaluation(args, model)
     if args.dry_run:
         print(describe_dry_run(evaluation, args.results_dir, args.overwrite))
         return 0

@@ -8,8 +8,6 @@ Another model, budget, head or seed shares no rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pandas as pd
 
 from alignment_security.common.locked_run import json_round_trip
@@ -18,21 +16,17 @@ from alignment_security.images.image_sets import ImageSet
 IMAGE_SETTINGS = {"slice", "images", "list_sha256", "contents_sha256"}
 
 
-def growth_check(images: ImageSet) -> Callable[[dict, dict, pd.DataFrame], bool]:
-    """The question of `records.run.Run`: do these images and eps hold those of a finished record?
+def may_grow(images: ImageSet, old: dict, new: dict, rows: pd.DataFrame) -> bool:
+    """Whether these images, and the eps of a request, hold those of a finished record.
 
-    (its settings, the settings of the request, its rows) -> whether it may grow
+    old, rows   settings and rows of the record
+    new         settings of the request
     """
-
-    def may_grow(old: dict, new: dict, rows: pd.DataFrame) -> bool:
-        before, after = old["run"], new["run"]
-        names = {*before, *after}
-        changed = {name for name in names if before.get(name) != after.get(name)}
-        if old["model"] != new["model"] or not changed <= IMAGE_SETTINGS | {"eps"}:
-            return False
-        return holds_eps(before.get("eps"), after.get("eps")) and holds_images(images, rows, before)
-
-    return may_grow
+    before, after = old["run"], new["run"]
+    changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+    if old["model"] != new["model"] or not changed <= IMAGE_SETTINGS | {"eps"}:
+        return False
+    return holds_eps(before.get("eps"), after.get("eps")) and holds_images(images, rows, before)
 
 
 def holds_eps(old: list[float] | None, new: list[float] | None) -> bool:

@@ -44,8 +44,10 @@ def compare_with_published(evaluation: Evaluation, run: Run) -> None:
         else:
             rows = clean_rows(evaluation, fair_sample(evaluation, MAX_CHECKED))
             correct = [row["clean_correct"] for row in rows]
-        comparison = compare_accuracy(published, sum(correct), len(correct)) | table_facts(table)
-        run.save(published=comparison)
+        comparison = compare_accuracy(published, sum(correct), len(correct))
+        run.save(
+            published=comparison | {"file": Path(table).name, "sha256": sha256_file(Path(table))}
+        )
         if comparison["far_off"]:
             problem = comparison_warning(comparison, images.name)
     if problem:
@@ -108,11 +110,6 @@ def find_published(table: pd.DataFrame, names: list[str], size: int) -> tuple[di
         sizes = ", ".join(map(str, sorted(rows["img_size"])))
         return {}, f"the accuracy of {known[0]} is published at {sizes} pixels, not at {size}"
     return fits.iloc[0].to_dict(), ""
-
-
-def table_facts(path: str | Path) -> dict:
-    """The table's name and hash, for the run file."""
-    return {"file": Path(path).name, "sha256": sha256_file(Path(path))}
 
 
 # ---- the comparison ------------------------------------------------------------------------------

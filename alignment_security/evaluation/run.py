@@ -10,6 +10,7 @@ import math
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,7 +28,7 @@ from alignment_security.evaluation.checks import (
     warn_of_guesses,
 )
 from alignment_security.evaluation.evaluation import Evaluation
-from alignment_security.evaluation.growth import growth_check
+from alignment_security.evaluation.growth import may_grow
 from alignment_security.evaluation.human_columns import add_human_columns
 from alignment_security.evaluation.image_files import check_finished_images, check_image_files
 from alignment_security.evaluation.progress import EvaluationProgress
@@ -136,7 +137,7 @@ def open_record(evaluation: Evaluation, results_dir: str | Path, overwrite: bool
         session_facts(device_of(evaluation.model.module), evaluation.batch_size)
         | {"examples": evaluation.examples, "example_names": evaluation.named_examples},
         overwrite,
-        growth_check(images) if threat.grows else None,
+        partial(may_grow, images) if threat.grows else None,
         settings_beside(folder, name, settings, evaluation.settings_apart),
     )
     if run.done:
@@ -203,7 +204,7 @@ def add_rows_of_phase(evaluation: Evaluation, run: Run, deadline: float) -> None
     check_rows_belong(run.rows, images.ids, threat.eps, run.csv)
     todo = images.take(i for i, name in enumerate(images.ids) if not is_done(name))
     begun = run.known(todo.ids)  # images with some of their eps
-    begin_aloud(evaluation, todo, run)
+    announce(evaluation, todo, run)
     evaluation = evaluation.on_attacked_images(run.settings["run"])
     model, done = evaluation.model, len(images) - len(todo)
     progress = EvaluationProgress(threat, len(images), done, model.settings["name"])
@@ -222,7 +223,7 @@ def add_rows_of_phase(evaluation: Evaluation, run: Run, deadline: float) -> None
         raise Stopped
 
 
-def begin_aloud(evaluation: Evaluation, todo: ImageSet, run: Run) -> None:
+def announce(evaluation: Evaluation, todo: ImageSet, run: Run) -> None:
     """Check the model on some of the images, and say what will run."""
     seconds = check_before_attack(evaluation, todo, run)
     begin = first_line(evaluation, run, len(todo), seconds)

@@ -21,14 +21,21 @@ from alignment_security.cluster.plugins import load_staged_plugin
 from alignment_security.common.files import UserError
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import setting
-from alignment_security.evaluation.protocols import threat_class
+from alignment_security.evaluation.evaluation import Evaluation
+from alignment_security.evaluation.protocols import threat_class, threat_from_args
+from alignment_security.evaluation.run import prepare
 from alignment_security.images.class_folders import check_label_names
 from alignment_security.images.human_maps import check_maps
 from alignment_security.images.image_sets import ImageSet, default_dir
-from alignment_security.images.loading import CORRUPTED_SETS, NAMED_SETS, load_image_set
+from alignment_security.images.loading import (
+    CORRUPTED_SETS,
+    NAMED_SETS,
+    has_imagenet_order,
+    load_image_set,
+)
 from alignment_security.images.map_files import map_remarks, with_map_files
 from alignment_security.images.slices import take_slice
-from alignment_security.models.heads import IMAGENET_CLASSES, Model
+from alignment_security.models.heads import IMAGENET_CLASSES, Model, with_head
 from alignment_security.models.lists import PLUGIN
 from alignment_security.models.loading import load_model
 from alignment_security.models.timm_nets import label_names
@@ -92,6 +99,26 @@ def load_staged(
     if staged.facts["net"] != name.removeprefix("timm/"):
         settings["architecture"] = staged.facts["net"]
     return replace(model, settings=settings)
+
+
+def requested_evaluation(args: argparse.Namespace, model: Model) -> Evaluation:
+    """What a request asks for of a model without a head: checked to fit together (`prepare`)."""
+    model = with_head(model, args.head)
+    images, remarks = requested_images(args, model)
+    return prepare(
+        model,
+        images,
+        threat_from_args(args),
+        args.batch_size,
+        precision=args.precision,
+        compiled=args.compile,
+        workers=args.workers,
+        examples=args.examples,
+        example_names=args.example_names,
+        published_accuracy=args.published_accuracy,
+        stop_after=args.stop_after,
+        remarks=tuple(remarks),
+    )
 
 
 def requested_image_set(args: argparse.Namespace, classes: int = IMAGENET_CLASSES) -> ImageSet:
@@ -196,7 +223,7 @@ def ceiling_remarks(images: ImageSet) -> Iterator[str]:
 def class_remarks(images: ImageSet) -> Iterator[str]:
     """A sentence where images are of a part of the classes, and answers may be of any."""
     classes = len(set(images.labels))
-    own = images.name not in {*NAMED_SETS, *CORRUPTED_SETS, "sample"}
+    own = not has_imagenet_order(images.name)
     if own and classes < images.n_classes and not images.restrict_to:
         yield (
             f"{images.name}: {classes} of {images.n_classes} classes have images, and answers are "

@@ -27,15 +27,13 @@ from alignment_security.evaluation.dry_run import (
     memory_text,
     time_text,
 )
-from alignment_security.evaluation.protocols import threat_from_args
 from alignment_security.evaluation.read_ahead import checkpoint_file
 from alignment_security.evaluation.rehearsal import Rehearsal, rehearse
-from alignment_security.evaluation.run import prepare
-from alignment_security.evaluation.setup import requested_images, requested_model
+from alignment_security.evaluation.setup import requested_evaluation, requested_model
 from alignment_security.evaluation.study import record_folder, study_requests
 from alignment_security.evaluation.trial import refusals, try_record
 from alignment_security.models.forward import pick_device
-from alignment_security.models.heads import Model, with_head
+from alignment_security.models.heads import Model
 from alignment_security.models.lists import WantedModel
 from alignment_security.models.macs import multiply_adds
 from alignment_security.models.names import find_entry, weights_here
@@ -124,17 +122,7 @@ def rehearse_model(
 def rehearse_threat(request: argparse.Namespace, bare: Model, others: Sequence[str]) -> Rehearsal:
     began = time.perf_counter()
     print_line(f"{request.model_name}: rehearsing {record_folder(request)}")
-    model = with_head(bare, request.head)
-    images, _ = requested_images(request, model)
-    evaluation = prepare(
-        model,
-        images,
-        threat_from_args(request),
-        request.batch_size,
-        precision=request.precision,
-        compiled=request.compile,
-        workers=request.workers,
-    )
+    evaluation = requested_evaluation(request, bare)
     try_record(evaluation, request.results_dir, request.overwrite)
     if not request.overwrite:
         for refusal in refusals(evaluation, request.results_dir, others):
