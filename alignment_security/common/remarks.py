@@ -32,7 +32,6 @@ REMARKS = re.compile(
             r"crossing with \d+ steps: .*",
             r"the interval at eps \S+ is \d+ points wide, .*",
             r"ddn with \d+ steps finds no L2 norm below .*",
-            r"\d+ of \d+ correctly classified images: the attack found no norm in \d+ steps and .*",
             # a comparison with published accuracies that could not be made
             r"no published accuracy of .*",
             r"the accuracy of .* is published at .* pixels, not at \d+",

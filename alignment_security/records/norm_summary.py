@@ -125,7 +125,7 @@ def floor_warnings(rows: pd.DataFrame, settings: dict) -> list[str]:
     ]
 
 
-def second_attempt_notes(rows: pd.DataFrame, steps: int) -> list[str]:
+def second_attempt_warnings(rows: pd.DataFrame, steps: int) -> list[str]:
     """A sentence about images with a norm of a second attempt; none where there is none.
 
     rows    of an attack that makes a backward pass in each of its steps

@@ -22,7 +22,7 @@ from alignment_security.common.remarks import is_remark
 from alignment_security.records.adversarial_examples import examples_folder
 from alignment_security.records.norm_summary import (
     norm_summary,
-    second_attempt_notes,
+    second_attempt_warnings,
     without_norm_warnings,
 )
 from alignment_security.records.record import RECORD_COLUMNS, read_record, rows_to_csv
@@ -524,10 +524,10 @@ def test_norms_of_a_second_attempt_are_counted_and_accepted():
             "backwards": [6, 12, 12, 0, 6],
         }
     )
-    (note,) = second_attempt_notes(rows, 6)
-    assert note.startswith("1 of 4 correctly classified images") and "e.g. b;" in note
-    assert "more --steps" in note and is_remark(note)
-    assert second_attempt_notes(rows[rows["image_id"] != "b"], 6) == []
+    (warning,) = second_attempt_warnings(rows, 6)
+    assert warning.startswith("1 of 4 correctly classified images") and "e.g. b;" in warning
+    assert "more --steps" in warning and not is_remark(warning)
+    assert second_attempt_warnings(rows[rows["image_id"] != "b"], 6) == []
 
 
 def test_images_without_a_norm_are_said_aloud(tiny_record, tmp_path):

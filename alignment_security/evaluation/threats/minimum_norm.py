@@ -31,7 +31,7 @@ from alignment_security.evaluation.threats.threat import (
     fast_module,
 )
 from alignment_security.models.heads import HEAD_TEMPERATURE, Model, smooth_head
-from alignment_security.records.norm_summary import second_attempt_notes
+from alignment_security.records.norm_summary import second_attempt_warnings
 
 
 class MinimumNormThreat(Threat):
@@ -71,7 +71,7 @@ class MinimumNormThreat(Threat):
         return always, always
 
     def notes_on(self, rows: pd.DataFrame) -> list[str]:
-        return second_attempt_notes(rows, self.steps)
+        return second_attempt_warnings(rows, self.steps)
 
     def attacked_module(self, model: Model, execution: Execution) -> nn.Module:
         return fast_module(model.module, model, execution)
