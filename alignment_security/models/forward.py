@@ -80,10 +80,11 @@ def filled_rows(shapes: Sequence[int], rows: int) -> int:
 
     shapes   sizes of the batches that reach it, ascending
     """
-    filled = 0
-    while rows > 0:
-        shape = next_shape(shapes, rows)
-        filled, rows = filled + shape, rows - shape
+    full, left = divmod(rows, shapes[-1])
+    filled = full * shapes[-1]
+    while left > 0:
+        shape = next_shape(shapes, left)
+        filled, left = filled + shape, left - shape
     return filled
 
 
