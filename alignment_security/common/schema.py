@@ -33,12 +33,14 @@ class Column(NamedTuple):
     kind       TEXT, NAME (of a file or folder: no path), WHOLE or NUMBER
     low, high  range of a number, limits included
     empty      whether a cell may be empty
+    shared     whether a WHOLE number may also be a share of one, a fraction
     """
 
     kind: str
     low: float = 0
     high: float = LARGEST
     empty: bool = False
+    shared: bool = False
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -54,7 +56,8 @@ def parse_table(
              numbers if all their cells are, else text.
     fix      what the user can do about a bad file, appended to each message; {path} and {line} in
              it are replaced
-    Whole numbers are int64, or float64 where a cell is empty; empty cells are missing values.
+    Whole numbers are int64, or float64 where a cell is empty or a fraction; empty cells are missing
+    values.
     Floats are exact. Raises UserError.
     """
     text = decode_text(data, path)
@@ -93,7 +96,7 @@ def _parse_column(
     else:
         values = _to_floats(cells)
         if values is not None and _are_in_range(values, column):
-            is_whole = column.kind == WHOLE and not np.isnan(values).any()
+            is_whole = column.kind == WHOLE and (values == np.floor(values)).all()
             return pd.Series(values.astype(np.int64) if is_whole else values)
         line += next(i for i, cell in enumerate(cells) if not _is_number(cell, column))
     problem = f"column {name}: {cells[line - FIRST_LINE]!r} is {_no_such_value(column)}"
@@ -131,7 +134,7 @@ def _are_in_range(values: np.ndarray, column: Column) -> bool:
     if missing.any() and not column.empty:
         return False
     known = values[~missing]
-    if column.kind == WHOLE and (known != np.floor(known)).any():
+    if column.kind == WHOLE and not column.shared and (known != np.floor(known)).any():
         return False
     return bool(((known >= column.low) & (known <= column.high)).all())
 

@@ -20,6 +20,7 @@ from alignment_security.records.names import record_name
 from alignment_security.records.record import (
     RECORD_COLUMNS,
     check_record_sha256,
+    read_record,
     read_run_file,
     rows_to_csv,
 )
@@ -47,6 +48,8 @@ SUMMARISED = [
     "forwards",
     "backwards",
 ]
+# that hold whole numbers, or fractions where an attack shares the passes of a batch
+SHARED = [name for name, column in RECORD.items() if column.shared]
 
 
 def load_pyarrow() -> Any:
@@ -81,15 +84,22 @@ def write_tables(records: Path, folder: Path) -> None:
 def write_table(run_files: list[Path], path: Path) -> None:
     """Write the records of some models to one parquet file, a row group each."""
     pyarrow = load_pyarrow()
-    columns = record_columns(run_files)
-    schema = pyarrow.schema([(name, column_type(name)) for name in ["model", *columns]])
+    columns, fractions = record_columns(run_files), columns_of_fractions(run_files)
+    types = {name: pyarrow.float64() for name in fractions}
+    schema = pyarrow.schema(
+        [(name, types.get(name) or column_type(name)) for name in ["model", *columns]]
+    )
     with pyarrow.parquet.ParquetWriter(
         path,
         schema,
         compression="zstd",
         compression_level=ZSTD_LEVEL,
         use_dictionary=[name for name in REPEATED if name in schema.names],
-        column_encoding={name: column_encoding(name) for name in columns if name not in REPEATED},
+        column_encoding={
+            name: column_encoding(NUMBER if name in fractions else RECORD[name].kind)
+            for name in columns
+            if name not in REPEATED
+        },
     ) as writer:
         for run_file in run_files:
             writer.write_table(record_table(run_file, schema), ROWS_OF_A_GROUP)
@@ -130,9 +140,21 @@ def column_type(name: str) -> Any:
     return pyarrow.int8() if column.high == 1 else pyarrow.int64()
 
 
-def column_encoding(name: str) -> str:
+def columns_of_fractions(run_files: list[Path]) -> set[str]:
+    """The columns that have a fraction in some record, of those that may (SHARED)."""
+    found: set[str] = set()
+    for run_file in run_files:
+        rows = read_record(run_file.with_suffix(".csv"))
+        found |= {name for name in SHARED if name in rows and has_fractions(rows[name])}
+    return found
+
+
+def has_fractions(values: pd.Series) -> bool:
+    return bool((values.dropna() % 1).any())
+
+
+def column_encoding(kind: str) -> str:
     """What makes a column small for zstd: bytes of equal place, differences, common beginnings."""
-    kind = RECORD[name].kind
     if kind == NUMBER:
         return "BYTE_STREAM_SPLIT"
     return "DELTA_BINARY_PACKED" if kind == WHOLE else "DELTA_BYTE_ARRAY"
@@ -185,6 +207,8 @@ def csv_of_records(records: Path, folder: Path) -> Iterator[tuple[Path, str]]:
         columns = RECORD_COLUMNS[read_run_file(run_file)["kind"]]
         if "l1" in rows and rows["l1"].isna().all() and rows["l2"].notna().any():
             rows = rows.drop(columns="l1")  # begun before records had it, beside others
+        whole = [name for name in SHARED if name in rows and not has_fractions(rows[name])]
+        rows = rows.astype(dict.fromkeys(whole, "Int64"))
         yield run_file, rows_to_csv(rows[[name for name in columns if name in rows]])
 
 

@@ -11,6 +11,7 @@ from alignment_security.common.schema import FOLDER_NAME, NAME, NUMBER, TEXT, WH
 
 NONE = type(None)
 COUNT = Column(WHOLE)
+PASSES = Column(WHOLE, empty=True, shared=True)  # attacks of libraries share those of a batch
 CLASS, FLAG = Column(WHOLE), Column(WHOLE, high=1)
 SHARE = Column(NUMBER, high=1, empty=True)
 ANY_NUMBER = Column(NUMBER, low=-1e30, high=1e30, empty=True)
@@ -46,8 +47,8 @@ RECORD = {
     "l1": NORM_L1,
     "human_alignment_raw": Column(NUMBER, low=-1, high=1, empty=True),
     "human_alignment": Column(NUMBER, low=-2, high=2, empty=True),
-    "forwards": optional(COUNT),
-    "backwards": optional(COUNT),
+    "forwards": PASSES,
+    "backwards": PASSES,
     "draws": optional(COUNT),
     "wrong_share": SHARE,
     "wrong_low": SHARE,

@@ -61,6 +61,25 @@ def test_records_beside_each_other_stay_apart(tmp_path, options):
 
 
 @pytest.mark.parametrize("options", [[], ["--without_csv"]])
+def test_passes_that_are_fractions_come_back(tmp_path, options):
+    """As an attack of a library shares those of its batch: in one of two records of a table."""
+    results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
+    record = next(results.glob("records/*/Linf/*.csv"))
+    rows = pd.read_csv(record, dtype=str, keep_default_na=False)
+    rows["forwards"] = [f"{count}.25" for count in rows["forwards"]]
+    rows.to_csv(record, index=False)
+    info = json.loads(record.with_suffix(".json").read_text())
+    info |= {"record_sha256": sha256_file(record)}
+    record.with_suffix(".json").write_text(json.dumps(info))
+    assert run_utilities("merge", "--results_dir", results) == 0
+    archive, back = tmp_path / "archive", tmp_path / "back"
+    assert run_utilities("publish", "--results_dir", results, "--out", archive, *options) == 0
+    assert run_utilities("verify", archive, "--out", back) == 0
+    for path in results.glob("records/*/*/*.csv"):
+        assert (back / path.relative_to(results)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [[], ["--without_csv"]])
 def test_l1_records_with_and_without_l1_norms_come_back(tmp_path, options):
     results = Path(shutil.copytree(SAMPLE, tmp_path / "results"))
     shutil.rmtree(results / "examples" / "sample" / "L2-crossing")

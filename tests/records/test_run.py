@@ -49,6 +49,16 @@ def rows_of_eps(name: str, *robust: int) -> list[dict]:
 # ---- a run ---------------------------------------------------------------------------------------
 
 
+def test_passes_that_are_shares_of_a_batch_are_fractions(open_run):
+    """As those of pyautoattack and foolbox; those of other records stay whole numbers."""
+    with open_run() as run:
+        run.append([row(name, forwards=13.0, backwards=14 / 3) for name in IDS])
+        run.finish(IDS)
+    rows = read_record(run.csv)
+    assert rows["forwards"].tolist() == [13] * 3 and rows["backwards"].tolist() == [14 / 3] * 3
+    assert run.csv.read_text().splitlines()[1].endswith(f",13,{14 / 3}")
+
+
 def test_run_from_its_first_row_to_done(open_run):
     with open_run() as run:
         assert run.known() == {} and not run.done
