@@ -54,7 +54,7 @@ class Study:
     facts: str  # n, date of the scores, missing data: in every caption
     scores: pd.DataFrame  # (models, benchmarks); nan: no score
     accuracy: pd.DataFrame  # (models, `clean` and each eps), in [0, 1]; nan: not evaluated
-    norm: str = "Linf"  # of the eps
+    runs: dict[str, str]  # image_set, threat and attack of the runs behind it
 
     @cached_property
     def families(self) -> np.ndarray:
@@ -68,7 +68,7 @@ class Study:
 
     def radius(self, eps: float) -> str:
         """An eps as text, in one unit with the others: `1/255`, or 0.00392 beside 0.00196."""
-        return format_eps(eps, self.norm, self.radii)
+        return format_eps(eps, self.runs["threat"], self.radii)
 
     def label(self, outcome: str | float) -> str:
         """`clean`, or an eps as text: `ε = 1/255`."""
@@ -145,7 +145,7 @@ def join_study(rows: pd.DataFrame, key: dict, scores: pd.DataFrame, source: str)
         facts=f"{heading}: {study_facts(joined_scores, source, without, other_input)}",
         scores=joined_scores,
         accuracy=accuracy.loc[joined.index],
-        norm=key["threat"],
+        runs={name: key[name] for name in ("image_set", "threat", "attack")},
     )
 
 

@@ -107,6 +107,7 @@ def own_drawing(source: NormTable, name: str) -> Drawing:
             source.accuracy_label: rows["accuracy"],
             "size": rows["size"],
             **printed_columns(rows),
+            "source": rows["source"],
         }
     )
     caption = (

@@ -57,8 +57,16 @@ def short_benchmark(benchmark: str) -> str:
 def drawing_of(
     study: Study, kind: str, figure: Figure | None, table: pd.DataFrame, caption: str
 ) -> Drawing:
-    """A figure or table of a study, named after it; its facts end the caption."""
-    return f"{kind}{study.name}", figure, table, f"{caption}\n{study.facts}"
+    """A figure or table of a study, named after it; its facts end the caption.
+
+    The table names the runs behind it, for `utilities.py trace`.
+    """
+    return (
+        f"{kind}{study.name}",
+        figure,
+        table.assign(**study.runs),
+        f"{caption}\n{study.facts}",
+    )
 
 
 # ---- alignment against robustness ----------------------------------------------------------------
@@ -73,8 +81,8 @@ def avg_alignment_vs_robust(results: Results) -> Iterator[Drawing]:
         for column, group in BENCHMARK_GROUPS.items():
             if column in study.scores and study.scores[column].notna().sum() >= MIN_MODELS:
                 kind = "avg" if group == "average" else group
-                name = f"{kind}_alignment_vs_robust{study.name}"
-                yield name, *draw_alignment(study, column, group)
+                drawn = draw_alignment(study, column, group)
+                yield drawing_of(study, f"{kind}_alignment_vs_robust", *drawn)
 
 
 def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.DataFrame, str]:
@@ -103,7 +111,6 @@ def draw_alignment(study: Study, column: str, group: str) -> tuple[Figure, pd.Da
             f"Accuracy under attack against {group} alignment (`{column}`), a point per model and "
             "least squares lines. p over families: with a random intercept per family of models.",
             *facts,
-            study.facts,
         ]
     )
     return figure, pd.concat(tables).reset_index(), caption

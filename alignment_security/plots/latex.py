@@ -21,7 +21,9 @@ WRAPPED = 16  # letters: a column of more may go on in further lines
 SIZES = {"small": 4.7, "footnotesize": 4.3, "scriptsize": 4.0}
 # places in a name or a sentence where a line may end; never within a number
 BREAKS = re.compile(r"(?<=[_/:])|(?<=[a-z0-9][.-])(?=[a-zA-Z])|(?<= )")
-# figure -> the columns that are printed, where its table has prose or provenance besides
+# columns that name the runs behind a row, which the caption does
+OF_RUNS = ("source", "image_set", "threat", "attack")
+# figure -> the columns that are printed, where its table has prose besides
 PRINTED = {
     "text_statistics": [
         "statistic",
@@ -57,7 +59,8 @@ def latex(table: pd.DataFrame, name: str = "") -> str:
     for heading, part in parts:
         if heading:
             texts.append(f"\\noindent\\textit{{{escaped(str(heading))}}}\\par")
-        cells = as_text(part[[one for one in PRINTED.get(name, list(part)) if one in part]])
+        printed = PRINTED.get(name, [one for one in part if one not in OF_RUNS])
+        cells = as_text(part[[one for one in printed if one in part]])
         cells = cells.loc[:, cells.ne("").any()]
         for columns in column_sets(cells, KEYS.get(name, 1)):
             texts += [tabular(rows, columns) for rows in row_parts(cells[columns])]

@@ -19,7 +19,7 @@ from alignment_security.common.files import UserError, sha256_text_file
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.schema import FIRST_LINE, read_json
 from alignment_security.common.text import read_text
-from alignment_security.records.comparable import attack_text
+from alignment_security.records.comparable import attack_text, comparable_runs
 from alignment_security.records.record import BALL_KINDS, read_record, read_run_file
 from alignment_security.records.screened import robust_estimates
 
@@ -121,8 +121,9 @@ def run_values(run: dict, attack: str) -> dict[str, str]:
 def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> dict[int, list[Path]]:
     """Line -> paths of the records that agree with all of its columns that describe a run.
 
-    A table that only its caption describes is of accuracies under attack. Figures of earlier
-    versions name the attack without head, seed and precision.
+    A line that names no model is of the models of the summary, all or those that have scores or
+    norms. Figures of earlier versions name the attack without head, seed and precision, and those
+    of accuracies under attack name runs in their captions alone.
     """
     if {"type", "severity", "model"} <= set(table.columns):
         table = table.assign(threat="corruptions-" + table["type"] + "-" + table["severity"])
@@ -141,8 +142,14 @@ def runs_behind(table: pd.DataFrame, caption: str, runs: dict[Path, dict]) -> di
         if "beside" not in run
     }
 
+    of_summary, _ = comparable_runs(runs)
+
     def matching(runs: dict[Path, dict], row: dict) -> list[Path]:
-        return [path for path, values in runs.items() if is_behind(values, row, columns, sources)]
+        return [
+            path
+            for path, values in runs.items()
+            if (row.get("model") or path in of_summary) and is_behind(values, row, columns, sources)
+        ]
 
     return {
         line: matching(named, row) or matching(former, row)

@@ -352,7 +352,7 @@ def test_studies_of_only_the_image_set_or_threat_asked_for(tmp_path, asked):
     others = [rows.assign(image_set="big12"), rows.assign(threat="L2-autoattack")]
     write_summary(tmp_path, rows, *others)
     (study,) = studies(load_results(tmp_path, **asked))
-    assert [study.heading.startswith("big12"), study.norm != "Linf"].count(True) == 1
+    assert [study.heading.startswith("big12"), study.runs["threat"] != "Linf"].count(True) == 1
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

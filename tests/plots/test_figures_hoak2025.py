@@ -135,6 +135,8 @@ def test_the_heat_map_is_its_table(drawings):
         table.pivot(index="benchmark", columns="accuracy", values="rho")[["clean", *RADII]],
     )
     assert name == "robust_only_correlation" and len(shown) == len(BENCHMARKS) + 2
+    runs = table[["image_set", "threat", "attack"]].drop_duplicates()
+    assert runs.to_numpy().tolist() == [["imagenet-val", "Linf", MADE_UP]]
     for benchmark, values in exact.iterrows():
         np.testing.assert_array_equal(shown[short_benchmark(benchmark)], values)
     assert np.isnan(shown["Empty2020"]).all() and np.isnan(shown["Constant2020"]).all()

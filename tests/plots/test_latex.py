@@ -85,6 +85,7 @@ def test_prose_and_provenance_stay_in_the_csv():
     text = latex(table, "text_statistics")
     assert "?" not in text and text.count("Spearman") == 2
     assert text.index("of the paper") < text.index("Spearman") < text.index("ours")
+    assert "of the paper" not in latex(table)  # it names runs, as the caption does
 
 
 def test_a_long_table_comes_in_parts_and_a_wide_one_in_sets_of_columns():

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import run_utilities
+from norm_tables import make_norms
 
 import plotting
 from alignment_security.attacks.autoattack import Budget
@@ -806,6 +807,24 @@ def test_trace_of_a_correlation_finds_the_models_of_its_caption(results, tmp_pat
     assert "Linf/net.csv" in out and "Linf/other.csv" in out
     (tmp_path / "f.txt").write_text("of another image set and budget")
     assert traced(capsys, tmp_path / "f.csv", "--results_dir", results)[0] == 1
+
+
+def test_trace_of_a_statistic_leads_to_the_runs_of_the_summary_alone(tmp_path, capsys):
+    """Not to other threats that its caption names too, nor to a record of other images."""
+    for model, images in (("a", "all"), ("b", "all"), ("c", "some")):
+        make_norms(tmp_path, model, [0.1, 0.2], list_sha256=images)
+    make_norms(tmp_path, "a", [0.1, 0.2], threat="L2-fmn", list_sha256="all")
+    figure = tmp_path / "f.csv"
+    figure.with_suffix(".txt").write_text("mine, L2-crossing 9 steps. Not drawn: L2-fmn 9 steps")
+    for line in (
+        "image_set,threat,attack,rho\nmine,L2-crossing,L2-crossing 9 steps,0.5\n",
+        'source,rho\n"mine, L2-crossing, L2-crossing 9 steps",0.5\n',
+    ):
+        figure.write_text(line)
+        status, out, _ = traced(capsys, figure, "--results_dir", tmp_path)
+        assert status == 0 and re.findall(r"record +(\S+)/(\w)\.csv", out) == [
+            (str(tmp_path / "records" / "mine" / "L2-crossing"), model) for model in "ab"
+        ]
 
 
 def test_trace_of_two_sources_finds_both_runs_of_the_model(results, tmp_path, capsys):
