@@ -200,7 +200,7 @@ def papers_study(results: Results) -> tuple[Study | None, str]:
     except NothingToDraw as lacking:
         return None, str(lacking)
     for study in found:
-        if HOAK2025_KEY["attack"] in study.heading:
+        if study.runs["attack"] == HOAK2025_KEY["attack"]:
             return study, ""
     return None, f"fewer than {MIN_MODELS} models of {HOAK2025_TABLE} have scores"
 

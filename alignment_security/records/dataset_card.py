@@ -9,6 +9,7 @@ import pandas as pd
 
 from alignment_security.common.folders import glob_visible
 from alignment_security.common.settings import VERSION, git_state
+from alignment_security.records.comparable import attack_text
 from alignment_security.records.record import read_run_file
 
 TITLE = "Adversarial robustness and human alignment of vision models"
@@ -86,7 +87,7 @@ def contents_table(runs: list[dict]) -> str:
             "image_set": [run["image_set"] for run in runs],
             "threat": [run["threat"] for run in runs],
             "images": [run["images"] for run in runs],
-            "attack": [run["settings"]["run"].get("attack") or "" for run in runs],
+            "attack": [attack_text(run) for run in runs],
         }
     )
     counts = table.groupby([*table], sort=True).size()

@@ -18,6 +18,7 @@ from norm_tables import without_l1
 from alignment_security.common.files import sha256_file
 from alignment_security.common.settings import VERSION
 from alignment_security.models.forward import session_facts
+from alignment_security.records.dataset_card import contents_table
 from alignment_security.records.record import read_record
 from alignment_security.records.summary import SUMMARY_NAME
 
@@ -120,6 +121,15 @@ def archive(published, tmp_path):
 def any_archive(request, tmp_path):
     """A copy to spoil, with and without CSV."""
     return Path(shutil.copytree(request.getfixturevalue(request.param), tmp_path / "archive"))
+
+
+def test_a_card_counts_models_of_two_seeds_once():
+    run = {"model": "a", "image_set": "mine", "threat": "Linf", "images": 4}
+    runs = [run | {"settings": {"run": {"attack": "AutoAttack", "seed": seed}}} for seed in (0, 1)]
+    assert contents_table(runs).splitlines() == [
+        "| mine | Linf | 1 | 4 | AutoAttack |",
+        "| mine | Linf | 1 | 4 | AutoAttack, seed 1 |",
+    ]
 
 
 def write_sums(archive: Path) -> None:
