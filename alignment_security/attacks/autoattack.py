@@ -151,7 +151,7 @@ def run_autoattack(
         eps,
         norm,
         confirm_in_float32(exact, norm),
-        lambda batch: images_to_attack(exact, batch, model.n_outputs, EpsProgress, model.seed),
+        lambda batch: images_to_attack(model, exact, batch, EpsProgress),
         begun,
         estimate.name if estimate else None,
         wanted,

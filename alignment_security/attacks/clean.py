@@ -74,15 +74,14 @@ def clean_pass(
 
 
 def images_to_attack(
+    model: AttackedModel,
     forward: Forward,
     batch: list,
-    n_outputs: int,
     new_progress: Callable[[], Progress],
-    seed: int = 0,
     eps: float = 0.0,
 ) -> list[AttackedImage[Progress]]:
     """The images of a batch after their clean pass, which is counted. Raises as `clean_pass`."""
-    x, logits, classes = clean_pass(forward, batch, n_outputs)
+    x, logits, classes = clean_pass(forward, batch, model.n_outputs)
     return [
         AttackedImage(
             name,
@@ -91,7 +90,7 @@ def images_to_attack(
             image_logits,
             new_progress(),
             clean=clean_columns(name, label, prediction),
-            seed=seed,
+            seed=model.seed,
             eps=eps,
             forwards=1,
         )

@@ -130,7 +130,7 @@ def run_pyautoattack(
         eps,
         norm,
         confirm,
-        lambda batch: images_to_attack(forward, batch, model.n_outputs, EpsProgress, model.seed),
+        lambda batch: images_to_attack(model, forward, batch, EpsProgress),
         begun,
     )
     source = iter(source)
@@ -223,7 +223,7 @@ def run_foolbox(
     for batch in paced_batches(source, model.batch_size):
         if protocol == "feng2025":
             batch = [(name, stretch(in_unit_range(x)[None])[0], label) for name, x, label in batch]
-        images = images_to_attack(forward, batch, model.n_outputs, lambda: None, eps=math.inf)
+        images = images_to_attack(model, forward, batch, lambda: None, math.inf)
         correct = [image for image in images if image.clean["clean_correct"]]
         findings: dict[str, Finding | None] = {}
         if correct:

@@ -60,14 +60,8 @@ class MinimumNormSearch:
     def on_images(self, batch: list) -> tuple[list[dict], list[AttackedImage[MinimumNormProgress]]]:
         """Rows of misclassified images, and the other images, to be attacked."""
         rows, images = [], []
-        for image in images_to_attack(
-            self.exact,
-            batch,
-            self.model.n_outputs,
-            MinimumNormProgress,
-            self.model.seed,
-            math.inf,
-        ):
+        attacked = images_to_attack(self.model, self.exact, batch, MinimumNormProgress, math.inf)
+        for image in attacked:
             if image.clean["clean_correct"]:
                 images.append(image)
             else:

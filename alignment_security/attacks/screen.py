@@ -90,7 +90,7 @@ def run_screen(
         eps,
         norm,
         confirm_in_float32(exact, norm),
-        lambda batch: images_to_attack(exact, batch, model.n_outputs, EpsProgress, model.seed),
+        lambda batch: images_to_attack(model, exact, batch, EpsProgress),
         estimate_name=walk.name,
     )
     known = {name: {row["eps"] for row in rows} for name, rows in (begun or {}).items()}

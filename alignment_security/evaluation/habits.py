@@ -6,50 +6,40 @@ from collections.abc import Sequence
 
 from alignment_security.common.command_line import Parser
 
-THREAT = "the norm is the threat, `Linf --eps 8/255` or `L2 --eps 0.5`"
-IMAGES = "the number of images is -s N"
-EPS = "radii are --eps 4/255 8/255"
-STEPS = "gradient steps are --steps N"
-BUDGET = (
+# what to write -> the option's names in RobustBench, AutoAttack, timm, foolbox and torchattacks
+HINTS = {
+    "the norm is the threat, `Linf --eps 8/255` or `L2 --eps 0.5`": (
+        "norm p threat threat_model threat_models"
+    ),
+    "the number of images is -s N": (
+        "n n_ex n_examples n_samples n_images num_examples num_samples num_images limit max_images "
+        "subset_size n_test"
+    ),
+    "radii are --eps 4/255 8/255": "e epsilon epsilons epsilon_list epsilon_values",
+    "gradient steps are --steps N": (
+        "n_iter n_iters iterations nb_iter num_steps n_steps max_iter"
+    ),
     "the standard AutoAttack is what `Linf --eps 8/255` runs; others are --budget, --attacks and "
-    "--steps"
-)
-RESULTS = "results go to --results_dir DIR"
-PRECISION = "--precision bf16 or tf32"
-# name of an option, as of RobustBench, AutoAttack, timm, foolbox, torchattacks -> what to write
-HABITS = {
-    **dict.fromkeys(("norm", "p", "threat", "threat_model", "threat_models"), THREAT),
-    **dict.fromkeys(
-        ("n", "n_ex", "n_examples", "n_samples", "n_images", "num_examples", "num_samples"), IMAGES
+    "--steps": "version attack attacks_to_run adversary autoattack",
+    "Square's queries are --queries N": "n_queries num_queries",
+    "target classes are --targets N": "n_target_classes n_targets",
+    "nearest: --model_name": "m arch net model",
+    "your weights are --architecture TIMM_NAME --checkpoint FILE": (
+        "model_path weights ckpt resume initial_checkpoint model_dir"
     ),
-    **dict.fromkeys(("num_images", "limit", "max_images", "subset_size", "n_test"), IMAGES),
-    **dict.fromkeys(("e", "epsilon", "epsilons", "epsilon_list", "epsilon_values"), EPS),
-    **dict.fromkeys(
-        ("n_iter", "n_iters", "iterations", "nb_iter", "num_steps", "n_steps", "max_iter"), STEPS
+    "images are --dataset NAME --data_dir DIR": "d data data_path root",
+    "nearest: --batch_size": "b bs test_batch_size",
+    "nearest: --workers": "j num_workers",
+    "nearest: --device": "gpu gpus cuda",
+    "--precision bf16 or tf32": "amp fp16 half bf16 amp_dtype",
+    "results go to --results_dir DIR": "output output_dir out save_dir log_path results_file",
+    "preprocessing is the model's own (docs/models.md)": (
+        "img_size input_size crop_pct mean std interpolation preprocessing"
     ),
-    **dict.fromkeys(("version", "attack", "attacks_to_run", "adversary", "autoattack"), BUDGET),
-    **dict.fromkeys(("n_queries", "num_queries"), "Square's queries are --queries N"),
-    **dict.fromkeys(("n_target_classes", "n_targets"), "target classes are --targets N"),
-    **dict.fromkeys(("m", "arch", "net", "model"), "nearest: --model_name"),
-    **dict.fromkeys(
-        ("model_path", "weights", "ckpt", "resume", "initial_checkpoint", "model_dir"),
-        "your weights are --architecture TIMM_NAME --checkpoint FILE",
-    ),
-    **dict.fromkeys(("d", "data", "data_path", "root"), "images are --dataset NAME --data_dir DIR"),
-    **dict.fromkeys(("b", "bs", "test_batch_size"), "nearest: --batch_size"),
-    **dict.fromkeys(("j", "num_workers"), "nearest: --workers"),
-    **dict.fromkeys(("gpu", "gpus", "cuda"), "nearest: --device"),
-    **dict.fromkeys(("amp", "fp16", "half", "bf16", "amp_dtype"), PRECISION),
-    **dict.fromkeys(
-        ("output", "output_dir", "out", "save_dir", "log_path", "results_file"), RESULTS
-    ),
-    **dict.fromkeys(
-        ("img_size", "input_size", "crop_pct", "mean", "std", "interpolation", "preprocessing"),
-        "preprocessing is the model's own (docs/models.md)",
-    ),
-    "num_classes": "a network has as many classes as its checkpoint",
-    "pretrained": "a timm name always has its public weights",
+    "a network has as many classes as its checkpoint": "num_classes",
+    "a timm name always has its public weights": "pretrained",
 }
+HABITS = {name: hint for hint, names in HINTS.items() for name in names.split()}
 
 
 def refuse_unknown_options(parser: Parser, argv: Sequence[str]) -> None:
