@@ -109,14 +109,17 @@ def unread_options(args: argparse.Namespace, named: set[str]) -> dict[str, str]:
     threat, protocol = args.threat, args.protocol
     unread = (named & PROTOCOL_OPTIONS) - threat_class(threat, protocol).options
     request = threat if protocol is None else f"{threat} --protocol {protocol}"
-    readers = {option: " or ".join(readers_of(option, threat)) for option in sorted(unread)}
-    if args.engine == ReferenceAutoAttack.engine and not unread:
-        request = f"--engine {args.engine}"
-        readers = dict.fromkeys(sorted(named & FAST_OPTIONS), f"--engine {AutoAttack.engine}")
-    return {
-        option: f"--{option}: {request} does not read it; it belongs to {reader}"
-        for option, reader in readers.items()
+    said = {
+        option: f"--{option}: {request} does not read it; it belongs to "
+        + " or ".join(readers_of(option, threat))
+        for option in sorted(unread)
     }
+    if args.engine == ReferenceAutoAttack.engine:
+        said |= {
+            option: f"--{option}: --engine reference does not read it; it belongs to --engine own"
+            for option in sorted(named & FAST_OPTIONS - unread)
+        }
+    return said
 
 
 def readers_of(option: str, threat: str) -> list[str]:

@@ -1,7 +1,7 @@
 """One model, one threat, one image set: from images to the rows of a record.
 
-`evaluate` is the whole of it for a notebook. evaluate_robustness.py calls its steps one by one:
-`prepare`, `open_record`, `fill_record`.
+`evaluate` is the whole of it for a notebook. evaluate_robustness.py takes its steps one by one:
+`prepare` (in `setup.requested_evaluation`), `open_record`, `fill_record`.
 """
 
 from __future__ import annotations
