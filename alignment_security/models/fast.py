@@ -79,7 +79,7 @@ def set_memory_format(
     """Store the weights in a memory format, unless the logits of `example` (B, 3, H, W) change.
 
     Some networks read how their tensors lie in memory: `x.view(len(x), -1)` fails on channels_last,
-    and `as_strided` gives other values.
+    and `as_strided` gives other values. Convolutions in 3 dimensions have no channels_last.
     """
     weights = [weight for weight in module.parameters() if weight.ndim == 4]
     if all(weight.is_contiguous(memory_format=memory_format) for weight in weights):

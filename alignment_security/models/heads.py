@@ -131,8 +131,8 @@ def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[n
     """
     if n_outputs == 0:
         raise ModelError(
-            f"{name}: outputs features, not classes; it needs a classifier "
-            f"(see `python utilities.py models {name}`)"
+            f"{name}: outputs features, not classes; pass weights that have a classifier by "
+            "--checkpoint FILE"
         )
     reduce = HEADS[head]
     if reduce is None:

@@ -113,6 +113,17 @@ class ReadsMemory(ViewsItsMaps):
         return self.fc(self.conv(x).as_strided((len(x), 256), (256, 1)))
 
 
+class InThreeDimensions(ViewsItsMaps):
+    """torch has no channels_last of weights in 5 dimensions, as timm's lambda networks have."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv3d = nn.Conv3d(1, 1, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x):
+        return self.fc(self.conv3d(self.conv(x)[:, None]).flatten(1))
+
+
 class HoldsALock(nn.Sequential):
     """Cannot be copied."""
 
@@ -129,6 +140,7 @@ NETS = {
     "a parametrization": lambda: small_net(with_parametrization),
     "a view of maps": ViewsItsMaps,
     "strides": ReadsMemory,
+    "a convolution in 3 dimensions": InThreeDimensions,
     "no copies": HoldsALock,
     "TorchScript": lambda: torch.jit.script(small_net().eval()),
 }
