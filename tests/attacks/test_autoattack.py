@@ -96,12 +96,19 @@ def our_iterates(net, attack, image, steps):
     return seen
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("targeted", [False, True])
-def test_apgd_iterates_equal_the_references(robust_digits, norm, targeted):
-    _, x, label = digits()[1203]
+@pytest.mark.parametrize(
+    ("norm", "targeted", "digit"),
+    [
+        *(("Linf", False, 1206), ("L2", False, 1218), ("Linf", True, 1204), ("L2", True, 1204)),
+        ("Linf", True, 1209),
+    ],
+)
+def test_apgd_iterates_equal_the_references(robust_digits, norm, targeted, digit):
+    """Of digits that stand. On each, either condition halves a step size alone; on the last, it
+    matters that the second loss is compared with 0."""
+    _, x, label = digits()[digit]
     eps = 0.05 if norm == "Linf" else 0.3
-    image = attacked_image(robust_digits, digits()[1203], eps)
+    image = attacked_image(robust_digits, digits()[digit], eps)
     attack = APGD(norm, 100, targeted, runs=9 if targeted else 1)
     ours = our_iterates(robust_digits, attack, image, 200)
     recorder = Recorder(robust_digits)
@@ -119,9 +126,12 @@ def test_apgd_iterates_equal_the_references(robust_digits, norm, targeted):
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_fab_iterates_equal_the_references(robust_digits, norm):
-    """The reference evaluates every new point twice; without the repeats the iterates are equal."""
-    _, x, label = digits()[1203]
-    image = attacked_image(robust_digits, digits()[1203], 1e-6)
+    """The reference evaluates every new point twice; without the repeats the iterates are equal.
+
+    Of a digit on which alpha reaches its largest value.
+    """
+    _, x, label = digits()[1222]
+    image = attacked_image(robust_digits, digits()[1222], 1e-6)
     ours = our_iterates(robust_digits, FAB(norm, 30, runs=9), image, 200)
     recorder = Recorder(robust_digits)
     oracle = reference_attack("fab-t", recorder, norm, 1e-6, Budget(steps=30), seed=0)
@@ -470,22 +480,6 @@ def test_bad_images_are_named(image, label, says):
     ):
         with pytest.raises(AttackError, match=f"photo.jpg: .*{says}"):
             list(run)
-
-
-def test_nan_logits_are_named():
-    class Sick(nn.Module):
-        def forward(self, x):
-            is_bright = x.flatten(1).amax(1, keepdim=True) > 0.5
-            return x.flatten(1)[:, :4].masked_fill(is_bright, torch.nan)
-
-    image, budget = torch.full((1, 8, 8), 0.5), Budget(steps=5, targets=3, queries=5)
-    image[0, 0, 0] = 0.49
-    with pytest.raises(AttackError, match="NaN"):
-        list(
-            run_autoattack(
-                AttackedModel(Sick(), 4), [("photo.jpg", image, 1)], "Linf", [0.1], budget
-            )
-        )
 
 
 def test_budgets_below_the_standard_are_not_called_autoattack():
