@@ -35,6 +35,7 @@ HOAK2025_COLUMNS = {
     "Top-1 Subset Clean Accuracy": "clean_acc",
 }
 EPS_COLUMNS = ("eps", "Epsilon")
+THREAT_COLUMNS = ("threat", "Threat Model")
 FRACTION_COLUMNS = (
     "clean_acc",
     "robust_acc",
@@ -74,10 +75,13 @@ def read_accuracy_summary(path: Path) -> pd.DataFrame:
 
 
 def numeric_accuracies(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The table with eps and accuracies as numbers: eps from 0 up, accuracies in [0, 1].
+    """The table with eps and accuracies as numbers: eps from 0 up, in Linf and accuracies to 1.
 
     Knows the columns of the summary and those of Hoak 2025. Only an empty cell has no value.
     """
+    threat = table[next(name for name in THREAT_COLUMNS if name in table)]
+    linf = table[threat.str.startswith("Linf")]
+    to_numbers(path, linf, EPS_COLUMNS, UNITS, low=0, high=1, no_value=("",))
     table = to_numbers(path, table, EPS_COLUMNS, UNITS, low=0, no_value=("",))
     return to_numbers(path, table, FRACTION_COLUMNS, UNITS, low=0, high=1, no_value=("",))
 

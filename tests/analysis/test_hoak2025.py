@@ -500,6 +500,7 @@ def test_few_families_have_no_interval_over_families(tmp_path):
             "column robust_acc: .* is no number from 0 to 1;",
         ),
         (lambda t: t.assign(eps="1/255"), "line 2, column eps: '1/255' is no number"),
+        (lambda t: t.assign(eps=510 * t["eps"]), "column eps: '2.0' is no number from 0 to 1;"),
         (lambda t: t.drop(columns="attack"), "no column attack"),
         (
             lambda t: pd.concat([t, t[:1].assign(robust_acc=0.123)]),
