@@ -9,6 +9,7 @@ no further.
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def confirm_examples(
     findings: list[str] = []
     unavailable: list[str] = []
     confirmed = 0
-    for folder, chosen in by_folder([paths[i] for i in drawn]).items():
+    for folder, chosen in groupby([paths[i] for i in drawn], lambda path: path.parent):
         relative = folder.relative_to(results_dir / "examples")
         csv = results_dir / "records" / relative.with_name(f"{folder.name}.csv")
         try:
@@ -57,19 +58,11 @@ def confirm_examples(
         except UserError as error:
             findings.append(f"{folder}: examples of a record that cannot be read ({error})")
             continue
-        found = [check_example(path, run, rows, model) for path in chosen]
-        found = [problem for problem in found if problem]
-        findings += found
-        confirmed += len(chosen) - len(found)
+        problems = [check_example(path, run, rows, model) for path in chosen]
+        findings += filter(None, problems)
+        confirmed += problems.count("")
     sentence = f"{confirmed} of {len(drawn)} examples confirmed ({len(paths)} are kept)"
     return findings, "; ".join([sentence, *dict.fromkeys(unavailable)])
-
-
-def by_folder(paths: list[Path]) -> dict[Path, list[Path]]:
-    folders: dict[Path, list[Path]] = {}
-    for path in paths:
-        folders.setdefault(path.parent, []).append(path)
-    return folders
 
 
 def model_of_run(run: dict, checkpoint_dir: Path | None) -> Model:
