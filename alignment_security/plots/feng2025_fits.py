@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from alignment_security.analysis.feng2025 import MEASURES, quadratic_fit
+from alignment_security.analysis.feng2025 import MEASURES, measure_label, quadratic_fit
 from alignment_security.analysis.norm_table import NormTable
 from alignment_security.plots.style import DARK
 
@@ -24,13 +24,16 @@ def factor(column: str) -> float:
 
 
 def fit_sentences(tables: list[NormTable], measure: str) -> Iterator[str]:
-    """The second-degree fit of each table in numbers, for a caption."""
+    """The second-degree fit of each table in numbers, in the unit of its axis, for a caption.
+
+    tables   of `in_drawn_units`
+    """
     for table in tables:
         fit = quadratic_fit(table.standard, measure)
         if fit:
-            square, slope, constant = fit["coefficients"]
+            square, slope, constant = factor(measure) * np.array(fit["coefficients"])
             yield (
-                f"Fit of {table.source}: {MEASURES[measure][0].split(' (')[0]} = "
+                f"Fit of {table.source}: {measure_label(table, measure)} = "
                 f"{constant:.4g} {slope:+.4g} a {square:+.4g} a², a: accuracy (%); "
                 f"R² = {fit['r2']:.3f}, n = {fit['n']} models."
             )

@@ -1,5 +1,7 @@
 """Figures, tables and statistics of Feng 2025: against its claims and against hand counts."""
 
+import re
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -368,6 +370,25 @@ def test_the_fit_is_that_of_the_normal_equations_and_the_caption_has_it(publishe
     square, slope, constant = fit["coefficients"]
     assert f"{constant:.4g} {slope:+.4g} a {square:+.4g} a²" in caption
     assert f"R² = {fit['r2']:.3f}, n = 309 models." in caption
+    plt.close("all")
+
+
+def test_a_fit_in_a_caption_is_in_the_unit_of_its_axis(tmp_path):
+    """Linf in 255ths and alignment in percent; by hand, pt = a² / 255 and alignment = a²."""
+    rows = [
+        {"model": f"m{a}", "threat": "Linf-fmn", "clean_acc": a / 100, "l2_mean": 1.0}
+        | {"linf_mean": a**2 / 1e4 / 255, "human_alignment": a**2 / 1e4}
+        for a in range(10, 70, 10)
+    ]
+    results = load_results(write_summary(tmp_path, rows))
+    for draw, label, square in (
+        (perturbation_tolerance, "Perturbation Tolerance (L∞, 1/255)", 0.0001),
+        (human_alignment, "human alignment (% of ceiling)", 0.01),
+    ):
+        ((_, figure, _, caption),) = draw(results)
+        assert figure.axes[0].get_ylabel() == label
+        (text,) = re.findall(rf"{re.escape(label)} = .* (\S+) a², a", caption)
+        assert float(text) == pytest.approx(square)
     plt.close("all")
 
 
