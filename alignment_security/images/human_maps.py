@@ -66,9 +66,10 @@ def human_map(
         drawn = harmonization_blur(drawn)
         if shape[0] != shape[1]:  # back to the photograph's proportions, for the crop
             drawn = resize_map(drawn, shape)
-    geometry = set_preprocessing(images, preprocessing) | {"interpolation": "bilinear"}
     # crop mode `border` pads with the mean: 0 for maps
-    transform = create_transform(**geometry, is_training=False, normalize=False, mean=(0.0,))
+    over_map = {"interpolation": "bilinear", "mean": (0.0,)}
+    geometry = set_preprocessing(images, preprocessing) | over_map
+    transform = create_transform(**geometry, is_training=False, normalize=False)
     seen = transform(Image.fromarray(drawn))[0].numpy()
     assert seen.shape == tuple(preprocessing["input_size"][1:])
     return seen if seen.any() else None

@@ -35,7 +35,8 @@ class Model:
 
     module         pixels (B, 3, H, W) in [0, 1] -> logits (B, n_outputs)
     settings       for the run file: name, weights and their sha256, mean, std, preprocessing, head
-    preprocessing  input_size, interpolation, crop_pct and crop_mode for timm's create_transform
+    preprocessing  input_size, interpolation, crop_pct and crop_mode for timm's create_transform;
+                   for crop mode `border` the mean too
     notes          for the run file and the screen
     """
 

@@ -36,7 +36,7 @@ from alignment_security.models.repeatability import (
     is_random,
 )
 from alignment_security.models.sources import TIMM, load_from_source, source_kind
-from alignment_security.models.timm_nets import PREPROCESSING_KEYS, create_net, data_config
+from alignment_security.models.timm_nets import create_net, data_config, preprocessing_of
 
 
 def load_model(
@@ -83,7 +83,7 @@ def load_model(
 def as_model(loaded: LoadedNet, name: str, device: str | torch.device = "cpu") -> Model:
     """The model of a loaded network without a head: normalisation in front, frozen."""
     config = loaded.config
-    preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
+    preprocessing = preprocessing_of(config)
     settings = {
         "name": name,
         "weights": loaded.source,

@@ -173,6 +173,15 @@ def data_config(net: nn.Module, name: str, overlay: dict | None = None) -> dict:
     return config
 
 
+def preprocessing_of(config: dict) -> dict:
+    """The part of a data configuration that makes pixels, for timm's create_transform.
+
+    Crop mode `border` pads with the mean.
+    """
+    keys = (*PREPROCESSING_KEYS, "mean") if config["crop_mode"] == "border" else PREPROCESSING_KEYS
+    return {key: config[key] for key in keys}
+
+
 def check_data_config(config: dict, name: str) -> None:
     """Raise ModelError for a configuration that no network for pixels in [0, 1] has."""
     problem = _normalisation_problem(config) or _preprocessing_problem(config)

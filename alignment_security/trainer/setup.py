@@ -20,9 +20,9 @@ from alignment_security.models.heads import Model, ModelError, PixelModel
 from alignment_security.models.loading import load_model
 from alignment_security.models.names import find_entry
 from alignment_security.models.timm_nets import (
-    PREPROCESSING_KEYS,
     create_net,
     data_config,
+    preprocessing_of,
     with_classes,
 )
 from alignment_security.trainer.distributed import world_size
@@ -173,7 +173,7 @@ def random_model(name: str, seed: int) -> Model:
     torch.manual_seed(seed)
     net: Any = create_net(entry.net, pretrained=False)
     config = data_config(net, name)
-    preprocessing = {key: config[key] for key in PREPROCESSING_KEYS}
+    preprocessing = preprocessing_of(config)
     facts = {
         "name": name,
         "mean": config["mean"],

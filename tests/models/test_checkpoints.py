@@ -11,10 +11,13 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 
 from alignment_security.common.files import TryAgain
 from alignment_security.common.remarks import is_remark
+from alignment_security.images.loading import stream_images
 from alignment_security.models import torchvision_source
 from alignment_security.models.checkpoint_files import read_checkpoint
 from alignment_security.models.checkpoint_fit import count_classes, find_misfit, rename_for_timm
@@ -451,6 +454,26 @@ def test_a_configuration_that_cannot_be_right_is_refused(tmp_path, net, config, 
 def test_a_configuration_that_is_right_is_taken(tmp_path, net):
     model = load_model(local_dir(tmp_path / "mine", net, crop_mode="squash", std=[1.0] * 3))
     assert model.settings["weights_sha256"] == weights_sha256(net)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"crop_mode": "border", "mean": [0.2] * 3, "crop_pct": 1.2},
+        {"crop_mode": "border", "input_size": [3, 96, 160]},
+        {"crop_mode": "squash", "input_size": [3, 96, 160], "interpolation": "lanczos"},
+        {"crop_pct": 1.2},
+    ],
+)
+def test_a_network_sees_the_pixels_of_timms_transform(tmp_path, net, sample, config):
+    """Crop mode `border` pads with the network's own mean."""
+    name = local_dir(tmp_path / "mine", net, **config)
+    model, images = load_model(name), sample.take([0])
+    timms = timm.create_model(name, pretrained=True)
+    transform = create_transform(**resolve_model_data_config(timms), is_training=False)
+    want = transform(Image.open(images.paths[0]).convert("RGB"))
+    (_, x, _), module = next(stream_images(images, model.preprocessing)), model.module
+    torch.testing.assert_close((x - module.mean[0]) / module.std[0], want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("spoil", ["no config", "no JSON", "no weights"])
