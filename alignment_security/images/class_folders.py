@@ -62,8 +62,7 @@ def folder_set(
     """
     folders = class_folders(root)
     classes = label_folders(root, folders, n_outputs, class_order)
-    listing = list_images(root)
-    by_class, in_root = images_by_class(root, listing)
+    by_class, notes = images_by_class(root)
     # sorted by class first: a folder's name may sort otherwise with what is in it
     rows = [
         (printable_name(path.relative_to(root)), path, classes.label_of[folder])
@@ -71,14 +70,13 @@ def folder_set(
         for path in by_class[folder]
     ]
     empty = [folder for folder in folders if folder not in by_class]
-    left_out = [*in_root_note(root, in_root), *empty_note(root, empty)]
     return checked_set(
         name,
         rows,
         n_outputs,
         class_names=classes.names,
         class_order=classes.order,
-        notes=(*listing_notes(root, listing), *left_out),
+        notes=(*notes, *empty_note(root, empty)),
     )
 
 
@@ -100,13 +98,19 @@ def list_images(root: Path) -> Listing:
     return list_files(root, lambda path: path.suffix.lower() in IMAGE_ENDINGS)
 
 
-def images_by_class(root: Path, listing: Listing) -> tuple[dict[str, list[Path]], list[Path]]:
-    """(class folder -> its images, the images in no class folder), each sorted by path."""
+def images_by_class(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """(class folder -> its images, sorted by path; sentences that count what is left out)."""
+    listing = list_images(root)
     by_class: dict[str, list[Path]] = {}
     for path in listing.files:
         if path.parent != root:
             by_class.setdefault(class_of(root, path), []).append(path)
-    return by_class, [path for path in listing.files if path.parent == root]
+    notes = listing_notes(root, listing)
+    if in_root := [path for path in listing.files if path.parent == root]:
+        example = printable_name(in_root[0].name)
+        found = f"{len(in_root)} images are in no class folder and are left out ({example})"
+        notes.append(f"{root}: {found}")
+    return by_class, notes
 
 
 def listing_notes(root: Path, listing: Listing) -> list[str]:
@@ -115,14 +119,6 @@ def listing_notes(root: Path, listing: Listing) -> list[str]:
         *left_by_tools_note(root, listing.by_tools),
         *not_wanted_note(root, listing.others, "image"),
     ]
-
-
-def in_root_note(root: Path, paths: list[Path]) -> list[str]:
-    """A sentence about images beside the class folders; [] for none."""
-    if not paths:
-        return []
-    example = printable_name(paths[0].name)
-    return [f"{root}: {len(paths)} images are in no class folder and are left out ({example})"]
 
 
 def empty_note(root: Path, names: list[str]) -> list[str]:
@@ -173,7 +169,7 @@ def implied_classes(root: Path, class_order: str | Path | None = None) -> int:
 
 def _other_count(root: Path, folders: list[str], n_outputs: int) -> str:
     """Why folders are not the classes of a model with n_outputs, and what helps."""
-    by_class, _ = images_by_class(root, list_images(root))
+    by_class, _ = images_by_class(root)
     empty = [name for name in folders if name not in by_class]
     emptied = f"; {len(empty)} hold no image ({', '.join(empty[:MAX_NAMED])})" if empty else ""
     return (

@@ -13,7 +13,6 @@ from alignment_security.common.text import printable_name, read_text, text_lines
 from alignment_security.images.class_folders import (
     class_folders,
     images_by_class,
-    in_root_note,
     list_images,
     listing_notes,
 )
@@ -61,8 +60,7 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
             f"{len(unknown)} unknown ({', '.join(unknown[:3]) or '-'}); "
             "a subset goes under another --dataset name"
         )
-    listing = list_images(root)
-    by_class, in_root = images_by_class(root, listing)
+    by_class, notes = images_by_class(root)
     empty = [synset for synset in want if synset not in by_class]
     if empty:
         raise DataError(
@@ -74,7 +72,7 @@ def imagenet_folders(root: Path, name: str = "imagenet-val") -> ImageSet:
     return checked_set(
         name,
         [(printable_name(path.name), path, label) for path, label in files],
-        notes=(*listing_notes(root, listing), *in_root_note(root, in_root)),
+        notes=tuple(notes),
     )
 
 
