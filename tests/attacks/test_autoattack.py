@@ -1,5 +1,6 @@
 """AutoAttack against closed forms, the reference implementation, and counted passes."""
 
+import math
 from itertools import permutations
 from types import SimpleNamespace
 
@@ -34,6 +35,7 @@ from alignment_security.attacks.fab import FAB
 from alignment_security.attacks.fmn import FMN
 from alignment_security.attacks.geometry import (
     exact_norm,
+    margin,
     normalize,
     project_onto_hyperplane,
     shrink_onto_ball,
@@ -44,7 +46,13 @@ from alignment_security.attacks.libraries import (
     run_pyautoattack,
 )
 from alignment_security.attacks.minimum_norm import run_minimum_norm
-from alignment_security.attacks.square import Square, bump, square_fraction
+from alignment_security.attacks.square import (
+    Square,
+    bump,
+    propose_l2,
+    square_fraction,
+    square_sides,
+)
 from alignment_security.common.verdicts import inside_ball
 from alignment_security.models.forward import Forward
 
@@ -446,17 +454,63 @@ def test_bump_and_square_fraction_equal_the_references():
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-def test_square_never_leaves_its_ball(robust_digits, norm):
-    attack, seen = Square(norm, 40), []
+def test_square_keeps_the_best_point_and_never_leaves_its_ball(robust_digits, norm):
+    attack, seen, margins = Square(norm, 40), [], []
     images = [attacked_image(robust_digits, row, eps=0.3) for row in digits()[1200:1204]]
     state, forward = attack.start(images), Forward(robust_digits, 4)
     for _ in range(40):
         seen.append(state["x_adv"].clone())
         logits = forward.logits(state["x_adv"])
+        margins.append(margin(logits, state["y"]))
         attack.update(state, logits, None, logits.argmax(1) != state["y"])
+    at_best = margin(forward.logits(state["x_best"]), state["y"])
+    assert torch.equal(torch.stack(margins).amin(0), state["margin_best"])
+    torch.testing.assert_close(at_best, state["margin_best"])
     delta = (torch.stack(seen) - state["x"]).flatten(2)
     size = delta.abs().amax(2) if norm == "Linf" else delta.norm(dim=2)
     assert size.max() <= 0.3 + 1e-5 and len({float(s.sum()) for s in seen}) > 20
+
+
+def test_a_linf_proposal_changes_one_square(robust_digits):
+    """In each channel to +eps or -eps; its side is that of the schedule."""
+    attack, eps = Square("Linf", 40), 0.1
+    images = [attacked_image(robust_digits, ("a", torch.full((1, 8, 8), 0.5), 0), eps)]
+    state = attack.start(images)
+    attack.update(state, robust_digits(state["x_adv"]), None, [])
+    side = int(square_sides("Linf", 8, 8, 40)[0])
+    delta, kept = (state[name][0, 0] - 0.5 for name in ("x_adv", "x_best"))
+    rows, columns = (torch.nonzero((delta != kept).any(d)).flatten() for d in (1, 0))
+    assert all(0 < len(at) <= side and at.max() - at.min() < side for at in (rows, columns))
+    inside = delta[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert float(inside.amax() - inside.amin()) < 1e-6 and side < 8
+    torch.testing.assert_close(inside.abs(), torch.full_like(inside, eps))
+
+
+def test_an_l2_proposal_moves_the_budget_of_one_window_to_a_bump_in_another():
+    """What the ball leaves unused goes there too; outside of both windows nothing changes."""
+    generator = torch.Generator().manual_seed(0)
+    x, side = torch.full((1, 3, 20, 20), 0.5), 5
+    delta = 0.2 * normalize(torch.randn(1, 3, 20, 20, generator=generator), 2)
+    delta[:, :, 1:6, 1:6] = 0
+    # the first window begins at (1, 1), the second at (12, 9)
+    placed = torch.tensor([1.5 / 15, 1.5 / 15, 12.5 / 15, 9.5 / 15, 0.1])
+    found = []
+    for signs in ([0.9, 0.9, 0.1], [0.1, 0.9, 0.1]):
+        draw = torch.cat([placed, torch.tensor(signs)])[None]
+        new = propose_l2(x, x + delta, torch.tensor([0.25]), side, draw) - x
+        found.append(new[0, :, 1:6, 1:6].clone())
+        assert float(new.norm()) == pytest.approx(0.25, rel=1e-5)
+        assert not new[:, :, 12:17, 9:14].any()
+        new[:, :, 1:6, 1:6], new[:, :, 12:17, 9:14] = 0, delta[:, :, 12:17, 9:14]
+        torch.testing.assert_close(new, delta, atol=1e-6, rtol=0)
+    lengths = [float(channel.norm()) for channel in found[0]]
+    unused = (0.25**2 - float(delta.norm()) ** 2) / 3
+    wanted = [math.sqrt(unused + float(c.norm()) ** 2) for c in delta[0, :, 12:17, 9:14]]
+    assert lengths == pytest.approx(wanted, rel=1e-4)
+    first, second = found
+    torch.testing.assert_close(first[0], -second[0])
+    torch.testing.assert_close(first[1:], second[1:])
+    torch.testing.assert_close(first[1] / first[1].norm(), bump(side, False), atol=1e-5, rtol=0)
 
 
 # ---- inputs -------------------------------------------------------------------------------------
