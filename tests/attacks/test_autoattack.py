@@ -171,7 +171,7 @@ class GradientLater(FAB):
 def fab_passes(fab, net, images, monkeypatch):
     monkeypatch.setattr("alignment_security.attacks.autoattack.FAB", fab)
     counter, budget = CountedModule(net), Budget(attacks=("fab-t",), steps=30, targets=1)
-    verdicts(counter, images, "Linf", [1e-6], budget, batch_size=64)
+    verdicts(counter, images, "Linf", [1e-6], budget, batch_size=len(images))
     return counter.forwards + counter.backwards
 
 
@@ -284,11 +284,11 @@ def test_fab_memory_decides_larger_balls(robust_digits):
 
 def test_an_estimate_orders_the_eps_and_changes_no_verdict(robust_digits, monkeypatch):
     """Against the eps in ascending order, for which no estimate is made."""
-    eps, images = [0.02, 0.05, 0.08, 0.12, 0.16, 0.2], digits()[1200:1230]
-    budget = Budget(steps=50, targets=9, queries=400)
-    with_estimate = verdicts(robust_digits, images, "Linf", eps, budget)
+    eps, images = [0.02, 0.05, 0.08, 0.12, 0.16, 0.2], digits()[1200:1216]
+    budget = Budget(steps=30, targets=9, queries=300)
+    with_estimate = verdicts(robust_digits, images, "Linf", eps, budget, batch_size=16)
     monkeypatch.setattr(autoattack, "LEAST_WALKS", float("inf"))
-    ascending = verdicts(robust_digits, images, "Linf", eps, budget)
+    ascending = verdicts(robust_digits, images, "Linf", eps, budget, batch_size=16)
     assert (with_estimate.robust == ascending.robust).all()
     levels = with_estimate.index.get_level_values("eps")
     inferred = with_estimate[with_estimate.from_eps > levels + 1e-12]
