@@ -41,12 +41,17 @@ def test_pgd_stays_in_its_ball_and_among_pixels(norm, eps, steps, random_start, 
 
 @pytest.mark.parametrize("norm", PGD_NORMS)
 def test_pgd_finds_the_worst_point_of_a_linear_net(norm):
-    """Without clipping it is eps times the unit direction of the difference of the two rows."""
+    """Without clipping it is eps times the unit direction of the difference of the two rows.
+
+    A step of the default length goes two thirds of that way.
+    """
     weight = rand(2, 16) - 0.5
     x, uphill = torch.full((1, 1, 4, 4), 0.5), weight[1] - weight[0]
-    point = pgd(Linear(weight, torch.zeros(2)), x, torch.tensor([0]), norm, 0.1)
-    want = 0.1 * (uphill.sign() if norm == "Linf" else uphill / uphill.norm())
-    torch.testing.assert_close((point - x).flatten(), want, atol=1e-6, rtol=1e-5)
+    direction = uphill.sign() if norm == "Linf" else uphill / uphill.norm()
+    for steps, length in ((1, 0.2 / 3), (3, 0.1)):
+        point = pgd(Linear(weight, torch.zeros(2)), x, torch.tensor([0]), norm, 0.1, steps)
+        moved = (point - x).flatten()
+        torch.testing.assert_close(moved, length * direction, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", PGD_NORMS)
