@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from alignment_security.common.files import UserError
-from alignment_security.evaluation.threats.threat import Execution, Threat
+from alignment_security.evaluation.threats.threat import FAST_OPTIONS, Execution, Threat
 from alignment_security.images.human_maps import is_blurred, map_source
 from alignment_security.images.image_sets import ImageSet
 from alignment_security.models.fast import PRECISIONS
@@ -22,7 +22,8 @@ class Evaluation:
     """One model x one threat x one image set, ready to run.
 
     batch_size           images a pass
-    precision, compiled  of the attacked copy of the model (threats.Execution)
+    precision, compiled  of the copy of the model that the threat searches with, if it has one
+                         (threats.Execution)
     workers              processes that decode images; 0 decodes in this one
     examples             adversarial examples of the first images of the list to save
     example_names        images whose adversarial examples to save besides: image ids, or file names
@@ -80,7 +81,7 @@ class Evaluation:
         head = model.settings["head"]
         run = {
             **threat.settings(head),
-            "precision": self.precision,
+            "precision": self.precision if FAST_OPTIONS <= threat.options else "float32",
             "head": head,
             "image_set": images.name,
             "images": len(images),

@@ -37,6 +37,14 @@ def run_file(folder: Path, stem: str) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.parametrize("threat", [["clean"], [*LINF, "--engine", "reference"]])
+def test_a_threat_that_searches_with_no_copy_has_one_record_of_float32(cli, tiny, tmp_path, threat):
+    for precision in ("float32", "bf16"):
+        status, out, _ = cli(*tiny.arguments(tmp_path), "--precision", precision, *threat)
+        assert status == 0 and ("read from its record" in out) == (precision == "bf16")
+    assert run_file(tmp_path, tiny.name)["settings"]["run"]["precision"] == "float32"
+
+
 @pytest.mark.parametrize(
     "first, then, suffix",
     [
@@ -50,7 +58,6 @@ def run_file(folder: Path, stem: str) -> dict:
             [*LINF, "--attacks", "apgd-ce", "square", "--queries", "5"],
             r"attacks-apgd-ce-apgd-ce-square\+queries-5",
         ),
-        (["-s", "3", "clean"], ["-s", "3", "clean", "--precision", "bf16"], "precision-bf16"),
     ],
 )
 def test_what_shares_no_row_gets_a_record_beside(cli, tiny, tmp_path, first, then, suffix):

@@ -141,6 +141,7 @@ class ReferenceAutoAttack(AutoAttack):
     """The verdicts of pyautoattack, unchanged, which takes the eps in ascending order."""
 
     engine: ClassVar[str] = "reference"
+    options: ClassVar[frozenset[str]] = AutoAttack.options - FAST_OPTIONS
 
     def cost(self) -> tuple[Cost, Cost]:
         least, _ = super().cost()
