@@ -127,13 +127,18 @@ def smooth_head(module: nn.Module) -> nn.Module:
 def add_head(module: nn.Module, n_outputs: int, head: str, name: str) -> tuple[nn.Module, int]:
     """The module behind a head of HEADS, and the number of outputs: 2 for an animate head.
 
-    Raises ModelError for a module without classes, and for an animate head on other than the 1000
-    ImageNet logits.
+    Raises ModelError for a module without classes or with one, and for an animate head on other
+    than the 1000 ImageNet logits.
     """
     if n_outputs == 0:
         raise ModelError(
             f"{name}: outputs features, not classes; pass weights that have a classifier by "
             "--checkpoint FILE"
+        )
+    if n_outputs == 1:
+        raise ModelError(
+            f"{name}: has one output, and attacks compare classes; for a yes or no let the network "
+            "give two logits, `torch.cat([torch.zeros_like(z), z], 1)`"
         )
     reduce = HEADS[head]
     if reduce is None:

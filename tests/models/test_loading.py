@@ -539,6 +539,12 @@ def test_add_head_refuses_a_network_without_classes(tmp_path):
         add_head(nn.Identity(), 0, "none", "net")
 
 
+def test_a_network_with_one_output_is_refused(tmp_path):
+    torch.save(timm.create_model("test_resnet", num_classes=1).state_dict(), tmp_path / "net.pth")
+    with pytest.raises(ModelError, match="^test_resnet: has one output.*two logits"):
+        load_model("test_resnet", tmp_path / "net.pth")
+
+
 def test_the_hub_cache_serves_offline_and_a_weight_that_is_not_there_is_one_line(tmp_path):
     net, commit = timm.create_model("test_resnet"), "0" * 40
     repository = tmp_path / "hub" / "models--timm--test_resnet.r160_in1k"
