@@ -44,6 +44,7 @@ from alignment_security.evaluation.run import (
     open_record,
     raise_stopped,
 )
+from alignment_security.evaluation.saved_examples import unsaved_examples
 from alignment_security.evaluation.setup import requested_evaluation, requested_model
 from alignment_security.evaluation.study import (
     chosen_models,
@@ -101,6 +102,8 @@ def evaluate_request(args: argparse.Namespace, model: Model) -> int:
         else:
             fill_record(evaluation, run)
         print_line(report_text(run))
+        if note := unsaved_examples(evaluation, run):
+            print_line(note)
     return 0
 
 

@@ -23,6 +23,7 @@ from alignment_security.common.folders import glob_visible
 from alignment_security.common.temporary import temporary_beside
 from alignment_security.common.text import read_text
 from alignment_security.records.names import run_files_of_model
+from alignment_security.records.record import check_record_sha256, read_run_file
 
 SECONDS_TO_WAIT = 1.0  # before a look at the models that other processes hold
 PROBE_BYTES = 2**20  # that the results folder has to take before a study begins
@@ -103,7 +104,7 @@ class StudyQueue:
         write_atomic(self.path(state.model), json.dumps(asdict(state), indent=1) + "\n")
 
     def is_done(self, state: ModelState, requests: Mapping[str, str]) -> bool:
-        """Whether these requests are done; a record that was deleted is not.
+        """Whether these requests are done; with a record that was deleted they are not.
 
         Which of the records of a folder the request is of is not known here: none may be gone. Only
         the files that the state names are looked at, since to list a folder for each model takes
@@ -118,6 +119,16 @@ class StudyQueue:
             return False
         files = [path.with_suffix(ending) for path in run_files for ending in (".json", ".csv")]
         return all((self.results_dir / file).is_file() for file in files)
+
+    def is_intact(self, state: ModelState) -> bool:
+        """Whether the records of a model that is done are the files that its runs finished with."""
+        try:
+            for name in state.run_files:
+                run_file = self.results_dir / name
+                check_record_sha256(run_file.with_suffix(".csv"), read_run_file(run_file))
+        except UserError:
+            return False
+        return True
 
     def has_failed(self, state: ModelState) -> bool:
         """Whether the model failed in this run."""
@@ -166,7 +177,8 @@ class StudyQueue:
                     if turn is None:
                         continue
                     state = turn.state
-                    if not (self.is_done(state, requests) or self.has_failed(state)):
+                    done = self.is_done(state, requests) and self.is_intact(state)
+                    if not (done or self.has_failed(state)):
                         check_results_folder(self.results_dir)
                         yield turn
                     left.remove(model)

@@ -9,6 +9,7 @@ import numpy as np
 from timm.data import ImageNetInfo
 
 from alignment_security.common.files import write_atomic
+from alignment_security.common.text import some_of
 from alignment_security.evaluation.evaluation import Evaluation
 from alignment_security.images.human_maps import human_map
 from alignment_security.images.loading import stream_bytes
@@ -28,6 +29,24 @@ def save_examples(rows: list[dict], evaluation: Evaluation, run: Run) -> None:
         path = example_path(run.csv, row["image_id"])
         blur = "human_map_blur" in run.settings["run"]
         write_atomic(path, example_bytes(row, evaluation, blur))
+
+
+def unsaved_examples(evaluation: Evaluation, run: Run) -> str:
+    """A sentence about the images in `kept_examples` that were fooled and have no file; "" if none.
+
+    They were evaluated before examples were asked for.
+    """
+    if "l2" not in run.rows:
+        return ""
+    fooled = run.rows.loc[run.rows["l2"] > 0, "image_id"].unique()
+    kept = [name for name in fooled if name in evaluation.kept_examples]
+    unsaved = [name for name in kept if not example_path(run.csv, name).exists()]
+    if not unsaved:
+        return ""
+    return (
+        f"  note: --examples: none of {some_of(unsaved)}, since examples are saved as images are "
+        "attacked; --overwrite attacks all images again"
+    )
 
 
 def example_bytes(row: dict, evaluation: Evaluation, blur: bool) -> bytes:

@@ -26,7 +26,7 @@ from alignment_security.evaluation.setup import (
 )
 from alignment_security.images.class_folders import implied_classes
 from alignment_security.images.human_maps import check_maps
-from alignment_security.images.image_sets import existing_folder
+from alignment_security.images.image_sets import ImageSet, existing_folder
 from alignment_security.images.loading import has_imagenet_order
 from alignment_security.models.forward import pick_device
 from alignment_security.models.heads import IMAGENET_CLASSES
@@ -123,15 +123,28 @@ def record_folder(request: argparse.Namespace) -> str:
 
 
 def described_requests(requests: Sequence[argparse.Namespace]) -> dict[str, str]:
-    """Folder of the record -> everything that the request asks for, but for how it is run."""
-    return {
-        record_folder(request): " ".join(
-            f"{name}={value}"
-            for name, value in sorted(vars(request).items())
-            if name not in HOW_IT_RUNS and value not in (None, False)
+    """Folder of the record -> everything that the request asks for, but for how it is run.
+
+    Images are told by their list: machines may have them in other folders, and a folder may get
+    others.
+    """
+    described = {}
+    for request in requests:
+        facts = {name: value for name, value in vars(request).items() if name not in HOW_IT_RUNS}
+        facts["list_sha256"] = requested_slice(request, study_images(request)).list_sha256
+        described[record_folder(request)] = " ".join(
+            f"{name}={value}" for name, value in sorted(facts.items()) if value not in (None, False)
         )
-        for request in requests
-    }
+    return described
+
+
+def study_images(request: argparse.Namespace) -> ImageSet:
+    """The images of a request, before any model is there to be asked for its classes."""
+    classes = IMAGENET_CLASSES
+    if not has_imagenet_order(request.dataset):
+        folder = existing_folder(request.dataset, requested_data_dir(request))
+        classes = implied_classes(folder, request.class_order)
+    return requested_image_set(request, classes)
 
 
 # ---- before the first model ----------------------------------------------------------------------
@@ -159,15 +172,9 @@ def check_study(study: Study, options: Sequence[str]) -> None:
 def check_images(request: argparse.Namespace) -> None:
     """Raise DataError for images that are not there, and for human maps that are none of theirs.
 
-    Own classes are checked with each model.
+    Whether own classes are those of a model is checked with each model.
     """
-    classes = IMAGENET_CLASSES
-    if not has_imagenet_order(request.dataset):
-        folder = existing_folder(request.dataset, requested_data_dir(request))
-        if request.map_dir is None:
-            return
-        classes = implied_classes(folder, request.class_order)
-    images = requested_maps(request, requested_image_set(request, classes))
+    images = requested_maps(request, study_images(request))
     if images.maps:
         check_maps(requested_slice(request, images))
 

@@ -106,9 +106,9 @@ class StudyScreen:
         if failed:
             parts.append(f"{len(failed)} failed")
         parts.append(f"{gone} gone")
-        if done:
-            left = seconds_left(done, [state for state in states if state.model not in settled])
-            parts.append(f"about {tqdm.format_interval(left)} left")
+        left = [state for state in states if state.model not in settled]
+        if done and (seconds := seconds_left(done, left)) >= 1:
+            parts.append(f"about {tqdm.format_interval(seconds)} left")
         return ", ".join(parts)
 
     def present(self, state: ModelState) -> str:
@@ -141,7 +141,10 @@ class StudyScreen:
 
 
 def seconds_left(done: Sequence[ModelState], left: Sequence[ModelState]) -> float:
-    """Time to the end: each model that is left takes the mean of those that are done."""
+    """Time to the end: each model that is left takes the mean of those that are done.
+
+    0 where those under way have taken longer, and none is left beside them.
+    """
     mean = sum(state.seconds for state in done) / len(done)
     running = [state for state in left if state.status == RUNNING]
     spent = sum(min(mean, time.time() - state.began + state.seconds) for state in running)

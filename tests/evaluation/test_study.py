@@ -222,6 +222,47 @@ def test_rows_are_those_of_single_commands_and_each_model_is_loaded_once(
     assert rows_of(tmp_path / "results") == rows
 
 
+def test_images_are_told_by_their_list_not_by_their_folder(study, cli, tiny, tmp_path, monkeypatch):
+    """Added ones are evaluated, others are refused, and a folder may have another place."""
+    file, options = study(NAMES[:2], [CLEAN])
+    file.write_text(file.read_text().replace(" -s 6", ""))
+    folder, moved = tmp_path / "images", tmp_path / "moved"
+    shutil.copytree(tiny.data, folder)
+    options += ["--data_dir", str(folder)]
+    assert cli("--study", file, *options)[0] == 0
+    before = rows_of(tmp_path / "results")
+
+    image = next(path for path in sorted(folder.glob("*/*")) if path.is_file())
+    shutil.copy(image, image.with_stem("added"))
+    assert cli("--study", file, *options)[0] == 0
+    grown = rows_of(tmp_path / "results")
+    for name, rows in before.items():
+        assert set(rows.splitlines()) < set(grown[name].splitlines())
+
+    folder.rename(moved)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_robustness, "requested_model", None)  # fails if it is called
+        assert cli("--study", file, *options, "--data_dir", moved)[0] == 0
+
+    (moved / image.relative_to(folder)).unlink()
+    status, _, err = cli("--study", file, *options, "--data_dir", moved)
+    assert status == 2 and err.count("begun with other settings") == 2
+    assert rows_of(tmp_path / "results") == grown
+
+
+def test_a_finished_record_that_was_edited_fails_its_model_alone(study, cli, tmp_path):
+    file, options = study(NAMES[:2], [CLEAN])
+    assert cli("--study", file, *options)[0] == 0
+    record = tmp_path / "results/records/mine/clean/second.csv"
+    edited = record.read_text().replace(",1,1,", ",0,1,", 1)
+    assert edited != record.read_text()
+    record.write_text(edited)
+    status, _, err = cli("--study", file, *options)
+    assert status == 2 and "sha256 differs" in err and "first" not in err
+    states = states_of(tmp_path / "results")
+    assert [states[name]["status"] for name in NAMES[:2]] == ["done", "failed"]
+
+
 def test_a_study_decodes_each_image_once(study, cli, tmp_path, monkeypatch):
     """For all threats of all models with one preprocessing, and for what is checked before them."""
     file, options = study(NAMES[:2], [LINF, CLEAN, L2])

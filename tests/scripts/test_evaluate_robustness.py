@@ -602,3 +602,16 @@ def test_examples_are_kept_of_the_images_asked_for_by_name(cli, tiny, tmp_path):
     assert not any("are missing" in line for line in audit(tmp_path))
     example_path(record, ids[-1]).unlink()
     assert any("examples are missing" in line for line in audit(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [["L2", "--protocol", "crossing", "--steps", "3"], ["Linf", *"--eps 0.9 --steps 3".split()]],
+)
+def test_examples_that_a_finished_record_lacks_are_named(cli, tiny, tmp_path, attack):
+    arguments = [*tiny.arguments(tmp_path), "-s", "3"]
+    assert "--examples: none of" not in cli(*arguments, *attack)[1]
+    for asked in (["--examples", "1"], ["--examples", "imagenet_00_243.jpg"]):
+        out = cli(*arguments, *asked, *attack)[1]
+        assert out.count("--examples: none of") == 1 and "--overwrite" in out, out
+    assert "--examples: none of" not in cli(*arguments, "--overwrite", *asked, *attack)[1]
