@@ -14,6 +14,7 @@ from alignment_security.cluster.studies import Study, StudyLine
 from alignment_security.common.command_line import Last, Parser
 from alignment_security.common.exit_status import status_of_all
 from alignment_security.common.files import UserError
+from alignment_security.common.process import print_line
 from alignment_security.evaluation.options import parse_args, single_requests, threat_from_args
 from alignment_security.evaluation.protocols import THREATS
 from alignment_security.evaluation.read_ahead import checkpoint_file, read_ahead
@@ -205,6 +206,8 @@ def take_turns(
             requests = study_requests(study, by_name[turn.state.model], options)
             shorten(requests, time.monotonic() - begin)
             statuses.append(evaluate(requests, turn))
+    if len(statuses) == 1:
+        print_line(f"{study.name}: no model is left to evaluate")
     return status_of_all(statuses)
 
 

@@ -242,7 +242,8 @@ def test_images_are_told_by_their_list_not_by_their_folder(study, cli, tiny, tmp
     folder.rename(moved)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate_robustness, "requested_model", None)  # fails if it is called
-        assert cli("--study", file, *options, "--data_dir", moved)[0] == 0
+        status, out, _ = cli("--study", file, *options, "--data_dir", moved)
+    assert status == 0 and out == "mine: no model is left to evaluate\n"
 
     (moved / image.relative_to(folder)).unlink()
     status, _, err = cli("--study", file, *options, "--data_dir", moved)
