@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.evaluation import AutoAttack, evaluate
-from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_norm
+from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_norm, set_memory_format
 from alignment_security.models.loaded_net import checked_net
 from alignment_security.models.loading import as_model
 
@@ -83,6 +83,11 @@ def small_net(change=lambda convolution: convolution) -> nn.Module:
     norm.running_mean.normal_()
     layers = [change(nn.Conv2d(3, 4, 3)), norm, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(4, 5))
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + 0.1 * torch.randn_like(x)
 
 
 class Doubled(nn.Module):
@@ -160,6 +165,14 @@ def test_networks_of_ones_own_run_as_they_are(kind, sample):
     assert len(rows) == 2
     for module in (model.module, fast_copy(model.module, x)):
         torch.testing.assert_close(module(x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_a_random_network_is_laid_out_as_any_other():
+    """Its logits differ in any two passes, whatever their memory format is."""
+    noisy = nn.Sequential(Noise(), small_net()).eval()
+    set_memory_format(noisy, torch.channels_last, torch.rand(1, 3, 8, 8))
+    convolution = next(part for part in noisy.modules() if isinstance(part, nn.Conv2d))
+    assert convolution.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_bf16_verdicts_are_confirmed_in_float32():
