@@ -15,7 +15,12 @@ from torch.nn.utils import parametrize
 from alignment_security.attacks.attacked_model import AttackedModel
 from alignment_security.attacks.autoattack import Budget, run_autoattack
 from alignment_security.evaluation import AutoAttack, evaluate
-from alignment_security.models.fast import WithoutTF32, fast_copy, followed_by_norm, set_memory_format
+from alignment_security.models.fast import (
+    WithoutTF32,
+    fast_copy,
+    followed_by_norm,
+    set_memory_format,
+)
 from alignment_security.models.loaded_net import checked_net
 from alignment_security.models.loading import as_model
 
