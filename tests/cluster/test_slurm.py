@@ -344,7 +344,7 @@ def test_a_study_through_checkpoints_and_a_preemption(sweep, tiny, tmp_path):
 
 @on_cluster
 def test_a_wrong_request_is_tried_once_and_a_damaged_tar_twice(sweep, tmp_path):
-    folder = sweep(["net", "bad"], "clean -s 5000 6000")
+    folder = sweep(["net", "bad"], "L2 --steps 2 --examples no_such.jpg")
     tar = tmp_path / "staged/bad.tar"
     sound = tar.read_bytes()
     tar.write_bytes(sound[:-600] + b"x" + sound[-599:])
@@ -354,7 +354,7 @@ def test_a_wrong_request_is_tried_once_and_a_damaged_tar_twice(sweep, tmp_path):
     assert tries == [1, 2]
     table = status_table(folder).set_index("model")
     assert list(table["state"]) == ["failed", "failed"]
-    assert "exit status 2: error: -s 5000 6000" in table["note"]["net"]
+    assert "exit status 2: error: --examples no_such.jpg" in table["note"]["net"]
     assert "exit status 1" in table["note"]["bad"] and "its sha256 is" in table["note"]["bad"]
 
 
