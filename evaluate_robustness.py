@@ -101,9 +101,7 @@ def evaluate_request(args: argparse.Namespace, model: Model) -> int:
             print_line(already_done_text(run))
         else:
             fill_record(evaluation, run)
-        print_line(report_text(run))
-        if note := unsaved_examples(evaluation, run):
-            print_line(note)
+        print_line("\n".join([report_text(run), *unsaved_examples(evaluation, run)]))
     return 0
 
 

@@ -34,7 +34,7 @@ from alignment_security.evaluation.image_files import check_finished_images, che
 from alignment_security.evaluation.progress import EvaluationProgress
 from alignment_security.evaluation.published import compare_with_published, read_published
 from alignment_security.evaluation.report import beside_remarks, first_line
-from alignment_security.evaluation.saved_examples import save_examples
+from alignment_security.evaluation.saved_examples import save_examples, unsaved_examples
 from alignment_security.evaluation.stream import stop_at, with_head_labels
 from alignment_security.evaluation.threats.clean import Clean
 from alignment_security.evaluation.threats.threat import Threat
@@ -93,7 +93,7 @@ def evaluate(
     with open_record(evaluation, results_dir, overwrite) as run:
         if not run.done:
             fill_record(evaluation, run)
-        for line in warning_lines(run.info["warnings"]):
+        for line in [*warning_lines(run.info["warnings"]), *unsaved_examples(evaluation, run)]:
             print_line(line)
         return run.rows.reset_index(drop=True)
 

@@ -31,22 +31,22 @@ def save_examples(rows: list[dict], evaluation: Evaluation, run: Run) -> None:
         write_atomic(path, example_bytes(row, evaluation, blur))
 
 
-def unsaved_examples(evaluation: Evaluation, run: Run) -> str:
-    """A sentence about the images in `kept_examples` that were fooled and have no file; "" if none.
+def unsaved_examples(evaluation: Evaluation, run: Run) -> list[str]:
+    """A line about the images in `kept_examples` that were fooled and have no file; [] if none.
 
     They were evaluated before examples were asked for.
     """
     if "l2" not in run.rows:
-        return ""
+        return []
     fooled = run.rows.loc[run.rows["l2"] > 0, "image_id"].unique()
     kept = [name for name in fooled if name in evaluation.kept_examples]
     unsaved = [name for name in kept if not example_path(run.csv, name).exists()]
     if not unsaved:
-        return ""
-    return (
+        return []
+    return [
         f"  note: --examples: none of {some_of(unsaved)}, since examples are saved as images are "
         "attacked; --overwrite attacks all images again"
-    )
+    ]
 
 
 def example_bytes(row: dict, evaluation: Evaluation, blur: bool) -> bytes:

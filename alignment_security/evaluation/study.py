@@ -50,6 +50,16 @@ HOW_IT_RUNS = {
     "stop_after",
     "workers",
 }
+# options that choose the images of a request
+CHOOSE_IMAGES = (
+    "dataset",
+    "data_dir",
+    "class_order",
+    "slice",
+    "subset",
+    "corruption_type",
+    "corruption_severity",
+)
 
 
 def study_requests(
@@ -129,10 +139,14 @@ def described_requests(requests: Sequence[argparse.Namespace]) -> dict[str, str]
     Images are told by their list: machines may have them in other folders, and a folder may get
     others.
     """
-    described = {}
+    described: dict[str, str] = {}
+    lists: dict[tuple, str] = {}  # values of CHOOSE_IMAGES -> list_sha256, which takes a second
     for request in requests:
+        chosen = tuple(str(vars(request)[name]) for name in CHOOSE_IMAGES)
+        if chosen not in lists:
+            lists[chosen] = requested_slice(request, study_images(request)).list_sha256
         facts = {name: value for name, value in vars(request).items() if name not in HOW_IT_RUNS}
-        facts["list_sha256"] = requested_slice(request, study_images(request)).list_sha256
+        facts["list_sha256"] = lists[chosen]
         described[record_folder(request)] = " ".join(
             f"{name}={value}" for name, value in sorted(facts.items()) if value not in (None, False)
         )
@@ -196,7 +210,8 @@ def take_turns(
     by_name = {model.name: model for model in models}
     first = study_requests(study, models[0], options)
     queue = StudyQueue(first[0].results_dir, study.name, began(), first[0].overwrite)
-    begin, statuses = time.monotonic(), [0]
+    begin = time.monotonic()
+    statuses: list[int] = []
     wanted = described_requests(first)
     for turn in queue.turns(list(by_name), wanted):
         pick_device(first[0].device)  # a broken GPU takes no model
@@ -206,8 +221,9 @@ def take_turns(
             requests = study_requests(study, by_name[turn.state.model], options)
             shorten(requests, time.monotonic() - begin)
             statuses.append(evaluate(requests, turn))
-    if len(statuses) == 1:
+    if not statuses:
         print_line(f"{study.name}: no model is left to evaluate")
+        return 0
     return status_of_all(statuses)
 
 

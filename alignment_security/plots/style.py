@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
@@ -83,8 +82,8 @@ def model_styles(models: set[str], among: Iterable[str] = ()) -> dict[str, dict]
     among   every model of the results. If they are as few, a model looks alike in all figures
     """
     everyone = models.union(among)
-    few = len(RADIUS_COLOURS), MAX_NAMED
-    if bisect_left(few, len(everyone)) != bisect_left(few, len(models)):
+    limits = len(RADIUS_COLOURS), MAX_NAMED  # above each of which models look otherwise
+    if any(len(models) <= limit < len(everyone) for limit in limits):
         everyone = models
     styles = styles_of_all(sorted(everyone))
     return {model: styles[model] for model in sorted(models)}

@@ -39,7 +39,12 @@ from alignment_security.evaluation.options import parse_args
 from alignment_security.evaluation.read_ahead import READ_BYTES, read_ahead, weights_file
 from alignment_security.evaluation.rehearsal import Rehearsal
 from alignment_security.evaluation.run_study import StudyProcesses
-from alignment_security.evaluation.study import STUDY_BEGAN, check_study, study_requests
+from alignment_security.evaluation.study import (
+    STUDY_BEGAN,
+    check_study,
+    described_requests,
+    study_requests,
+)
 from alignment_security.evaluation.study_dry_run import (
     RehearsedModel,
     macs_text,
@@ -249,6 +254,21 @@ def test_images_are_told_by_their_list_not_by_their_folder(study, cli, tiny, tmp
     status, _, err = cli("--study", file, *options, "--data_dir", moved)
     assert status == 2 and err.count("begun with other settings") == 2
     assert rows_of(tmp_path / "results") == grown
+
+
+def test_the_list_of_images_is_read_once_for_all_threats(study, monkeypatch):
+    file, options = study(NAMES[:1])
+    read, load = [], study_module.requested_image_set
+    monkeypatch.setattr(
+        study_module, "requested_image_set", lambda *asked: read.append(1) or load(*asked)
+    )
+    asked = read_study(file)
+    requests = study_requests(asked, asked.models[0], options)
+    described = described_requests(requests)
+    assert len(described) == len(THREATS) and len(read) == 1
+    assert all("list_sha256=" in text for text in described.values())
+    shorter = described_requests(study_requests(asked, asked.models[0], [*options, "-s", "5"]))
+    assert shorter.keys() == described.keys() and len(read) == 2
 
 
 def test_a_finished_record_that_was_edited_fails_its_model_alone(study, cli, tmp_path):
